@@ -1,0 +1,1 @@
+"""Conversion of foreign checkpoints to and from diffusers components."""

@@ -1,0 +1,86 @@
+"""Flags that several verbs share, declared once."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def add_codec_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--codec`, `--device` and `--dtype`: what `load_codec` reads."""
+    parser.add_argument(
+        "--codec",
+        default="default",
+        metavar="NAME_OR_PATH",
+        help="a shipped codec's name, a diffusers folder, a hub id or a pipeline folder (default: the shipped codec)",
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="precision of the codec's arithmetic (default: float32)",
+    )
+
+
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        nargs="+",
+        help="a folder of pictures, webdataset tars, an IDX folder, hf:owner/name",
+    )
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def add_tile_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="work in overlapping tiles of this size, where memory is short; tones may shift a little",
+    )
+
+
+def named_pictures(arguments: list[str]) -> list[tuple[Path, Path]]:
+    """Each picture with a name without suffix for what is made of it: a picture in a folder keeps its subfolders.
+
+    Raises:
+        ValueError: if two pictures would get one name, or nothing is found.
+    """
+    from latent_codec.pictures import find_pictures
+
+    named: dict[Path, Path] = {}
+    for argument in arguments:
+        root = Path(argument)
+        for path in find_pictures([argument]):
+            name = (path.relative_to(root) if root.is_dir() else Path(path.name)).with_suffix("")
+            if name in named:
+                raise ValueError(
+                    f"{named[name]} and {path} would both be written as {name}; name them in separate calls"
+                )
+            named[name] = path
+    return [(path, name) for name, path in named.items()]
+
+
+def with_progress(items: Iterable, description: str) -> Iterator:
+    """The items, with a progress bar on stderr where there are several and someone looks at it."""
+    from rich.console import Console
+    from rich.progress import track
+
+    items = list(items)
+    console = Console(stderr=True)
+    quiet = len(items) < 2 or not console.is_terminal
+    yield from track(items, description, console=console, transient=True, disable=quiet)
+
+
+def load_codec(args: argparse.Namespace):
+    """The LatentCodec that `--codec`, `--device` and `--dtype` name."""
+    import torch
+
+    from latent_codec import LatentCodec
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return LatentCodec.from_pretrained(args.codec, dtype=getattr(torch, args.dtype), device=device)

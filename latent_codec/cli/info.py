@@ -1,0 +1,118 @@
+"""Say what a thing is: a codec, a checkpoint file or a latent file.
+
+latent-codec info                           the shipped codec
+latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
+latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from latent_codec.cli.arguments import add_json_argument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("thing", nargs="?", default="default", metavar="THING", help="a codec or a file")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    facts = describe(args.thing)
+    if args.json:
+        print(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key.replace('_', ' '):{width}}  {_for_people(value)}")
+
+
+def describe(thing: str) -> dict:
+    """What `thing` is, as JSON-ready facts.
+
+    Raises:
+        ValueError: if it is nothing that is known here.
+        OSError: if it cannot be read.
+    """
+    from latent_codec import LatentCodec
+    from latent_codec.latent_files import is_latent_file
+
+    path = Path(thing)
+    if path.is_file() and is_latent_file(path):
+        return _describe_latent_file(path)
+    if path.suffix == ".safetensors" and path.is_file() and not (path.parent / "config.json").is_file():
+        return _describe_checkpoint(path)
+    return _describe_codec(LatentCodec.from_pretrained(thing))
+
+
+def _describe_codec(codec) -> dict:
+    space, config = codec.space, codec.autoencoder.config
+    return {
+        "kind": "codec",
+        "name": codec.name,
+        "class": type(codec.autoencoder).__name__,
+        "parameters": codec.num_parameters,
+        "picture_channels": codec.channels,
+        "latent_channels": space.channels,
+        "downsampling_factor": space.downsampling_factor,
+        **({"codebook_size": codec.autoencoder.quantize.re_embed} if codec.is_discrete else {}),
+        **space.to_config(),
+        "force_upcast": bool(config.get("force_upcast")),
+        "space_fingerprint": codec.space_fingerprint,
+        "fingerprint": codec.fingerprint,
+    }
+
+
+def _describe_latent_file(path: Path) -> dict:
+    from latent_codec.latent_files import load_latents
+
+    found = load_latents(path)
+    codes = found.latents or [levels[0] for levels in found.indices]
+    return {
+        "kind": "latents" if found.latents else "indices",
+        "codec": found.codec_name,
+        "space_fingerprint": found.space_fingerprint,
+        "fingerprint": found.fingerprint,
+        "dtype": str(codes[0].dtype).removeprefix("torch."),
+        "pictures": [
+            {"name": name, "size": list(size), "shape": list(code.shape[1:])}
+            for name, size, code in zip(found.names, found.sizes, codes)
+        ],
+    }
+
+
+def _describe_checkpoint(path: Path) -> dict:
+    """A safetensors file of unknown making, by its header alone."""
+    import math
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            keys = list(stored.keys())
+            slices = [stored.get_slice(key) for key in keys]
+            parameters = sum(math.prod(each.get_shape()) for each in slices)
+            dtypes = sorted({each.get_dtype() for each in slices})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    return {
+        "kind": "checkpoint",
+        "class": "unknown: there is no config.json beside it",
+        "tensors": len(keys),
+        "parameters": parameters,
+        "dtypes": dtypes,
+        "prefixes": sorted({key.partition(".")[0] for key in keys}),
+    }
+
+
+def _for_people(value) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "".join(
+            f"\n  {each['name']}: {each['size'][0]}x{each['size'][1]} -> {'x'.join(map(str, each['shape']))}"
+            for each in value
+        )
+    if isinstance(value, list):
+        return ", ".join(f"{each:.4g}" if isinstance(each, float) else str(each) for each in value)
+    if value is None:
+        return "-"
+    return f"{value:,}" if type(value) is int else str(value)

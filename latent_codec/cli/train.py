@@ -1,0 +1,132 @@
+"""Train or fine-tune a codec from a preset, or from a TOML file of your own.
+
+    latent-codec train default-f8c4 --data photos/ --out runs/mine
+    latent-codec train finetune-decoder --data photos/ --codec default --out runs/sharper
+    latent-codec train beta-vae --data photos/ --out runs/beta10 --set objective.kl_weight=10
+
+The run folder receives config.toml (everything that decides the result), metrics.jsonl,
+samples/, checkpoints/, curves.png and, at the end, codec/: a diffusers folder with the
+averaged weights, calibrated, ready for `--codec runs/mine`.
+
+The same command resumes a run that was stopped or killed, to the same weights. Ctrl-C stops
+after the step at hand, with a checkpoint. Several processes or machines:
+
+    accelerate launch --num_processes 2 -m latent_codec.cli train ...
+
+Every process takes `optimizer.batch_size` pictures, so that two processes make the step
+of one with twice the batch.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+FIRST_PICTURES = 64  # at least as many of a stream are kept, for the samples and a linear start
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "preset", metavar="PRESET", nargs="?", help="a shipped preset's name, or a .toml file"
+    )
+    parser.add_argument("--list", action="store_true", help="list the shipped presets and stop")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        metavar="DATA",
+        help="folders, webdataset tars, an IDX folder (Fashion-MNIST), or hf:owner/name",
+    )
+    parser.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
+    parser.add_argument(
+        "--codec", metavar="NAME_OR_PATH", help="pretrained codec to start from: sets model.pretrained"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.key=value",
+        help="override one setting; repeatable",
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="checkpoint and stop after this long; the same command goes on"
+    )
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="read hf:owner/name while training, without downloading it first",
+    )
+    parser.add_argument("--split", default="train", help="split of the data set (default: train)")
+    parser.add_argument(
+        "--tracker", action="append", default=[], metavar="NAME", help="tensorboard, wandb, ...; repeatable"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from latent_codec.training.config import load_config, preset_names
+
+    if args.list:
+        print("\n".join(preset_names()))
+        return 0
+    if not args.preset:
+        raise ValueError(f"name a preset ({', '.join(preset_names())}) or a .toml file.")
+    config = load_config(args.preset, args.set, {"model": {"pretrained": args.codec}} if args.codec else None)
+    if not args.data:
+        raise ValueError("--data is missing: a folder of pictures, tars, an IDX folder or hf:owner/name.")
+    if args.minutes is not None and args.minutes <= 0:
+        raise ValueError(f"--minutes is {args.minutes}; above 0.")
+
+    from latent_codec.training.processes import start_missing_processes
+
+    start_missing_processes()
+
+    from latent_codec.training import loop
+    from latent_codec.training.build import build_autoencoder
+    from latent_codec.training.finish import finish_run, is_finished
+
+    out = Path(args.out or f"runs/{Path(args.preset).name.removesuffix('.toml')}")
+    source, stream = _open(args, max(config.run.calibration_pictures, FIRST_PICTURES))
+    try:
+        result = loop.train(
+            config,
+            build_autoencoder(config),
+            source,
+            out,
+            stream=stream,
+            trackers=tuple(args.tracker),
+            max_minutes=args.minutes,
+        )
+    except loop.NonFiniteLossError as error:
+        raise ValueError(str(error)) from error
+    if not result.is_main_process:
+        return 0
+    if result.skipped:
+        names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
+        print(f"{len(result.skipped)} picture(s) could not be read: {names}", file=sys.stderr)
+    if not result.finished:
+        print(f"stopped at step {result.step} of {config.run.steps}; the same command goes on from there.")
+        return 0
+    if is_finished(out, result.step):
+        print(f"{out} is finished, all {result.step} steps of it.", file=sys.stderr)
+        print(out / "codec")
+        return 0
+    data_name = ", ".join(map(_name, args.data))
+    print(finish_run(config, result.autoencoder, source, out, data_name=data_name))
+    return 0
+
+
+def _open(args: argparse.Namespace, count: int):
+    """The pictures, and the stream if there is to be one; then the pictures are its first `count`."""
+    from latent_codec.picture_sources import open_source, open_stream
+    from latent_codec.training.data import first_pictures
+
+    if not args.stream:
+        return open_source(args.data if len(args.data) > 1 else args.data[0], split=args.split), None
+    if len(args.data) > 1:
+        raise ValueError(f"--stream takes one dataset, hf:owner/name, not {', '.join(args.data)}.")
+    stream = open_stream(args.data[0], split=args.split)
+    return first_pictures(stream, count, name=args.data[0]), stream
+
+
+def _name(data: str) -> str:
+    """Data as the model card names it: without this machine's folders."""
+    path = Path(data.removeprefix("hf:"))
+    return data if data.startswith("hf:") and not path.exists() else path.resolve().name

@@ -1,0 +1,513 @@
+"""LatentCodec: pictures <-> latents through any diffusers autoencoder of pictures."""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from latent_codec.codec_folders import (
+    WEIGHTS,
+    check_folder_to_save,
+    find_weights,
+    load_autoencoder,
+    short_name,
+)
+from latent_codec.files import replacing
+from latent_codec.latent_space import LatentSpace, is_movq, supported_class
+from latent_codec.pictures import pad_to_multiple, to_image, to_pil
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+Picture = str | os.PathLike | Image.Image | np.ndarray | Tensor
+
+
+class NonFiniteError(ValueError):
+    """Latents or pictures came out as NaN or infinity."""
+
+
+class LatentCodec:
+    """Pictures to latents and back, through a diffusers autoencoder.
+
+        pictures -> image [-1, 1] -> pad to f -> autoencoder.encode -> raw_latents -> space -> latents
+        pictures <- image [-1, 1] <- crop to size <- autoencoder.decode <- raw_latents <- space <-
+
+    `autoencoder` is the component itself, as a pipeline takes it: `StableDiffusionPipeline(vae=codec.autoencoder)`.
+    The codec never computes gradients. Fingerprints are those of the weights as they were handed over.
+
+    Args:
+        autoencoder: a diffusers model of a class in `latent_space.SUPPORTED`; put into eval mode.
+        name: what messages and latent files call it.
+
+    Raises:
+        ValueError: for a class of autoencoder that cannot be used, with the reason.
+    """
+
+    def __init__(self, autoencoder, *, name: str = "codec"):
+        self.autoencoder = autoencoder.eval()
+        self.name = name
+        self._space = LatentSpace.from_config(autoencoder)
+        self._digests: dict[str, str] | None = None
+        self._model_card: Path | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike = "default",
+        *,
+        subfolder: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> "LatentCodec":
+        """Open a codec.
+
+        Args:
+            name_or_path: a shipped codec ("default"), a diffusers folder, a pipeline's folder (its vae, vqvae
+                or movq), a run folder of training (its codec/), diffusers' own weight file beside its
+                config.json, or an id on the Hugging Face hub ("owner/name").
+            subfolder: where in it the autoencoder lies, if elsewhere.
+            dtype: float32, bfloat16 or float16; None means float32.
+            device: None means the CPU.
+
+        Raises:
+            ValueError: if nothing usable is there, if weights are damaged, missing or superfluous, or for another
+                dtype or a device that this machine lacks.
+        """
+        dtype = torch.float32 if dtype is None else dtype
+        if dtype not in DTYPES:
+            allowed = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
+            raise ValueError(f"dtype is {dtype}; allowed are {allowed}")
+        device = _usable_device(device)
+        weights = find_weights(name_or_path, subfolder)
+        codec = cls(load_autoencoder(weights), name=short_name(name_or_path))
+        readme = weights.parent / "README.md"
+        codec._model_card = readme if readme.is_file() else None
+        if dtype != torch.float32:
+            codec._weight_digests()  # of the weights as stored, so that a lower precision changes no fingerprint
+        torch.nn.Module.to(codec.autoencoder, device=device, dtype=dtype)
+        return codec
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write a diffusers folder, complete or not at all, with the model card this codec was opened with.
+
+        An older codec's folder is overwritten; what else lies in it stays. Weights are written in `dtype`, so
+        that a codec opened in half precision is saved with rounded weights: another codec, by its fingerprints.
+
+        Raises:
+            ValueError: if `folder` holds something other than a codec.
+            OSError: if it cannot be written.
+        """
+        folder = check_folder_to_save(folder)
+        with replacing(folder) as new:
+            if folder.is_dir():
+                shutil.copytree(folder, new, ignore=shutil.ignore_patterns("config.json", WEIGHTS))
+            if self._model_card is not None and self._model_card.is_file():
+                new.mkdir(exist_ok=True)
+                shutil.copyfile(self._model_card, new / "README.md")
+            try:
+                self.autoencoder.save_pretrained(new)
+            except SafetensorError as error:
+                raise OSError(f"cannot write weights to {folder}: {error}") from error
+            config = json.loads((new / "config.json").read_text())
+            config.pop("_name_or_path", None)  # where it was opened on this machine is nobody's business
+            (new / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    @property
+    def space(self) -> LatentSpace:
+        """Scale, shift and grid. Assigning writes them into `autoencoder.config`, for pipelines to read."""
+        return self._space
+
+    @space.setter
+    def space(self, space: LatentSpace) -> None:
+        kind, entries = type(self.autoencoder).__name__, space.to_config()
+        unscaled = LatentSpace(space.channels, space.downsampling_factor).to_config()
+        for key in entries.keys() - self.autoencoder.config.keys():
+            if entries[key] != unscaled[key]:
+                raise ValueError(f"{kind} has no {key}, so no pipeline would read {entries[key]}")
+            del entries[key]
+        before = {key: self.autoencoder.config[key] for key in entries}
+        self.autoencoder.register_to_config(**entries)
+        found = LatentSpace.from_config(self.autoencoder)
+        if found != space:
+            self.autoencoder.register_to_config(**before)
+            raise ValueError(f"{space} does not fit {kind}, which would have {found}")
+        self._space = space
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.autoencoder.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.autoencoder.device
+
+    @property
+    def channels(self) -> int:
+        """Channels of the pictures: 1, 3 or 4."""
+        return self.autoencoder.config.in_channels
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether latents are snapped to a codebook, so that `encode_indices` works."""
+        return hasattr(self.autoencoder, "quantize")
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.autoencoder.parameters())
+
+    @property
+    def space_fingerprint(self) -> str:
+        """16 hex digits over encoder, quant conv, codebook, scale and shift: equal for a fine-tuned decoder."""
+        return self._fingerprint(
+            {key: digest for key, digest in self._weight_digests().items() if not _is_of_decoder(key)}
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over all weights, scale and shift."""
+        return self._fingerprint(self._weight_digests())
+
+    def weights_changed(self) -> None:
+        """To be called by whoever changes the autoencoder's weights: fingerprints are then taken anew."""
+        self._digests = None
+
+    def _weight_digests(self) -> dict[str, str]:
+        if self._digests is None:
+            self._digests = {
+                key: _digest(tensor) for key, tensor in sorted(self.autoencoder.state_dict().items())
+            }
+        return self._digests
+
+    def _fingerprint(self, digests: dict[str, str]) -> str:
+        space = {
+            key: _digest(torch.tensor(value, dtype=torch.float32))
+            for key, value in self.space.to_config().items()
+            if value is not None
+        }
+        lines = [f"{key} {digest}\n" for key, digest in sorted((digests | space).items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+    @torch.no_grad()  # not inference_mode: latents may go into a denoiser that trains
+    def encode(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+        tile: int | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Pictures -> latents, scaled and shifted, ready for a denoiser.
+
+        Args:
+            images: one picture or a list: a path, PIL image, array (H, W, C) of uint8 or of floats in [0, 1],
+                tensor (C, H, W) in [-1, 1]; or a batch, as array (N, H, W, C) or tensor (N, C, H, W).
+                Sides that are no multiple of the factor f are padded with their last row and column.
+                Grey, colour and alpha are brought to the codec's channels as `pictures.to_image` does it.
+            sample: draw from the posterior, with `generator`; otherwise its mean.
+            tile: encode in overlapping tiles of so many pixels, blended by diffusers; saves memory, shifts tones.
+
+        Returns:
+            Latents (B, C, ceil(H / f), ceil(W / f)) in the codec's dtype; where the pictures differ in size, a
+            list of such tensors with B = 1. A VQModel's latents are unquantised: `decode` quantises.
+
+        Raises:
+            ValueError: for input of another kind, or latents that overflow the dtype.
+        """
+        batches = self._image_batches(images)
+        latents = [
+            self.space.normalize(self._encode_raw(batch, sample, generator, tile)).to(self.dtype).contiguous()
+            for batch in batches
+        ]
+        for each in latents:
+            self._check_finite(each, "latents")
+        return latents[0] if len(latents) == 1 else latents
+
+    @torch.no_grad()
+    def posterior(self, images: Picture | Sequence[Picture]) -> DiagonalGaussianDistribution | None:
+        """Pictures of one size, padded as `encode` does -> the Gaussian over their raw latents.
+
+        Its `mean` and `var` are (B, C, ceil(H / f), ceil(W / f)), neither scaled nor shifted, and not checked
+        for overflow. None where the class of autoencoder has no posterior.
+
+        Raises:
+            ValueError: for pictures of different sizes, or input that is no picture.
+        """
+        batches = self._image_batches(images)
+        if len(batches) > 1:
+            raise ValueError("the pictures differ in size; ask for their posteriors one by one")
+        return getattr(self._encoder_output(batches[0], tile=None), "latent_dist", None)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Tensor | Sequence[Tensor],
+        *,
+        size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        output_type: str = "pil",
+        tile: int | None = None,
+    ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+        """Latents -> pictures.
+
+        Args:
+            latents: (B, C, h, w), or a list of such tensors, as `encode` gave them.
+            size: (height, width) to crop to, or a list with one for each picture; None keeps the padding.
+            output_type: "pil", a list of PIL images; "pt", float32 (B, C, H, W) in [-1, 1] on the codec's device;
+                "np", float32 (B, H, W, C) in [0, 1]. For "pt" and "np" a list where pictures differ in size.
+            tile: as for `encode`.
+
+        Raises:
+            ValueError: for other shapes or sizes, non-finite latents, or pictures that overflow the dtype.
+        """
+        batches = [latents] if isinstance(latents, Tensor) else list(latents)
+        for batch in batches:
+            self._check_latents(batch)
+        pictures = [
+            picture for batch in batches for picture in self._decode_raw(self.space.denormalize, batch, tile)
+        ]
+        return _as_output(self._crop(pictures, size), output_type)
+
+    @torch.no_grad()
+    def encode_indices(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
+        """Pictures of one size -> codebook indices: a list of one int64 grid (B, h, w).
+
+        Raises:
+            ValueError: if the codec has no codebook, or for pictures of different sizes.
+        """
+        self._check_discrete()
+        batches = self._image_batches(images)
+        if len(batches) > 1:
+            raise ValueError(
+                "the pictures differ in size, and one grid cannot hold them; encode them one by one"
+            )
+        return [
+            self._nearest_codewords(self._encode_raw(batches[0], sample=False, generator=None, tile=None))
+        ]
+
+    @torch.no_grad()
+    def decode_indices(
+        self,
+        grids: Sequence[Tensor],
+        *,
+        size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        output_type: str = "pil",
+    ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+        """Codebook indices, a list of one int64 grid (B, h, w) -> pictures, as `decode` gives them.
+
+        Raises:
+            ValueError: if the codec has no codebook, or for grids of another form or out of its range.
+        """
+        self._check_discrete()
+        if isinstance(grids, Tensor) or len(grids) != 1:
+            came = "a tensor" if isinstance(grids, Tensor) else f"{len(grids)} grids"
+            raise ValueError(f"{came} came; {type(self.autoencoder).__name__} takes a list of one grid")
+        (indices,) = grids
+        if indices.ndim != 3 or indices.dtype != torch.int64:
+            raise ValueError(
+                f"indices are {indices.dtype} of shape {tuple(indices.shape)}; an int64 grid (B, h, w) is needed"
+            )
+        codebook_size = self.autoencoder.quantize.re_embed
+        if indices.numel() and not 0 <= indices.min() <= indices.max() < codebook_size:
+            raise ValueError(
+                f"indices run from {indices.min()} to {indices.max()}; the codebook has 0 to {codebook_size - 1}"
+            )
+        pictures = self._decode_raw(self._codewords, indices, tile=None)
+        return _as_output(self._crop(list(pictures), size), output_type)
+
+    def _image_batches(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
+        """Pictures of any kind -> padded batches (N, C, H, W): one where all sizes agree, else one for each."""
+        singles = [image.to(self.device) for each in _listed(images) for image in self._to_images(each)]
+        if not singles:
+            raise ValueError("no picture came; give at least one")
+        sizes = {image.shape[-2:] for image in singles}
+        batches = [torch.stack(singles)] if len(sizes) == 1 else [image[None] for image in singles]
+        return [pad_to_multiple(batch, self.space.downsampling_factor) for batch in batches]
+
+    def _to_images(self, picture: Picture) -> list[Tensor]:
+        """One picture, or a batch as array or tensor -> images (C, H, W)."""
+        if isinstance(picture, (Tensor, np.ndarray)) and picture.ndim == 4:
+            return [to_image(each, channels=self.channels) for each in picture]
+        return [to_image(picture, channels=self.channels)]
+
+    def _check_latents(self, latents: Tensor) -> None:
+        if not isinstance(latents, Tensor) or not latents.is_floating_point():
+            came = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"latents are {came}; a floating-point tensor is needed")
+        if latents.ndim != 4 or latents.shape[1] != self.space.channels or 0 in latents.shape:
+            raise ValueError(
+                f"latents of shape {tuple(latents.shape)} came; {self.name} takes (B, {self.space.channels}, h, w)"
+            )
+        if not torch.isfinite(latents).all():
+            raise ValueError("the latents hold NaN or infinity; look at where they were made")
+
+    def _check_discrete(self) -> None:
+        if not self.is_discrete:
+            raise ValueError(
+                f"{self.name} is a {type(self.autoencoder).__name__}, which has no codebook; use encode and decode"
+            )
+
+    def _encode_raw(
+        self, images: Tensor, sample: bool, generator: torch.Generator | None, tile: int | None
+    ) -> Tensor:
+        output = self._encoder_output(images, tile)
+        posterior = getattr(output, "latent_dist", None)
+        if posterior is not None:
+            return posterior.sample(generator) if sample else posterior.mode()
+        if sample:
+            raise ValueError(
+                f"{type(self.autoencoder).__name__} has no posterior to sample from; leave sample=False"
+            )
+        return output.latents if "latents" in output else output.latent
+
+    def _encoder_output(self, images: Tensor, tile: int | None):
+        with self._tiling(tile), self._precision() as dtype:
+            return self.autoencoder.encode(images.to(self.device, dtype))
+
+    def _decode_raw(self, to_raw, codes: Tensor, tile: int | None) -> Tensor:
+        """`to_raw` turns latents or indices into raw latents, in the precision that decodes them."""
+        with self._tiling(tile), self._precision() as dtype:
+            codes = codes.to(self.device, dtype if codes.is_floating_point() else None)
+            raw_latents = to_raw(codes)
+            if not self.is_discrete:
+                images = self.autoencoder.decode(raw_latents).sample
+            elif is_movq(self.autoencoder):
+                images = self.autoencoder.decode(raw_latents, force_not_quantize=True).sample
+            else:
+                images = self._decode_quantized(raw_latents)
+        self._check_finite(images, "pictures")
+        return images.float().clamp(-1, 1)
+
+    def _decode_quantized(self, raw_latents: Tensor) -> Tensor:
+        """VQModel.decode in any dtype: its own search for the nearest codeword has no half-precision form on CPUs."""
+        autoencoder, indices = self.autoencoder, self._nearest_codewords(raw_latents)
+        if autoencoder.config.lookup_from_codebook:
+            shape = (*indices.shape, self.space.channels)
+            return autoencoder.decode(indices, force_not_quantize=True, shape=shape).sample
+        return autoencoder.decode(self._codewords(indices), force_not_quantize=True).sample
+
+    def _nearest_codewords(self, raw_latents: Tensor) -> Tensor:
+        """Indices (B, h, w), by float32 distances: bfloat16 rounding can change which codeword wins."""
+        vectors = raw_latents.float().permute(0, 2, 3, 1)
+        codebook = self.autoencoder.quantize.embedding.weight.float()
+        indices = torch.cdist(vectors.flatten(0, 2), codebook).argmin(dim=1)
+        return indices.view(vectors.shape[:3])
+
+    def _codewords(self, indices: Tensor) -> Tensor:
+        return self.autoencoder.quantize.embedding(indices).permute(0, 3, 1, 2).contiguous()
+
+    @contextmanager
+    def _precision(self) -> Iterator[torch.dtype]:
+        """The dtype to compute in: float32 while a float16 codec says force_upcast, as SDXL's pipelines do."""
+        if self.dtype != torch.float16 or not self.autoencoder.config.get("force_upcast"):
+            yield self.dtype
+            return
+        torch.nn.Module.to(self.autoencoder, dtype=torch.float32)
+        try:
+            yield torch.float32
+        finally:
+            torch.nn.Module.to(self.autoencoder, dtype=torch.float16)
+
+    @contextmanager
+    def _tiling(self, tile: int | None) -> Iterator[None]:
+        """Switch on diffusers' own tiling with tiles of `tile` pixels that overlap by a quarter."""
+        if tile is None:
+            yield
+            return
+        autoencoder, factor = self.autoencoder, self.space.downsampling_factor
+        kind = supported_class(type(autoencoder))
+        if kind in ("AutoencoderKL", "AutoencoderKLKVAE"):
+            wanted = {"tile_sample_min_size": tile, "tile_latent_min_size": tile // factor}
+            wanted["tile_overlap_factor"] = 0.25
+        elif kind == "AutoencoderDC":
+            wanted = {f"tile_sample_min_{side}": tile for side in ("height", "width")}
+            wanted |= {f"tile_sample_stride_{side}": tile * 3 // 4 for side in ("height", "width")}
+            wanted |= {f"tile_latent_min_{side}": tile // factor for side in ("height", "width")}
+        else:
+            raise ValueError(f"diffusers cannot tile {type(autoencoder).__name__} reliably; leave tile=None")
+        if tile < 4 * factor or tile % (4 * factor):
+            raise ValueError(f"tile is {tile}; {self.name} needs a multiple of {4 * factor} pixels")
+        wanted["use_tiling"] = True
+        before = {key: getattr(autoencoder, key) for key in wanted}
+        try:
+            vars(autoencoder).update(wanted)
+            yield
+        finally:
+            vars(autoencoder).update(before)
+
+    def _check_finite(self, tensor: Tensor, what: str) -> None:
+        if torch.isfinite(tensor).all():
+            return
+        if self.dtype == torch.float16:
+            raise NonFiniteError(
+                f"{self.name} gave non-finite {what} in float16: use bfloat16 or float32, or run "
+                "`latent-codec calibrate`, which records that float16 is unsafe (force_upcast)"
+            )
+        raise NonFiniteError(
+            f"{self.name} gave non-finite {what}: its weights are damaged, or scale is far off"
+        )
+
+    def _crop(self, pictures: list[Tensor], size) -> list[Tensor]:
+        if size is None:
+            return pictures
+        sizes = [size] * len(pictures) if isinstance(size[0], Integral) else list(size)
+        if len(sizes) != len(pictures):
+            raise ValueError(f"{len(sizes)} sizes came for {len(pictures)} pictures")
+        factor = self.space.downsampling_factor
+        for picture, (height, width) in zip(pictures, sizes):
+            full_height, full_width = picture.shape[-2:]
+            if -(-height // factor) * factor != full_height or -(-width // factor) * factor != full_width:
+                raise ValueError(
+                    f"size (height, width) = ({height}, {width}) does not belong to these latents, which decode to "
+                    f"{full_height}x{full_width}; height may be {full_height - factor + 1} to {full_height}, "
+                    f"width {full_width - factor + 1} to {full_width}"
+                )
+        return [picture[:, :height, :width] for picture, (height, width) in zip(pictures, sizes)]
+
+
+def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
+    if isinstance(images, list | tuple):
+        return list(images)
+    return [images]
+
+
+def _as_output(pictures: list[Tensor], output_type: str):
+    if output_type == "pil":
+        return [to_pil(picture) for picture in pictures]
+    if output_type not in ("pt", "np"):
+        raise ValueError(f'output_type is {output_type!r}; allowed are "pil", "pt" and "np"')
+    alike = len({picture.shape for picture in pictures}) == 1
+    if output_type == "pt":
+        return torch.stack(pictures) if alike else pictures
+    arrays = [(picture.permute(1, 2, 0).cpu().numpy() + 1) / 2 for picture in pictures]
+    return np.stack(arrays) if alike else arrays
+
+
+def _is_of_decoder(key: str) -> bool:
+    return key.startswith(("decoder.", "post_quant_conv."))
+
+
+def _digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's shape and float32 values."""
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    header = struct.pack(f"<{values.ndim + 1}q", values.ndim, *values.shape)
+    return hashlib.sha256(header + values.numpy().tobytes()).hexdigest()
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    try:
+        device = torch.device("cpu" if device is None else device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device} cannot be used here: {reason}") from error
+    return device

@@ -1,0 +1,151 @@
+"""Codec folders: what a name, a path or a hub id stands for, opened strictly and saved safely."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import diffusers
+
+from latent_codec.latent_space import supported_class
+
+ASSETS = Path(__file__).parent / "assets"
+DEFAULT = "default-f8c4"
+COMPONENTS = ("vae", "vqvae", "movq")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_WEIGHTS_NAME = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.safetensors")
+
+
+def short_name(name_or_path: str | os.PathLike) -> str:
+    """What messages call a codec: the folder that a person named, a shipped codec's name or a hub id."""
+    name = str(name_or_path)
+    if name == "default":
+        return DEFAULT
+    path = Path(name)
+    if not path.exists():
+        return name
+    path = path.resolve().parent if path.is_file() else path.resolve()
+    return path.parent.name if path.name in (*COMPONENTS, "codec") else path.name
+
+
+def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path:
+    """The weight file that a codec's name, path or hub id stands for; its config.json lies beside it."""
+    name = str(name_or_path)
+    shipped = sorted(folder.name for folder in ASSETS.iterdir() if folder.is_dir()) if ASSETS.is_dir() else []
+    if name == "default" or name == DEFAULT or name in shipped:
+        folder = ASSETS / (DEFAULT if name == "default" else name)
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"the shipped codec {folder.name} is missing from this installation; reinstall it"
+            )
+        return folder / WEIGHTS
+    path = Path(name)
+    if path.is_file():
+        return _check_single_file(path)
+    if path.is_dir():
+        return _find_in_folder(path, subfolder) / WEIGHTS
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return _find_in_folder(_download(name, subfolder), subfolder, called=name) / WEIGHTS
+    raise ValueError(
+        f"{name} does not exist; give a codec's folder, an id on the hub (owner/name) or a shipped codec "
+        f"({', '.join(['default', *shipped])})"
+    )
+
+
+def _check_single_file(path: Path) -> Path:
+    if not _WEIGHTS_NAME.fullmatch(path.name) or not (path.parent / "config.json").is_file():
+        raise ValueError(f"{path} is a file; a codec is a diffusers folder, of config.json and {WEIGHTS}")
+    return path
+
+
+def _find_in_folder(folder: Path, subfolder: str | None, called: str | None = None) -> Path:
+    called = called or str(folder)
+    if subfolder is not None:
+        if not (folder / subfolder / "config.json").is_file():
+            raise ValueError(f"{called} has no {subfolder}/config.json; look for the autoencoder's subfolder")
+        return folder / subfolder
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "model_index.json").is_file():
+        for component in COMPONENTS:
+            if (folder / component / "config.json").is_file():
+                return folder / component
+        raise ValueError(
+            f"the pipeline {called} has no autoencoder under {', '.join(COMPONENTS)}; name its subfolder"
+        )
+    if (folder / "codec" / "config.json").is_file():
+        return folder / "codec"
+    raise ValueError(
+        f"{called} is no codec: it has neither config.json, nor model_index.json (a pipeline), nor codec/ (a run folder)"
+    )
+
+
+def _download(repository: str, subfolder: str | None) -> Path:
+    """Fetch config and weights from the hub, or find them in its cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    folders = [f"{subfolder}/"] if subfolder else ["", *(f"{component}/" for component in COMPONENTS)]
+    patterns = [f"{folder}{name}" for folder in folders for name in ("config.json", WEIGHTS)]
+    try:
+        return Path(
+            snapshot_download(repository, allow_patterns=["model_index.json", "README.md", *patterns])
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{repository} is neither a folder here nor could it be had from the hub ({type(error).__name__})"
+        ) from error
+
+
+def load_autoencoder(weights: Path):
+    """Build the class that config.json names and load its weights in float32: every key must fit."""
+    if not weights.is_file():
+        raise ValueError(f"{weights} is missing; the folder needs it beside config.json")
+    config = weights.parent / "config.json"
+    try:
+        class_name = str(json.loads(config.read_text())["_class_name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{config} is not the config of a diffusers model") from error
+    autoencoder_class = getattr(diffusers, supported_class(class_name))
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()  # what it would warn about is an error here
+    try:
+        autoencoder, loaded = autoencoder_class.from_pretrained(
+            weights.parent,
+            variant=_WEIGHTS_NAME.fullmatch(weights.name)["variant"],
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (
+        Exception
+    ) as error:  # diffusers checks neither config nor weights: a wrong entry can raise anything
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{weights} is damaged or does not fit its config.json: {reason}") from error
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
+    missing, unexpected = sorted(loaded["missing_keys"]), sorted(loaded["unexpected_keys"])
+    if missing or unexpected:
+        raise ValueError(
+            f"{weights} does not fit {class_name} in diffusers' key layout: "
+            f"{_some(missing)} missing, {_some(unexpected)} unexpected"
+        )
+    return autoencoder
+
+
+def _some(keys: list[str]) -> str:
+    return f"{len(keys)} keys" + (f" ({keys[0]}{', ...' if len(keys) > 1 else ''})" if keys else "")
+
+
+def check_folder_to_save(folder: str | os.PathLike) -> Path:
+    """`folder`, absolute, if a codec may be saved there: it is new, empty or a codec's.
+
+    Raises:
+        ValueError: if it holds something else, or is a file.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder to save the codec in")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds other files and no codec; give a new or empty folder")
+    return folder

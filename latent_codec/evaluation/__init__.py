@@ -1,0 +1,1 @@
+"""Measuring a codec: fidelity, latents, speed."""

@@ -1,0 +1,342 @@
+"""Measure a codec's latent space and its half-precision safety, and write both into its config.
+
+Diffusers' pipelines disagree on which entries they read: Stable Diffusion 1 and 2 take
+`scaling_factor` alone, Stable Diffusion 3 and FLUX add `shift_factor`, SDXL has
+`latents_mean` and `latents_std`. One set of raw latents can be described in four ways:
+
+    scale      latents = (raw - shift_factor) * scaling_factor, one of each for all channels
+    channels   latents = (raw - latents_mean) / latents_std, read by SDXL's pipelines alone
+    normalize  mean and std folded into quant_conv and post_quant_conv: raw latents have mean 0
+               and standard deviation 1, and every pipeline agrees on them
+    keep       as they are; for a codec whose latents are in use
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from latent_codec import metrics
+from latent_codec.codec import LatentCodec, NonFiniteError
+from latent_codec.evaluation.reconstruction import read_image, spread
+from latent_codec.latent_space import LatentSpace, is_movq
+from latent_codec.picture_sources import PictureSource
+from latent_codec.pictures import PictureError, center_crop
+
+Convention = Literal["scale", "channels", "normalize", "keep"]
+
+FLOAT16_MAX = 65504.0
+TOLERATED_LOSS = 0.05  # dB by which float16 may fall behind float32 before pipelines must upcast
+HEADROOM = 4.0  # other pictures may go higher than those measured
+MAX_SIDE = 512
+NUM_PARITY_PICTURES = 4
+MAX_PSNR = 100.0  # dB; a picture that comes back exactly would make every mean infinite
+MIN_RELATIVE_STD = 1e-3  # a channel that hardly varies is rounding noise, and not worth blowing up
+
+
+@dataclass(frozen=True)
+class PrecisionParity:
+    """One arithmetic precision against float32, over encode and decode.
+
+    On a CPU float16 is float32 whose weights and layers' outputs are rounded to float16.
+    """
+
+    dtype: str
+    psnr: float | None
+    """Of the reconstruction, dB, mean over pictures; None where it was not finite."""
+    psnr_lost: float | None
+    """Against float32, dB; 0 where nothing was lost."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured; `scaling_factor` and `shift_factor` are what the measurement asks for."""
+
+    num_pictures: int
+    mean: tuple[float, ...]
+    """Of the raw latents, per channel, posterior noise included."""
+    std: tuple[float, ...]
+    scaling_factor: float
+    """1 / standard deviation of all raw latents."""
+    shift_factor: float
+    """Mean of all raw latents."""
+    largest_activation: float
+    """Largest absolute value that any layer put out, in float32."""
+    parity: tuple[PrecisionParity, ...]
+    force_upcast: bool
+    """float16 overflows, comes within a factor of 4 of it, or loses more than 0.05 dB."""
+    skipped: tuple[str, ...] = ()
+    """One line for each picture that could not be read, naming it and the reason."""
+
+    @property
+    def divisors(self) -> tuple[float, ...]:
+        """`std`, but at least 0.1 % of the largest: a dead channel is left dead, not turned into noise."""
+        least = MIN_RELATIVE_STD * max(self.std)
+        return tuple(max(std, least) for std in self.std)
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+
+@torch.no_grad()
+def measure(
+    codec: LatentCodec,
+    source: PictureSource,
+    *,
+    num_pictures: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Measure latents and precision on pictures spread over `source`, cut to at most 512 px a side.
+
+    All pictures are encoded; four of them, spread as well, are decoded and go through every precision.
+
+    Args:
+        codec: in float32.
+        source: pictures of the kind that the codec is for.
+        num_pictures: at most; unreadable ones are left out.
+        progress: called with (done, total) after each picture.
+
+    Raises:
+        ValueError: if the codec is not in float32, no picture can be read, or the latents are the same
+            everywhere; `NonFiniteError` if they are not finite even in float32.
+    """
+    if codec.dtype != torch.float32:
+        raise ValueError(f"the codec is in {codec.dtype}; calibration wants float32")
+    chosen = spread(len(source), num_pictures)
+    between_parity_pictures = max(len(chosen) // NUM_PARITY_PICTURES, 1)
+    parity_images: list[Tensor] = []
+    skipped: list[str] = []
+    totals = squares = torch.zeros(codec.space.channels, dtype=torch.float64)
+    positions = num_measured = 0
+    peak = _PeakActivation()
+    with _hooked(codec.autoencoder, peak):
+        for done, index in enumerate(chosen, 1):
+            try:
+                image = _center(read_image(source, index, codec.channels)).to(codec.device)
+            except PictureError as error:
+                skipped.append(str(error))
+            else:
+                mean, variance = _raw_moments(codec, image)
+                totals = totals + mean.sum(1)
+                squares = squares + (mean.square() + variance).sum(1)
+                positions += mean.shape[1]
+                if num_measured % between_parity_pictures == 0 and len(parity_images) < NUM_PARITY_PICTURES:
+                    parity_images.append(image)
+                num_measured += 1
+            if progress:
+                progress(done, len(chosen))
+        if not num_measured:
+            raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
+        psnr = _mean_psnr(codec, parity_images)
+    if psnr is None or not torch.isfinite(squares).all():
+        raise NonFiniteError(f"{codec.name} is not finite even in float32: its weights are damaged")
+    mean = totals / positions
+    std = (squares / positions - mean.square()).clamp_min(0).sqrt()
+    overall_mean = mean.mean()
+    overall_std = ((squares / positions).mean() - overall_mean.square()).clamp_min(0).sqrt()
+    if overall_std < 1e-6:
+        raise ValueError(
+            f"the latents of {num_measured} pictures are the same everywhere, so that no scale can be taken; "
+            "give more pictures, or look at how the codec was trained"
+        )
+    parity = _parity(codec, parity_images, psnr)
+    lost = next(each.psnr_lost for each in parity if each.dtype == "float16")
+    return Calibration(
+        num_pictures=num_measured,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        scaling_factor=float(1 / overall_std),
+        shift_factor=float(overall_mean),
+        largest_activation=peak.value,
+        parity=parity,
+        force_upcast=lost is None or lost > TOLERATED_LOSS or peak.value * HEADROOM > FLOAT16_MAX,
+        skipped=tuple(skipped),
+    )
+
+
+def can_normalize(autoencoder) -> bool:
+    """Whether `normalize_latents` applies: an AutoencoderKL with both quant convolutions."""
+    return (
+        isinstance(autoencoder, AutoencoderKL)
+        and autoencoder.quant_conv is not None
+        and autoencoder.post_quant_conv is not None
+    )
+
+
+def check_convention(autoencoder, convention: Convention) -> None:
+    """Whether what `convention` writes would be read.
+
+    Raises:
+        ValueError: if this class of autoencoder has no place for it.
+    """
+    kind, config = type(autoencoder).__name__, autoencoder.config
+    if convention == "normalize" and not can_normalize(autoencoder):
+        raise ValueError(
+            f"this {kind} has no quant convolutions to fold mean and std into; write a scale instead"
+        )
+    if convention == "channels" and not {"latents_mean", "latents_std"} <= config.keys():
+        raise ValueError(f"{kind} has no latents_mean and latents_std in its config; write a scale instead")
+    if convention == "scale" and ("scaling_factor" not in config or is_movq(autoencoder)):
+        raise ValueError(
+            f"no pipeline reads a scale from this {kind}: its raw latents are its latents; keep the space as it is"
+        )
+
+
+@torch.no_grad()
+def normalize_latents(autoencoder: AutoencoderKL, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Fold (raw - mean) / std into quant_conv and its inverse into post_quant_conv.
+
+    The moments become (mu - mean) / std and logvar - 2 log std; both convolutions are 1x1,
+    so that this is exact up to rounding and the reconstruction stays the same. The latents
+    change: earlier ones no longer decode.
+
+    Args:
+        autoencoder: changed in place.
+        mean: of the raw latents, per channel.
+        std: likewise; above 0.
+
+    Raises:
+        ValueError: if a quant convolution is missing.
+    """
+    check_convention(autoencoder, "normalize")
+    channels = len(mean)
+    encode, decode = autoencoder.quant_conv, autoencoder.post_quant_conv
+    # In float64 and on the CPU, because some devices have no float64.
+    shift, scale = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+    weight, bias = (parameter.detach().cpu().double() for parameter in (encode.weight, encode.bias))
+    weight[:channels] /= scale.view(-1, 1, 1, 1)
+    bias[:channels] = (bias[:channels] - shift) / scale
+    bias[channels:] -= 2 * scale.log()
+    encode.weight.copy_(weight)
+    encode.bias.copy_(bias)
+    weight, bias = (parameter.detach().cpu().double() for parameter in (decode.weight, decode.bias))
+    decode.bias.copy_(bias + weight[:, :, 0, 0] @ shift)
+    decode.weight.copy_(weight * scale.view(1, -1, 1, 1))
+
+
+def calibrate(codec: LatentCodec, calibration: Calibration, convention: Convention) -> None:
+    """Write what was measured into the codec's config, in memory; `save_pretrained` then keeps it.
+
+    `force_upcast` is written in every convention, and what a class's config lacks is left out:
+    `shift_factor` and `force_upcast` exist for some classes only.
+
+    Args:
+        codec: changed in place.
+        calibration: of this codec.
+        convention: what becomes of scale and shift, as the module's head explains.
+
+    Raises:
+        ValueError: if the codec's class has no place for `convention`; nothing is changed then.
+    """
+    check_convention(codec.autoencoder, convention)
+    if "force_upcast" in codec.autoencoder.config:
+        codec.autoencoder.register_to_config(force_upcast=calibration.force_upcast)
+    if convention == "keep":
+        return
+    channels = codec.space.channels
+    space = LatentSpace(channels, codec.space.downsampling_factor)
+    if convention == "scale":
+        has_shift = "shift_factor" in codec.autoencoder.config
+        space = dataclasses.replace(
+            space,
+            scaling_factor=calibration.scaling_factor,
+            shift_factor=calibration.shift_factor if has_shift else 0.0,
+        )
+    elif convention == "channels":
+        space = dataclasses.replace(space, mean=calibration.mean, std=calibration.divisors)
+    else:
+        normalize_latents(codec.autoencoder, calibration.mean, calibration.divisors)
+        codec.weights_changed()
+        space = dataclasses.replace(space, mean=(0.0,) * channels, std=(1.0,) * channels)
+    codec.space = space
+
+
+def write_calibration(
+    codec: LatentCodec, calibration: Calibration, *, normalize: bool, keep_space: bool = False
+) -> None:
+    """`calibrate` as training asks for it: a decoder-only run keeps the space that its encoder came with."""
+    calibrate(codec, calibration, "keep" if keep_space else "normalize" if normalize else "scale")
+
+
+def _raw_moments(codec: LatentCodec, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the raw latents under the posterior, (C, positions) each, float64."""
+    posterior = codec.posterior(image)
+    if posterior is None:
+        mean = codec.space.denormalize(codec.encode(image))
+        variance = torch.zeros_like(mean)
+    else:
+        mean, variance = posterior.mean, posterior.var
+    return mean[0].flatten(1).cpu().double(), variance[0].flatten(1).cpu().double()
+
+
+def _center(image: Tensor) -> Tensor:
+    height, width = image.shape[-2:]
+    return center_crop(image, (min(height, MAX_SIDE), min(width, MAX_SIDE)))
+
+
+def _parity(codec: LatentCodec, images: list[Tensor], reference: float) -> tuple[PrecisionParity, ...]:
+    """PSNR in each precision, on copies: rounding the weights themselves would be for good.
+
+    `reference` is what `_mean_psnr` found in float32.
+    """
+    results = [PrecisionParity("float32", reference, 0.0)]
+    for dtype in (torch.bfloat16, torch.float16):
+        autoencoder = nn.Module.to(copy.deepcopy(codec.autoencoder), dtype=dtype)
+        if "force_upcast" in autoencoder.config:
+            autoencoder.register_to_config(force_upcast=False)  # or float16 would run as float32
+        hook = None
+        if dtype == torch.float16 and codec.device.type == "cpu":
+            # CPUs without float16 units take 80 times as long over it. As on a GPU: products are summed in
+            # float32, and what a layer puts out is rounded.
+            autoencoder, hook = autoencoder.float(), _round_to_float16
+        with _hooked(autoencoder, hook):
+            psnr = _mean_psnr(LatentCodec(autoencoder, name=codec.name), images)
+        lost = None if psnr is None else max(reference - psnr, 0.0)
+        results.append(PrecisionParity(str(dtype).removeprefix("torch."), psnr, lost))
+    return tuple(results)
+
+
+def _mean_psnr(codec: LatentCodec, images: list[Tensor]) -> float | None:
+    """Of reconstructions, dB; None where one is not finite."""
+    figures = []
+    for image in images:
+        try:
+            decoded = codec.decode(codec.encode(image), size=tuple(image.shape[-2:]), output_type="pt")
+        except NonFiniteError:
+            return None
+        figures.append(metrics.psnr(decoded, image[None]).clamp(max=MAX_PSNR))
+    return float(torch.cat(figures).mean())
+
+
+def _round_to_float16(layer: nn.Module, inputs, output):
+    return output.half().float() if isinstance(output, Tensor) and output.is_floating_point() else output
+
+
+class _PeakActivation:
+    """A hook that keeps the largest absolute value of all outputs; NaN counts as infinite."""
+
+    def __init__(self):
+        self.value = 0.0
+
+    def __call__(self, layer: nn.Module, inputs, output) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            peak = float(output.abs().max())
+            self.value = math.inf if math.isnan(peak) else max(self.value, peak)
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable | None) -> Iterator[None]:
+    """Call `hook`, if there is one, on the output of every layer and every block while the context is open."""
+    handles = [layer.register_forward_hook(hook) for layer in module.modules() if hook]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,157 @@
+"""Frechet distance between crops of pictures and of their reconstructions, on features of a classifier.
+
+The classic figure (FID, arXiv:1706.08500) uses the Inception network converted from TensorFlow.
+Its weights are used where they lie in torch's hub folder and torch-fidelity is installed;
+otherwise features of SqueezeNet 1.1 are, and the result carries their name: the two scales
+cannot be compared with each other, nor figures of another crop size or number of crops.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from latent_codec.metrics import as_rgb, frechet_distance_of_gaussians, load_lpips, lpips_available
+
+MIN_CROPS = 2000
+"""Under this many, the estimate's bias is larger than what codecs differ by."""
+
+INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
+"""The same weights under the names that torch-fidelity and pytorch-fid give them."""
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A network that turns (N, 3, h, w) pictures in [-1, 1] into (N, features)."""
+
+    name: str
+    features: Callable[[Tensor], Tensor]
+    min_side: int
+
+
+class FrechetMeter:
+    """Gathers the mean and covariance of features of crops, originals beside reconstructions.
+
+    Crops are squares cut on a grid without overlap, centred, of `crop` px or of the
+    picture's shorter side where that is less.
+    """
+
+    def __init__(self, network: FeatureNetwork, crop: int):
+        if crop < network.min_side:
+            raise ValueError(
+                f"Frechet crops of {crop} px are too small for {network.name}, which needs {network.min_side} px"
+            )
+        self.network = network
+        self.crop = crop
+        self.num_crops = 0
+        self.sizes: set[int] = set()
+        self.shapes: list[tuple[int, int, int]] = []
+        self.sums: list[Tensor] = []
+        self.products: list[Tensor] = []
+
+    def add(self, originals: Tensor, reconstructions: Tensor) -> None:
+        """Count in pictures in [-1, 1], both (N, C, H, W)."""
+        count, _, height, width = originals.shape
+        self.shapes.append((count, height, width))
+        size = min(self.crop, height, width)
+        if size < self.network.min_side:
+            return
+        for which, images in enumerate((originals, reconstructions)):
+            crops = as_rgb(grid_crops(images, size))
+            found = torch.cat([self.network.features(some) for some in crops.split(32)])
+            found = found.cpu().double()  # not every accelerator has float64
+            if len(self.sums) == which:
+                width = found.shape[1]
+                self.sums.append(found.new_zeros(width))
+                self.products.append(found.new_zeros(width, width))
+            self.sums[which] += found.sum(0)
+            self.products[which] += found.T @ found
+        self.num_crops += len(crops)
+        self.sizes.add(size)
+
+    @property
+    def crops(self) -> str:
+        """How many crops of what size: `2304 crops of 128 px`."""
+        sizes = sorted(self.sizes) or [self.crop]
+        return f"{self.num_crops} crops of {'-'.join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))} px"
+
+    def distance(self) -> float:
+        """The squared Frechet distance.
+
+        Raises:
+            ValueError: with fewer than MIN_CROPS crops, saying how many there are.
+        """
+        if self.num_crops < MIN_CROPS:
+            smaller = next((size for size in (64, 32) if self._count(size) >= MIN_CROPS), None)
+            remedy = f"smaller crops: --frechet-crop {smaller}" if smaller else "more pictures"
+            raise ValueError(f"needs {MIN_CROPS} crops; the pictures give {self.crops}: take {remedy}")
+        gaussians = []
+        for total, product in zip(self.sums, self.products):
+            mean = total / self.num_crops
+            gaussians += [mean, (product - self.num_crops * mean.outer(mean)) / (self.num_crops - 1)]
+        return frechet_distance_of_gaussians(*gaussians)
+
+    def _count(self, size: int) -> int:
+        """Crops that a smaller grid would have given."""
+        return sum(count * (height // size) * (width // size) for count, height, width in self.shapes)
+
+
+def grid_crops(images: Tensor, size: int) -> Tensor:
+    """All squares of a centred grid without overlap: (N, C, H, W) -> (N * rows * columns, C, size, size)."""
+    height, width = images.shape[2:]
+    rows, columns = height // size, width // size
+    top, left = (height - rows * size) // 2, (width - columns * size) // 2
+    grid = images[:, :, top : top + rows * size, left : left + columns * size]
+    grid = grid.unflatten(2, (rows, size)).unflatten(4, (columns, size))
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
+
+def load_feature_network(device: torch.device | str = "cpu") -> FeatureNetwork | None:
+    """Inception where it can be had, else SqueezeNet, else None. Nothing is downloaded.
+
+    Raises:
+        OSError: if the weights found are damaged.
+    """
+    inception = _inception_weights()
+    if inception is not None and importlib.util.find_spec("torch_fidelity"):
+        return _inception(inception, device)
+    if lpips_available("squeeze"):
+        return _squeezenet(device)
+    return None
+
+
+def _inception_weights() -> Path | None:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return next((folder / name for name in INCEPTION_FILES if (folder / name).is_file()), None)
+
+
+def _inception(path: Path, device: torch.device | str) -> FeatureNetwork:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        torch.load(path, weights_only=True)  # torch-fidelity unpickles the file without this check
+        module = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+    except Exception as error:
+        raise OSError(f"the Inception weights {path} are damaged; put a good copy there") from error
+    module.to(device)
+
+    def features(images: Tensor) -> Tensor:
+        return module((images * 127.5 + 127.5).round().to(torch.uint8))[0]
+
+    return FeatureNetwork("Inception features", features, min_side=8)
+
+
+def _squeezenet(device: torch.device | str) -> FeatureNetwork:
+    """The 512 features that SqueezeNet 1.1's classifier reads, averaged over the picture."""
+    perceptual = load_lpips("squeeze").to(device).lpips
+    layers = nn.Sequential(
+        perceptual.scaling_layer, *(getattr(perceptual.net, f"slice{i}") for i in range(1, 8))
+    )
+
+    def features(images: Tensor) -> Tensor:
+        return layers(images).mean((2, 3))
+
+    return FeatureNetwork("SqueezeNet features", features, min_side=17)

@@ -1,0 +1,134 @@
+"""What the latents of a codec look like, channel by channel, beside the standard normal a denoiser starts from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latent_codec.files import replacing
+
+LIMIT = 8.0
+"""The histograms run from -LIMIT to LIMIT; what lies outside counts in the outermost bins."""
+
+BINS_PER_UNIT = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentStatistics:
+    """Per channel of the latents (scaled and shifted, as a denoiser sees them); one entry per channel."""
+
+    mean: list[float]
+    std: list[float]
+    distance_from_normal: list[float]
+    """Kolmogorov-Smirnov: the largest gap between the channel's distribution function and that of
+    N(0, 1). 0 is the same distribution, 1 shares nothing; 0.05 is hard to see in a plot."""
+    kl: list[float] | None
+    """KL(posterior || N(0, 1)) of the raw latents in nats per position, or None: see `kl_note`."""
+    kl_note: str
+    histogram: list[list[int]]
+    """Counts of equal bins from -LIMIT to LIMIT, (channels, bins)."""
+
+    def to_dict(self) -> dict:
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "distance_from_normal": self.distance_from_normal,
+            "kl_nats_per_position": self.kl,
+            "kl_note": self.kl_note,
+        }
+
+
+class LatentMeter:
+    """Gathers LatentStatistics one batch at a time, in memory that does not grow with the pictures."""
+
+    def __init__(self, channels: int):
+        self.positions = 0
+        self.sum = torch.zeros(channels, dtype=torch.float64)
+        self.sum_of_squares = torch.zeros(channels, dtype=torch.float64)
+        self.histogram = torch.zeros(channels, round(2 * LIMIT * BINS_PER_UNIT), dtype=torch.int64)
+        self.posterior_positions = 0
+        self.kl = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, latents: Tensor) -> None:
+        """Count in latents, (B, C, h, w)."""
+        values = latents.movedim(1, 0).flatten(1).cpu().double()
+        channels, bins = self.histogram.shape
+        self.positions += values.shape[1]
+        self.sum += values.sum(1)
+        self.sum_of_squares += values.square().sum(1)
+        index = ((values + LIMIT) * BINS_PER_UNIT).floor().clamp(0, bins - 1).long()
+        index += torch.arange(channels).unsqueeze(1) * bins
+        self.histogram += torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins)
+
+    def add_posterior(self, mean: Tensor, logvar: Tensor) -> None:
+        """Count in diagonal Gaussian posteriors of the raw latents, both (B, C, h, w).
+
+        Equation 10 of "Auto-Encoding Variational Bayes" (arXiv:1312.6114), not summed over channels.
+        """
+        mean, logvar = mean.cpu().double(), logvar.cpu().double()
+        kl = (mean.square() + logvar.exp() - 1 - logvar) / 2
+        self.kl += kl.sum(dim=(0, 2, 3))
+        self.posterior_positions += mean.numel() // mean.shape[1]
+
+    def statistics(self) -> LatentStatistics:
+        mean = self.sum / self.positions
+        variance = (self.sum_of_squares / self.positions - mean.square()).clamp(min=0)
+        if not self.posterior_positions:
+            kl, kl_note = None, "this kind of autoencoder has no posterior"
+        elif not torch.isfinite(self.kl).all():
+            kl, kl_note = None, "the posterior is not finite in this precision; use float32"
+        else:
+            kl, kl_note = (
+                (self.kl / self.posterior_positions).tolist(),
+                "nats per position, of the raw latents",
+            )
+        return LatentStatistics(
+            mean=mean.tolist(),
+            std=variance.sqrt().tolist(),
+            distance_from_normal=self._distance_from_normal().tolist(),
+            kl=kl,
+            kl_note=kl_note,
+            histogram=self.histogram.tolist(),
+        )
+
+    def _distance_from_normal(self) -> Tensor:
+        inner_edges = torch.linspace(-LIMIT, LIMIT, self.histogram.shape[1] + 1, dtype=torch.float64)[1:-1]
+        below = self.histogram.cumsum(1)[:, :-1] / self.positions
+        return (below - torch.special.ndtr(inner_edges)).abs().amax(1)
+
+
+def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: str = "") -> None:
+    """Draw every channel's histogram with the standard normal's curve over it, as a PNG at `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = torch.tensor(statistics.histogram, dtype=torch.float64)
+    bins_per_bar = BINS_PER_UNIT // 10
+    bars = counts.view(len(counts), -1, bins_per_bar).sum(2)
+    density = bars / bars.sum(1, keepdim=True) * 10
+    centres = torch.linspace(-LIMIT + 0.05, LIMIT - 0.05, bars.shape[1], dtype=torch.float64)
+    normal = (-centres.square() / 2).exp() / (2 * torch.pi) ** 0.5
+
+    columns = min(4, len(counts))
+    rows = -(-len(counts) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.4 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for channel, (axis, heights) in enumerate(zip(axes, density)):
+        axis.bar(centres.numpy(), heights.numpy(), width=0.1, color="tab:blue", label="latents")
+        axis.plot(centres.numpy(), normal.numpy(), color="tab:orange", label="N(0, 1)")
+        axis.set_xlim(-5, 5)
+        axis.set_title(
+            f"{channel}: mean {statistics.mean[channel]:.2f}, std {statistics.std[channel]:.2f}, "
+            f"KS {statistics.distance_from_normal[channel]:.3f}",
+            fontsize=8,
+        )
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(counts) :]:
+        axis.axis("off")
+    axes[0].legend(fontsize=7)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    FigureCanvasAgg(figure)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=120, format="png")

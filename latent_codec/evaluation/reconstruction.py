@@ -1,0 +1,308 @@
+"""Send pictures through a codec and measure what came back, what lay between, and what it cost."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from latent_codec import metrics
+from latent_codec.codec import LatentCodec
+from latent_codec.evaluation.cost import CostMeter
+from latent_codec.evaluation.frechet import FrechetMeter, load_feature_network
+from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
+from latent_codec.picture_sources import PictureSource
+from latent_codec.pictures import PictureError
+
+BATCH_PIXELS = 512 * 512
+"""Neighbouring pictures of one size go through together up to this many pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measured number, or None and the reason why there is none."""
+
+    value: float | None
+    note: str = ""
+    """How it was measured, or why it was not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFigures:
+    """One picture's figures; None where the picture is too small for a metric or its weights are absent."""
+
+    name: str
+    index: int
+    """Place in the source."""
+    width: int
+    height: int
+    psnr: float
+    ssim: float | None
+    ms_ssim: float | None
+    lpips: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `evaluate_codec` found. Means are over pictures, each counting the same whatever its size."""
+
+    codec: str
+    fingerprint: str
+    device: str
+    dtype: str
+    psnr: Figure
+    ssim: Figure
+    ms_ssim: Figure
+    lpips: Figure
+    frechet: Figure
+    latents: LatentStatistics
+    encode_seconds_per_megapixel: float
+    decode_seconds_per_megapixel: float
+    peak_memory_bytes: int | None
+    peak_memory_note: str
+    pictures: list[PictureFigures]
+    skipped: list[str]
+    """One line for each picture that could not be read, naming it and the reason."""
+
+    def by_quality(self) -> list[PictureFigures]:
+        """The pictures from lowest to highest PSNR."""
+        return sorted(self.pictures, key=lambda picture: (picture.psnr, picture.index))
+
+    def to_dict(self) -> dict:
+        """Plain data for JSON, which knows no infinity: an infinite PSNR becomes None, its note says so."""
+        found = asdict(self) | {"latents": self.latents.to_dict(), "num_pictures": len(self.pictures)}
+        for picture in found["pictures"]:
+            picture["psnr"] = _finite(picture["psnr"])
+        found["psnr"]["value"] = _finite(self.psnr.value)
+        return found
+
+
+def evaluate_codec(
+    codec: LatentCodec,
+    source: PictureSource,
+    *,
+    limit: int | None = None,
+    frechet_crop: int = 128,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Encode and decode the pictures of `source`, and measure.
+
+    Originals and reconstructions are compared as files of 8 bits per channel would hold them.
+    Latents are posterior means. Pictures that cannot be read are left out and listed.
+
+    Args:
+        limit: at most so many pictures, spread evenly over the source; None means all.
+        frechet_crop: side in pixels of the crops whose features are compared.
+        on_progress: called with (pictures done, pictures in all).
+
+    Raises:
+        ValueError: if no picture could be read.
+    """
+    device = codec.device
+    indices = spread(len(source), limit)
+    lpips = metrics.load_lpips("squeeze").to(device) if metrics.lpips_available("squeeze") else None
+    network = load_feature_network(device)
+    frechet = FrechetMeter(network, frechet_crop) if network else None
+    latent_meter = LatentMeter(codec.space.channels)
+    cost = CostMeter(device)
+    pictures: list[PictureFigures] = []
+    skipped: list[str] = []
+    has_posterior = not codec.is_discrete
+
+    with torch.no_grad():
+        for batch_indices, originals in _batches(source, indices, codec.channels, skipped):
+            originals = originals.to(device)
+            if not pictures:
+                reconstruct(codec, originals)  # first calls allocate and tune
+            height, width = originals.shape[2:]
+            megapixels = len(originals) * height * width / 1e6
+            latents = cost.timed("encode", lambda: codec.encode(originals), megapixels)  # noqa: B023
+            decoded = cost.timed(
+                "decode",
+                lambda: codec.decode(latents, size=(height, width), output_type="pt"),  # noqa: B023
+                megapixels,
+            )
+            reconstructions = metrics.round_to_8_bits(decoded)
+            latent_meter.add(latents)
+            if has_posterior and (posterior := codec.posterior(originals)):
+                latent_meter.add_posterior(posterior.mean, posterior.logvar)
+            else:
+                has_posterior = False
+            if frechet:
+                frechet.add(originals, reconstructions)
+            pictures += _compare(source, batch_indices, originals, reconstructions, lpips)
+            if on_progress:
+                on_progress(len(pictures) + len(skipped), len(indices))
+    if not pictures:
+        raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
+
+    return Evaluation(
+        codec=codec.name,
+        fingerprint=codec.fingerprint,
+        device=str(device),
+        dtype=str(codec.dtype).removeprefix("torch."),
+        psnr=_mean_psnr(pictures),
+        ssim=_mean(pictures, "ssim", "too small: SSIM needs 6 px per side"),
+        ms_ssim=_mean(
+            pictures, "ms_ssim", f"too small: MS-SSIM needs {metrics.MS_SSIM_MIN_SIDE} px per side"
+        ),
+        lpips=_mean_lpips(pictures, codec, available=lpips is not None),
+        frechet=_frechet(frechet),
+        latents=latent_meter.statistics(),
+        encode_seconds_per_megapixel=cost.seconds_per_megapixel("encode"),
+        decode_seconds_per_megapixel=cost.seconds_per_megapixel("decode"),
+        peak_memory_bytes=cost.peak_bytes,
+        peak_memory_note=cost.memory_note,
+        pictures=pictures,
+        skipped=skipped,
+    )
+
+
+def reconstruct(codec: LatentCodec, images: Tensor) -> Tensor:
+    """(N, C, H, W) in [-1, 1] through the codec and back, rounded as an 8-bit file would be."""
+    height, width = images.shape[2:]
+    return metrics.round_to_8_bits(codec.decode(codec.encode(images), size=(height, width), output_type="pt"))
+
+
+def read_image(source: PictureSource, index: int, channels: int) -> Tensor:
+    """One picture of a source as (C, H, W) in [-1, 1].
+
+    Raises:
+        PictureError: if it cannot be read.
+    """
+    return source.read(index, channels=channels).float() / 127.5 - 1
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """At most `limit` of range(count), evenly spread.
+
+    Raises:
+        ValueError: if `limit` is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit of {limit} pictures leaves nothing to measure; give 1 or more")
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [position * count // limit for position in range(limit)]
+
+
+def lpips_trained(codec: LatentCodec) -> bool | None:
+    """Whether the codec's training minimised LPIPS, as its model card says; None where no card tells.
+
+    The trainer writes `lpips_trained: true` or `false` in the front matter of the codec's README.md.
+    """
+    from huggingface_hub import metadata_load
+
+    card = Path(codec.autoencoder.config.get("_name_or_path") or "") / "README.md"
+    try:
+        front_matter = metadata_load(card) if card.is_file() else None
+    except Exception:  # a card is prose that people write; YAML can fail in many ways
+        return None
+    answer = (front_matter or {}).get("lpips_trained")
+    return answer if isinstance(answer, bool) else None
+
+
+def _batches(
+    source: PictureSource, indices: list[int], channels: int, skipped: list[str]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Neighbours of one size, stacked up to BATCH_PIXELS; unreadable pictures go to `skipped`."""
+    waiting: list[tuple[int, Tensor]] = []
+    for index in indices:
+        try:
+            image = read_image(source, index, channels)
+        except PictureError as error:
+            skipped.append(str(error))
+            continue
+        full = (len(waiting) + 1) * image.shape[1] * image.shape[2] > BATCH_PIXELS
+        if waiting and (full or image.shape != waiting[0][1].shape):
+            yield [each for each, _ in waiting], torch.stack([each for _, each in waiting])
+            waiting = []
+        waiting.append((index, image))
+    if waiting:
+        yield [each for each, _ in waiting], torch.stack([each for _, each in waiting])
+
+
+def _compare(
+    source: PictureSource,
+    indices: list[int],
+    originals: Tensor,
+    reconstructions: Tensor,
+    lpips: metrics.PerceptualDistance | None,
+) -> list[PictureFigures]:
+    height, width = originals.shape[2:]
+    side = min(height, width)
+    nothing = [None] * len(indices)
+    psnr = metrics.psnr(reconstructions, originals).tolist()
+    ssim = metrics.ssim(reconstructions, originals).tolist() if side >= 6 else nothing
+    ms_ssim = (
+        metrics.ms_ssim(reconstructions, originals).tolist() if side >= metrics.MS_SSIM_MIN_SIDE else nothing
+    )
+    perceptual = lpips is not None and side >= metrics.LPIPS_MIN_SIDE["squeeze"]
+    distances = lpips(reconstructions, originals).tolist() if perceptual else nothing
+    return [
+        PictureFigures(
+            name=source.name(index),
+            index=index,
+            width=width,
+            height=height,
+            psnr=psnr[place],
+            ssim=ssim[place],
+            ms_ssim=ms_ssim[place],
+            lpips=distances[place],
+        )
+        for place, index in enumerate(indices)
+    ]
+
+
+def _mean(pictures: list[PictureFigures], metric: str, why_not: str) -> Figure:
+    values = [value for picture in pictures if (value := getattr(picture, metric)) is not None]
+    if not values:
+        return Figure(value=None, note=f"the pictures are {why_not}")
+    if len(values) == len(pictures):
+        return Figure(value=mean(values))
+    return Figure(
+        value=mean(values), note=f"of {len(values)} of {len(pictures)} pictures; the others are {why_not}"
+    )
+
+
+def _mean_psnr(pictures: list[PictureFigures]) -> Figure:
+    equal = sum(math.isinf(picture.psnr) for picture in pictures)
+    note = "dB, 8 bits per channel, mean over pictures"
+    if equal:
+        note += f"; infinite because {equal} of {len(pictures)} came back identical"
+    return Figure(value=mean(picture.psnr for picture in pictures), note=note)
+
+
+def _mean_lpips(pictures: list[PictureFigures], codec: LatentCodec, *, available: bool) -> Figure:
+    if not available:
+        return Figure(value=None, note=f"the weights {metrics.lpips_weights('squeeze')} are not there")
+    found = _mean(
+        pictures, "lpips", f"too small: LPIPS needs {metrics.LPIPS_MIN_SIDE['squeeze']} px per side"
+    )
+    if found.value is None:
+        return found
+    trained = {
+        True: "the codec was trained on LPIPS, which flatters it",
+        False: "",
+        None: "no model card says whether the codec was trained on LPIPS",
+    }[lpips_trained(codec)]
+    return Figure(value=found.value, note="; ".join(filter(None, ["SqueezeNet", trained, found.note])))
+
+
+def _frechet(meter: FrechetMeter | None) -> Figure:
+    if meter is None:
+        return Figure(
+            value=None, note="neither Inception's nor SqueezeNet's weights are in torch's hub folder"
+        )
+    try:
+        distance = meter.distance()
+    except ValueError as error:
+        return Figure(value=None, note=str(error))
+    return Figure(value=distance, note=f"{meter.network.name}, {meter.crops}")
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

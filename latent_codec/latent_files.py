@@ -1,0 +1,230 @@
+"""Latent files: latents or codebook indices of pictures, with what is needed to open them safely.
+
+A safetensors file. Keys are `latents.PICTURE` with a tensor (C, h, w), or `indices.PICTURE.LEVEL` with an int64
+grid (h, w); the metadata names both fingerprints of the codec, the pictures' names and sizes, and the version.
+"""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latent_codec.files import replacing
+
+FORMAT = "latent-codec"
+VERSION = "1"
+_FINGERPRINT = re.compile("[0-9a-f]{16}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentFile:
+    """What a latent file holds; exactly one of `latents` and `indices` is None."""
+
+    path: Path
+    codec_name: str
+    space_fingerprint: str
+    fingerprint: str
+    names: list[str]
+    """Where each picture came from; not checked, so never a path to write to as it is."""
+    sizes: list[tuple[int, int]]
+    """Each picture's (height, width)."""
+    latents: list[Tensor] | None = None
+    """One (1, C, h, w) for each picture: what `LatentCodec.decode` takes."""
+    indices: list[list[Tensor]] | None = None
+    """For each picture one int64 grid (1, h, w) per level: what `LatentCodec.decode_indices` takes."""
+
+    def check(self, codec) -> str | None:
+        """Whether `codec` may decode this file.
+
+        Returns:
+            None, or a sentence that says its decoder is another one than the encoding codec's.
+
+        Raises:
+            ValueError: if the codec's latent space is another one, naming both.
+        """
+        if self.space_fingerprint != codec.space_fingerprint:
+            raise ValueError(
+                f"{self.path.name} holds {'latents' if self.indices is None else 'indices'} of {self.codec_name} "
+                f"(space {self.space_fingerprint}), not of {codec.name} (space {codec.space_fingerprint}). "
+                f"Pass --codec {self.codec_name}."
+            )
+        if self.fingerprint != codec.fingerprint:
+            return (
+                f"{self.path.name} was encoded by {self.codec_name} ({self.fingerprint}); {codec.name} "
+                f"({codec.fingerprint}) shares its latent space and decodes it, with a decoder of its own"
+            )
+        return None
+
+
+def save_latents(
+    path: str | os.PathLike,
+    latents: Tensor | Sequence[Tensor],
+    *,
+    codec,
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+) -> None:
+    """Write latents as `LatentCodec.encode` gives them: (B, C, h, w), or a list of such tensors.
+
+    Args:
+        codec: the LatentCodec that made them.
+        names: of the pictures, one each.
+        sizes: (height, width) of the pictures, one each.
+
+    Raises:
+        ValueError: if names, sizes and latents differ in number.
+        OSError: if the file cannot be written; then `path` is as it was.
+    """
+    batches = [latents] if isinstance(latents, Tensor) else list(latents)
+    pictures = [picture for batch in batches for picture in batch]
+    tensors = {f"latents.{index}": picture for index, picture in enumerate(pictures)}
+    _write(Path(path), tensors, len(pictures), codec, names, sizes)
+
+
+def save_indices(
+    path: str | os.PathLike,
+    grids: Sequence[Tensor],
+    *,
+    codec,
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+) -> None:
+    """Write indices as `LatentCodec.encode_indices` gives them: a list of int64 grids (B, h, w), top level first.
+
+    The other arguments and the errors are those of `save_latents`.
+    """
+    tensors = {
+        f"indices.{index}.{level}": grid
+        for level, batch in enumerate(grids)
+        for index, grid in enumerate(batch)
+    }
+    _write(Path(path), tensors, len(grids[0]), codec, names, sizes)
+
+
+def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
+    """Read a latent file; with `codec`, check that it may decode it, and warn if its decoder is another one.
+
+    Raises:
+        ValueError: for a file that is no latent file, damaged, of a newer version, or of another latent space.
+        OSError: if it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a latent file (.safetensors)")
+    path.open("rb").close()  # the system's own words if it is missing or forbidden
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} is a safetensors file, but not a latent file of latent-codec")
+            if metadata.get("version") != VERSION:
+                raise ValueError(
+                    f"{path} has version {metadata.get('version')} of the latent file; "
+                    f"this latent-codec reads version {VERSION}. Update it."
+                )
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no latent file, or a truncated one: {error}") from error
+    try:
+        found = _parse(path, metadata, tensors)
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it lacks {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if codec is not None and (warning := found.check(codec)):
+        warnings.warn(warning, stacklevel=2)
+    return found
+
+
+def is_latent_file(path: str | os.PathLike) -> bool:
+    """Whether a file says of itself that it is a latent file; it may be damaged all the same."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            return (stored.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
+def _write(
+    path: Path,
+    tensors: dict[str, Tensor],
+    num_pictures: int,
+    codec,
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+) -> None:
+    if not num_pictures == len(names) == len(sizes):
+        raise ValueError(
+            f"{num_pictures} pictures, {len(names)} names and {len(sizes)} sizes came; there must be as many of each"
+        )
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "codec": codec.name,
+        "space_fingerprint": codec.space_fingerprint,
+        "fingerprint": codec.fingerprint,
+        "names": json.dumps([str(name) for name in names]),
+        "sizes": json.dumps([[int(height), int(width)] for height, width in sizes]),
+    }
+    # Compact clones: safetensors refuses tensors that share memory, as pictures of a batch do, or have gaps.
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in tensors.items()
+    }
+    with replacing(path) as written:
+        try:
+            save_file(tensors, written, metadata)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
+
+
+def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> LatentFile:
+    names, sizes = json.loads(metadata["names"]), json.loads(metadata["sizes"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its names are no list of strings")
+    if not all(isinstance(side, int) and side > 0 for height, width in sizes for side in (height, width)):
+        raise ValueError("its sizes are no list of (height, width)")
+    if len(names) != len(sizes) or not names:
+        raise ValueError(f"it names {len(names)} pictures and {len(sizes)} sizes")
+
+    fingerprints = metadata["space_fingerprint"], metadata["fingerprint"]
+    if not metadata["codec"].isprintable() or not all(map(_FINGERPRINT.fullmatch, fingerprints)):
+        raise ValueError("its codec or fingerprints are malformed")
+
+    latents = indices = None
+    num_pictures = len(names)
+    if "latents.0" in tensors:
+        latents = [tensors.pop(f"latents.{index}")[None] for index in range(num_pictures)]
+        if not all(each.ndim == 4 and each.is_floating_point() and each.numel() for each in latents):
+            raise ValueError("its latents are not floats of shape (C, h, w)")
+    else:
+        num_levels = sum(key.startswith("indices.0.") for key in tensors)
+        indices = [
+            [tensors.pop(f"indices.{index}.{level}")[None] for level in range(num_levels)]
+            for index in range(num_pictures)
+        ]
+        grids = [grid for levels in indices for grid in levels]
+        if not grids or not all(
+            each.ndim == 3 and each.dtype == torch.int64 and each.numel() for each in grids
+        ):
+            raise ValueError("it holds neither latents nor int64 grids of indices")
+    if tensors:
+        raise ValueError(f"{len(tensors)} tensors belong to no picture ({min(tensors)} ...)")
+    return LatentFile(
+        path=path,
+        codec_name=metadata["codec"],
+        space_fingerprint=metadata["space_fingerprint"],
+        fingerprint=metadata["fingerprint"],
+        names=names,
+        sizes=[(height, width) for height, width in sizes],
+        latents=latents,
+        indices=indices,
+    )

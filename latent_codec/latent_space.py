@@ -1,0 +1,200 @@
+"""LatentSpace: what lies between an encoder's raw output and the latents a denoiser sees.
+
+It reads the conventions that diffusers' pipelines keep in an autoencoder's config, and
+lists by name every autoencoder of diffusers: those read here, and why the others are not.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SUPPORTED = (
+    "AsymmetricAutoencoderKL",
+    "AutoencoderDC",
+    "AutoencoderKL",
+    "AutoencoderKLHunyuanImage",
+    "AutoencoderKLKVAE",
+    "AutoencoderTiny",
+    "VQModel",
+)
+
+_VIDEO = "it works on video: tensors of five dimensions, with time"
+_AUDIO = "it works on sound, not on pictures"
+
+REFUSED = {
+    "AutoencoderKLAllegro": _VIDEO,
+    "AutoencoderKLCogVideoX": _VIDEO,
+    "AutoencoderKLCosmos": _VIDEO,
+    "AutoencoderKLFlux2": "FLUX.2 packs 2x2 latents into channels and normalises them with batch-norm "
+    "statistics kept in the weights, which scale and shift cannot express",
+    "AutoencoderKLHunyuanImageRefiner": _VIDEO,
+    "AutoencoderKLHunyuanVideo": _VIDEO,
+    "AutoencoderKLHunyuanVideo15": _VIDEO,
+    "AutoencoderKLKVAEAudio": _AUDIO,
+    "AutoencoderKLKVAEVideo": _VIDEO,
+    "AutoencoderKLLTX2Audio": _AUDIO,
+    "AutoencoderKLLTX2Video": _VIDEO,
+    "AutoencoderKLLTXVideo": _VIDEO,
+    "AutoencoderKLMagvit": _VIDEO,
+    "AutoencoderKLMiniMaxH3": _VIDEO,
+    "AutoencoderKLMiniMaxH3Audio": _AUDIO,
+    "AutoencoderKLMochi": _VIDEO,
+    "AutoencoderKLQwenImage": "Qwen-Image's autoencoder is a video one: it takes tensors of five dimensions",
+    "AutoencoderKLQwenImage21": "Qwen-Image's autoencoder is a video one: it takes tensors of five dimensions",
+    "AutoencoderKLTemporalDecoder": "its decoder works on video and wants the number of frames",
+    "AutoencoderKLWan": _VIDEO,
+    "AutoencoderOobleck": _AUDIO,
+    "AutoencoderRAE": "it resizes every picture to one fixed square, so none would come back in its own size",
+    "AutoencoderSAME": _AUDIO,
+    "AutoencoderVidTok": _VIDEO,
+    "ConsistencyDecoderVAE": "its decoder is a diffusion sampler, which answers differently at each call",
+    "Cosmos3AVAEAudioTokenizer": _AUDIO,
+    "Kandinsky6SRVAE": _VIDEO,
+    "LTX2VideoDiffusionDecoderModel": "it is a video decoder without an encoder",
+    "LongCatAudioDiTVae": _AUDIO,
+    "MMAudioVAE": _AUDIO,
+    "MMAudioVocoder": _AUDIO,
+    "MiniMaxMusic3Vocoder": _AUDIO,
+    "RFD4ProteinaAutoencoder": "it works on protein structures, not on pictures",
+}
+
+
+def supported_class(autoencoder: type | str) -> str:
+    """The name in SUPPORTED that `autoencoder` (a class, or a class name from a config) is or derives from.
+
+    Raises:
+        ValueError: for every other class, with the reason.
+    """
+    if isinstance(autoencoder, str):
+        names = [autoencoder]
+    else:
+        names = [ancestor.__name__ for ancestor in autoencoder.__mro__]
+    for name in names:
+        if name in SUPPORTED:
+            return name
+    reason = REFUSED.get(names[0], "it is not an autoencoder of pictures that is known here")
+    raise ValueError(f"{names[0]} cannot be used: {reason}. Usable classes: {', '.join(SUPPORTED)}.")
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """Scale and shift of a latent space, and the size of its grid.
+
+    Two conventions exist, and diffusers keeps both in the autoencoder's config:
+
+        latents = (raw_latents - shift_factor) * scaling_factor          SD 1-3, FLUX.1, SANA
+        latents = (raw_latents - mean) * scaling_factor / std            SDXL, where the config has both
+
+    `mean` and `std` have one entry per channel. SD 1 and 2 ignore `shift_factor`, and all but SDXL's
+    pipelines ignore `mean` and `std`. SDXL in turn ignores `shift_factor`, so both together are an error.
+
+    Raises:
+        ValueError: for a scale or std that is not positive, lengths that do not fit, or both conventions.
+    """
+
+    channels: int
+    downsampling_factor: int
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if not 0 < self.scaling_factor < float("inf"):
+            raise ValueError(f"scaling_factor is {self.scaling_factor}; it must be a positive number")
+        if not abs(self.shift_factor) < float("inf"):
+            raise ValueError(f"shift_factor is {self.shift_factor}; it must be a finite number")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("latents_mean and latents_std go together: give both or neither")
+        if self.mean is None:
+            return
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"latents_mean has {len(self.mean)} entries and latents_std {len(self.std)}; "
+                f"the latents have {self.channels} channels"
+            )
+        if not all(0 < value < float("inf") for value in self.std):
+            raise ValueError(f"latents_std is {self.std}; every entry must be a positive number")
+        if not all(abs(value) < float("inf") for value in self.mean):
+            raise ValueError(f"latents_mean is {self.mean}; every entry must be a finite number")
+        if self.shift_factor != 0:
+            raise ValueError(
+                f"shift_factor {self.shift_factor} and latents_mean / latents_std are two conventions: SD3 and FLUX "
+                "read the one, SDXL the other, so their latents would differ. Keep one of them."
+            )
+
+    @classmethod
+    def from_config(cls, autoencoder) -> "LatentSpace":
+        """Read the space of a diffusers autoencoder (a model, not its config).
+
+        Raises:
+            ValueError: for a class of autoencoder that cannot be used, with the reason.
+        """
+        config = autoencoder.config
+        kind = supported_class(type(autoencoder))
+        if kind == "AutoencoderDC" or kind == "AutoencoderTiny":
+            channels, factor = config.latent_channels, 2 ** (len(config.encoder_block_out_channels) - 1)
+        elif kind == "AsymmetricAutoencoderKL":
+            channels, factor = config.latent_channels, 2 ** (len(config.down_block_out_channels) - 1)
+        elif kind == "AutoencoderKLHunyuanImage":
+            channels, factor = config.latent_channels, config.spatial_compression_ratio
+        elif kind == "AutoencoderKLKVAE":
+            channels, factor = config.z_channels, 2 ** (len(config.ch_mult) - 1)
+        elif kind == "VQModel":
+            channels = config.vq_embed_dim or config.latent_channels
+            factor = 2 ** (len(config.block_out_channels) - 1)
+        else:
+            channels, factor = config.latent_channels, 2 ** (len(config.block_out_channels) - 1)
+
+        scaling_factor = config.get("scaling_factor")
+        if scaling_factor is None or is_movq(autoencoder):
+            # Kandinsky's pipelines hand MoVQ's latents to the denoiser as they are, whatever its config says.
+            scaling_factor = 1.0
+        return cls(
+            channels=channels,
+            downsampling_factor=factor,
+            scaling_factor=scaling_factor,
+            shift_factor=config.get("shift_factor") or 0.0,
+            mean=config.get("latents_mean"),
+            std=config.get("latents_std"),
+        )
+
+    def to_config(self) -> dict:
+        """The config entries that `from_config` reads back, named as diffusers names them.
+
+        `shift_factor` is written even when 0, because SD3's pipelines add it without asking for None.
+        """
+        return {
+            "scaling_factor": self.scaling_factor,
+            "shift_factor": self.shift_factor,
+            "latents_mean": None if self.mean is None else list(self.mean),
+            "latents_std": None if self.std is None else list(self.std),
+        }
+
+    def normalize(self, raw_latents: Tensor) -> Tensor:
+        """Raw latents of the encoder, (B, C, h, w) -> latents for a denoiser, in the same dtype."""
+        if self.mean is None:
+            return (raw_latents - self.shift_factor) * self.scaling_factor
+        mean, std = self._statistics(raw_latents)
+        return (raw_latents - mean) * self.scaling_factor / std
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Latents of a denoiser, (B, C, h, w) -> raw latents for the decoder, in the same dtype."""
+        if self.mean is None:
+            return latents / self.scaling_factor + self.shift_factor
+        mean, std = self._statistics(latents)
+        return latents * std / self.scaling_factor + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(
+            torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+
+
+def is_movq(autoencoder) -> bool:
+    """Whether this is Kandinsky's VQModel (spatial norm), whose pipelines decode latents unquantised."""
+    return autoencoder.config.get("norm_type") == "spatial"

@@ -1,0 +1,382 @@
+"""Where pictures come from: folders, tars, IDX files and Hugging Face datasets, all by random access.
+
+    source = open_source("photos-{000..003}.tar")
+    source.read(17)      # uint8 (3, H, W), sRGB
+    source.label(17)     # int, dict or None
+
+A source is small and picklable, so that every DataLoader worker can hold one.
+"""
+
+import gzip
+import json
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+from glob import glob
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from latent_codec.pictures import SUFFIXES, PictureError, find_pictures, picture_size, read_pixels
+
+HUB = "hf:"
+_TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+Data = str | os.PathLike | Sequence[str | os.PathLike]
+
+
+class PictureSource:
+    """Pictures by index. A subclass says where they lie: `__len__`, `name`, `label` and `_picture`."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What to call a picture in messages; unique within the source."""
+        raise NotImplementedError
+
+    def label(self, index: int) -> int | dict | None:
+        """A class index, a dict of attributes, or None where there is no label."""
+        return None
+
+    def _picture(self, index: int):
+        """What `read_pixels` takes."""
+        raise NotImplementedError
+
+    def read(self, index: int, channels: int = 3) -> Tensor:
+        """One picture, uint8 (channels, H, W) in sRGB, transparency over white, decoded as `pictures` does.
+
+        Raises:
+            PictureError: for a picture that cannot be read.
+        """
+        return read_pixels(self._picture(index), channels=channels, name=self.name(index))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) as stored, before EXIF orientation, without decoding. Raises PictureError as `read`."""
+        return picture_size(self._picture(index), name=self.name(index))
+
+
+def open_source(data: Data, *, split: str = "train", column: str | None = None) -> PictureSource:
+    """Open pictures for random access.
+
+    Args:
+        data: one of
+            a folder of pictures, walked to the bottom; or a list of pictures and folders;
+            tars in the webdataset layout, uncompressed: a path, a list, "photos-{000..003}.tar", "photos-*.tar",
+            or a folder that holds them;
+            a folder with IDX files (MNIST's layout: train-images-idx3-ubyte, t10k-..., gzipped or not);
+            a folder written by `Dataset.save_to_disk`, or "hf:owner/name" ("hf:owner/name:config"), which is
+            downloaded if it is not cached.
+        split: of IDX files ("train" or "test") and Hugging Face datasets; folders and tars have none.
+        column: which picture of a sample, if it has several: a dataset's column, or a suffix inside tars ("jpg").
+
+    Raises:
+        ValueError: if there is nothing to read there, or a file is damaged as a whole.
+    """
+    given = [os.fspath(data)] if isinstance(data, (str, os.PathLike)) else [os.fspath(path) for path in data]
+    if any(path.startswith(HUB) for path in given):
+        if len(given) > 1:
+            raise ValueError(f"give one Hugging Face dataset at a time, not {', '.join(given)}")
+        return DatasetPictures(_load_hub(given[0], split, streaming=False), column, given[0])
+    paths = [path for pattern in given for path in _expand(pattern)]
+    if len(paths) == 1 and paths[0].is_dir():
+        folder = paths[0]
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            return _open_saved(folder, split, column)
+        if any(folder.glob("*idx3-ubyte*")):
+            return IdxPictures(folder, split)
+        tars = sorted(folder.glob("*.tar"))
+        if tars and any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir()):
+            raise ValueError(
+                f"{folder} holds both tars and pictures: name the tars ({folder}/*.tar) or move one of them"
+            )
+        if tars:
+            return TarPictures(tars, column)
+        return FolderPictures(paths, folder)
+    tars = [path for path in paths if path.name.lower().endswith(_TAR_SUFFIXES)]
+    if tars and len(tars) < len(paths):
+        other = next(path for path in paths if path not in tars)
+        raise ValueError(f"tars and other files cannot be mixed: {tars[0]}, {other}")
+    return TarPictures(tars, column) if tars else FolderPictures(paths, None)
+
+
+def _expand(pattern: str) -> list[Path]:
+    """Expand "{000..003}", "{a,b}" and wildcards; a pattern without them is itself.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist or a pattern that matches nothing.
+    """
+    if Path(pattern).exists():
+        return [Path(pattern)]
+    parts = [_alternatives(part) for part in re.split(r"(\{[^{}]*\})", pattern)]
+    paths = []
+    for path in map("".join, product(*parts)):
+        matches = sorted(glob(path))
+        if not matches:
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        paths += map(Path, matches)
+    return paths
+
+
+def _alternatives(part: str) -> list[str]:
+    """ "{000..003}" -> 000, 001, 002, 003; "{a,b}" -> a, b; anything else is itself."""
+    numbers = re.fullmatch(r"\{(\d+)\.\.(\d+)\}", part)
+    if numbers:
+        first, last = numbers.groups()
+        return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    return part[1:-1].split(",") if part.startswith("{") and "," in part else [part]
+
+
+class FolderPictures(PictureSource):
+    """Picture files. Where all of them lie in subfolders of one folder, the subfolder is the class."""
+
+    def __init__(self, paths: Sequence[Path], root: Path | None):
+        self.paths = find_pictures(paths)
+        self.root = root
+        self.classes: list[str] | None = None
+        if root is not None:
+            tops = [path.relative_to(root).parts[:-1][:1] for path in self.paths]
+            if all(tops):
+                self.classes = sorted({top[0] for top in tops})
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def label(self, index: int) -> int | None:
+        if self.classes is None:
+            return None
+        return self.classes.index(self.paths[index].relative_to(self.root).parts[0])
+
+    def _picture(self, index: int) -> Path:
+        return self.paths[index]
+
+
+class TarPictures(PictureSource):
+    """Pictures in uncompressed tars, webdataset layout: members of one sample share their name up to the first dot.
+
+    One pass over the headers finds every member's place; the pictures themselves are read when asked for.
+    A sample's label is its `.json` (a dict), else its `.cls` (an int).
+    """
+
+    def __init__(self, tars: Sequence[Path], column: str | None = None):
+        self.tars = [Path(tar) for tar in tars]
+        # name, which tar, picture (offset, size), label (kind, offset, size) or None
+        self._samples: list[tuple[str, int, tuple[int, int], tuple[str, int, int] | None]] = []
+        for number, tar in enumerate(self.tars):
+            for key, members in _index_tar(tar).items():
+                picture = _picture_member(members, column)
+                if picture is None:
+                    continue
+                label = next(((kind, *members[kind]) for kind in ("json", "cls") if kind in members), None)
+                self._samples.append((f"{tar.name}/{key}.{picture}", number, members[picture], label))
+        if not self._samples:
+            kind = f".{column} members" if column else "pictures"
+            raise ValueError(f"no {kind} in {', '.join(map(str, self.tars))}")
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def name(self, index: int) -> str:
+        return self._samples[index][0]
+
+    def label(self, index: int) -> int | dict | None:
+        name, number, _, label = self._samples[index]
+        if label is None:
+            return None
+        kind, *place = label
+        try:
+            value = json.loads(self._bytes(number, *place))
+        except ValueError as error:
+            raise ValueError(f"{name}: its .{kind} label cannot be read ({error})") from None
+        return value
+
+    def _picture(self, index: int) -> bytes:
+        _, number, place, _ = self._samples[index]
+        return self._bytes(number, *place)
+
+    def _bytes(self, number: int, offset: int, size: int) -> bytes:
+        with open(self.tars[number], "rb") as tar:
+            tar.seek(offset)
+            return tar.read(size)
+
+
+def _index_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Sample key -> suffix -> (offset, size) of the bytes in the tar."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            end = path.stat().st_size
+            for member in tar:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                if not member.isreg() or not stem or not suffix:
+                    continue
+                if member.offset_data + member.size > end:
+                    raise tarfile.ReadError(f"{member.name} ends beyond the file")
+                key = f"{folder}/{stem}" if folder else stem
+                samples.setdefault(key, {})[suffix.lower()] = (member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no whole, uncompressed tar ({error}): unpack or copy it again") from None
+    return samples
+
+
+def _picture_member(members: dict[str, tuple[int, int]], column: str | None) -> str | None:
+    """The suffix of a sample's picture: `column`, or the first in the tar that is a picture's."""
+    if column is not None:
+        column = column.lower().removeprefix(".")
+        return column if column in members else None
+    return next((suffix for suffix in members if f".{suffix.rpartition('.')[2]}" in SUFFIXES), None)
+
+
+class IdxPictures(PictureSource):
+    """Grey pictures and class labels in IDX files, the layout of MNIST and its kin, held in memory."""
+
+    def __init__(self, folder: Path, split: str = "train"):
+        if split not in ("train", "test"):
+            raise ValueError(f"{folder} has splits 'train' and 'test', not {split!r}")
+        prefix = "train" if split == "train" else "t10k"
+        images = _idx_file(folder, f"{prefix}-images?idx3-ubyte")
+        labels = _idx_file(folder, f"{prefix}-labels?idx1-ubyte")
+        if images is None:
+            raise FileNotFoundError(
+                f"{folder}: no {prefix}-images-idx3-ubyte or {prefix}-images-idx3-ubyte.gz"
+            )
+        self.split = split
+        self.pictures = _read_idx(images, num_dims=3)
+        self.labels = None if labels is None else _read_idx(labels, num_dims=1)
+        if self.labels is not None and len(self.labels) != len(self.pictures):
+            raise ValueError(
+                f"{images} holds {len(self.pictures)} pictures, {labels} {len(self.labels)} labels"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}-{index:05d}"
+
+    def label(self, index: int) -> int | None:
+        return None if self.labels is None else int(self.labels[index])
+
+    def _picture(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pictures[index])
+
+
+def _idx_file(folder: Path, pattern: str) -> Path | None:
+    matches = sorted([*folder.glob(pattern), *folder.glob(pattern + ".gz")])
+    return matches[0] if matches else None
+
+
+def _read_idx(path: Path, num_dims: int) -> np.ndarray:
+    """An IDX file of bytes: two zeros, type 8 (uint8), the number of dimensions, then each of them, big-endian."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+    if content[:4] != bytes((0, 0, 8, num_dims)):
+        raise ValueError(
+            f"{path} is no IDX file of bytes in {num_dims} dimensions: it starts {content[:4].hex()}"
+        )
+    shape = np.frombuffer(content, ">u4", num_dims, offset=4).astype(int)
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims)
+    if len(values) != shape.prod():
+        raise ValueError(f"{path} is cut short: {shape.prod()} values announced, {len(values)} there")
+    return values.reshape(shape)
+
+
+class DatasetPictures(PictureSource):
+    """A Hugging Face `datasets.Dataset` with a column of pictures.
+
+    Its label is the column "label" or the first of type ClassLabel; without any, a dict of the plain columns.
+    """
+
+    def __init__(self, dataset, column: str | None, name: str):
+        import datasets
+
+        features = dataset.features
+        self._title = name
+        self._column = image_column(features, column, name)
+        dataset = dataset.with_format(None)
+        pictures = dataset.select_columns([self._column])
+        self._pictures = pictures.cast_column(self._column, datasets.Image(decode=False))
+
+        classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        plain = [key for key, feature in features.items() if isinstance(feature, datasets.Value)]
+        self._class = "label" if "label" in classes else classes[0] if classes else None
+        self._labels = (
+            dataset.select_columns([self._class] if classes else plain) if classes or plain else None
+        )
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def name(self, index: int) -> str:
+        return f"{self._title}[{index}]"
+
+    def label(self, index: int) -> int | dict | None:
+        if self._labels is None:
+            return None
+        row = self._labels[index]
+        return row[self._class] if self._class else row
+
+    def _picture(self, index: int) -> bytes | str:
+        return encoded_picture(self._pictures[index][self._column], self.name(index))
+
+
+def image_column(features: dict, column: str | None, name: str) -> str:
+    """The column of a dataset that holds pictures: `column`, else the first of type Image."""
+    import datasets
+
+    columns = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    if column is None and columns:
+        return columns[0]
+    if column not in columns:
+        wanted = "no column of pictures" if column is None else f"no column {column!r} of pictures"
+        raise ValueError(f"{name} has {wanted}; its columns: {', '.join(features)}")
+    return column
+
+
+def encoded_picture(cell: dict | None, name: str) -> bytes | str:
+    """The bytes or the path in a cell of an undecoded `datasets.Image` column."""
+    if cell is None or (cell["bytes"] is None and cell["path"] is None):
+        raise PictureError(f"{name}: there is no picture in this row")
+    return cell["path"] if cell["bytes"] is None else cell["bytes"]
+
+
+def open_stream(data: str, *, split: str = "train"):
+    """Open "hf:owner/name" as a `datasets.IterableDataset`, without downloading it; for `StreamedCrops`.
+
+    Raises:
+        ValueError: if `data` does not start with "hf:".
+        OSError: if the hub cannot be reached or has no such dataset.
+    """
+    if not data.startswith(HUB):
+        raise ValueError(
+            f"{data} cannot be streamed: only {HUB}owner/name can; everything else is read by open_source"
+        )
+    return _load_hub(data, split, streaming=True)
+
+
+def _load_hub(data: str, split: str, streaming: bool):
+    import datasets
+
+    name, _, config = data.removeprefix(HUB).partition(":")
+    return datasets.load_dataset(name, config or None, split=split, streaming=streaming)
+
+
+def _open_saved(folder: Path, split: str, column: str | None) -> DatasetPictures:
+    import datasets
+
+    dataset = datasets.load_from_disk(str(folder))
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"{folder} has the splits {', '.join(dataset)}, not {split}")
+        dataset = dataset[split]
+    return DatasetPictures(dataset, column, str(folder))

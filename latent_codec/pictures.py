@@ -1,0 +1,561 @@
+"""Reading, shaping and writing pictures.
+
+Everywhere in this project an `image` is a float tensor, (channels, height, width)
+or (batch, channels, height, width), in [-1, 1], sRGB; here lies what stands
+between that and the files people have. Channels are 1 (grey, Rec. 601 luma),
+3 (RGB) or 4 (RGB and straight alpha).
+"""
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageCms, UnidentifiedImageError
+from torch import Tensor
+
+from latent_codec.files import replacing
+
+# Formats that Pillow may try (MPO, which phones write, opens as JPEG); left out are those that start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM")
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".pgm", ".pbm"}
+)
+MIN_SIDE = 8
+WHITE = (255, 255, 255)
+
+# How `write_picture` saves: without loss where the format can, close to it where not.
+_SAVE_OPTIONS = {
+    ".png": ("PNG", {}),
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
+    ".webp": ("WEBP", {"lossless": True, "exact": True}),
+    ".avif": ("AVIF", {"quality": 95, "subsampling": "4:4:4"}),
+    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+}
+
+# What a file that is no picture may start with, in lower case, and what that makes it.
+_FOREIGN = {
+    b"%pdf": "a PDF document",
+    b"<svg": "an SVG drawing: render it to PNG first",
+    b"<?xml": "XML (an SVG drawing?): render it to PNG first",
+    b"<!doctype": "a web page, so probably a failed download",
+    b"<html": "a web page, so probably a failed download",
+    b"pk\x03\x04": "a ZIP archive: unpack it first",
+    b"\x1f\x8b": "gzip data: unpack it first",
+    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
+}
+_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"BM")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+
+# EXIF orientation -> swap rows and columns, then flip rows, flip columns.
+_ORIENTATIONS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+
+Color = tuple[int, int, int]
+Source = str | os.PathLike | bytes | BinaryIO | Image.Image
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read; the message is one line and names the file."""
+
+
+def read_picture(
+    source: Source, *, channels: int = 3, background: Color = WHITE, name: str | None = None
+) -> Tensor:
+    """Read one picture as image, as a colour-managed viewer would show it.
+
+    EXIF orientation is applied; an embedded ICC profile is turned into sRGB (a broken one is ignored with a
+    warning); of an animation the first frame is taken; transparent pixels are composited on `background`.
+    16-bit grey keeps its precision, 16-bit RGB is rounded down to 8 bits by Pillow. Float pixels (TIFF) must lie
+    in [0, 1]. CMYK without a profile is converted by Pillow's plain formula.
+
+    Args:
+        source: a path, the bytes of a file, a binary file, or a PIL image.
+        channels: 1, 3 or 4.
+        background: sRGB, 0 to 255. Unused with four channels.
+        name: what errors call the picture; None: its path.
+
+    Returns:
+        float32, (channels, height, width), in [-1, 1].
+
+    Raises:
+        PictureError: for anything that is not a whole picture of at least 8 x 8 pixels, saying why.
+    """
+    return _with_channels(_to_signed(_decode(source, name)), channels, background)
+
+
+def read_pixels(
+    source: Source, *, channels: int = 3, background: Color = WHITE, name: str | None = None
+) -> Tensor:
+    """`read_picture` rounded to uint8, (channels, height, width), 0 to 255: what a cache holds."""
+    pixels = _decode(source, name)
+    if pixels.dtype == np.uint8 and pixels.shape[2] == channels:
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    image = _with_channels(_to_signed(pixels), channels, background)
+    return image.add(1).mul(127.5).round().to(torch.uint8)
+
+
+def picture_size(source: Source, *, name: str | None = None) -> tuple[int, int]:
+    """(height, width) as stored, before EXIF orientation, from the header alone. Raises PictureError."""
+    with _opened(source, name or _name_of(source)) as picture:
+        return picture.height, picture.width
+
+
+def to_image(thing, *, channels: int = 3, background: Color = WHITE) -> Tensor:
+    """Make an image of a picture file, PIL image, numpy array or tensor.
+
+    Args:
+        thing: what `read_picture` takes; or a numpy array (H, W) or (H, W, C), uint8, uint16 or float in
+            [0, 1]; or a float tensor (C, H, W) already in [-1, 1]. C is 1, 2 (grey and alpha), 3 or 4.
+        channels: of the image returned: 1, 3 or 4.
+
+    Returns:
+        float32, (channels, height, width), in [-1, 1]; a tensor stays on its device.
+
+    Raises:
+        ValueError: for another shape, dtype or range, naming what is allowed.
+    """
+    if isinstance(thing, np.ndarray):
+        image = _to_signed(_checked_array(thing))
+    elif isinstance(thing, Tensor):
+        image = _checked_tensor(thing).float()
+    else:
+        return read_picture(thing, channels=channels, background=background)
+    return _with_channels(image, channels, background)
+
+
+def _checked_array(array: np.ndarray) -> np.ndarray:
+    """The array as (H, W, C), if it is a picture."""
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or not array.size:
+        raise ValueError(f"an array of shape {array.shape} is no picture: give (H, W) or (H, W, 1 to 4)")
+    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
+        raise ValueError(f"a {array.dtype} array is no picture: give uint8, uint16 or floats in [0, 1]")
+    if array.dtype.kind == "f":
+        _check_range(torch.from_numpy(array.astype(np.float32)), 0, 1, "a float array")
+    return array
+
+
+def _checked_tensor(tensor: Tensor) -> Tensor:
+    shape = tuple(tensor.shape)
+    if tensor.ndim != 3 or shape[0] not in (1, 2, 3, 4) or not tensor.numel():
+        raise ValueError(f"a tensor of shape {shape} is no image: give (C, H, W) with 1 to 4 channels")
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"a {tensor.dtype} tensor is no image: give floats in [-1, 1], such as x / 127.5 - 1"
+        )
+    _check_range(tensor.detach(), -1, 1, "a tensor image")
+    return tensor
+
+
+def _check_range(values: Tensor, low: float, high: float, what: str) -> None:
+    """Refuse values outside [low, high]; the slack of 1e-3 is for what half precision rounds."""
+    smallest, largest = (value.item() for value in torch.aminmax(values))
+    if not (smallest >= low - 1e-3 and largest <= high + 1e-3):  # written so that NaN is refused
+        raise ValueError(
+            f"{what} must lie in [{low}, {high}], and this one spans {smallest:.4g} to {largest:.4g}: "
+            "rescale or clamp it"
+        )
+
+
+def _to_signed(pixels: np.ndarray) -> Tensor:
+    """(H, W, C), uint8, uint16 or float in [0, 1] -> float32 (C, H, W) in [-1, 1]."""
+    white = {"uint8": 255, "uint16": 65535}.get(pixels.dtype.name, 1)
+    # A copy, so that the caller's array is never written to; always native byte order.
+    signed = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), dtype=np.float32, order="C"))
+    return signed.div_(white / 2).sub_(1)
+
+
+def _with_channels(image: Tensor, channels: int, background: Color) -> Tensor:
+    """Bring an image of 1 to 4 channels, the last of 2 or 4 being alpha, to 1, 3 or 4 channels."""
+    if channels not in (1, 3, 4):
+        raise ValueError(
+            f"channels={channels}: pictures have 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels"
+        )
+    color, alpha = (image[:-1], image[-1:]) if image.shape[0] in (2, 4) else (image, None)
+    if alpha is not None and channels != 4:
+        behind = color.new_tensor(background).view(3, 1, 1) / 127.5 - 1
+        color = torch.lerp(behind, color.expand(3, -1, -1), (alpha + 1) / 2)
+    if channels == 1:
+        luma = color.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)
+        return (color * luma).sum(0, keepdim=True) if color.shape[0] == 3 else color
+    color = color.expand(3, -1, -1)
+    if channels == 4:
+        return torch.cat((color, torch.ones_like(color[:1]) if alpha is None else alpha))
+    return color.contiguous()
+
+
+def _decode(source: Source, name: str | None) -> np.ndarray:
+    """Pixels of a picture, upright and in sRGB: (H, W, 1 to 4), uint8, uint16 or float32 in [0, 1].
+
+    The last of two or four channels is alpha.
+    """
+    name = name or _name_of(source)
+    with _opened(source, name) as picture:
+        if min(picture.size) < MIN_SIDE:
+            raise PictureError(
+                f"{name}: {picture.width}x{picture.height} pixels (width x height) are too few, "
+                f"a picture has at least {MIN_SIDE}x{MIN_SIDE}"
+            )
+        picture.load()
+        pixels = _pixels(picture, name)
+        swap, flip_rows, flip_columns = _ORIENTATIONS.get(_orientation(picture), (False, False, False))
+    if swap:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+
+
+@contextmanager
+def _opened(source: Source, name: str) -> Iterator[Image.Image]:
+    """Open a picture lazily; whatever goes wrong with it inside the block becomes a PictureError.
+
+    Pillow's decoders raise what they trip over (OSError, SyntaxError, ValueError, struct.error, KeyError,
+    zlib.error ...), so every Exception counts as a damaged picture.
+    """
+    closing = ExitStack()
+    try:
+        if isinstance(source, Image.Image):
+            yield source
+            return
+        file = _open_file(source, closing)
+        start = file.tell()
+        if not file.read(1):
+            raise PictureError(f"{name}: the file is empty")
+        file.seek(start)
+        with _without_warnings():
+            picture = Image.open(file, formats=FORMATS)
+        # Above its limit Pillow warns, and only above twice that it raises; here the limit itself holds.
+        if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError
+        yield picture
+    except PictureError:
+        raise
+    except UnidentifiedImageError as error:
+        file.seek(start)
+        raise PictureError(f"{name}: {_what_it_is(file.read(512))}") from error
+    except Exception as error:
+        raise PictureError(f"{name}: {_reason(error)}") from error
+    finally:
+        closing.close()
+
+
+_warning_filters = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """A lock that another thread held during a fork would stay locked in the child for ever."""
+    global _warning_filters
+    _warning_filters = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep back Pillow's remarks about odd metadata, which name no file.
+
+    Filters are global to the process, hence the lock: two threads could restore them in the wrong order.
+    """
+    with _warning_filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _name_of(source: Source) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    name = getattr(source, "filename", None) or getattr(source, "name", None)
+    return str(name or f"<{type(source).__name__}>")
+
+
+def _open_file(source: str | os.PathLike | bytes | BinaryIO, closing: ExitStack) -> BinaryIO:
+    """A seekable binary file; if it was opened here, `closing` will close it."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return io.BytesIO(source)
+    if isinstance(source, (str, os.PathLike)):
+        source = closing.enter_context(open(source, "rb"))  # noqa: SIM115 - closed with the stack
+    elif not hasattr(source, "read"):
+        raise PictureError(
+            f"a {type(source).__name__} is no picture: give a path, bytes, a binary file or a PIL image"
+        )
+    return source if source.seekable() else io.BytesIO(source.read())  # a pipe is not seekable
+
+
+def _what_it_is(head: bytes) -> str:
+    """What to say about a file that no decoder wants, by its first bytes."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for magic, what in _FOREIGN.items():
+        if start.startswith(magic):
+            return f"not a picture but {what}"
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        return "HEIC cannot be read: save it as JPEG, PNG or AVIF"
+    if head.startswith(_PICTURE_STARTS) or head[4:8] == b"ftyp":
+        return "damaged or cut short: its header cannot be read"
+    return f"not a picture in a known format ({', '.join(FORMATS)})"
+
+
+def _reason(error: Exception) -> str:
+    """Why a picture could not be read, in one line."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a picture"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a decompression bomb: if you trust the file, "
+            "raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
+    if isinstance(error, MemoryError):
+        return "does not fit into memory"
+    return f"damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})"
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation tag (0x0112); 1, upright, where there is none or the EXIF block is broken."""
+    try:
+        with _without_warnings():
+            return picture.getexif().get(0x0112, 1)
+    except Exception:  # as in `_opened`: Pillow raises what it trips over
+        return 1
+
+
+def _pixels(picture: Image.Image, name: str) -> np.ndarray:
+    """`_decode` for a loaded picture, before it is turned upright."""
+    deep = picture.mode == "F" or picture.mode.startswith("I")
+    grey = deep or picture.mode in ("1", "L", "LA", "La")
+    convert = _srgb_conversion(picture, "L" if grey else "CMYK" if picture.mode == "CMYK" else "RGB", name)
+
+    if deep:
+        pixels = _deep_pixels(picture, name)
+        if convert is None:
+            return pixels[:, :, None]
+        picture = Image.fromarray(
+            np.rint(pixels * (255 if pixels.dtype == np.float32 else 1 / 257)).astype(np.uint8)
+        )
+
+    alpha = []
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        alpha = [np.array(picture)[:, :, 3:]]
+    if convert is not None:
+        picture = convert(picture)
+    color = np.array(picture.convert("L" if grey and convert is None else "RGB"))
+    return np.concatenate([color.reshape(*color.shape[:2], -1), *alpha], axis=2)
+
+
+def _deep_pixels(picture: Image.Image, name: str) -> np.ndarray:
+    """Grey of more than 8 bits, (H, W): uint16, or float32 in [0, 1]."""
+    values = np.array(picture)
+    if picture.mode.startswith("I;16"):
+        return values.astype(np.uint16)
+    if picture.mode == "I" and picture.format in ("PPM", "PNG"):  # which Pillow scales to 16 bits
+        return values.clip(0, 65535).astype(np.uint16)
+    if picture.mode == "F" and values.min() >= 0 and values.max() <= 1:
+        return values
+    raise PictureError(
+        f"{name}: {'float' if picture.mode == 'F' else '32-bit integer'} pixels from {values.min():.6g} to "
+        f"{values.max():.6g} have no known white: save 8 or 16 bits, or floats in [0, 1]"
+    )
+
+
+def _srgb_conversion(picture: Image.Image, kind: str, name: str):
+    """A function that turns the picture into sRGB by its ICC profile; None where nothing is to be done.
+
+    Args:
+        kind: what the pixels mean: "L", "RGB" or "CMYK". A grey picture may carry an RGB profile.
+
+    A profile that is broken or for other pixels is ignored with a warning.
+    """
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode == "LAB":  # Lab needs no profile: it is absolute
+        return None
+    try:
+        mode, transform = _srgb_transform(profile)
+        if mode != kind and (kind, mode) != ("L", "RGB"):
+            raise ValueError(f"it is for {mode} pixels, these are {kind}")
+    except Exception as error:  # LittleCMS's errors arrive as OSError, PyCMSError, ValueError ...
+        detail = " ".join(str(error).split())
+        warnings.warn(f"{name}: its colour profile is ignored ({detail})", stacklevel=2)
+        return None
+    if transform is None:
+        return None
+    return lambda pixels: ImageCms.applyTransform(pixels.convert(mode), transform)
+
+
+@lru_cache(maxsize=32)
+def _srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
+    """The mode that a profile is for, and its transform to sRGB; None for sRGB itself.
+
+    A profile that moves no colour of a coarse cube by more than one level of 255 counts as sRGB, so that
+    the many files that carry the standard profile keep their very pixels. The intent is the one that
+    browsers use, relative colorimetric, with black point compensation.
+    """
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    space = opened.profile.xcolor_space.strip()
+    mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space)
+    if mode is None:
+        raise ValueError(f"it is for {space} pixels")
+    transform = ImageCms.buildTransform(
+        opened,
+        ImageCms.createProfile("sRGB"),
+        mode,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if mode == "CMYK":
+        return mode, transform
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(64, 64, 3)
+    probe = Image.fromarray(cube if mode == "RGB" else cube[:, :, 0])
+    before = np.array(probe.convert("RGB"), np.int16)
+    after = np.array(ImageCms.applyTransform(probe, transform), np.int16)
+    return mode, (transform if np.abs(after - before).max() > 1 else None)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Round an image, (1, 3 or 4, H, W) in [-1, 1], to an 8-bit PIL picture; values beyond the range are clamped.
+
+    Raises:
+        ValueError: for another shape or dtype, or values that are not finite.
+    """
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        what = f"a {image.dtype} tensor" if isinstance(image, Tensor) else f"a {type(image).__name__}"
+        raise ValueError(f"{what} is no image: give a float tensor in [-1, 1]")
+    if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+        raise ValueError(
+            f"a tensor of shape {tuple(image.shape)} is not one image: give (1, 3 or 4 channels, H, W)"
+        )
+    image = image.detach().float().cpu()
+    if not torch.isfinite(image).all():
+        raise ValueError("the image holds NaN or infinite values, so there is no picture to write")
+    pixels = image.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy().copy())
+
+
+def write_picture(image: Tensor | Image.Image, path: str | os.PathLike) -> None:
+    """Write an image or PIL picture, whole or not at all; the suffix names the format.
+
+    PNG, WebP and TIFF are written without loss, JPEG and AVIF with quality 95.
+
+    Raises:
+        ValueError: for an unknown suffix, or transparency in a JPEG.
+        OSError: where the system cannot write.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _SAVE_OPTIONS:
+        raise ValueError(
+            f"{path}: cannot write a {suffix or 'file without suffix'}; use {', '.join(_SAVE_OPTIONS)}"
+        )
+    picture = image if isinstance(image, Image.Image) else to_pil(image)
+    form, options = _SAVE_OPTIONS[suffix]
+    if form == "JPEG" and picture.has_transparency_data:
+        raise ValueError(f"{path}: JPEG holds no transparency; write .png, .webp, .avif or .tif")
+    with replacing(path) as partial:
+        picture.save(partial, format=form, **options)
+
+
+def pad_to_multiple(image: Tensor, factor: int) -> Tensor:
+    """Repeat the last row and column until height and width are multiples of `factor`; CHW or NCHW."""
+    height, width = image.shape[-2:]
+    bottom, right = -height % factor, -width % factor
+    if not (bottom or right):
+        return image
+    return F.pad(image, (0, right, 0, bottom), mode="replicate")
+
+
+def center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Cut the middle (height, width), or a square, out of (..., H, W).
+
+    Raises:
+        ValueError: if the image is smaller than that.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if not (0 < height <= image.shape[-2] and 0 < width <= image.shape[-1]):
+        there = f"{image.shape[-2]}x{image.shape[-1]}"
+        raise ValueError(f"cannot crop {height}x{width} (height x width) out of {there}")
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    return image[..., top : top + height, left : left + width]
+
+
+def find_pictures(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
+    """Files as given; folders walked to the bottom, sorted by name, pictures known by suffix, hidden ones left out.
+
+    Raises:
+        PictureError: for a path that does not exist, or if no picture is found at all.
+    """
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += _walk(path)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise PictureError(f"{path}: no such file or folder")
+    if not found:
+        given = ", ".join(map(str, paths)) or "an empty list"
+        raise PictureError(f"no pictures in {given} (known suffixes: {' '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(root, name)
+
+
+def hstack_pictures(images: Sequence[Tensor | Image.Image], *, gap: int = 4) -> Image.Image:
+    """Pictures side by side: `picture_grid` with one row."""
+    return picture_grid(images, len(images), gap=gap)
+
+
+def picture_grid(
+    images: Sequence[Tensor | Image.Image], columns: int, *, gap: int = 4, background: Color = WHITE
+) -> Image.Image:
+    """Lay out images (as `to_pil` takes) or PIL pictures row by row, `gap` pixels apart, on `background`.
+
+    Every cell is as large as the largest picture; smaller ones are centred in theirs. No more columns are
+    made than there are pictures.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"a grid needs pictures and columns: got {len(images)} and {columns}")
+    pictures = [image if isinstance(image, Image.Image) else to_pil(image) for image in images]
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    cell_width = max(picture.width for picture in pictures)
+    cell_height = max(picture.height for picture in pictures)
+    size = columns * (cell_width + gap) - gap, rows * (cell_height + gap) - gap
+    sheet = Image.new("RGB", size, background)
+    for place, picture in enumerate(pictures):
+        row, column = divmod(place, columns)
+        left = column * (cell_width + gap) + (cell_width - picture.width) // 2
+        top = row * (cell_height + gap) + (cell_height - picture.height) // 2
+        mask = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+        sheet.paste(picture.convert("RGB"), (left, top), mask)
+    return sheet

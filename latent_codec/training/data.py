@@ -1,0 +1,399 @@
+"""Crops to train on, in an order that a killed run takes up again exactly.
+
+`TrainingCrops` makes each crop a pure function of its position in an endless sequence (position -> epoch and
+place -> picture, window, flip), so a run that is resumed, or moved from one process to two, sees what it would
+have seen; `PositionSampler` says which positions each process takes. `StreamedCrops` is for data that can only
+be read in order: it remembers where it is.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from latent_codec.picture_sources import DatasetPictures, PictureSource, encoded_picture, image_column
+from latent_codec.pictures import PictureError, read_pixels
+
+# Independent streams of randomness under one seed.
+_ORDER, _CROP = 0, 1
+
+
+class TrainingCrops(Dataset):
+    """Random resized crops of a source's pictures: `crops[position]`, float32 (C, h, w) in [-1, 1].
+
+    Epoch = position // len, place = position % len; the picture is permutation(seed, epoch)[place], window and
+    flip come from a generator seeded by (seed, position). Nothing else counts: not the process, not the
+    worker, not the cache.
+
+    A picture that cannot be read is replaced by the next one that can, reported once on stderr, and its name
+    listed in `skipped`.
+
+    Args:
+        source: what `open_source` gives.
+        size: (height, width) of the crops, pixels.
+        channels: 1, 3 or 4.
+        seed: at least 0.
+        flip: mirror half of the crops left to right.
+        scale: (smallest, largest) factor by which a picture is resized before the crop, drawn log-uniformly; 1 keeps
+            its own pixels. A picture too small for the crop is enlarged just enough.
+        by_area: draw pictures in proportion to their area, so that every pixel is seen about equally often. Reads
+            every picture's header once, at the start.
+        cache_bytes: decoded pictures kept in memory, shared out among the workers of a DataLoader; 0 keeps none.
+    """
+
+    def __init__(
+        self,
+        source: PictureSource,
+        *,
+        size: tuple[int, int],
+        channels: int = 3,
+        seed: int = 0,
+        flip: bool = True,
+        scale: tuple[float, float] = (1.0, 1.0),
+        by_area: bool = False,
+        cache_bytes: int = 2 << 30,
+    ):
+        _check_crop_arguments(size, channels, seed, scale)
+        self.source = source
+        self.size = tuple(size)
+        self.channels = channels
+        self.seed = seed
+        self.flip = flip
+        self.scale = tuple(scale)
+        self.cache_bytes = cache_bytes
+        self._areas = _cumulative_areas(source) if by_area else None
+        self._cache: dict[int, Tensor] = {}
+        self._cached_bytes = 0
+        self._epoch_order: tuple[int, np.ndarray] | None = None
+        # In shared memory, so that the parent sees what its workers could not read.
+        self._unreadable = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        """Pictures in an epoch; positions go on beyond it."""
+        return len(self.source)
+
+    def __getitem__(self, position: int) -> Tensor:
+        pixels = self._readable(self.picture_index(position))
+        rng = np.random.default_rng((self.seed, _CROP, position))
+        return random_resized_crop(pixels, self.size, self.scale, self.flip, rng)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0, "_epoch_order": None}
+
+    @property
+    def skipped(self) -> list[str]:
+        """Names of the pictures that could not be read so far."""
+        return [self.source.name(index) for index in self._unreadable.nonzero().flatten().tolist()]
+
+    def picture_index(self, position: int) -> int:
+        """Which picture of the source a position shows, if it can be read."""
+        epoch, place = divmod(position, len(self))
+        if self._epoch_order is None or self._epoch_order[0] != epoch:
+            rng = np.random.default_rng((self.seed, _ORDER, epoch))
+            self._epoch_order = epoch, self._draw_order(rng)
+        return int(self._epoch_order[1][place])
+
+    def _draw_order(self, rng: np.random.Generator) -> np.ndarray:
+        order = rng.permutation(len(self))
+        if self._areas is None:
+            return order
+        # Systematic sampling: one draw in each of len equal strata of the total area.
+        draws = (order + rng.random(len(self))) / len(self) * self._areas[-1]
+        return np.searchsorted(self._areas, draws, side="right").clip(max=len(self) - 1)
+
+    def _readable(self, first: int) -> Tensor:
+        """The picture at `first`, or the next one that can be read."""
+        for step in range(len(self)):
+            index = (first + step) % len(self)
+            if self._unreadable[index]:
+                continue
+            try:
+                return self._pixels(index)
+            except PictureError as error:
+                self._unreadable[index] = True
+                print(f"skipped: {error}", file=sys.stderr, flush=True)
+        raise ValueError(f"none of the {len(self)} pictures can be read, the first is {self.source.name(0)}")
+
+    def _pixels(self, index: int) -> Tensor:
+        if index in self._cache:
+            return self._cache[index]
+        pixels = self.source.read(index, self.channels)
+        worker = get_worker_info()
+        if self._cached_bytes + pixels.nbytes <= self.cache_bytes // (worker.num_workers if worker else 1):
+            self._cache[index] = pixels
+            self._cached_bytes += pixels.nbytes
+        return pixels
+
+
+def random_resized_crop(
+    pixels: Tensor, size: tuple[int, int], scale: tuple[float, float], flip: bool, rng: np.random.Generator
+) -> Tensor:
+    """Resize by a log-uniform factor, cut a uniform window, perhaps mirror it.
+
+    Only the window is resized: (h, w) / factor of the picture's own pixels, rounded to whole ones, by an
+    antialiased bicubic filter; with factor 1 the pixels are untouched.
+
+    Args:
+        pixels: uint8, (C, H, W).
+        size: (h, w) of the crop.
+        scale: (smallest, largest) factor; raised where the picture would be smaller than the crop.
+
+    Returns:
+        float32, (C, h, w), in [-1, 1].
+    """
+    height, width = pixels.shape[-2:]
+    draw, down, across, mirror = rng.random(4)
+    factor = scale[0] * (scale[1] / scale[0]) ** draw
+    factor = max(factor, size[0] / height, size[1] / width)
+    window = min(round(size[0] / factor), height), min(round(size[1] / factor), width)
+    top, left = int(down * (height - window[0] + 1)), int(across * (width - window[1] + 1))
+    crop = pixels[:, top : top + window[0], left : left + window[1]].float()
+    if window != tuple(size):
+        crop = F.interpolate(crop[None], size, mode="bicubic", antialias=True)[0].clamp_(0, 255)
+    crop = crop / 127.5 - 1
+    return crop.flip(-1) if flip and mirror < 0.5 else crop
+
+
+def _check_crop_arguments(size, channels, seed, scale) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size={size}: give (height, width) of the crops in pixels, each at least 1")
+    if channels not in (1, 3, 4):
+        raise ValueError(f"channels={channels}: pictures have 1, 3 or 4 channels")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: give a whole number of at least 0")
+    if not 0 < scale[0] <= scale[1]:
+        raise ValueError(f"scale={scale}: give (smallest, largest) resize factor, 0 < smallest <= largest")
+
+
+def _check_process(process_index: int, num_processes: int) -> None:
+    if not 0 <= process_index < num_processes:
+        raise ValueError(
+            f"process_index={process_index} of num_processes={num_processes}: give 0 to {num_processes - 1}"
+        )
+
+
+def _cumulative_areas(source: PictureSource) -> np.ndarray:
+    """Running sum of the pictures' areas; one that cannot be opened counts nothing."""
+    areas = np.zeros(len(source))
+    for index in range(len(source)):
+        try:
+            areas[index] = np.prod(source.size(index))
+        except PictureError:
+            continue
+    if not areas.any():
+        raise ValueError(f"none of the {len(source)} pictures can be opened, the first is {source.name(0)}")
+    return areas.cumsum()
+
+
+class PositionSampler:
+    """Batches of positions for one process, from any optimizer step on; for `DataLoader(batch_sampler=...)`.
+
+    At optimizer step s, micro-batch k, process r of P: positions ((s * accumulation + k) * P + r) * batch_size
+    + 0 ... batch_size - 1. So the processes together see, micro-batch by micro-batch, what one process with a batch
+    P times as large sees. Do not let accelerate shard the loader again.
+
+    Args:
+        start_step: first optimizer step.
+        batch_size: of one micro-batch in one process.
+        num_steps: optimizer steps to give; None: without end.
+    """
+
+    def __init__(
+        self,
+        start_step: int = 0,
+        *,
+        batch_size: int,
+        accumulation: int = 1,
+        process_index: int = 0,
+        num_processes: int = 1,
+        num_steps: int | None = None,
+    ):
+        if min(batch_size, accumulation) < 1 or start_step < 0:
+            raise ValueError(
+                f"batch_size={batch_size} and accumulation={accumulation} are at least 1, start_step={start_step} at least 0"
+            )
+        _check_process(process_index, num_processes)
+        self.start_step = start_step
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.num_steps = num_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        micro_batch = self.start_step * self.accumulation
+        end = None if self.num_steps is None else micro_batch + self.num_steps * self.accumulation
+        while micro_batch != end:
+            first = (micro_batch * self.num_processes + self.process_index) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+            micro_batch += 1
+
+
+def first_pictures(stream, count: int, *, name: str, column: str | None = None) -> PictureSource:
+    """The first pictures of a stream by random access, kept in memory as they were encoded.
+
+    For what needs the same pictures again and again: samples, calibration, a linear start.
+
+    Args:
+        stream: a `datasets.IterableDataset`, as `open_stream` gives it.
+        count: at most.
+        name: of the stream, for messages.
+        column: as for `StreamedCrops`.
+
+    Raises:
+        ValueError: if the stream has no pictures.
+    """
+    import datasets
+
+    column = image_column(stream.features or {}, column, name)
+    undecoded = stream.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    cells = list(undecoded.take(count))
+    if not cells:
+        raise ValueError(f"{name} gives no pictures")
+    features = datasets.Features({column: datasets.Image()})
+    return DatasetPictures(datasets.Dataset.from_list(cells, features=features), column, name)
+
+
+class StreamedCrops(IterableDataset):
+    """Endless crops of a streamed Hugging Face dataset, split over processes and resumable to the very crop.
+
+    Only the order of the shards is shuffled, anew in every epoch: the contents of a shuffle buffer would be lost
+    on resume. Shards are dealt out to the processes where their number divides evenly; otherwise every process
+    reads every shard and keeps one example in `num_processes`.
+
+    Pictures are decoded ahead by threads, so use it in a DataLoader with `num_workers=0`. `state_dict()` says
+    where the last crop given came from; `load_state_dict` goes on after it.
+
+    Args:
+        stream: a `datasets.IterableDataset`, as `open_stream` gives it.
+        column: which column holds the pictures; None: the first of type Image.
+        size, channels, seed, flip, scale: as for `TrainingCrops`.
+        num_threads: how many pictures to decode at a time.
+    """
+
+    def __init__(
+        self,
+        stream,
+        *,
+        size: tuple[int, int],
+        channels: int = 3,
+        seed: int = 0,
+        flip: bool = True,
+        scale: tuple[float, float] = (1.0, 1.0),
+        column: str | None = None,
+        process_index: int = 0,
+        num_processes: int = 1,
+        num_threads: int = 4,
+    ):
+        import datasets
+
+        _check_crop_arguments(size, channels, seed, scale)
+        _check_process(process_index, num_processes)
+        self.column = image_column(stream.features or {}, column, "the stream")
+        self.stream = stream.select_columns([self.column]).cast_column(
+            self.column, datasets.Image(decode=False)
+        )
+        self.size = tuple(size)
+        self.channels = channels
+        self.seed = seed
+        self.flip = flip
+        self.scale = tuple(scale)
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.num_threads = num_threads
+        self.skipped: list[str] = []
+        # Shards finished in this epoch, place inside the shard under way, examples seen by this process in all.
+        self._state = {"epoch": 0, "shards_done": 0, "shard": None, "num_examples": 0}
+
+    def state_dict(self) -> dict:
+        """Where this process stands: plain numbers and strings, to be saved for each process."""
+        return {**self._state, "seed": self.seed, "num_processes": self.num_processes}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: if it was taken with another seed or number of processes, which order the data otherwise.
+        """
+        for key in ("seed", "num_processes"):
+            if state[key] != getattr(self, key):
+                raise ValueError(
+                    f"this stream was saved with {key}={state[key]} and cannot go on with {getattr(self, key)}"
+                )
+        self._state = {key: state[key] for key in self._state}
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Crops, float32 (C, h, w) in [-1, 1].
+
+        Raises:
+            ValueError: if a whole epoch, or 1,000 pictures in a row, give nothing to read.
+        """
+        if get_worker_info() is not None:
+            raise ValueError("StreamedCrops decodes in threads of its own: use DataLoader(num_workers=0)")
+        num_failed = 0
+        waiting = deque()
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            for state, name, cell in self._examples():
+                waiting.append((state, name, pool.submit(self._crop, name, cell, state["num_examples"])))
+                if len(waiting) < 2 * self.num_threads:
+                    continue
+                self._state, name, crop = waiting.popleft()
+                try:
+                    yield crop.result()
+                    num_failed = 0
+                except PictureError as error:
+                    num_failed += 1
+                    if name not in self.skipped:
+                        self.skipped.append(name)
+                        print(f"skipped: {error}", file=sys.stderr, flush=True)
+                    if num_failed == 1000:
+                        raise ValueError(
+                            f"1000 pictures in a row cannot be read, the last: {error}"
+                        ) from None
+
+    def _examples(self) -> Iterator[tuple[dict, str, dict | None]]:
+        """Undecoded pictures without end, with their names; each after the state that goes on behind it."""
+        from datasets.distributed import split_dataset_by_node
+
+        epoch, shards_done = self._state["epoch"], self._state["shards_done"]
+        shard_state, count = self._state["shard"], self._state["num_examples"]
+        num_shards = self.stream.num_shards
+        deal_shards = num_shards % self.num_processes == 0
+        while True:
+            count_before = count if shards_done == 0 and shard_state is None else None
+            order = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(num_shards)
+            if deal_shards:
+                order = order[self.process_index :: self.num_processes]
+            for place in range(shards_done, len(order)):
+                shard = self.stream.shard(num_shards, int(order[place]))
+                if not deal_shards:
+                    shard = split_dataset_by_node(shard, self.process_index, self.num_processes)
+                if shard_state is not None:
+                    shard.load_state_dict(shard_state)
+                for number, example in enumerate(shard):
+                    count += 1
+                    state = {
+                        "epoch": epoch,
+                        "shards_done": place,
+                        "shard": shard.state_dict(),
+                        "num_examples": count,
+                    }
+                    cell = example[self.column]
+                    yield state, (cell or {}).get("path") or f"shard {order[place]}, picture {number}", cell
+                shard_state = None
+            if count == count_before:
+                raise ValueError(
+                    f"the stream gives process {self.process_index} of {self.num_processes} no pictures"
+                )
+            epoch, shards_done = epoch + 1, 0
+
+    def _crop(self, name: str, cell: dict | None, number: int) -> Tensor:
+        pixels = read_pixels(encoded_picture(cell, name), channels=self.channels, name=name)
+        rng = np.random.default_rng((self.seed, _CROP, number, self.process_index))
+        return random_resized_crop(pixels, self.size, self.scale, self.flip, rng)

@@ -1,0 +1,150 @@
+"""The end of a run: calibrate the averaged weights, write the codec folder, its model card and the curves."""
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+import latent_codec
+from latent_codec.codec import LatentCodec
+from latent_codec.evaluation import calibration
+from latent_codec.files import replacing
+from latent_codec.picture_sources import PictureSource
+from latent_codec.training.config import TrainingConfig, dump_toml
+from latent_codec.training.report import plot_curves, read_metrics
+
+LEAST_LOG_VARIANCE = -30.0  # where diffusers clamps a posterior's: a standard deviation of 3e-7
+
+
+def finish_run(
+    config: TrainingConfig,
+    autoencoder: AutoencoderKL,
+    source: PictureSource,
+    run: Path,
+    *,
+    data_name: str,
+) -> Path:
+    """Write RUN/codec and RUN/curves.png, and return the codec's folder.
+
+    Args:
+        config: of the run.
+        autoencoder: the averaged weights, float32; calibrated in place.
+        source: what scale, shift and half-precision safety are measured on.
+        run: the run folder.
+        data_name: what the model card calls the data.
+
+    Raises:
+        OSError: if the codec cannot be written; there is no half of it then.
+    """
+    if has_untrained_variance(config):
+        silence_posterior(autoencoder)
+    codec = LatentCodec(autoencoder, name=run.resolve().name)
+    measured = None
+    if config.run.calibration_pictures:
+        measured = calibration.measure(codec, source, num_pictures=config.run.calibration_pictures)
+        calibration.write_calibration(
+            codec,
+            measured,
+            normalize=calibration.can_normalize(autoencoder),
+            keep_space=config.model.train == "decoder",
+        )
+    dtype = getattr(torch, config.run.codec_dtype)
+    stored = LatentCodec(torch.nn.Module.to(copy.deepcopy(autoencoder), dtype=dtype), name=codec.name)
+    folder = run / "codec"
+    with replacing(folder) as written:
+        stored.save_pretrained(written)
+        card = model_card(config, stored, data_name, read_metrics(run), measured)
+        (written / "README.md").write_text(card, encoding="utf-8")
+    plot_curves(run)
+    print(f"wrote {folder}", file=sys.stderr)
+    return folder
+
+
+def is_finished(run: Path, step: int) -> bool:
+    """Whether RUN/codec holds the weights of `step`."""
+    card = run / "codec" / "README.md"
+    return card.is_file() and f"training_steps: {step}" in card.read_text(encoding="utf-8").splitlines()
+
+
+def has_untrained_variance(config: TrainingConfig) -> bool:
+    """A plain autoencoder's decoder saw the posterior's mean alone, so that nothing trained its variance."""
+    return config.objective.posterior == "mean" and config.model.train == "all"
+
+
+@torch.no_grad()
+def silence_posterior(autoencoder: AutoencoderKL) -> None:
+    """Set the posterior's variance to its minimum: a sample is the mean, which is all that the decoder knows."""
+    head = autoencoder.encoder.conv_out if autoencoder.quant_conv is None else autoencoder.quant_conv
+    head.weight[autoencoder.config.latent_channels :] = 0
+    head.bias[autoencoder.config.latent_channels :] = LEAST_LOG_VARIANCE
+
+
+def model_card(
+    config: TrainingConfig,
+    codec: LatentCodec,
+    data_name: str,
+    lines: list[dict[str, float]],
+    measured: calibration.Calibration | None,
+) -> str:
+    """The codec folder's README.md: front matter that tools read, data, recipe and measured figures.
+
+    Args:
+        codec: as stored.
+        lines: of metrics.jsonl.
+        measured: None if calibration was switched off.
+    """
+    table = config.to_dict()
+    last = lines[-1] if lines else {}
+    terms = ", ".join(
+        f"{name} {value:.5g}"
+        for name, value in last.items()
+        if name not in ("step", "learning_rate", "pictures_per_second")
+    )
+    facts = [f"Last terms of the training loss: {terms or 'none recorded'}"]
+    if measured:
+        facts += [
+            f"Reconstruction by precision: {', '.join(map(_parity, measured.parity))}",
+            f"Largest activation: {measured.largest_activation:.0f} (float16 ends at 65504)",
+        ]
+    if has_untrained_variance(config):
+        facts.append(
+            "The posterior's variance is untrained, as the decoder saw its mean alone. It is set to its minimum, so "
+            "that a sample is the mean; random latents decode to nothing in particular."
+        )
+    pretrained = config.model.pretrained
+    if pretrained and Path(pretrained).exists():
+        pretrained = table["model"]["pretrained"] = Path(pretrained).resolve().name
+    if config.model.train == "decoder":
+        facts.append(
+            f"Only the decoder was trained. Encoder and quant_conv are those of {pretrained}, to the bit in float32, "
+            f"and its latents decode here: space fingerprint {codec.space_fingerprint}."
+        )
+    return f"""---
+library_name: diffusers
+tags: [autoencoder, latent-codec]
+lpips_trained: {str(config.objective.lpips_weight > 0).lower()}
+training_steps: {last.get("step", 0)}
+---
+
+# {codec.name}
+
+Trained by latent-codec {latent_codec.__version__} for {last.get("step", 0)} steps on {data_name}.
+
+{chr(10).join(f"- {fact}" for fact in facts)}
+
+## Configuration
+
+```toml
+{dump_toml(table).strip()}
+```
+"""
+
+
+def _parity(each: calibration.PrecisionParity) -> str:
+    if each.psnr is None:
+        return f"{each.dtype} not finite"
+    return f"{each.dtype} {each.psnr:.2f} dB" + (
+        f" (-{each.psnr_lost:.3f})" if each.psnr_lost and each.psnr_lost >= 5e-4 else ""
+    )

@@ -1,0 +1,423 @@
+"""The training loop: one function, whose phases stand in order."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration, gather_object
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from latent_codec.metrics import LPIPS_MIN_SIDE
+from latent_codec.models.discriminator import PatchDiscriminator, min_side
+from latent_codec.models.initialization import initialize_linear_code
+from latent_codec.picture_sources import PictureSource
+from latent_codec.training import checkpoints, losses, report
+from latent_codec.training.config import TrainingConfig
+from latent_codec.training.data import PositionSampler, StreamedCrops, TrainingCrops
+from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms
+from latent_codec.training.optimization import (
+    build_optimizer,
+    learning_rate,
+    moving_average,
+    set_learning_rate,
+)
+from latent_codec.training.processes import on_cpu
+from latent_codec.training.run_folder import open_run
+from latent_codec.training.stopping import StopRequest, ignore_interrupts
+
+_NOISE = 3  # stream of randomness beside the data's own, under the same seed
+_LINEAR_START_CROPS = 64
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a call of `train` ended."""
+
+    autoencoder: AutoencoderKL
+    """The moving average's weights, on the training device, in eval mode."""
+    step: int
+    """Steps done."""
+    finished: bool
+    """False if it was stopped before `run.steps`; the same call then goes on."""
+    skipped: tuple[str, ...]
+    """Names of pictures that could not be read, by any process, since this call began."""
+    is_main_process: bool
+    """True in the process that writes files."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss term became NaN or infinite."""
+
+
+def train(
+    config: TrainingConfig,
+    autoencoder: AutoencoderKL,
+    source: PictureSource,
+    out: str | Path,
+    *,
+    stream=None,
+    trackers: tuple[str, ...] = (),
+    max_minutes: float | None = None,
+) -> TrainingResult:
+    """Train `autoencoder` in place, resuming from the newest checkpoint in `out`.
+
+    Under several processes each calls this with the same arguments.
+
+    Args:
+        config: all that decides the result.
+        autoencoder: new or pretrained, float32.
+        source: pictures to train on; with a `stream`, its first ones, for samples and a linear start.
+        out: the run folder; made if need be.
+        stream: a `datasets.IterableDataset` to train on, as `open_stream` gives it.
+        trackers: accelerate's names, such as "tensorboard".
+        max_minutes: checkpoint and stop after this long; None: when done.
+
+    Raises:
+        ValueError: if `out` holds a run of another configuration, or this one cannot be run here.
+        OSError: if the run folder cannot be written to, as on a full disk.
+        NonFiniteLossError: naming step and term; the checkpoints before it stay.
+    """
+    out = Path(out)
+    settings, objective_config = config.optimizer, config.objective
+    _check_fit(config, autoencoder, stream)
+    accelerator = _start_accelerator(config, out, trackers)
+    pictures_per_step = settings.batch_size * settings.accumulation * accelerator.num_processes
+    resume_from = _claim_run(accelerator, out, config)
+    if trackers:
+        accelerator.init_trackers("latent-codec", config=_plain_settings(config))
+    torch.manual_seed(config.run.seed)
+
+    # Data.
+    crops = TrainingCrops(
+        source,
+        size=config.data.size,
+        channels=autoencoder.config.in_channels,
+        seed=config.run.seed,
+        flip=config.data.flip,
+        scale=config.data.scale,
+        by_area=config.data.by_area,
+        cache_bytes=int(config.data.cache_gigabytes * 2**30),
+    )
+    streamed = None if stream is None else _streamed_crops(stream, crops, accelerator)
+
+    # Networks.
+    if config.model.initialization == "linear" and resume_from is None:
+        images = torch.stack([crops[position] for position in range(_LINEAR_START_CROPS)])
+        initialize_linear_code(autoencoder, images, anchor=config.model.anchor)
+    autoencoder.to(accelerator.device).train()
+    if config.run.gradient_checkpointing:
+        autoencoder.enable_gradient_checkpointing()
+    train_encoder = config.model.train == "all"
+    frozen = {} if train_encoder else _freeze_encoder(autoencoder)
+    ema = moving_average(autoencoder, settings.ema_decay)
+    objective = AutoencoderObjective(autoencoder, objective_config, train_encoder=train_encoder)
+    modules = {"model": objective, "ema": ema}
+    discriminator = None
+    if objective_config.gan_weight:
+        discriminator = modules["discriminator"] = PatchDiscriminator(
+            autoencoder.config.out_channels,
+            objective_config.discriminator_width,
+            objective_config.discriminator_layers,
+        ).to(accelerator.device)
+    terms_of = ObjectiveTerms(
+        objective,
+        binarized=config.data.binarize,
+        discriminator=discriminator,
+        mean_over_processes=lambda tensor: accelerator.reduce(tensor, reduction="mean"),
+    ).to(accelerator.device)
+
+    # Optimizer.
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    judging = list(discriminator.parameters()) if discriminator is not None else []
+    model, optimizer = accelerator.prepare(objective, build_optimizer(trained, judging, settings))
+    judge = accelerator.prepare(discriminator) if discriminator is not None else None
+    optimizers = {"optimizer": optimizer}
+    if accelerator.scaler is not None:
+        optimizers["scaler"] = accelerator.scaler
+
+    # Resumption.
+    state = checkpoints.load_checkpoint(resume_from, modules, optimizers) if resume_from else {"step": 0}
+    step = state["step"]
+    num_pictures = len(source) if stream is None else None
+    facts = {"pictures_per_step": pictures_per_step, "num_pictures": num_pictures}
+    _check_resumption(state, facts, autoencoder, frozen, out)
+    if streamed is not None and "streams" in state:
+        streamed.load_state_dict(state["streams"][accelerator.process_index])
+    batches = _batches(crops, streamed, config, step, accelerator)
+    samples = report.SamplePictures(source, autoencoder.config.in_channels, config)
+    journal = report.Journal(
+        accelerator,
+        out,
+        config,
+        start=step,
+        pictures_per_step=pictures_per_step,
+        state=state.get("journal"),
+    )
+    with StopRequest(max_minutes) as stop, journal:
+        while step < config.run.steps:
+            # Gradients of the autoencoder, and of the discriminator, over the micro-batches.
+            model.train()
+            judged = judge is not None and step >= objective_config.gan_start
+            micro_terms: list[dict[str, Tensor]] = []
+            for micro in range(settings.accumulation):
+                image, noisy, noise = _inputs(config, autoencoder, *next(batches), accelerator.device)
+                last = micro == settings.accumulation - 1
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    outputs = model(noisy, noise)
+                    with accelerator.autocast():
+                        terms = terms_of.autoencoder_loss(image, outputs, step)
+                    accelerator.backward(terms["loss"] / settings.accumulation)
+                if judged:
+                    with contextlib.nullcontext() if last else accelerator.no_sync(judge):
+                        judge_terms = terms_of.discriminator_loss(judge, image, outputs["reconstruction"])
+                        accelerator.backward(judge_terms["discriminator"] / settings.accumulation)
+                    terms |= judge_terms
+                micro_terms.append({name: value.detach().float() for name, value in terms.items()})
+            mean_terms = _mean_over_processes(accelerator, micro_terms)
+            _check_finite(mean_terms, step, out)
+
+            # Update.
+            norm = float(accelerator.clip_grad_norm_(trained, settings.clip_norm or math.inf))
+            if accelerator.scaler is None:
+                _check_finite({"gradient_norm": norm}, step, out)
+            if math.isfinite(norm):  # float16's scaler leaves out a step that overflowed, and scales less
+                mean_terms["gradient_norm"] = norm
+            rate = learning_rate(step, settings, config.run.steps)
+            set_learning_rate(optimizer, rate)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+
+            # Moving average.
+            ema.update_parameters(autoencoder)
+
+            # Status.
+            journal.record(step, mean_terms, rate)
+            if accelerator.is_main_process and (
+                step % config.run.sample_every == 0 or step == config.run.steps
+            ):
+                samples.write(ema.module, out / "samples" / f"{step:08d}.png", accelerator)
+
+            # Checkpoint, stop.
+            stopping = _any_process(accelerator, stop.requested)
+            if step % config.run.checkpoint_every == 0 or step == config.run.steps or stopping:
+                state = {**facts, "journal": journal.state_dict()}
+                if streamed is not None:
+                    state["streams"] = gather_object([streamed.state_dict()])
+                if accelerator.is_main_process:
+                    checkpoints.save_checkpoint(
+                        out, step, modules, optimizers, keep=config.run.keep_checkpoints, state=state
+                    )
+                accelerator.wait_for_everyone()
+            if stopping:
+                break
+
+    averaged = ema.module.eval()
+    assert not _changed(averaged, frozen), "decoder-only training changed the encoder"
+    skipped = gather_object(crops.skipped if streamed is None else streamed.skipped)
+    is_main_process = accelerator.is_main_process
+    accelerator.end_training()
+    return TrainingResult(
+        averaged, step, step >= config.run.steps, tuple(dict.fromkeys(skipped)), is_main_process
+    )
+
+
+def _check_fit(config: TrainingConfig, autoencoder: AutoencoderKL, stream) -> None:
+    channels = autoencoder.config.in_channels, autoencoder.config.out_channels
+    if channels[0] != channels[1]:
+        raise ValueError(
+            f"the autoencoder takes {channels[0]} channels and gives {channels[1]}: make them equal."
+        )
+    factor = _downsampling_factor(autoencoder)
+    for name, side in zip(("height", "width"), config.data.size):
+        if side % factor:
+            raise ValueError(
+                f"data.{name} is {side}; a multiple of {factor}, which is a latent's side in pixels."
+            )
+    # Both begin late in a run, which is no time to find out.
+    judges = []
+    if config.objective.lpips_weight:
+        judges.append((f"LPIPS ({config.objective.lpips_net})", LPIPS_MIN_SIDE[config.objective.lpips_net]))
+    if config.objective.gan_weight:
+        judges.append(("the discriminator", min_side(config.objective.discriminator_layers)))
+    for judge, least in judges:
+        if min(config.data.size) < least:
+            raise ValueError(f"crops are {min(config.data.size)} px; {judge} needs at least {least}.")
+    if stream is not None and config.data.by_area:
+        raise ValueError("data.by_area needs all pictures at hand: set it to false to train on a stream.")
+
+
+def _start_accelerator(config: TrainingConfig, out: Path, trackers: tuple[str, ...]) -> Accelerator:
+    if config.run.precision == "fp16" and on_cpu():
+        # Accelerate would leave it out in silence.
+        raise ValueError('run.precision = "fp16" needs a GPU: set "bf16" or "fp32" to train on this CPU.')
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in trackers:
+        if tracker not in available:
+            raise ValueError(
+                f"the tracker {tracker!r} is not installed, or unknown to accelerate. "
+                f"Here are: {', '.join(available) or 'none'}; tensorboard comes with latent-codec[train]."
+            )
+    AcceleratorState._reset_state()  # or an earlier run in this process would fix the precision for all
+    return Accelerator(
+        cpu=on_cpu(),
+        mixed_precision={"fp32": "no"}.get(config.run.precision, config.run.precision),
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out)),
+    )
+
+
+def _claim_run(accelerator: Accelerator, out: Path, config: TrainingConfig) -> Path | None:
+    """`open_run`, by the main process first."""
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            open_run(out, config)
+    return checkpoints.latest_checkpoint(out)
+
+
+def _plain_settings(config: TrainingConfig) -> dict[str, bool | int | float | str]:
+    return {
+        f"{section}.{key}": value if isinstance(value, (bool, int, float, str)) else str(value)
+        for section, values in config.to_dict().items()
+        for key, value in values.items()
+    }
+
+
+def _check_resumption(
+    state: dict, facts: dict, autoencoder: AutoencoderKL, frozen: dict[str, Tensor], out: Path
+) -> None:
+    """Refuse to go on with other data, other steps or another encoder than the checkpoint's."""
+    for name, now in facts.items():
+        if state.get(name, now) != now:
+            raise ValueError(
+                f"{out} was trained with {name} = {state[name]}, which is {now} now: give the same --data, number of "
+                "processes and batch, or another --out."
+            )
+    if _changed(autoencoder, frozen):
+        raise ValueError(
+            f"{out} keeps the encoder of another codec: give the one it was started with, or another --out."
+        )
+
+
+def _downsampling_factor(autoencoder: AutoencoderKL) -> int:
+    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def _freeze_encoder(autoencoder: AutoencoderKL) -> dict[str, Tensor]:
+    """Take encoder and quant_conv out of training, and return a copy of them."""
+    for part in (autoencoder.encoder, autoencoder.quant_conv):
+        if part is not None:
+            part.requires_grad_(False)
+    return {
+        key: tensor.clone()
+        for key, tensor in autoencoder.state_dict().items()
+        if key.startswith(("encoder.", "quant_conv."))
+    }
+
+
+def _changed(autoencoder: AutoencoderKL, frozen: dict[str, Tensor]) -> bool:
+    state = autoencoder.state_dict()
+    return any(not torch.equal(state[key], tensor) for key, tensor in frozen.items())
+
+
+def _streamed_crops(stream, like: TrainingCrops, accelerator: Accelerator) -> StreamedCrops:
+    return StreamedCrops(
+        stream,
+        size=like.size,
+        channels=like.channels,
+        seed=like.seed,
+        flip=like.flip,
+        scale=like.scale,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+
+
+def _batches(
+    crops: TrainingCrops,
+    streamed: StreamedCrops | None,
+    config: TrainingConfig,
+    start: int,
+    accelerator: Accelerator,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """This process's micro-batches from step `start` on: positions, and crops (N, C, h, w)."""
+    sampler = PositionSampler(
+        start,
+        batch_size=config.optimizer.batch_size,
+        accumulation=config.optimizer.accumulation,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_steps=config.run.steps - start,
+    )
+    pin_memory = accelerator.device.type == "cuda"
+    if streamed is not None:
+        return zip(sampler, DataLoader(streamed, config.optimizer.batch_size, pin_memory=pin_memory))
+    loader = DataLoader(
+        crops,
+        batch_sampler=sampler,
+        num_workers=config.data.num_workers,
+        worker_init_fn=ignore_interrupts,
+        pin_memory=pin_memory,
+    )
+    return zip(sampler, loader)
+
+
+def _inputs(
+    config: TrainingConfig,
+    autoencoder: AutoencoderKL,
+    positions: list[int],
+    image: Tensor,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The clean image, the network's corrupted input, and the latents' noise, of one micro-batch.
+
+    Randomness belongs to a picture's position, whatever process or restart it is seen in.
+    """
+    generators = [
+        torch.Generator().manual_seed((config.run.seed * 1_000_003 + position) * 8 + _NOISE)
+        for position in positions
+    ]
+    if config.data.binarize:
+        image = torch.where(image > 0, 1.0, -1.0)
+    noisy = losses.corrupt(
+        image,
+        generators,
+        noise=config.objective.input_noise,
+        dropped=config.objective.dropped_pixels,
+        patch=config.objective.dropped_patch,
+    )
+    factor = _downsampling_factor(autoencoder)
+    shape = (autoencoder.config.latent_channels, *(side // factor for side in image.shape[-2:]))
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    return tuple(tensor.to(device, non_blocking=True) for tensor in (image, noisy, noise))
+
+
+def _mean_over_processes(accelerator: Accelerator, micro_terms: list[dict[str, Tensor]]) -> dict[str, float]:
+    stacked = torch.stack([torch.stack(list(terms.values())) for terms in micro_terms]).mean(0)
+    values = accelerator.reduce(stacked, reduction="mean").tolist()
+    return dict(zip(micro_terms[0], values))
+
+
+def _check_finite(terms: dict[str, float], step: int, out: Path) -> None:
+    bad = [name for name, value in terms.items() if not math.isfinite(value)]
+    if bad:
+        last = checkpoints.latest_checkpoint(out)
+        kept = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
+        raise NonFiniteLossError(
+            f"step {step}: {', '.join(bad)} is not finite. {kept}. A run in another --out with a lower "
+            'optimizer.learning_rate, or run.precision = "fp32", may go further.'
+        )
+
+
+def _any_process(accelerator: Accelerator, flag: bool) -> bool:
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum") > 0)

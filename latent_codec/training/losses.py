@@ -1,0 +1,132 @@
+"""Loss terms of the autoencoder objectives, each under its equation, and the corruptions of denoising.
+
+All terms are means over a picture's dimensions (channels x height x width), so that
+one weight means the same at every resolution; `nats` of a likelihood or divergence
+are likewise per dimension of the picture.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BIN_WIDTH = 2 / 255  # of 8-bit levels in [-1, 1]
+BERNOULLI_MARGIN = 1 / 256  # nearest probability to 0 and 1 before the loss continues linearly
+
+
+def gaussian_nll(image: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Negative log-likelihood of 8-bit `image` under a discretised Gaussian, in nats per dimension.
+
+    The mass of a level is the Gaussian's over its bin, the outermost bins reaching to
+    infinity (PixelCNN++, arXiv:1701.05517, equation 2, with the normal distribution in
+    place of the logistic); a learned global standard deviation is the sigma-VAE
+    (Rybkin et al., arXiv:2006.13202). Where a bin holds less mass than float32 can
+    subtract, density x width stands in.
+
+    Args:
+        image: (N, C, H, W) on the 256 levels of [-1, 1].
+        mean: shaped like `image`.
+        log_std: log of the standard deviation in units of [-1, 1]; broadcast.
+    """
+    image, mean, log_std = image.float(), mean.float(), log_std.float()
+    distance = image - mean
+    inverse = torch.exp(-log_std)
+    above = torch.where(image > 1 - BIN_WIDTH / 4, math.inf, (distance + BIN_WIDTH / 2) * inverse)
+    below = torch.where(image < -1 + BIN_WIDTH / 4, -math.inf, (distance - BIN_WIDTH / 2) * inverse)
+    # Both tails are measured on the side where the normal distribution's mass is small and exact.
+    flip = below > 0
+    low, high = torch.where(flip, -above, below), torch.where(flip, -below, above)
+    mass = torch.special.ndtr(high) - torch.special.ndtr(low)
+    log_density = -0.5 * (distance * inverse).square() - log_std - 0.5 * math.log(2 * math.pi)
+    small = mass < 1e-6
+    log_mass = torch.where(small, log_density + math.log(BIN_WIDTH), torch.log(mass.clamp_min(1e-6)))
+    return -log_mass.mean()
+
+
+def bernoulli_nll(image: Tensor, mean: Tensor) -> Tensor:
+    """Cross-entropy of an image whose values are probabilities of white, in nats per dimension.
+
+    The reconstruction stays an image: its value v in [-1, 1] is the probability
+    p = (v + 1) / 2. Outside of [1/256, 255/256] the loss goes on along its tangent,
+    so that a decoder that overshoots to the wrong side is still pulled back; beyond the right
+    side it stays level, so that the loss has its bound at 0.
+
+    Args:
+        image: (N, C, H, W), -1 or 1 (binarised data; anything between is a soft label,
+            whose cross-entropy is no likelihood).
+        mean: shaped like `image`.
+    """
+    target, probability = (image.float() + 1) / 2, (mean.float() + 1) / 2
+    inside = probability.clamp(BERNOULLI_MARGIN, 1 - BERNOULLI_MARGIN)
+    value = F.binary_cross_entropy(inside, target, reduction="none")
+    slope = (inside - target) / (inside * (1 - inside))
+    return (value + ((probability - inside) * slope.detach()).clamp_min(0)).mean()
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(q(z|x) || N(0, I)) in nats per latent value: VAE, equation 10 (arXiv:1312.6114), unsummed."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+
+
+def nats_to_bits_per_dim(nats: Tensor | float) -> Tensor | float:
+    return nats / math.log(2)
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the discriminator's logits (Geometric GAN, arXiv:1705.02894)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def adaptive_gan_weight(
+    reconstruction: Tensor,
+    adversarial: Tensor,
+    last_weight: Tensor,
+    maximum: float,
+    mean_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> Tensor:
+    """|grad of the reconstruction loss| / |grad of the adversarial loss| at the last layer, capped.
+
+    VQGAN, equation 7 (arXiv:2012.09841), whose published cap of 1e4 lets a vanishing
+    adversarial gradient blow the generator up.
+
+    Returns:
+        A scalar without gradient, 0 to `maximum`.
+    """
+    gradients = [
+        torch.autograd.grad(term, last_weight, retain_graph=True)[0] for term in (reconstruction, adversarial)
+    ]
+    wanted, opposed = mean_over_processes(torch.stack(gradients).float())
+    return (wanted.norm() / (opposed.norm() + 1e-6)).clamp(0, maximum)
+
+
+def ramp(step: int, start: int, length: int) -> float:
+    """0 before `start`, then growing linearly to 1 over `length` steps."""
+    return min(max((step - start + 1) / length, 0.0), 1.0)
+
+
+def corrupt(
+    image: Tensor, generators: list[torch.Generator], *, noise: float, dropped: float, patch: int
+) -> Tensor:
+    """The denoising autoencoder's input (Vincent et al., 2008): dropped patches, then Gaussian noise.
+
+    Args:
+        image: (N, C, H, W) in [-1, 1].
+        generators: one per picture, on the CPU.
+        noise: standard deviation in units of [-1, 1].
+        dropped: share of `patch` x `patch` squares set to mid-grey, in all channels.
+
+    Returns:
+        Shaped like `image`; noise may leave [-1, 1].
+    """
+    if dropped:
+        rows, columns = (math.ceil(side / patch) for side in image.shape[-2:])
+        kept = torch.stack([torch.rand(1, rows, columns, generator=g) for g in generators]) >= dropped
+        kept = kept.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+        image = image * kept[..., : image.shape[-2], : image.shape[-1]].to(image)
+    if noise:
+        image = image + noise * torch.stack(
+            [torch.randn(image.shape[1:], generator=g) for g in generators]
+        ).to(image)
+    return image

@@ -1,0 +1,197 @@
+"""The autoencoder objective: the forward pass that is trained, and its named loss terms.
+
+image --corrupt--> encode --> posterior --mean | sample--> decode --> reconstruction
+  |                              |                                        |
+  +---------- reconstruction, LPIPS, GAN terms ---------------------------+
+                            KL term
+"""
+
+from collections.abc import Callable
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latent_codec.metrics import load_lpips, round_to_8_bits
+from latent_codec.models.discriminator import PatchDiscriminator
+from latent_codec.training import losses
+from latent_codec.training.config import ObjectiveConfig
+
+
+class AutoencoderObjective(nn.Module):
+    """An autoencoder whose `forward` is the whole pass that training differentiates.
+
+    Wrapped for several processes, its gradients synchronise, because nothing calls
+    the autoencoder behind the wrapper's back.
+
+    Args:
+        autoencoder: trained in place; given hooks if there is a penalty on its activations.
+        config: the objective.
+        train_encoder: False runs the encoder without gradients.
+    """
+
+    def __init__(self, autoencoder: AutoencoderKL, config: ObjectiveConfig, *, train_encoder: bool = True):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.config = config
+        self.train_encoder = train_encoder
+        if config.reconstruction == "gaussian" and config.gaussian_std is None:
+            self.log_std = nn.Parameter(torch.tensor(-1.0))
+        elif config.reconstruction == "gaussian":
+            self.register_buffer("log_std", torch.tensor(config.gaussian_std).log())
+        self._penalties: list[Tensor] = []
+        if config.activation_weight:
+            for module in autoencoder.modules():
+                if isinstance(module, (ResnetBlock2D, Attention, Downsample2D, Upsample2D)):
+                    module.register_forward_hook(self._collect_penalty)
+
+    def forward(self, image: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Reconstruct `image`.
+
+        Args:
+            image: the encoder's input, (N, C, H, W), corrupted where the objective says so.
+            noise: standard normal, shaped like the latents: the reparameterisation's epsilon.
+
+        Returns:
+            `reconstruction`, shaped like `image`; the posterior's `mean` and
+            `log_variance`; and `activation`, the activation penalty.
+        """
+        self._penalties.clear()
+        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
+            posterior = self.autoencoder.encode(image).latent_dist
+        latents = posterior.mean
+        if self.config.posterior == "sample":
+            latents = latents + torch.exp(0.5 * posterior.logvar) * noise
+        reconstruction = self.autoencoder.decode(latents).sample
+        penalty = torch.stack(self._penalties).sum() if self._penalties else image.new_zeros(())
+        return {
+            "reconstruction": reconstruction,
+            "mean": posterior.mean,
+            "log_variance": posterior.logvar,
+            "activation": penalty,
+        }
+
+    @torch.no_grad()
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """What the trained codec will answer: decode of the posterior's mean, no gradient."""
+        return self.autoencoder.decode(self.autoencoder.encode(image).latent_dist.mode()).sample
+
+    def reconstruction_term(self, image: Tensor, reconstruction: Tensor) -> tuple[str, Tensor]:
+        """The reconstruction's name and value."""
+        kind = self.config.reconstruction
+        if kind == "l1":
+            return "l1", F.l1_loss(reconstruction, image)
+        if kind == "mse":
+            return "mse", F.mse_loss(reconstruction, image)
+        if kind == "gaussian":
+            # Resized crops lie between the 8-bit levels whose mass the likelihood counts.
+            levels = round_to_8_bits(image)
+            return "gaussian_nll", losses.gaussian_nll(levels, reconstruction, self.log_std)
+        return "bernoulli_nll", losses.bernoulli_nll(image, reconstruction)
+
+    def _collect_penalty(self, module: nn.Module, inputs, output: Tensor) -> None:
+        if torch.is_grad_enabled():
+            excess = F.relu(output.float().abs() / self.config.activation_limit - 1)
+            self._penalties.append(excess.square().mean())
+
+
+class ObjectiveTerms:
+    """The named terms of one step's loss, and the networks outside of the autoencoder that judge it.
+
+    Args:
+        objective: not wrapped; read for its settings, its likelihood and its last layer.
+        binarized: the data is -1 and 1 alone, so that a Bernoulli likelihood counts as bits.
+        discriminator: not wrapped; None without a GAN term.
+        mean_over_processes: averages a tensor over the processes of a run.
+    """
+
+    def __init__(
+        self,
+        objective: AutoencoderObjective,
+        *,
+        binarized: bool = False,
+        discriminator: PatchDiscriminator | None = None,
+        mean_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ):
+        self.objective = objective
+        self.config = objective.config
+        self.discriminator = discriminator
+        self.mean_over_processes = mean_over_processes
+        self.counts_bits = self.config.reconstruction == "gaussian" or (
+            self.config.reconstruction == "bernoulli" and binarized
+        )
+        self.lpips = load_lpips(self.config.lpips_net) if self.config.lpips_weight else None
+
+    def to(self, device: torch.device) -> "ObjectiveTerms":
+        if self.lpips is not None:
+            self.lpips.to(device)
+        return self
+
+    def autoencoder_loss(self, image: Tensor, outputs: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Every term by name, and their weighted sum `loss`.
+
+        `kl` and a likelihood are nats per dimension of the picture, `bits_per_dim` (likelihoods
+        only) is the negative ELBO in bits per dimension, an upper bound of the code length.
+
+        Args:
+            image: the clean target, (N, C, H, W).
+            outputs: what AutoencoderObjective's forward returned.
+            step: for the terms that start late.
+        """
+        config, reconstruction = self.config, outputs["reconstruction"].float()
+        name, fidelity = self.objective.reconstruction_term(image, reconstruction)
+        terms = {name: fidelity}
+        if self.lpips is not None and step >= config.lpips_start:
+            terms["lpips"] = self.lpips(reconstruction, image).mean()
+            fidelity = fidelity + config.lpips_weight * terms["lpips"]
+        loss = fidelity
+        if config.posterior == "sample":
+            nats = losses.kl_divergence(outputs["mean"].float(), outputs["log_variance"].float()).sum()
+            terms["kl"] = nats / image.numel()
+            loss = loss + config.kl_weight * terms["kl"]
+        if config.activation_weight:
+            terms["activation"] = outputs["activation"]
+            loss = loss + config.activation_weight * terms["activation"]
+        if self.discriminator is not None and step >= config.gan_start:
+            self.discriminator.requires_grad_(False)  # this step's gradients are the autoencoder's alone
+            terms["gan"] = -self.discriminator(reconstruction).mean()
+            terms["gan_adaptive_weight"] = losses.adaptive_gan_weight(
+                fidelity,
+                terms["gan"],
+                self.objective.autoencoder.decoder.conv_out.weight,
+                config.gan_max_adaptive_weight,
+                self.mean_over_processes,
+            )
+            share = config.gan_weight * losses.ramp(step, config.gan_start, config.gan_ramp)
+            loss = loss + share * terms["gan_adaptive_weight"] * terms["gan"]
+            self.discriminator.requires_grad_(True)
+        terms["loss"] = loss
+        if self.counts_bits:
+            terms["bits_per_dim"] = losses.nats_to_bits_per_dim((terms[name] + terms.get("kl", 0)).detach())
+        with torch.no_grad():
+            error = F.mse_loss(reconstruction.clamp(-1, 1), image, reduction="none").mean((1, 2, 3))
+            terms["psnr"] = (10 * torch.log10(4 / error.clamp_min(1e-10))).mean()
+        return terms
+
+    @staticmethod
+    def discriminator_loss(
+        discriminator: nn.Module, image: Tensor, reconstruction: Tensor
+    ) -> dict[str, Tensor]:
+        """The discriminator's hinge loss; no gradient reaches the autoencoder.
+
+        Args:
+            discriminator: as prepared for several processes.
+            image: real, (N, C, H, W).
+            reconstruction: the autoencoder's, detached here.
+        """
+        real, fake = discriminator(torch.cat([image, reconstruction.detach()])).float().chunk(2)
+        return {
+            "discriminator": losses.hinge_discriminator_loss(real, fake),
+            "logits_real": real.detach().mean(),
+            "logits_fake": fake.detach().mean(),
+        }

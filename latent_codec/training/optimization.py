@@ -1,0 +1,70 @@
+"""The optimizer, its learning rate as a pure function of the step, and the moving average of the weights."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from latent_codec.training.config import OptimizerConfig
+
+
+def learning_rate(step: int, config: OptimizerConfig, num_steps: int) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, then the schedule's course to `num_steps`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
+    share = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * share)
+
+
+def build_optimizer(
+    trained: Iterable[nn.Parameter], discriminator: Iterable[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.AdamW:
+    """One AdamW for both networks, since they share the loss scale of float16.
+
+    Every group has a `factor`, by which `set_learning_rate` multiplies the step's rate: the
+    discriminator's own rate, and the fan-in's share of `optimizer.fan_in_reference`.
+    """
+    ratio = (config.discriminator_learning_rate or config.learning_rate) / config.learning_rate
+    return torch.optim.AdamW(
+        _groups(trained, 1.0, config.fan_in_reference)
+        + _groups(discriminator, ratio, config.fan_in_reference),
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def _groups(parameters: Iterable[nn.Parameter], ratio: float, fan_in_reference: int | None) -> list[dict]:
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        factor = ratio
+        if fan_in_reference and parameter.ndim > 1:
+            factor *= min(1.0, fan_in_reference / parameter[0].numel())
+        groups.setdefault(factor, []).append(parameter)
+    return [{"params": members, "factor": factor} for factor, members in groups.items()]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """A copy of `network` whose `update_parameters` keeps an exponential moving average.
+
+    The n-th update (from 1) copies the weights for n = 1, and after it uses
+    min(decay, n / (9 + n)), which forgets the beginning of a run sooner.
+    """
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        count = int(num_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+
+    return AveragedModel(network, multi_avg_fn=update)

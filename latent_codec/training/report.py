@@ -1,0 +1,183 @@
+"""What a run shows: progress bar, metrics.jsonl, trackers, sample pictures and the plot of the curves."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from latent_codec.files import replacing
+from latent_codec.picture_sources import PictureSource
+from latent_codec.pictures import PictureError, center_crop, picture_grid, write_picture
+from latent_codec.training.config import TrainingConfig
+
+NUM_SAMPLES = 8
+
+
+class Journal:
+    """Progress on stderr, and one line of metrics.jsonl every `run.log_every` steps.
+
+    A line holds the step, each term's mean since the line before, the learning rate
+    and pictures per second. A resumed run drops the lines beyond its checkpoint, whose
+    steps are made again, and gives the same ones, pictures per second aside.
+
+    Args:
+        out: the run folder.
+        start: steps done.
+        pictures_per_step: of all processes.
+        state: a checkpoint's `state_dict` of the journal.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        out: Path,
+        config: TrainingConfig,
+        *,
+        start: int,
+        pictures_per_step: int,
+        state: dict | None,
+    ):
+        self._accelerator, self._config, self._start = accelerator, config, start
+        self._path = out / "metrics.jsonl"
+        self._pictures_per_step = pictures_per_step
+        # Since the last line: name -> sum and number of values.
+        self._sums = {name: tuple(entry) for name, entry in (state or {}).items()}
+        self._since, self._steps_since = time.monotonic(), 0
+        self._progress = None
+        if accelerator.is_main_process:
+            print(
+                f"{out}: steps {start} to {config.run.steps}, {pictures_per_step} pictures a step, "
+                f"{accelerator.num_processes} process(es) on {accelerator.device}, {config.run.precision}",
+                file=sys.stderr,
+            )
+            if self._path.is_file():
+                kept = [line for line in read_metrics(out) if line["step"] <= start]
+                with replacing(self._path) as written:
+                    written.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def __enter__(self) -> "Journal":
+        if self._accelerator.is_main_process:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+            self._task = self._progress.add_task("", total=self._config.run.steps, completed=self._start)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def state_dict(self) -> dict:
+        return dict(self._sums)
+
+    def record(self, step: int, terms: dict[str, float], rate: float) -> None:
+        for name, value in terms.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + value, count + 1)
+        self._steps_since += 1
+        if self._progress is not None:
+            self._progress.update(
+                self._task, completed=step, description=f"loss {terms['loss']:.4f}, {terms['psnr']:.2f} dB"
+            )
+        if step % self._config.run.log_every and step != self._config.run.steps:
+            return
+        seconds = time.monotonic() - self._since
+        line = {
+            "step": step,
+            **{name: total / count for name, (total, count) in self._sums.items()},
+            "learning_rate": rate,
+            "pictures_per_second": self._steps_since * self._pictures_per_step / seconds,
+        }
+        self._sums.clear()
+        self._steps_since, self._since = 0, time.monotonic()
+        self._accelerator.log({name: value for name, value in line.items() if name != "step"}, step=step)
+        if self._accelerator.is_main_process:
+            with self._path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            if not sys.stderr.isatty():
+                print(
+                    f"step {step}/{self._config.run.steps}  loss {line['loss']:.5f}  psnr {line['psnr']:.2f} dB  "
+                    f"{line['pictures_per_second']:.1f} pictures/s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+class SamplePictures:
+    """A fixed set of pictures, each original over its reconstruction."""
+
+    def __init__(self, source: PictureSource, channels: int, config: TrainingConfig):
+        self._images: list[Tensor] = []
+        for index in range(len(source)):
+            if len(self._images) == NUM_SAMPLES:
+                break
+            try:
+                pixels = source.read(index, channels)
+            except PictureError:
+                continue
+            self._images.append(_central_window(pixels.float() / 127.5 - 1, config.data.size))
+        if not self._images:
+            raise ValueError(f"none of the {len(source)} pictures can be read, the first is {source.name(0)}")
+        if config.data.binarize:
+            self._images = [torch.where(image > 0, 1.0, -1.0) for image in self._images]
+
+    @torch.no_grad()
+    def write(self, autoencoder: nn.Module, path: Path, accelerator: Accelerator) -> None:
+        """Reconstruct by the posterior's mean and write one PNG."""
+        autoencoder.eval()
+        images = torch.stack(self._images).to(accelerator.device)
+        with accelerator.autocast():
+            decoded = autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample
+        pictures = [*images.cpu(), *decoded.float().clamp(-1, 1).cpu()]
+        write_picture(picture_grid(pictures, columns=len(self._images)), path)
+
+
+def _central_window(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of an image, enlarged by replicated borders where it is smaller than `size`."""
+    height, width = (max(side, wanted) for side, wanted in zip(image.shape[-2:], size))
+    missing = height - image.shape[-2], width - image.shape[-1]
+    image = torch.nn.functional.pad(image[None], (0, missing[1], 0, missing[0]), mode="replicate")[0]
+    return center_crop(image, size)
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl, oldest first, without one that is cut short."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def plot_curves(run: Path) -> Path | None:
+    """Draw every term of metrics.jsonl over the steps into curves.png; None without two lines to draw."""
+    lines = read_metrics(run)
+    if len(lines) < 2:
+        return None
+    from matplotlib.figure import Figure
+
+    names = sorted({name for line in lines for name in line} - {"step"})
+    columns = 3
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points), linewidth=1)
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+    path = run / "curves.png"
+    with replacing(path) as written:
+        figure.savefig(written, dpi=110)
+    return path

@@ -1,0 +1,79 @@
+"""The run folder: whose run it is, and what a killed process left in it.
+
+RUN/
+    config.toml      the resolved configuration
+    metrics.jsonl    one line every run.log_every steps
+    samples/STEP.png
+    checkpoints/STEP/
+    curves.png, codec/    at the end
+"""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+from latent_codec.files import replacing
+from latent_codec.training.checkpoints import latest_checkpoint
+from latent_codec.training.config import TrainingConfig, dump_toml
+
+# May differ between a run and its resumption: they change no step already made. Batches may be cut otherwise as
+# long as the pictures in a step stay as many, which the checkpoint knows.
+_MAY_CHANGE = {
+    "data": {"num_workers", "cache_gigabytes"},
+    "optimizer": {"batch_size", "accumulation"},
+    "run": {
+        "steps",
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "calibration_pictures",
+        "codec_dtype",
+    },
+}
+
+
+def open_run(out: Path, config: TrainingConfig) -> Path | None:
+    """Claim `out` for a run of `config`; return the checkpoint to resume from, or None.
+
+    Writes config.toml and removes what a killed process left half-written.
+
+    Raises:
+        ValueError: if there is a run of another configuration, naming the settings that differ.
+    """
+    path, resume_from = out / "config.toml", latest_checkpoint(out)
+    text = dump_toml(config.to_dict())
+    if resume_from is not None and path.is_file():
+        differing = _differences(_read(path), text)
+        if differing:
+            raise ValueError(
+                f"{out} holds a run of another configuration: {', '.join(differing)}. "
+                "Give another --out, or the settings it was started with."
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, out / "checkpoints", out / "samples"):
+        for leftover in folder.glob(".*.partial"):
+            shutil.rmtree(leftover)
+    with replacing(path) as written:
+        written.write_text(text, encoding="utf-8")
+    return resume_from
+
+
+def _differences(before: str, now: str) -> list[str]:
+    """`section.key (before -> now)` for every setting that must not change."""
+    old, new = (TrainingConfig.from_dict(tomllib.loads(text)).to_dict() for text in (before, now))
+    return [
+        f"{section}.{key} ({old[section].get(key)} -> {new[section].get(key)})"
+        for section in new
+        for key in sorted(old[section].keys() | new[section].keys())
+        if old[section].get(key) != new[section].get(key) and key not in _MAY_CHANGE.get(section, ())
+    ]
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+        TrainingConfig.from_dict(tomllib.loads(text))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}). Give another --out.") from error
+    return text

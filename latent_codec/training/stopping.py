@@ -1,0 +1,47 @@
+"""Stopping a run between two steps: by a signal, or when its time is up."""
+
+import contextlib
+import signal
+import sys
+import time
+
+
+class StopRequest:
+    """`requested` once SIGINT or SIGTERM came or `max_minutes` are over; a second Ctrl-C interrupts at once.
+
+    A context manager: outside of it, signals do what they did before.
+    """
+
+    def __init__(self, max_minutes: float | None):
+        self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+        self._signalled_at: float | None = None
+        self._handlers = {}
+
+    @property
+    def requested(self) -> bool:
+        return self._signalled_at is not None or (
+            self._deadline is not None and time.monotonic() > self._deadline
+        )
+
+    def __enter__(self) -> "StopRequest":
+        with contextlib.suppress(ValueError):  # not in the main thread: signals stay as they are
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number, frame) -> None:
+        if self._signalled_at is None:
+            self._signalled_at = time.monotonic()
+            print("stopping after this step, with a checkpoint; Ctrl-C stops at once", file=sys.stderr)
+        # A launcher passes on the Ctrl-C that its processes have already seen.
+        elif number == signal.SIGINT and time.monotonic() - self._signalled_at > 2:
+            raise KeyboardInterrupt
+
+
+def ignore_interrupts(worker: int) -> None:
+    """For loader processes, which the terminal's Ctrl-C reaches too: the training process ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

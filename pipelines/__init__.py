@@ -1,0 +1,1 @@
+"""Diffusers pipelines and callbacks of this project."""

@@ -1,0 +1,26 @@
+"""Fixtures shared by the tests, which run this checkout, on the CPU, without network."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import latent_codec
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+# `pipelines` and `conversion` lie beside the package in a checkout and inside it once installed.
+latent_codec.__path__.append(str(ROOT))
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if (SHARED / "torch_home").is_dir():
+    os.environ.setdefault("TORCH_HOME", str(SHARED / "torch_home"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data and golden files beside the checkout; tests that need it skip without it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the data folder {SHARED}, which is absent")
+    return SHARED

@@ -1,0 +1,320 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from latent_codec import LatentCodec, __version__
+from latent_codec.cli import VERBS, main
+from latent_codec.latent_files import load_latents
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def build_codec(kind=diffusers.AutoencoderKL, seed=0, **config):
+    torch.manual_seed(seed)
+    return LatentCodec(
+        kind(
+            block_out_channels=(8, 8, 8, 8),
+            norm_num_groups=4,
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            **config,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def codecs(tmp_path_factory):
+    """Folders of small codecs: `mine`, `tuned` (its decoder differs), `theirs` (all differs), `vq`."""
+    folder = tmp_path_factory.mktemp("codecs")
+    build_codec().save_pretrained(folder / "mine")
+    build_codec(seed=1).save_pretrained(folder / "theirs")
+    build_codec(diffusers.VQModel, num_vq_embeddings=16).save_pretrained(folder / "vq")
+    tuned = build_codec()
+    with torch.no_grad():
+        tuned.autoencoder.decoder.conv_out.bias.add_(0.1)
+    tuned.save_pretrained(folder / "tuned")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Two pictures, one in a subfolder, and the current folder beside them."""
+    (tmp_path / "photos" / "trip").mkdir(parents=True)
+    noise = np.random.default_rng(0)
+    for name, size in (("cat.png", (33, 40)), ("trip/dog.png", (24, 16))):
+        pixels = noise.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def fails(capsys, *argv) -> str:
+    """Run a command that must fail: exit code 2 and one line on stderr, which is returned."""
+    capsys.readouterr()
+    assert main(list(map(str, argv))) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"latent-codec {argv[0]}: ")
+    assert err.count("\n") == 1 and err.endswith("\n")
+    return err
+
+
+# ------------------------------------------------------------------------------------------ the shell
+
+
+def test_help_of_every_verb_answers_without_torch():
+    """In one interpreter, because starting one for each verb costs more than what is tested."""
+    code = (
+        "import sys, io, contextlib\n"
+        "from latent_codec.cli import VERBS, main\n"
+        "for argv in [['--help'], ['--version'], *([verb, '--help'] for verb in VERBS)]:\n"
+        "    text = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(text):\n"
+        "        try:\n"
+        "            main(argv)\n"
+        "        except SystemExit as end:\n"
+        "            assert end.code == 0, argv\n"
+        "    heavy = {'torch', 'diffusers', 'numpy', 'PIL', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "    assert not heavy, (argv, heavy)\n"
+        "    if argv[0] in VERBS:\n"
+        "        assert 'latent-codec ' + argv[0] in text.getvalue().partition('options:')[0]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_module_form_and_version():
+    done = subprocess.run(
+        [sys.executable, "-m", "latent_codec.cli", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"latent-codec {__version__}\n")
+
+
+@pytest.mark.parametrize("argv", [[], ["nonsense"], ["roundtrip", "--no-such-flag"], ["encode"]])
+def test_usage_errors_exit_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_main_help_lists_every_verb(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert all(re.search(rf"^ +{verb}\s", out, re.M) for verb in VERBS)
+
+
+# ------------------------------------------------------------------------------------------ roundtrip
+
+
+def test_roundtrip_without_argument_takes_the_sample_photograph(codecs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["roundtrip", "--codec", str(codecs / "mine")]) == 0
+    out = capsys.readouterr().out
+    assert re.fullmatch(
+        r"grace_hopper: PSNR -?\d+\.\d\d dB, SSIM -?\d\.\d{4}, 512x512 -> latents 4x64x64, "
+        r"encode \d+\.\d\d s, decode \d+\.\d\d s, see grace_hopper-roundtrip.png\n",
+        out,
+    )
+    with Image.open("grace_hopper-roundtrip.png") as sheet:
+        assert sheet.height == 512
+        assert sheet.width >= 3 * 512
+
+
+def test_roundtrip_shows_original_reconstruction_and_difference(codecs, photos, capsys):
+    assert main(["roundtrip", str(photos / "cat.png"), "--codec", str(codecs / "mine"), "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["pictures"]
+    assert result["size"] == [33, 40]
+    assert result["latent_shape"] == [4, 5, 5]
+
+    codec = LatentCodec.from_pretrained(codecs / "mine")
+    (reconstruction,) = codec.decode(codec.encode(photos / "cat.png"), size=(33, 40))
+    original = np.asarray(Image.open(photos / "cat.png"))
+    sheet = np.asarray(Image.open(result["path"]))
+    # One level of slack: the command computes in the same precision, in another batch layout at most.
+    assert np.array_equal(sheet[:, :40], original)
+    assert np.abs(sheet[:, 44:84].astype(int) - np.asarray(reconstruction)).max() <= 1
+    difference = np.clip(127.5 + np.asarray(reconstruction, float) - original, 0, 255)
+    assert np.abs(sheet[:, 88:128] - difference).max() <= 2
+
+    mse = np.square(np.asarray(reconstruction, float) - original).mean()
+    assert result["psnr"] == pytest.approx(10 * np.log10(255**2 / mse), abs=0.05)
+
+
+def test_roundtrip_of_a_folder_prints_a_line_each(codecs, photos, capsys):
+    assert main(["roundtrip", str(photos), "--codec", str(codecs / "mine"), "--out", "seen"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.partition(":")[0] for line in out.splitlines()] == ["cat", str(Path("trip/dog"))]
+    assert Path("seen/trip/dog-roundtrip.png").is_file()
+    assert err == ""  # no progress bar where nobody looks
+
+
+def test_two_pictures_never_write_one_file(codecs, photos, capsys):
+    (photos / "cat.jpg").write_bytes((photos / "cat.png").read_bytes())
+    err = fails(capsys, "roundtrip", photos, "--codec", codecs / "mine")
+    assert "would both be written as cat" in err
+
+
+# ------------------------------------------------------------------------------------------ encode and decode
+
+
+def test_encode_then_decode(codecs, photos, capsys):
+    codec = LatentCodec.from_pretrained(codecs / "mine")
+    assert main(["encode", str(photos), "--codec", str(codecs / "mine")]) == 0
+    files = capsys.readouterr().out.split()
+    assert files == [str(Path("latents/cat.safetensors")), str(Path("latents/trip/dog.safetensors"))]
+    assert torch.equal(load_latents(files[0]).latents[0], codec.encode(photos / "cat.png"))
+
+    assert main(["decode", *files, "--codec", str(codecs / "mine")]) == 0
+    out, err = capsys.readouterr()
+    assert out.split() == [str(Path("decoded/cat.png")), str(Path("decoded/dog.png"))]
+    assert err == ""
+    (expected,) = codec.decode(codec.encode(photos / "cat.png"), size=(33, 40))
+    assert np.array_equal(np.asarray(Image.open("decoded/cat.png")), np.asarray(expected))
+
+
+def test_one_latent_file_for_all(codecs, photos, capsys):
+    assert main(["encode", str(photos), "--out", "all.safetensors", "--codec", str(codecs / "mine")]) == 0
+    found = load_latents("all.safetensors")
+    assert found.names == ["cat.png", "trip/dog.png"]
+    assert found.sizes == [(33, 40), (24, 16)]
+    assert main(["decode", "all.safetensors", "--codec", str(codecs / "mine"), "--out", "back"]) == 0
+    assert sorted(path.name for path in Path("back").iterdir()) == ["cat.png", "dog.png"]
+
+
+def test_indices_of_a_discrete_codec(codecs, photos, capsys):
+    codec = LatentCodec.from_pretrained(codecs / "vq")
+    cat = str(photos / "cat.png")
+    assert main(["encode", cat, "--indices", "--codec", str(codecs / "vq")]) == 0
+    (grid,) = load_latents("latents/cat.safetensors").indices[0]
+    assert torch.equal(grid, codec.encode_indices(cat)[0])
+    assert main(["decode", "latents/cat.safetensors", "--codec", str(codecs / "vq")]) == 0
+    (expected,) = codec.decode_indices(codec.encode_indices(cat), size=(33, 40))
+    assert np.array_equal(np.asarray(Image.open("decoded/cat.png")), np.asarray(expected))
+
+    err = fails(capsys, "encode", cat, "--indices", "--codec", codecs / "mine")
+    assert "has no codebook" in err
+
+
+def test_decode_refuses_another_latent_space_and_warns_of_another_decoder(codecs, photos, capsys):
+    assert main(["encode", str(photos / "cat.png"), "--codec", str(codecs / "mine")]) == 0
+    err = fails(capsys, "decode", "latents/cat.safetensors", "--codec", codecs / "theirs")
+    assert re.search(r"cat.safetensors holds latents of mine \(space \w{16}\), not of theirs", err)
+    assert not Path("decoded").exists()
+
+    assert main(["decode", "latents/cat.safetensors", "--codec", str(codecs / "tuned")]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == str(Path("decoded/cat.png"))
+    assert "tuned" in err and "decoder of its own" in err and err.count("\n") == 1
+
+
+def test_names_in_a_strangers_latent_file_stay_inside_the_folder(codecs, photos, tmp_path, capsys):
+    from latent_codec.latent_files import save_latents
+
+    codec = LatentCodec.from_pretrained(codecs / "mine")
+    names = ["../../escape.png", "/etc/passwd", "..\\..\\win.png", "..", "", "cat.png", "cat.jpg", "a\0b.png"]
+    latents = codec.encode(torch.zeros(len(names), 3, 16, 16))
+    save_latents("evil.safetensors", latents, codec=codec, names=names, sizes=[(16, 16)] * len(names))
+    assert main(["decode", "evil.safetensors", "--codec", str(codecs / "mine"), "--out", "in/here"]) == 0
+    written = [path for path in tmp_path.rglob("*.png") if photos not in path.parents]
+    assert len(written) == len(names)
+    assert {path.parent for path in written} == {tmp_path / "in" / "here"}
+
+
+# ------------------------------------------------------------------------------------------ info
+
+
+def test_info_of_a_codec(codecs, capsys):
+    codec = LatentCodec.from_pretrained(codecs / "mine")
+    assert main(["info", str(codecs / "mine"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["class"] == "AutoencoderKL"
+    assert facts["parameters"] == sum(p.numel() for p in codec.autoencoder.parameters())
+    assert (facts["downsampling_factor"], facts["scaling_factor"]) == (8, 0.18215)
+    assert facts["space_fingerprint"] == codec.space_fingerprint
+    assert facts["fingerprint"] == codec.fingerprint
+
+    assert main(["info", str(codecs / "mine")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^space fingerprint +{codec.space_fingerprint}$", out, re.M)
+    assert re.search(r"^class +AutoencoderKL$", out, re.M)
+
+
+def test_info_of_a_latent_file_and_a_checkpoint(codecs, photos, capsys):
+    assert main(["encode", str(photos / "cat.png"), "--codec", str(codecs / "mine")]) == 0
+    capsys.readouterr()
+    assert main(["info", "latents/cat.safetensors", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["codec"]) == ("latents", "mine")
+    assert facts["pictures"] == [{"name": "cat.png", "size": [33, 40], "shape": [4, 5, 5]}]
+
+    save_file({"a.weight": torch.zeros(2, 3), "b.bias": torch.zeros(4).half()}, "other.safetensors")
+    assert main(["info", "other.safetensors", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["tensors"], facts["parameters"]) == ("checkpoint", 2, 10)
+    assert facts["prefixes"] == ["a", "b"]
+
+
+# ------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_bad_input_gives_one_line_and_exit_code_2(codecs, photos, capsys):
+    mine = ["--codec", codecs / "mine"]
+    Path("text.png").write_text("hello")
+    Path("empty.png").write_bytes(b"")
+    Path("half.png").write_bytes((photos / "cat.png").read_bytes()[:200])
+    Path("bare").mkdir()
+    Path("pickle.ckpt").write_bytes(b"\x80\x02")
+    Path("text.safetensors").write_text("hello")
+    save_file({"a": torch.zeros(1)}, "foreign.safetensors")
+    for argv, message in [
+        (("roundtrip", "nowhere.png", *mine), "nowhere.png: no such file"),
+        (("roundtrip", "text.png", *mine), "text.png: not a picture"),
+        (("encode", "empty.png", *mine), "empty.png: the file is empty"),
+        (("encode", "half.png", *mine), "half.png: damaged or cut short"),
+        (("encode", "bare", *mine), "no pictures in bare"),
+        (("roundtrip", photos / "cat.png", "--codec", "nowhere"), "nowhere does not exist"),
+        (("roundtrip", photos / "cat.png", "--codec", "bare"), "bare is no codec"),
+        (("roundtrip", photos / "cat.png", *mine, "--tile", "17"), "tile is 17; mine needs a multiple of 32"),
+        (("roundtrip", photos / "cat.png", *mine, "--device", "abacus"), "abacus"),
+        (("decode", "nowhere.safetensors", *mine), "No such file"),
+        (("decode", "foreign.safetensors", *mine), "not a latent file"),
+        (("decode", photos / "cat.png", *mine), "is no latent file"),
+        (("info", "nowhere"), "nowhere does not exist"),
+        (("info", "pickle.ckpt"), "pickle.ckpt is a file; a codec is a diffusers folder"),
+        (("info", "text.safetensors"), "text.safetensors is damaged or no safetensors file"),
+    ]:
+        assert message in fails(capsys, *argv), argv
+    assert not [path for path in Path().iterdir() if path.name in ("latents", "decoded")]
+
+
+def test_wrong_dtype_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["roundtrip", "--dtype", "int8"])
+    assert end.value.code == 2
+    assert "invalid choice: 'int8'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["encode", "roundtrip"])
+def test_full_disk_is_one_line_and_leaves_nothing_half_written(verb, codecs, photos, capsys):
+    """A limit on the size of files stands for a full disk: the system refuses the write half way."""
+    resource = pytest.importorskip("resource")
+    argv = [verb, photos / "cat.png", "--codec", codecs / "mine", "--out", "out"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
+    try:
+        fails(capsys, *argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(Path("out").rglob("*"))
+    assert main(list(map(str, argv))) == 0

@@ -1,0 +1,733 @@
+import json
+import shutil
+from dataclasses import replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from latent_codec import LatentCodec, LatentSpace
+from latent_codec.codec_folders import WEIGHTS
+from latent_codec.pictures import pad_to_multiple
+
+BLOCKS = {
+    "block_out_channels": (8, 8, 8),
+    "norm_num_groups": 4,
+    "down_block_types": ["DownEncoderBlock2D"] * 3,
+    "up_block_types": ["UpDecoderBlock2D"] * 3,
+}
+
+
+def kl(**config):
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(**{**BLOCKS, "force_upcast": False, **config})
+
+
+def vq(**config):
+    torch.manual_seed(0)
+    return diffusers.VQModel(**{**BLOCKS, "num_vq_embeddings": 16, **config})
+
+
+def movq():
+    torch.manual_seed(0)
+    return diffusers.VQModel(
+        block_out_channels=(32, 32, 32),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["AttnUpDecoderBlock2D"] * 3,
+        norm_type="spatial",
+        num_vq_embeddings=16,
+    )
+
+
+def tiny():
+    torch.manual_seed(0)
+    return diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    )
+
+
+def dc():
+    torch.manual_seed(0)
+    return diffusers.AutoencoderDC(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        scaling_factor=0.41407,
+    )
+
+
+def asymmetric():
+    torch.manual_seed(0)
+    return diffusers.AsymmetricAutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        down_block_out_channels=(8, 8, 8),
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        up_block_out_channels=(8, 8, 8),
+        norm_num_groups=4,
+    )
+
+
+def hunyuan_image():
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKLHunyuanImage(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(32, 32, 32),
+        layers_per_block=1,
+        spatial_compression_ratio=4,
+        sample_size=32,
+        scaling_factor=0.75289,
+    )
+
+
+def kvae():
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKLKVAE(
+        channels=32, num_enc_blocks=1, num_dec_blocks=1, z_channels=4, ch_mult=(1, 1, 1)
+    )
+
+
+MODELS = [kl, vq, movq, tiny, dc, asymmetric, hunyuan_image, kvae]
+
+
+def photo(height=24, width=20, channels=3, seed=0):
+    """A smooth picture, (channels, height, width) in [-1, 1]."""
+    coarse = torch.rand(1, channels, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
+
+
+def pil(image):
+    return Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+
+
+def reference_latents(autoencoder, images):
+    """What diffusers' own code computes, without our space."""
+    with torch.no_grad():
+        output = autoencoder.encode(images)
+    if "latent_dist" in output:
+        return output.latent_dist.mode()
+    return output.latents if "latents" in output else output.latent
+
+
+# ------------------------------------------------------------------------------------------ every model
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_encode_and_decode_are_diffusers_own_with_scale_padding_and_crop(build):
+    codec = LatentCodec(build())
+    image = photo(23, 18)
+    padded = pad_to_multiple(image[None], 4)
+    assert padded.shape == (1, 3, 24, 20)
+
+    latents = codec.encode(image)
+    raw_latents = reference_latents(codec.autoencoder, padded)
+    assert latents.shape == (1, codec.space.channels, 6, 5)
+    assert torch.equal(latents, codec.space.normalize(raw_latents))
+
+    decoded = codec.decode(latents, size=(23, 18), output_type="pt")
+    options = {"force_not_quantize": True} if build is movq else {}
+    with torch.no_grad():
+        expected = codec.autoencoder.decode(codec.space.denormalize(latents), **options).sample
+    assert decoded.shape == (1, 3, 23, 18)
+    # Scaling and unscaling rounds; VQModel also adds and subtracts z around the codeword.
+    torch.testing.assert_close(decoded, expected[:, :, :23, :18].clamp(-1, 1), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near_float32(build, dtype, tmp_path):
+    build().save_pretrained(tmp_path)
+    image = photo()
+    exact = LatentCodec.from_pretrained(tmp_path)
+    codec = LatentCodec.from_pretrained(tmp_path, dtype=dtype)
+    latents = codec.encode(image)
+    assert codec.dtype == latents.dtype == dtype
+    decoded = codec.decode(latents, output_type="pt")
+    assert decoded.dtype == torch.float32
+    if not codec.is_discrete:  # there another codeword may win
+        # bfloat16 keeps 8 bits, and a dozen layers add up; a wrong scale or shift would show far above it.
+        spread = exact.encode(image).float().std()
+        torch.testing.assert_close(latents.float(), exact.encode(image), rtol=0.1, atol=0.1 * spread.item())
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_other_picture_channels(channels):
+    codec = LatentCodec(kl(in_channels=channels, out_channels=channels))
+    latents = codec.encode(pil(photo()))
+    assert codec.channels == channels
+    assert codec.decode(latents, output_type="pt").shape == (1, channels, 24, 20)
+    assert codec.decode(latents)[0].mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+
+
+# ------------------------------------------------------------------------------------------ what encode takes
+
+
+def test_every_form_of_one_picture_gives_the_same_latents(tmp_path):
+    codec = LatentCodec(kl())
+    picture = pil(photo())
+    picture.save(tmp_path / "picture.png")
+    array = np.array(picture)
+    image = torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
+    forms = [
+        tmp_path / "picture.png",
+        str(tmp_path / "picture.png"),
+        picture,
+        array,
+        array.astype(np.float32) / 255,
+        array.astype(np.float64)[None] / 255,
+        image,
+        image[None].double(),
+    ]
+    expected = codec.encode(image)
+    for form in forms:
+        torch.testing.assert_close(codec.encode(form), expected, rtol=0, atol=1e-5)  # x / 255 * 2 - 1 rounds
+    # A batch of eight may be computed in another order.
+    torch.testing.assert_close(codec.encode(forms), expected.expand(8, -1, -1, -1), rtol=0, atol=1e-5)
+
+
+def test_pictures_of_different_sizes_in_one_call():
+    codec = LatentCodec(kl())
+    sizes = [(8, 8), (23, 18), (16, 40)]
+    images = [photo(*size, seed=index) for index, size in enumerate(sizes)]
+    latents = codec.encode(images)
+    assert [tuple(each.shape) for each in latents] == [(1, 4, 2, 2), (1, 4, 6, 5), (1, 4, 4, 10)]
+    decoded = codec.decode(latents, size=sizes, output_type="pt")
+    assert [tuple(each.shape) for each in decoded] == [(3, *size) for size in sizes]
+    for index, image in enumerate(images):
+        alone = codec.decode(codec.encode(image), size=sizes[index], output_type="pt")[0]
+        assert torch.equal(decoded[index], alone)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), "uint8 tensor .* / 127.5 - 1"),
+        (torch.full((3, 16, 16), 200.0), r"must lie in \[-1, 1\].*200"),
+        (torch.full((3, 16, 16), float("nan")), r"must lie in \[-1, 1\]"),
+        (torch.zeros(16, 16, 3), r"\(16, 16, 3\).*C, H, W"),
+        (torch.zeros(2, 3, 3, 16, 16), r"\(2, 3, 3, 16, 16\)"),
+        (np.zeros((16, 16, 3), np.int64), "int64 array"),
+        (np.full((16, 16, 3), 7.0), r"must lie in \[0, 1\]"),
+        ([], "no picture came"),
+        (torch.zeros(0, 3, 16, 16), "no picture came"),
+        (None, "NoneType is no picture"),
+        ("nowhere.png", "nowhere.png: no such file"),
+    ],
+)
+def test_refuses_what_is_no_picture(images, message):
+    with pytest.raises(ValueError, match=message):
+        LatentCodec(kl()).encode(images)
+
+
+# ------------------------------------------------------------------------------------------ posterior
+
+
+def test_mean_unless_sample_and_generator_decides_the_sample():
+    codec = LatentCodec(kl())
+    image = photo()
+    draws = [codec.encode(image, sample=True, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert torch.equal(codec.encode(image), codec.encode(image))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+    with torch.no_grad():
+        posterior = codec.autoencoder.encode(image[None]).latent_dist
+    expected = posterior.sample(torch.Generator().manual_seed(1)) * codec.space.scaling_factor
+    torch.testing.assert_close(draws[0], expected)
+
+
+def test_sampling_without_a_posterior_is_refused():
+    with pytest.raises(ValueError, match="AutoencoderTiny has no posterior to sample from"):
+        LatentCodec(tiny()).encode(photo(), sample=True)
+
+
+def test_latents_may_feed_a_training_denoiser_and_no_gradient_reaches_the_codec():
+    codec = LatentCodec(kl())
+    latents = codec.encode(photo())
+    assert not latents.requires_grad
+    denoiser = torch.nn.Conv2d(4, 4, 1)
+    denoiser(latents).square().mean().backward()  # inference tensors would raise here
+    assert denoiser.weight.grad is not None
+    assert all(parameter.grad is None for parameter in codec.autoencoder.parameters())
+
+
+# ------------------------------------------------------------------------------------------ decode
+
+
+def test_output_types_agree():
+    codec = LatentCodec(kl())
+    latents = codec.encode([photo(seed=1), photo(seed=2)])
+    tensor = codec.decode(latents, output_type="pt")
+    array = codec.decode(latents, output_type="np")
+    pictures = codec.decode(latents)
+    assert tensor.shape == (2, 3, 24, 20)
+    assert tensor.abs().max() <= 1
+    np.testing.assert_allclose(array, (tensor.permute(0, 2, 3, 1).numpy() + 1) / 2, atol=1e-6)
+    for index, picture in enumerate(pictures):
+        assert np.abs(np.asarray(picture) - array[index] * 255).max() <= 0.501  # rounding to 8 bits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"size": (18, 23)},
+            r"height, width\) = \(18, 23\) does not belong .* 24x20; height may be 21 to 24",
+        ),
+        ({"size": [(24, 20), (24, 20)]}, "2 sizes came for 1 pictures"),
+        ({"output_type": "jpeg"}, "output_type is 'jpeg'; allowed are"),
+        ({"tile": 30}, "tile is 30; .* multiple of 16"),
+    ],
+)
+def test_refuses_wrong_arguments_of_decode(arguments, message):
+    codec = LatentCodec(kl())
+    with pytest.raises(ValueError, match=message):
+        codec.decode(torch.zeros(1, 4, 6, 5), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (torch.zeros(1, 8, 6, 5), r"\(1, 8, 6, 5\) came; codec takes \(B, 4, h, w\)"),
+        (torch.zeros(4, 6, 5), r"\(4, 6, 5\) came"),
+        (torch.zeros(1, 4, 6, 5, dtype=torch.int64), "latents are torch.int64"),
+        (torch.full((1, 4, 6, 5), float("inf")), "latents hold NaN or infinity"),
+        ([np.zeros((1, 4, 6, 5))], "latents are ndarray"),
+    ],
+)
+def test_refuses_what_are_no_latents(latents, message):
+    with pytest.raises(ValueError, match=message):
+        LatentCodec(kl()).decode(latents)
+
+
+def test_sizes_may_be_numpy_or_torch_integers():
+    codec, latents = LatentCodec(kl()), torch.zeros(1, 4, 6, 5)
+    for size in (np.array([23, 18]), torch.zeros(23, 18).shape, (np.int64(23), np.int64(18)), [(23, 18)]):
+        assert codec.decode(latents, size=size)[0].size == (18, 23)
+
+
+def overflowing(**config):
+    """A KL whose weights float16 holds and whose activations it does not."""
+    autoencoder = kl(**config)
+    with torch.no_grad():
+        for conv in (autoencoder.encoder.conv_in, autoencoder.decoder.conv_in):
+            conv.weight.mul_(2e5)
+            assert conv.weight.abs().max() < 65504
+    return autoencoder.half()
+
+
+def test_overflow_in_float16_is_an_error_that_names_the_remedy(tmp_path):
+    overflowing(force_upcast=False).save_pretrained(tmp_path)
+    codec = LatentCodec.from_pretrained(tmp_path, dtype=torch.float16)
+    with pytest.raises(
+        ValueError, match="non-finite latents in float16: use bfloat16 or float32, or run `latent"
+    ):
+        codec.encode(photo())
+    with pytest.raises(ValueError, match="non-finite pictures in float16: use bfloat16"):
+        codec.decode(torch.ones(1, 4, 6, 5))
+
+
+def test_force_upcast_computes_in_float32_and_leaves_the_component_as_it_was(tmp_path):
+    overflowing(force_upcast=True).save_pretrained(tmp_path)
+    exact = LatentCodec.from_pretrained(tmp_path)
+    codec = LatentCodec.from_pretrained(tmp_path, dtype=torch.float16)
+    latents = codec.encode(photo())
+    # The weights are float16's own, so all that differs is the rounding of the result.
+    assert torch.equal(latents, exact.encode(photo()).half())
+    assert torch.equal(
+        codec.decode(latents, output_type="pt"), exact.decode(latents.float(), output_type="pt")
+    )
+    assert {parameter.dtype for parameter in codec.autoencoder.parameters()} == {torch.float16}
+
+
+@pytest.mark.parametrize("build", [kl, dc, kvae])
+def test_tiles_cover_the_picture_and_are_switched_off_again(build):
+    codec = LatentCodec(build())
+    image = photo(70, 90)
+    whole, tiled = codec.encode(image), codec.encode(image, tile=32)
+    assert tiled.shape == whole.shape
+    assert not torch.equal(tiled, whole)  # diffusers' blending is not exact
+    assert codec.decode(whole, size=(70, 90), output_type="pt", tile=32).shape == (1, 3, 70, 90)
+    assert torch.equal(codec.encode(image), whole)
+    assert torch.equal(codec.encode(image, tile=128), whole)
+
+
+def test_tiling_that_diffusers_cannot_do_is_refused():
+    for build in (tiny, vq, asymmetric, hunyuan_image):
+        with pytest.raises(ValueError, match="diffusers cannot tile"):
+            LatentCodec(build()).encode(photo(), tile=64)
+
+
+# ------------------------------------------------------------------------------------------ indices
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lookup", [False, True])
+def test_indices_are_the_nearest_codewords_and_decode_as_latents_do(dtype, lookup, tmp_path):
+    vq(lookup_from_codebook=lookup).save_pretrained(tmp_path)
+    codec = LatentCodec.from_pretrained(tmp_path, dtype=dtype)
+    images = [photo(seed=1), photo(seed=2)]
+    (indices,) = codec.encode_indices(images)
+    assert indices.shape == (2, 6, 5)
+    assert indices.dtype == torch.int64
+
+    raw_latents = codec.space.denormalize(codec.encode(images).float())
+    codebook = codec.autoencoder.quantize.embedding.weight.float()
+    distances = (raw_latents[:, None] - codebook[None, :, :, None, None]).square().sum(2)
+    won = distances.gather(1, indices[:, None]).squeeze(1)
+    # Scaling rounds the latents once each way.
+    torch.testing.assert_close(
+        won, distances.min(1).values, rtol=0, atol=1e-2 if dtype is torch.bfloat16 else 1e-6
+    )
+
+    decoded = codec.decode_indices([indices], size=(23, 18), output_type="pt")
+    assert decoded.shape == (2, 3, 23, 18)
+    if dtype is torch.float32:
+        from_latents = codec.decode(codec.encode(images), size=(23, 18), output_type="pt")
+        torch.testing.assert_close(decoded, from_latents)
+
+
+def test_indices_equal_those_of_diffusers_quantizer():
+    codec = LatentCodec(vq())
+    (indices,) = codec.encode_indices(photo())
+    with torch.no_grad():
+        expected = codec.autoencoder.quantize(codec.autoencoder.encode(photo()[None]).latents)[2][2]
+    assert torch.equal(indices.flatten(), expected)
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        (torch.zeros(1, 2, 2, dtype=torch.int64), "a tensor came; VQModel takes a list of one grid"),
+        ([torch.zeros(1, 2, 2, dtype=torch.int64)] * 2, "2 grids came"),
+        ([torch.zeros(2, 2, dtype=torch.int64)], r"shape \(2, 2\); an int64 grid"),
+        ([torch.zeros(1, 2, 2)], "float32"),
+        ([torch.full((1, 2, 2), 16)], "run from 16 to 16; the codebook has 0 to 15"),
+    ],
+)
+def test_refuses_what_are_no_indices(grids, message):
+    with pytest.raises(ValueError, match=message):
+        LatentCodec(vq()).decode_indices(grids)
+
+
+def test_indices_need_a_codebook_and_one_size():
+    with pytest.raises(ValueError, match="AutoencoderKL, which has no codebook; use encode and decode"):
+        LatentCodec(kl()).encode_indices(photo())
+    with pytest.raises(ValueError, match="differ in size"):
+        LatentCodec(vq()).encode_indices([photo(8, 8), photo(16, 16)])
+
+
+# ------------------------------------------------------------------------------------------ fingerprints
+
+
+def test_fingerprints_are_16_hex_digits_and_repeat():
+    first, second = LatentCodec(kl()), LatentCodec(kl())
+    assert first.fingerprint == second.fingerprint != first.space_fingerprint
+    assert len(first.fingerprint) == len(first.space_fingerprint) == 16
+    assert int(first.fingerprint, 16) and int(first.space_fingerprint, 16)
+
+
+@pytest.mark.parametrize(
+    ("part", "space_changes"),
+    [
+        ("decoder.conv_out.bias", False),
+        ("post_quant_conv.weight", False),
+        ("encoder.conv_in.bias", True),
+        ("quant_conv.weight", True),
+        ("quantize.embedding.weight", True),
+    ],
+)
+def test_decoder_changes_only_the_whole_fingerprint(part, space_changes):
+    before, changed = LatentCodec(vq()), vq()
+    with torch.no_grad():
+        changed.get_parameter(part).view(-1)[0].add_(1e-3)
+    after = LatentCodec(changed)
+    assert after.fingerprint != before.fingerprint
+    assert (after.space_fingerprint != before.space_fingerprint) == space_changes
+
+
+@pytest.mark.parametrize("change", [{"scaling_factor": 0.2}, {"shift_factor": 0.1}])
+def test_scale_and_shift_change_both_fingerprints(change):
+    codec = LatentCodec(kl())
+    before = codec.fingerprint, codec.space_fingerprint
+    codec.space = replace(codec.space, **change)
+    assert codec.fingerprint != before[0]
+    assert codec.space_fingerprint != before[1]
+    assert LatentSpace.from_config(codec.autoencoder) == codec.space
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+def test_dtype_at_opening_changes_no_fingerprint(stored, tmp_path):
+    kl().to(stored).save_pretrained(tmp_path)
+    found = {
+        LatentCodec.from_pretrained(tmp_path, dtype=dtype).fingerprint
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    }
+    assert len(found) == 1
+
+
+def test_space_of_another_grid_is_refused_and_changes_nothing():
+    codec = LatentCodec(kl())
+    before = codec.space
+    with pytest.raises(ValueError, match="does not fit AutoencoderKL"):
+        codec.space = LatentSpace(5, 4, scaling_factor=0.9)
+    assert LatentSpace.from_config(codec.autoencoder) == codec.space == before
+
+
+def test_space_of_a_class_without_shift_refuses_one():
+    codec = LatentCodec(dc())
+    codec.space = replace(codec.space, scaling_factor=0.5)
+    assert codec.autoencoder.config.scaling_factor == 0.5
+    with pytest.raises(
+        ValueError, match=r"AutoencoderDC has no shift_factor, so no pipeline would read 0\.1"
+    ):
+        codec.space = replace(codec.space, shift_factor=0.1)
+
+
+# ------------------------------------------------------------------------------------------ opening and saving
+
+
+def test_save_and_reopen(tmp_path):
+    codec = LatentCodec(kl(scaling_factor=0.3))
+    codec.save_pretrained(tmp_path / "mine")
+    again = LatentCodec.from_pretrained(tmp_path / "mine")
+    assert again.name == "mine"
+    assert again.space == codec.space
+    assert again.fingerprint == codec.fingerprint
+    assert torch.equal(again.encode(photo()), codec.encode(photo()))
+    assert not again.autoencoder.training
+
+
+def test_saving_keeps_the_model_card_and_sidecars_but_no_path_of_this_machine(tmp_path):
+    LatentCodec(kl()).save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_text("# card")
+    codec = LatentCodec.from_pretrained(tmp_path / "a")
+    LatentCodec(kl(scaling_factor=0.7)).save_pretrained(tmp_path / "b")
+    (tmp_path / "b" / "preview.safetensors").write_bytes(b"sidecar")
+    codec.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "b" / "README.md").read_text() == "# card"
+    assert (tmp_path / "b" / "preview.safetensors").read_bytes() == b"sidecar"
+    assert str(tmp_path) not in (tmp_path / "b" / "config.json").read_text()
+    assert LatentCodec.from_pretrained(tmp_path / "b").fingerprint == codec.fingerprint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_saving_into_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    LatentCodec(kl()).save_pretrained(".")
+    assert LatentCodec.from_pretrained(tmp_path / "here").name == "here"
+
+
+def test_saving_never_replaces_a_folder_of_other_things(tmp_path):
+    (tmp_path / "letters.txt").write_text("dear")
+    with pytest.raises(ValueError, match="holds other files and no codec"):
+        LatentCodec(kl()).save_pretrained(tmp_path)
+    assert (tmp_path / "letters.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize("place", [".", "vae", "vqvae", "movq", "codec"])
+def test_finds_the_autoencoder_of_a_pipeline_or_run(place, tmp_path):
+    kl().save_pretrained(tmp_path / place)
+    if place in ("vae", "vqvae", "movq"):
+        (tmp_path / "model_index.json").write_text("{}")
+    assert LatentCodec.from_pretrained(tmp_path).fingerprint == LatentCodec(kl()).fingerprint
+
+
+@pytest.mark.parametrize("inside", ["", "vae", "codec", f"vae/{WEIGHTS}"])
+def test_is_named_after_the_folder_that_people_know(inside, tmp_path):
+    for place in ("", "vae", "codec"):
+        kl().save_pretrained(tmp_path / "moon" / place)
+    assert LatentCodec.from_pretrained(tmp_path / "moon" / inside).name == "moon"
+
+
+@pytest.mark.parametrize("place", ["", "vae/"])
+def test_hub_id_is_found_in_the_hubs_cache(place, tmp_path, monkeypatch):
+    """The cache as huggingface_hub lays it out, so that no network is needed."""
+    repository = tmp_path / "models--some-one--some.codec"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    kl().save_pretrained(snapshot / place)
+    if place:
+        (snapshot / "model_index.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    codec = LatentCodec.from_pretrained("some-one/some.codec")
+    assert codec.name == "some-one/some.codec"
+    assert codec.fingerprint == LatentCodec(kl()).fingerprint
+
+
+def test_subfolder_and_weight_file(tmp_path):
+    kl().save_pretrained(tmp_path / "here" / "deep")
+    assert LatentCodec.from_pretrained(tmp_path, subfolder="here/deep").space.channels == 4
+    assert LatentCodec.from_pretrained(tmp_path / "here" / "deep" / WEIGHTS).space.channels == 4
+    kl().save_pretrained(tmp_path / "half", variant="fp16")
+    assert LatentCodec.from_pretrained(tmp_path / "half" / "diffusion_pytorch_model.fp16.safetensors")
+
+
+def test_deprecated_attention_keys_of_old_checkpoints_open(tmp_path):
+    """As `stabilityai/sd-vae-ft-mse` and its age have them: query, key, value, proj_attn."""
+    kl().save_pretrained(tmp_path)
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(tmp_path / WEIGHTS)
+    old = {}
+    for key, tensor in state.items():
+        for new_name, old_name in names.items():
+            key = key.replace(f".{new_name}.", f".{old_name}.")
+        old[key] = tensor
+    assert old.keys() != state.keys()
+    save_file(old, tmp_path / WEIGHTS, {"format": "pt"})
+    assert LatentCodec.from_pretrained(tmp_path).fingerprint == LatentCodec(kl()).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no-such-codec", r"no-such-codec does not exist; give .* shipped codec \(default"),
+        ("nobody/nothing", "nobody/nothing is neither a folder here nor could it be had from the hub"),
+        ("./no/such/folder", "does not exist"),
+    ],
+)
+def test_wrong_names(name, message, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=message):
+        LatentCodec.from_pretrained(name)
+
+
+def test_wrong_dtype(tmp_path):
+    with pytest.raises(ValueError, match=r"dtype is torch.int8; allowed are float32, bfloat16, float16"):
+        LatentCodec.from_pretrained(tmp_path, dtype=torch.int8)
+
+
+def _foreign_file(folder):
+    (folder / "model.ckpt").write_bytes(b"x")
+    return folder / "model.ckpt"
+
+
+def _empty_folder(folder):
+    return folder
+
+
+def _pipeline_without_vae(folder):
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def _no_subfolder_weights(folder):
+    (folder / WEIGHTS).unlink()
+    return folder
+
+
+def _truncated(folder):
+    weights = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(weights[: len(weights) // 2])
+    return folder
+
+
+def _config_of_another_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"latent_channels": 8}))
+    return folder
+
+
+def _nonsense_config(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"block_out_channels": "wide"}))
+    return folder
+
+
+def _broken_json(folder):
+    (folder / "config.json").write_text("{")
+    return folder
+
+
+def _json_list(folder):
+    (folder / "config.json").write_text("[]")
+    return folder
+
+
+def _video_model(folder):
+    (folder / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
+    return folder
+
+
+def _lost_key(folder):
+    state = load_file(folder / WEIGHTS)
+    del state["encoder.conv_in.bias"]
+    save_file(state, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+def _extra_key(folder):
+    save_file(load_file(folder / WEIGHTS) | {"loss.x": torch.zeros(1)}, folder / WEIGHTS, {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("break_it", "from_codec", "message"),
+    [
+        (_foreign_file, False, "model.ckpt is a file; a codec is a diffusers folder"),
+        (_empty_folder, False, "is no codec: it has neither config.json"),
+        (_pipeline_without_vae, False, "has no autoencoder under vae, vqvae, movq"),
+        (_no_subfolder_weights, True, "safetensors is missing"),
+        (_truncated, True, "is damaged or does not fit its config.json"),
+        (_config_of_another_shape, True, "is damaged or does not fit its config.json"),
+        (_nonsense_config, True, "is damaged or does not fit its config.json"),
+        (_broken_json, True, "is not the config of a diffusers model"),
+        (_json_list, True, "is not the config of a diffusers model"),
+        (_video_model, True, "AutoencoderKLWan cannot be used: it works on video"),
+        (_lost_key, True, r"1 keys \(encoder.conv_in.bias\) missing, 0 keys unexpected"),
+        (_extra_key, True, r"0 keys missing, 1 keys \(loss.x\) unexpected"),
+    ],
+)
+def test_broken_codecs_give_one_line(break_it, from_codec, message, tmp_path):
+    if from_codec:
+        kl().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        LatentCodec.from_pretrained(break_it(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_subfolder(tmp_path):
+    kl().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no vae/config\.json"):
+        LatentCodec.from_pretrained(tmp_path, subfolder="vae")
+
+
+def test_shipped_default_opens():
+    from latent_codec.codec_folders import DEFAULT
+
+    codec = LatentCodec.from_pretrained()
+    assert codec.name == DEFAULT
+    assert (codec.space.channels, codec.space.downsampling_factor) == (4, 8)
+    assert type(codec.autoencoder) is diffusers.AutoencoderKL
+
+
+def test_failed_save_leaves_the_old_codec(tmp_path):
+    """A limit on the size of files stands for a full disk: the system refuses the write half way."""
+    resource = pytest.importorskip("resource")
+    LatentCodec(kl()).save_pretrained(tmp_path / "mine")
+    shutil.copytree(tmp_path / "mine", tmp_path / "before")
+    codec = LatentCodec(kl(scaling_factor=0.7))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            codec.save_pretrained(tmp_path / "mine")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for path in (tmp_path / "before").iterdir():
+        assert (tmp_path / "mine" / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "mine"]

@@ -1,0 +1,163 @@
+"""Every shipped preset says how to run it, builds the model it promises, and trains."""
+
+import json
+import math
+import re
+import shlex
+import tomllib
+from importlib.resources import files
+
+import pytest
+import torch
+from tiny_training import tiny_config, write_pictures
+
+from latent_codec.cli import build_parser
+from latent_codec.picture_sources import open_source
+from latent_codec.training.build import build_autoencoder
+from latent_codec.training.config import TrainingConfig, load_config, preset_names
+from latent_codec.training.loop import train
+
+LARGE = ["sd-f8c4", "sd3-f8c16"]
+GLOBAL = ["faces-global", "fashion-mnist-global"]
+FINETUNING = ["finetune-decoder"]
+NEW = [name for name in preset_names() if name not in FINETUNING]
+SMALL = [name for name in NEW if name not in LARGE]
+
+
+def preset_text(name: str) -> str:
+    return (files("latent_codec") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def header(name: str) -> str:
+    """The comment that the preset opens with, as one paragraph."""
+    opening = re.match(r"(?:#.*\n)+", preset_text(name))
+    assert opening, f"{name} does not open with a comment"
+    return " ".join(line.removeprefix("#").strip() for line in opening.group().splitlines())
+
+
+def short(name: str, *overrides: str) -> TrainingConfig:
+    """The preset, cut to three steps of two pictures. LPIPS, whose weights are not everywhere, is left out."""
+    return load_config(
+        name,
+        [
+            "run.steps=3",
+            "run.log_every=1",
+            "optimizer.batch_size=2",
+            "objective.lpips_weight=0",
+            *overrides,
+        ],
+    )
+
+
+def losses_of(run) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_presets_that_the_documentation_names_are_there():
+    assert set(preset_names()) >= {
+        "autoencoder",
+        "beta-vae",
+        "default-f8c4",
+        "denoising",
+        "faces-global",
+        "fashion-mnist-global",
+        "finetune-decoder",
+        "sd-f8c4",
+        "sd3-f8c16",
+    }
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_opens_with_a_command_that_runs_it(name):
+    first_line = preset_text(name).splitlines()[0]
+    command = shlex.split(first_line.removeprefix("#"))
+    assert command[:2] == ["latent-codec", "train"]
+
+    args = build_parser("train").parse_args(command[1:])
+
+    assert args.preset == name
+    assert args.data, "the command needs --data to run"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_states_its_duration_result_and_source(name):
+    text = header(name)
+    for what in ("Duration:", "Expected:", "Source:"):
+        assert re.search(rf"{what} \S+", text), f"{name} does not say its {what}"
+    assert re.search(r"Duration:.*\d.*Expected:.*\d.*Source:", text), "figures, please"
+    assert re.search(r"arXiv:\d{4}\.\d{5}|Science|ICML|ICLR|model card", text)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_sets_nothing_twice_and_crops_by_whole_latents(name):
+    config = load_config(name)
+    written = tomllib.loads(preset_text(name))
+    assert TrainingConfig.from_dict(written) == config
+    levels = len(config.model.arguments.get("block_out_channels", [1] * 4))
+    assert all(side % 2 ** (levels - 1) == 0 for side in config.data.size)
+
+
+@pytest.mark.parametrize(
+    ("name", "latent_channels", "parameters"),
+    # Stable Diffusion 1's VAE has 83,653,863. Stable Diffusion 3's 12 further channels add 12 inputs to the decoder
+    # and 24 outputs to the encoder, by way of 3x3 convolutions; the two 1x1 convolutions, 72 + 20, are gone.
+    [("sd-f8c4", 4, 83_653_863), ("sd3-f8c16", 16, 83_653_863 + 12 * 512 * 9 + 24 * (512 * 9 + 1) - 92)],
+)
+def test_the_large_presets_have_the_shape_of_their_originals(name, latent_channels, parameters):
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(load_config(name))
+    assert sum(weight.numel() for weight in autoencoder.parameters()) == parameters
+    assert autoencoder.config.latent_channels == latent_channels
+    assert (autoencoder.quant_conv is None) == (autoencoder.post_quant_conv is None) == (name == "sd3-f8c16")
+    latents = autoencoder.encode(torch.zeros(1, 3, 64, 64, device="meta")).latent_dist.mean
+    assert latents.shape == (1, latent_channels, 8, 8)
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_a_global_preset_turns_a_picture_into_one_vector(name):
+    config = load_config(name)
+    autoencoder = build_autoencoder(config)
+    image = torch.zeros(2, autoencoder.config.in_channels, *config.data.size)
+    latents = autoencoder.encode(image).latent_dist.mean
+    assert latents.shape == (2, config.model.arguments["latent_channels"], 1, 1)
+    assert autoencoder.decode(latents).sample.shape == image.shape
+
+
+def test_the_objectives_are_settings_of_one_network():
+    """The three share all but the objective, so that a difference between their results is the objective's."""
+    plain, denoising, variational = (load_config(name) for name in ("autoencoder", "denoising", "beta-vae"))
+    for section in ("model", "data", "optimizer", "run"):
+        assert getattr(plain, section) == getattr(denoising, section) == getattr(variational, section)
+    assert plain.objective.posterior == "mean" and plain.objective.kl_weight == 0
+    assert denoising.objective.input_noise > 0
+    assert variational.objective.kl_weight > 1 and variational.objective.is_likelihood
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_preset_trains(name, tmp_path):
+    # A single latent needs its whole crop; a grid of them may be smaller.
+    config = short(name) if name in GLOBAL else short(name, "data.height=32")
+    channels = config.model.arguments.get("in_channels", 3)
+    source = open_source(write_pictures(tmp_path / "pictures", 4, channels, size=(109, 89)))
+
+    result = train(config, build_autoencoder(config), source, tmp_path / "run")
+
+    assert result.finished
+    losses = losses_of(tmp_path / "run")
+    assert len(losses) == 3 and all(map(math.isfinite, losses))
+
+
+def test_finetune_decoder_starts_from_a_codec_and_keeps_its_encoder(tmp_path):
+    given = build_autoencoder(tiny_config())
+    given.save_pretrained(tmp_path / "codec")
+    config = short("finetune-decoder", f"model.pretrained={tmp_path / 'codec'}", "data.height=32")
+    source = open_source(write_pictures(tmp_path / "pictures", 4, size=(40, 48)))
+
+    result = train(config, build_autoencoder(config), source, tmp_path / "run")
+
+    trained, before = result.autoencoder.state_dict(), given.state_dict()
+    for key, tensor in before.items():
+        if key.startswith(("encoder.", "quant_conv.")):
+            assert torch.equal(trained[key], tensor), key
+    assert not torch.equal(trained["decoder.conv_out.weight"], before["decoder.conv_out.weight"])
+    assert load_config("finetune-decoder").model.pretrained == "default"

@@ -1,0 +1,72 @@
+"""The README's commands and Python blocks run as they stand; trainings are cut to two steps."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from latent_codec.cli import VERBS, main
+from latent_codec.codec_folders import ASSETS
+from latent_codec.metrics import lpips_available
+from latent_codec.training.config import preset_names
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHORT = ["--set", "run.steps=2", "--set", "optimizer.batch_size=1", "--set", "run.calibration_pictures=2"]
+
+needs_default = pytest.mark.skipif(
+    not (ASSETS / "default-f8c4").is_dir(), reason="needs the shipped codec latent_codec/assets/default-f8c4"
+)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with `picture.jpg` and `photos/`, as the README's reader has one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    ramp = np.linspace(0, 255, 136)
+    for index in range(3):
+        pixels = np.stack(
+            [np.add.outer(ramp, ramp) / 2, np.full((136, 136), 80.0 * index), np.outer(ramp, ramp) / 255]
+        )
+        picture = Image.fromarray(pixels.transpose(1, 2, 0).astype(np.uint8))
+        picture.save(tmp_path / "photos" / f"{index}.jpg")
+    picture.save(tmp_path / "picture.jpg")
+    return tmp_path
+
+
+def test_the_readme_has_both_first_commands_and_every_verb_and_preset():
+    assert "pip install -e . && latent-codec roundtrip\n" in README
+    assert 'pip install -e ".[test]" && pytest\n' in README
+    table = re.findall(r"^\| (.+?) \| .+ \|$", README, re.MULTILINE)
+    named = set(re.findall(r"`([\w-]+)", " ".join(table)))
+    assert set(VERBS) <= named
+    assert set(preset_names()) <= named
+
+
+@needs_default
+@pytest.mark.parametrize("block", BASH, ids=lambda block: block.split("\n")[0])
+def test_commands(block, workplace):
+    for line in block.strip().splitlines():
+        program, *words = shlex.split(line)
+        arguments = []
+        for word in words:
+            arguments += [str(path) for path in sorted(workplace.glob(word))] if "*" in word else [word]
+        if arguments[0] == "train":
+            arguments += SHORT
+            if not lpips_available():
+                arguments += ["--set", "objective.lpips_weight=0"]
+        assert program == "latent-codec"
+        assert main(arguments) == 0, line
+
+
+@needs_default
+@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+def test_python_blocks(block, workplace):
+    exec(compile(block, "README.md", "exec"), {})
+    if "again.png" in block:
+        assert Image.open(workplace / "again.png").size == (136, 136)

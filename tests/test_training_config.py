@@ -1,0 +1,133 @@
+import dataclasses
+import tomllib
+
+import pytest
+from tiny_training import tiny_config
+
+from latent_codec.training.build import build_autoencoder
+from latent_codec.training.config import TrainingConfig, dump_toml, load_config
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"optimiser": {}}, "unknown section 'optimiser' .did you mean 'optimizer'"),
+        ({"run": {"step": 3}}, r"unknown key in \[run\]: 'step' .did you mean 'steps'"),
+        ({"run": {"steps": "many"}}, "run.steps is 'many'; expected int"),
+        ({"run": {"steps": 2.5}}, "run.steps is 2.5; expected int"),
+        ({"run": {"steps": True}}, "run.steps is True; expected int"),
+        ({"run": {"steps": 0}}, "run.steps is 0; at least 1"),
+        ({"run": {"seed": -1}}, "run.seed is -1; at least 0"),
+        ({"run": {"precision": "fp8"}}, "run.precision is 'fp8'; allowed: 'fp32', 'bf16', 'fp16'"),
+        ({"run": 3}, r"run is 3; expected a table \[run\]"),
+        ({"data": {"scale": [1.0]}}, r"data.scale is \[1.0\]; expected a list of 2"),
+        ({"data": {"scale": [2.0, 1.0]}}, "expected 0 < min <= max"),
+        ({"data": {"flip": 1}}, "data.flip is 1; expected bool"),
+        ({"optimizer": {"learning_rate": 0}}, "learning_rate is 0.0; above 0"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "expected a finite number"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "from 0 to below 1"),
+        ({"optimizer": {"clip_norm": 0}}, "clip_norm is 0.0; above 0"),
+        ({"optimizer": {"ema_decay": 1}}, "ema_decay is 1.0; from 0 to below 1"),
+        ({"objective": {"gan_ramp": 0}}, "gan_ramp is 0; at least 1"),
+        ({"objective": {"kl_weight": -1}}, "kl_weight is -1.0; at least 0"),
+        ({"objective": {"dropped_pixels": 1.0}}, "dropped_pixels is 1.0; from 0 to below 1"),
+        (
+            {"objective": {"posterior": "mean", "kl_weight": 1}},
+            'kl_weight needs objective.posterior = "sample"',
+        ),
+        ({"model": {"train": "decoder"}}, "needs an encoder to keep"),
+        ({"model": {"pretrained": "x", "arguments": {"latent_channels": 2}}}, "exclude each other"),
+        (
+            {"model": {"pretrained": "x", "initialization": "linear"}},
+            "would overwrite the pretrained weights",
+        ),
+    ],
+)
+def test_wrong_settings_say_what_came_and_what_is_allowed(table, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig.from_dict(table)
+
+
+def test_configuration_survives_its_file():
+    config = tiny_config(
+        data={"width": 24, "scale": [0.5, 1.5]},
+        optimizer={"betas": [0.5, 0.75], "fan_in_reference": 9, "learning_rate": 1e-5},
+        model={"arguments": {"block_out_channels": [8], "act_fn": 'odd "name"\\\n'}},
+    )
+    assert TrainingConfig.from_dict(tomllib.loads(dump_toml(config.to_dict()))) == config
+
+
+def test_configuration_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny_config().run.steps = 5
+
+
+def test_overrides_are_toml_values_and_bare_words_are_strings():
+    config = load_config(
+        "default-f8c4",
+        ["run.steps=7", "run.precision=fp32", "data.scale=[0.5, 2]", "model.arguments.latent_channels = 8"],
+    )
+    assert (config.run.steps, config.run.precision, config.data.scale) == (7, "fp32", (0.5, 2.0))
+    assert config.model.arguments["latent_channels"] == 8
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "message"),
+    [
+        ("defalt-f8c4", [], "no preset 'defalt-f8c4' .did you mean 'default-f8c4'.*There are: "),
+        ("default-f8c4", ["run.steps"], "--set run.steps: expected section.key=value"),
+        ("default-f8c4", ["steps=3"], "--set steps=3: expected section.key=value"),
+        ("default-f8c4", ["run.steps.more=3"], r"run.steps is \d+, so run.steps.more cannot be set"),
+        ("default-f8c4", ["run.stepps=3"], "did you mean 'steps'"),
+    ],
+)
+def test_wrong_presets_and_overrides_are_refused(preset, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(preset, overrides)
+
+
+def test_a_file_of_ones_own_is_read_and_its_faults_named(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[run]\nsteps = 5\n")
+    assert load_config(str(mine)).run.steps == 5
+    mine.write_text("[run\n")
+    with pytest.raises(ValueError, match=r"mine\.toml is not valid TOML"):
+        load_config(str(mine))
+    with pytest.raises(FileNotFoundError):
+        load_config(str(tmp_path / "other.toml"))
+
+
+def test_new_autoencoder_follows_arguments_and_seed():
+    first, again = (build_autoencoder(tiny_config()) for _ in range(2))
+    other = build_autoencoder(tiny_config(run={"seed": 1}))
+
+    assert all(a.equal(b) for a, b in zip(first.parameters(), again.parameters()))
+    assert not first.encoder.conv_in.weight.equal(other.encoder.conv_in.weight)
+    assert len(first.config.down_block_types) == 2
+    assert first.config.scaling_factor == 1, "nothing was measured yet"
+    grey = build_autoencoder(tiny_config(model={"arguments": {"block_out_channels": [32], "in_channels": 1}}))
+    assert grey.config.out_channels == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"latent_chanels": 4}, "'latent_chanels' .did you mean 'latent_channels'"),
+        ({"block_out_channels": 64}, "block_out_channels is 64; expected a list"),
+        ({"block_out_channels": []}, "expected a list, one per level"),
+        ({"block_out_channels": [8], "norm_num_groups": 3}, "num_groups|divisible"),
+        ({"block_out_channels": [32], "latent_channels": "four"}, "do not make an AutoencoderKL"),
+    ],
+)
+def test_wrong_model_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build_autoencoder(tiny_config(model={"arguments": arguments}))
+
+
+def test_only_an_autoencoder_kl_is_fine_tuned(tmp_path):
+    import diffusers
+
+    diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vq")
+    config = TrainingConfig.from_dict({"model": {"pretrained": str(tmp_path / "vq")}})
+    with pytest.raises(ValueError, match="is a VQModel; this trainer takes an AutoencoderKL"):
+        build_autoencoder(config)

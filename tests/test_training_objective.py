@@ -1,0 +1,264 @@
+"""What each objective minimises, against independent formulas, and which networks its gradients reach."""
+
+import math
+
+import pytest
+import torch
+from tiny_training import tiny_config
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from latent_codec.metrics import lpips_available, round_to_8_bits
+from latent_codec.models.discriminator import PatchDiscriminator
+from latent_codec.training.build import build_autoencoder
+from latent_codec.training.config import ObjectiveConfig
+from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms
+
+
+def build(train_encoder=True, binarized=False, **settings):
+    """An objective, its terms, a batch of pictures and the latents' noise."""
+    autoencoder = build_autoencoder(tiny_config())
+    config = ObjectiveConfig(**settings)
+    torch.manual_seed(1)
+    discriminator = PatchDiscriminator(3, 8, 2) if config.gan_weight else None
+    objective = AutoencoderObjective(autoencoder, config, train_encoder=train_encoder)
+    terms_of = ObjectiveTerms(objective, binarized=binarized, discriminator=discriminator)
+    image = round_to_8_bits(torch.rand(2, 3, 24, 32) * 2 - 1)
+    return objective, terms_of, image, torch.randn(2, 2, 12, 16)
+
+
+def posterior_of(objective: AutoencoderObjective, image: torch.Tensor) -> Normal:
+    posterior = objective.autoencoder.encode(image).latent_dist
+    return Normal(posterior.mean, posterior.std)
+
+
+def nats_of_kl(objective, image) -> torch.Tensor:
+    return kl_divergence(posterior_of(objective, image), Normal(0.0, 1.0)).sum()
+
+
+def test_autoencoder_decodes_the_mean_and_pays_no_divergence():
+    objective, terms_of, image, noise = build(posterior="mean")
+    outputs = objective(image, noise)
+    terms = terms_of.autoencoder_loss(image, outputs, step=0)
+
+    mean = posterior_of(objective, image).mean
+    torch.testing.assert_close(outputs["reconstruction"], objective.autoencoder.decode(mean).sample)
+    assert torch.equal(outputs["reconstruction"], objective(image, 100 * noise)["reconstruction"])
+    assert terms.keys() == {"mse", "loss", "psnr"}
+    torch.testing.assert_close(terms["loss"], (outputs["reconstruction"] - image).square().mean())
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 10.0])
+def test_beta_vae_decodes_a_sample_and_weighs_the_divergence(beta):
+    objective, terms_of, image, noise = build(kl_weight=beta)
+    outputs = objective(image, noise)
+    terms = terms_of.autoencoder_loss(image, outputs, step=0)
+
+    posterior = posterior_of(objective, image)
+    sample = posterior.mean + posterior.stddev * noise  # the reparameterisation
+    torch.testing.assert_close(outputs["reconstruction"], objective.autoencoder.decode(sample).sample)
+    expected = (outputs["reconstruction"] - image).square().mean()
+    expected = expected + beta * nats_of_kl(objective, image) / image.numel()
+    torch.testing.assert_close(terms["loss"], expected)
+
+
+@pytest.mark.parametrize("std", [0.5, None])
+def test_gaussian_vae_minimises_the_negative_elbo_and_logs_it_in_bits_per_dim(std):
+    objective, terms_of, image, noise = build(reconstruction="gaussian", gaussian_std=std, kl_weight=1.0)
+    with torch.no_grad():  # a level too far off has no mass that float64 could tell from none
+        objective.autoencoder.decoder.conv_out.weight *= 0.3
+    outputs = objective(image, noise)
+    terms = terms_of.autoencoder_loss(image, outputs, step=0)
+
+    normal = Normal(outputs["reconstruction"].double(), objective.log_std.double().exp())
+    above = torch.where(image == 1, 1.0, normal.cdf(image.double() + 1 / 255))
+    below = torch.where(image == -1, 0.0, normal.cdf(image.double() - 1 / 255))
+    elbo = (above - below).log().sum() - nats_of_kl(objective, image).double()
+    # float32 against float64
+    torch.testing.assert_close(terms["loss"].double(), -elbo / image.numel(), rtol=1e-4, atol=0)
+    assert terms["bits_per_dim"].item() == pytest.approx(-elbo.item() / image.numel() / math.log(2), rel=1e-4)
+    terms["loss"].backward()
+    assert (std is None) == (objective.log_std.grad is not None)
+
+
+def test_gaussian_likelihood_counts_the_8_bit_level_of_a_resized_pixel():
+    objective, terms_of, image, noise = build(reconstruction="gaussian", gaussian_std=0.1)
+    outputs = objective(image, noise)
+    between = (image + 0.4 / 255).clamp(-1, 1)  # rounds to `image`
+
+    exact, rounded = (
+        terms_of.autoencoder_loss(each, outputs, 0)["gaussian_nll"] for each in (image, between)
+    )
+
+    assert torch.equal(exact, rounded)
+
+
+def test_bernoulli_vae_minimises_the_negative_elbo():
+    objective, terms_of, image, noise = build(reconstruction="bernoulli", kl_weight=1.0, binarized=True)
+    image = image.sign()
+    with torch.no_grad():  # probabilities away from the margin
+        objective.autoencoder.decoder.conv_out.weight *= 0.3
+    outputs = objective(image, noise)
+    terms = terms_of.autoencoder_loss(image, outputs, step=0)
+
+    probabilities = (outputs["reconstruction"] + 1) / 2
+    assert probabilities.min() > 1 / 256 and probabilities.max() < 255 / 256
+    log_likelihood = Bernoulli(probs=probabilities).log_prob((image + 1) / 2).sum()
+    elbo = log_likelihood - nats_of_kl(objective, image)
+    torch.testing.assert_close(terms["loss"], -elbo / image.numel(), rtol=1e-4, atol=0)
+    assert terms["bits_per_dim"].item() == pytest.approx(-elbo.item() / image.numel() / math.log(2), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("reconstruction", "binarized", "counts"),
+    [
+        ("gaussian", False, True),
+        ("bernoulli", True, True),
+        ("bernoulli", False, False),
+        ("mse", False, False),
+        ("l1", True, False),
+    ],
+)
+def test_only_a_likelihood_of_the_data_counts_as_bits(reconstruction, binarized, counts):
+    objective, terms_of, image, noise = build(reconstruction=reconstruction, binarized=binarized)
+    terms = terms_of.autoencoder_loss(image, objective(image, noise), step=0)
+    assert ("bits_per_dim" in terms) == counts
+
+
+def test_psnr_is_of_the_clean_picture_and_clamped_reconstruction():
+    _, terms_of, image, _ = build(posterior="mean")
+    zeros = torch.zeros(2, 2, 12, 16)
+    outputs = {"reconstruction": image + 0.1, "mean": zeros, "log_variance": zeros, "activation": zeros.sum()}
+
+    shown = (image + 0.1).clamp(-1, 1)
+    error = (shown - image).square().mean((1, 2, 3))
+    expected = (10 * torch.log10(2**2 / error)).mean()
+    torch.testing.assert_close(terms_of.autoencoder_loss(image, outputs, 0)["psnr"], expected)
+
+
+def test_lpips_starts_at_its_step_and_its_gradient_reaches_encoder_and_decoder():
+    if not lpips_available("squeeze"):
+        pytest.skip("needs the LPIPS weights, which are absent")
+    objective, terms_of, image, noise = build(lpips_weight=0.5, lpips_start=3)
+    outputs = objective(image, noise)
+
+    assert "lpips" not in terms_of.autoencoder_loss(image, outputs, step=2)
+    terms = terms_of.autoencoder_loss(image, outputs, step=3)
+    torch.testing.assert_close(terms["loss"], terms["mse"] + 0.5 * terms["lpips"])
+
+    terms["lpips"].backward()
+    for part in (objective.autoencoder.encoder, objective.autoencoder.decoder):
+        assert part.conv_in.weight.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in terms_of.lpips.parameters())
+
+
+GAN = {"gan_weight": 0.5, "gan_start": 10, "gan_ramp": 4, "gan_max_adaptive_weight": 2.0}
+
+
+def test_gan_term_starts_late_ramps_up_and_has_a_capped_adaptive_weight():
+    objective, terms_of, image, noise = build(**GAN)
+    outputs = objective(image, noise)
+
+    assert "gan" not in terms_of.autoencoder_loss(image, outputs, step=9)
+    for step, share in ((10, 0.25), (12, 0.75), (13, 1.0), (500, 1.0)):
+        terms = terms_of.autoencoder_loss(image, outputs, step)
+        torch.testing.assert_close(terms["gan"], -terms_of.discriminator(outputs["reconstruction"]).mean())
+        assert 0 < terms["gan_adaptive_weight"] <= 2
+        expected = terms["mse"] + 0.5 * share * terms["gan_adaptive_weight"] * terms["gan"]
+        torch.testing.assert_close(terms["loss"], expected)
+
+
+def test_adaptive_weight_is_of_the_last_layer_of_the_decoder():
+    objective, terms_of, image, noise = build(**GAN | {"gan_max_adaptive_weight": 1e6})
+    outputs = objective(image, noise)
+    terms = terms_of.autoencoder_loss(image, outputs, step=50)
+
+    last = objective.autoencoder.decoder.conv_out.weight
+    norms = [
+        torch.autograd.grad(terms[name], last, retain_graph=True)[0].norm().item() for name in ("mse", "gan")
+    ]
+    assert terms["gan_adaptive_weight"].item() == pytest.approx(norms[0] / (norms[1] + 1e-6), rel=1e-4)
+
+
+def test_generator_step_leaves_the_discriminator_without_gradient():
+    objective, terms_of, image, noise = build(**GAN)
+
+    terms_of.autoencoder_loss(image, objective(image, noise), step=50)["loss"].backward()
+
+    assert all(parameter.grad is None for parameter in terms_of.discriminator.parameters())
+    assert all(parameter.requires_grad for parameter in terms_of.discriminator.parameters())
+    assert objective.autoencoder.encoder.conv_in.weight.grad.abs().sum() > 0
+
+
+def test_discriminator_step_leaves_the_autoencoder_without_gradient():
+    objective, terms_of, image, noise = build(**GAN)
+    reconstruction = objective(image, noise)["reconstruction"]
+
+    terms = terms_of.discriminator_loss(terms_of.discriminator, image, reconstruction)
+    terms["discriminator"].backward()
+
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    assert all(parameter.grad is not None for parameter in terms_of.discriminator.parameters())
+    real, fake = terms_of.discriminator(image), terms_of.discriminator(reconstruction)
+    expected = 0.5 * ((1 - real).clamp_min(0).mean() + (1 + fake).clamp_min(0).mean())
+    torch.testing.assert_close(terms["discriminator"], expected)
+
+
+def test_decoder_only_gives_the_encoder_no_gradient():
+    objective, terms_of, image, noise = build(train_encoder=False)
+    terms_of.autoencoder_loss(image, objective(image, noise), step=0)["loss"].backward()
+
+    autoencoder = objective.autoencoder
+    for part in (autoencoder.encoder, autoencoder.quant_conv):
+        assert all(parameter.grad is None for parameter in part.parameters())
+    for part in (autoencoder.decoder, autoencoder.post_quant_conv):
+        assert all(parameter.grad is not None for parameter in part.parameters())
+
+
+def test_activation_penalty_begins_at_its_limit():
+    def penalty(limit):
+        objective, terms_of, image, noise = build(activation_weight=3.0, activation_limit=limit)
+        terms = terms_of.autoencoder_loss(image, objective(image, noise), step=0)
+        kl_free = terms["mse"] + 3.0 * terms["activation"]
+        torch.testing.assert_close(terms["loss"], kl_free)
+        return objective, terms["activation"]
+
+    assert penalty(1e4)[1].item() == 0
+    objective, value = penalty(0.5)
+    value.backward()
+    assert value > 0 and objective.autoencoder.encoder.mid_block.resnets[0].conv1.weight.grad.abs().sum() > 0
+
+
+def test_activation_penalty_lowers_the_activations():
+    objective, terms_of, image, noise = build(activation_weight=1.0, activation_limit=0.5)
+    optimizer = torch.optim.Adam(objective.parameters(), 3e-3)
+    values = []
+    for _ in range(15):
+        terms = terms_of.autoencoder_loss(image, objective(image, noise), step=0)
+        values.append(terms["activation"].item())
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+    assert values[-1] < 0.7 * values[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"activation_weight": 1.0, "activation_limit": 0.5}])
+def test_gradient_checkpointing_gives_the_same_gradients(settings):
+    gradients = []
+    for checkpointing in (False, True):
+        objective, terms_of, image, noise = build(kl_weight=1e-3, **settings)
+        if checkpointing:
+            objective.autoencoder.enable_gradient_checkpointing()
+        objective.train()
+        terms_of.autoencoder_loss(image, objective(image, noise), step=0)["loss"].backward()
+        gradients.append([parameter.grad for parameter in objective.parameters()])
+    for plain, recomputed in zip(*gradients):
+        torch.testing.assert_close(recomputed, plain)
+
+
+def test_the_posterior_stays_in_sight_of_the_forward_pass():
+    # diffusers#10614: AutoencoderKL.forward hides it, so that no KL term can be had through a wrapped model
+    objective, _, image, noise = build()
+    outputs = objective(image, noise)
+    posterior = objective.autoencoder.encode(image).latent_dist
+    torch.testing.assert_close(outputs["mean"], posterior.mean)
+    torch.testing.assert_close(outputs["log_variance"], posterior.logvar)

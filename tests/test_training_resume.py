@@ -1,0 +1,121 @@
+"""Runs in processes of their own: killed at random, killed in the middle of a checkpoint, stopped by Ctrl-C."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import tiny_config, weights, write_pictures
+
+from latent_codec.training.checkpoints import latest_checkpoint
+from latent_codec.training.config import dump_toml
+from latent_codec.training.report import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 50
+
+# Train the same run to its end in every folder given; what a real disk does at any moment, `DIE_AT` does at a
+# moment of our choosing: the process is killed when the optimizer's part of that checkpoint is half written.
+SCRIPT = """
+import os, signal, sys
+import torch
+from latent_codec.cli import main
+
+save = torch.save
+def die(state, file):
+    save(state, file)
+    if os.path.basename(os.path.dirname(file.name)) == os.environ.get("DIE_AT"):
+        file.truncate(file.tell() // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = die
+preset, pictures, *runs = sys.argv[1:]
+sys.exit(max(main(["train", preset, "--data", pictures, "--out", run]) for run in runs))
+"""
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    sections = {
+        "objective": {"kl_weight": 1e-3, "input_noise": 0.1},
+        "data": {"num_workers": 1},
+        "run": {"steps": STEPS, "checkpoint_every": 7, "log_every": 5, "calibration_pictures": 0},
+    }
+    (folder / "tiny.toml").write_text(dump_toml(tiny_config(**sections).to_dict()))
+    write_pictures(folder / "pictures")
+    return [sys.executable, "-c", SCRIPT, str(folder / "tiny.toml"), str(folder / "pictures")]
+
+
+def start(command, *runs, **environment):
+    # one thread: another number of them may sum in another order
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.Popen(
+        [*command, *map(str, runs)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_step(process, run, step) -> None:
+    """Until `run` has logged `step`."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        lines = read_metrics(run)
+        if lines and lines[-1]["step"] >= step:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def test_killed_runs_go_on_to_the_weights_of_an_uninterrupted_one(command, tmp_path):
+    whole, killed, torn = tmp_path / "whole", tmp_path / "killed", tmp_path / "torn"
+
+    process = start(command, killed)
+    wait_for_step(process, killed, random.randrange(5, 30))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert latest_checkpoint(killed) is None or int(latest_checkpoint(killed).name) < STEPS
+
+    process = start(command, torn, DIE_AT="21")
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert sorted(path.name[:4] for path in (torn / "checkpoints").iterdir()) == [".21.", "14", "7"]
+
+    process = start(command, killed, torn, whole)
+    error = process.communicate()[1]
+    assert process.returncode == 0, error
+
+    for run in (killed, torn):
+        for name in ("model", "ema"):
+            expected, found = (weights(each / "checkpoints" / str(STEPS), name) for each in (whole, run))
+            assert expected.keys() == found.keys()
+            assert all(torch.equal(found[key], expected[key]) for key in expected), (run.name, name)
+        assert not list(run.rglob("*.partial"))
+        expected, found = (
+            [{**line, "pictures_per_second": None} for line in read_metrics(each)] for each in (whole, run)
+        )
+        assert found == expected
+        assert [line["step"] for line in found] == list(range(5, STEPS + 1, 5))
+        assert (run / "codec" / "config.json").is_file()
+
+
+def test_ctrl_c_reaches_the_loader_too_and_still_ends_on_a_checkpoint(command, tmp_path):
+    process = start(command, tmp_path / "run")
+    wait_for_step(process, tmp_path / "run", 5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
+    error = process.communicate()[1]
+
+    assert process.returncode == 0, error
+    assert "stopping after this step, with a checkpoint" in error
+    stopped = int(latest_checkpoint(tmp_path / "run").name)
+    assert 5 <= stopped < STEPS and not (tmp_path / "run" / "codec").exists()
