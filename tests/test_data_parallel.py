@@ -59,8 +59,10 @@ def test_two_processes_give_the_gradients_of_the_doubled_batch(runs):
     two, one = (gradients(run / "checkpoints" / "1") for run in runs[:2])
     assert two.keys() == one.keys()
     scale = max(gradient.abs().max().item() for gradient in one.values())
-    for number in one:  # the same sums in another order: float32 rounding
-        torch.testing.assert_close(two[number], one[number], rtol=1e-4, atol=2e-6 * scale)
+    for number in one:
+        # The same sums in another order: float32 rounding, through the layers, some 1e-6 of the largest gradient
+        # and more on some CPUs. A process left out would move them by some 1e-1.
+        torch.testing.assert_close(two[number], one[number], rtol=1e-3, atol=5e-5 * scale)
 
 
 def test_two_processes_log_the_means_over_both(runs):

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from latent_codec.codec import LatentCodec
+from latent_codec.models.initialization import initialize_evenly
 from latent_codec.training.config import TrainingConfig, near_match
 
 
@@ -44,6 +45,9 @@ def build_autoencoder(config: TrainingConfig) -> AutoencoderKL:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         try:
-            return AutoencoderKL(**arguments)
+            autoencoder = AutoencoderKL(**arguments)
         except (TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
             raise ValueError(f"model.arguments do not make an AutoencoderKL: {error}") from error
+        if config.model.initialization == "even":
+            initialize_evenly(autoencoder)
+    return autoencoder

@@ -29,8 +29,9 @@ class ModelConfig:
     """diffusers.AutoencoderKL's constructor arguments."""
     pretrained: str | None = None
     """A codec's name or folder to start from instead; `arguments` must then be empty."""
-    initialization: Literal["random", "linear"] = "random"
-    """`linear`: start as the principal components of the data's 8x8 blocks (models/initialization.py)."""
+    initialization: Literal["random", "linear", "even"] = "random"
+    """`linear`: start as the principal components of the data's 8x8 blocks. `even`: at random, but with equal variance at
+    every depth, which deep and narrow networks need (models/initialization.py). `random`: as torch has it."""
     anchor: float = 8.0
     """Of the linear start: larger makes pictures more independent of their surroundings, smaller keeps more digits in
     bfloat16."""

@@ -9,6 +9,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from latent_codec.training.config import OptimizerConfig
 
+SCALAR_FACTOR = 10.0  # a lone scalar, such as the likelihood's log std, has units of its own to cross
+
 
 def learning_rate(step: int, config: OptimizerConfig, num_steps: int) -> float:
     """The learning rate of a step, counted from 0: linear warm-up, then the schedule's course to `num_steps`."""
@@ -27,7 +29,7 @@ def build_optimizer(
     """One AdamW for both networks, since they share the loss scale of float16.
 
     Every group has a `factor`, by which `set_learning_rate` multiplies the step's rate: the
-    discriminator's own rate, and the fan-in's share of `optimizer.fan_in_reference`.
+    discriminator's own rate, the fan-in's share of `optimizer.fan_in_reference`, and 10 for scalars.
     """
     ratio = (config.discriminator_learning_rate or config.learning_rate) / config.learning_rate
     return torch.optim.AdamW(
@@ -44,7 +46,9 @@ def _groups(parameters: Iterable[nn.Parameter], ratio: float, fan_in_reference: 
     groups: dict[float, list[nn.Parameter]] = {}
     for parameter in parameters:
         factor = ratio
-        if fan_in_reference and parameter.ndim > 1:
+        if parameter.ndim == 0:
+            factor *= SCALAR_FACTOR
+        elif fan_in_reference and parameter.ndim > 1:
             factor *= min(1.0, fan_in_reference / parameter[0].numel())
         groups.setdefault(factor, []).append(parameter)
     return [{"params": members, "factor": factor} for factor, members in groups.items()]

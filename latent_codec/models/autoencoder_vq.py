@@ -1,0 +1,160 @@
+"""AutoencoderVQ: diffusers' VQModel, with a quantizer that trains and indices that come in and out."""
+
+from typing import Literal
+
+import torch
+from diffusers import VQModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks for it here on reload
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor
+
+from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
+
+
+class AutoencoderVQ(VQModel, AutoencoderMixin):
+    """A VQ-VAE or VQGAN (arXiv:1711.00937, arXiv:2012.09841) whose folder loads in plain diffusers.VQModel.
+
+        image --encoder--> --quant_conv--> latents --quantize--> indices
+          ^                                                         |
+          +------------- decoder <--post_quant_conv-- codewords <---+
+
+    As pipelines expect of a VQModel, `encode` gives latents that are not yet quantised and `decode` quantises
+    them. Codes are one grid of int64 indices, (B, height / f, width / f).
+
+    Args:
+        in_channels, out_channels, block_out_channels, layers_per_block, act_fn, latent_channels, sample_size,
+            num_vq_embeddings, norm_num_groups, vq_embed_dim, scaling_factor, norm_type,
+            mid_block_add_attention, force_upcast: as VQModel has them.
+        down_block_types, up_block_types: one per level; "AttnDownEncoderBlock2D" and "AttnUpDecoderBlock2D"
+            have attention.
+        lookup_from_codebook: so that plain VQModel decodes indices too (`force_not_quantize=True, shape=...`).
+        beta, legacy, gradient, l2_normalized: of the quantizer (models/quantizers.py).
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        block_out_channels: tuple[int, ...] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 3,
+        sample_size: int = 32,
+        num_vq_embeddings: int = 256,
+        norm_num_groups: int = 32,
+        vq_embed_dim: int | None = None,
+        scaling_factor: float = 1.0,
+        norm_type: str = "group",
+        mid_block_add_attention: bool = True,
+        lookup_from_codebook: bool = True,
+        force_upcast: bool = False,
+        beta: float = 0.25,
+        legacy: bool = False,
+        gradient: Literal["straight-through", "rotation"] = "straight-through",
+        l2_normalized: bool = False,
+    ):
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            latent_channels=latent_channels,
+            sample_size=sample_size,
+            num_vq_embeddings=num_vq_embeddings,
+            norm_num_groups=norm_num_groups,
+            vq_embed_dim=vq_embed_dim,
+            scaling_factor=scaling_factor,
+            norm_type=norm_type,
+            mid_block_add_attention=mid_block_add_attention,
+            lookup_from_codebook=lookup_from_codebook,
+            force_upcast=force_upcast,
+        )
+        self.quantize = VectorQuantizer(
+            num_vq_embeddings,
+            vq_embed_dim or latent_channels,
+            beta=beta,
+            legacy=legacy,
+            gradient=gradient,
+            l2_normalized=l2_normalized,
+        )
+        self.use_slicing = False
+
+    @property
+    def quantizers(self) -> list[VectorQuantizer]:
+        """Top level first: here there is one."""
+        return [self.quantize]
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
+        """Image (B, C, H, W) in [-1, 1] -> `latents` (B, D, H / f, W / f), unquantised."""
+        parts = x.split(1) if self.use_slicing else [x]
+        latents = torch.cat([self.quant_conv(self.encoder(part)) for part in parts])
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(
+        self,
+        h: Tensor,
+        force_not_quantize: bool = False,
+        return_dict: bool = True,
+        shape: tuple[int, ...] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor, Tensor]:
+        """Latents, quantised here, or indices -> `sample`, (B, C, H, W), and `commit_loss`.
+
+        Args:
+            h: (B, D, h, w) of floats; or integer indices (B, h, w), or of any shape with `shape`.
+            force_not_quantize: decode latents as they are.
+            shape: of the codewords, (B, h, w, D), as VQModel wants it for indices.
+            generator: ignored; pipelines pass it to every autoencoder.
+        """
+        commit_loss = torch.zeros(len(h), device=h.device, dtype=self.dtype)
+        if not h.is_floating_point():
+            quantized = self.quantize.lookup(h.view(shape[:3]) if shape is not None else h)
+        elif force_not_quantize:
+            quantized = h
+        else:
+            output = self.quantize(h)
+            quantized, commit_loss = output.quantized, self.quantize.loss(output)
+        parts = quantized.split(1) if self.use_slicing else [quantized]
+        spatial = self.config.norm_type == "spatial"
+        sample = torch.cat(
+            [self.decoder(self.post_quant_conv(part), part if spatial else None) for part in parts]
+        )
+        return (
+            DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
+        )
+
+    def quantize_latents(self, latents: Tensor) -> QuantizerOutput:
+        """Latents (B, D, h, w) -> codewords, indices, loss terms and perplexity."""
+        return self.quantize(latents)
+
+    @apply_forward_hook
+    def encode_indices(self, image: Tensor) -> Tensor:
+        """Image (B, C, H, W) in [-1, 1] -> indices, int64 (B, H / f, W / f)."""
+        return self.quantize.nearest(self.encode(image).latents)
+
+    @apply_forward_hook
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Indices, int64 (B, h, w) -> image (B, C, h f, w f)."""
+        return self.decode(indices).sample
+
+    def encode_quantized(self, image: Tensor) -> list[QuantizerOutput]:
+        """Image -> what each level's quantizer gives, top level first: the pass that training differentiates."""
+        return [self.quantize(self.encode(image).latents)]
+
+    def decode_quantized(self, quantized: list[Tensor]) -> Tensor:
+        """The inverse of `encode_quantized`: codewords of each level -> image."""
+        (codewords,) = quantized
+        return self.decode(codewords, force_not_quantize=True).sample

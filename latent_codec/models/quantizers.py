@@ -1,0 +1,363 @@
+"""Vector quantisation: the search, the gradients through it, the loss terms, and how a codebook is learned.
+
+    latents --nearest codeword--> indices --codebook--> quantized --straight-through | rotation--> decoder
+       |                             |
+       +---- commitment, codebook ---+         CodebookLearner: k-means start, moving average, restarts
+
+A model holds a `VectorQuantizer`, whose only weights are the codewords; what a training
+must remember about them (how often each was used, and by what) is a `CodebookLearner`'s.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+GradientEstimator = Literal["straight-through", "rotation"]
+
+SCORES_AT_ONCE = 2**22
+"""Vectors times codewords whose scores are kept at a time: 16 MB."""
+
+
+class QuantizerOutput(NamedTuple):
+    """Latents snapped to a codebook; its losses are unweighted means over all values."""
+
+    quantized: Tensor
+    """(B, D, h, w), in the latents' dtype; gradients reach the latents by the quantizer's estimator."""
+    indices: Tensor
+    """int64 (B, h, w)."""
+    commitment_loss: Tensor
+    """||z - sg[e]||^2: moves the encoder's output towards the codewords."""
+    codebook_loss: Tensor
+    """||sg[z] - e||^2: moves the codewords towards the encoder's output."""
+    perplexity: Tensor
+    """2 to the entropy of the indices' frequencies: 1 to codebook_size."""
+    latents: Tensor
+    """What was quantised, (B, D, h, w): unit vectors where the quantizer normalises."""
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook, and the step from latents to it (VQ-VAE, arXiv:1711.00937, equations 1-3).
+
+    Args:
+        codebook_size: number of codewords.
+        dim: their length, the latents' channels.
+        beta: weight of the commitment term against the codebook term.
+        legacy: beta weighs the codebook term instead, as in the first published VQGAN and diffusers' `legacy=True`.
+        gradient: "straight-through" (section 3.2), or "rotation" (arXiv:2410.06424, equation 4), which turns and
+            scales a gradient as it turned and scaled the vector.
+        l2_normalized: compare directions alone: latents and codewords are unit vectors (arXiv:2110.04627, 3.2).
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        dim: int,
+        *,
+        beta: float = 0.25,
+        legacy: bool = False,
+        gradient: GradientEstimator = "straight-through",
+        l2_normalized: bool = False,
+    ):
+        super().__init__()
+        if gradient not in ("straight-through", "rotation"):
+            raise ValueError(f'gradient is {gradient!r}; allowed are "straight-through" and "rotation".')
+        if codebook_size < 1 or dim < 1:
+            raise ValueError(f"codebook_size is {codebook_size} and dim {dim}; both are at least 1.")
+        self.beta, self.legacy = beta, legacy
+        self.gradient, self.l2_normalized = gradient, l2_normalized
+        self.bypassed = False
+        """True lets latents through unquantised: the same network as a plain autoencoder, for comparison."""
+        self.embedding = nn.Embedding(codebook_size, dim)
+        nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
+        self.project_codebook()
+
+    @property
+    def codebook_size(self) -> int:
+        return self.embedding.num_embeddings
+
+    @property
+    def dim(self) -> int:
+        return self.embedding.embedding_dim
+
+    @torch.no_grad()
+    def project_codebook(self) -> None:
+        """Put codewords back onto the unit sphere where they belong there; to be called after they changed."""
+        if self.l2_normalized:
+            self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=1))
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """Indices of the nearest codewords, int64 (B, h, w), of latents (B, D, h, w)."""
+        # Normalising the latents would change no answer: among unit codewords the nearest is the one best aligned.
+        vectors = latents.detach().movedim(1, -1).reshape(-1, self.dim)
+        return nearest_codewords(vectors, self.embedding.weight).view(len(latents), *latents.shape[2:])
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codewords (B, D, h, w) of `indices` (B, h, w)."""
+        return self.embedding(indices).movedim(-1, 1).contiguous()
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Quantise `latents`, (B, D, h, w), in float32 whatever their dtype.
+
+        Raises:
+            ValueError: if they have another number of channels than the codewords.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.dim:
+            raise ValueError(f"latents of shape {tuple(latents.shape)} came; expected (B, {self.dim}, h, w).")
+        if self.l2_normalized:
+            latents = F.normalize(latents.float(), dim=1).to(latents.dtype)
+        indices = self.nearest(latents)
+        codewords = self.lookup(indices).float()
+        z = latents.float()
+        commitment_loss = F.mse_loss(z, codewords.detach())
+        codebook_loss = F.mse_loss(codewords, z.detach())
+        estimate = rotate if self.gradient == "rotation" else straight_through
+        quantized = latents if self.bypassed else estimate(z, codewords.detach()).to(latents.dtype)
+        quantized = quantized.contiguous()  # one layout, whatever the encoder's, so that decoders round alike
+        counts = torch.bincount(indices.flatten(), minlength=self.codebook_size)
+        return QuantizerOutput(
+            quantized, indices, commitment_loss, codebook_loss, perplexity(counts), latents
+        )
+
+    def loss(self, output: QuantizerOutput, *, train_codebook: bool = True) -> Tensor:
+        """The weighted sum of an output's terms: VQ-VAE, equation 3, behind the reconstruction.
+
+        Args:
+            train_codebook: False leaves the codebook term out, for codewords that a moving average sets.
+        """
+        if self.bypassed:
+            return torch.zeros_like(output.commitment_loss)
+        commitment_weight, codebook_weight = (1.0, self.beta) if self.legacy else (self.beta, 1.0)
+        loss = commitment_weight * output.commitment_loss
+        return loss + codebook_weight * output.codebook_loss if train_codebook else loss
+
+
+@torch.no_grad()
+def nearest_codewords(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Index of each vector's nearest codeword (VQ-VAE, arXiv:1711.00937, equation 1), the first where several are.
+
+    argmin_k |z - e_k|^2 = argmax_k (z . e_k - |e_k|^2 / 2), in float32: half precision's rounding can change
+    which one wins. The scores of all pairs never exist at once.
+
+    Args:
+        vectors: (N, D), any floating dtype.
+        codebook: (K, D).
+
+    Returns:
+        int64 (N,).
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        codewords = codebook.detach().float()
+        half_norms = codewords.square().sum(1) / -2
+        transposed = codewords.T.contiguous()
+        num_rows = max(SCORES_AT_ONCE // len(codewords), 1)
+        chunks = [
+            torch.addmm(half_norms, chunk.float(), transposed).argmax(1) for chunk in vectors.split(num_rows)
+        ]
+    return torch.cat(chunks) if chunks else vectors.new_zeros(0, dtype=torch.int64)
+
+
+def straight_through(z: Tensor, codewords: Tensor) -> Tensor:
+    """`codewords`, with the identity as their gradient with respect to `z` (VQ-VAE, section 3.2)."""
+    return z + (codewords - z).detach()
+
+
+def rotate(z: Tensor, codewords: Tensor) -> Tensor:
+    """`codewords`, reached from `z` by a rotation and a scale that count as constants in the backward pass.
+
+    q = |e|/|z| (z - 2 w w'z + 2 e' z'z) with unit vectors z' and e' and w = (z' + e') / |z' + e'|: the rotation
+    trick (Fifty et al., arXiv:2410.06424, equation 4). Gradients keep their angle to the codeword, which the
+    straight-through estimator forgets.
+
+    Args:
+        z: encoder output, (B, D, h, w).
+        codewords: those of `z`, without gradient, same shape.
+    """
+    with torch.no_grad():
+        source, target = F.normalize(z, dim=1), F.normalize(codewords, dim=1)
+        middle = F.normalize(source + target, dim=1)
+        scale = codewords.norm(dim=1, keepdim=True) / z.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+    def project(direction: Tensor) -> Tensor:
+        return (z * direction).sum(1, keepdim=True)
+
+    rotated = scale * (z - 2 * project(middle) * middle + 2 * project(source) * target)
+    return codewords + (rotated - rotated.detach())  # the value to the bit
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of frequencies `counts`, (K,): as many codewords, used alike, would be as uncertain."""
+    shares = counts.float() / counts.sum().clamp_min(1)
+    return torch.exp(-torch.xlogy(shares, shares).sum())
+
+
+@torch.no_grad()
+def k_means(
+    vectors: Tensor,
+    num_clusters: int,
+    *,
+    num_iterations: int = 20,
+    seed: int = 0,
+    normalize: bool = False,
+) -> Tensor:
+    """Centres of `vectors` by Lloyd's algorithm (1982), from a random draw of them.
+
+    A centre that loses all its vectors moves to one of them drawn at random. Computed on the CPU, so that every
+    process of a run gets the same.
+
+    Args:
+        vectors: (N, D). With fewer than `num_clusters`, some centres are copies with a little noise.
+        normalize: unit vectors: spherical k-means.
+
+    Returns:
+        (num_clusters, D), float32.
+
+    Raises:
+        ValueError: if there is no vector, or one is not finite.
+    """
+    vectors = vectors.detach().float().cpu()
+    if not len(vectors) or not vectors.isfinite().all():
+        raise ValueError(f"k-means of {len(vectors)} vectors: at least one, and all finite, are needed.")
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> Tensor:
+        order = [torch.randperm(len(vectors), generator=generator) for _ in range(-(-count // len(vectors)))]
+        drawn = vectors[torch.cat(order)[:count]]
+        noise = torch.randn(drawn.shape, generator=generator)
+        return drawn + 1e-4 * vectors.std(0, correction=0) * noise
+
+    centres = draw(num_clusters)
+    for _ in range(num_iterations):
+        indices = nearest_codewords(vectors, centres)
+        counts, sums = codeword_sums(vectors, indices, num_clusters)
+        empty = counts == 0
+        centres = torch.where(empty[:, None], centres, sums / counts.clamp_min(1)[:, None])
+        if empty.any():
+            centres[empty] = draw(int(empty.sum()))
+        if normalize:
+            centres = F.normalize(centres, dim=1)
+    return centres
+
+
+def codeword_sums(vectors: Tensor, indices: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """How many of `vectors` (N, D) chose each codeword, float (K,), and their sum, (K, D)."""
+    counts = torch.bincount(indices, minlength=codebook_size).to(vectors.dtype)
+    return counts, vectors.new_zeros(codebook_size, vectors.shape[1]).index_add_(0, indices, vectors)
+
+
+class CodebookLearner(nn.Module):
+    """What a training knows of one codebook's use, and does about it after each step.
+
+    Its buffers belong into the checkpoint. Every process observes its own batches; `update` sums over all of
+    them, and does the same everywhere.
+
+    Args:
+        quantizer: whose codewords are changed in place.
+        learning: "ema" sets each codeword to the moving average of what chose it (VQ-VAE, arXiv:1711.00937,
+            appendix A.1); "gradient" leaves that to the optimizer and the codebook loss.
+        decay: of the moving averages, of the usage's also where learning is by gradient.
+        restart_below: a codeword used less than this share of the mean moves to a live latent; 0: never.
+        seed: of the choice among latents.
+    """
+
+    NUM_CANDIDATES = 1024  # latents per process and step among which restarted codewords choose
+
+    def __init__(
+        self,
+        quantizer: VectorQuantizer,
+        *,
+        learning: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.99,
+        restart_below: float = 0.03,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self._quantizer = (quantizer,)  # not a submodule: its weights are the model's
+        self.learning, self.decay, self.restart_below, self.seed = learning, decay, restart_below, seed
+        size, dim = quantizer.embedding.weight.shape
+        quantizer.embedding.weight.requires_grad_(learning == "gradient")
+        self.register_buffer("usage", torch.zeros(size))
+        """Moving average of the latents per step that chose each codeword; all 0 before the first step."""
+        self.register_buffer("sums", torch.zeros(size, dim))
+        """Moving average of those latents' sum."""
+        self._observed: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def quantizer(self) -> VectorQuantizer:
+        return self._quantizer[0]
+
+    @torch.no_grad()
+    def observe(self, output: QuantizerOutput) -> None:
+        """Remember a micro-batch until `update`."""
+        vectors = output.latents.detach().float().movedim(1, -1).reshape(-1, self.quantizer.dim)
+        self._observed.append((vectors, output.indices.flatten()))
+
+    @torch.no_grad()
+    def update(
+        self,
+        step: int,
+        *,
+        sum_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> tuple[dict[str, float], Tensor]:
+        """Learn from what was observed since the last update, after the optimizer's step.
+
+        Args:
+            step: seeds the choice of restarted codewords.
+            sum_over_processes: sums a tensor over the processes of a run.
+            gather: concatenates the processes' tensors along the first dimension.
+
+        Returns:
+            `perplexity`, `used_codes` (chosen in this step) and `restarted_codes`; and the indices of the
+            restarted ones, whose earlier averages mean nothing now.
+        """
+        quantizer, weight = self.quantizer, self.quantizer.embedding.weight
+        vectors, indices = (torch.cat(parts) for parts in zip(*self._observed))
+        self._observed.clear()
+        counts, sums = (
+            sum_over_processes(total) for total in codeword_sums(vectors, indices, quantizer.codebook_size)
+        )
+        if not self.usage.any():
+            self.usage += counts.mean()
+            self.sums.copy_(weight.float() * self.usage[:, None])
+        self.usage.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        if self.learning == "ema":
+            # Laplace smoothing keeps a codeword that is hardly used from dividing by nothing.
+            total, epsilon = self.usage.sum(), 1e-5
+            smoothed = (self.usage + epsilon) / (total + len(self.usage) * epsilon) * total
+            weight.copy_(self.sums / smoothed[:, None])
+        dead = self.restart(self.dead_codes(), vectors, step, gather)
+        quantizer.project_codebook()
+        terms = {
+            "perplexity": float(perplexity(counts)),
+            "used_codes": float((counts > 0).sum()),
+            "restarted_codes": float(len(dead)),
+        }
+        return terms, dead
+
+    def dead_codes(self) -> Tensor:
+        """Indices of the codewords whose usage is below `restart_below` of the mean."""
+        return (self.usage < self.restart_below * self.usage.mean()).nonzero().flatten()
+
+    def restart(
+        self, dead: Tensor, vectors: Tensor, step: int, gather: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Move codewords `dead` to latents drawn from all processes' `vectors`; return those that moved.
+
+        A moved codeword is granted the mean usage, so that it has about ln(1 / restart_below) / (1 - decay)
+        steps to be chosen.
+        """
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        drawn = torch.randint(len(vectors), (self.NUM_CANDIDATES,), generator=generator)
+        candidates = gather(vectors[drawn.to(vectors.device)])  # by every process, dead codewords or not
+        order = torch.randperm(len(candidates), generator=generator)
+        dead = dead[: len(candidates)]
+        moved = candidates[order[: len(dead)].to(candidates.device)]
+        self.quantizer.embedding.weight[dead] = moved.to(self.quantizer.embedding.weight.dtype)
+        mean_usage = self.usage.mean()
+        self.usage[dead] = mean_usage
+        self.sums[dead] = moved * mean_usage
+        return dead
