@@ -1,4 +1,6 @@
-"""The linear start: a codec that computes principal components before it has learned anything."""
+"""The linear start, a codec that computes principal components before it has learned anything; and the even start."""
+
+import math
 
 import numpy as np
 import pytest
@@ -6,9 +8,12 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from tiny_training import tiny_config
+from torch import nn
 from torch.nn import functional as F
 
-from latent_codec.models.initialization import initialize_linear_code
+from latent_codec.models.initialization import initialize_evenly, initialize_linear_code
+from latent_codec.training.build import build_autoencoder
 
 FACTOR = 4
 INSIDE = slice(2 * FACTOR, -2 * FACTOR)  # the decoder's zero padding spoils the border: left to training
@@ -253,3 +258,64 @@ def test_a_smaller_anchor_keeps_more_digits_in_bfloat16():
         return (reconstruct(autoencoder.bfloat16(), images.bfloat16()).float() - exact).square().mean()
 
     assert lost(3.0) < lost(8.0) / 2
+
+
+def evenly(**config):
+    autoencoder = build(**config)
+    initialize_evenly(autoencoder)
+    return autoencoder
+
+
+def convolutions(autoencoder):
+    return {name: module for name, module in autoencoder.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def test_an_even_start_keeps_the_variance_through_every_convolution():
+    for name, conv in convolutions(evenly()).items():
+        if name.endswith(".conv2"):
+            continue
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(16, conv.in_channels, 24, 24, generator=generator)
+        with torch.no_grad():
+            variance = conv(features)[..., 1:-1, 1:-1].var().item()  # within the zero padding
+        # A sum of n squared normal weights strays from n by sqrt(2 n); five times that, and the features' own.
+        assert abs(variance - 1) < 5 * math.sqrt(2 / conv.weight.numel()) + 0.05, name
+
+
+def test_an_even_start_has_no_biases_and_silent_residual_branches_that_receive_gradient():
+    autoencoder = evenly()
+    assert all(conv.bias is None or conv.bias.abs().max() == 0 for conv in convolutions(autoencoder).values())
+    blocks = [module for module in autoencoder.modules() if isinstance(module, ResnetBlock2D)]
+    assert len(blocks) == 3 + 2 + 6 + 2
+    for block in blocks:
+        features = torch.randn(2, block.in_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+        carried = features if block.conv_shortcut is None else block.conv_shortcut(features)
+        torch.testing.assert_close(block(features, None), carried)
+
+    images = smooth(side=24)
+    reconstruction = autoencoder.decode(autoencoder.encode(images).latent_dist.mean).sample
+    F.mse_loss(reconstruction, images).backward()
+    assert all(block.conv2.weight.grad.abs().max() > 0 for block in blocks)
+
+
+def test_after_an_even_start_a_deep_code_tells_pictures_apart():
+    """Six levels down to one vector: how far vectors of different pictures lie apart, in units of their own length."""
+    images = smooth(side=32)
+    deep = {"widths": (8, 16, 32, 32, 32, 32), "mid_block_add_attention": False}
+
+    def apart(autoencoder):
+        codes = encode(autoencoder.eval(), images).flatten(1)
+        return (codes.std(0).norm() / codes.square().mean(0).sqrt().norm()).item()
+
+    assert apart(evenly(**deep)) > 0.7
+    assert apart(evenly(**deep)) > 2 * apart(build(**deep))
+
+
+def test_build_autoencoder_starts_evenly_as_the_configuration_says():
+    even, again, random = (
+        build_autoencoder(tiny_config(model={"initialization": start}))
+        for start in ("even", "even", "random")
+    )
+    assert all(conv.bias is None or conv.bias.abs().max() == 0 for conv in convolutions(even).values())
+    assert any(conv.bias.abs().max() > 0 for conv in convolutions(random).values() if conv.bias is not None)
+    assert all(torch.equal(first, second) for first, second in zip(even.parameters(), again.parameters()))

@@ -41,6 +41,10 @@ from latent_codec.training.config import TrainingConfig, dump_toml, load_config
             {"model": {"pretrained": "x", "initialization": "linear"}},
             "would overwrite the pretrained weights",
         ),
+        (
+            {"model": {"pretrained": "x", "initialization": "even"}},
+            'initialization = "even" would overwrite the pretrained weights: leave it "random"',
+        ),
     ],
 )
 def test_wrong_settings_say_what_came_and_what_is_allowed(table, message):

@@ -22,7 +22,7 @@ from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import OptimizerConfig, dump_toml
 from latent_codec.training.data import TrainingCrops, first_pictures
 from latent_codec.training.loop import NonFiniteLossError, train
-from latent_codec.training.optimization import build_optimizer, learning_rate
+from latent_codec.training.optimization import build_optimizer, learning_rate, set_learning_rate
 from latent_codec.training.report import read_metrics
 
 LATENT_DIFFUSION = {
@@ -268,6 +268,20 @@ def test_wide_layers_learn_slower_by_their_fan_in():
     assert factors[id(wide.weight)] == pytest.approx(36 / 288)
     assert factors[id(judge.weight)] == pytest.approx(3 * 36 / 72)
     assert factors[id(judge.bias)] == pytest.approx(3)
+
+
+def test_a_scalar_learns_ten_times_as_fast():
+    """Adam's step has the same size in every weight: at a network's rate a log std would take thousands of steps."""
+    scalar, vector, judged = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((), (1,), ()))
+    config = OptimizerConfig(learning_rate=1e-3, discriminator_learning_rate=2e-3, fan_in_reference=9)
+    optimizer = build_optimizer([scalar, vector], [judged], config)
+    set_learning_rate(optimizer, 1e-3)
+    (scalar + vector.sum() + judged).backward()
+    optimizer.step()
+
+    assert vector.item() == pytest.approx(-1e-3, rel=1e-3)
+    assert scalar.item() == pytest.approx(-1e-2, rel=1e-3)
+    assert judged.item() == pytest.approx(-2e-2, rel=1e-3)
 
 
 @pytest.fixture(scope="module")
