@@ -1,0 +1,372 @@
+"""HierarchicalVQ: the autoencoder of VQ-VAE-2, with one grid of indices per level.
+
+VQ-VAE-2 (Razavi et al., arXiv:1906.00446, section 3.1 and figure 2) has two levels, and its one-level case is
+VQ-VAE (van den Oord et al., arXiv:1711.00937). The layers are those of DeepMind's Sonnet example as
+rosinality/vq-vae-2-pytorch has them, so that its checkpoints fit here once renamed.
+"""
+
+import math
+from collections import OrderedDict
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
+
+
+class HierarchicalVQ(ModelMixin, AutoencoderMixin, ConfigMixin):
+    """A VQ-VAE-2 of any number of levels, each told what the levels above it already say.
+
+        image --encoders[1]--> features --encoders[0]--> features
+                                  |                         | quantize_convs[0], quantizers[0]
+                                  |                         v
+                                  |<----decoders[0]---- codewords 0 (top) --> indices 0
+                                  | quantize_convs[1], quantizers[1]  |
+                                  v                                   | upsamplers[0]
+        indices 1 <-- codewords 1 (bottom) ------ concatenate <-------+
+                                                       |
+        image <--------------decoders[1]----------- latents
+
+    With more levels the step between two repeats: `decoders[l]` takes the codewords of levels 0 to l, brought to
+    the grid of level l and concatenated. The last makes the image, every other one features for the next level's
+    quantizer. Lists are in the order of levels, top first; only `strides` begins at the image.
+
+    The latents that `encode` gives and `decode` takes are the last concatenation, already quantised:
+    (B, levels * embed_dim, H / strides[0], W / strides[0]).
+
+    Args:
+        in_channels: of the image.
+        strides: powers of two, bottom first: from the image to the finest grid, from there to the next coarser.
+        hidden_channels, num_residual_blocks, residual_channels: of every encoder and decoder.
+        embed_dim: length of the codewords.
+        codebook_sizes: number of codewords, of all levels or of each.
+        beta, legacy, gradient, l2_normalized: of the quantizers (models/quantizers.py).
+        scaling_factor, shift_factor, latents_mean, latents_std: of the latents (latent_space.py).
+        sample_size: side of the training images.
+
+    Raises:
+        ValueError: if strides are not powers of two, or numbers of levels differ.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        strides: tuple[int, ...] = (4, 2),
+        hidden_channels: int = 128,
+        num_residual_blocks: int = 2,
+        residual_channels: int = 32,
+        embed_dim: int = 64,
+        codebook_sizes: int | tuple[int, ...] = 512,
+        beta: float = 0.25,
+        legacy: bool = False,
+        gradient: Literal["straight-through", "rotation"] = "straight-through",
+        l2_normalized: bool = False,
+        scaling_factor: float = 1.0,
+        shift_factor: float | None = None,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        sample_size: int = 256,
+    ):
+        super().__init__()
+        if not strides or any(stride < 2 or stride & (stride - 1) for stride in strides):
+            raise ValueError(f"strides are {strides}; allowed are one or more powers of two, 2 and above.")
+        if hidden_channels < 2 or hidden_channels % 2:
+            raise ValueError(
+                f"hidden_channels is {hidden_channels}; the outer layers have half: give an even number."
+            )
+        num_levels = len(strides)
+        sizes = [codebook_sizes] * num_levels if isinstance(codebook_sizes, int) else codebook_sizes
+        if len(sizes) != num_levels:
+            raise ValueError(
+                f"codebook_sizes {codebook_sizes} are for {len(sizes)} levels and strides {strides} for {num_levels}; "
+                "give one size for all, or one per level, top first."
+            )
+        self.encoders = nn.ModuleList()
+        self.quantize_convs = nn.ModuleList()
+        self.codebooks = nn.ModuleList()
+        self.decoders = nn.ModuleList()
+        self.upsamplers = nn.ModuleList()
+
+        def residual() -> nn.Sequential:
+            blocks = [ResidualBlock(hidden_channels, residual_channels) for _ in range(num_residual_blocks)]
+            return nn.Sequential(*blocks, nn.ReLU())
+
+        for level, (stride, size) in enumerate(zip(reversed(strides), sizes)):
+            is_top, is_bottom = level == 0, level == num_levels - 1
+            num_halvings = stride.bit_length() - 1
+            width = (level + 1) * embed_dim  # of the concatenation at this level
+            source_channels = in_channels if is_bottom else hidden_channels
+            target_channels = in_channels if is_bottom else embed_dim
+            self.encoders.append(encoder(source_channels, hidden_channels, num_halvings, residual()))
+            self.quantize_convs.append(
+                nn.Conv2d(hidden_channels + (0 if is_top else embed_dim), embed_dim, 1)
+            )
+            self.codebooks.append(
+                VectorQuantizer(
+                    size, embed_dim, beta=beta, legacy=legacy, gradient=gradient, l2_normalized=l2_normalized
+                )
+            )
+            self.decoders.append(decoder(width, hidden_channels, target_channels, num_halvings, residual()))
+            if not is_bottom:
+                self.upsamplers.append(upsampling([width] * (num_halvings + 1)))
+            # Weights of the mean codeword, in any unit; all 0 counts as all alike.
+            self.register_buffer(f"usage_{level}", torch.full((size,), 1 / size))
+        self.use_slicing = False
+
+    @property
+    def quantizers(self) -> list[VectorQuantizer]:
+        """Top level first."""
+        return list(self.codebooks)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return len(self.codebooks) * self.config.embed_dim
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Pixels per position of the latents, which lie on the bottom grid."""
+        return self.config.strides[0]
+
+    @property
+    def multiple(self) -> int:
+        """What both sides of an image must be multiples of: pixels per position of the top grid."""
+        return math.prod(self.config.strides)
+
+    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of each level's grid, top first, for an image of `height` by `width` pixels.
+
+        Raises:
+            ValueError: if a side is not a positive multiple of `multiple`.
+        """
+        if min(height, width) < 1 or height % self.multiple or width % self.multiple:
+            raise ValueError(
+                f"an image of {height} x {width} came; strides {tuple(self.config.strides)} need sides that are "
+                f"multiples of {self.multiple}: pad or crop it."
+            )
+        num_pixels = [math.prod(self.config.strides[: n + 1]) for n in range(len(self.config.strides))]
+        return [(height // n, width // n) for n in reversed(num_pixels)]
+
+    def concatenate(self, quantized: list[Tensor]) -> Tensor:
+        """Codewords of the levels from the top to any level l -> (B, (l + 1) * embed_dim, h, w), on l's grid."""
+        concatenation = quantized[0]
+        for upsampler, codewords in zip(self.upsamplers, quantized[1:]):
+            concatenation = torch.cat([upsampler(concatenation), codewords], 1)
+        return concatenation
+
+    def encode_quantized(self, image: Tensor) -> list[QuantizerOutput]:
+        """Image -> what each level's quantizer gives, top level first: the pass that training differentiates.
+
+        Raises:
+            ValueError: if the image has the wrong number of channels, or sides that do not divide.
+        """
+        if image.ndim != 4 or image.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"an image of shape {tuple(image.shape)} came; expected (B, {self.config.in_channels}, H, W)."
+            )
+        self.grid_shapes(*image.shape[2:])
+        features = [image]
+        for encoder in reversed(self.encoders):
+            features.append(encoder(features[-1]))
+        outputs: list[QuantizerOutput] = []
+        for level, quantizer in enumerate(self.codebooks):
+            hidden = features.pop()
+            if outputs:
+                above = self.concatenate([output.quantized for output in outputs])
+                hidden = torch.cat([self.decoders[level - 1](above), hidden], 1)
+            outputs.append(quantizer(self.quantize_convs[level](hidden)))
+        return outputs
+
+    def decode_quantized(self, quantized: list[Tensor]) -> Tensor:
+        """The inverse of `encode_quantized`: codewords of each level, top first -> image."""
+        if len(quantized) != len(self.codebooks):
+            raise ValueError(
+                f"codewords of {len(quantized)} levels came; there are {len(self.codebooks)}. "
+                "decode_indices fills in the lower levels where only upper ones are known."
+            )
+        return self.decode(self.concatenate(quantized)).sample
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
+        """Image (B, C, H, W) in [-1, 1] -> `latents`, the quantised concatenation that `decode` takes."""
+        outputs = [self.encode_quantized(part) for part in self._slices(x)]
+        latents = torch.cat([self.concatenate([output.quantized for output in levels]) for levels in outputs])
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(
+        self, latents: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Latents (B, levels * embed_dim, h, w) -> `sample`, (B, C, h f, w f).
+
+        They are decoded as they are: a position's upper part comes from several codewords, so that none is nearest.
+
+        Args:
+            generator: ignored; pipelines pass it to every autoencoder.
+
+        Raises:
+            ValueError: if they have another number of channels.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise ValueError(
+                f"latents of shape {tuple(latents.shape)} came; expected (B, {self.latent_channels}, h, w)."
+            )
+        sample = torch.cat([self.decoders[-1](part) for part in self._slices(latents)])
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @apply_forward_hook
+    def encode_indices(self, image: Tensor) -> list[Tensor]:
+        """Image (B, C, H, W) in [-1, 1] -> indices of each level, int64 (B, h, w), top first."""
+        outputs = [self.encode_quantized(part) for part in self._slices(image)]
+        return [torch.cat([output.indices for output in level]) for level in zip(*outputs)]
+
+    @apply_forward_hook
+    def decode_indices(self, grids: list[Tensor]) -> Tensor:
+        """Indices of the levels, int64 (B, h, w), top first -> image (B, C, H, W).
+
+        The lowest levels may be left out, to show a picture level by level; `mean_codeword` stands for them.
+
+        Raises:
+            ValueError: for no or too many grids, shapes that do not follow from the top grid's, other dtypes than
+                int64, and indices beyond the codebook.
+        """
+        shapes = self._check_grids(grids)
+        quantized = [quantizer.lookup(grid) for quantizer, grid in zip(self.codebooks, grids)]
+        for level in range(len(grids), len(self.codebooks)):
+            codeword = self.mean_codeword(level)[None, :, None, None]
+            quantized.append(codeword.expand(len(grids[0]), -1, *shapes[level]))
+        return self.decode_quantized(quantized)
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """Image -> its reconstruction, `sample`."""
+        return self.decode(self.encode(sample).latents, return_dict=return_dict)
+
+    def mean_codeword(self, level: int) -> Tensor:
+        """The mean of a level's codewords, (embed_dim,), weighted by how often each is used."""
+        weight = self.codebooks[level].embedding.weight
+        usage = self.get_buffer(f"usage_{level}").float().clamp_min(1e-12)
+        return (usage / usage.sum() @ weight.float()).to(weight.dtype)
+
+    @torch.no_grad()
+    def set_usage(self, level: int, counts: Tensor) -> None:
+        """Remember how often each codeword of a level is used, as shares.
+
+        Args:
+            level: 0 is the top.
+            counts: (codebook_size,), in any unit.
+
+        Raises:
+            ValueError: for another level or length, negative or infinite counts, or none above 0.
+        """
+        if not 0 <= level < len(self.codebooks):
+            raise ValueError(f"level is {level}; levels are 0 (top) to {len(self.codebooks) - 1}.")
+        usage = self.get_buffer(f"usage_{level}")
+        if counts.shape != usage.shape:
+            raise ValueError(
+                f"counts of shape {tuple(counts.shape)} came; level {level} has {len(usage)} codewords."
+            )
+        counts = counts.float()
+        if not counts.isfinite().all() or (counts < 0).any() or not counts.any():
+            raise ValueError(f"counts of level {level} must be finite, at least 0, and some above 0.")
+        usage.copy_(counts / counts.sum())
+
+    def _slices(self, batch: Tensor) -> list[Tensor]:
+        return list(batch.split(1)) if self.use_slicing else [batch]
+
+    def _check_grids(self, grids: list[Tensor]) -> list[tuple[int, int]]:
+        """Every level's height and width, as the top grid gives them."""
+        num_levels = len(self.codebooks)
+        if not isinstance(grids, (list, tuple)) or not 1 <= len(grids) <= num_levels:
+            came = f"{len(grids)} grids" if isinstance(grids, (list, tuple)) else type(grids).__name__
+            raise ValueError(
+                f"{came} came; expected a list of 1 to {num_levels} grids of indices, top level first."
+            )
+        batch, *top = grids[0].shape if grids[0].ndim == 3 else (0, 0, 0)
+        shapes = self.grid_shapes(*(side * self.multiple for side in top)) if min(top) else []
+        for level, (grid, quantizer) in enumerate(zip(grids, self.codebooks)):
+            expected = (batch, *shapes[level]) if shapes else "(B, h, w), no side 0"
+            if grid.shape != expected:
+                raise ValueError(
+                    f"indices of level {level} have shape {tuple(grid.shape)}; expected {expected}."
+                )
+            if grid.dtype != torch.int64:
+                raise ValueError(f"indices of level {level} are {grid.dtype}; expected torch.int64.")
+            if ((grid < 0) | (grid >= quantizer.codebook_size)).any():
+                raise ValueError(
+                    f"indices of level {level} run from {int(grid.min())} to {int(grid.max())}; "
+                    f"its codebook has 0 to {quantizer.codebook_size - 1}."
+                )
+        return shapes
+
+
+class CheckpointedSequential(nn.Sequential):
+    """Layers one after another, of each of which training can keep the input alone and compute the rest again."""
+
+    gradient_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(layer, x)
+            else:
+                x = layer(x)
+        return x
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1x1(relu(conv3x3(relu(x)))), through fewer channels."""
+
+    def __init__(self, channels: int, residual_channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, residual_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(residual_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+def encoder(
+    in_channels: int, channels: int, num_halvings: int, residual: nn.Sequential
+) -> CheckpointedSequential:
+    """(B, in_channels, H, W) -> (B, channels, H / 2^n, W / 2^n): a strided convolution per halving."""
+    widths = [in_channels, channels // 2] + [channels] * (num_halvings - 1)
+    layers: list[nn.Module] = []
+    for narrow, wide in pairwise(widths):
+        layers += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()]
+    layers.append(nn.Conv2d(widths[-1], channels, 3, padding=1))
+    return CheckpointedSequential(OrderedDict(downsampling=nn.Sequential(*layers), residual=residual))
+
+
+def decoder(
+    in_channels: int, channels: int, out_channels: int, num_doublings: int, residual: nn.Sequential
+) -> CheckpointedSequential:
+    """(B, in_channels, h, w) -> (B, out_channels, 2^n h, 2^n w)."""
+    widths = [channels] * num_doublings + [out_channels]
+    if num_doublings > 1:
+        widths[-2] = channels // 2
+    return CheckpointedSequential(
+        OrderedDict(
+            conv_in=nn.Conv2d(in_channels, channels, 3, padding=1),
+            residual=residual,
+            upsampling=upsampling(widths),
+        )
+    )
+
+
+def upsampling(widths: list[int]) -> nn.Sequential:
+    """Transposed convolutions between these numbers of channels, each of which doubles both sides."""
+    layers: list[nn.Module] = []
+    for wide, narrow in pairwise(widths):
+        layers += [nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
