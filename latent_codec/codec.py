@@ -26,6 +26,8 @@ from latent_codec.codec_folders import (
 )
 from latent_codec.files import replacing
 from latent_codec.latent_space import LatentSpace, is_movq, supported_class
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.pictures import pad_to_multiple, to_image, to_pil
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -160,7 +162,25 @@ class LatentCodec:
     @property
     def is_discrete(self) -> bool:
         """Whether latents are snapped to a codebook, so that `encode_indices` works."""
-        return hasattr(self.autoencoder, "quantize")
+        return hasattr(self.autoencoder, "quantize") or self._is_hierarchical
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """Codewords of each level of a discrete codec, top level first; empty for the others."""
+        if not self.is_discrete:
+            return []
+        if hasattr(self.autoencoder, "quantizers"):
+            return [quantizer.codebook_size for quantizer in self.autoencoder.quantizers]
+        return [self.autoencoder.config.num_vq_embeddings]
+
+    @property
+    def _is_hierarchical(self) -> bool:
+        return isinstance(self.autoencoder, HierarchicalVQ)
+
+    @property
+    def _side_multiple(self) -> int:
+        """What a padded picture's sides are divisible by: more than the factor where levels halve the grid."""
+        return self.autoencoder.multiple if self._is_hierarchical else self.space.downsampling_factor
 
     @property
     def num_parameters(self) -> int:
@@ -170,13 +190,19 @@ class LatentCodec:
     def space_fingerprint(self) -> str:
         """16 hex digits over encoder, quant conv, codebook, scale and shift: equal for a fine-tuned decoder."""
         return self._fingerprint(
-            {key: digest for key, digest in self._weight_digests().items() if not _is_of_decoder(key)}
+            {key: digest for key, digest in self._weight_digests().items() if not self._is_of_decoder(key)}
         )
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits over all weights, scale and shift."""
         return self._fingerprint(self._weight_digests())
+
+    def _is_of_decoder(self, key: str) -> bool:
+        if self._is_hierarchical:  # whose upper decoders are part of what the levels below encode
+            last = len(self.autoencoder.decoders) - 1
+            return key.startswith((f"decoders.{last}.", "usage_"))
+        return key.startswith(("decoder.", "post_quant_conv."))
 
     def weights_changed(self) -> None:
         """To be called by whoever changes the autoencoder's weights: fingerprints are then taken anew."""
@@ -219,7 +245,8 @@ class LatentCodec:
 
         Returns:
             Latents (B, C, ceil(H / f), ceil(W / f)) in the codec's dtype; where the pictures differ in size, a
-            list of such tensors with B = 1. A VQModel's latents are unquantised: `decode` quantises.
+            list of such tensors with B = 1. A VQModel's latents are unquantised: `decode` quantises. A
+            HierarchicalVQ's are its levels' codewords, side by side on the bottom grid.
 
         Raises:
             ValueError: for input of another kind, or latents that overflow the dtype.
@@ -279,7 +306,9 @@ class LatentCodec:
 
     @torch.no_grad()
     def encode_indices(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
-        """Pictures of one size -> codebook indices: a list of one int64 grid (B, h, w).
+        """Pictures of one size -> codebook indices: a list of int64 grids (B, h, w), top level first.
+
+        There is one grid for each level of a HierarchicalVQ, and one for every other discrete codec.
 
         Raises:
             ValueError: if the codec has no codebook, or for pictures of different sizes.
@@ -290,6 +319,9 @@ class LatentCodec:
             raise ValueError(
                 "the pictures differ in size, and one grid cannot hold them; encode them one by one"
             )
+        if self._is_hierarchical:
+            with self._precision() as dtype:
+                return self.autoencoder.encode_indices(batches[0].to(dtype))
         return [
             self._nearest_codewords(self._encode_raw(batches[0], sample=False, generator=None, tile=None))
         ]
@@ -302,26 +334,21 @@ class LatentCodec:
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         output_type: str = "pil",
     ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
-        """Codebook indices, a list of one int64 grid (B, h, w) -> pictures, as `decode` gives them.
+        """Codebook indices, a list of int64 grids (B, h, w), top level first -> pictures, as `decode` gives them.
+
+        Of a HierarchicalVQ's grids the lower ones may be left out: their mean codeword stands in.
 
         Raises:
             ValueError: if the codec has no codebook, or for grids of another form or out of its range.
         """
         self._check_discrete()
-        if isinstance(grids, Tensor) or len(grids) != 1:
-            came = "a tensor" if isinstance(grids, Tensor) else f"{len(grids)} grids"
-            raise ValueError(f"{came} came; {type(self.autoencoder).__name__} takes a list of one grid")
-        (indices,) = grids
-        if indices.ndim != 3 or indices.dtype != torch.int64:
-            raise ValueError(
-                f"indices are {indices.dtype} of shape {tuple(indices.shape)}; an int64 grid (B, h, w) is needed"
-            )
-        codebook_size = self.autoencoder.quantize.re_embed
-        if indices.numel() and not 0 <= indices.min() <= indices.max() < codebook_size:
-            raise ValueError(
-                f"indices run from {indices.min()} to {indices.max()}; the codebook has 0 to {codebook_size - 1}"
-            )
-        pictures = self._decode_raw(self._codewords, indices, tile=None)
+        if self._is_hierarchical:  # which looks at the grids itself
+            with self._precision():
+                pictures = self.autoencoder.decode_indices([grid.to(self.device) for grid in grids])
+            self._check_finite(pictures, "pictures")
+            pictures = pictures.float().clamp(-1, 1)
+        else:
+            pictures = self._decode_raw(self._codewords, self._single_grid(grids), tile=None)
         return _as_output(self._crop(list(pictures), size), output_type)
 
     def _image_batches(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
@@ -331,7 +358,7 @@ class LatentCodec:
             raise ValueError("no picture came; give at least one")
         sizes = {image.shape[-2:] for image in singles}
         batches = [torch.stack(singles)] if len(sizes) == 1 else [image[None] for image in singles]
-        return [pad_to_multiple(batch, self.space.downsampling_factor) for batch in batches]
+        return [pad_to_multiple(batch, self._side_multiple) for batch in batches]
 
     def _to_images(self, picture: Picture) -> list[Tensor]:
         """One picture, or a batch as array or tensor -> images (C, H, W)."""
@@ -349,6 +376,21 @@ class LatentCodec:
             )
         if not torch.isfinite(latents).all():
             raise ValueError("the latents hold NaN or infinity; look at where they were made")
+
+    def _single_grid(self, grids: Sequence[Tensor]) -> Tensor:
+        if isinstance(grids, Tensor) or len(grids) != 1:
+            came = "a tensor" if isinstance(grids, Tensor) else f"{len(grids)} grids"
+            raise ValueError(f"{came} came; {type(self.autoencoder).__name__} takes a list of one grid")
+        (indices,), (codebook_size,) = grids, self.codebook_sizes
+        if indices.ndim != 3 or indices.dtype != torch.int64:
+            raise ValueError(
+                f"indices are {indices.dtype} of shape {tuple(indices.shape)}; an int64 grid (B, h, w) is needed"
+            )
+        if indices.numel() and not 0 <= indices.min() <= indices.max() < codebook_size:
+            raise ValueError(
+                f"indices run from {indices.min()} to {indices.max()}; the codebook has 0 to {codebook_size - 1}"
+            )
+        return indices
 
     def _check_discrete(self) -> None:
         if not self.is_discrete:
@@ -378,7 +420,7 @@ class LatentCodec:
         with self._tiling(tile), self._precision() as dtype:
             codes = codes.to(self.device, dtype if codes.is_floating_point() else None)
             raw_latents = to_raw(codes)
-            if not self.is_discrete:
+            if not self.is_discrete or self._is_hierarchical:
                 images = self.autoencoder.decode(raw_latents).sample
             elif is_movq(self.autoencoder):
                 images = self.autoencoder.decode(raw_latents, force_not_quantize=True).sample
@@ -397,10 +439,9 @@ class LatentCodec:
 
     def _nearest_codewords(self, raw_latents: Tensor) -> Tensor:
         """Indices (B, h, w), by float32 distances: bfloat16 rounding can change which codeword wins."""
-        vectors = raw_latents.float().permute(0, 2, 3, 1)
-        codebook = self.autoencoder.quantize.embedding.weight.float()
-        indices = torch.cdist(vectors.flatten(0, 2), codebook).argmin(dim=1)
-        return indices.view(vectors.shape[:3])
+        vectors = raw_latents.permute(0, 2, 3, 1)
+        codebook = self.autoencoder.quantize.embedding.weight
+        return nearest_codewords(vectors.flatten(0, 2), codebook).view(vectors.shape[:3])
 
     def _codewords(self, indices: Tensor) -> Tensor:
         return self.autoencoder.quantize.embedding(indices).permute(0, 3, 1, 2).contiguous()
@@ -462,7 +503,7 @@ class LatentCodec:
         sizes = [size] * len(pictures) if isinstance(size[0], Integral) else list(size)
         if len(sizes) != len(pictures):
             raise ValueError(f"{len(sizes)} sizes came for {len(pictures)} pictures")
-        factor = self.space.downsampling_factor
+        factor = self._side_multiple
         for picture, (height, width) in zip(pictures, sizes):
             full_height, full_width = picture.shape[-2:]
             if -(-height // factor) * factor != full_height or -(-width // factor) * factor != full_width:
@@ -490,10 +531,6 @@ def _as_output(pictures: list[Tensor], output_type: str):
         return torch.stack(pictures) if alike else pictures
     arrays = [(picture.permute(1, 2, 0).cpu().numpy() + 1) / 2 for picture in pictures]
     return np.stack(arrays) if alike else arrays
-
-
-def _is_of_decoder(key: str) -> bool:
-    return key.startswith(("decoder.", "post_quant_conv."))
 
 
 def _digest(tensor: Tensor) -> str:

@@ -106,7 +106,7 @@ def load_autoencoder(weights: Path):
         class_name = str(json.loads(config.read_text())["_class_name"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{config} is not the config of a diffusers model") from error
-    autoencoder_class = getattr(diffusers, supported_class(class_name))
+    autoencoder_class = _component_class(class_name)
     verbosity = diffusers.logging.get_verbosity()
     diffusers.logging.set_verbosity_error()  # what it would warn about is an error here
     try:
@@ -131,6 +131,16 @@ def load_autoencoder(weights: Path):
             f"{_some(missing)} missing, {_some(unexpected)} unexpected"
         )
     return autoencoder
+
+
+def _component_class(class_name: str) -> type:
+    """Our own class of that name, or diffusers'."""
+    from latent_codec.models.autoencoder_vq import AutoencoderVQ
+    from latent_codec.models.hierarchical_vq import HierarchicalVQ
+
+    ours = {each.__name__: each for each in (AutoencoderVQ, HierarchicalVQ)}
+    name = supported_class(class_name)
+    return ours.get(name) or getattr(diffusers, name)
 
 
 def _some(keys: list[str]) -> str:

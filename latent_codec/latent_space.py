@@ -1,7 +1,7 @@
 """LatentSpace: what lies between an encoder's raw output and the latents a denoiser sees.
 
-It reads the conventions that diffusers' pipelines keep in an autoencoder's config, and
-lists by name every autoencoder of diffusers: those read here, and why the others are not.
+It reads the conventions that diffusers' pipelines keep in an autoencoder's config, and lists
+by name every autoencoder of diffusers and our own: those read here, and why the others are not.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ SUPPORTED = (
     "AutoencoderKLHunyuanImage",
     "AutoencoderKLKVAE",
     "AutoencoderTiny",
+    "AutoencoderVQ",
+    "HierarchicalVQ",
     "VQModel",
 )
 
@@ -143,7 +145,9 @@ class LatentSpace:
             channels, factor = config.latent_channels, config.spatial_compression_ratio
         elif kind == "AutoencoderKLKVAE":
             channels, factor = config.z_channels, 2 ** (len(config.ch_mult) - 1)
-        elif kind == "VQModel":
+        elif kind == "HierarchicalVQ":
+            channels, factor = len(config.strides) * config.embed_dim, config.strides[0]
+        elif kind in ("AutoencoderVQ", "VQModel"):
             channels = config.vq_embed_dim or config.latent_channels
             factor = 2 ** (len(config.block_out_channels) - 1)
         else:

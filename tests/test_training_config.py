@@ -128,10 +128,14 @@ def test_wrong_model_arguments_are_refused(arguments, message):
         build_autoencoder(tiny_config(model={"arguments": arguments}))
 
 
-def test_only_an_autoencoder_kl_is_fine_tuned(tmp_path):
+def test_a_class_that_is_not_trained_here_is_not_fine_tuned(tmp_path):
     import diffusers
 
-    diffusers.VQModel(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vq")
-    config = TrainingConfig.from_dict({"model": {"pretrained": str(tmp_path / "vq")}})
-    with pytest.raises(ValueError, match="is a VQModel; this trainer takes an AutoencoderKL"):
+    diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4
+    ).save_pretrained(tmp_path / "tiny")
+    config = TrainingConfig.from_dict({"model": {"pretrained": str(tmp_path / "tiny")}})
+    with pytest.raises(
+        ValueError, match="is of the class AutoencoderTiny; this trainer takes AutoencoderKL, "
+    ):
         build_autoencoder(config)

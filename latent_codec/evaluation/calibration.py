@@ -258,13 +258,6 @@ def calibrate(codec: LatentCodec, calibration: Calibration, convention: Conventi
     codec.space = space
 
 
-def write_calibration(
-    codec: LatentCodec, calibration: Calibration, *, normalize: bool, keep_space: bool = False
-) -> None:
-    """`calibrate` as training asks for it: a decoder-only run keeps the space that its encoder came with."""
-    calibrate(codec, calibration, "keep" if keep_space else "normalize" if normalize else "scale")
-
-
 def _raw_moments(codec: LatentCodec, image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the raw latents under the posterior, (C, positions) each, float64."""
     posterior = codec.posterior(image)

@@ -132,9 +132,7 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
         sample = torch.cat(
             [self.decoder(self.post_quant_conv(part), part if spatial else None) for part in parts]
         )
-        return (
-            DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
-        )
+        return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
 
     def quantize_latents(self, latents: Tensor) -> QuantizerOutput:
         """Latents (B, D, h, w) -> codewords, indices, loss terms and perplexity."""

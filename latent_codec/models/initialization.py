@@ -1,4 +1,4 @@
-"""Start an AutoencoderKL as the best linear code of its data, instead of as noise.
+"""Start an autoencoder as the best linear code of its data, instead of as noise.
 
 A freshly made autoencoder spends most of a short training finding what linear
 algebra knows at once: which few projections of an 8x8 block matter, and how to
@@ -9,6 +9,9 @@ code's fidelity and learns what is beyond it:
 
     image --conv_in: copy--> [2x2 blocks --PCA--> half the grid] x levels --conv_out--> latents
     latents --conv_in: 3x3 neighbours--> [nearest x2 --least squares 3x3--> finer blocks] x levels --> image
+
+With a codebook between them, k-means of the latents, this is vector quantisation of the picture's blocks, and a
+decoder that smooths their edges.
 
 Two obstacles stand between a residual network and a linear map, both in the head
 `conv_norm_out -> SiLU -> conv_out`, and both are met exactly:
@@ -24,13 +27,18 @@ Two obstacles stand between a residual network and a linear map, both in the hea
 import math
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.models.autoencoder_vq import AutoencoderVQ
+from latent_codec.models.quantizers import k_means
+
 RIDGE = 1e-4
+NUM_REGRESSED = 64  # images that the decoder's least squares look at: enough for its thousand unknowns
+IMAGES_AT_ONCE = 16
 
 
 @torch.no_grad()
@@ -52,19 +60,40 @@ def initialize_evenly(autoencoder: nn.Module) -> None:
 
 
 @torch.no_grad()
-def initialize_linear_code(autoencoder: AutoencoderKL, images: Tensor, *, anchor: float = 8.0) -> None:
+def initialize_codebooks(autoencoder: ModelMixin, images: Tensor, *, seed: int = 0) -> None:
+    """Start each codebook of a discrete `autoencoder` from k-means of its latents, the top level's first.
+
+    Args:
+        autoencoder: AutoencoderVQ or HierarchicalVQ.
+        images: (N, in_channels, height, width) in [-1, 1]; give some latents per codeword.
+        seed: of k-means' first draw.
+    """
+    for level, quantizer in enumerate(autoencoder.quantizers):
+        # Lower levels see the codewords above them, so that each pass comes after the codebook before.
+        parts = [autoencoder.encode_quantized(part)[level].latents for part in images.split(IMAGES_AT_ONCE)]
+        vectors = torch.cat(parts).movedim(1, -1).flatten(0, 2)
+        centres = k_means(vectors, quantizer.codebook_size, seed=seed, normalize=quantizer.l2_normalized)
+        quantizer.embedding.weight.copy_(centres)
+
+
+@torch.no_grad()
+def initialize_linear_code(
+    autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor, *, anchor: float = 8.0
+) -> None:
     """Make a new `autoencoder` compute the principal components of `images`' blocks, and undo them.
 
     The encoder becomes a cascade of principal component analyses of 2x2 blocks
-    (together: of f x f blocks), its latents whitened to mean 0 and variance 1 with
-    a posterior standard deviation of 1 %; the decoder a cascade of ridge
-    regressions from the upsampled coarser level to the finer one's blocks.
+    (together: of f x f blocks), the decoder a cascade of ridge regressions from the
+    upsampled coarser level to the finer one's blocks. Latents have mean 0. An
+    AutoencoderKL's are whitened to variance 1, with a posterior standard deviation of
+    1 %; an AutoencoderVQ's share one scale, so that distances stay those of the
+    picture's blocks, and go through a codebook by k-means before they are decoded.
 
     Args:
         autoencoder: its convolutions are overwritten where the linear code needs
             them, and keep their initial values elsewhere.
         images: (N, in_channels, height, width) in [-1, 1], sides divisible by the
-            downsampling factor; some dozens of crops are enough.
+            downsampling factor; some dozens of crops are enough, with a codebook some latents per codeword.
         anchor: A, in units of an image's range [-1, 1]. At 8 a group's scale moves by about 1 %: a frame of
             grey or noise changes the picture inside by about 1 %, one of plain black or white by about 6 %
             (a random start: by more than all of it). But x + A keeps fewer of x's digits: at 8 a trained
@@ -88,14 +117,19 @@ def initialize_linear_code(autoencoder: AutoencoderKL, images: Tensor, *, anchor
             _carry(conv, conv.in_channels)
     images = images.float()
     levels, latents = _write_encoder(autoencoder, images)
-    _write_decoder(autoencoder, levels, latents)
+    if isinstance(autoencoder, AutoencoderVQ):
+        quantizer = autoencoder.quantize
+        vectors = latents.movedim(1, -1).flatten(0, 2)
+        quantizer.embedding.weight.copy_(k_means(vectors, quantizer.codebook_size))
+        latents = quantizer.lookup(quantizer.nearest(latents))
+    _write_decoder(autoencoder, [blocks[:NUM_REGRESSED] for blocks in levels], latents[:NUM_REGRESSED])
     _anchor(autoencoder.encoder.conv_norm_out, autoencoder.encoder.mid_block.resnets[-1].conv2.bias, anchor)
     _anchor(
         autoencoder.decoder.conv_norm_out, autoencoder.decoder.up_blocks[-1].resnets[-1].conv2.bias, anchor
     )
 
 
-def _write_encoder(autoencoder: AutoencoderKL, images: Tensor) -> tuple[list[Tensor], Tensor]:
+def _write_encoder(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor) -> tuple[list[Tensor], Tensor]:
     """Write the analysis cascade; return the image's blocks at every finer grid, finest first, and the latents."""
     encoder, latent_channels = autoencoder.encoder, autoencoder.config.latent_channels
     downsamplers = [block.downsamplers[0].conv for block in encoder.down_blocks if block.downsamplers]
@@ -126,17 +160,19 @@ def _write_encoder(autoencoder: AutoencoderKL, images: Tensor) -> tuple[list[Ten
             f"the images' blocks vary in fewer directions than the {latent_channels} latent channels: give more "
             "images, ones that differ, or fewer channels."
         )
+    if isinstance(autoencoder, AutoencoderVQ):
+        std = std.max().expand_as(std)
     head = encoder.conv_out
     _silence(head)
     for channel in range(latent_channels):
         head.weight[channel, 2 * channel, 1, 1] = 1 / std[channel]
         head.weight[channel, 2 * channel + 1, 1, 1] = -1 / std[channel]
         head.bias[channel] = -mean[channel] / std[channel]
-    head.bias[latent_channels:] = 2 * math.log(0.01)
+    head.bias[latent_channels:] = 2 * math.log(0.01)  # an AutoencoderKL's posterior
     return levels, (components - mean[:, None, None]) / std[:, None, None]
 
 
-def _write_decoder(autoencoder: AutoencoderKL, levels: list[Tensor], latents: Tensor) -> None:
+def _write_decoder(autoencoder: AutoencoderKL | AutoencoderVQ, levels: list[Tensor], latents: Tensor) -> None:
     """Write the synthesis cascade from `latents` to each of `levels` (finest first)."""
     decoder = autoencoder.decoder
     upsamplers = [block.upsamplers[0].conv for block in decoder.up_blocks if block.upsamplers]
@@ -220,9 +256,23 @@ def _fit_convolution(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return solution[:-1].T.reshape(-1, features.shape[1], 3, 3), solution[-1]
 
 
-def _check(autoencoder: AutoencoderKL, images: Tensor) -> None:
+def _check(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor) -> None:
     """Refuse what cannot become a linear code, before anything is overwritten."""
+    if not isinstance(autoencoder, AutoencoderKL | AutoencoderVQ):
+        raise ValueError(
+            f"a linear start knows AutoencoderKL and AutoencoderVQ, not {type(autoencoder).__name__}."
+        )
     config = autoencoder.config
+    if isinstance(autoencoder, AutoencoderVQ):
+        if config.l2_normalized:
+            raise ValueError(
+                "a linear start has latents of every length; l2_normalized keeps their direction alone."
+            )
+        if config.vq_embed_dim not in (None, config.latent_channels):
+            raise ValueError(
+                f"vq_embed_dim is {config.vq_embed_dim} and latent_channels {config.latent_channels}; a linear start "
+                "needs them equal."
+            )
     widths, latent_channels = config.block_out_channels, config.latent_channels
     factor = 2 ** (len(widths) - 1)
     if (

@@ -121,17 +121,16 @@ class VectorQuantizer(nn.Module):
             quantized, indices, commitment_loss, codebook_loss, perplexity(counts), latents
         )
 
-    def loss(self, output: QuantizerOutput, *, train_codebook: bool = True) -> Tensor:
+    def loss(self, output: QuantizerOutput) -> Tensor:
         """The weighted sum of an output's terms: VQ-VAE, equation 3, behind the reconstruction.
 
-        Args:
-            train_codebook: False leaves the codebook term out, for codewords that a moving average sets.
+        The codebook term is left out while codewords take no gradient, because a moving average sets them.
         """
         if self.bypassed:
             return torch.zeros_like(output.commitment_loss)
         commitment_weight, codebook_weight = (1.0, self.beta) if self.legacy else (self.beta, 1.0)
         loss = commitment_weight * output.commitment_loss
-        return loss + codebook_weight * output.codebook_loss if train_codebook else loss
+        return loss + codebook_weight * output.codebook_loss if self.embedding.weight.requires_grad else loss
 
 
 @torch.no_grad()
@@ -342,9 +341,7 @@ class CodebookLearner(nn.Module):
         """Indices of the codewords whose usage is below `restart_below` of the mean."""
         return (self.usage < self.restart_below * self.usage.mean()).nonzero().flatten()
 
-    def restart(
-        self, dead: Tensor, vectors: Tensor, step: int, gather: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def restart(self, dead: Tensor, vectors: Tensor, step: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Move codewords `dead` to latents drawn from all processes' `vectors`; return those that moved.
 
         A moved codeword is granted the mean usage, so that it has about ln(1 / restart_below) / (1 - decay)

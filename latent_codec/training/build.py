@@ -6,48 +6,57 @@ import torch
 from diffusers import AutoencoderKL
 
 from latent_codec.codec import LatentCodec
+from latent_codec.models.autoencoder_vq import AutoencoderVQ
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.initialization import initialize_evenly
 from latent_codec.training.config import TrainingConfig, near_match
 
+CLASSES = {each.__name__: each for each in (AutoencoderKL, AutoencoderVQ, HierarchicalVQ)}
+Autoencoder = AutoencoderKL | AutoencoderVQ | HierarchicalVQ
 
-def build_autoencoder(config: TrainingConfig) -> AutoencoderKL:
-    """A new AutoencoderKL from `model.arguments`, or the one named by `model.pretrained`, in float32.
 
-    `block_out_channels` decides the number of levels, from which the block types follow;
-    `out_channels` are as many as `in_channels`. Initial weights are a function of `run.seed`.
+def build_autoencoder(config: TrainingConfig) -> Autoencoder:
+    """A new autoencoder of `model.class_name` from `model.arguments`, or `model.pretrained`, in float32.
+
+    For AutoencoderKL and AutoencoderVQ `block_out_channels` decides the number of levels, from which the block
+    types follow; `out_channels` are as many as `in_channels`. Initial weights are a function of `run.seed`.
 
     Raises:
-        ValueError: for an argument that AutoencoderKL does not have or cannot use, or a
-            pretrained codec that is no AutoencoderKL.
+        ValueError: for an argument that the class does not have or cannot use, or a
+            pretrained codec of a class that is not trained here.
     """
     if config.model.pretrained:
         autoencoder = LatentCodec.from_pretrained(config.model.pretrained).autoencoder
-        if not isinstance(autoencoder, AutoencoderKL):
+        if not isinstance(autoencoder, Autoencoder):
             raise ValueError(
-                f"{config.model.pretrained} is a {type(autoencoder).__name__}; this trainer takes an AutoencoderKL."
+                f"{config.model.pretrained} is of the class {type(autoencoder).__name__}; this trainer takes "
+                f"{', '.join(CLASSES)}."
             )
         return autoencoder.train()
-    arguments = dict(config.model.arguments)
-    allowed = list(inspect.signature(AutoencoderKL.__init__).parameters)[1:]
-    for name in arguments:
-        if name not in allowed:
+    name, arguments = config.model.class_name, dict(config.model.arguments)
+    allowed = list(inspect.signature(CLASSES[name].__init__).parameters)[1:]
+    for key in arguments:
+        if key not in allowed:
             raise ValueError(
-                f"unknown key in [model.arguments]: {name!r}{near_match(name, allowed)}. Allowed: {', '.join(allowed)}."
+                f"unknown key in [model.arguments]: {key!r}{near_match(key, allowed)}. {name} has: {', '.join(allowed)}."
             )
-    widths = arguments.setdefault("block_out_channels", [64])
-    if not isinstance(widths, (list, tuple)) or not widths:
-        raise ValueError(f"model.arguments.block_out_channels is {widths!r}; expected a list, one per level.")
-    arguments.setdefault("down_block_types", ["DownEncoderBlock2D"] * len(widths))
-    arguments.setdefault("up_block_types", ["UpDecoderBlock2D"] * len(widths))
-    arguments.setdefault("out_channels", arguments.get("in_channels", 3))
+    if "block_out_channels" in allowed:
+        widths = arguments.setdefault("block_out_channels", [64])
+        if not isinstance(widths, (list, tuple)) or not widths:
+            raise ValueError(
+                f"model.arguments.block_out_channels is {widths!r}; expected a list, one per level."
+            )
+        arguments.setdefault("down_block_types", ["DownEncoderBlock2D"] * len(widths))
+        arguments.setdefault("up_block_types", ["UpDecoderBlock2D"] * len(widths))
+        arguments.setdefault("out_channels", arguments.get("in_channels", 3))
     arguments.setdefault("sample_size", min(config.data.size))
     arguments.setdefault("scaling_factor", 1.0)  # until it is measured
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         try:
-            autoencoder = AutoencoderKL(**arguments)
-        except (TypeError, RuntimeError, IndexError, ZeroDivisionError) as error:
-            raise ValueError(f"model.arguments do not make an AutoencoderKL: {error}") from error
+            autoencoder = CLASSES[name](**arguments)
+        except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
+            raise ValueError(f"model.arguments do not make an {name}: {error}") from error
         if config.model.initialization == "even":
             initialize_evenly(autoencoder)
     return autoencoder

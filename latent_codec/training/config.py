@@ -25,8 +25,10 @@ def _require(condition: bool, message: str) -> None:
 class ModelConfig:
     """Which autoencoder is trained: a new one from `arguments`, or a `pretrained` one."""
 
+    class_name: Literal["AutoencoderKL", "AutoencoderVQ", "HierarchicalVQ"] = "AutoencoderKL"
+    """What a new one is: diffusers' AutoencoderKL, or one with a codebook (models/)."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """diffusers.AutoencoderKL's constructor arguments."""
+    """Its constructor's arguments."""
     pretrained: str | None = None
     """A codec's name or folder to start from instead; `arguments` must then be empty."""
     initialization: Literal["random", "linear", "even"] = "random"
@@ -36,7 +38,7 @@ class ModelConfig:
     """Of the linear start: larger makes pictures more independent of their surroundings, smaller keeps more digits in
     bfloat16."""
     train: Literal["all", "decoder"] = "all"
-    """`decoder` leaves encoder and quant_conv alone to the bit, so that existing latents stay valid."""
+    """`decoder` leaves encoder, quant_conv and codebook alone to the bit, so that existing latents stay valid."""
 
     def __post_init__(self):
         _require(
@@ -165,6 +167,31 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodebookConfig:
+    """How codewords are found and kept alive, for autoencoders that have some (models/quantizers.py)."""
+
+    learning: Literal["ema", "gradient"] = "ema"
+    """`ema`: a codeword is the moving average of the latents that chose it. `gradient`: the codebook loss moves it."""
+    decay: float = 0.99
+    """Of the moving averages, per step."""
+    kmeans_crops: int = 512
+    """Crops whose latents the codebook starts from, by k-means; 0: it starts at random."""
+    restart_below: float = 0.03
+    """A codeword used less than this share of the mean moves to a live latent; 0: never."""
+    weight: float = 1.0
+    """Of the codebook and commitment terms together; their ratio, beta, is the model's."""
+
+    def __post_init__(self):
+        _require(0 <= self.decay < 1, f"codebook.decay is {self.decay}; from 0 to below 1.")
+        _require(self.kmeans_crops >= 0, f"codebook.kmeans_crops is {self.kmeans_crops}; at least 0.")
+        _require(
+            0 <= self.restart_below < 1,
+            f"codebook.restart_below is {self.restart_below}; from 0 to below 1.",
+        )
+        _require(self.weight >= 0, f"codebook.weight is {self.weight}; at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW (arXiv:1711.05101); the learning rate is a pure function of the step."""
 
@@ -255,6 +282,7 @@ class TrainingConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

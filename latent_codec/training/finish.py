@@ -12,6 +12,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.evaluation import calibration
 from latent_codec.files import replacing
 from latent_codec.picture_sources import PictureSource
+from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import TrainingConfig, dump_toml
 from latent_codec.training.report import plot_curves, read_metrics
 
@@ -20,7 +21,7 @@ LEAST_LOG_VARIANCE = -30.0  # where diffusers clamps a posterior's: a standard d
 
 def finish_run(
     config: TrainingConfig,
-    autoencoder: AutoencoderKL,
+    autoencoder: Autoencoder,
     source: PictureSource,
     run: Path,
     *,
@@ -38,18 +39,15 @@ def finish_run(
     Raises:
         OSError: if the codec cannot be written; there is no half of it then.
     """
-    if has_untrained_variance(config):
+    if has_untrained_variance(config, autoencoder):
         silence_posterior(autoencoder)
     codec = LatentCodec(autoencoder, name=run.resolve().name)
     measured = None
     if config.run.calibration_pictures:
         measured = calibration.measure(codec, source, num_pictures=config.run.calibration_pictures)
-        calibration.write_calibration(
-            codec,
-            measured,
-            normalize=calibration.can_normalize(autoencoder),
-            keep_space=config.model.train == "decoder",
-        )
+        keep = config.model.train == "decoder"  # the space that its encoder came with
+        fold = calibration.can_normalize(autoencoder)
+        calibration.calibrate(codec, measured, "keep" if keep else "normalize" if fold else "scale")
     dtype = getattr(torch, config.run.codec_dtype)
     stored = LatentCodec(torch.nn.Module.to(copy.deepcopy(autoencoder), dtype=dtype), name=codec.name)
     folder = run / "codec"
@@ -68,9 +66,10 @@ def is_finished(run: Path, step: int) -> bool:
     return card.is_file() and f"training_steps: {step}" in card.read_text(encoding="utf-8").splitlines()
 
 
-def has_untrained_variance(config: TrainingConfig) -> bool:
+def has_untrained_variance(config: TrainingConfig, autoencoder: Autoencoder) -> bool:
     """A plain autoencoder's decoder saw the posterior's mean alone, so that nothing trained its variance."""
-    return config.objective.posterior == "mean" and config.model.train == "all"
+    has_posterior = isinstance(autoencoder, AutoencoderKL)
+    return has_posterior and config.objective.posterior == "mean" and config.model.train == "all"
 
 
 @torch.no_grad()
@@ -108,7 +107,7 @@ def model_card(
             f"Reconstruction by precision: {', '.join(map(_parity, measured.parity))}",
             f"Largest activation: {measured.largest_activation:.0f} (float16 ends at 65504)",
         ]
-    if has_untrained_variance(config):
+    if has_untrained_variance(config, codec.autoencoder):
         facts.append(
             "The posterior's variance is untrained, as the decoder saw its mean alone. It is set to its minimum, so "
             "that a sample is the mean; random latents decode to nothing in particular."
@@ -118,7 +117,7 @@ def model_card(
         pretrained = table["model"]["pretrained"] = Path(pretrained).resolve().name
     if config.model.train == "decoder":
         facts.append(
-            f"Only the decoder was trained. Encoder and quant_conv are those of {pretrained}, to the bit in float32, "
+            f"Only the decoder was trained. Encoder, quant_conv and any codebook are those of {pretrained}, to the bit in float32, "
             f"and its latents decode here: space fingerprint {codec.space_fingerprint}."
         )
     return f"""---

@@ -11,18 +11,22 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, gather_object
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from latent_codec.latent_space import LatentSpace
 from latent_codec.metrics import LPIPS_MIN_SIDE
+from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.discriminator import PatchDiscriminator, min_side
-from latent_codec.models.initialization import initialize_linear_code
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.models.initialization import initialize_codebooks, initialize_linear_code
+from latent_codec.models.quantizers import CodebookLearner
 from latent_codec.picture_sources import PictureSource
 from latent_codec.training import checkpoints, losses, report
+from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import PositionSampler, StreamedCrops, TrainingCrops
-from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms
+from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms, level_suffixes
 from latent_codec.training.optimization import (
     build_optimizer,
     learning_rate,
@@ -41,7 +45,7 @@ _LINEAR_START_CROPS = 64
 class TrainingResult:
     """How a call of `train` ended."""
 
-    autoencoder: AutoencoderKL
+    autoencoder: Autoencoder
     """The moving average's weights, on the training device, in eval mode."""
     step: int
     """Steps done."""
@@ -59,7 +63,7 @@ class NonFiniteLossError(ArithmeticError):
 
 def train(
     config: TrainingConfig,
-    autoencoder: AutoencoderKL,
+    autoencoder: Autoencoder,
     source: PictureSource,
     out: str | Path,
     *,
@@ -109,9 +113,8 @@ def train(
     streamed = None if stream is None else _streamed_crops(stream, crops, accelerator)
 
     # Networks.
-    if config.model.initialization == "linear" and resume_from is None:
-        images = torch.stack([crops[position] for position in range(_LINEAR_START_CROPS)])
-        initialize_linear_code(autoencoder, images, anchor=config.model.anchor)
+    if resume_from is None:
+        _initialize_from_data(config, autoencoder, crops)
     autoencoder.to(accelerator.device).train()
     if config.run.gradient_checkpointing:
         autoencoder.enable_gradient_checkpointing()
@@ -120,6 +123,9 @@ def train(
     ema = moving_average(autoencoder, settings.ema_decay)
     objective = AutoencoderObjective(autoencoder, objective_config, train_encoder=train_encoder)
     modules = {"model": objective, "ema": ema}
+    learners = _codebook_learners(config, autoencoder)
+    if learners:
+        modules["codebooks"] = learners.to(accelerator.device)
     discriminator = None
     if objective_config.gan_weight:
         discriminator = modules["discriminator"] = PatchDiscriminator(
@@ -129,6 +135,7 @@ def train(
         ).to(accelerator.device)
     terms_of = ObjectiveTerms(
         objective,
+        codebook_weight=config.codebook.weight,
         binarized=config.data.binarize,
         discriminator=discriminator,
         mean_over_processes=lambda tensor: accelerator.reduce(tensor, reduction="mean"),
@@ -152,6 +159,7 @@ def train(
     if streamed is not None and "streams" in state:
         streamed.load_state_dict(state["streams"][accelerator.process_index])
     batches = _batches(crops, streamed, config, step, accelerator)
+    latent_shape = _latent_shape(config, autoencoder)
     samples = report.SamplePictures(source, autoencoder.config.in_channels, config)
     journal = report.Journal(
         accelerator,
@@ -168,13 +176,15 @@ def train(
             judged = judge is not None and step >= objective_config.gan_start
             micro_terms: list[dict[str, Tensor]] = []
             for micro in range(settings.accumulation):
-                image, noisy, noise = _inputs(config, autoencoder, *next(batches), accelerator.device)
+                image, noisy, noise = _inputs(config, latent_shape, *next(batches), accelerator.device)
                 last = micro == settings.accumulation - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
                     outputs = model(noisy, noise)
                     with accelerator.autocast():
                         terms = terms_of.autoencoder_loss(image, outputs, step)
                     accelerator.backward(terms["loss"] / settings.accumulation)
+                for learner, level in zip(learners, outputs.get("levels", [])):
+                    learner.observe(level)
                 if judged:
                     with contextlib.nullcontext() if last else accelerator.no_sync(judge):
                         judge_terms = terms_of.discriminator_loss(judge, image, outputs["reconstruction"])
@@ -196,8 +206,10 @@ def train(
             optimizer.zero_grad()
             step += 1
 
-            # Moving average.
+            # Codebooks and moving average.
+            restarted = _update_codebooks(learners, autoencoder, step, accelerator, mean_terms)
             ema.update_parameters(autoencoder)
+            _forget_averages(ema.module, autoencoder, restarted)
 
             # Status.
             journal.record(step, mean_terms, rate)
@@ -230,17 +242,31 @@ def train(
     )
 
 
-def _check_fit(config: TrainingConfig, autoencoder: AutoencoderKL, stream) -> None:
+def _check_fit(config: TrainingConfig, autoencoder: Autoencoder, stream) -> None:
     channels = autoencoder.config.in_channels, autoencoder.config.out_channels
     if channels[0] != channels[1]:
         raise ValueError(
             f"the autoencoder takes {channels[0]} channels and gives {channels[1]}: make them equal."
         )
-    factor = _downsampling_factor(autoencoder)
+    factor = _side_multiple(autoencoder)
     for name, side in zip(("height", "width"), config.data.size):
         if side % factor:
             raise ValueError(
                 f"data.{name} is {side}; a multiple of {factor}, which is a latent's side in pixels."
+            )
+    if hasattr(autoencoder, "quantizers"):
+        if config.objective.kl_weight or config.objective.reconstruction in ("gaussian", "bernoulli"):
+            raise ValueError(
+                f"{type(autoencoder).__name__} has codewords and no posterior: leave objective.kl_weight 0, and set "
+                'objective.reconstruction to "l1" or "mse".'
+            )
+        if config.model.train == "decoder" and not isinstance(autoencoder, AutoencoderVQ):
+            raise ValueError(
+                'model.train = "decoder" needs an encoder apart from the decoder: HierarchicalVQ has none.'
+            )
+        if config.model.initialization == "linear" and not config.codebook.kmeans_crops:
+            raise ValueError(
+                'model.initialization = "linear" puts a codebook under its latents: set codebook.kmeans_crops above 0.'
             )
     # Both begin late in a run, which is no time to find out.
     judges = []
@@ -292,7 +318,7 @@ def _plain_settings(config: TrainingConfig) -> dict[str, bool | int | float | st
 
 
 def _check_resumption(
-    state: dict, facts: dict, autoencoder: AutoencoderKL, frozen: dict[str, Tensor], out: Path
+    state: dict, facts: dict, autoencoder: Autoencoder, frozen: dict[str, Tensor], out: Path
 ) -> None:
     """Refuse to go on with other data, other steps or another encoder than the checkpoint's."""
     for name, now in facts.items():
@@ -307,23 +333,86 @@ def _check_resumption(
         )
 
 
-def _downsampling_factor(autoencoder: AutoencoderKL) -> int:
-    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+def _side_multiple(autoencoder: Autoencoder) -> int:
+    """What a picture's sides must be divisible by."""
+    return getattr(autoencoder, "multiple", LatentSpace.from_config(autoencoder).downsampling_factor)
 
 
-def _freeze_encoder(autoencoder: AutoencoderKL) -> dict[str, Tensor]:
-    """Take encoder and quant_conv out of training, and return a copy of them."""
-    for part in (autoencoder.encoder, autoencoder.quant_conv):
+def _initialize_from_data(config: TrainingConfig, autoencoder: Autoencoder, crops: TrainingCrops) -> None:
+    """The starts that look at the first crops: the linear code, and the codebooks' k-means."""
+    has_codebooks = hasattr(autoencoder, "quantizers")
+    linear = config.model.initialization == "linear"
+    num_crops = config.codebook.kmeans_crops if has_codebooks else _LINEAR_START_CROPS
+    if config.model.pretrained or not (linear or (has_codebooks and num_crops)):
+        return
+    images = torch.stack([crops[position] for position in range(num_crops)])
+    if linear:
+        initialize_linear_code(autoencoder, images, anchor=config.model.anchor)
+    else:
+        initialize_codebooks(autoencoder, images, seed=config.run.seed)
+
+
+def _codebook_learners(config: TrainingConfig, autoencoder: Autoencoder) -> torch.nn.ModuleList:
+    """One per codebook that is trained, top level first."""
+    if config.model.train == "decoder":
+        return torch.nn.ModuleList()
+    settings = config.codebook
+    return torch.nn.ModuleList(
+        CodebookLearner(
+            quantizer,
+            learning=settings.learning,
+            decay=settings.decay,
+            restart_below=settings.restart_below,
+            seed=config.run.seed,
+        )
+        for quantizer in getattr(autoencoder, "quantizers", [])
+    )
+
+
+def _update_codebooks(
+    learners: torch.nn.ModuleList,
+    autoencoder: Autoencoder,
+    step: int,
+    accelerator: Accelerator,
+    terms: dict[str, float],
+) -> list[Tensor]:
+    """Let each codebook learn from its step, over all processes; return the restarted codewords of each."""
+    restarted = []
+    for level, (suffix, learner) in enumerate(zip(level_suffixes(len(learners)), learners)):
+        learned, moved = learner.update(
+            step,
+            sum_over_processes=lambda tensor: accelerator.reduce(tensor, reduction="sum"),
+            gather=accelerator.gather,
+        )
+        terms |= {f"{name}{suffix}": value for name, value in learned.items()}
+        restarted.append(moved)
+        if isinstance(autoencoder, HierarchicalVQ):
+            autoencoder.set_usage(level, learner.usage)
+    return restarted
+
+
+@torch.no_grad()
+def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted: list[Tensor]) -> None:
+    """Copy restarted codewords: the average of a codeword's old and new place is no place."""
+    for level, codewords in enumerate(restarted):
+        source, target = (each.quantizers[level].embedding.weight for each in (autoencoder, averaged))
+        target[codewords] = source[codewords]
+
+
+def _freeze_encoder(autoencoder: Autoencoder) -> dict[str, Tensor]:
+    """Take encoder, quant_conv and codebook out of training, and return a copy of them."""
+    names = ("encoder", "quant_conv", "quantize")
+    for part in (getattr(autoencoder, name, None) for name in names):
         if part is not None:
             part.requires_grad_(False)
     return {
         key: tensor.clone()
         for key, tensor in autoencoder.state_dict().items()
-        if key.startswith(("encoder.", "quant_conv."))
+        if key.partition(".")[0] in names
     }
 
 
-def _changed(autoencoder: AutoencoderKL, frozen: dict[str, Tensor]) -> bool:
+def _changed(autoencoder: Autoencoder, frozen: dict[str, Tensor]) -> bool:
     state = autoencoder.state_dict()
     return any(not torch.equal(state[key], tensor) for key, tensor in frozen.items())
 
@@ -372,12 +461,12 @@ def _batches(
 
 def _inputs(
     config: TrainingConfig,
-    autoencoder: AutoencoderKL,
+    latent_shape: tuple[int, ...] | None,
     positions: list[int],
     image: Tensor,
     device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The clean image, the network's corrupted input, and the latents' noise, of one micro-batch.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The clean image, the network's corrupted input, and the latents' noise if any, of one micro-batch.
 
     Randomness belongs to a picture's position, whatever process or restart it is seen in.
     """
@@ -394,10 +483,19 @@ def _inputs(
         dropped=config.objective.dropped_pixels,
         patch=config.objective.dropped_patch,
     )
-    factor = _downsampling_factor(autoencoder)
-    shape = (autoencoder.config.latent_channels, *(side // factor for side in image.shape[-2:]))
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-    return tuple(tensor.to(device, non_blocking=True) for tensor in (image, noisy, noise))
+    noise = None
+    if latent_shape is not None:
+        noise = torch.stack([torch.randn(latent_shape, generator=generator) for generator in generators])
+        noise = noise.to(device, non_blocking=True)
+    return image.to(device, non_blocking=True), noisy.to(device, non_blocking=True), noise
+
+
+def _latent_shape(config: TrainingConfig, autoencoder: Autoencoder) -> tuple[int, int, int] | None:
+    """Shape of the noise that the posterior is sampled by, (C, h, w); None where it is not."""
+    if config.objective.posterior == "mean" or hasattr(autoencoder, "quantizers"):
+        return None
+    space = LatentSpace.from_config(autoencoder)
+    return (space.channels, *(side // space.downsampling_factor for side in config.data.size))
 
 
 def _mean_over_processes(accelerator: Accelerator, micro_terms: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -1,15 +1,15 @@
 """The autoencoder objective: the forward pass that is trained, and its named loss terms.
 
 image --corrupt--> encode --> posterior --mean | sample--> decode --> reconstruction
-  |                              |                                        |
-  +---------- reconstruction, LPIPS, GAN terms ---------------------------+
-                            KL term
+  |                        or latents --nearest codeword--^              |
+  |                              |                                       |
+  +---------- reconstruction, LPIPS, GAN terms --------------------------+
+                            KL term, or commitment and codebook terms
 """
 
 from collections.abc import Callable
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
@@ -19,7 +19,10 @@ from torch.nn import functional as F
 
 from latent_codec.metrics import load_lpips, round_to_8_bits
 from latent_codec.models.discriminator import PatchDiscriminator
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.models.quantizers import QuantizerOutput
 from latent_codec.training import losses
+from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import ObjectiveConfig
 
 
@@ -35,11 +38,12 @@ class AutoencoderObjective(nn.Module):
         train_encoder: False runs the encoder without gradients.
     """
 
-    def __init__(self, autoencoder: AutoencoderKL, config: ObjectiveConfig, *, train_encoder: bool = True):
+    def __init__(self, autoencoder: Autoencoder, config: ObjectiveConfig, *, train_encoder: bool = True):
         super().__init__()
         self.autoencoder = autoencoder
         self.config = config
         self.train_encoder = train_encoder
+        self.is_discrete = hasattr(autoencoder, "quantizers")
         if config.reconstruction == "gaussian" and config.gaussian_std is None:
             self.log_std = nn.Parameter(torch.tensor(-1.0))
         elif config.reconstruction == "gaussian":
@@ -50,36 +54,35 @@ class AutoencoderObjective(nn.Module):
                 if isinstance(module, (ResnetBlock2D, Attention, Downsample2D, Upsample2D)):
                     module.register_forward_hook(self._collect_penalty)
 
-    def forward(self, image: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, noise: Tensor | None) -> dict[str, Tensor | list[QuantizerOutput]]:
         """Reconstruct `image`.
 
         Args:
             image: the encoder's input, (N, C, H, W), corrupted where the objective says so.
-            noise: standard normal, shaped like the latents: the reparameterisation's epsilon.
+            noise: standard normal, shaped like the latents: the reparameterisation's epsilon; not read where
+                nothing is sampled.
 
         Returns:
-            `reconstruction`, shaped like `image`; the posterior's `mean` and
-            `log_variance`; and `activation`, the activation penalty.
+            `reconstruction`, shaped like `image`; `activation`, the activation penalty; and the
+            posterior's `mean` and `log_variance`, or `levels`, what each quantizer gave, top level first.
         """
         self._penalties.clear()
-        with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
-            posterior = self.autoencoder.encode(image).latent_dist
-        latents = posterior.mean
-        if self.config.posterior == "sample":
-            latents = latents + torch.exp(0.5 * posterior.logvar) * noise
-        reconstruction = self.autoencoder.decode(latents).sample
+        encoder_learns = self.train_encoder and torch.is_grad_enabled()
+        if self.is_discrete:
+            with torch.set_grad_enabled(encoder_learns):
+                levels = self.autoencoder.encode_quantized(image)
+            reconstruction = self.autoencoder.decode_quantized([level.quantized for level in levels])
+            code = {"levels": levels}
+        else:
+            with torch.set_grad_enabled(encoder_learns):
+                posterior = self.autoencoder.encode(image).latent_dist
+            latents = posterior.mean
+            if self.config.posterior == "sample":
+                latents = latents + torch.exp(0.5 * posterior.logvar) * noise
+            reconstruction = self.autoencoder.decode(latents).sample
+            code = {"mean": posterior.mean, "log_variance": posterior.logvar}
         penalty = torch.stack(self._penalties).sum() if self._penalties else image.new_zeros(())
-        return {
-            "reconstruction": reconstruction,
-            "mean": posterior.mean,
-            "log_variance": posterior.logvar,
-            "activation": penalty,
-        }
-
-    @torch.no_grad()
-    def reconstruct(self, image: Tensor) -> Tensor:
-        """What the trained codec will answer: decode of the posterior's mean, no gradient."""
-        return self.autoencoder.decode(self.autoencoder.encode(image).latent_dist.mode()).sample
+        return {"reconstruction": reconstruction, "activation": penalty, **code}
 
     def reconstruction_term(self, image: Tensor, reconstruction: Tensor) -> tuple[str, Tensor]:
         """The reconstruction's name and value."""
@@ -105,6 +108,7 @@ class ObjectiveTerms:
 
     Args:
         objective: not wrapped; read for its settings, its likelihood and its last layer.
+        codebook_weight: of the commitment and codebook terms together.
         binarized: the data is -1 and 1 alone, so that a Bernoulli likelihood counts as bits.
         discriminator: not wrapped; None without a GAN term.
         mean_over_processes: averages a tensor over the processes of a run.
@@ -114,16 +118,19 @@ class ObjectiveTerms:
         self,
         objective: AutoencoderObjective,
         *,
+        codebook_weight: float = 1.0,
         binarized: bool = False,
         discriminator: PatchDiscriminator | None = None,
         mean_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ):
         self.objective = objective
         self.config = objective.config
+        self.codebook_weight = codebook_weight
         self.discriminator = discriminator
         self.mean_over_processes = mean_over_processes
-        self.counts_bits = self.config.reconstruction == "gaussian" or (
-            self.config.reconstruction == "bernoulli" and binarized
+        self.counts_bits = not objective.is_discrete and (
+            self.config.reconstruction == "gaussian"
+            or (self.config.reconstruction == "bernoulli" and binarized)
         )
         self.lpips = load_lpips(self.config.lpips_net) if self.config.lpips_weight else None
 
@@ -137,6 +144,7 @@ class ObjectiveTerms:
 
         `kl` and a likelihood are nats per dimension of the picture, `bits_per_dim` (likelihoods
         only) is the negative ELBO in bits per dimension, an upper bound of the code length.
+        `commitment` and `codebook` are those of a quantizer; of several `commitment_1`, the top level's, and so on.
 
         Args:
             image: the clean target, (N, C, H, W).
@@ -150,7 +158,15 @@ class ObjectiveTerms:
             terms["lpips"] = self.lpips(reconstruction, image).mean()
             fidelity = fidelity + config.lpips_weight * terms["lpips"]
         loss = fidelity
-        if config.posterior == "sample":
+        if self.objective.is_discrete:
+            quantizers = self.objective.autoencoder.quantizers
+            for suffix, quantizer, level in zip(
+                level_suffixes(len(quantizers)), quantizers, outputs["levels"]
+            ):
+                terms[f"commitment{suffix}"] = level.commitment_loss
+                terms[f"codebook{suffix}"] = level.codebook_loss
+                loss = loss + self.codebook_weight * quantizer.loss(level)
+        elif config.posterior == "sample":
             nats = losses.kl_divergence(outputs["mean"].float(), outputs["log_variance"].float()).sum()
             terms["kl"] = nats / image.numel()
             loss = loss + config.kl_weight * terms["kl"]
@@ -163,7 +179,7 @@ class ObjectiveTerms:
             terms["gan_adaptive_weight"] = losses.adaptive_gan_weight(
                 fidelity,
                 terms["gan"],
-                self.objective.autoencoder.decoder.conv_out.weight,
+                _last_weight(self.objective.autoencoder),
                 config.gan_max_adaptive_weight,
                 self.mean_over_processes,
             )
@@ -195,3 +211,18 @@ class ObjectiveTerms:
             "logits_real": real.detach().mean(),
             "logits_fake": fake.detach().mean(),
         }
+
+
+def level_suffixes(num_levels: int) -> list[str]:
+    """What tells the terms of several quantizers apart: "" for one alone, else "_1" (the top level), "_2", ..."""
+    return [""] if num_levels == 1 else [f"_{number}" for number in range(1, num_levels + 1)]
+
+
+def _last_weight(autoencoder: Autoencoder) -> Tensor:
+    """The weight of the layer that paints the picture."""
+    if isinstance(autoencoder, HierarchicalVQ):
+        layers = [
+            layer for layer in autoencoder.decoders[-1].modules() if isinstance(layer, nn.ConvTranspose2d)
+        ]
+        return layers[-1].weight
+    return autoencoder.decoder.conv_out.weight

@@ -135,11 +135,11 @@ class SamplePictures:
 
     @torch.no_grad()
     def write(self, autoencoder: nn.Module, path: Path, accelerator: Accelerator) -> None:
-        """Reconstruct by the posterior's mean and write one PNG."""
+        """Reconstruct, where there is a posterior by its mean, and write one PNG."""
         autoencoder.eval()
         images = torch.stack(self._images).to(accelerator.device)
         with accelerator.autocast():
-            decoded = autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample
+            decoded = autoencoder(images).sample
         pictures = [*images.cpu(), *decoded.float().clamp(-1, 1).cpu()]
         write_picture(picture_grid(pictures, columns=len(self._images)), path)
 
