@@ -393,10 +393,14 @@ def _update_codebooks(
 
 @torch.no_grad()
 def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted: list[Tensor]) -> None:
-    """Copy restarted codewords: the average of a codeword's old and new place is no place."""
+    """Copy restarted codewords: the average of a codeword's old and new place is no place.
+
+    Nor is that of unit vectors a unit vector, so that such codewords are normalised again.
+    """
     for level, codewords in enumerate(restarted):
-        source, target = (each.quantizers[level].embedding.weight for each in (autoencoder, averaged))
-        target[codewords] = source[codewords]
+        source, target = (each.quantizers[level] for each in (autoencoder, averaged))
+        target.embedding.weight[codewords] = source.embedding.weight[codewords]
+        target.project_codebook()
 
 
 def _freeze_encoder(autoencoder: Autoencoder) -> dict[str, Tensor]:
