@@ -8,6 +8,7 @@ A model holds a `VectorQuantizer`, whose only weights are the codewords; what a 
 must remember about them (how often each was used, and by what) is a `CodebookLearner`'s.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -106,9 +107,9 @@ class VectorQuantizer(nn.Module):
         """
         if latents.ndim != 4 or latents.shape[1] != self.dim:
             raise ValueError(f"latents of shape {tuple(latents.shape)} came; expected (B, {self.dim}, h, w).")
+        indices = self.nearest(latents)  # of what came: in half precision unit vectors would be rounded again
         if self.l2_normalized:
             latents = F.normalize(latents.float(), dim=1).to(latents.dtype)
-        indices = self.nearest(latents)
         codewords = self.lookup(indices).float()
         z = latents.float()
         commitment_loss = F.mse_loss(z, codewords.detach())
@@ -160,7 +161,7 @@ def nearest_codewords(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def straight_through(z: Tensor, codewords: Tensor) -> Tensor:
     """`codewords`, with the identity as their gradient with respect to `z` (VQ-VAE, section 3.2)."""
-    return z + (codewords - z).detach()
+    return codewords + (z - z.detach())  # the value to the bit
 
 
 def rotate(z: Tensor, codewords: Tensor) -> Tensor:
@@ -168,16 +169,19 @@ def rotate(z: Tensor, codewords: Tensor) -> Tensor:
 
     q = |e|/|z| (z - 2 w w'z + 2 e' z'z) with unit vectors z' and e' and w = (z' + e') / |z' + e'|: the rotation
     trick (Fifty et al., arXiv:2410.06424, equation 4). Gradients keep their angle to the codeword, which the
-    straight-through estimator forgets.
+    straight-through estimator forgets. A vector too short to have a direction passes them straight through; its
+    scale would be without bound.
 
     Args:
         z: encoder output, (B, D, h, w).
         codewords: those of `z`, without gradient, same shape.
     """
     with torch.no_grad():
-        source, target = F.normalize(z, dim=1), F.normalize(codewords, dim=1)
+        length = z.norm(dim=1, keepdim=True)
+        has_direction = length > 1e-6
+        source, target = (F.normalize(each, dim=1) * has_direction for each in (z, codewords))
         middle = F.normalize(source + target, dim=1)
-        scale = codewords.norm(dim=1, keepdim=True) / z.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        scale = torch.where(has_direction, codewords.norm(dim=1, keepdim=True) / length, 1.0)
 
     def project(direction: Tensor) -> Tensor:
         return (z * direction).sum(1, keepdim=True)
@@ -201,14 +205,15 @@ def k_means(
     seed: int = 0,
     normalize: bool = False,
 ) -> Tensor:
-    """Centres of `vectors` by Lloyd's algorithm (1982), from a random draw of them.
+    """Centres of `vectors` by Lloyd's algorithm (1982), begun as k-means++ (Arthur and Vassilvitskii, 2007).
 
-    A centre that loses all its vectors moves to one of them drawn at random. Computed on the CPU, so that every
-    process of a run gets the same.
+    Each first centre is one of the vectors, drawn in proportion to its squared distance from those drawn before, a
+    64th of them at a time. A centre that loses all its vectors moves to one of them drawn at random. Computed on
+    the CPU, so that every process of a run gets the same.
 
     Args:
         vectors: (N, D). With fewer than `num_clusters`, some centres are copies with a little noise.
-        normalize: unit vectors: spherical k-means.
+        normalize: by directions alone, with unit vectors as centres: spherical k-means.
 
     Returns:
         (num_clusters, D), float32.
@@ -219,6 +224,8 @@ def k_means(
     vectors = vectors.detach().float().cpu()
     if not len(vectors) or not vectors.isfinite().all():
         raise ValueError(f"k-means of {len(vectors)} vectors: at least one, and all finite, are needed.")
+    if normalize:
+        vectors = F.normalize(vectors, dim=1)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> Tensor:
@@ -227,7 +234,18 @@ def k_means(
         noise = torch.randn(drawn.shape, generator=generator)
         return drawn + 1e-4 * vectors.std(0, correction=0) * noise
 
-    centres = draw(num_clusters)
+    centres = draw(1)
+    distances = torch.full((len(vectors),), math.inf, dtype=torch.float64)
+    newest = centres
+    while len(centres) < num_clusters:
+        offsets = vectors - newest[nearest_codewords(vectors, newest)]
+        distances = torch.minimum(distances, offsets.double().square().sum(1))
+        bounds = distances.cumsum(0)
+        count = min(-(-num_clusters // 64), num_clusters - len(centres))
+        places = torch.rand(count, dtype=torch.float64, generator=generator) * bounds[-1]
+        chosen = torch.searchsorted(bounds, places, right=True).clamp_max(len(vectors) - 1)
+        newest = vectors[chosen] if bounds[-1] > 0 else draw(count)
+        centres = torch.cat([centres, newest])
     for _ in range(num_iterations):
         indices = nearest_codewords(vectors, centres)
         counts, sums = codeword_sums(vectors, indices, num_clusters)
@@ -344,11 +362,11 @@ class CodebookLearner(nn.Module):
     def restart(self, dead: Tensor, vectors: Tensor, step: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Move codewords `dead` to latents drawn from all processes' `vectors`; return those that moved.
 
-        A moved codeword is granted the mean usage, so that it has about ln(1 / restart_below) / (1 - decay)
+        No latent gets two codewords: where there are fewer, the other codewords wait for the next step. A moved codeword is granted the mean usage, so that it has about ln(1 / restart_below) / (1 - decay)
         steps to be chosen.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        drawn = torch.randint(len(vectors), (self.NUM_CANDIDATES,), generator=generator)
+        drawn = torch.randperm(len(vectors), generator=generator)[: self.NUM_CANDIDATES]
         candidates = gather(vectors[drawn.to(vectors.device)])  # by every process, dead codewords or not
         order = torch.randperm(len(candidates), generator=generator)
         dead = dead[: len(candidates)]
