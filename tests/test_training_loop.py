@@ -625,3 +625,48 @@ def test_bad_commands_get_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys
     error = capsys.readouterr().err.strip()
     assert message in error and len(error.splitlines()) == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_an_encoder_factor_of_zero_leaves_the_encoder_alone_and_trains_the_rest(tmp_path, pictures):
+    config = tiny_config(optimizer={"encoder_factor": 0.0})
+    before = build_autoencoder(config).state_dict()
+    run_tiny(pictures, tmp_path, optimizer={"encoder_factor": 0.0})
+    after = weights(tmp_path / "checkpoints" / "3")
+    for key, tensor in before.items():
+        of_encoder = key.startswith(("encoder.", "quant_conv."))
+        assert torch.equal(tensor, after[f"autoencoder.{key}"]) == of_encoder, key
+
+
+CODEBOOK = {
+    "model": {"class_name": "AutoencoderVQ", "arguments": {"num_vq_embeddings": 8}},
+    "codebook": {"start_step": 2, "kmeans_crops": 4},
+    "run": {"steps": 4, "checkpoint_every": 2},
+}
+
+
+def test_a_codebook_begins_at_its_start_step(tmp_path, pictures):
+    run_tiny(pictures, tmp_path, **CODEBOOK)
+    lines = read_metrics(tmp_path)
+    assert ["perplexity" in line for line in lines] == [False, False, True, True]
+    assert ["commitment" in line for line in lines] == [False, False, True, True]
+    codec = LatentCodec(train_again(tmp_path, pictures).autoencoder)
+    indices = codec.encode_indices(sorted(pictures.iterdir()))[0]
+    assert len(indices.unique()) > 2
+
+
+def train_again(out, pictures):
+    config = tiny_config(**CODEBOOK)
+    return train(config, build_autoencoder(config), open_source(pictures), out)
+
+
+def test_a_codebook_that_begins_after_a_resumption_is_the_same(tmp_path, pictures):
+    run_tiny(pictures, tmp_path / "whole", **CODEBOOK)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "4")
+    train_again(tmp_path / "again", pictures)
+    assert same_weights(tmp_path / "whole", tmp_path / "again", 4, ("model", "ema", "codebooks"))
+
+
+def test_a_codebook_that_would_never_begin_is_refused(tmp_path, pictures):
+    with pytest.raises(ValueError, match=r"codebook.start_step is 4, and the run ends at 4"):
+        run_tiny(pictures, tmp_path, **CODEBOOK | {"codebook": {"start_step": 4}})

@@ -46,8 +46,9 @@ class ModelConfig:
             "model.pretrained and model.arguments exclude each other: give one of them.",
         )
         _require(
-            bool(self.pretrained) or self.train == "all",
-            'model.train = "decoder" needs an encoder to keep: name one by model.pretrained, or `--codec`.',
+            bool(self.pretrained) or self.train == "all" or self.initialization == "linear",
+            'model.train = "decoder" needs an encoder to keep: name one by model.pretrained, or `--codec`, or set '
+            'model.initialization = "linear" to keep the linear one.',
         )
         _require(self.anchor > 0, f"model.anchor is {self.anchor}; above 0.")
         _require(
@@ -174,6 +175,9 @@ class CodebookConfig:
     """`ema`: a codeword is the moving average of the latents that chose it. `gradient`: the codebook loss moves it."""
     decay: float = 0.99
     """Of the moving averages, per step."""
+    start_step: int = 0
+    """Steps that the network trains without quantisation, as a plain autoencoder, before its codebook begins. Levels that
+    hardly matter yet would otherwise be quantised away; HierarchicalVQ's upper ones are."""
     kmeans_crops: int = 512
     """Crops whose latents the codebook starts from, by k-means; 0: it starts at random."""
     restart_below: float = 0.03
@@ -183,6 +187,7 @@ class CodebookConfig:
 
     def __post_init__(self):
         _require(0 <= self.decay < 1, f"codebook.decay is {self.decay}; from 0 to below 1.")
+        _require(self.start_step >= 0, f"codebook.start_step is {self.start_step}; at least 0.")
         _require(self.kmeans_crops >= 0, f"codebook.kmeans_crops is {self.kmeans_crops}; at least 0.")
         _require(
             0 <= self.restart_below < 1,
@@ -197,6 +202,9 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-4
     """Peak."""
+    encoder_factor: float = 1.0
+    """The encoder's rate as a share of the decoder's: below 1 where latents should hardly move, because a codebook from
+    k-means lies under them."""
     warmup_steps: int = 100
     """Steps of linear growth from 0."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
@@ -224,7 +232,7 @@ class OptimizerConfig:
         for name in ("learning_rate", "discriminator_learning_rate"):
             rate = getattr(self, name)
             _require(rate is None or rate > 0, f"optimizer.{name} is {rate}; above 0.")
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("warmup_steps", "weight_decay", "encoder_factor"):
             _require(getattr(self, name) >= 0, f"optimizer.{name} is {getattr(self, name)}; at least 0.")
         _require(
             0 <= self.final_fraction <= 1,

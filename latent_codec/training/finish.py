@@ -116,8 +116,9 @@ def model_card(
     if pretrained and Path(pretrained).exists():
         pretrained = table["model"]["pretrained"] = Path(pretrained).resolve().name
     if config.model.train == "decoder":
+        origin = pretrained or "the linear start"
         facts.append(
-            f"Only the decoder was trained. Encoder, quant_conv and any codebook are those of {pretrained}, to the bit in float32, "
+            f"Only the decoder was trained. Encoder, quant_conv and any codebook are those of {origin}, to the bit in float32, "
             f"and its latents decode here: space fingerprint {codec.space_fingerprint}."
         )
     return f"""---

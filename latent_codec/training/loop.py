@@ -91,6 +91,7 @@ def train(
     """
     out = Path(out)
     settings, objective_config = config.optimizer, config.objective
+    is_discrete = hasattr(autoencoder, "quantizers")
     _check_fit(config, autoencoder, stream)
     accelerator = _start_accelerator(config, out, trackers)
     pictures_per_step = settings.batch_size * settings.accumulation * accelerator.num_processes
@@ -113,8 +114,9 @@ def train(
     streamed = None if stream is None else _streamed_crops(stream, crops, accelerator)
 
     # Networks.
-    if resume_from is None:
-        _initialize_from_data(config, autoencoder, crops)
+    if config.model.initialization == "linear" and resume_from is None:
+        images = _first_crops(crops, config.codebook.kmeans_crops if is_discrete else _LINEAR_START_CROPS)
+        initialize_linear_code(autoencoder, images, anchor=config.model.anchor)
     autoencoder.to(accelerator.device).train()
     if config.run.gradient_checkpointing:
         autoencoder.enable_gradient_checkpointing()
@@ -144,7 +146,10 @@ def train(
     # Optimizer.
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     judging = list(discriminator.parameters()) if discriminator is not None else []
-    model, optimizer = accelerator.prepare(objective, build_optimizer(trained, judging, settings))
+    encoding = _encoder_parameters(autoencoder) if settings.encoder_factor != 1 else []
+    model, optimizer = accelerator.prepare(
+        objective, build_optimizer(trained, judging, settings, encoder=encoding)
+    )
     judge = accelerator.prepare(discriminator) if discriminator is not None else None
     optimizers = {"optimizer": optimizer}
     if accelerator.scaler is not None:
@@ -153,6 +158,10 @@ def train(
     # Resumption.
     state = checkpoints.load_checkpoint(resume_from, modules, optimizers) if resume_from else {"step": 0}
     step = state["step"]
+    if frozen and not config.model.pretrained:
+        frozen = _freeze_encoder(
+            autoencoder
+        )  # made from data at the first start, and the checkpoint's own since
     num_pictures = len(source) if stream is None else None
     facts = {"pictures_per_step": pictures_per_step, "num_pictures": num_pictures}
     _check_resumption(state, facts, autoencoder, frozen, out)
@@ -171,6 +180,10 @@ def train(
     )
     with StopRequest(max_minutes) as stop, journal:
         while step < config.run.steps:
+            # Codebooks begin.
+            if learners and step <= config.codebook.start_step:
+                _begin_codebooks(config, step, autoencoder, ema.module, crops)
+
             # Gradients of the autoencoder, and of the discriminator, over the micro-batches.
             model.train()
             judged = judge is not None and step >= objective_config.gan_start
@@ -183,8 +196,9 @@ def train(
                     with accelerator.autocast():
                         terms = terms_of.autoencoder_loss(image, outputs, step)
                     accelerator.backward(terms["loss"] / settings.accumulation)
-                for learner, level in zip(learners, outputs.get("levels", [])):
-                    learner.observe(level)
+                if step >= config.codebook.start_step:
+                    for learner, level in zip(learners, outputs.get("levels", [])):
+                        learner.observe(level)
                 if judged:
                     with contextlib.nullcontext() if last else accelerator.no_sync(judge):
                         judge_terms = terms_of.discriminator_loss(judge, image, outputs["reconstruction"])
@@ -207,7 +221,9 @@ def train(
             step += 1
 
             # Codebooks and moving average.
-            restarted = _update_codebooks(learners, autoencoder, step, accelerator, mean_terms)
+            restarted = []
+            if step > config.codebook.start_step:
+                restarted = _update_codebooks(learners, autoencoder, step, accelerator, mean_terms)
             ema.update_parameters(autoencoder)
             _forget_averages(ema.module, autoencoder, restarted)
 
@@ -260,13 +276,20 @@ def _check_fit(config: TrainingConfig, autoencoder: Autoencoder, stream) -> None
                 f"{type(autoencoder).__name__} has codewords and no posterior: leave objective.kl_weight 0, and set "
                 'objective.reconstruction to "l1" or "mse".'
             )
+        if config.codebook.start_step >= config.run.steps:
+            raise ValueError(
+                f"codebook.start_step is {config.codebook.start_step}, and the run ends at {config.run.steps}: start earlier."
+            )
         if config.model.train == "decoder" and not isinstance(autoencoder, AutoencoderVQ):
             raise ValueError(
                 'model.train = "decoder" needs an encoder apart from the decoder: HierarchicalVQ has none.'
             )
-        if config.model.initialization == "linear" and not config.codebook.kmeans_crops:
+        if config.model.initialization == "linear" and (
+            config.codebook.start_step or not config.codebook.kmeans_crops
+        ):
             raise ValueError(
-                'model.initialization = "linear" puts a codebook under its latents: set codebook.kmeans_crops above 0.'
+                'model.initialization = "linear" begins with a codebook under its latents: set codebook.kmeans_crops above '
+                "0 and leave codebook.start_step 0."
             )
     # Both begin late in a run, which is no time to find out.
     judges = []
@@ -338,18 +361,23 @@ def _side_multiple(autoencoder: Autoencoder) -> int:
     return getattr(autoencoder, "multiple", LatentSpace.from_config(autoencoder).downsampling_factor)
 
 
-def _initialize_from_data(config: TrainingConfig, autoencoder: Autoencoder, crops: TrainingCrops) -> None:
-    """The starts that look at the first crops: the linear code, and the codebooks' k-means."""
-    has_codebooks = hasattr(autoencoder, "quantizers")
-    linear = config.model.initialization == "linear"
-    num_crops = config.codebook.kmeans_crops if has_codebooks else _LINEAR_START_CROPS
-    if config.model.pretrained or not (linear or (has_codebooks and num_crops)):
-        return
-    images = torch.stack([crops[position] for position in range(num_crops)])
-    if linear:
-        initialize_linear_code(autoencoder, images, anchor=config.model.anchor)
-    else:
+def _first_crops(crops: TrainingCrops, count: int) -> Tensor:
+    return torch.stack([crops[position] for position in range(count)])
+
+
+def _begin_codebooks(
+    config: TrainingConfig, step: int, autoencoder: Autoencoder, averaged: Autoencoder, crops: TrainingCrops
+) -> None:
+    """Let latents through unquantised before `codebook.start_step`; then start each codebook from k-means."""
+    begins = step == config.codebook.start_step
+    for quantizer in (*autoencoder.quantizers, *averaged.quantizers):
+        quantizer.bypassed = not begins
+    has_some = config.model.pretrained or config.model.initialization == "linear"
+    if begins and config.codebook.kmeans_crops and not has_some:
+        images = _first_crops(crops, config.codebook.kmeans_crops).to(autoencoder.device)
         initialize_codebooks(autoencoder, images, seed=config.run.seed)
+        everything = [torch.arange(quantizer.codebook_size) for quantizer in autoencoder.quantizers]
+        _forget_averages(averaged, autoencoder, everything)
 
 
 def _codebook_learners(config: TrainingConfig, autoencoder: Autoencoder) -> torch.nn.ModuleList:
@@ -401,6 +429,13 @@ def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted:
         source, target = (each.quantizers[level] for each in (autoencoder, averaged))
         target.embedding.weight[codewords] = source.embedding.weight[codewords]
         target.project_codebook()
+
+
+def _encoder_parameters(autoencoder: Autoencoder) -> list[torch.nn.Parameter]:
+    parts = [
+        getattr(autoencoder, name, None) for name in ("encoder", "encoders", "quant_conv", "quantize_convs")
+    ]
+    return [parameter for part in parts if part is not None for parameter in part.parameters()]
 
 
 def _freeze_encoder(autoencoder: Autoencoder) -> dict[str, Tensor]:

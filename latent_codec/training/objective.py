@@ -163,6 +163,8 @@ class ObjectiveTerms:
             for suffix, quantizer, level in zip(
                 level_suffixes(len(quantizers)), quantizers, outputs["levels"]
             ):
+                if quantizer.bypassed:
+                    continue
                 terms[f"commitment{suffix}"] = level.commitment_loss
                 terms[f"codebook{suffix}"] = level.codebook_loss
                 loss = loss + self.codebook_weight * quantizer.loss(level)

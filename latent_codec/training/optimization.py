@@ -24,16 +24,31 @@ def learning_rate(step: int, config: OptimizerConfig, num_steps: int) -> float:
 
 
 def build_optimizer(
-    trained: Iterable[nn.Parameter], discriminator: Iterable[nn.Parameter], config: OptimizerConfig
+    trained: Iterable[nn.Parameter],
+    discriminator: Iterable[nn.Parameter],
+    config: OptimizerConfig,
+    *,
+    encoder: Iterable[nn.Parameter] = (),
 ) -> torch.optim.AdamW:
     """One AdamW for both networks, since they share the loss scale of float16.
 
     Every group has a `factor`, by which `set_learning_rate` multiplies the step's rate: the
-    discriminator's own rate, the fan-in's share of `optimizer.fan_in_reference`, and 10 for scalars.
+    discriminator's own rate, the encoder's share, the fan-in's share of `optimizer.fan_in_reference`, and
+    10 for scalars.
+
+    Args:
+        trained: all that is trained of the autoencoder and its likelihood.
+        discriminator: what judges it, or nothing.
+        encoder: which of `trained` learn by `optimizer.encoder_factor`.
     """
     ratio = (config.discriminator_learning_rate or config.learning_rate) / config.learning_rate
+    slow = {id(parameter) for parameter in encoder}
+    trained = list(trained)
     return torch.optim.AdamW(
-        _groups(trained, 1.0, config.fan_in_reference)
+        _groups([each for each in trained if id(each) not in slow], 1.0, config.fan_in_reference)
+        + _groups(
+            [each for each in trained if id(each) in slow], config.encoder_factor, config.fan_in_reference
+        )
         + _groups(discriminator, ratio, config.fan_in_reference),
         lr=config.learning_rate,
         betas=config.betas,
