@@ -26,6 +26,7 @@ from latent_codec.codec_folders import (
 )
 from latent_codec.files import replacing
 from latent_codec.latent_space import LatentSpace, is_movq, supported_class
+from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.pictures import pad_to_multiple, to_image, to_pil
@@ -97,7 +98,7 @@ class LatentCodec:
         codec._model_card = readme if readme.is_file() else None
         if dtype != torch.float32:
             codec._weight_digests()  # of the weights as stored, so that a lower precision changes no fingerprint
-        torch.nn.Module.to(codec.autoencoder, device=device, dtype=dtype)
+        to_precision(codec.autoencoder.to(device), dtype)
         return codec
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -322,6 +323,8 @@ class LatentCodec:
         if self._is_hierarchical:
             with self._precision() as dtype:
                 return self.autoencoder.encode_indices(batches[0].to(dtype))
+        if isinstance(self.autoencoder, AutoencoderVQ):
+            return [self.autoencoder.encode_indices(batches[0])]  # in float32, whatever the codec's dtype
         return [
             self._nearest_codewords(self._encode_raw(batches[0], sample=False, generator=None, tile=None))
         ]
@@ -452,11 +455,11 @@ class LatentCodec:
         if self.dtype != torch.float16 or not self.autoencoder.config.get("force_upcast"):
             yield self.dtype
             return
-        torch.nn.Module.to(self.autoencoder, dtype=torch.float32)
+        to_precision(self.autoencoder, torch.float32)
         try:
             yield torch.float32
         finally:
-            torch.nn.Module.to(self.autoencoder, dtype=torch.float16)
+            to_precision(self.autoencoder, torch.float16)
 
     @contextmanager
     def _tiling(self, tile: int | None) -> Iterator[None]:
@@ -513,6 +516,14 @@ class LatentCodec:
                     f"width {full_width - factor + 1} to {full_width}"
                 )
         return [picture[:, :height, :width] for picture, (height, width) in zip(pictures, sizes)]
+
+
+def to_precision(autoencoder: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Convert an autoencoder's weights in place, but for the parts that its class keeps in float32."""
+    kept = getattr(autoencoder, "_keep_in_fp32_modules", None) or ()
+    for name, part in autoencoder.named_children():
+        torch.nn.Module.to(part, dtype=torch.float32 if name in kept else dtype)
+    return autoencoder
 
 
 def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:

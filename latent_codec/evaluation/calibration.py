@@ -24,7 +24,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from latent_codec import metrics
-from latent_codec.codec import LatentCodec, NonFiniteError
+from latent_codec.codec import LatentCodec, NonFiniteError, to_precision
 from latent_codec.evaluation.reconstruction import read_image, spread
 from latent_codec.latent_space import LatentSpace, is_movq
 from latent_codec.picture_sources import PictureSource
@@ -281,7 +281,7 @@ def _parity(codec: LatentCodec, images: list[Tensor], reference: float) -> tuple
     """
     results = [PrecisionParity("float32", reference, 0.0)]
     for dtype in (torch.bfloat16, torch.float16):
-        autoencoder = nn.Module.to(copy.deepcopy(codec.autoencoder), dtype=dtype)
+        autoencoder = to_precision(copy.deepcopy(codec.autoencoder), dtype)
         if "force_upcast" in autoencoder.config:
             autoencoder.register_to_config(force_upcast=False)  # or float16 would run as float32
         hook = None
