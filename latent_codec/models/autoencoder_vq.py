@@ -1,6 +1,6 @@
 """AutoencoderVQ: diffusers' VQModel, with a quantizer that trains and indices that come in and out."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from diffusers import VQModel
@@ -24,6 +24,9 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
     As pipelines expect of a VQModel, `encode` gives latents that are not yet quantised and `decode` quantises
     them. Codes are one grid of int64 indices, (B, height / f, width / f).
 
+    Opened in half precision, encoder and codebook stay in float32 (`_keep_in_fp32_modules`), because a rounded
+    encoder chooses other codewords: indices are the same whatever the precision, and the decoder alone is halved.
+
     Args:
         in_channels, out_channels, block_out_channels, layers_per_block, act_fn, latent_channels, sample_size,
             num_vq_embeddings, norm_num_groups, vq_embed_dim, scaling_factor, norm_type,
@@ -35,6 +38,7 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules: ClassVar = ["encoder", "quant_conv", "quantize"]
 
     @register_to_config
     def __init__(
@@ -98,9 +102,14 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
         """Image (B, C, H, W) in [-1, 1] -> `latents` (B, D, H / f, W / f), unquantised."""
-        parts = x.split(1) if self.use_slicing else [x]
-        latents = torch.cat([self.quant_conv(self.encoder(part)) for part in parts])
+        latents = self._latents(x).to(self.dtype)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def _latents(self, image: Tensor) -> Tensor:
+        """Unquantised latents in the encoder's own precision."""
+        image = image.to(self.quant_conv.weight.dtype)
+        parts = image.split(1) if self.use_slicing else [image]
+        return torch.cat([self.quant_conv(self.encoder(part)) for part in parts])
 
     @apply_forward_hook
     def decode(
@@ -121,12 +130,13 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
         """
         commit_loss = torch.zeros(len(h), device=h.device, dtype=self.dtype)
         if not h.is_floating_point():
-            quantized = self.quantize.lookup(h.view(shape[:3]) if shape is not None else h)
+            quantized = self.quantize.lookup(h.reshape(shape[:3]) if shape is not None else h)
         elif force_not_quantize:
             quantized = h
         else:
             output = self.quantize(h)
             quantized, commit_loss = output.quantized, self.quantize.loss(output)
+        quantized = quantized.to(self.post_quant_conv.weight.dtype)
         parts = quantized.split(1) if self.use_slicing else [quantized]
         spatial = self.config.norm_type == "spatial"
         sample = torch.cat(
@@ -141,7 +151,7 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
     @apply_forward_hook
     def encode_indices(self, image: Tensor) -> Tensor:
         """Image (B, C, H, W) in [-1, 1] -> indices, int64 (B, H / f, W / f)."""
-        return self.quantize.nearest(self.encode(image).latents)
+        return self.quantize.nearest(self._latents(image))
 
     @apply_forward_hook
     def decode_indices(self, indices: Tensor) -> Tensor:
@@ -150,7 +160,7 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
 
     def encode_quantized(self, image: Tensor) -> list[QuantizerOutput]:
         """Image -> what each level's quantizer gives, top level first: the pass that training differentiates."""
-        return [self.quantize(self.encode(image).latents)]
+        return [self.quantize(self._latents(image))]
 
     def decode_quantized(self, quantized: list[Tensor]) -> Tensor:
         """The inverse of `encode_quantized`: codewords of each level -> image."""
