@@ -76,7 +76,7 @@ class LatentCodec:
         """Open a codec.
 
         Args:
-            name_or_path: a shipped codec ("default"), a diffusers folder, a pipeline's folder (its vae, vqvae
+            name_or_path: a shipped codec ("default", "default-vq"), a diffusers folder, a pipeline's folder (its vae, vqvae
                 or movq), a run folder of training (its codec/), diffusers' own weight file beside its
                 config.json, or an id on the Hugging Face hub ("owner/name").
             subfolder: where in it the autoencoder lies, if elsewhere.

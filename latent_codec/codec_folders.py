@@ -11,6 +11,7 @@ from latent_codec.latent_space import supported_class
 
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT = "default-f8c4"
+SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8"}
 COMPONENTS = ("vae", "vqvae", "movq")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _WEIGHTS_NAME = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.safetensors")
@@ -19,8 +20,8 @@ _WEIGHTS_NAME = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.safet
 def short_name(name_or_path: str | os.PathLike) -> str:
     """What messages call a codec: the folder that a person named, a shipped codec's name or a hub id."""
     name = str(name_or_path)
-    if name == "default":
-        return DEFAULT
+    if name in SHIPPED:
+        return SHIPPED[name]
     path = Path(name)
     if not path.exists():
         return name
@@ -31,9 +32,8 @@ def short_name(name_or_path: str | os.PathLike) -> str:
 def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path:
     """The weight file that a codec's name, path or hub id stands for; its config.json lies beside it."""
     name = str(name_or_path)
-    shipped = sorted(folder.name for folder in ASSETS.iterdir() if folder.is_dir()) if ASSETS.is_dir() else []
-    if name == "default" or name == DEFAULT or name in shipped:
-        folder = ASSETS / (DEFAULT if name == "default" else name)
+    if name in SHIPPED or name in SHIPPED.values():
+        folder = ASSETS / SHIPPED.get(name, name)
         if not (folder / "config.json").is_file():
             raise ValueError(
                 f"the shipped codec {folder.name} is missing from this installation; reinstall it"
@@ -48,7 +48,7 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path
         return _find_in_folder(_download(name, subfolder), subfolder, called=name) / WEIGHTS
     raise ValueError(
         f"{name} does not exist; give a codec's folder, an id on the hub (owner/name) or a shipped codec "
-        f"({', '.join(['default', *shipped])})"
+        f"({', '.join(SHIPPED)})"
     )
 
 

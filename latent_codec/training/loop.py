@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from latent_codec.training.optimization import (
     moving_average,
     set_learning_rate,
 )
-from latent_codec.training.processes import on_cpu
+from latent_codec.training.processes import emulates_bfloat16, on_cpu
 from latent_codec.training.run_folder import open_run
 from latent_codec.training.stopping import StopRequest, ignore_interrupts
 
@@ -94,6 +95,12 @@ def train(
     is_discrete = hasattr(autoencoder, "quantizers")
     _check_fit(config, autoencoder, stream)
     accelerator = _start_accelerator(config, out, trackers)
+    if accelerator.is_main_process and config.run.precision == "bf16" and on_cpu() and emulates_bfloat16():
+        print(
+            "this CPU has no bfloat16 arithmetic, and emulates it at about a third of float32's speed: "
+            "begin with --set run.precision=fp32",
+            file=sys.stderr,
+        )
     pictures_per_step = settings.batch_size * settings.accumulation * accelerator.num_processes
     resume_from = _claim_run(accelerator, out, config)
     if trackers:
