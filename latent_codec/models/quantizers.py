@@ -114,7 +114,8 @@ class VectorQuantizer(nn.Module):
         z = latents.float()
         commitment_loss = F.mse_loss(z, codewords.detach())
         codebook_loss = F.mse_loss(codewords, z.detach())
-        estimate = rotate if self.gradient == "rotation" else straight_through
+        rotates = self.gradient == "rotation" and z.requires_grad
+        estimate = rotate if rotates else straight_through
         quantized = latents if self.bypassed else estimate(z, codewords.detach()).to(latents.dtype)
         quantized = quantized.contiguous()  # one layout, whatever the encoder's, so that decoders round alike
         counts = torch.bincount(indices.flatten(), minlength=self.codebook_size)
@@ -161,7 +162,9 @@ def nearest_codewords(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def straight_through(z: Tensor, codewords: Tensor) -> Tensor:
     """`codewords`, with the identity as their gradient with respect to `z` (VQ-VAE, section 3.2)."""
-    return codewords + (z - z.detach())  # the value to the bit
+    return (
+        z + (codewords - z).detach()
+    )  # rounds as diffusers.VQModel does, which then decodes to the same bits
 
 
 def rotate(z: Tensor, codewords: Tensor) -> Tensor:
