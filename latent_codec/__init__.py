@@ -2,18 +2,30 @@
 
 Importing this package is cheap: torch and diffusers are loaded when one of the
 names below is first used, so that the command line answers `--help` at once.
+
+A pipeline that was saved with a model of ours inside can be reloaded after `import latent_codec` alone:
+diffusers takes a component's class from `sys.modules` and imports nothing that a folder names, so the
+modules of our models stand there from the start, and run when diffusers asks for the class.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from threading import RLock
+from types import ModuleType
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
+    "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
     "LatentCodec": "latent_codec.codec",
     "LatentSpace": "latent_codec.latent_space",
 }
 
-__all__ = ["LatentCodec", "LatentSpace", "__version__"]
+_COMPONENTS = ("latent_codec.models.autoencoder_vq", "latent_codec.models.hierarchical_vq")
+
+__all__ = ["AutoencoderVQ", "HierarchicalVQ", "LatentCodec", "LatentSpace", "__version__"]
 
 
 def __getattr__(name: str):
@@ -24,3 +36,43 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _DeferredModule(ModuleType):
+    """A module whose file runs when one of its names is first asked for.
+
+    Unlike one of `importlib.util.LazyLoader` it answers `__file__`, `__spec__` and their like without running:
+    `inspect` reads those of every module there is, also in the middle of torch's own import, which cannot be
+    started twice.
+    """
+
+    _lock = RLock()
+
+    def __getattr__(self, name: str):
+        is_metadata = name.startswith("__") and name != "__all__"  # which `import *` asks for
+        with self._lock:
+            if is_metadata or (type(self) is _DeferredModule and self.__spec__.loader_state == "running"):
+                raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+            if type(self) is _DeferredModule:
+                self.__spec__.loader_state = "running"
+                try:
+                    self.__spec__.loader.exec_module(self)
+                    self.__class__ = ModuleType
+                finally:
+                    self.__spec__.loader_state = None
+        return getattr(self, name)
+
+
+def _defer(name: str) -> None:
+    """Put the module `name` into `sys.modules` and its package, to run later."""
+    spec = find_spec(name)
+    module = module_from_spec(spec)
+    module.__class__ = _DeferredModule
+    sys.modules[name] = module
+    package, _, stem = name.rpartition(".")
+    setattr(sys.modules[package], stem, module)
+
+
+for _name in _COMPONENTS:
+    if _name not in sys.modules:  # where this package is reloaded, its models stay
+        _defer(_name)

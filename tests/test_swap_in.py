@@ -1,6 +1,7 @@
 """A codec's autoencoder in real diffusers pipelines, with small random denoisers."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from latent_codec import LatentCodec
+from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.codec_folders import ASSETS, DEFAULT
 
 WIDTH = 8
@@ -227,6 +229,122 @@ def test_stable_diffusion_runs_saves_and_reloads_with_a_codec_inside(tmp_path):
     # Loaded weights lie elsewhere in memory, so vectorised sums may run in another order.
     torch.testing.assert_close(draw(again), before, rtol=0, atol=1e-5)
     assert LatentCodec.from_pretrained(tmp_path / "pipeline").fingerprint == codec.fingerprint
+
+
+def build_vq_codec():
+    torch.manual_seed(0)
+    autoencoder = AutoencoderVQ(
+        block_out_channels=(WIDTH,) * 4,
+        norm_num_groups=4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        latent_channels=4,
+        num_vq_embeddings=32,
+        scaling_factor=0.5,
+    )
+    torch.nn.init.normal_(autoencoder.quantize.embedding.weight)
+    return LatentCodec(autoencoder)
+
+
+def test_a_discrete_codec_is_the_vae_of_stable_diffusion():
+    codec = build_vq_codec()
+    pipeline = sd_pipeline(codec)
+    latents = generate(pipeline, "latent")
+    expected = generate(pipeline, "pt")
+    assert expected.shape == (1, 3, 32, 32) and expected.std() > 0.01
+    decoded = codec.decode(latents, output_type="pt")
+    # The pipeline moves the picture to [0, 1], and its latents through a difference, which both round.
+    torch.testing.assert_close(decoded / 2 + 0.5, expected, rtol=0, atol=1e-5)
+
+
+def test_a_discrete_codec_is_the_vae_of_img2img():
+    codec = build_vq_codec()
+    components = sd_pipeline(codec).components
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline(**components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    arguments = {
+        "image": image,
+        "prompt_embeds": torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(2)),
+        "guidance_scale": 1.0,
+        "num_inference_steps": 50,
+    }
+    generators = {"generator": torch.Generator().manual_seed(3), "output_type": "pt"}
+    picture = pipeline(**arguments, **generators, strength=0.5).images
+    assert picture.shape == (1, 3, 32, 32) and picture.isfinite().all()
+    # What it encodes is the codec's latents, before any noise.
+    pipeline.scheduler.add_noise = lambda latents, noise, timestep: latents
+    encoded = pipeline.prepare_latents(
+        image, torch.tensor([1]), 1, 1, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(5)
+    )
+    torch.testing.assert_close(encoded, codec.encode(image))
+
+
+RELOADER = """
+import sys
+import latent_codec
+heavy = [name for name in ("torch", "diffusers", "transformers", "numpy") if name in sys.modules]
+assert not heavy, heavy
+import inspect
+inspect.stack()  # asks every module for its file
+assert "torch" not in sys.modules, "reading a module's metadata loaded it"
+import diffusers, torch
+from safetensors.torch import save_file
+folder, answer = sys.argv[1:]
+pipeline = getattr(diffusers, "StableDiffusionPipeline").from_pretrained(folder)
+from latent_codec.models.autoencoder_vq import AutoencoderVQ
+import latent_codec.models.hierarchical_vq as hierarchical_vq
+assert type(pipeline.vae) is AutoencoderVQ is latent_codec.AutoencoderVQ
+assert hierarchical_vq.HierarchicalVQ is latent_codec.HierarchicalVQ
+assert latent_codec.models.hierarchical_vq is hierarchical_vq is sys.modules[hierarchical_vq.__name__]
+pipeline.set_progress_bar_config(disable=True)
+images = pipeline("a cat", num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="pt",
+    height=32, width=32).images
+save_file({"images": images.contiguous()}, answer)
+"""
+
+
+def run_alone(code, *arguments):
+    """Run Python `code` in a process of its own, on this checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_pipeline_with_a_discrete_codec_reloads_after_import_latent_codec_alone(tmp_path):
+    pipeline = sd_pipeline(build_vq_codec(), letter_tokenizer(tmp_path))
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(3)
+    size = {"height": 32, "width": 32}
+    expected = pipeline("a cat", num_inference_steps=2, generator=generator, output_type="pt", **size).images
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    index = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
+    assert index["vae"] == ["latent_codec.models.autoencoder_vq", "AutoencoderVQ"]
+
+    run_alone(RELOADER, tmp_path / "pipeline", tmp_path / "answer.safetensors")
+    images = load_file(tmp_path / "answer.safetensors")["images"]
+    # Loaded weights lie elsewhere in memory, so vectorised sums may run in another order.
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    assert LatentCodec.from_pretrained(tmp_path / "pipeline").is_discrete
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import transformers; transformers.CLIPTextModel; from latent_codec import LatentCodec",
+        "import torch, diffusers; diffusers.VQModel; from latent_codec.models.autoencoder_vq import AutoencoderVQ",
+        "from latent_codec.models.hierarchical_vq import *; HierarchicalVQ",
+        "from latent_codec import models; models.autoencoder_vq.AutoencoderVQ; import latent_codec.cli.train",
+        "import sys; module = sys.modules['latent_codec.models.autoencoder_vq']; assert not hasattr(module, 'no');"
+        "assert hasattr(module, 'ModelMixin')",
+        "from concurrent.futures import ThreadPoolExecutor as P; m = latent_codec.models.autoencoder_vq;"
+        "assert len(set(P(8).map(lambda n: m.AutoencoderVQ, range(8)))) == 1",
+    ],
+)
+def test_deferred_modules_import_in_any_order(code):
+    run_alone(f"import latent_codec; {code}")
 
 
 LOADER = """
