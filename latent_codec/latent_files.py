@@ -91,22 +91,31 @@ def save_latents(
 
 def save_indices(
     path: str | os.PathLike,
-    grids: Sequence[Tensor],
+    grids: Sequence[Tensor] | Sequence[Sequence[Tensor]],
     *,
     codec,
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
 ) -> None:
-    """Write indices as `LatentCodec.encode_indices` gives them: a list of int64 grids (B, h, w), top level first.
+    """Write indices as `LatentCodec.encode_indices` gives them: a list of int64 grids (B, h, w), top level first,
+    or a list of such lists where pictures differ in size.
 
-    The other arguments and the errors are those of `save_latents`.
+    The other arguments are those of `save_latents`.
+
+    Raises:
+        ValueError: if names, sizes and pictures differ in number, or pictures in their number of levels.
+        OSError: if the file cannot be written; then `path` is as it was.
     """
+    batches = [grids] if isinstance(grids[0], Tensor) else list(grids)
+    pictures = [picture for batch in batches for picture in zip(*batch, strict=True)]
     tensors = {
         f"indices.{index}.{level}": grid
-        for level, batch in enumerate(grids)
-        for index, grid in enumerate(batch)
+        for index, picture in enumerate(pictures)
+        for level, grid in enumerate(picture)
     }
-    _write(Path(path), tensors, len(grids[0]), codec, names, sizes)
+    if len({len(picture) for picture in pictures}) > 1:
+        raise ValueError("pictures with different numbers of levels came; one codec gives them all the same")
+    _write(Path(path), tensors, len(pictures), codec, names, sizes)
 
 
 def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:

@@ -234,3 +234,17 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(stored, codec):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert stored.read_bytes() == before
     assert [path.name for path in stored.parent.iterdir()] == [stored.name]
+
+
+def test_indices_of_pictures_that_differ_in_size(tmp_path, codec):
+    one, other = ([torch.randint(0, 9, (1, n, n)), torch.randint(0, 9, (1, 2 * n, 2 * n))] for n in (2, 3))
+    save_indices(tmp_path / "a.safetensors", [one, other], codec=codec, names=NAMES, sizes=SIZES)
+    found = load_latents(tmp_path / "a.safetensors").indices
+    for stored, given in zip(found, (one, other), strict=True):
+        assert all(torch.equal(*levels) for levels in zip(stored, given, strict=True))
+
+    with pytest.raises(ValueError, match="different numbers of levels"):
+        save_indices(tmp_path / "b.safetensors", [one, other[:1]], codec=codec, names=NAMES, sizes=SIZES)
+    with pytest.raises(ValueError, match="2 pictures, 1 names"):
+        save_indices(tmp_path / "b.safetensors", [one, other], codec=codec, names=NAMES[:1], sizes=SIZES)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

@@ -4,6 +4,10 @@
   latent-codec encode photos/ --out latents         one file for each picture; subfolders are kept
   latent-codec encode photos/ --out all.safetensors one file for all
 
+A codec with a codebook gives indices, every other codec latents. With --latents a codec with a codebook
+gives the latents that a denoiser takes. So does without it a codec whose latents pipelines decode
+without the codebook (Kandinsky's MoVQ); --indices then gives indices.
+
 A latent file records names, sizes and the codec's fingerprints, so that it is not decoded by mistake
 with a codec of another latent space.
 """
@@ -28,41 +32,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a folder, for a file each (default: latents), or NAME.safetensors, for one file",
     )
-    parser.add_argument(
-        "--indices", action="store_true", help="store codebook indices (codecs with a codebook)"
-    )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--indices", action="store_true", help="store codebook indices, or refuse")
+    kind.add_argument("--latents", action="store_true", help="store latents, of a codec with a codebook too")
     add_codec_arguments(parser)
     add_tile_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.indices and args.tile:
-        raise ValueError("--indices has no tiled form; leave --tile out")
+    from latent_codec.evaluation.codes import decodes_codewords
+
     pictures = named_pictures(args.pictures)
     codec = load_codec(args)
+    args.indices = args.indices or (decodes_codewords(codec) and not args.latents)
+    if args.indices and args.tile:
+        raise ValueError("indices have no tiled form; leave --tile out")
     if args.out.endswith(".safetensors"):
         _encode_into_one(codec, pictures, args)
         return
     for path, name in with_progress(pictures, "encode"):
         out = Path(args.out) / name.with_name(f"{name.name}.safetensors")
         codes, size = _encode(codec, path, args)
-        _save(out, codes, codec, names=[path.name], sizes=[size], args=args)
+        _save(out, [codes], codec, names=[path.name], sizes=[size], args=args)
         print(out)
 
 
 def _encode_into_one(codec, pictures: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
-    from latent_codec.latent_files import save_latents
-
-    if args.indices:
-        raise ValueError("--indices writes a file for each picture; give --out a folder")
     encoded = [_encode(codec, path, args) for path, _ in with_progress(pictures, "encode")]
-    save_latents(
-        args.out,
-        [latents for latents, _ in encoded],
-        codec=codec,
-        names=[(name.parent / path.name).as_posix() for path, name in pictures],
-        sizes=[size for _, size in encoded],
-    )
+    names = [(name.parent / path.name).as_posix() for path, name in pictures]
+    sizes = [size for _, size in encoded]
+    _save(Path(args.out), [codes for codes, _ in encoded], codec, names, sizes, args)
     print(args.out)
 
 

@@ -10,6 +10,11 @@ time per megapixel and the most memory held. In --out it leaves the worst, the m
 and the best picture (pictures.png), the latents' histograms (latents.png), and every
 figure of every picture (evaluation.json).
 
+Of a codec with a codebook it prints how many codewords the pictures use, perplexity,
+and the entropy of the indices in bits per index and per pixel, beside the bits that
+indices of fixed length take; and leaves the codewords, each decoded (codebook.png),
+and the median picture's indices (indices.png).
+
 A figure that cannot be had (weights absent, pictures too small, too few crops) is
 left empty with the reason; weights of metrics are never downloaded.
 """
@@ -50,7 +55,8 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from latent_codec.evaluation.comparison import comparison_picture
+    from latent_codec.evaluation.codes import codeword_tiles
+    from latent_codec.evaluation.comparison import codebook_sheet, comparison_picture, index_sheet
     from latent_codec.evaluation.latents import plot_latent_histograms
     from latent_codec.evaluation.reconstruction import evaluate_codec
     from latent_codec.files import replacing
@@ -70,10 +76,31 @@ def run(args: argparse.Namespace) -> None:
             frechet_crop=args.frechet_crop,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
+        tiles = []
+        for level in range(len(codec.codebook_sizes)):
+            task = progress.add_task("painting codewords", total=None)
+            tiles.append(
+                codeword_tiles(
+                    codec,
+                    level,
+                    on_progress=lambda done, total, task=task: progress.update(
+                        task, completed=done, total=total
+                    ),
+                )
+            )
 
-    files = {name: args.out / name for name in ("pictures.png", "latents.png", "evaluation.json")}
+    names = [
+        "pictures.png",
+        "latents.png",
+        *(["codebook.png", "indices.png"] if tiles else []),
+        "evaluation.json",
+    ]
+    files = {name: args.out / name for name in names}
     write_picture(comparison_picture(codec, source, evaluation), files["pictures.png"])
     plot_latent_histograms(evaluation.latents, files["latents.png"], title=f"Latents of {codec.name}")
+    if tiles:
+        write_picture(codebook_sheet(codec, evaluation, tiles), files["codebook.png"])
+        write_picture(index_sheet(codec, source, evaluation, tiles), files["indices.png"])
     found = {"data": [str(each) for each in args.data]} | evaluation.to_dict()
     with replacing(files["evaluation.json"]) as beside:
         beside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -119,20 +146,68 @@ def _print_tables(evaluation, data: str) -> None:
     if evaluation.skipped:
         quality.add_row("skipped", str(len(evaluation.skipped)), "pictures that could not be read")
 
-    latents = Table(box=box.SIMPLE)
-    for heading in ("latent channel", "mean", "std", "KL", "from N(0, 1)"):
-        latents.add_column(heading, justify="right")
-    statistics = evaluation.latents
+    console.print(quality)
+    if evaluation.codes:
+        _print_codes(console, evaluation.codes)
+    _print_latents(console, evaluation)
+
+
+def _print_codes(console, codes) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from latent_codec.evaluation.comparison import level_name
+
+    table = Table(box=box.SIMPLE)
+    table.add_column("level")
+    headings = "size", "used", "dead", "perplexity", "bits per\nindex", "bits per\npixel", "fixed\nlength"
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for level, usage in enumerate(codes.levels):
+        table.add_row(
+            level_name(level, len(codes.levels)).removeprefix("level "),
+            f"{usage.codebook_size:,}",
+            f"{usage.used_codes:,}",
+            f"{usage.dead_codes:,}",
+            f"{usage.perplexity:,.1f}",
+            f"{usage.entropy:.3f}",
+            f"{usage.bits_per_pixel:.4f}",
+            f"{usage.fixed_length_bits_per_pixel:.4f}",
+        )
+    if len(codes.levels) > 1:
+        totals = f"{codes.bits_per_pixel:.4f}", f"{codes.fixed_length_bits_per_pixel:.4f}"
+        table.add_row("all", *[""] * 5, *totals)
+    console.print(table)
+    grids = " + ".join("x".join(map(str, usage.first_grid)) for usage in codes.levels)
+    console.print(
+        f"Indices: {grids} for the first picture, {'x'.join(map(str, codes.first_size))}.\n"
+        "Bits per index: their order-0 entropy. Bits per pixel: the same, per pixel without\n"
+        "padding. Fixed length: the bits per pixel at log2(size) bits for every index.",
+        highlight=False,
+    )
+    if codes.note:
+        console.print(f"Mind: {codes.note}.", highlight=False)
+
+
+def _print_latents(console, evaluation) -> None:
+    from rich import box
+    from rich.table import Table
+
+    is_discrete, statistics = evaluation.codes is not None, evaluation.latents
+    table = Table(box=box.SIMPLE)
+    for heading in ("latent channel", "mean", "std", *([] if is_discrete else ["KL"]), "from N(0, 1)"):
+        table.add_column(heading, justify="right")
     for channel, (mean, std, distance) in enumerate(
         zip(statistics.mean, statistics.std, statistics.distance_from_normal)
     ):
         kl = "-" if statistics.kl is None else f"{statistics.kl[channel]:.3f}"
-        latents.add_row(str(channel), f"{mean:.3f}", f"{std:.3f}", kl, f"{distance:.3f}")
-    console.print(quality)
-    console.print(latents)
+        row = str(channel), f"{mean:.3f}", f"{std:.3f}", *([] if is_discrete else [kl]), f"{distance:.3f}"
+        table.add_row(*row)
+    console.print(table)
+    whose = "encoded latents" if is_discrete else "posterior means"
     console.print(
-        "Mean and std: of posterior means, scaled and shifted as a denoiser sees them.\n"
-        f"KL: {statistics.kl_note}.\n"
-        "From N(0, 1): Kolmogorov-Smirnov distance, 0 (the same) to 1 (nothing shared).",
+        f"Mean and std: of {whose}, scaled and shifted as a denoiser sees them.\n"
+        + ("" if is_discrete else f"KL: {statistics.kl_note}.\n")
+        + "From N(0, 1): Kolmogorov-Smirnov distance, 0 (the same) to 1 (nothing shared).",
         highlight=False,
     )

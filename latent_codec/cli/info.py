@@ -47,6 +47,7 @@ def describe(thing: str) -> dict:
 
 def _describe_codec(codec) -> dict:
     space, config = codec.space, codec.autoencoder.config
+    codebooks = _describe_codebooks(codec) if codec.is_discrete else {}
     return {
         "kind": "codec",
         "name": codec.name,
@@ -55,7 +56,7 @@ def _describe_codec(codec) -> dict:
         "picture_channels": codec.channels,
         "latent_channels": space.channels,
         "downsampling_factor": space.downsampling_factor,
-        **({"codebook_size": codec.autoencoder.quantize.re_embed} if codec.is_discrete else {}),
+        **codebooks,
         **space.to_config(),
         "force_upcast": bool(config.get("force_upcast")),
         "space_fingerprint": codec.space_fingerprint,
@@ -63,22 +64,43 @@ def _describe_codec(codec) -> dict:
     }
 
 
+def _describe_codebooks(codec) -> dict:
+    """Of each level, top first; grids and bits of a square picture of `sample_size`, 256 where the config has none."""
+    from latent_codec.evaluation.codes import fixed_length_bits_per_pixel, grid_shapes
+
+    sizes, side = codec.codebook_sizes, codec.autoencoder.config.get("sample_size") or 256
+    dim = codec.space.channels // len(sizes)  # latents have all levels' codewords side by side
+    return {
+        "codebook_sizes": sizes,
+        "codeword_dims": [dim] * len(sizes),
+        "sample_size": side,
+        "grids": [list(shape) for shape in grid_shapes(codec, side, side)],
+        "bits_per_pixel_at_fixed_length": round(fixed_length_bits_per_pixel(codec, side, side), 6),
+    }
+
+
 def _describe_latent_file(path: Path) -> dict:
     from latent_codec.latent_files import load_latents
 
     found = load_latents(path)
-    codes = found.latents or [levels[0] for levels in found.indices]
+    codes = [[latents] for latents in found.latents] if found.latents else found.indices
     return {
         "kind": "latents" if found.latents else "indices",
         "codec": found.codec_name,
         "space_fingerprint": found.space_fingerprint,
         "fingerprint": found.fingerprint,
-        "dtype": str(codes[0].dtype).removeprefix("torch."),
+        "dtype": str(codes[0][0].dtype).removeprefix("torch."),
         "pictures": [
-            {"name": name, "size": list(size), "shape": list(code.shape[1:])}
-            for name, size, code in zip(found.names, found.sizes, codes)
+            {"name": name, "size": list(size)} | _shapes(levels, found.indices is not None)
+            for name, size, levels in zip(found.names, found.sizes, codes)
         ],
     }
+
+
+def _shapes(levels: list, are_indices: bool) -> dict:
+    """`shape` of a picture's latents, or `grids`, of each level, of its indices."""
+    shapes = [list(each.shape[1:]) for each in levels]
+    return {"grids": shapes} if are_indices else {"shape": shapes[0]}
 
 
 def _describe_checkpoint(path: Path) -> dict:
@@ -108,11 +130,17 @@ def _describe_checkpoint(path: Path) -> dict:
 def _for_people(value) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(
-            f"\n  {each['name']}: {each['size'][0]}x{each['size'][1]} -> {'x'.join(map(str, each['shape']))}"
+            f"\n  {each['name']}: {_by(each['size'])} -> {' + '.join(map(_by, each.get('grids') or [each['shape']]))}"
             for each in value
         )
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return " + ".join(map(_by, value))
     if isinstance(value, list):
         return ", ".join(f"{each:.4g}" if isinstance(each, float) else str(each) for each in value)
     if value is None:
         return "-"
     return f"{value:,}" if type(value) is int else str(value)
+
+
+def _by(shape: list[int]) -> str:
+    return "x".join(map(str, shape))

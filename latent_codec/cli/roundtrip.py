@@ -5,7 +5,9 @@
   latent-codec roundtrip photos/ --codec runs/mine --out results
 
 For each picture NAME it writes NAME-roundtrip.png: original | reconstruction | difference, where
-mid-grey means equal. A denoising codec shows the picture denoised.
+mid-grey means equal. A denoising codec shows the picture denoised. Of a codec with a codebook it prints
+the grid of indices and the bits per pixel that they take at fixed length, log2(codewords) each; with
+several levels it also writes NAME-levels.png, the picture from the top level alone to all of them.
 """
 
 import argparse
@@ -54,14 +56,16 @@ def run(args: argparse.Namespace) -> None:
         return
     for result in results:
         ssim = "n/a (under 11 px)" if result["ssim"] is None else f"{result['ssim']:.4f}"
+        seen = " and ".join(result[key] for key in ("path", "levels_path") if key in result)
         print(
             f"{result['name']}: PSNR {result['psnr']:.2f} dB, SSIM {ssim}, "
-            f"{'x'.join(map(str, result['size']))} -> latents {'x'.join(map(str, result['latent_shape']))}, "
-            f"encode {result['encode_seconds']:.2f} s, decode {result['decode_seconds']:.2f} s, see {result['path']}"
+            f"{_by(result['size'])} -> {_between(result)}, "
+            f"encode {result['encode_seconds']:.2f} s, decode {result['decode_seconds']:.2f} s, see {seen}"
         )
 
 
 def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
+    from latent_codec.evaluation.codes import decodes_codewords
     from latent_codec.metrics import psnr, round_to_8_bits, ssim
     from latent_codec.pictures import hstack_pictures, write_picture
 
@@ -79,6 +83,7 @@ def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
         difference[3] = 1  # opaque, or an equal alpha would hide the difference of the colours
     path = Path(args.out) / name.with_name(f"{name.name}-roundtrip.png")
     write_picture(hstack_pictures([image, reconstruction, difference]), path)
+    codes = _look_at_codes(codec, image, path) if decodes_codewords(codec) else {}
     return {
         "name": str(name),
         "psnr": psnr(reconstruction[None], image[None]).item(),
@@ -88,7 +93,44 @@ def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
         "encode_seconds": encoded - start,
         "decode_seconds": decoded - encoded,
         "path": str(path),
+        **codes,
     }
+
+
+def _look_at_codes(codec, image, roundtrip_path: Path) -> dict:
+    """Sizes of the grids of indices and of the codebooks, top level first, and what they cost; with several
+    levels a picture of them: the top alone, the top and the next one, and so on to all."""
+    from latent_codec.evaluation.codes import fixed_length_bits_per_pixel
+    from latent_codec.pictures import hstack_pictures, write_picture
+
+    size = tuple(image.shape[-2:])
+    grids = codec.encode_indices(image)
+    codes = {
+        "grids": [list(grid.shape[1:]) for grid in grids],
+        "codebook_sizes": codec.codebook_sizes,
+        "bits_per_pixel_at_fixed_length": fixed_length_bits_per_pixel(codec, *size),
+    }
+    if len(grids) > 1:
+        stages = [codec.decode_indices(grids[: n + 1], size=size)[0] for n in range(len(grids))]
+        path = roundtrip_path.with_name(roundtrip_path.name.removesuffix("-roundtrip.png") + "-levels.png")
+        write_picture(hstack_pictures(stages), path)
+        codes["levels_path"] = str(path)
+    return codes
+
+
+def _between(result: dict) -> str:
+    """What lies between picture and reconstruction, in words."""
+    if "grids" not in result:
+        return f"latents {_by(result['latent_shape'])}"
+    grids = " + ".join(
+        f"{_by(grid)} of {codebook_size:,}"
+        for grid, codebook_size in zip(result["grids"], result["codebook_sizes"])
+    )
+    return f"indices {grids}, {result['bits_per_pixel_at_fixed_length']:.4f} bits per pixel at fixed length"
+
+
+def _by(shape: list[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _finish(codec) -> None:

@@ -1,11 +1,13 @@
-"""The worst, the median and the best of an evaluation, for the eye."""
+"""An evaluation for the eye: the worst, the median and the best picture; a codebook, and a picture in its indices."""
 
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from latent_codec.codec import LatentCodec
-from latent_codec.evaluation.reconstruction import Evaluation, read_image, reconstruct
+from latent_codec.evaluation.codes import codebook_picture, index_map, mean_colors, position_sides
+from latent_codec.evaluation.reconstruction import Evaluation, PictureFigures, read_image, reconstruct
 from latent_codec.picture_sources import PictureSource
 from latent_codec.pictures import hstack_pictures
 
@@ -21,7 +23,7 @@ def comparison_picture(codec: LatentCodec, source: PictureSource, evaluation: Ev
     ranked = evaluation.by_quality()
     chosen = {ranked[0].index: "worst"}
     chosen.setdefault(ranked[-1].index, "best")
-    chosen.setdefault(ranked[(len(ranked) - 1) // 2].index, "median")
+    chosen.setdefault(median_picture(evaluation).index, "median")
 
     rows = []
     for picture in ranked:
@@ -37,6 +39,66 @@ def comparison_picture(codec: LatentCodec, source: PictureSource, evaluation: Ev
             _captioned(row, f"{chosen[picture.index]}: {Path(picture.name).name}, {picture.psnr:.2f} dB")
         )
 
+    return _stacked(rows)
+
+
+def median_picture(evaluation: Evaluation) -> PictureFigures:
+    """The picture of median PSNR, the lower one of two."""
+    ranked = evaluation.by_quality()
+    return ranked[(len(ranked) - 1) // 2]
+
+
+def codebook_sheet(codec: LatentCodec, evaluation: Evaluation, tiles: list[Tensor]) -> Image.Image:
+    """Every level's `codebook_picture`, those codewords below that no picture of the evaluation uses.
+
+    Args:
+        tiles: `codeword_tiles` of each level, top first.
+    """
+    rows = []
+    for level, usage in enumerate(evaluation.codes.levels):
+        picture = codebook_picture(codec, level=level, counts=usage.counts, tiles=tiles[level])
+        used = (
+            "all used" if not usage.dead_codes else f"{usage.used_codes} used, below {usage.dead_codes} not"
+        )
+        rows.append(
+            _captioned(picture, f"{level_name(level, len(tiles))}: {usage.codebook_size} codewords, {used}")
+        )
+    return _stacked(rows)
+
+
+def index_sheet(
+    codec: LatentCodec, source: PictureSource, evaluation: Evaluation, tiles: list[Tensor]
+) -> Image.Image:
+    """The picture of median PSNR, for each level: original | indices in their codewords' mean colours | in false ones.
+
+    Args:
+        tiles: `codeword_tiles` of each level, top first.
+    """
+    picture = median_picture(evaluation)
+    original = read_image(source, picture.index, codec.channels)
+    size, rows = tuple(original.shape[1:]), []
+    for level, (grid,) in enumerate(codec.encode_indices(original)):
+        side = position_sides(codec)[level]
+        maps = [
+            index_map(grid, side=side, size=size, colors=colors)
+            for colors in (mean_colors(tiles[level]), None)
+        ]
+        caption = (
+            f"{Path(picture.name).name}, {level_name(level, len(tiles))}: {len(grid)}x{grid.shape[1]} indices "
+            "in the mean colours of their codewords, in false colours"
+        )
+        rows.append(_captioned(_enlarged(hstack_pictures([original, *maps])), caption))
+    return _stacked(rows)
+
+
+def level_name(level: int, num_levels: int) -> str:
+    """What a level is called, 0 being the top."""
+    if num_levels == 1:
+        return "codebook"
+    return f"level {level}" + {0: " (top)", num_levels - 1: " (bottom)"}.get(level, "")
+
+
+def _stacked(rows: list[Image.Image]) -> Image.Image:
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:

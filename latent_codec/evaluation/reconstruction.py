@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latent_codec import metrics
 from latent_codec.codec import LatentCodec
+from latent_codec.evaluation.codes import CodeMeter, CodeStatistics
 from latent_codec.evaluation.cost import CostMeter
 from latent_codec.evaluation.frechet import FrechetMeter, load_feature_network
 from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
@@ -59,6 +60,8 @@ class Evaluation:
     lpips: Figure
     frechet: Figure
     latents: LatentStatistics
+    codes: CodeStatistics | None
+    """Of a codec with a codebook."""
     encode_seconds_per_megapixel: float
     decode_seconds_per_megapixel: float
     peak_memory_bytes: int | None
@@ -74,6 +77,7 @@ class Evaluation:
     def to_dict(self) -> dict:
         """Plain data for JSON, which knows no infinity: an infinite PSNR becomes None, its note says so."""
         found = asdict(self) | {"latents": self.latents.to_dict(), "num_pictures": len(self.pictures)}
+        found["codes"] = self.codes.to_dict() if self.codes else None
         for picture in found["pictures"]:
             picture["psnr"] = _finite(picture["psnr"])
         found["psnr"]["value"] = _finite(self.psnr.value)
@@ -107,6 +111,7 @@ def evaluate_codec(
     network = load_feature_network(device)
     frechet = FrechetMeter(network, frechet_crop) if network else None
     latent_meter = LatentMeter(codec.space.channels)
+    code_meter = CodeMeter(codec) if codec.is_discrete else None
     cost = CostMeter(device)
     pictures: list[PictureFigures] = []
     skipped: list[str] = []
@@ -131,6 +136,8 @@ def evaluate_codec(
                 latent_meter.add_posterior(posterior.mean, posterior.logvar)
             else:
                 has_posterior = False
+            if code_meter:
+                code_meter.add(codec.encode_indices(originals), (height, width))
             if frechet:
                 frechet.add(originals, reconstructions)
             pictures += _compare(source, batch_indices, originals, reconstructions, lpips)
@@ -152,6 +159,7 @@ def evaluate_codec(
         lpips=_mean_lpips(pictures, codec, available=lpips is not None),
         frechet=_frechet(frechet),
         latents=latent_meter.statistics(),
+        codes=code_meter.statistics() if code_meter else None,
         encode_seconds_per_megapixel=cost.seconds_per_megapixel("encode"),
         decode_seconds_per_megapixel=cost.seconds_per_megapixel("decode"),
         peak_memory_bytes=cost.peak_bytes,
