@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.utils import ProjectConfiguration, broadcast, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -138,7 +138,7 @@ def train(
     discriminator = None
     if objective_config.gan_weight:
         discriminator = modules["discriminator"] = PatchDiscriminator(
-            autoencoder.config.out_channels,
+            autoencoder.config.in_channels,
             objective_config.discriminator_width,
             objective_config.discriminator_layers,
         ).to(accelerator.device)
@@ -266,7 +266,8 @@ def train(
 
 
 def _check_fit(config: TrainingConfig, autoencoder: Autoencoder, stream) -> None:
-    channels = autoencoder.config.in_channels, autoencoder.config.out_channels
+    shape = autoencoder.config
+    channels = shape.in_channels, shape.get("out_channels", shape.in_channels)
     if channels[0] != channels[1]:
         raise ValueError(
             f"the autoencoder takes {channels[0]} channels and gives {channels[1]}: make them equal."
@@ -375,7 +376,10 @@ def _first_crops(crops: TrainingCrops, count: int) -> Tensor:
 def _begin_codebooks(
     config: TrainingConfig, step: int, autoencoder: Autoencoder, averaged: Autoencoder, crops: TrainingCrops
 ) -> None:
-    """Let latents through unquantised before `codebook.start_step`; then start each codebook from k-means."""
+    """Let latents through unquantised before `codebook.start_step`; then start each codebook from k-means.
+
+    All processes go on with the main one's codewords: those of another kind of GPU would differ in their last bits.
+    """
     begins = step == config.codebook.start_step
     for quantizer in (*autoencoder.quantizers, *averaged.quantizers):
         quantizer.bypassed = not begins
@@ -383,6 +387,8 @@ def _begin_codebooks(
     if begins and config.codebook.kmeans_crops and not has_some:
         images = _first_crops(crops, config.codebook.kmeans_crops).to(autoencoder.device)
         initialize_codebooks(autoencoder, images, seed=config.run.seed)
+        for quantizer in autoencoder.quantizers:
+            broadcast(quantizer.embedding.weight.data)
         everything = [torch.arange(quantizer.codebook_size) for quantizer in autoencoder.quantizers]
         _forget_averages(averaged, autoencoder, everything)
 
