@@ -149,6 +149,20 @@ def test_shrinking_averages_instead_of_picking_pixels():
     )  # mid-grey; without antialiasing it would be black and white
 
 
+def test_small_pictures_are_padded_where_asked_and_large_ones_left_alone(folder):
+    crops = crops_of(folder, size=(48, 64), pad_small=True, flip=False)
+    for position in range(7):
+        pixels = (
+            torch.from_numpy(gradient(crops.picture_index(position))).permute(2, 0, 1).float() / 127.5 - 1
+        )
+        crop = crops[position]
+        assert torch.equal(crop[:, :40, :56], pixels)
+        assert torch.equal(crop[:, 40:, :56], pixels[:, -1:].expand(-1, 8, -1))
+        assert torch.equal(crop[:, :, 56:], crop[:, :, 55:56].expand(-1, -1, 8))
+    padded, plain = (crops_of(folder, pad_small=pad) for pad in (True, False))
+    assert all(torch.equal(padded[position], plain[position]) for position in range(7))
+
+
 @pytest.mark.parametrize("height, width", [(10, 60), (60, 10), (9, 9)])
 def test_small_pictures_are_enlarged_just_enough(height, width):
     pixels = torch.from_numpy(gradient(1, height, width)).permute(2, 0, 1)

@@ -67,6 +67,8 @@ class DataConfig:
     """Crop width in pixels; None: as the height."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the random resize before the crop, log-uniform; 1 is the file's own resolution."""
+    pad_small: bool = False
+    """Continue a picture smaller than the crop beyond its last row and column, instead of enlarging it."""
     flip: bool = True
     """Mirror half of the crops left to right."""
     by_area: bool = False

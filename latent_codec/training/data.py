@@ -42,6 +42,7 @@ class TrainingCrops(Dataset):
         flip: mirror half of the crops left to right.
         scale: (smallest, largest) factor by which a picture is resized before the crop, drawn log-uniformly; 1 keeps
             its own pixels. A picture too small for the crop is enlarged just enough.
+        pad_small: continue it beyond its last row and column instead, as LatentCodec does.
         by_area: draw pictures in proportion to their area, so that every pixel is seen about equally often. Reads
             every picture's header once, at the start.
         cache_bytes: decoded pictures kept in memory, shared out among the workers of a DataLoader; 0 keeps none.
@@ -56,6 +57,7 @@ class TrainingCrops(Dataset):
         seed: int = 0,
         flip: bool = True,
         scale: tuple[float, float] = (1.0, 1.0),
+        pad_small: bool = False,
         by_area: bool = False,
         cache_bytes: int = 2 << 30,
     ):
@@ -66,6 +68,7 @@ class TrainingCrops(Dataset):
         self.seed = seed
         self.flip = flip
         self.scale = tuple(scale)
+        self.pad_small = pad_small
         self.cache_bytes = cache_bytes
         self._areas = _cumulative_areas(source) if by_area else None
         self._cache: dict[int, Tensor] = {}
@@ -81,6 +84,8 @@ class TrainingCrops(Dataset):
     def __getitem__(self, position: int) -> Tensor:
         pixels = self._readable(self.picture_index(position))
         rng = np.random.default_rng((self.seed, _CROP, position))
+        if self.pad_small:
+            pixels = pad_to_size(pixels, self.size)
         return random_resized_crop(pixels, self.size, self.scale, self.flip, rng)
 
     def __getstate__(self) -> dict:
@@ -129,6 +134,14 @@ class TrainingCrops(Dataset):
             self._cache[index] = pixels
             self._cached_bytes += pixels.nbytes
         return pixels
+
+
+def pad_to_size(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (C, H, W), its last row and column repeated until it is (h, w) or larger."""
+    missing = [max(wanted - side, 0) for wanted, side in zip(size, pixels.shape[-2:])]
+    if not any(missing):
+        return pixels
+    return F.pad(pixels[None].float(), (0, missing[1], 0, missing[0]), mode="replicate")[0].to(pixels.dtype)
 
 
 def random_resized_crop(
@@ -286,6 +299,7 @@ class StreamedCrops(IterableDataset):
         seed: int = 0,
         flip: bool = True,
         scale: tuple[float, float] = (1.0, 1.0),
+        pad_small: bool = False,
         column: str | None = None,
         process_index: int = 0,
         num_processes: int = 1,
@@ -304,6 +318,7 @@ class StreamedCrops(IterableDataset):
         self.seed = seed
         self.flip = flip
         self.scale = tuple(scale)
+        self.pad_small = pad_small
         self.process_index = process_index
         self.num_processes = num_processes
         self.num_threads = num_threads
@@ -396,4 +411,6 @@ class StreamedCrops(IterableDataset):
     def _crop(self, name: str, cell: dict | None, number: int) -> Tensor:
         pixels = read_pixels(encoded_picture(cell, name), channels=self.channels, name=name)
         rng = np.random.default_rng((self.seed, _CROP, number, self.process_index))
+        if self.pad_small:
+            pixels = pad_to_size(pixels, self.size)
         return random_resized_crop(pixels, self.size, self.scale, self.flip, rng)

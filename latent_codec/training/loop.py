@@ -115,6 +115,7 @@ def train(
         seed=config.run.seed,
         flip=config.data.flip,
         scale=config.data.scale,
+        pad_small=config.data.pad_small,
         by_area=config.data.by_area,
         cache_bytes=int(config.data.cache_gigabytes * 2**30),
     )
@@ -477,6 +478,7 @@ def _streamed_crops(stream, like: TrainingCrops, accelerator: Accelerator) -> St
         seed=like.seed,
         flip=like.flip,
         scale=like.scale,
+        pad_small=like.pad_small,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
