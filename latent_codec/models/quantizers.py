@@ -129,7 +129,7 @@ class VectorQuantizer(nn.Module):
         The codebook term is left out while codewords take no gradient, because a moving average sets them.
         """
         if self.bypassed:
-            return torch.zeros_like(output.commitment_loss)
+            return 0 * output.codebook_loss  # DDP waits for every weight to have a gradient
         commitment_weight, codebook_weight = (1.0, self.beta) if self.legacy else (self.beta, 1.0)
         loss = commitment_weight * output.commitment_loss
         return loss + codebook_weight * output.codebook_loss if self.embedding.weight.requires_grad else loss

@@ -163,11 +163,10 @@ class ObjectiveTerms:
             for suffix, quantizer, level in zip(
                 level_suffixes(len(quantizers)), quantizers, outputs["levels"]
             ):
-                if quantizer.bypassed:
-                    continue
-                terms[f"commitment{suffix}"] = level.commitment_loss
-                terms[f"codebook{suffix}"] = level.codebook_loss
                 loss = loss + self.codebook_weight * quantizer.loss(level)
+                if not quantizer.bypassed:
+                    terms[f"commitment{suffix}"] = level.commitment_loss
+                    terms[f"codebook{suffix}"] = level.codebook_loss
         elif config.posterior == "sample":
             nats = losses.kl_divergence(outputs["mean"].float(), outputs["log_variance"].float()).sum()
             terms["kl"] = nats / image.numel()
