@@ -213,19 +213,27 @@ def test_gradients_reach_every_parameter(gradient):
         assert each.isfinite().all() and each.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("how", ["opened", "converted"])
 @torch.no_grad()
-def test_bfloat16_picks_the_codewords_nearest_to_its_own_latents():
-    model = tiny().to(torch.bfloat16)
-    image = picture().bfloat16()
-    latents = model.encode(image).latents
-    assert latents.dtype == torch.bfloat16
-    vectors = latents.movedim(1, -1).reshape(-1, 4).double()
-    nearest = (vectors[:, None] - model.quantize.embedding.weight.double()).square().sum(2).argmin(1)
-    assert torch.equal(model.encode_indices(image).flatten(), nearest)
-    sample = model.decode(latents).sample
-    assert sample.dtype == torch.bfloat16 and sample.isfinite().all()
-    decoded = model.decode_indices(model.encode_indices(image))
-    torch.testing.assert_close(decoded, sample, rtol=0, atol=0.05)  # some roundings to 8 bits
+def test_bfloat16(how, tmp_path):
+    model, image = tiny(), picture().bfloat16()
+    model.save_pretrained(tmp_path)
+    if how == "opened":
+        half = AutoencoderVQ.from_pretrained(tmp_path, dtype=torch.bfloat16)
+        # encoder and codebook stay in float32, so that the codes are those of any precision
+        assert torch.equal(half.encode_indices(image), model.encode_indices(image.float()))
+        assert half.quantize.embedding.weight.dtype == half.encoder.conv_in.weight.dtype == torch.float32
+    else:
+        half = torch.nn.Module.to(model, torch.bfloat16)
+        vectors = half.encode(image).latents.movedim(1, -1).reshape(-1, 4).double()
+        nearest = (vectors[:, None] - half.quantize.embedding.weight.double()).square().sum(2).argmin(1)
+        assert torch.equal(half.encode_indices(image).flatten(), nearest)
+    assert half.decoder.conv_out.weight.dtype == half.dtype == torch.bfloat16
+    latents = half.encode(image).latents
+    sample = half.decode(latents).sample
+    assert latents.dtype == sample.dtype == torch.bfloat16 and sample.isfinite().all()
+    by_indices = half.decode_indices(half.quantize.nearest(latents))
+    torch.testing.assert_close(by_indices, sample, rtol=0, atol=0.05)  # some roundings to 8 bits
 
 
 @pytest.mark.parametrize(
