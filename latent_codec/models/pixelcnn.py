@@ -1,0 +1,309 @@
+"""PixelCNN: the convolutional prior, over codes, pixels and the latents of a continuous codec."""
+
+from typing import Literal
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - diffusers asks the module for it
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latent_codec.models.autoregressive import AutoregressivePrior
+from latent_codec.models.causal import GatedLayer, PointwiseConv
+from latent_codec.models.scalar_quantizer import ScalarQuantizer
+
+
+class PixelCNN(AutoregressivePrior):
+    """The Gated PixelCNN (van den Oord et al., arXiv:1606.05328), on grids of any size.
+
+        indices --embed--+--shift_down---> vertical   --+             +--> vertical   --> ... (unused at the end)
+                         |                              | GatedLayer  |
+                         +--shift_right--> horizontal --+  x layers --+--> horizontal --head--> logits
+
+    What the indices are decides the embedding and the head:
+
+    - "codes": a codebook's, (B, h, w).
+    - "pixels": values 0..255 of 1 or more channels, (B, C, h, w): red, green given red, blue given both, each
+      a choice among 256. An image in [-1, 1] has the indices round(127.5 (image + 1)).
+    - "latents": levels of scalar-quantised latents, (B, C, h, w), channels in order, each a discretised mixture of
+      logistics (PixelCNN++, arXiv:1701.05517, section 2.1). `encode_latents` and `decode_latents` convert.
+
+    A position's earlier channels enter in the head alone, after the layers, so that a position is computed once.
+
+    Args:
+        data: what the indices are.
+        codebook_size: of the codes; not used by the others.
+        data_channels: of pixels or latents; 1 for codes.
+        latent_steps, latent_minimum, latent_maximum, latent_dead_zone: of the latents' ScalarQuantizer, in the unit
+            of the latents that come.
+        num_mixtures: logistics per channel of a latent.
+        hidden_channels: width of both stacks.
+        num_layers: depth; a layer sees `kernel_size` // 2 further on every side that is past.
+        kernel_size: odd, 3 or more.
+        num_classes: of the labels; None for a model without.
+        condition_codebook_size: of the codes of a condition; None for none.
+        condition_channels: of a condition of features; None for none.
+        num_condition_blocks: residual blocks that read a condition, before and after it is brought to the grid.
+        dropout: share of gated values left out while training.
+
+    Raises:
+        ValueError: where these do not fit together.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        data: Literal["codes", "pixels", "latents"] = "codes",
+        codebook_size: int = 512,
+        data_channels: int = 1,
+        latent_steps: tuple[float, ...] | None = None,
+        latent_minimum: int = -128,
+        latent_maximum: int = 127,
+        latent_dead_zone: float = 1.0,
+        num_mixtures: int = 10,
+        hidden_channels: int = 128,
+        num_layers: int = 12,
+        kernel_size: int = 5,
+        num_classes: int | None = None,
+        condition_codebook_size: int | None = None,
+        condition_channels: int | None = None,
+        num_condition_blocks: int = 2,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if kernel_size < 3 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}; give an odd number, 3 or more.")
+        self.has_channels, self.data_channels = data != "codes", data_channels
+        self.quantizer: ScalarQuantizer | None = None
+        """Of latents; None for other data."""
+        if data == "codes":
+            if data_channels != 1:
+                raise ValueError(f"data_channels is {data_channels}; codes have 1.")
+            self.num_values = codebook_size
+            self.embed = CodeEmbedding(codebook_size, hidden_channels)
+        elif data == "pixels":
+            self.num_values = 256
+            self.embed = ValueEmbedding(data_channels, hidden_channels, self.num_values)
+        elif data == "latents":
+            if latent_steps is None or len(latent_steps) != data_channels:
+                raise ValueError(
+                    f"latent_steps are {latent_steps} for {data_channels} data_channels; give one step per channel "
+                    "(ScalarQuantizer.from_latents finds them)."
+                )
+            self.quantizer = ScalarQuantizer(
+                steps=latent_steps, minimum=latent_minimum, maximum=latent_maximum, dead_zone=latent_dead_zone
+            )
+            self.num_values = self.quantizer.num_levels
+            self.embed = ValueEmbedding(data_channels, hidden_channels, self.num_values)
+        else:
+            raise ValueError(f'data is {data!r}; allowed are "codes", "pixels" and "latents".')
+        if self.num_values < 2:
+            raise ValueError(f"indices have {self.num_values} value; a prior needs 2 or more.")
+        conditional = num_classes is not None or condition_codebook_size or condition_channels
+        context_channels = hidden_channels if conditional else 0
+        self.layers = nn.ModuleList(
+            GatedLayer(hidden_channels, kernel_size, context_channels, dropout) for _ in range(num_layers)
+        )
+        if data == "latents":
+            self.head = MixtureHead(hidden_channels, data_channels, self.num_values, num_mixtures)
+        else:
+            self.head = CategoricalHead(hidden_channels, data_channels, self.num_values)
+        self._make_context(
+            hidden_channels, num_classes, condition_codebook_size, condition_channels, num_condition_blocks
+        )
+
+    def encode_latents(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> indices: the quantizer's levels, counted from its lowest.
+
+        Raises:
+            ValueError: where the data are not latents, and as ScalarQuantizer.encode.
+        """
+        return self._latents_quantizer().encode(latents) - self.config.latent_minimum
+
+    def decode_latents(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The inverse of `encode_latents`, up to rounding."""
+        return self._latents_quantizer().decode(indices + self.config.latent_minimum, dtype)
+
+    def _latents_quantizer(self) -> ScalarQuantizer:
+        if self.quantizer is None:
+            raise ValueError(
+                f'this PixelCNN is over {self.config.data}; only one over "latents" quantises them.'
+            )
+        return self.quantizer
+
+
+class CodeEmbedding(nn.Embedding):
+    """Codes (..., 1) -> vectors (..., dim)."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values[..., 0])
+
+
+class ValueEmbedding(nn.Linear):
+    """Values 0..num_values - 1 of all channels, (..., C) -> (..., dim), linear in the values brought to -1..1.
+
+    Its bias tells a value in the middle from the nothing outside the grid.
+    """
+
+    def __init__(self, data_channels: int, dim: int, num_values: int):
+        super().__init__(data_channels, dim)
+        self.num_values = num_values
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(scale_values(values, self.num_values, self.weight.dtype))
+
+
+def scale_values(values: Tensor, num_values: int, dtype: torch.dtype) -> Tensor:
+    """0..num_values - 1 to -1..1."""
+    return (values.to(torch.float64) * (2 / (num_values - 1)) - 1).to(dtype)
+
+
+class ChannelHead(nn.Module):
+    """Features of a position -> the distribution of its channels, each given the earlier ones.
+
+        features --elu, 1x1--> hidden[c] --+--elu, 1x1--> outputs[c]
+        earlier channels' values --hints---+
+
+    Args:
+        channels: of the features and of each channel's hidden layer.
+        data_channels: C.
+        num_outputs: per channel, what a subclass makes a distribution of.
+        hints: one per channel but the last: values -> what they tell every later channel, concatenated.
+    """
+
+    def __init__(self, channels: int, data_channels: int, num_outputs: int, hints: list[nn.Module]):
+        super().__init__()
+        self.hidden = PointwiseConv(channels, data_channels * channels)
+        self.hints = nn.ModuleList(hints)
+        self.outputs = nn.ModuleList(PointwiseConv(channels, num_outputs) for _ in range(data_channels))
+
+    def logits(self, features: Tensor, values: Tensor) -> Tensor:
+        """Features (B, channels, h, w), values (B, C, h, w) -> logits (B, num_values, C, h, w)."""
+        return torch.stack([self.to_logits(output) for output in self._raw_outputs(features, values)], 2)
+
+    def log_prob(self, features: Tensor, values: Tensor) -> Tensor:
+        """The log-probability of `values`, summed over channels: (B, h, w)."""
+        outputs = self._raw_outputs(features, values)
+        each = [self.to_log_prob(output, value) for output, value in zip(outputs, values.unbind(1))]
+        return torch.stack(each).sum(0)
+
+    def begin(self, batch: int) -> "ChannelHeadCache":
+        return ChannelHeadCache(self)
+
+    def hint(self, channel: int, values: Tensor) -> Tensor:
+        """What `values` (...) of a channel tell the later ones: (..., later channels * channels)."""
+        raise NotImplementedError
+
+    def to_logits(self, outputs: Tensor) -> Tensor:
+        """A channel's outputs (B, num_outputs, ...) -> logits (B, num_values, ...), float32 or float64."""
+        raise NotImplementedError
+
+    def to_log_prob(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """A channel's outputs (B, num_outputs, ...) and values (B, ...) -> their log-probability (B, ...)."""
+        raise NotImplementedError
+
+    def _raw_outputs(self, features: Tensor, values: Tensor) -> list[Tensor]:
+        hidden = self.hidden(F.elu(features)).chunk(len(self.outputs), 1)
+        outputs = [self.outputs[0](F.elu(hidden[0]))]
+        told: list[Tensor] = []
+        for channel in range(1, len(self.outputs)):
+            latest = self.hint(channel - 1, values[:, channel - 1]).movedim(-1, 1)
+            latest = latest.chunk(len(self.outputs) - channel, 1)
+            told = [before + now for before, now in zip(told[1:], latest)] if told else list(latest)
+            outputs.append(self.outputs[channel](F.elu(hidden[channel] + told[0])))
+        return outputs
+
+
+class ChannelHeadCache:
+    """A head at one position: the hidden layers, which `logits` completes channel by channel, in order."""
+
+    def __init__(self, head: ChannelHead):
+        self.head = head
+        self.width = head.hidden.in_channels
+        self.hidden_matrix, self.hidden_bias = head.hidden.matrix(), head.hidden.bias
+        self.output_matrices = [output.matrix() for output in head.outputs]
+        self.output_biases = [output.bias for output in head.outputs]
+        self.hidden = torch.empty(0)
+
+    def enter(self, features: Tensor) -> None:
+        """Take the features (B, channels) of a position."""
+        self.hidden = torch.addmm(self.hidden_bias, F.elu(features), self.hidden_matrix)
+
+    def logits(self, values: Tensor, channel: int) -> Tensor:
+        """Logits (B, num_values) of `channel`, given the values (B, C) of those before it."""
+        if channel:
+            self.hidden[:, channel * self.width :] += self.head.hint(channel - 1, values[:, channel - 1])
+        hidden = F.elu(self.hidden.narrow(1, channel * self.width, self.width))
+        outputs = torch.addmm(self.output_biases[channel], hidden, self.output_matrices[channel])
+        return self.head.to_logits(outputs)
+
+
+class CategoricalHead(ChannelHead):
+    """One logit per value."""
+
+    def __init__(self, channels: int, data_channels: int, num_values: int):
+        later = range(data_channels - 1, 0, -1)
+        hints: list[nn.Module] = [nn.Embedding(num_values, count * channels) for count in later]
+        super().__init__(channels, data_channels, num_values, hints)
+
+    def hint(self, channel: int, values: Tensor) -> Tensor:
+        return self.hints[channel](values)
+
+    def to_logits(self, outputs: Tensor) -> Tensor:
+        return at_least_float32(outputs)
+
+    def to_log_prob(self, outputs: Tensor, values: Tensor) -> Tensor:
+        return -F.cross_entropy(at_least_float32(outputs), values, reduction="none")
+
+
+class MixtureHead(ChannelHead):
+    """A discretised mixture of logistics per channel (PixelCNN++, arXiv:1701.05517, section 2.1).
+
+    Each channel has its own mixture weights, and all that describes it may depend on earlier channels; the paper
+    shares the weights and shifts the means alone (section 2.2).
+    """
+
+    def __init__(self, channels: int, data_channels: int, num_values: int, num_mixtures: int):
+        later = range(data_channels - 1, 0, -1)
+        hints: list[nn.Module] = [nn.Linear(1, count * channels, bias=False) for count in later]
+        super().__init__(channels, data_channels, 3 * num_mixtures, hints)
+        self.num_values = num_values
+
+    def hint(self, channel: int, values: Tensor) -> Tensor:
+        hint = self.hints[channel]
+        return hint(scale_values(values, self.num_values, hint.weight.dtype)[..., None])
+
+    def to_logits(self, outputs: Tensor) -> Tensor:
+        values = torch.arange(self.num_values, device=outputs.device).view(-1, *[1] * (outputs.ndim - 2))
+        return self.to_log_prob(outputs[:, :, None], values[None])
+
+    def to_log_prob(self, outputs: Tensor, values: Tensor) -> Tensor:
+        outputs = at_least_float32(outputs)
+        weights, means, log_scales = outputs.chunk(3, 1)
+        log_probs = discretized_logistic(values[:, None], means, log_scales, self.num_values)
+        return torch.logsumexp(weights.log_softmax(1) + log_probs, 1)
+
+
+def discretized_logistic(values: Tensor, means: Tensor, log_scales: Tensor, num_values: int) -> Tensor:
+    """Log-probability of values 0..K - 1 under logistics on -1..1 (arXiv:1701.05517, equation 2).
+
+        P(x) = F((x + 1/(K-1) - mean) / scale) - F((x - 1/(K-1) - mean) / scale),  F the sigmoid
+
+    The first and the last value take the tails beyond them. The difference is computed as log F(a) + log F(-b) +
+    log(1 - exp(b - a)), which loses nothing however far the value lies from the mean.
+
+    Args:
+        values: integers.
+        means, log_scales: any shapes that broadcast with `values`; the log-scale counts from -7 to 7.
+    """
+    x = scale_values(values, num_values, means.dtype)
+    half = 1 / (num_values - 1)
+    sharpness = torch.exp(-log_scales.clamp(-7, 7))
+    below = F.logsigmoid((x + half - means) * sharpness).masked_fill(values == num_values - 1, 0)
+    above = F.logsigmoid((means - x + half) * sharpness).masked_fill(values == 0, 0)
+    inside = torch.log(-torch.expm1(-2 * half * sharpness))
+    return below + above + inside.masked_fill((values == 0) | (values == num_values - 1), 0)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
