@@ -273,7 +273,7 @@ def test_perplexity_is_two_to_the_entropy_in_bits_of_the_indices():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_unit_vectors_find_what_diffusers_quantizer_finds_of_the_latents_as_they_are(dtype):
-    quantizer, latents = build(64, 4, l2_normalized=True), (3 * randn(2, 4, 16, 16)).to(dtype)
+    quantizer, latents = build(64, 4, l2_normalized=True), (3 * randn(8, 4, 32, 32)).to(dtype)
     torch.testing.assert_close(quantizer.embedding.weight.norm(dim=1), torch.ones(64))
     output = quantizer(latents)
     theirs = DiffusersQuantizer(64, 4, beta=0.25)
