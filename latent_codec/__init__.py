@@ -21,11 +21,13 @@ _EXPORTS = {
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
     "LatentCodec": "latent_codec.codec",
     "LatentSpace": "latent_codec.latent_space",
+    "PixelCNN": "latent_codec.models.pixelcnn",
+    "PixelSNAIL": "latent_codec.models.pixelsnail",
 }
 
-_COMPONENTS = ("latent_codec.models.autoencoder_vq", "latent_codec.models.hierarchical_vq")
+_COMPONENTS = [module for module in _EXPORTS.values() if module.startswith("latent_codec.models.")]
 
-__all__ = ["AutoencoderVQ", "HierarchicalVQ", "LatentCodec", "LatentSpace", "__version__"]
+__all__ = [*_EXPORTS, "__version__"]
 
 
 def __getattr__(name: str):

@@ -715,6 +715,26 @@ def test_shipped_default_opens():
     assert type(codec.autoencoder) is diffusers.AutoencoderKL
 
 
+def test_shipped_discrete_codec_opens_and_its_indices_do_not_depend_on_the_precision():
+    codec = LatentCodec.from_pretrained("default-vq")
+    assert (codec.name, codec.codebook_sizes) == ("default-vq-f8", [1024])
+    assert codec.fingerprint == LatentCodec.from_pretrained("default-vq-f8").fingerprint
+    image = torch.nn.functional.interpolate(torch.rand(1, 3, 16, 20) * 2 - 1, scale_factor=8, mode="bilinear")
+    (indices,) = codec.encode_indices(image)
+    assert indices.shape == (1, 16, 20)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(
+            LatentCodec.from_pretrained("default-vq", dtype=dtype).encode_indices(image)[0], indices
+        )
+
+
+def test_shipped_codecs_are_at_most_8_megabytes():
+    from latent_codec.codec_folders import ASSETS, SHIPPED
+
+    for name in SHIPPED.values():
+        assert sum(path.stat().st_size for path in (ASSETS / name).iterdir()) <= 8e6
+
+
 def test_failed_save_leaves_the_old_codec(tmp_path):
     """A limit on the size of files stands for a full disk: the system refuses the write half way."""
     resource = pytest.importorskip("resource")

@@ -17,7 +17,7 @@ from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import TrainingConfig, load_config, preset_names
 from latent_codec.training.loop import train
 
-LARGE = ["sd-f8c4", "sd3-f8c16"]
+LARGE = ["sd-f8c4", "sd3-f8c16", "vqgan-f8"]
 GLOBAL = ["faces-global", "fashion-mnist-global"]
 FINETUNING = ["finetune-decoder"]
 NEW = [name for name in preset_names() if name not in FINETUNING]
@@ -37,6 +37,7 @@ def header(name: str) -> str:
 
 def short(name: str, *overrides: str) -> TrainingConfig:
     """The preset, cut to three steps of two pictures. LPIPS, whose weights are not everywhere, is left out."""
+    begins_late = load_config(name).codebook.start_step > 0
     return load_config(
         name,
         [
@@ -44,6 +45,8 @@ def short(name: str, *overrides: str) -> TrainingConfig:
             "run.log_every=1",
             "optimizer.batch_size=2",
             "objective.lpips_weight=0",
+            "codebook.kmeans_crops=8",
+            f"codebook.start_step={int(begins_late)}",
             *overrides,
         ],
     )
@@ -61,9 +64,14 @@ def test_the_presets_that_the_documentation_names_are_there():
         "denoising",
         "faces-global",
         "fashion-mnist-global",
+        "fashion-mnist-vq",
         "finetune-decoder",
         "sd-f8c4",
         "sd3-f8c16",
+        "vqgan-f8",
+        "vqvae-2017",
+        "vqvae2-three-level",
+        "vqvae2-two-level",
     }
 
 
@@ -94,7 +102,8 @@ def test_a_preset_sets_nothing_twice_and_crops_by_whole_latents(name):
     written = tomllib.loads(preset_text(name))
     assert TrainingConfig.from_dict(written) == config
     levels = len(config.model.arguments.get("block_out_channels", [1] * 4))
-    assert all(side % 2 ** (levels - 1) == 0 for side in config.data.size)
+    strides = config.model.arguments.get("strides", [2] * (levels - 1))
+    assert all(side % math.prod(strides) == 0 for side in config.data.size)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +120,38 @@ def test_the_large_presets_have_the_shape_of_their_originals(name, latent_channe
     assert (autoencoder.quant_conv is None) == (autoencoder.post_quant_conv is None) == (name == "sd3-f8c16")
     latents = autoencoder.encode(torch.zeros(1, 3, 64, 64, device="meta")).latent_dist.mean
     assert latents.shape == (1, latent_channels, 8, 8)
+
+
+def test_vqgan_f8_has_the_shape_of_latent_diffusions_vq_f8():
+    """ch 128, ch_mult [1, 2, 2, 4], two residual blocks, z 4, n_embed 16384, attention where 256 px have become 32."""
+    config = load_config("vqgan-f8")
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(config)
+    assert autoencoder.encode(torch.zeros(1, 3, 256, 256, device="meta")).latents.shape == (1, 4, 32, 32)
+    assert autoencoder.quantizers[0].embedding.weight.shape == (16384, 4)
+    down, up = autoencoder.encoder.down_blocks, autoencoder.decoder.up_blocks
+    assert [block.resnets[-1].out_channels for block in down] == [128, 256, 256, 512]
+    assert [len(block.resnets) for block in down] == [2] * 4
+    assert [hasattr(block, "attentions") for block in down] == [False, False, False, True]
+    assert [hasattr(block, "attentions") for block in up] == [True, False, False, False]
+    # A head of its own for every few channels would be another network: the original's attention has one.
+    assert down[3].attentions[0].heads == autoencoder.encoder.mid_block.attentions[0].heads == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "grids", "codebook_size"),
+    [
+        ("vqvae-2017", 128, [32], 512),  # arXiv:1711.00937, section 4.2
+        ("vqvae2-two-level", 512, [32, 64], 512),
+        ("vqvae2-three-level", 512, [32, 64, 128], 512),
+        ("fashion-mnist-vq", 32, [8], 64),
+    ],
+)
+def test_a_hierarchical_preset_makes_the_grids_that_it_names(name, side, grids, codebook_size):
+    autoencoder = build_autoencoder(load_config(name))
+    assert autoencoder.grid_shapes(side, side) == [(grid, grid) for grid in grids]
+    assert [quantizer.codebook_size for quantizer in autoencoder.quantizers] == [codebook_size] * len(grids)
+    assert all(quantizer.beta == 0.25 for quantizer in autoencoder.quantizers)
 
 
 @pytest.mark.parametrize("name", GLOBAL)

@@ -9,7 +9,6 @@ from conftest import ROOT
 from PIL import Image
 
 from latent_codec.cli import VERBS, main
-from latent_codec.codec_folders import ASSETS
 from latent_codec.metrics import lpips_available
 from latent_codec.training.config import preset_names
 
@@ -17,10 +16,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORT = ["--set", "run.steps=2", "--set", "optimizer.batch_size=1", "--set", "run.calibration_pictures=2"]
-
-needs_default = pytest.mark.skipif(
-    not (ASSETS / "default-f8c4").is_dir(), reason="needs the shipped codec latent_codec/assets/default-f8c4"
-)
 
 
 @pytest.fixture
@@ -48,7 +43,6 @@ def test_the_readme_has_both_first_commands_and_every_verb_and_preset():
     assert set(preset_names()) <= named
 
 
-@needs_default
 @pytest.mark.parametrize("block", BASH, ids=lambda block: block.split("\n")[0])
 def test_commands(block, workplace):
     for line in block.strip().splitlines():
@@ -64,7 +58,6 @@ def test_commands(block, workplace):
         assert main(arguments) == 0, line
 
 
-@needs_default
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
 def test_python_blocks(block, workplace):
     exec(compile(block, "README.md", "exec"), {})
