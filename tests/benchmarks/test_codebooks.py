@@ -190,7 +190,7 @@ def test_search_against_cdist():
             ]
         )
         assert (exact[0] <= exact[1] * (1 + 1e-6)).all(), "a codeword that is not nearest"
-        assert peaks["nearest_codewords"] < peaks["torch.cdist"]
+        assert peaks["nearest_codewords"] < peaks["torch.cdist"] / 2
     table(
         f"nearest_codewords against torch.cdist(...).argmin(1): 4,096 vectors, 16,384 codewords, float32, "
         f"{torch.get_num_threads()} thread(s), medians of {ROUNDS}",
