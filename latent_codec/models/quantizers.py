@@ -152,12 +152,14 @@ def nearest_codewords(vectors: Tensor, codebook: Tensor) -> Tensor:
     with torch.autocast(vectors.device.type, enabled=False):
         codewords = codebook.detach().float()
         half_norms = codewords.square().sum(1) / -2
-        transposed = codewords.T.contiguous()
-        num_rows = max(SCORES_AT_ONCE // len(codewords), 1)
-        chunks = [
-            torch.addmm(half_norms, chunk.float(), transposed).argmax(1) for chunk in vectors.split(num_rows)
-        ]
-    return torch.cat(chunks) if chunks else vectors.new_zeros(0, dtype=torch.int64)
+        num_rows = min(max(SCORES_AT_ONCE // len(codewords), 1), max(len(vectors), 1))
+        # Written in place: blocks that are freed one by one between small results never come together again.
+        scores = codewords.new_empty(num_rows, len(codewords))
+        indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+        for chunk, nearest in zip(vectors.split(num_rows), indices.split(num_rows)):
+            part = torch.addmm(half_norms, chunk.float(), codewords.T, out=scores[: len(chunk)])
+            torch.argmax(part, 1, out=nearest)
+    return indices
 
 
 def straight_through(z: Tensor, codewords: Tensor) -> Tensor:
