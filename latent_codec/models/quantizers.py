@@ -34,7 +34,7 @@ class QuantizerOutput(NamedTuple):
     codebook_loss: Tensor
     """||sg[z] - e||^2: moves the codewords towards the encoder's output."""
     perplexity: Tensor
-    """2 to the entropy of the indices' frequencies: 1 to codebook_size."""
+    """exp of the entropy (in nats) of the indices' frequencies: 1 to codebook_size."""
     latents: Tensor
     """What was quantised, (B, D, h, w): unit vectors where the quantizer normalises."""
 
@@ -367,8 +367,9 @@ class CodebookLearner(nn.Module):
     def restart(self, dead: Tensor, vectors: Tensor, step: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         """Move codewords `dead` to latents drawn from all processes' `vectors`; return those that moved.
 
-        No latent gets two codewords: where there are fewer, the other codewords wait for the next step. A moved codeword is granted the mean usage, so that it has about ln(1 / restart_below) / (1 - decay)
-        steps to be chosen.
+        No latent gets two codewords: where there are fewer, the other codewords wait for the next step. A moved
+        codeword is granted the mean usage, so that it has about ln(1 / restart_below) / (1 - decay) steps to be
+        chosen.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         drawn = torch.randperm(len(vectors), generator=generator)[: self.NUM_CANDIDATES]
