@@ -25,7 +25,7 @@ from latent_codec.codec_folders import (
     short_name,
 )
 from latent_codec.files import replacing
-from latent_codec.latent_space import LatentSpace, is_movq, supported_class
+from latent_codec.latent_space import LatentSpace, is_movq, side_multiple, supported_class
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import nearest_codewords
@@ -177,11 +177,6 @@ class LatentCodec:
     @property
     def _is_hierarchical(self) -> bool:
         return isinstance(self.autoencoder, HierarchicalVQ)
-
-    @property
-    def _side_multiple(self) -> int:
-        """What a padded picture's sides are divisible by: more than the factor where levels halve the grid."""
-        return self.autoencoder.multiple if self._is_hierarchical else self.space.downsampling_factor
 
     @property
     def num_parameters(self) -> int:
@@ -361,7 +356,7 @@ class LatentCodec:
             raise ValueError("no picture came; give at least one")
         sizes = {image.shape[-2:] for image in singles}
         batches = [torch.stack(singles)] if len(sizes) == 1 else [image[None] for image in singles]
-        return [pad_to_multiple(batch, self._side_multiple) for batch in batches]
+        return [pad_to_multiple(batch, side_multiple(self.autoencoder)) for batch in batches]
 
     def _to_images(self, picture: Picture) -> list[Tensor]:
         """One picture, or a batch as array or tensor -> images (C, H, W)."""
@@ -506,7 +501,7 @@ class LatentCodec:
         sizes = [size] * len(pictures) if isinstance(size[0], Integral) else list(size)
         if len(sizes) != len(pictures):
             raise ValueError(f"{len(sizes)} sizes came for {len(pictures)} pictures")
-        factor = self._side_multiple
+        factor = side_multiple(self.autoencoder)
         for picture, (height, width) in zip(pictures, sizes):
             full_height, full_width = picture.shape[-2:]
             if -(-height // factor) * factor != full_height or -(-width // factor) * factor != full_width:

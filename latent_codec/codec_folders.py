@@ -8,6 +8,8 @@ from pathlib import Path
 import diffusers
 
 from latent_codec.latent_space import supported_class
+from latent_codec.models.autoencoder_vq import AutoencoderVQ
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
 
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT = "default-f8c4"
@@ -135,9 +137,6 @@ def load_autoencoder(weights: Path):
 
 def _component_class(class_name: str) -> type:
     """Our own class of that name, or diffusers'."""
-    from latent_codec.models.autoencoder_vq import AutoencoderVQ
-    from latent_codec.models.hierarchical_vq import HierarchicalVQ
-
     ours = {each.__name__: each for each in (AutoencoderVQ, HierarchicalVQ)}
     name = supported_class(class_name)
     return ours.get(name) or getattr(diffusers, name)

@@ -199,6 +199,13 @@ class LatentSpace:
         )
 
 
+def side_multiple(autoencoder) -> int:
+    """What a picture's sides must be divisible by: the factor, or more where levels halve the grid again."""
+    if supported_class(type(autoencoder)) == "HierarchicalVQ":
+        return autoencoder.multiple
+    return LatentSpace.from_config(autoencoder).downsampling_factor
+
+
 def is_movq(autoencoder) -> bool:
     """Whether this is Kandinsky's VQModel (spatial norm), whose pipelines decode latents unquantised."""
     return autoencoder.config.get("norm_type") == "spatial"

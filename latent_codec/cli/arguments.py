@@ -76,6 +76,11 @@ def with_progress(items: Iterable, description: str) -> Iterator:
     yield from track(items, description, console=console, transient=True, disable=quiet)
 
 
+def by(shape: Iterable[int]) -> str:
+    """[480, 640] -> "480x640"."""
+    return "x".join(map(str, shape))
+
+
 def load_codec(args: argparse.Namespace):
     """The LatentCodec that `--codec`, `--device` and `--dtype` name."""
     import torch

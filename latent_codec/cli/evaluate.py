@@ -22,7 +22,13 @@ left empty with the reason; weights of metrics are never downloaded.
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, add_data_argument, add_json_argument, load_codec
+from latent_codec.cli.arguments import (
+    add_codec_arguments,
+    add_data_argument,
+    add_json_argument,
+    by,
+    load_codec,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -178,9 +184,9 @@ def _print_codes(console, codes) -> None:
         totals = f"{codes.bits_per_pixel:.4f}", f"{codes.fixed_length_bits_per_pixel:.4f}"
         table.add_row("all", *[""] * 5, *totals)
     console.print(table)
-    grids = " + ".join("x".join(map(str, usage.first_grid)) for usage in codes.levels)
+    grids = " + ".join(by(usage.first_grid) for usage in codes.levels)
     console.print(
-        f"Indices: {grids} for the first picture, {'x'.join(map(str, codes.first_size))}.\n"
+        f"Indices: {grids} for the first picture, {by(codes.first_size)}.\n"
         "Bits per index: their order-0 entropy. Bits per pixel: the same, per pixel without\n"
         "padding. Fixed length: the bits per pixel at log2(size) bits for every index.",
         highlight=False,

@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_json_argument
+from latent_codec.cli.arguments import add_json_argument, by
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,17 +130,13 @@ def _describe_checkpoint(path: Path) -> dict:
 def _for_people(value) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(
-            f"\n  {each['name']}: {_by(each['size'])} -> {' + '.join(map(_by, each.get('grids') or [each['shape']]))}"
+            f"\n  {each['name']}: {by(each['size'])} -> {' + '.join(map(by, each.get('grids') or [each['shape']]))}"
             for each in value
         )
     if isinstance(value, list) and value and isinstance(value[0], list):
-        return " + ".join(map(_by, value))
+        return " + ".join(map(by, value))
     if isinstance(value, list):
         return ", ".join(f"{each:.4g}" if isinstance(each, float) else str(each) for each in value)
     if value is None:
         return "-"
     return f"{value:,}" if type(value) is int else str(value)
-
-
-def _by(shape: list[int]) -> str:
-    return "x".join(map(str, shape))

@@ -19,6 +19,7 @@ from latent_codec.cli.arguments import (
     add_codec_arguments,
     add_json_argument,
     add_tile_argument,
+    by,
     load_codec,
     named_pictures,
     with_progress,
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         seen = " and ".join(result[key] for key in ("path", "levels_path") if key in result)
         print(
             f"{result['name']}: PSNR {result['psnr']:.2f} dB, SSIM {ssim}, "
-            f"{_by(result['size'])} -> {_between(result)}, "
+            f"{by(result['size'])} -> {_between(result)}, "
             f"encode {result['encode_seconds']:.2f} s, decode {result['decode_seconds']:.2f} s, see {seen}"
         )
 
@@ -121,16 +122,12 @@ def _look_at_codes(codec, image, roundtrip_path: Path) -> dict:
 def _between(result: dict) -> str:
     """What lies between picture and reconstruction, in words."""
     if "grids" not in result:
-        return f"latents {_by(result['latent_shape'])}"
+        return f"latents {by(result['latent_shape'])}"
     grids = " + ".join(
-        f"{_by(grid)} of {codebook_size:,}"
+        f"{by(grid)} of {codebook_size:,}"
         for grid, codebook_size in zip(result["grids"], result["codebook_sizes"])
     )
     return f"indices {grids}, {result['bits_per_pixel_at_fixed_length']:.4f} bits per pixel at fixed length"
-
-
-def _by(shape: list[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _finish(codec) -> None:

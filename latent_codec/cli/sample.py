@@ -16,7 +16,7 @@ import argparse
 import math
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, add_json_argument, load_codec, with_progress
+from latent_codec.cli.arguments import add_codec_arguments, add_json_argument, by, load_codec, with_progress
 
 BATCH_PIXELS = 512 * 512
 DEFAULT_SIDE = 256  # for codecs whose config names no size
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         }
         print(json.dumps(facts))
         return
-    grid = "x".join(map(str, shape))
+    grid = by(shape)
     print(f"{args.num} samples of {height}x{width} from {grid} latents, seed {args.seed}, see {args.out}")
     print(f"drawn: {drawn}")
 

@@ -11,8 +11,6 @@ Levels are in the order of `LatentCodec.encode_indices`, top first.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import accumulate
-from operator import mul
 
 import torch
 from PIL import Image
@@ -183,7 +181,7 @@ def decodes_codewords(codec: LatentCodec) -> bool:
 def position_sides(codec: LatentCodec) -> list[int]:
     """Side in pixels of what an index stands for, of each level; empty for a codec without a codebook."""
     if isinstance(codec.autoencoder, HierarchicalVQ):
-        return list(accumulate(codec.autoencoder.config.strides, mul))[::-1]
+        return codec.autoencoder.position_sides
     return [codec.space.downsampling_factor] if codec.is_discrete else []
 
 

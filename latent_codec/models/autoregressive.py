@@ -27,7 +27,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 class AutoregressivePrior(ModelMixin, ConfigMixin):
     """A stack of causal layers between an embedding of indices and a head that predicts them.
 
-    A subclass makes `embed`, `layers` and `head` in its constructor, then calls `_make_context`. Indices are (B, h, w), or
+    A subclass makes `embed`, `layers` and `head` in its constructor, with the channels that `_make_context` gives. Indices are (B, h, w), or
     (B, C, h, w) where `has_channels`, and always 0 to `num_values` - 1.
     """
 
@@ -52,7 +52,8 @@ class AutoregressivePrior(ModelMixin, ConfigMixin):
         condition_codebook_size: int | None,
         condition_channels: int | None,
         num_condition_blocks: int,
-    ) -> None:
+    ) -> int:
+        """Make what reads labels and a condition; return the channels of `_context`: 0 without either."""
         if condition_codebook_size is not None and condition_channels is not None:
             raise ValueError(
                 f"condition_codebook_size is {condition_codebook_size} and condition_channels {condition_channels}; a "
@@ -66,6 +67,7 @@ class AutoregressivePrior(ModelMixin, ConfigMixin):
         elif condition_channels is not None:
             projection = nn.Conv2d(condition_channels, channels, 1)
             self.condition_network = ConditionNetwork(projection, channels, num_condition_blocks)
+        return 0 if self.class_embedding is None and self.condition_network is None else channels
 
     def logits(
         self, indices: Tensor, condition: Tensor | None = None, class_labels: Tensor | None = None

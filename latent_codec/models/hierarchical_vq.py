@@ -5,9 +5,9 @@ VQ-VAE (van den Oord et al., arXiv:1711.00937). The layers are those of DeepMind
 rosinality/vq-vae-2-pytorch has them, so that its checkpoints fit here once renamed.
 """
 
-import math
 from collections import OrderedDict
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from operator import mul
 from typing import Literal
 
 import torch
@@ -140,9 +140,14 @@ class HierarchicalVQ(ModelMixin, AutoencoderMixin, ConfigMixin):
         return self.config.strides[0]
 
     @property
+    def position_sides(self) -> list[int]:
+        """Side in pixels of what one index of each level stands for, top first."""
+        return list(accumulate(self.config.strides, mul))[::-1]
+
+    @property
     def multiple(self) -> int:
         """What both sides of an image must be multiples of: pixels per position of the top grid."""
-        return math.prod(self.config.strides)
+        return self.position_sides[0]
 
     def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of each level's grid, top first, for an image of `height` by `width` pixels.
@@ -155,8 +160,7 @@ class HierarchicalVQ(ModelMixin, AutoencoderMixin, ConfigMixin):
                 f"an image of {height} x {width} came; strides {tuple(self.config.strides)} need sides that are "
                 f"multiples of {self.multiple}: pad or crop it."
             )
-        num_pixels = [math.prod(self.config.strides[: n + 1]) for n in range(len(self.config.strides))]
-        return [(height // n, width // n) for n in reversed(num_pixels)]
+        return [(height // side, width // side) for side in self.position_sides]
 
     def concatenate(self, quantized: list[Tensor]) -> Tensor:
         """Codewords of the levels from the top to any level l -> (B, (l + 1) * embed_dim, h, w), on l's grid."""

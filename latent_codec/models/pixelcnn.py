@@ -99,8 +99,9 @@ class PixelCNN(AutoregressivePrior):
             raise ValueError(f'data is {data!r}; allowed are "codes", "pixels" and "latents".')
         if self.num_values < 2:
             raise ValueError(f"indices have {self.num_values} value; a prior needs 2 or more.")
-        conditional = num_classes is not None or condition_codebook_size or condition_channels
-        context_channels = hidden_channels if conditional else 0
+        context_channels = self._make_context(
+            hidden_channels, num_classes, condition_codebook_size, condition_channels, num_condition_blocks
+        )
         self.layers = nn.ModuleList(
             GatedLayer(hidden_channels, kernel_size, context_channels, dropout) for _ in range(num_layers)
         )
@@ -108,9 +109,6 @@ class PixelCNN(AutoregressivePrior):
             self.head = MixtureHead(hidden_channels, data_channels, self.num_values, num_mixtures)
         else:
             self.head = CategoricalHead(hidden_channels, data_channels, self.num_values)
-        self._make_context(
-            hidden_channels, num_classes, condition_codebook_size, condition_channels, num_condition_blocks
-        )
 
     def encode_latents(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> indices: the quantizer's levels, counted from its lowest.

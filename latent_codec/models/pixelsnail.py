@@ -60,14 +60,12 @@ class PixelSNAIL(AutoregressivePrior):
             raise ValueError(f"codebook_size is {codebook_size}; a prior needs 2 codes or more.")
         self.num_values = codebook_size
         self.embed = CodeEmbedding(codebook_size, hidden_channels)
-        conditional = num_classes is not None or condition_codebook_size or condition_channels
-        context_channels = hidden_channels if conditional else 0
+        context_channels = self._make_context(
+            hidden_channels, num_classes, condition_codebook_size, condition_channels, num_condition_blocks
+        )
         self.layers = nn.ModuleList()
         for _ in range(num_blocks):
             for _ in range(num_layers):
                 self.layers.append(GatedResidual(hidden_channels, kernel_size, context_channels, dropout))
             self.layers.append(CausalAttention(hidden_channels, attention_channels, num_heads, dropout))
         self.head = CategoricalHead(hidden_channels, 1, codebook_size)
-        self._make_context(
-            hidden_channels, num_classes, condition_codebook_size, condition_channels, num_condition_blocks
-        )

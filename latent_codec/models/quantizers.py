@@ -164,9 +164,8 @@ def nearest_codewords(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 def straight_through(z: Tensor, codewords: Tensor) -> Tensor:
     """`codewords`, with the identity as their gradient with respect to `z` (VQ-VAE, section 3.2)."""
-    return (
-        z + (codewords - z).detach()
-    )  # rounds as diffusers.VQModel does, which then decodes to the same bits
+    # Rounds as diffusers.VQModel does, which then decodes to the same bits.
+    return z + (codewords - z).detach()
 
 
 def rotate(z: Tensor, codewords: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from accelerate.utils import ProjectConfiguration, broadcast, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from latent_codec.latent_space import LatentSpace
+from latent_codec.latent_space import LatentSpace, side_multiple
 from latent_codec.metrics import LPIPS_MIN_SIDE
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.discriminator import PatchDiscriminator, min_side
@@ -273,7 +273,7 @@ def _check_fit(config: TrainingConfig, autoencoder: Autoencoder, stream) -> None
         raise ValueError(
             f"the autoencoder takes {channels[0]} channels and gives {channels[1]}: make them equal."
         )
-    factor = _side_multiple(autoencoder)
+    factor = side_multiple(autoencoder)
     for name, side in zip(("height", "width"), config.data.size):
         if side % factor:
             raise ValueError(
@@ -363,11 +363,6 @@ def _check_resumption(
         raise ValueError(
             f"{out} keeps the encoder of another codec: give the one it was started with, or another --out."
         )
-
-
-def _side_multiple(autoencoder: Autoencoder) -> int:
-    """What a picture's sides must be divisible by."""
-    return getattr(autoencoder, "multiple", LatentSpace.from_config(autoencoder).downsampling_factor)
 
 
 def _first_crops(crops: TrainingCrops, count: int) -> Tensor:

@@ -17,6 +17,7 @@ from time import perf_counter
 
 import pytest
 import torch
+from tables import table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,19 +47,6 @@ SHORT = (
     "model.arguments.residual_channels=32",
     "run.log_every=100",
 )
-
-
-def table(title: str, columns: list[str], rows: list[list]) -> None:
-    """Print as Markdown, floats to three places."""
-    print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for row in rows:
-        print(f"| {' | '.join(f'{cell:.3f}' if isinstance(cell, float) else str(cell) for cell in row)} |")
-
-
-@pytest.fixture(scope="module")
-def kodak(shared) -> list[Tensor]:
-    source = open_source(shared / "data/kodak")
-    return [read_image(source, index, 3)[None] for index in range(len(source))]
 
 
 # Raw blocks

@@ -24,12 +24,6 @@ BLOCK = 8
 CHANNELS = 4
 
 
-@pytest.fixture(scope="module")
-def kodak(shared) -> list[Tensor]:
-    source = open_source(shared / "data/kodak")
-    return [read_image(source, i, 3)[None] for i in range(len(source))]
-
-
 def to_blocks(image: Tensor) -> Tensor:
     """(1, 3, H, W) -> (blocks, 3 * 8 * 8), float64; what does not fill a block is left out."""
     height, width = (side // BLOCK * BLOCK for side in image.shape[2:])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
+from tables import table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -132,13 +133,6 @@ def trained(data, tmp_path_factory):
 def corrupted(image: Tensor, *, noise: float = 0.0, dropped: float = 0.0) -> Tensor:
     generators = [torch.Generator().manual_seed(index) for index in range(len(image))]
     return losses.corrupt(image, generators, noise=noise, dropped=dropped, patch=1)
-
-
-def table(title: str, columns: list[str], rows: list[list]) -> None:
-    """Print as Markdown, floats to three places."""
-    print(f"\n{title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for row in rows:
-        print(f"| {' | '.join(f'{cell:.3f}' if isinstance(cell, float) else str(cell) for cell in row)} |")
 
 
 def test_denoising(trained, held_out):
