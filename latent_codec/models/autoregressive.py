@@ -27,8 +27,8 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 class AutoregressivePrior(ModelMixin, ConfigMixin):
     """A stack of causal layers between an embedding of indices and a head that predicts them.
 
-    A subclass makes `embed`, `layers` and `head` in its constructor, with the channels that `_make_context` gives. Indices are (B, h, w), or
-    (B, C, h, w) where `has_channels`, and always 0 to `num_values` - 1.
+    A subclass makes `embed`, `layers` and `head` in its constructor, with the channels that `_make_context` gives.
+    Indices are (B, h, w), or (B, C, h, w) where `has_channels`, and always 0 to `num_values` - 1.
     """
 
     _supports_gradient_checkpointing = True

@@ -32,6 +32,9 @@ class PixelSNAIL(AutoregressivePrior):
         condition_channels: of a condition of features; None for none.
         num_condition_blocks: residual blocks that read a condition, before and after it is brought to the grid.
         dropout: share of values left out while training, in the middle of every residual layer.
+        sample_size: (height, width) of the grids it was trained on, which pipelines sample by default.
+        most_frequent: the commonest index of each channel, shown where a half-sampled grid has none yet; None: 0.
+        space_fingerprint: of the codec whose indices it was trained on (LatentCodec.space_fingerprint).
 
     Raises:
         ValueError: where these do not fit together.
@@ -52,6 +55,9 @@ class PixelSNAIL(AutoregressivePrior):
         condition_channels: int | None = None,
         num_condition_blocks: int = 2,
         dropout: float = 0.0,
+        sample_size: tuple[int, int] | None = None,
+        most_frequent: tuple[int, ...] | None = None,
+        space_fingerprint: str | None = None,
     ):
         super().__init__()
         if kernel_size < 3 or kernel_size % 2 == 0:
