@@ -513,6 +513,11 @@ class LatentCodec:
         return [picture[:, :height, :width] for picture, (height, width) in zip(pictures, sizes)]
 
 
+def decodes_codewords(codec: LatentCodec) -> bool:
+    """Whether indices hold all that `decode` shows: not of MoVQ, whose latents are decoded unquantised."""
+    return codec.is_discrete and not is_movq(codec.autoencoder)
+
+
 def to_precision(autoencoder: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """Convert an autoencoder's weights in place, but for the parts that its class keeps in float32."""
     kept = getattr(autoencoder, "_keep_in_fp32_modules", None) or ()

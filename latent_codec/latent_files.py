@@ -2,6 +2,8 @@
 
 A safetensors file. Keys are `latents.PICTURE` with a tensor (C, h, w), or `indices.PICTURE.LEVEL` with an int64
 grid (h, w); the metadata names both fingerprints of the codec, the pictures' names and sizes, and the version.
+Where pictures have labels there is also `labels`, a JSON list with an int, a dict or null for each picture. Files
+without it are the same version as those with it, because a reader that knows no labels loses nothing else.
 """
 
 import json
@@ -14,10 +16,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from latent_codec.files import replacing
+
+Label = int | dict | None
 
 FORMAT = "latent-codec"
 VERSION = "1"
@@ -36,6 +40,8 @@ class LatentFile:
     """Where each picture came from; not checked, so never a path to write to as it is."""
     sizes: list[tuple[int, int]]
     """Each picture's (height, width)."""
+    labels: list[Label]
+    """Each picture's class, or dict of attributes; None where it has no label."""
     latents: list[Tensor] | None = None
     """One (1, C, h, w) for each picture: what `LatentCodec.decode` takes."""
     indices: list[list[Tensor]] | None = None
@@ -71,6 +77,7 @@ def save_latents(
     codec,
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
+    labels: Sequence[Label] | None = None,
 ) -> None:
     """Write latents as `LatentCodec.encode` gives them: (B, C, h, w), or a list of such tensors.
 
@@ -78,15 +85,17 @@ def save_latents(
         codec: the LatentCodec that made them.
         names: of the pictures, one each.
         sizes: (height, width) of the pictures, one each.
+        labels: an int, a dict or None for each picture; None: there are none. What JSON has no word for inside a
+            dict, such as a date, is stored as its text.
 
     Raises:
-        ValueError: if names, sizes and latents differ in number.
+        ValueError: if names, sizes, labels and latents differ in number, or for a label of another type.
         OSError: if the file cannot be written; then `path` is as it was.
     """
     batches = [latents] if isinstance(latents, Tensor) else list(latents)
     pictures = [picture for batch in batches for picture in batch]
     tensors = {f"latents.{index}": picture for index, picture in enumerate(pictures)}
-    _write(Path(path), tensors, len(pictures), codec, names, sizes)
+    _write(Path(path), tensors, len(pictures), codec, names, sizes, labels)
 
 
 def save_indices(
@@ -96,6 +105,7 @@ def save_indices(
     codec,
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
+    labels: Sequence[Label] | None = None,
 ) -> None:
     """Write indices as `LatentCodec.encode_indices` gives them: a list of int64 grids (B, h, w), top level first,
     or a list of such lists where pictures differ in size.
@@ -103,7 +113,8 @@ def save_indices(
     The other arguments are those of `save_latents`.
 
     Raises:
-        ValueError: if names, sizes and pictures differ in number, or pictures in their number of levels.
+        ValueError: if names, sizes, labels and pictures differ in number, pictures in their number of levels, or for a
+            label of another type.
         OSError: if the file cannot be written; then `path` is as it was.
     """
     batches = [grids] if isinstance(grids[0], Tensor) else list(grids)
@@ -115,7 +126,7 @@ def save_indices(
     }
     if len({len(picture) for picture in pictures}) > 1:
         raise ValueError("pictures with different numbers of levels came; one codec gives them all the same")
-    _write(Path(path), tensors, len(pictures), codec, names, sizes)
+    _write(Path(path), tensors, len(pictures), codec, names, sizes, labels)
 
 
 def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
@@ -139,8 +150,8 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
                     f"{path} has version {metadata.get('version')} of the latent file; "
                     f"this latent-codec reads version {VERSION}. Update it."
                 )
-            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        tensors = load(path.read_bytes())  # `get_tensor` takes ten times as long for each of many small grids
+    except (SafetensorError, KeyError) as error:  # KeyError: of a dtype that torch has not
         raise ValueError(f"{path} is no latent file, or a truncated one: {error}") from error
     try:
         found = _parse(path, metadata, tensors)
@@ -169,11 +180,20 @@ def _write(
     codec,
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
+    labels: Sequence[Label] | None,
 ) -> None:
     if not num_pictures == len(names) == len(sizes):
         raise ValueError(
             f"{num_pictures} pictures, {len(names)} names and {len(sizes)} sizes came; there must be as many of each"
         )
+    labels = [None] * num_pictures if labels is None else list(labels)
+    if len(labels) != num_pictures:
+        raise ValueError(
+            f"{num_pictures} pictures and {len(labels)} labels came; there must be as many of each"
+        )
+    for name, label in zip(names, labels):
+        if not _is_label(label):
+            raise ValueError(f"the label of {name} is {label!r}; a label is an int, a dict or None")
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -183,6 +203,8 @@ def _write(
         "names": json.dumps([str(name) for name in names]),
         "sizes": json.dumps([[int(height), int(width)] for height, width in sizes]),
     }
+    if any(label is not None for label in labels):
+        metadata["labels"] = json.dumps(labels, default=str)
     # Compact clones: safetensors refuses tensors that share memory, as pictures of a batch do, or have gaps.
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -195,6 +217,10 @@ def _write(
             raise OSError(f"cannot write {path}: {error}") from error
 
 
+def _is_label(label) -> bool:
+    return label is None or isinstance(label, dict) or type(label) is int  # which True is not
+
+
 def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> LatentFile:
     names, sizes = json.loads(metadata["names"]), json.loads(metadata["sizes"])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -203,6 +229,11 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         raise ValueError("its sizes are no list of (height, width)")
     if len(names) != len(sizes) or not names:
         raise ValueError(f"it names {len(names)} pictures and {len(sizes)} sizes")
+    labels = json.loads(metadata["labels"]) if "labels" in metadata else [None] * len(names)
+    if not isinstance(labels, list) or not all(map(_is_label, labels)):
+        raise ValueError("its labels are no list of whole numbers, objects and nulls")
+    if len(labels) != len(names):
+        raise ValueError(f"it has {len(names)} pictures and {len(labels)} labels")
 
     fingerprints = metadata["space_fingerprint"], metadata["fingerprint"]
     if not metadata["codec"].isprintable() or not all(map(_FINGERPRINT.fullmatch, fingerprints)):
@@ -234,6 +265,7 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         fingerprint=metadata["fingerprint"],
         names=names,
         sizes=[(height, width) for height, width in sizes],
+        labels=labels,
         latents=latents,
         indices=indices,
     )

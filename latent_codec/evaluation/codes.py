@@ -16,8 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latent_codec.codec import LatentCodec
-from latent_codec.latent_space import is_movq
+from latent_codec.codec import LatentCodec, decodes_codewords
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 
 NEIGHBOURHOOD = 5
@@ -171,11 +170,6 @@ def code_usage(counts: Tensor, first_grid: tuple[int, int], num_pixels: int) -> 
         fixed_length_bits_per_pixel=math.log2(codebook_size) * num_indices / num_pixels,
         counts=counts.tolist(),
     )
-
-
-def decodes_codewords(codec: LatentCodec) -> bool:
-    """Whether indices hold all that `decode` shows: not of MoVQ, whose latents are decoded unquantised."""
-    return codec.is_discrete and not is_movq(codec.autoencoder)
 
 
 def position_sides(codec: LatentCodec) -> list[int]:

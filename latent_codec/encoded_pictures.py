@@ -1,0 +1,359 @@
+"""Codes of pictures, computed once: `encode_source` writes them to latent files, `open_encoded` reads them at random.
+
+    PictureSource --encode_source--> folder/00000.safetensors, 00001 ... --open_encoded--> EncodedPictures
+
+A prior sees every picture's codes in every epoch; encoding them anew each time would take longer than its own step.
+"""
+
+import math
+import os
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_codec.codec import LatentCodec, decodes_codewords
+from latent_codec.latent_files import Label, LatentFile, load_latents, save_indices, save_latents
+from latent_codec.picture_sources import FolderPictures, PictureSource
+
+MIRRORED = " (mirrored)"
+"""What the name of a picture's mirror image ends with."""
+
+_INDEX_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+class EncodedPictures:
+    """Indices, or latents, of pictures by number, from latent files of one latent space.
+
+    All are held in memory: indices in the smallest integers that hold them, latents as they are stored.
+
+    Args:
+        files: at least one, in the order of the pictures.
+
+    Raises:
+        ValueError: if the files differ in latent space, in kind or in their number of levels, naming two that do.
+    """
+
+    def __init__(self, files: Iterable[LatentFile]):
+        self._names: list[str] = []
+        self._labels: list[Label] = []
+        first, parts = None, []
+        for file in files:
+            first = first or file
+            levels = _levels(file)
+            _check_alike(first, file)
+            self._names += file.names
+            self._labels += file.labels
+            parts.append([_flattened(level, file.path) for level in levels])
+        if first is None:
+            raise ValueError("no latent files came; give at least one")
+        self.codec_name = first.codec_name
+        self.space_fingerprint = first.space_fingerprint
+        self.is_discrete = first.indices is not None
+        self._levels = [_Packed(level) for level in zip(*parts, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def indices(self, index: int) -> list[Tensor]:
+        """One picture's int64 grids (h, w), top level first.
+
+        Raises:
+            ValueError: if the files hold latents.
+        """
+        if not self.is_discrete:
+            raise ValueError(f"these are latents of {self.codec_name}, not indices; use latents(index)")
+        return [level[index].to(torch.int64, copy=True) for level in self._levels]
+
+    def latents(self, index: int) -> Tensor:
+        """One picture's latents as a denoiser takes them, float32 (C, h, w), whatever precision they are stored in.
+
+        Raises:
+            ValueError: if the files hold indices.
+        """
+        if self.is_discrete:
+            raise ValueError(f"these are indices of {self.codec_name}, not latents; use indices(index)")
+        return self._levels[0][index].to(torch.float32, copy=True)
+
+    def label(self, index: int) -> Label:
+        """A class index, a dict of attributes, or None where there is no label."""
+        return self._labels[index]
+
+    def name(self, index: int) -> str:
+        """Where the picture came from."""
+        return self._names[index]
+
+
+def open_encoded(
+    paths: str | os.PathLike | Sequence[str | os.PathLike], *, codec: LatentCodec | None = None
+) -> EncodedPictures:
+    """Open latent files for random access.
+
+    Args:
+        paths: latent files, or folders of them, which are walked to the bottom, sorted by name.
+        codec: whose codes they must be; it is warned of one that shares the latent space and has a decoder of its own.
+
+    Raises:
+        ValueError: if there are none, or they are damaged, of several latent spaces or kinds, or not of `codec`.
+        OSError: if one cannot be read.
+    """
+    files = _latent_files([paths] if isinstance(paths, (str, os.PathLike)) else paths)
+    if codec is not None and (warning := load_latents(files[0]).check(codec)):
+        warnings.warn(warning, stacklevel=2)
+    return EncodedPictures(map(load_latents, files))
+
+
+def encode_source(
+    codec: LatentCodec,
+    source: PictureSource,
+    folder: str | os.PathLike,
+    *,
+    pictures_per_file: int = 1000,
+    batch_size: int = 32,
+    mirrored: bool = False,
+    indices: bool | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
+    """Encode a source's pictures into `folder`/00000.safetensors, 00001.safetensors ..., with names and labels.
+
+    Every file is complete or absent, and a complete one is kept: a run that was killed goes on where it was. A
+    picture that cannot be read is reported on stderr and left out.
+
+    Args:
+        source: what `open_source` gives; pictures are read in 8 bits.
+        pictures_per_file: of the source, mirror images not counted.
+        batch_size: consecutive pictures of equal size, so many at most, are encoded together.
+        mirrored: each picture is followed by its mirror image, left to right, named "NAME (mirrored)".
+        indices: True for codebook indices, False for latents; None: indices where the codec decodes from its
+            codebook, else latents.
+        on_progress: called with (pictures of the source done, pictures in all).
+
+    Returns:
+        The files, in the order of the pictures.
+
+    Raises:
+        ValueError: if no picture can be read, for indices of a codec without a codebook, or if `folder` holds latent
+            files of another encoding, which are never overwritten.
+        OSError: if a file cannot be written.
+    """
+    if min(pictures_per_file, batch_size) < 1:
+        raise ValueError(
+            f"pictures_per_file={pictures_per_file} and batch_size={batch_size} came; both are at least 1"
+        )
+    if indices and not codec.is_discrete:
+        raise ValueError(f"{codec.name} has no codebook, and so no indices; encode latents")
+    folder = Path(folder)
+    encoding = _Encoding(
+        codec=codec,
+        source=source,
+        batch_size=batch_size,
+        mirrored=mirrored,
+        indices=decodes_codewords(codec) if indices is None else indices,
+        on_progress=on_progress or (lambda done, total: None),
+    )
+    numbers = range(len(source))
+    parts = {
+        folder / f"{start // pictures_per_file:05d}.safetensors": numbers[start : start + pictures_per_file]
+        for start in numbers[::pictures_per_file]
+    }
+    strangers = [path for path in _walk(folder) if path not in parts]
+    if strangers:
+        raise ValueError(
+            f"{strangers[0]} does not belong to this encoding, which has {len(parts)} files of "
+            f"{pictures_per_file} pictures; give another folder, or delete what is in this one"
+        )
+    for path, part in parts.items():
+        if not encoding.is_complete(path, part):
+            encoding.write(path, part)
+        encoding.on_progress(part.stop, len(source))
+    written = [path for path in parts if path.exists()]
+    if not written:
+        raise ValueError(f"none of the {len(source)} pictures can be read, the first is {source.name(0)}")
+    return written
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    number: int
+    label: Label
+    pixels: Tensor
+    """uint8, (C, H, W)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Encoding:
+    """What `encode_source` was asked for; a part is a range of the source's numbers, which makes a file."""
+
+    codec: LatentCodec
+    source: PictureSource
+    batch_size: int
+    mirrored: bool
+    indices: bool
+    on_progress: Callable[[int, int], None]
+
+    def is_complete(self, path: Path, part: range) -> bool:
+        """Whether the file holds all pictures of its part that can be read.
+
+        Raises:
+            ValueError: if it holds something else, so that it must not be overwritten.
+        """
+        if not path.exists():
+            return False
+        try:
+            found = load_latents(path)
+        except ValueError as error:
+            print(f"written anew: {error}", file=sys.stderr, flush=True)
+            return False
+        kind = "latents" if found.indices is None else "indices"
+        wanted_kind = "indices" if self.indices else "latents"
+        if (kind, found.space_fingerprint) != (wanted_kind, self.codec.space_fingerprint):
+            raise ValueError(
+                f"{path} holds {kind} of {found.codec_name} (space {found.space_fingerprint}), not {wanted_kind} of "
+                f"{self.codec.name} (space {self.codec.space_fingerprint}); give another folder, or delete this one"
+            )
+        stored, belong = set(found.names), [name for number in part for name in self._names(number)]
+        if [name for name in belong if name in stored] != found.names:
+            raise ValueError(
+                f"{path} holds the pictures {found.names[0]} to {found.names[-1]}, which do not belong among "
+                f"{belong[0]} to {belong[-1]}; give another folder, or delete this one"
+            )
+        missing = [number for number in part if not stored.issuperset(self._names(number))]
+        return not any(True for _ in self._read(missing))
+
+    def write(self, path: Path, part: range) -> None:
+        """Encode a part into its file; there is none if no picture of it can be read."""
+        names, labels, sizes, codes = [], [], [], []
+        for batch in _batches(self._read(part), self.batch_size):
+            codes.append(self._encode(torch.stack([picture.pixels for picture in batch])))
+            for picture in batch:
+                for name in self._names(picture.number):
+                    names.append(name)
+                    labels.append(picture.label)
+                    sizes.append(tuple(picture.pixels.shape[-2:]))
+            self.on_progress(batch[-1].number + 1, len(self.source))
+        if codes:
+            save = save_indices if self.indices else save_latents
+            save(path, codes, codec=self.codec, names=names, sizes=sizes, labels=labels)
+
+    def _encode(self, pixels: Tensor) -> Tensor | list[Tensor]:
+        """uint8 (N, C, H, W) -> latents or index grids of these, each followed by its mirror image if asked for."""
+        images = pixels.to(self.codec.device).float() / 127.5 - 1
+        if self.mirrored:
+            images = torch.stack((images, images.flip(-1)), 1).flatten(0, 1)
+        if self.indices:
+            return [grid.cpu() for grid in self.codec.encode_indices(images)]
+        return self.codec.encode(images).cpu()
+
+    def _names(self, number: int) -> list[str]:
+        name = self.source.name(number)
+        if isinstance(self.source, FolderPictures) and self.source.root is not None:
+            name = Path(name).relative_to(self.source.root).as_posix()  # as good wherever the folder lies
+        return [name, name + MIRRORED] if self.mirrored else [name]
+
+    def _read(self, numbers: Iterable[int]) -> Iterator[_Picture]:
+        """The pictures that can be read, in their order; up to `batch_size` more are read meanwhile, by threads."""
+        upcoming = iter(numbers)
+        with ThreadPoolExecutor() as threads:
+            reading = deque(
+                threads.submit(self._picture, number) for number in islice(upcoming, self.batch_size)
+            )
+            while reading:
+                try:
+                    picture = reading.popleft().result()
+                except ValueError as error:  # PictureError, or a label that cannot be read
+                    print(f"skipped: {error}", file=sys.stderr, flush=True)
+                    picture = None
+                reading.extend(threads.submit(self._picture, number) for number in islice(upcoming, 1))
+                if picture is not None:
+                    yield picture
+
+    def _picture(self, number: int) -> _Picture:
+        pixels = self.source.read(number, self.codec.channels)
+        return _Picture(number=number, label=self.source.label(number), pixels=pixels)
+
+
+def _batches(pictures: Iterable[_Picture], size: int) -> Iterator[list[_Picture]]:
+    """Consecutive pictures of one shape, `size` at most."""
+    batch: list[_Picture] = []
+    for picture in pictures:
+        if len(batch) == size or (batch and picture.pixels.shape != batch[0].pixels.shape):
+            yield batch
+            batch = []
+        batch.append(picture)
+    if batch:
+        yield batch
+
+
+class _Packed:
+    """Tensors of any shapes, one after another in a flat one: an object for each would weigh more than small grids.
+
+    Args:
+        parts: flat tensors, and the (N, dims) shapes of what each consists of.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Tensor, np.ndarray]]):
+        self.values = torch.cat([values for values, _ in parts])
+        self.shapes = np.concatenate([shapes for _, shapes in parts])
+        self.ends = self.shapes.prod(1, dtype=np.int64).cumsum()
+
+    def __getitem__(self, index: int) -> Tensor:
+        shape, end = self.shapes[index].tolist(), int(self.ends[index])
+        return self.values[end - math.prod(shape) : end].view(shape)
+
+
+def _levels(file: LatentFile) -> list[Sequence[Tensor]]:
+    """For each level the pictures' grids (1, h, w); latents (1, C, h, w) are one level."""
+    return [file.latents] if file.indices is None else list(zip(*file.indices, strict=True))
+
+
+def _flattened(tensors: Sequence[Tensor], path: Path) -> tuple[Tensor, np.ndarray]:
+    """A part of `_Packed`; indices get the smallest type that holds them."""
+    values = torch.cat([tensor.flatten() for tensor in tensors])
+    if not values.is_floating_point():
+        smallest, largest = (value.item() for value in values.aminmax())
+        if smallest < 0:
+            raise ValueError(f"{path} is damaged: an index is {smallest}")
+        values = values.to(next(each for each in _INDEX_TYPES if largest <= torch.iinfo(each).max))
+    return values, np.array([tensor.shape[1:] for tensor in tensors], dtype=np.int32)
+
+
+def _check_alike(first: LatentFile, other: LatentFile) -> None:
+    if first.space_fingerprint != other.space_fingerprint:
+        raise ValueError(
+            f"{first.path} is of {first.codec_name} (space {first.space_fingerprint}), {other.path} of "
+            f"{other.codec_name} (space {other.space_fingerprint}); open files of one codec at a time"
+        )
+    if (first.indices is None) != (other.indices is None):
+        kinds = ["latents" if file.indices is None else "indices" for file in (first, other)]
+        raise ValueError(f"{first.path} holds {kinds[0]}, {other.path} {kinds[1]}; open one kind at a time")
+    if len(_levels(first)) != len(_levels(other)):
+        raise ValueError(
+            f"{first.path} has {len(_levels(first))} levels of indices, {other.path} {len(_levels(other))}; "
+            "one codec gives them all the same"
+        )
+
+
+def _latent_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    paths = list(map(Path, paths))
+    files = [file for path in paths for file in (_walk(path) if path.is_dir() else [path])]
+    if not files:
+        given = ", ".join(map(str, paths)) or "an empty list"
+        raise ValueError(f"no latent files (.safetensors) in {given}; `latent-codec encode` writes them")
+    return files
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All .safetensors files below, sorted; hidden ones and folders, in which unfinished files lie, are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*.safetensors")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
