@@ -196,7 +196,7 @@ def test_finetune_decoder_starts_from_a_codec_and_keeps_its_encoder(tmp_path):
 
     result = train(config, build_autoencoder(config), source, tmp_path / "run")
 
-    trained, before = result.autoencoder.state_dict(), given.state_dict()
+    trained, before = result.network.state_dict(), given.state_dict()
     for key, tensor in before.items():
         if key.startswith(("encoder.", "quant_conv.")):
             assert torch.equal(trained[key], tensor), key

@@ -434,7 +434,8 @@ def test_an_unused_codeword_stays_where_it_is_until_it_is_restarted():
     learner = CodebookLearner(quantizer, decay=0.5, restart_below=0)
     for step in range(1, 8):
         learner.observe(quantizer(torch.full((4, 1, 2, 2), 2.0)))
-        learner.update(step)
+        terms, _ = learner.update(step)
+        assert terms["dead_codes"] == (step == 7)  # its usage is 0.5^step of the mean's
     assert quantizer.embedding.weight[1].item() == pytest.approx(1000, rel=1e-3)
     assert quantizer.embedding.weight[0].item() == pytest.approx(2 - 0.5**7, rel=1e-2)
 

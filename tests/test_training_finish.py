@@ -26,7 +26,7 @@ def finished(pictures, out, **sections):
     """Train and finish a tiny run; returns the codec's folder."""
     result = run_tiny(pictures, out, **sections)
     config = tiny_config(**sections)
-    return finish_run(config, result.autoencoder, open_source(pictures), out, data_name="pictures")
+    return finish_run(config, result.network, open_source(pictures), out, data_name="pictures")
 
 
 def card_of(folder) -> tuple[dict[str, str], str]:
@@ -68,7 +68,7 @@ def test_the_card_says_what_was_done_without_this_machine(tmp_path, pictures):
     assert str(tmp_path) not in body and str(pictures) not in body
     toml = body.split("```toml\n")[1].split("```")[0]
     assert TrainingConfig.from_dict(tomllib.loads(toml)) == tiny_config(run={"steps": 2})
-    assert is_finished(tmp_path / "mine", 2) and not is_finished(tmp_path / "mine", 20)
+    assert is_finished(tiny_config(), tmp_path / "mine", 2) and not is_finished(tiny_config(), tmp_path / "mine", 20)
 
 
 def test_the_card_says_that_lpips_was_trained_on(tmp_path, pictures):
@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_no_half_codec(tmp_path, pictures):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            finish_run(tiny_config(), result.autoencoder, source, tmp_path / "mine", data_name="pictures")
+            finish_run(tiny_config(), result.network, source, tmp_path / "mine", data_name="pictures")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not [path for path in (tmp_path / "mine").iterdir() if "codec" in path.name]

@@ -164,7 +164,7 @@ def test_any_channels_and_non_square_crops(tmp_path, channels, height, width):
         objective=LATENT_DIFFUSION | {"discriminator_layers": 1},
         run={"steps": 2},
     )
-    assert result.finished and result.autoencoder.config.in_channels == channels
+    assert result.finished and result.network.config.in_channels == channels
     with Image.open(tmp_path / "run" / "samples" / "00000002.png") as samples:
         assert samples.height >= 2 * height and samples.width >= 3 * width
 
@@ -177,7 +177,7 @@ def test_bfloat16_computes_in_half_and_keeps_float32_masters(tmp_path, pictures)
     result = train(config, autoencoder, open_source(pictures), tmp_path)
 
     assert seen[0] == torch.bfloat16
-    kept = [*autoencoder.parameters(), *result.autoencoder.parameters()]
+    kept = [*autoencoder.parameters(), *result.network.parameters()]
     kept += [*gradients(tmp_path / "checkpoints" / "3").values()]
     for name in ("model", "ema"):
         kept += [t for key, t in weights(tmp_path / "checkpoints" / "3", name).items() if key != "n_averaged"]
@@ -650,7 +650,7 @@ def test_a_codebook_begins_at_its_start_step(tmp_path, pictures):
     lines = read_metrics(tmp_path)
     assert ["perplexity" in line for line in lines] == [False, False, True, True]
     assert ["commitment" in line for line in lines] == [False, False, True, True]
-    codec = LatentCodec(train_again(tmp_path, pictures).autoencoder)
+    codec = LatentCodec(train_again(tmp_path, pictures).network)
     indices = codec.encode_indices(sorted(pictures.iterdir()))[0]
     assert len(indices.unique()) > 2
 

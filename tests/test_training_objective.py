@@ -9,6 +9,8 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from latent_codec.metrics import lpips_available, round_to_8_bits
 from latent_codec.models.discriminator import PatchDiscriminator
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.training import losses
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import ObjectiveConfig
 from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms
@@ -262,3 +264,40 @@ def test_the_posterior_stays_in_sight_of_the_forward_pass():
     posterior = objective.autoencoder.encode(image).latent_dist
     torch.testing.assert_close(outputs["mean"], posterior.mean)
     torch.testing.assert_close(outputs["log_variance"], posterior.logvar)
+
+
+def test_images_decoded_from_their_upper_levels_see_the_mean_codeword_below():
+    torch.manual_seed(0)
+    model = HierarchicalVQ(
+        strides=(2, 2, 2), hidden_channels=8, residual_channels=4, embed_dim=4, codebook_sizes=8
+    ).eval()
+    for level in range(3):
+        model.set_usage(level, torch.rand(8))
+    objective = AutoencoderObjective(model, ObjectiveConfig(level_dropout=0.5))
+    image = torch.rand(3, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        dropped = objective(image, None, torch.tensor([1, 2, 3]))["reconstruction"]
+        whole = objective(image, None)["reconstruction"]
+        grids = model.encode_indices(image)
+        for row, kept in enumerate((1, 2, 3)):
+            expected = model.decode_indices([grid[row : row + 1] for grid in grids[:kept]])
+            torch.testing.assert_close(dropped[row : row + 1], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(dropped[2], whole[2])
+    assert (dropped[:2] - whole[:2]).abs().amax((1, 2, 3)).min() > 1e-3
+
+    for quantizer in model.quantizers:
+        quantizer.bypassed = True  # codebooks have not begun
+    bypassed = objective(image, None, torch.tensor([1, 2, 3]))["reconstruction"]
+    bypassed[0].sum().backward()
+    assert model.quantize_convs[0].weight.grad.abs().sum() > 0
+    assert model.quantize_convs[2].weight.grad is None or not model.quantize_convs[2].weight.grad.any()
+
+
+def test_kept_levels_are_drawn_by_each_pictures_own_generator():
+    def draw(seeds):
+        return losses.draw_kept_levels(3, [torch.Generator().manual_seed(seed) for seed in seeds], 0.4)
+
+    kept = draw(range(4000))
+    shares = torch.bincount(kept, minlength=4) / 4000
+    torch.testing.assert_close(shares, torch.tensor([0.0, 0.2, 0.2, 0.6]), rtol=0, atol=0.03)
+    assert torch.equal(draw([7, 3]), kept[[7, 3]])

@@ -70,7 +70,9 @@ def test_metrics_tell_what_every_codebook_does(name, tmp_path, pictures):
             commitment, codebook = (line[f"{term}{suffix}"] for term in ("commitment", "codebook"))
             assert commitment == pytest.approx(codebook, rel=1e-5) and commitment > 0
             assert 1 <= line[f"perplexity{suffix}"] <= line[f"used_codes{suffix}"] <= 16
-            assert line[f"restarted_codes{suffix}"] == 0  # none is given up before some hundred steps
+            assert (
+                line[f"dead_codes{suffix}"] == line[f"restarted_codes{suffix}"] == 0
+            )  # none is given up before some hundred steps
         terms = sum(line[f"commitment{suffix}"] for suffix in SUFFIXES[name])
         assert line["loss"] == pytest.approx(line["mse"] + 0.25 * terms, rel=1e-4)
         assert "kl" not in line and "bits_per_dim" not in line
@@ -403,3 +405,27 @@ def test_two_processes_keep_one_codebook_that_learns_from_the_doubled_batch(name
 
 def recorded(folder: Path, rank: int | str, step: int, level: int) -> dict[str, torch.Tensor]:
     return load_file(folder / f"{rank}-{step}-{level}.safetensors")
+
+
+def test_level_dropout_trains_the_levels_and_goes_on_to_the_same_bits(tmp_path, pictures):
+    settings = sections("HierarchicalVQ", run={"checkpoint_every": 1}) | {"objective": {"level_dropout": 0.5}}
+    run_tiny(pictures, tmp_path / "whole", **settings)
+    last = read_metrics(tmp_path / "whole")[-1]["step"]
+    run_tiny(pictures, tmp_path / "plain", **sections("HierarchicalVQ"))
+    assert read_metrics(tmp_path / "whole")[0]["mse"] != read_metrics(tmp_path / "plain")[0]["mse"]
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    newest = latest_checkpoint(tmp_path / "again")
+    before = weights(newest)
+    shutil.rmtree(newest)
+    assert latest_checkpoint(tmp_path / "again") is not None
+    run_tiny(pictures, tmp_path / "again", **settings)
+    after = weights(tmp_path / "again" / "checkpoints" / str(last))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_level_dropout_needs_levels(tmp_path, pictures):
+    settings = sections("AutoencoderVQ") | {"objective": {"level_dropout": 0.5}}
+    with pytest.raises(
+        ValueError, match=r"level_dropout is 0.5; only a HierarchicalVQ of two or more levels"
+    ):
+        run_tiny(pictures, tmp_path, **settings)

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.preset:
         raise ValueError(f"name a preset ({', '.join(preset_names())}) or a .toml file.")
-    config = load_config(args.preset, args.set, {"model": {"pretrained": args.codec}} if args.codec else None)
+    config = load_config(args.preset, args.set, args.codec)
     if not args.data:
         raise ValueError("--data is missing: a folder of pictures, tars, an IDX folder or hf:owner/name.")
     if args.minutes is not None and args.minutes <= 0:
@@ -79,15 +79,14 @@ def run(args: argparse.Namespace) -> int:
     start_missing_processes()
 
     from latent_codec.training import loop
-    from latent_codec.training.build import build_autoencoder
-    from latent_codec.training.finish import finish_run, is_finished
+    from latent_codec.training.finish import finish_network, finish_run, is_finished
 
     out = Path(args.out or f"runs/{Path(args.preset).name.removesuffix('.toml')}")
-    source, stream = _open(args, max(config.run.calibration_pictures, FIRST_PICTURES))
+    network, source, stream = _network_and_data(args, config, out)
     try:
         result = loop.train(
             config,
-            build_autoencoder(config),
+            network,
             source,
             out,
             stream=stream,
@@ -104,13 +103,59 @@ def run(args: argparse.Namespace) -> int:
     if not result.finished:
         print(f"stopped at step {result.step} of {config.run.steps}; the same command goes on from there.")
         return 0
-    if is_finished(out, result.step):
+    if is_finished(config, out, result.step):
         print(f"{out} is finished, all {result.step} steps of it.", file=sys.stderr)
-        print(out / "codec")
+        print(out / config.kind)
         return 0
     data_name = ", ".join(map(_name, args.data))
-    print(finish_run(config, result.autoencoder, source, out, data_name=data_name))
+    if config.kind == "codec":
+        print(finish_run(config, result.network, source, out, data_name=data_name))
+    else:
+        print(finish_network(config, result.network, out, data_name=data_name))
     return 0
+
+
+def _network_and_data(args: argparse.Namespace, config, out: Path):
+    """What is trained, the pictures or their codes, and the stream if there is to be one."""
+    from latent_codec.training.build import build_autoencoder
+    from latent_codec.training.classifier_task import build_classifier
+    from latent_codec.training.prior_task import build_prior, load_codec
+
+    if config.kind == "codec":
+        source, stream = _open(args, max(config.run.calibration_pictures, FIRST_PICTURES))
+        return build_autoencoder(config), source, stream
+    if args.stream:
+        raise ValueError(f"--stream is for codecs; {config.model.class_name} trains on pictures at hand.")
+    if config.kind == "classifier":
+        source, _ = _open(args, 0)
+        return build_classifier(config, source), source, None
+    codec = load_codec(config)
+    source = _encode_once(args, config, out, codec)
+    return build_prior(config, source, codec), source, None
+
+
+def _encode_once(args: argparse.Namespace, config, out: Path, codec):
+    """A prior's data: codes, computed by the main process where there are none yet, or the pictures themselves."""
+    from accelerate import PartialState
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from latent_codec.training.prior_data import open_prior_source
+    from latent_codec.training.processes import on_cpu
+
+    with (
+        PartialState(cpu=on_cpu()).main_process_first(),
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
+        task = progress.add_task("encoding", total=None)
+        return open_prior_source(
+            config,
+            args.data,
+            out,
+            codec,
+            split=args.split,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
 
 
 def _open(args: argparse.Namespace, count: int):

@@ -21,6 +21,9 @@ GradientEstimator = Literal["straight-through", "rotation"]
 SCORES_AT_ONCE = 2**22
 """Vectors times codewords whose scores are kept at a time: 16 MB."""
 
+DEAD_BELOW = 0.01
+"""Share of the mean usage below which a codeword counts as dead."""
+
 
 class QuantizerOutput(NamedTuple):
     """Latents snapped to a codebook; its losses are unweighted means over all values."""
@@ -331,8 +334,8 @@ class CodebookLearner(nn.Module):
             gather: concatenates the processes' tensors along the first dimension.
 
         Returns:
-            `perplexity`, `used_codes` (chosen in this step) and `restarted_codes`; and the indices of the
-            restarted ones, whose earlier averages mean nothing now.
+            `perplexity`, `used_codes` (chosen in this step), `dead_codes` (before any restart) and
+            `restarted_codes`; and the indices of the restarted ones, whose earlier averages mean nothing now.
         """
         quantizer, weight = self.quantizer, self.quantizer.embedding.weight
         vectors, indices = (torch.cat(parts) for parts in zip(*self._observed))
@@ -350,16 +353,18 @@ class CodebookLearner(nn.Module):
             total, epsilon = self.usage.sum(), 1e-5
             smoothed = (self.usage + epsilon) / (total + len(self.usage) * epsilon) * total
             weight.copy_(self.sums / smoothed[:, None])
-        dead = self.restart(self.dead_codes(), vectors, step, gather)
+        num_dead = int((self.usage < DEAD_BELOW * self.usage.mean()).sum())
+        restarted = self.restart(self.rare_codes(), vectors, step, gather)
         quantizer.project_codebook()
         terms = {
             "perplexity": float(perplexity(counts)),
             "used_codes": float((counts > 0).sum()),
-            "restarted_codes": float(len(dead)),
+            "dead_codes": float(num_dead),
+            "restarted_codes": float(len(restarted)),
         }
-        return terms, dead
+        return terms, restarted
 
-    def dead_codes(self) -> Tensor:
+    def rare_codes(self) -> Tensor:
         """Indices of the codewords whose usage is below `restart_below` of the mean."""
         return (self.usage < self.restart_below * self.usage.mean()).nonzero().flatten()
 

@@ -1,6 +1,7 @@
 """Build the autoencoder that a configuration names."""
 
 import inspect
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -12,6 +13,7 @@ from latent_codec.models.initialization import initialize_evenly
 from latent_codec.training.config import TrainingConfig, near_match
 
 CLASSES = {each.__name__: each for each in (AutoencoderKL, AutoencoderVQ, HierarchicalVQ)}
+Network = TypeVar("Network", bound=torch.nn.Module)
 Autoencoder = AutoencoderKL | AutoencoderVQ | HierarchicalVQ
 
 
@@ -33,14 +35,8 @@ def build_autoencoder(config: TrainingConfig) -> Autoencoder:
                 f"{', '.join(CLASSES)}."
             )
         return autoencoder.train()
-    name, arguments = config.model.class_name, dict(config.model.arguments)
-    allowed = list(inspect.signature(CLASSES[name].__init__).parameters)[1:]
-    for key in arguments:
-        if key not in allowed:
-            raise ValueError(
-                f"unknown key in [model.arguments]: {key!r}{near_match(key, allowed)}. {name} has: {', '.join(allowed)}."
-            )
-    if "block_out_channels" in allowed:
+    autoencoder_class, arguments = CLASSES[config.model.class_name], dict(config.model.arguments)
+    if "block_out_channels" in inspect.signature(autoencoder_class.__init__).parameters:
         widths = arguments.setdefault("block_out_channels", [64])
         if not isinstance(widths, (list, tuple)) or not widths:
             raise ValueError(
@@ -51,12 +47,29 @@ def build_autoencoder(config: TrainingConfig) -> Autoencoder:
         arguments.setdefault("out_channels", arguments.get("in_channels", 3))
     arguments.setdefault("sample_size", min(config.data.size))
     arguments.setdefault("scaling_factor", 1.0)  # until it is measured
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        try:
-            autoencoder = CLASSES[name](**arguments)
-        except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
-            raise ValueError(f"model.arguments do not make an {name}: {error}") from error
-        if config.model.initialization == "even":
-            initialize_evenly(autoencoder)
+    autoencoder = construct(autoencoder_class, arguments, config.run.seed)
+    if config.model.initialization == "even":
+        initialize_evenly(autoencoder)
     return autoencoder
+
+
+def construct(network_class: type[Network], arguments: dict[str, Any], seed: int) -> Network:
+    """A network with initial weights that are a function of `seed`.
+
+    Raises:
+        ValueError: for an argument that the class does not have, naming the near match, or cannot use.
+    """
+    name = network_class.__name__
+    allowed = list(inspect.signature(network_class.__init__).parameters)[1:]
+    for key in arguments:
+        if key not in allowed:
+            raise ValueError(
+                f"unknown key in [model.arguments]: {key!r}{near_match(key, allowed)}. {name} has: {', '.join(allowed)}."
+            )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return network_class(**arguments)
+        except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
+            article = "an" if name[0] in "AEIOU" else "a"
+            raise ValueError(f"model.arguments do not make {article} {name}: {error}") from error

@@ -7,7 +7,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -23,14 +23,16 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which autoencoder is trained: a new one from `arguments`, or a `pretrained` one."""
+    """Which network is trained: a new one from `arguments`, or a `pretrained` one."""
 
-    class_name: Literal["AutoencoderKL", "AutoencoderVQ", "HierarchicalVQ"] = "AutoencoderKL"
-    """What a new one is: diffusers' AutoencoderKL, or one with a codebook (models/)."""
+    class_name: Literal[
+        "AutoencoderKL", "AutoencoderVQ", "HierarchicalVQ", "PixelCNN", "PixelSNAIL", "PictureClassifier"
+    ] = "AutoencoderKL"
+    """What a new one is: an autoencoder, diffusers' or one with a codebook; a prior; or a classifier (models/)."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Its constructor's arguments."""
+    """Its constructor's arguments. What codec and data decide may be left out: a prior's codebook size, say."""
     pretrained: str | None = None
-    """A codec's name or folder to start from instead; `arguments` must then be empty."""
+    """A codec's name or folder to start from instead, or that of a prior or classifier; `arguments` must then be empty."""
     initialization: Literal["random", "linear", "even"] = "random"
     """`linear`: start as the principal components of the data's 8x8 blocks. `even`: at random, but with equal variance at
     every depth, which deep and narrow networks need (models/initialization.py). `random`: as torch has it."""
@@ -73,6 +75,12 @@ class DataConfig:
     """Mirror half of the crops left to right."""
     by_area: bool = False
     """Draw pictures in proportion to their area, instead of each once per epoch."""
+    label: str | None = None
+    """What of a picture's label is its class, for priors and classifiers: "class" where the label is a number, else the
+    name of one of its attributes. None: without classes, which a classifier needs."""
+    held_out: float = 0.0
+    """Share of the pictures that a prior or classifier does not train on, and is measured on every `run.sample_every`
+    steps. Codecs are measured by `latent-codec evaluate`."""
     binarize: bool = False
     """Turn every value into -1 or 1 at mid-grey, for the Bernoulli likelihood."""
     cache_gigabytes: float = 2.0
@@ -84,6 +92,7 @@ class DataConfig:
         _require(self.height >= 8, f"data.height is {self.height}; at least 8.")
         _require(self.width is None or self.width >= 8, f"data.width is {self.width}; at least 8.")
         _require(0 < self.scale[0] <= self.scale[1], f"data.scale is {self.scale}; expected 0 < min <= max.")
+        _require(0 <= self.held_out < 1, f"data.held_out is {self.held_out}; from 0 to below 1.")
         _require(self.cache_gigabytes >= 0, f"data.cache_gigabytes is {self.cache_gigabytes}; at least 0.")
         _require(self.num_workers >= 0, f"data.num_workers is {self.num_workers}; at least 0.")
 
@@ -110,6 +119,9 @@ class ObjectiveConfig:
     """Denoising: share of the input's patches set to mid-grey, 0 to 1."""
     dropped_patch: int = 1
     """Side of those patches in pixels."""
+    level_dropout: float = 0.0
+    """Of HierarchicalVQ: share of the crops that are decoded from some of their upper levels alone, the lower ones at their
+    mean codeword. Without it a bottom level that can say everything leaves nothing to those above."""
     lpips_weight: float = 0.0
     """Weight of LPIPS (arXiv:1801.03924)."""
     lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
@@ -148,6 +160,9 @@ class ObjectiveConfig:
         _require(
             0 <= self.dropped_pixels < 1,
             f"objective.dropped_pixels is {self.dropped_pixels}; from 0 to below 1.",
+        )
+        _require(
+            0 <= self.level_dropout <= 1, f"objective.level_dropout is {self.level_dropout}; from 0 to 1."
         )
         _require(self.dropped_patch >= 1, f"objective.dropped_patch is {self.dropped_patch}; at least 1.")
         _require(
@@ -196,6 +211,19 @@ class CodebookConfig:
             f"codebook.restart_below is {self.restart_below}; from 0 to below 1.",
         )
         _require(self.weight >= 0, f"codebook.weight is {self.weight}; at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """What a prior learns to continue (models/autoregressive.py)."""
+
+    codec: str | None = None
+    """Name or folder of the codec whose codes they are; None for pixels."""
+    level: int = 0
+    """Which of the codec's grids, 0 the top; those above it are the condition."""
+
+    def __post_init__(self):
+        _require(self.level >= 0, f"prior.level is {self.level}; 0 (the top) or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +298,7 @@ class RunConfig:
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
     sample_every: int = 1000
-    """Steps between two pictures in samples/."""
+    """Steps between two pictures in samples/, and two measurements on held-out pictures."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
@@ -278,7 +306,7 @@ class RunConfig:
     calibration_pictures: int = 256
     """Pictures that scale, shift and half-precision safety are measured on at the end; 0: not measured."""
     codec_dtype: Literal["float32", "float16"] = "float32"
-    """How the finished codec's weights are stored: float16 halves the file; any precision can load it."""
+    """How the finished network's weights are stored: float16 halves the file; any precision can load it."""
 
     def __post_init__(self):
         for name in ("steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
@@ -293,8 +321,33 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self):
+        kind = self.kind
+        for name, kinds in _KINDS_OF_SECTION.items():
+            changed = _changed(getattr(self, name))
+            _require(
+                kind in kinds or not changed,
+                f"{name}.{changed[0] if changed else ''} is for {' and '.join(kinds)}; model.class_name is {self.model.class_name}, a {kind}.",
+            )
+        for name in ("label", "held_out"):
+            _require(
+                kind != "codec" or not getattr(self.data, name),
+                f"data.{name} is for priors and classifiers; model.class_name is {self.model.class_name}, a codec.",
+            )
+        for name in ("initialization", "train"):
+            _require(
+                kind == "codec" or name not in _changed(self.model),
+                f"model.{name} is for codecs; model.class_name is {self.model.class_name}, a {kind}.",
+            )
+
+    @property
+    def kind(self) -> Literal["codec", "prior", "classifier"]:
+        """What is trained, and what its folder in the run folder is called."""
+        return _KINDS.get(self.model.class_name, "codec")
 
     @classmethod
     def from_dict(cls, table: dict[str, Any]) -> "TrainingConfig":
@@ -311,6 +364,18 @@ class TrainingConfig:
         }
 
 
+_KINDS = {"PixelCNN": "prior", "PixelSNAIL": "prior", "PictureClassifier": "classifier"}
+_KINDS_OF_SECTION = {"objective": ("codec",), "codebook": ("codec",), "prior": ("prior",)}
+
+
+def _changed(section) -> list[str]:
+    """Names of the settings that are not their defaults."""
+    default = type(section)()
+    return [
+        each.name for each in fields(section) if getattr(section, each.name) != getattr(default, each.name)
+    ]
+
+
 def preset_names() -> list[str]:
     """Names of the shipped presets."""
     return sorted(
@@ -318,15 +383,13 @@ def preset_names() -> list[str]:
     )
 
 
-def load_config(
-    preset: str, overrides: list[str] = (), extra: dict[str, dict] | None = None
-) -> TrainingConfig:
+def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = None) -> TrainingConfig:
     """Read a preset by name, or a TOML file by path, and apply `section.key=value` overrides.
 
     Args:
         preset: a shipped preset's name, or the path of a .toml file.
         overrides: each `section.key=value`, the value in TOML; a bare word counts as a string.
-        extra: tables merged before the overrides (what the command line's own flags set).
+        codec: what a codec starts from (model.pretrained), or whose codes a prior learns (prior.codec).
 
     Raises:
         ValueError: for an unknown preset, section, key or value, naming what is allowed.
@@ -344,16 +407,23 @@ def load_config(
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{preset} is not valid TOML: {error}") from error
-    for section, values in (extra or {}).items():
-        for key, value in values.items():
-            _set(table, [section, key], value)
     for override in overrides:
         path, equals, value = override.partition("=")
         keys = path.strip().split(".")
         if not equals or len(keys) < 2:
             raise ValueError(f"--set {override}: expected section.key=value, such as run.steps=500.")
         _set(table, keys, _parse_value(value.strip()))
+    if codec is not None:
+        _set(table, _codec_setting(table), codec)
     return TrainingConfig.from_dict(table)
+
+
+def _codec_setting(table: dict[str, Any]) -> list[str]:
+    """Which setting `--codec` stands for."""
+    model = table.get("model", {})
+    kind = _KINDS.get(model.get("class_name") if isinstance(model, dict) else None, "codec")
+    _require(kind != "classifier", "a classifier is trained on pictures, without a codec: leave --codec out.")
+    return ["prior", "codec"] if kind == "prior" else ["model", "pretrained"]
 
 
 def dump_toml(table: dict[str, Any]) -> str:

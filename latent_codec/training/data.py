@@ -8,7 +8,7 @@ be read in order: it remembers where it is.
 
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,12 +24,45 @@ from latent_codec.pictures import PictureError, read_pixels
 _ORDER, _CROP = 0, 1
 
 
+class EpochOrder:
+    """Which picture each position of an endless sequence shows: a permutation per epoch.
+
+    Epoch = position // count, place = position % count; the picture is permutation(seed, epoch)[place].
+
+    Args:
+        count: pictures in an epoch.
+        seed: at least 0.
+        cumulative_weights: running sum of how often each is to be drawn, relative to the others; None: all alike.
+    """
+
+    def __init__(self, count: int, seed: int, cumulative_weights: np.ndarray | None = None):
+        self.count, self.seed = count, seed
+        self._cumulative = cumulative_weights
+        self._latest: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self.count)
+        if self._latest is None or self._latest[0] != epoch:
+            self._latest = epoch, self._draw(np.random.default_rng((self.seed, _ORDER, epoch)))
+        return int(self._latest[1][place])
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_latest": None}
+
+    def _draw(self, rng: np.random.Generator) -> np.ndarray:
+        order = rng.permutation(self.count)
+        if self._cumulative is None:
+            return order
+        # Systematic sampling: one draw in each of `count` equal strata of the total weight.
+        draws = (order + rng.random(self.count)) / self.count * self._cumulative[-1]
+        return np.searchsorted(self._cumulative, draws, side="right").clip(max=self.count - 1)
+
+
 class TrainingCrops(Dataset):
     """Random resized crops of a source's pictures: `crops[position]`, float32 (C, h, w) in [-1, 1].
 
-    Epoch = position // len, place = position % len; the picture is permutation(seed, epoch)[place], window and
-    flip come from a generator seeded by (seed, position). Nothing else counts: not the process, not the
-    worker, not the cache.
+    The picture is `EpochOrder`'s, window and flip come from a generator seeded by (seed, position). Nothing else
+    counts: not the process, not the worker, not the cache.
 
     A picture that cannot be read is replaced by the next one that can, reported once on stderr, and its name
     listed in `skipped`.
@@ -46,6 +79,7 @@ class TrainingCrops(Dataset):
         by_area: draw pictures in proportion to their area, so that every pixel is seen about equally often. Reads
             every picture's header once, at the start.
         cache_bytes: decoded pictures kept in memory, shared out among the workers of a DataLoader; 0 keeps none.
+        label_of: the class of a picture of the source, by its number; then a crop comes with it, as (crop, class).
     """
 
     def __init__(
@@ -60,9 +94,11 @@ class TrainingCrops(Dataset):
         pad_small: bool = False,
         by_area: bool = False,
         cache_bytes: int = 2 << 30,
+        label_of: Callable[[int], int] | None = None,
     ):
         _check_crop_arguments(size, channels, seed, scale)
         self.source = source
+        self.label_of = label_of
         self.size = tuple(size)
         self.channels = channels
         self.seed = seed
@@ -70,10 +106,9 @@ class TrainingCrops(Dataset):
         self.scale = tuple(scale)
         self.pad_small = pad_small
         self.cache_bytes = cache_bytes
-        self._areas = _cumulative_areas(source) if by_area else None
+        self._order = EpochOrder(len(source), seed, _cumulative_areas(source) if by_area else None)
         self._cache: dict[int, Tensor] = {}
         self._cached_bytes = 0
-        self._epoch_order: tuple[int, np.ndarray] | None = None
         # In shared memory, so that the parent sees what its workers could not read.
         self._unreadable = torch.zeros(len(source), dtype=torch.bool).share_memory_()
 
@@ -81,15 +116,16 @@ class TrainingCrops(Dataset):
         """Pictures in an epoch; positions go on beyond it."""
         return len(self.source)
 
-    def __getitem__(self, position: int) -> Tensor:
-        pixels = self._readable(self.picture_index(position))
+    def __getitem__(self, position: int) -> Tensor | tuple[Tensor, int]:
+        index, pixels = self._readable(self.picture_index(position))
         rng = np.random.default_rng((self.seed, _CROP, position))
         if self.pad_small:
             pixels = pad_to_size(pixels, self.size)
-        return random_resized_crop(pixels, self.size, self.scale, self.flip, rng)
+        crop = random_resized_crop(pixels, self.size, self.scale, self.flip, rng)
+        return crop if self.label_of is None else (crop, self.label_of(index))
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0, "_epoch_order": None}
+        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
 
     @property
     def skipped(self) -> list[str]:
@@ -98,28 +134,16 @@ class TrainingCrops(Dataset):
 
     def picture_index(self, position: int) -> int:
         """Which picture of the source a position shows, if it can be read."""
-        epoch, place = divmod(position, len(self))
-        if self._epoch_order is None or self._epoch_order[0] != epoch:
-            rng = np.random.default_rng((self.seed, _ORDER, epoch))
-            self._epoch_order = epoch, self._draw_order(rng)
-        return int(self._epoch_order[1][place])
+        return self._order[position]
 
-    def _draw_order(self, rng: np.random.Generator) -> np.ndarray:
-        order = rng.permutation(len(self))
-        if self._areas is None:
-            return order
-        # Systematic sampling: one draw in each of len equal strata of the total area.
-        draws = (order + rng.random(len(self))) / len(self) * self._areas[-1]
-        return np.searchsorted(self._areas, draws, side="right").clip(max=len(self) - 1)
-
-    def _readable(self, first: int) -> Tensor:
-        """The picture at `first`, or the next one that can be read."""
+    def _readable(self, first: int) -> tuple[int, Tensor]:
+        """The picture at `first`, or the next one that can be read, and its number."""
         for step in range(len(self)):
             index = (first + step) % len(self)
             if self._unreadable[index]:
                 continue
             try:
-                return self._pixels(index)
+                return index, self._pixels(index)
             except PictureError as error:
                 self._unreadable[index] = True
                 print(f"skipped: {error}", file=sys.stderr, flush=True)

@@ -1,11 +1,11 @@
-"""The end of a run: calibrate the averaged weights, write the codec folder, its model card and the curves."""
+"""The end of a run: calibrate a codec, and write the averaged weights, their model card and the curves."""
 
 import copy
 import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 
 import latent_codec
 from latent_codec.codec import LatentCodec
@@ -60,9 +60,32 @@ def finish_run(
     return folder
 
 
-def is_finished(run: Path, step: int) -> bool:
-    """Whether RUN/codec holds the weights of `step`."""
-    card = run / "codec" / "README.md"
+def finish_network(config: TrainingConfig, network: ModelMixin, run: Path, *, data_name: str) -> Path:
+    """Write a prior or classifier into RUN/prior or RUN/classifier, with its model card, and RUN/curves.png.
+
+    Args:
+        config: of the run.
+        network: the averaged weights, float32.
+        run: the run folder.
+        data_name: what the model card calls the data.
+
+    Raises:
+        OSError: if it cannot be written; there is no half of it then.
+    """
+    folder = run / config.kind
+    dtype = getattr(torch, config.run.codec_dtype)
+    with replacing(folder) as written:
+        torch.nn.Module.to(copy.deepcopy(network), dtype=dtype).save_pretrained(written)
+        card = network_card(config, run, data_name)
+        (written / "README.md").write_text(card, encoding="utf-8")
+    plot_curves(run)
+    print(f"wrote {folder}", file=sys.stderr)
+    return folder
+
+
+def is_finished(config: TrainingConfig, run: Path, step: int) -> bool:
+    """Whether the run's finished network is that of `step`."""
+    card = run / config.kind / "README.md"
     return card.is_file() and f"training_steps: {step}" in card.read_text(encoding="utf-8").splitlines()
 
 
@@ -96,12 +119,7 @@ def model_card(
     """
     table = config.to_dict()
     last = lines[-1] if lines else {}
-    terms = ", ".join(
-        f"{name} {value:.5g}"
-        for name, value in last.items()
-        if name not in ("step", "learning_rate", "pictures_per_second")
-    )
-    facts = [f"Last terms of the training loss: {terms or 'none recorded'}"]
+    facts = [f"Last terms of the training loss: {_terms(last)}"]
     if measured:
         facts += [
             f"Reconstruction by precision: {', '.join(map(_parity, measured.parity))}",
@@ -140,6 +158,46 @@ Trained by latent-codec {latent_codec.__version__} for {last.get("step", 0)} ste
 {dump_toml(table).strip()}
 ```
 """
+
+
+def network_card(config: TrainingConfig, run: Path, data_name: str) -> str:
+    """The README.md of a prior's or classifier's folder."""
+    table, lines = config.to_dict(), read_metrics(run)
+    last = lines[-1] if lines else {}
+    for section, key in (("model", "pretrained"), ("prior", "codec")):
+        path = table[section].get(key)
+        if path and Path(path).exists():
+            table[section][key] = Path(path).resolve().name
+    for section in ("objective", "codebook", *(() if config.kind == "prior" else ("prior",))):
+        del table[section]
+    name = run.resolve().name
+    return f"""---
+library_name: diffusers
+tags: [{config.kind}, latent-codec]
+training_steps: {last.get("step", 0)}
+---
+
+# {name}
+
+A {config.model.class_name}, trained by latent-codec {latent_codec.__version__} for {last.get("step", 0)} steps on {data_name}.
+
+- Last terms: {_terms(last)}
+
+## Configuration
+
+```toml
+{dump_toml(table).strip()}
+```
+"""
+
+
+def _terms(line: dict[str, float]) -> str:
+    terms = [
+        f"{name} {value:.5g}"
+        for name, value in line.items()
+        if name not in ("step", "learning_rate", "pictures_per_second")
+    ]
+    return ", ".join(terms) or "none recorded"
 
 
 def _parity(each: calibration.PrecisionParity) -> str:

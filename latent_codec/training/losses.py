@@ -130,3 +130,22 @@ def corrupt(
             [torch.randn(image.shape[1:], generator=g) for g in generators]
         ).to(image)
     return image
+
+
+def draw_kept_levels(num_levels: int, generators: list[torch.Generator], dropout: float) -> Tensor:
+    """How many levels, from the top, each picture is decoded from: all, or fewer with probability `dropout`.
+
+    Args:
+        num_levels: at least 2.
+        generators: one per picture, on the CPU.
+
+    Returns:
+        int64 (N,), 1 to `num_levels`; every number below it is as likely as another.
+    """
+
+    def draw(generator: torch.Generator) -> int:
+        drops = torch.rand((), generator=generator) < dropout
+        fewer = torch.randint(1, num_levels, (), generator=generator)
+        return int(fewer) if drops else num_levels
+
+    return torch.tensor([draw(generator) for generator in generators])

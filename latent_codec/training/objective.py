@@ -54,13 +54,17 @@ class AutoencoderObjective(nn.Module):
                 if isinstance(module, (ResnetBlock2D, Attention, Downsample2D, Upsample2D)):
                     module.register_forward_hook(self._collect_penalty)
 
-    def forward(self, image: Tensor, noise: Tensor | None) -> dict[str, Tensor | list[QuantizerOutput]]:
+    def forward(
+        self, image: Tensor, noise: Tensor | None, kept_levels: Tensor | None = None
+    ) -> dict[str, Tensor | list[QuantizerOutput]]:
         """Reconstruct `image`.
 
         Args:
             image: the encoder's input, (N, C, H, W), corrupted where the objective says so.
             noise: standard normal, shaped like the latents: the reparameterisation's epsilon; not read where
                 nothing is sampled.
+            kept_levels: int64 (N,), of HierarchicalVQ: how many levels, from the top, each image is decoded from;
+                None: from all.
 
         Returns:
             `reconstruction`, shaped like `image`; `activation`, the activation penalty; and the
@@ -71,7 +75,10 @@ class AutoencoderObjective(nn.Module):
         if self.is_discrete:
             with torch.set_grad_enabled(encoder_learns):
                 levels = self.autoencoder.encode_quantized(image)
-            reconstruction = self.autoencoder.decode_quantized([level.quantized for level in levels])
+            quantized = [level.quantized for level in levels]
+            if kept_levels is not None:
+                quantized = self._keep_levels(quantized, kept_levels)
+            reconstruction = self.autoencoder.decode_quantized(quantized)
             code = {"levels": levels}
         else:
             with torch.set_grad_enabled(encoder_learns):
@@ -96,6 +103,18 @@ class AutoencoderObjective(nn.Module):
             levels = round_to_8_bits(image)
             return "gaussian_nll", losses.gaussian_nll(levels, reconstruction, self.log_std)
         return "bernoulli_nll", losses.bernoulli_nll(image, reconstruction)
+
+    def _keep_levels(self, quantized: list[Tensor], kept_levels: Tensor) -> list[Tensor]:
+        """Each level's codewords, at their mean for the images that are not decoded from it."""
+        kept = [quantized[0]]
+        for level, codewords in enumerate(quantized[1:], 1):
+            if self.autoencoder.quantizers[level].bypassed:
+                mean = codewords.detach().mean((0, 2, 3))
+            else:
+                mean = self.autoencoder.mean_codeword(level)
+            is_kept = (kept_levels > level)[:, None, None, None]
+            kept.append(torch.where(is_kept, codewords, mean[None, :, None, None].to(codewords)))
+        return kept
 
     def _collect_penalty(self, module: nn.Module, inputs, output: Tensor) -> None:
         if torch.is_grad_enabled():

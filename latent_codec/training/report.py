@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ class Journal:
         out: the run folder.
         start: steps done.
         pictures_per_step: of all processes.
+        headline: a step's terms in a few words.
         state: a checkpoint's `state_dict` of the journal.
     """
 
@@ -39,11 +41,12 @@ class Journal:
         *,
         start: int,
         pictures_per_step: int,
+        headline: Callable[[dict[str, float]], str],
         state: dict | None,
     ):
         self._accelerator, self._config, self._start = accelerator, config, start
         self._path = out / "metrics.jsonl"
-        self._pictures_per_step = pictures_per_step
+        self._pictures_per_step, self._headline = pictures_per_step, headline
         # Since the last line: name -> sum and number of values.
         self._sums = {name: tuple(entry) for name, entry in (state or {}).items()}
         self._since, self._steps_since = time.monotonic(), 0
@@ -88,9 +91,7 @@ class Journal:
             self._sums[name] = (total + value, count + 1)
         self._steps_since += 1
         if self._progress is not None:
-            self._progress.update(
-                self._task, completed=step, description=f"loss {terms['loss']:.4f}, {terms['psnr']:.2f} dB"
-            )
+            self._progress.update(self._task, completed=step, description=self._headline(terms))
         if step % self._config.run.log_every and step != self._config.run.steps:
             return
         seconds = time.monotonic() - self._since
@@ -108,7 +109,7 @@ class Journal:
                 file.write(json.dumps(line) + "\n")
             if not sys.stderr.isatty():
                 print(
-                    f"step {step}/{self._config.run.steps}  loss {line['loss']:.5f}  psnr {line['psnr']:.2f} dB  "
+                    f"step {step}/{self._config.run.steps}  {self._headline(line)}  "
                     f"{line['pictures_per_second']:.1f} pictures/s",
                     file=sys.stderr,
                     flush=True,

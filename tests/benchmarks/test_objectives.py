@@ -124,7 +124,7 @@ def trained(data, tmp_path_factory):
             out = tmp_path_factory.mktemp("run")
             result = train(config, build_autoencoder(config), open_source(data), out)
             learned = load_file(out / "checkpoints" / str(steps) / "model.safetensors")
-            kept[key] = Trained(result.autoencoder.eval(), learned.get("log_std"))
+            kept[key] = Trained(result.network.eval(), learned.get("log_std"))
         return kept[key]
 
     return of

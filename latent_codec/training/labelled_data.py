@@ -1,0 +1,104 @@
+"""Classes of pictures, and the pictures that a training keeps out to be measured on."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from latent_codec.encoded_pictures import MIRRORED, EncodedPictures
+from latent_codec.picture_sources import PictureSource
+
+_HELD_OUT = 2  # stream of randomness beside the data's own, under the same seed
+
+Pictures = PictureSource | EncodedPictures
+
+
+class Labels:
+    """The class of every picture: `labels[number]`, int from 0.
+
+    Args:
+        pictures: whose labels they are.
+        key: "class" where a label is a number, else the name of an attribute of a label that is a dict; true and
+            false count as 1 and 0.
+
+    Raises:
+        ValueError: if a picture has no such label, naming the first.
+    """
+
+    def __init__(self, pictures: Pictures, key: str):
+        self._classes = np.array([_class_of(pictures, number, key) for number in range(len(pictures))])
+
+    def __getitem__(self, number: int) -> int:
+        return int(self._classes[number])
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the highest class."""
+        return int(self._classes.max()) + 1
+
+
+class ClassOf:
+    """The class of a picture by its number among some of them; 0 for all where there are no classes."""
+
+    def __init__(self, labels: Labels | None, numbers: Sequence[int]):
+        self._labels, self._numbers = labels, numbers
+
+    def __call__(self, index: int) -> int:
+        return 0 if self._labels is None else self._labels[self._numbers[index]]
+
+
+def _class_of(pictures: Pictures, number: int, key: str) -> int:
+    label = pictures.label(number)
+    found = label.get(key) if isinstance(label, dict) else label if key == "class" else None
+    if isinstance(found, (bool, int)) and found >= 0:
+        return int(found)
+    has = "no label" if label is None else f"the label {label!r}"
+    raise ValueError(
+        f'data.label is "{key}", and {pictures.name(number)} has {has}; "class" takes whole numbers from 0, and any '
+        "other name the attribute of that name."
+    )
+
+
+def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the pictures to train on, and of those held out, both in order; mirror images go with their original.
+
+    Which are held out depends on nothing but seed and number of pictures.
+
+    Raises:
+        ValueError: if none would be left to train on, or none held out of a share above 0.
+    """
+    originals: dict[str, int] = {}
+    groups = [
+        originals.setdefault(pictures.name(number).removesuffix(MIRRORED), len(originals))
+        for number in range(len(pictures))
+    ]
+    count = round(share * len(originals))
+    if share and not 0 < count < len(originals):
+        raise ValueError(
+            f"data.held_out is {share} of {len(originals)} pictures, which are {count}; leave some on both sides."
+        )
+    order = np.random.default_rng((seed, _HELD_OUT)).permutation(len(originals))
+    is_held_out = np.isin(np.array(groups), order[:count])
+    return np.flatnonzero(~is_held_out).tolist(), np.flatnonzero(is_held_out).tolist()
+
+
+class SomePictures(PictureSource):
+    """Some pictures of a source, by their numbers there."""
+
+    def __init__(self, source: PictureSource, numbers: Sequence[int]):
+        self._source, self._numbers = source, list(numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def name(self, index: int) -> str:
+        return self._source.name(self._numbers[index])
+
+    def label(self, index: int) -> int | dict | None:
+        return self._source.label(self._numbers[index])
+
+    def read(self, index: int, channels: int = 3) -> Tensor:
+        return self._source.read(self._numbers[index], channels)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._source.size(self._numbers[index])

@@ -1,0 +1,216 @@
+"""What a prior learns from: windows of pictures' codes, which lie on disk, or of their pixels.
+
+pictures --codec--> latent files --windows of all levels down to the prior's--> codes, and the condition above them
+pictures --crops--> pixels 0..255
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from latent_codec.codec import LatentCodec
+from latent_codec.encoded_pictures import EncodedPictures, encode_source, open_encoded
+from latent_codec.evaluation.codes import position_sides
+from latent_codec.latent_files import is_latent_file
+from latent_codec.picture_sources import open_source
+from latent_codec.training.config import TrainingConfig
+from latent_codec.training.data import EpochOrder, TrainingCrops
+from latent_codec.training.labelled_data import ClassOf, Labels, Pictures, SomePictures, hold_out
+
+_WINDOW = 4  # stream of randomness beside the data's own, under the same seed
+Item = tuple[list[Tensor], int]
+"""Grids of the levels down to the prior's, its own last, and the class (0 without classes)."""
+
+
+class GridWindows(Dataset):
+    """Windows of codes: `windows[position]`, an Item; the picture is `EpochOrder`'s, the place a function of the position.
+
+    Args:
+        encoded: the codes.
+        numbers: of the pictures to take, whose grids are as large as the windows or larger.
+        shapes: (h, w) of the window on each level, top first; each is a multiple of the one above.
+        seed: at least 0.
+        labels: of the pictures; None: all are of class 0.
+    """
+
+    def __init__(
+        self,
+        encoded: EncodedPictures,
+        numbers: Sequence[int],
+        shapes: Sequence[tuple[int, int]],
+        *,
+        seed: int,
+        labels: Labels | None = None,
+    ):
+        self.encoded, self.numbers, self.shapes = encoded, list(numbers), list(shapes)
+        self.seed, self.class_of = seed, ClassOf(labels, self.numbers)
+        self._order = EpochOrder(len(self.numbers), seed)
+
+    def __len__(self) -> int:
+        """Pictures in an epoch; positions go on beyond it."""
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> Item:
+        index = self._order[position]
+        grids = _grids(self.encoded, self.numbers[index], len(self.shapes))
+        rng = np.random.default_rng((self.seed, _WINDOW, position))
+        top_height, top_width = self.shapes[0]
+        row = int(rng.integers(grids[0].shape[-2] - top_height + 1))
+        column = int(rng.integers(grids[0].shape[-1] - top_width + 1))
+        windows = []
+        for grid, (height, width) in zip(grids, self.shapes):
+            top, left = row * (height // top_height), column * (width // top_width)
+            windows.append(grid[..., top : top + height, left : left + width])
+        return windows, self.class_of(index)
+
+
+class PixelWindows(Dataset):
+    """Crops as pixels 0..255, int64 (C, h, w): `windows[position]`, an Item."""
+
+    def __init__(self, crops: TrainingCrops):
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, position: int) -> Item:
+        crop, label = self.crops[position]
+        return [((crop + 1) * 127.5).round().to(torch.int64)], label
+
+
+class PriorData:
+    """The windows of a run, the classes, and which pictures are held out.
+
+    Args:
+        config: of a prior.
+        source: EncodedPictures, or a PictureSource for a prior over pixels.
+        codec: whose codes they are; None for pixels.
+
+    Raises:
+        ValueError: if pictures, codec and configuration do not fit together.
+    """
+
+    def __init__(self, config: TrainingConfig, source: Pictures, codec: LatentCodec | None):
+        self.labels = Labels(source, config.data.label) if config.data.label else None
+        self.shapes = [config.data.size] if codec is None else _window_shapes(config, codec)
+        train, held_out = hold_out(source, config.data.held_out, config.run.seed)
+        if codec is None:
+            self.train, self.held_out = (
+                self._pixels(config, source, numbers) for numbers in (train, held_out)
+            )
+        else:
+            _check_codes(config, source, codec)
+            self.train, self.held_out = (
+                self._codes(config, source, numbers) for numbers in (train, held_out)
+            )
+
+    @property
+    def num_classes(self) -> int | None:
+        return None if self.labels is None else self.labels.num_classes
+
+    def _pixels(self, config: TrainingConfig, source: Pictures, numbers: list[int]) -> PixelWindows:
+        crops = TrainingCrops(
+            SomePictures(source, numbers),
+            size=config.data.size,
+            channels=config.model.arguments.get("data_channels", 1),
+            seed=config.run.seed,
+            flip=config.data.flip,
+            scale=config.data.scale,
+            pad_small=config.data.pad_small,
+            by_area=config.data.by_area and bool(numbers),
+            cache_bytes=int(config.data.cache_gigabytes * 2**30),
+            label_of=ClassOf(self.labels, numbers),
+        )
+        return PixelWindows(crops)
+
+    def _codes(self, config: TrainingConfig, source: Pictures, numbers: list[int]) -> GridWindows:
+        height, width = self.shapes[0]
+        large = [
+            number
+            for number in numbers
+            if (shape := _grids(source, number, 1)[0].shape[-2:])[0] >= height and shape[1] >= width
+        ]
+        if numbers and not large:
+            first = "x".join(map(str, _grids(source, numbers[0], 1)[0].shape[-2:]))
+            raise ValueError(
+                f"none of the {len(numbers)} pictures is as large as the window of {config.data.size[0]}x"
+                f"{config.data.size[1]} pixels, {height}x{width} positions of the top grid; {source.name(numbers[0])} has "
+                f"{first}. Set data.height and data.width."
+            )
+        return GridWindows(source, large, self.shapes, seed=config.run.seed, labels=self.labels)
+
+
+def open_prior_source(
+    config: TrainingConfig,
+    data: Sequence[str],
+    run: Path,
+    codec: LatentCodec | None,
+    *,
+    split: str = "train",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Pictures:
+    """What a prior trains on: latent files as they are; pictures encoded once into RUN/codes; for pixels the pictures.
+
+    Raises:
+        ValueError: if `data` cannot be read, or is not of the codec.
+    """
+    if codec is not None and _are_latent_files(data):
+        return open_encoded(data, codec=codec)
+    pictures = open_source(data if len(data) > 1 else data[0], split=split)
+    if codec is None:
+        return pictures
+    files = encode_source(codec, pictures, run / "codes", mirrored=config.data.flip, on_progress=on_progress)
+    return open_encoded(files, codec=codec)
+
+
+def _are_latent_files(data: Sequence[str]) -> bool:
+    paths = [Path(each) for each in data]
+    files = [
+        next(iter(sorted(path.rglob("*.safetensors"))), path) if path.is_dir() else path for path in paths
+    ]
+    return all(path.is_file() and is_latent_file(path) for path in files)
+
+
+def _grids(encoded: EncodedPictures, number: int, num_levels: int) -> list[Tensor]:
+    """The upper grids of indices, or the latents in a list."""
+    return encoded.indices(number)[:num_levels] if encoded.is_discrete else [encoded.latents(number)]
+
+
+def _window_shapes(config: TrainingConfig, codec: LatentCodec) -> list[tuple[int, int]]:
+    """The window's height and width on each level from the top to the prior's."""
+    sides = position_sides(codec) or [codec.space.downsampling_factor]
+    level = config.prior.level
+    if level >= len(sides):
+        raise ValueError(f"prior.level is {level}; {codec.name} has levels 0 to {len(sides) - 1}.")
+    for name, side in zip(("height", "width"), config.data.size):
+        if side % sides[0]:
+            raise ValueError(
+                f"data.{name} is {side}; {codec.name} needs a multiple of {sides[0]}, a position's side of its top grid."
+            )
+    return [(config.data.size[0] // side, config.data.size[1] // side) for side in sides[: level + 1]]
+
+
+def _check_codes(config: TrainingConfig, source: Pictures, codec: LatentCodec) -> None:
+    if (
+        config.data.scale != (1.0, 1.0)
+        or config.data.by_area
+        or config.data.pad_small
+        or config.data.binarize
+    ):
+        raise ValueError(
+            "data.scale, by_area, pad_small and binarize are for pictures; codes are learnt as they were encoded: leave "
+            "them out."
+        )
+    wants_codes = (
+        config.model.class_name == "PixelSNAIL" or config.model.arguments.get("data", "codes") == "codes"
+    )
+    if wants_codes != source.is_discrete:
+        holds, learns = ("indices", "latents") if source.is_discrete else ("latents", "codes")
+        raise ValueError(
+            f"the files hold {holds} of {codec.name}, and the prior learns {learns}: set model.arguments.data to "
+            f'"{"codes" if source.is_discrete else "latents"}", of a PixelCNN, or encode the other kind.'
+        )

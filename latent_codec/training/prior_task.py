@@ -1,0 +1,240 @@
+"""Training a prior: the likelihood of codes, pixels or quantised latents."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latent_codec.codec import LatentCodec
+from latent_codec.models.autoregressive import AutoregressivePrior
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.models.scalar_quantizer import ScalarQuantizer
+from latent_codec.pictures import picture_grid, write_picture
+from latent_codec.prior_folders import CLASSES, load_prior
+from latent_codec.training.build import construct
+from latent_codec.training.config import TrainingConfig
+from latent_codec.training.labelled_data import Pictures
+from latent_codec.training.prior_data import Item, PriorData
+from latent_codec.training.task import Task
+
+NUM_SAMPLES = 16
+_SURVEYED = 1000  # windows that the commonest index and the latents' range are found from
+_MEASURED = 1024  # held-out windows, at most
+
+
+def load_codec(config: TrainingConfig) -> LatentCodec | None:
+    """The codec that the prior's configuration names.
+
+    Raises:
+        ValueError: if a prior over codes or latents has none, or one over pixels has one.
+    """
+    is_over_pixels = config.model.arguments.get("data") == "pixels" and not config.model.pretrained
+    if config.prior.codec is None:
+        if not is_over_pixels and not config.model.pretrained:
+            raise ValueError("a prior learns the codes of a codec: name it by --codec, or set prior.codec.")
+        return None
+    if is_over_pixels:
+        raise ValueError(
+            f"the prior is over pixels, which need no codec: leave {config.prior.codec} out, or set model.arguments.data."
+        )
+    return LatentCodec.from_pretrained(config.prior.codec)
+
+
+def build_prior(config: TrainingConfig, source: Pictures, codec: LatentCodec | None) -> AutoregressivePrior:
+    """A new prior of `model.class_name`, or `model.pretrained`, in float32, for these codes.
+
+    What codec and data decide may be left out of `model.arguments`: codebook_size, data_channels, num_classes,
+    condition_channels, and a ScalarQuantizer's latent_steps. Initial weights are a function of `run.seed`.
+
+    Raises:
+        ValueError: for an argument that the class does not have or cannot use, or that contradicts codec or data.
+    """
+    data = PriorData(config, source, codec)
+    if config.model.pretrained:
+        prior = load_prior(config.model.pretrained)
+        facts = _facts(config, dict(prior.config), codec, data)
+        _check_facts(facts, dict(prior.config), f"the prior {config.model.pretrained}", codec)
+        return prior.train()
+    arguments = dict(config.model.arguments)
+    facts = _facts(config, arguments, codec, data)
+    _check_facts(facts, arguments, "model.arguments", codec)
+    arguments = arguments | facts
+    if arguments.get("data") == "latents" and "latent_steps" not in arguments:
+        arguments |= _quantizer(arguments, data)
+    arguments["sample_size"] = data.shapes[-1]
+    arguments["space_fingerprint"] = None if codec is None else codec.space_fingerprint
+    prior = construct(CLASSES[config.model.class_name], arguments, config.run.seed)
+    prior.register_to_config(most_frequent=_most_frequent(prior, data))
+    return prior
+
+
+def _facts(
+    config: TrainingConfig, arguments: dict, codec: LatentCodec | None, data: PriorData
+) -> dict[str, Any]:
+    """Arguments that codec and data leave no choice of."""
+    facts: dict[str, Any] = {}
+    if data.num_classes is not None:
+        facts["num_classes"] = data.num_classes
+    if codec is None:
+        return facts
+    if not codec.codebook_sizes:
+        return facts | {"data_channels": codec.space.channels}
+    level = config.prior.level
+    facts["codebook_size"] = codec.codebook_sizes[level]
+    if level and arguments.get("condition_codebook_size") is not None:
+        facts["condition_codebook_size"] = codec.codebook_sizes[level - 1]
+    elif level:
+        facts["condition_channels"] = level * codec.autoencoder.config.embed_dim
+    return facts
+
+
+def _check_facts(facts: dict[str, Any], arguments: dict, owner: str, codec: LatentCodec | None) -> None:
+    whose = "the data" if codec is None else f"{codec.name} and the data"
+    for key, value in facts.items():
+        given = arguments.get(key)
+        is_enough = key == "num_classes" and isinstance(given, int) and given >= value
+        if given is not None and given != value and not is_enough:
+            raise ValueError(
+                f"{owner} has {key} = {given}, and {whose} have {value}: leave it out, or give the other."
+            )
+        if is_enough:
+            facts[key] = given
+
+
+def _quantizer(arguments: dict, data: PriorData) -> dict[str, Any]:
+    """The scalar quantizer's arguments, from the range of the latents."""
+    lowest, highest = (
+        arguments.get("latent_minimum", -128),
+        arguments.get("latent_maximum", 127),
+    )
+    latents = torch.stack([grids[-1] for grids, _ in _first_items(data)])
+    found = ScalarQuantizer.from_latents(latents, num_levels=highest - lowest + 1)
+    return {"latent_steps": found.steps, "latent_minimum": found.minimum, "latent_maximum": found.maximum}
+
+
+def _most_frequent(prior: AutoregressivePrior, data: PriorData) -> tuple[int, ...]:
+    """The commonest index of each channel."""
+    values = torch.stack([grids[-1] for grids, _ in _first_items(data)])
+    if values.is_floating_point():
+        values = prior.encode_latents(values)
+    channels = values.movedim(1, 0).flatten(1) if prior.has_channels else values.flatten()[None]
+    return tuple(int(torch.bincount(channel).argmax()) for channel in channels)
+
+
+def _first_items(data: PriorData) -> list[Item]:
+    return [data.train[position] for position in range(min(len(data.train), _SURVEYED))]
+
+
+def check_prior(config: TrainingConfig, prior: AutoregressivePrior, source: Pictures, stream) -> None:
+    """Refuse what a prior cannot be trained by, before anything is written."""
+    if stream is not None:
+        raise ValueError("a prior trains on codes on disk, and on pixels at hand: leave --stream out.")
+
+
+class PriorTask(Task):
+    """Maximum likelihood: the mean of -log p(index | those before it, condition, class).
+
+    Args:
+        config: of the run.
+        prior: what `build_prior` gave.
+        source: EncodedPictures, or a PictureSource for pixels.
+        accelerator: device, precision and processes.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        prior: AutoregressivePrior,
+        source: Pictures,
+        accelerator: Accelerator,
+        *,
+        stream=None,
+        resumes: bool = False,
+    ):
+        super().__init__(config, prior, accelerator)
+        self.codec = load_codec(config)
+        if self.codec is not None:
+            self.codec.to(accelerator.device)
+        self.data = PriorData(config, source, self.codec)
+        self.num_pictures = len(self.data.train)
+        self.train_directly(prior)
+
+    @staticmethod
+    def headline(terms: dict[str, float]) -> str:
+        held_out = terms.get("held_out_bits_per_index")
+        beside = "" if held_out is None else f", {held_out:.4f} held out"
+        return f"{terms['bits_per_index']:.4f} bits per index{beside}"
+
+    def batches(self, start: int) -> Iterator[tuple[list[int], list]]:
+        return self.positions(start, self.data.train)
+
+    def begin_step(self, step: int) -> None:
+        self.seed_dropout(step)
+
+    def terms(self, batch: tuple[list[int], list], step: int) -> dict[str, Tensor]:
+        _, (grids, labels) = batch
+        nats = -self.model(*self._arguments(self.network, grids, labels)).mean() / self.network.data_channels
+        return {"loss": nats, "bits_per_index": nats.detach() / math.log(2)}
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """`held_out_bits_per_index`."""
+        if not len(self.data.held_out):
+            return {}
+        prior = self.ema.module.eval()
+        total, count = 0.0, min(len(self.data.held_out), _MEASURED)
+        for positions in torch.arange(count).split(self.config.optimizer.batch_size):
+            grids, labels = self._batch(self.data.held_out, positions.tolist())
+            log_prob = prior.log_prob(*self._arguments(prior, grids, labels))
+            total -= float(log_prob.double().mean((1, 2)).sum())
+        return {"held_out_bits_per_index": total / count / prior.data_channels / math.log(2)}
+
+    def write_samples(self, path: Path) -> None:
+        """Samples of every class in turn, under the first pictures' own upper levels."""
+        prior = self.ema.module.eval()
+        grids, labels = self._batch(self.data.train, list(range(NUM_SAMPLES)))
+        if self.data.num_classes:
+            labels = torch.arange(NUM_SAMPLES) % self.data.num_classes
+        _, condition, labels = self._arguments(prior, grids, labels)
+        shape = (NUM_SAMPLES, prior.data_channels, *self.data.shapes[-1])
+        if not prior.has_channels:
+            shape = (NUM_SAMPLES, *self.data.shapes[-1])
+        generator = torch.Generator().manual_seed(self.config.run.seed)
+        drawn = prior.sample(shape, condition, labels, generator=generator)
+        if self.codec is None:
+            images = drawn.cpu() / 127.5 - 1
+        elif self.codec.is_discrete:
+            above = [grid.to(drawn.device) for grid in grids[:-1]]
+            images = self.codec.decode_indices([*above, drawn], output_type="pt").cpu()
+        else:
+            images = self.codec.decode(prior.decode_latents(drawn), output_type="pt").cpu()
+        write_picture(picture_grid(list(images), columns=math.isqrt(NUM_SAMPLES)), path)
+
+    def _batch(self, dataset, positions: list[int]) -> tuple[list[Tensor], Tensor]:
+        return torch.utils.data.default_collate([dataset[position] for position in positions])
+
+    def _arguments(
+        self, prior: AutoregressivePrior, grids: list[Tensor], labels: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """A batch as the prior's arguments: values, condition and class labels."""
+        device = self.accelerator.device
+        *above, values = (grid.to(device, non_blocking=True) for grid in grids)
+        if values.is_floating_point():
+            values = prior.encode_latents(values)
+        condition = None
+        if above and prior.config.condition_codebook_size is not None:
+            condition = above[-1]
+        elif above:
+            condition = upper_features(self.codec.autoencoder, above)
+        return values, condition, labels.to(device) if prior.config.num_classes else None
+
+
+@torch.no_grad()
+def upper_features(autoencoder: HierarchicalVQ, grids: list[Tensor]) -> Tensor:
+    """What the upper levels' indices say: the codewords brought to the lowest of them, as the decoder takes them."""
+    looked_up = [quantizer.lookup(grid) for quantizer, grid in zip(autoencoder.quantizers, grids)]
+    return autoencoder.concatenate(looked_up)
