@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import diffusers
@@ -204,6 +205,98 @@ def test_indices_of_a_discrete_codec(codecs, photos, capsys):
 
     err = fails(capsys, "encode", cat, "--indices", "--codec", codecs / "mine")
     assert "has no codebook" in err
+
+
+def write_idx(path, array):
+    shape = b"".join(side.to_bytes(4, "big") for side in array.shape)
+    path.write_bytes(bytes((0, 0, 8, array.ndim)) + shape + array.tobytes())
+
+
+@pytest.fixture
+def digits(tmp_path, monkeypatch):
+    """An IDX folder, `digits`, of five training and two test pictures with labels, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("digits").mkdir()
+    noise = np.random.default_rng(0)
+    for prefix, number in (("train", 5), ("t10k", 2)):
+        pictures = noise.integers(0, 256, (number, 16, 16), dtype=np.uint8)
+        write_idx(Path(f"digits/{prefix}-images-idx3-ubyte"), pictures)
+        write_idx(Path(f"digits/{prefix}-labels-idx1-ubyte"), np.arange(number, dtype=np.uint8))
+    return "digits"
+
+
+def test_data_set_is_encoded_into_files_with_labels_and_taken_up_again(codecs, digits, capsys):
+    argv = ["encode", digits, "--codec", str(codecs / "vq"), "--out", "codes", "--shard", "2"]
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    files = [Path("codes") / f"0000{number}.safetensors" for number in range(3)]
+    assert out.split() == list(map(str, files))
+    assert err == ""
+    found = list(map(load_latents, files))
+    assert [name for each in found for name in each.names] == [f"train-0000{number}" for number in range(5)]
+    assert [label for each in found for label in each.labels] == [0, 1, 2, 3, 4]
+    assert all(each.indices for each in found)
+
+    files[2].unlink()
+    before = [file.stat().st_mtime_ns for file in files[:2]]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.split() == list(map(str, files))
+    assert [file.stat().st_mtime_ns for file in files[:2]] == before
+    assert load_latents(files[2]).names == ["train-00004"]
+
+    assert main(["info", str(files[2]), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["labelled"] == 1
+    assert facts["pictures"] == [{"name": "train-00004", "size": [16, 16], "grids": [[2, 2]], "label": 4}]
+    assert main(["info", str(files[2])]) == 0
+    out = capsys.readouterr().out
+    assert re.search("^labelled +1$", out, re.M) and "train-00004: 16x16 -> 2x2, label 4\n" in out
+
+    other = [*argv[:2], "--codec", codecs / "mine", *argv[4:]]
+    assert re.search(r"indices of vq \(space \w+\), not latents of mine", fails(capsys, *other))
+    assert "give another folder" in fails(capsys, *argv, "--latents")
+
+
+def test_split_mirror_images_and_default_number_in_a_file(codecs, digits, capsys):
+    argv = ["encode", digits, "--codec", str(codecs / "mine"), "--split", "test", "--mirrored"]
+    assert main([*argv, "--batch-size", "1"]) == 0
+    assert capsys.readouterr().out.split() == [str(Path("latents/00000.safetensors"))]
+    found = load_latents("latents/00000.safetensors")
+    assert found.names == ["test-00000", "test-00000 (mirrored)", "test-00001", "test-00001 (mirrored)"]
+    assert found.labels == [0, 0, 1, 1]
+
+    assert main(["decode", "latents/00000.safetensors", "--codec", str(codecs / "mine")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_tars_and_folders_are_encoded_into_files_of_n(codecs, photos, capsys):
+    with tarfile.open("photos.tar", "w") as tar:
+        tar.add(photos / "cat.png", "a.png")
+        tar.add(photos / "trip" / "dog.png", "b.png")
+    assert main(["encode", "photos.tar", "--codec", str(codecs / "mine"), "--out", "one"]) == 0
+    found = load_latents("one/00000.safetensors")
+    assert found.names == ["photos.tar/a.png", "photos.tar/b.png"]
+    assert found.sizes == [(33, 40), (24, 16)]
+
+    assert main(["encode", "photos", "--codec", str(codecs / "mine"), "--out", "two", "--shard", "1"]) == 0
+    assert [load_latents(file).names for file in sorted(Path("two").iterdir())] == [
+        ["cat.png"],
+        ["trip/dog.png"],
+    ]
+    codec = LatentCodec.from_pretrained(codecs / "mine")
+    for file in ("one/00000.safetensors", "two/00000.safetensors"):
+        assert torch.equal(load_latents(file).latents[0], codec.encode(photos / "cat.png"))
+
+
+def test_flags_that_do_not_go_together_are_refused(codecs, photos, digits, capsys):
+    mine = ["--codec", codecs / "mine"]
+    assert "--mirrored goes with files of many" in fails(capsys, "encode", photos, "--mirrored", *mine)
+    assert "goes into a folder" in fails(capsys, "encode", digits, "--out", "all.safetensors", *mine)
+    assert "--tile is for plain pictures" in fails(capsys, "encode", digits, "--tile", "64", *mine)
+    assert "both are at least 1" in fails(capsys, "encode", photos, "--shard", "0", *mine)
+    assert "has splits 'train' and 'test'" in fails(capsys, "encode", digits, "--split", "dev", *mine)
+    assert "mine has no codebook" in fails(capsys, "encode", digits, "--indices", *mine)
+    assert not Path("latents").exists()
 
 
 def test_decode_refuses_another_latent_space_and_warns_of_another_decoder(codecs, photos, capsys):

@@ -65,6 +65,45 @@ def test_file_is_plain_safetensors_with_a_key_per_picture(stored, codec):
     assert metadata["version"] == "1"
 
 
+def test_labels_of_every_kind_come_back(tmp_path, codec, latents, stored):
+    labels = [3, {"smiling": True, "hair": ["dark", None]}]
+    grids = [torch.zeros(2, 3, 3, dtype=torch.int64)]
+    path = tmp_path / "a.safetensors"
+    for save, codes in ((save_latents, latents), (save_indices, grids)):
+        save(path, codes, codec=codec, names=NAMES, sizes=SIZES, labels=labels)
+        assert load_latents(path).labels == labels
+        save(path, codes, codec=codec, names=NAMES, sizes=SIZES, labels=[None, 7])
+        assert load_latents(path).labels == [None, 7]
+    assert load_latents(stored).labels == [None, None]
+
+
+def test_labels_leave_the_version_and_absent_ones_leave_nothing(tmp_path, codec, latents, stored):
+    labelled, unlabelled = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_latents(labelled, latents, codec=codec, names=NAMES, sizes=SIZES, labels=[0, 1])
+    save_latents(unlabelled, latents, codec=codec, names=NAMES, sizes=SIZES, labels=[None, None])
+    metadata = []
+    for path in (stored, unlabelled, labelled):
+        with safe_open(path, framework="pt") as file:
+            metadata.append(file.metadata())
+    assert metadata[0] == metadata[1]
+    assert metadata[2] == metadata[0] | {"labels": "[0, 1]"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([1], "2 pictures and 1 labels came"),
+        ([1, "cat"], r"the label of sun.png is 'cat'; a label is an int, a dict or None"),
+        ([True, 1], "the label of moon.jpg is True"),
+        ([1.5, 1], "the label of moon.jpg is 1.5"),
+    ],
+)
+def test_labels_that_cannot_be_stored_are_refused(labels, message, tmp_path, codec, latents):
+    with pytest.raises(ValueError, match=message):
+        save_latents(tmp_path / "a", latents, codec=codec, names=NAMES, sizes=SIZES, labels=labels)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_batch_and_dtype_are_kept(tmp_path, codec, dtype):
     batch = torch.randn(2, 4, 3, 3).to(dtype)
@@ -190,6 +229,11 @@ def _rewritten(**changes):
         (_rewritten(sizes="[[8, 8], [8]]"), "is damaged"),
         (_rewritten(sizes="[[8, 8], [8, -8]]"), "sizes are no list of"),
         (_rewritten(sizes="7"), "is damaged"),
+        (_rewritten(labels="[1"), "is damaged"),
+        (_rewritten(labels="7"), "labels are no list of whole numbers"),
+        (_rewritten(labels='[1, "cat"]'), "labels are no list of whole numbers"),
+        (_rewritten(labels="[1, true]"), "labels are no list of whole numbers"),
+        (_rewritten(labels="[1]"), "it has 2 pictures and 1 labels"),
         (_rewritten(codec="\x1b[2J"), "codec or fingerprints are malformed"),
         (_rewritten(space_fingerprint="0"), "codec or fingerprints are malformed"),
         (_rewritten(latents__1=None), "it lacks 'latents.1'"),

@@ -1,14 +1,25 @@
-"""Turn pictures into latent files, which `latent-codec decode` turns back.
+"""Turn pictures into latent files, which `latent-codec decode` turns back and priors train on.
 
   latent-codec encode cat.jpg                       writes latents/cat.safetensors
   latent-codec encode photos/ --out latents         one file for each picture; subfolders are kept
   latent-codec encode photos/ --out all.safetensors one file for all
 
+A data set is written as files of 1000 pictures (--shard) with their labels, 00000.safetensors and on:
+
+  latent-codec encode "train-{000..003}.tar" --codec runs/mine --out codes
+  latent-codec encode fashion_mnist/ --split train --codec runs/mine --out codes
+  latent-codec encode hf:owner/name --codec runs/mine --out codes
+  latent-codec encode photos/ --shard 1000 --out codes
+
+The same command again goes on where it was stopped: files that are complete are kept. Pictures that cannot
+be read are left out and named on stderr. --mirrored adds each picture's mirror image, which a prior may
+learn from as well where left and right mean the same. Give every data set a folder of its own.
+
 A codec with a codebook gives indices, every other codec latents. With --latents a codec with a codebook
 gives the latents that a denoiser takes. So does without it a codec whose latents pipelines decode
 without the codebook (Kandinsky's MoVQ); --indices then gives indices.
 
-A latent file records names, sizes and the codec's fingerprints, so that it is not decoded by mistake
+A latent file records names, sizes, labels and the codec's fingerprints, so that it is not decoded by mistake
 with a codec of another latent space.
 """
 
@@ -17,20 +28,42 @@ from pathlib import Path
 
 from latent_codec.cli.arguments import (
     add_codec_arguments,
+    add_data_argument,
     add_tile_argument,
     load_codec,
     named_pictures,
     with_progress,
 )
 
+PICTURES_PER_FILE = 1000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, or folders of them")
+    add_data_argument(parser)
     parser.add_argument(
         "--out",
         default="latents",
         metavar="PATH",
-        help="a folder, for a file each (default: latents), or NAME.safetensors, for one file",
+        help="a folder (default: latents), or, of plain pictures, NAME.safetensors, for one file",
+    )
+    parser.add_argument(
+        "--shard",
+        type=int,
+        metavar="N",
+        help=f"write files of N pictures (default: {PICTURES_PER_FILE} for data sets, a file each for plain pictures)",
+    )
+    parser.add_argument(
+        "--mirrored",
+        action="store_true",
+        help="add each picture's mirror image after it, in files of N pictures",
+    )
+    parser.add_argument("--split", default="train", help="of data that has splits (default: train)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="pictures of equal size encoded together, in files of N pictures (default: %(default)s)",
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--indices", action="store_true", help="store codebook indices, or refuse")
@@ -40,9 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from latent_codec.evaluation.codes import decodes_codewords
+    from latent_codec.codec import decodes_codewords
+    from latent_codec.picture_sources import FolderPictures, open_source
 
-    pictures = named_pictures(args.pictures)
+    source = open_source(args.data, split=args.split)
+    if args.shard is not None or not isinstance(source, FolderPictures):
+        _encode_source(source, args)
+        return
+    if args.mirrored:
+        raise ValueError(f"--mirrored goes with files of many pictures; add --shard {PICTURES_PER_FILE}")
+    pictures = named_pictures(args.data)
     codec = load_codec(args)
     args.indices = args.indices or (decodes_codewords(codec) and not args.latents)
     if args.indices and args.tile:
@@ -55,6 +95,35 @@ def run(args: argparse.Namespace) -> None:
         codes, size = _encode(codec, path, args)
         _save(out, [codes], codec, names=[path.name], sizes=[size], args=args)
         print(out)
+
+
+def _encode_source(source, args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from latent_codec.encoded_pictures import encode_source
+
+    if args.out.endswith(".safetensors"):
+        raise ValueError(f"this data goes into a folder of several files; {args.out} names a single one")
+    if args.tile:
+        raise ValueError("--tile is for plain pictures in a file each; leave it out of this")
+    codec = load_codec(args)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("encode", total=None)
+        files = encode_source(
+            codec,
+            source,
+            args.out,
+            pictures_per_file=PICTURES_PER_FILE if args.shard is None else args.shard,
+            batch_size=args.batch_size,
+            mirrored=args.mirrored,
+            indices=True if args.indices else False if args.latents else None,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for file in files:
+        print(file)
 
 
 def _encode_into_one(codec, pictures: list[tuple[Path, Path]], args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 latent-codec info                           the shipped codec
 latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
-latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures
+latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures and labels
 """
 
 import argparse
@@ -90,9 +90,12 @@ def _describe_latent_file(path: Path) -> dict:
         "space_fingerprint": found.space_fingerprint,
         "fingerprint": found.fingerprint,
         "dtype": str(codes[0][0].dtype).removeprefix("torch."),
+        "labelled": sum(label is not None for label in found.labels),
         "pictures": [
-            {"name": name, "size": list(size)} | _shapes(levels, found.indices is not None)
-            for name, size, levels in zip(found.names, found.sizes, codes)
+            {"name": name, "size": list(size)}
+            | _shapes(levels, found.indices is not None)
+            | ({} if label is None else {"label": label})
+            for name, size, levels, label in zip(found.names, found.sizes, codes, found.labels)
         ],
     }
 
@@ -131,6 +134,7 @@ def _for_people(value) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(
             f"\n  {each['name']}: {by(each['size'])} -> {' + '.join(map(by, each.get('grids') or [each['shape']]))}"
+            + (f", label {each['label']}" if "label" in each else "")
             for each in value
         )
     if isinstance(value, list) and value and isinstance(value[0], list):
