@@ -21,6 +21,7 @@ _EXPORTS = {
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
     "LatentCodec": "latent_codec.codec",
     "LatentSpace": "latent_codec.latent_space",
+    "PictureClassifier": "latent_codec.models.classifier",
     "PixelCNN": "latent_codec.models.pixelcnn",
     "PixelSNAIL": "latent_codec.models.pixelsnail",
 }

@@ -298,7 +298,7 @@ class LatentCodec:
         pictures = [
             picture for batch in batches for picture in self._decode_raw(self.space.denormalize, batch, tile)
         ]
-        return _as_output(self._crop(pictures, size), output_type)
+        return as_output(self._crop(pictures, size), output_type)
 
     @torch.no_grad()
     def encode_indices(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
@@ -347,7 +347,7 @@ class LatentCodec:
             pictures = pictures.float().clamp(-1, 1)
         else:
             pictures = self._decode_raw(self._codewords, self._single_grid(grids), tile=None)
-        return _as_output(self._crop(list(pictures), size), output_type)
+        return as_output(self._crop(list(pictures), size), output_type)
 
     def _image_batches(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
         """Pictures of any kind -> padded batches (N, C, H, W): one where all sizes agree, else one for each."""
@@ -532,7 +532,14 @@ def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
     return [images]
 
 
-def _as_output(pictures: list[Tensor], output_type: str):
+def as_output(
+    pictures: list[Tensor], output_type: str
+) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+    """Images (C, H, W) in [-1, 1] as `LatentCodec.decode` gives them.
+
+    Raises:
+        ValueError: for another `output_type`.
+    """
     if output_type == "pil":
         return [to_pil(picture) for picture in pictures]
     if output_type not in ("pt", "np"):

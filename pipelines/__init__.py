@@ -1,1 +1,21 @@
-"""Diffusers pipelines and callbacks of this project."""
+"""Diffusers pipelines and callbacks of this project; each is loaded when first used."""
+
+from importlib import import_module
+
+_EXPORTS = {
+    "HierarchicalPriorPipeline": "latent_codec.pipelines.hierarchical_prior_pipeline",
+    "PriorPipeline": "latent_codec.pipelines.prior_pipeline",
+    "PriorPipelineOutput": "latent_codec.pipelines.prior_pipeline",
+}
+
+__all__ = [*_EXPORTS]
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'latent_codec.pipelines' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

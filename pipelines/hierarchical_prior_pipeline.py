@@ -1,0 +1,171 @@
+"""HierarchicalPriorPipeline: pictures from the priors of a HierarchicalVQ's levels."""
+
+from typing import ClassVar
+
+from latent_codec.pipelines.sampling import (
+    Callback,
+    Generators,
+    Labels,
+    Prior,
+    PriorPipelineOutput,
+    SamplingPipeline,
+    check_codes,
+    onload,
+)
+from torch import Tensor, nn
+
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
+
+
+class HierarchicalPriorPipeline(SamplingPipeline):
+    """Sample pictures level by level, each level given those above it (VQ-VAE-2, arXiv:1906.00446, section 3.2).
+
+        labels, seeds --top_prior--> codes 0 --condition--> middle_prior --> codes 1 --condition--> bottom_prior --> codes 2
+                                        |                                       |                                       |
+        likeliest <--classifier-- pictures <------------------------------- vae.decode_indices <------------------------+
+
+    A condition is the codes of the level above (a prior with `condition_codebook_size`), or the codewords of all levels
+    above as HierarchicalVQ.concatenate brings them to its grid (`condition_channels`).
+
+    Args:
+        vae: the autoencoder of two levels, or of three.
+        top_prior, middle_prior, bottom_prior: over the codes of each level; `middle_prior` is None for two.
+        classifier, class_names: as for PriorPipeline.
+
+    Raises:
+        ValueError: where these do not fit together.
+    """
+
+    model_cpu_offload_seq = "top_prior->middle_prior->bottom_prior->vae->classifier"
+    _optional_components: ClassVar = ["middle_prior", "classifier"]
+
+    def __init__(
+        self,
+        vae: HierarchicalVQ,
+        top_prior: Prior,
+        bottom_prior: Prior,
+        middle_prior: Prior | None = None,
+        classifier: nn.Module | None = None,
+        class_names: list[str] | None = None,
+    ):
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            top_prior=top_prior,
+            bottom_prior=bottom_prior,
+            middle_prior=middle_prior,
+            classifier=classifier,
+        )
+        self.register_to_config(class_names=None if class_names is None else list(class_names))
+        self._check_priors()
+        self._check_components()
+
+    @property
+    def _priors(self) -> dict[str, Prior]:
+        levels = {
+            "top_prior": self.top_prior,
+            "middle_prior": self.middle_prior,
+            "bottom_prior": self.bottom_prior,
+        }
+        return {name: prior for name, prior in levels.items() if prior is not None}
+
+    def _condition(self, level: int, grids: list[Tensor]) -> Tensor | None:
+        if level == 0:
+            return None
+        prior = list(self._priors.values())[level]
+        if prior.config.condition_codebook_size is not None:
+            return grids[-1]
+        onload(self.vae)
+        return self.vae.concatenate(
+            [
+                quantizer.lookup(grid.to(self.vae.device))
+                for quantizer, grid in zip(self.vae.quantizers, grids)
+            ]
+        )
+
+    def _decode(self, grids: list[Tensor]) -> Tensor:
+        return self._codec.decode_indices(grids, output_type="pt")
+
+    def _check_priors(self) -> None:
+        vae, priors = self.vae, self._priors
+        if not isinstance(vae, HierarchicalVQ):
+            raise ValueError(
+                f"vae is a {type(vae).__name__}; a HierarchicalVQ is needed. PriorPipeline samples codecs of one grid."
+            )
+        sizes = [quantizer.codebook_size for quantizer in vae.quantizers]
+        if len(sizes) != len(priors):
+            raise ValueError(
+                f"vae is a HierarchicalVQ of {len(sizes)} levels, and {len(priors)} priors came ({', '.join(priors)}); give "
+                "one for each level: two, or three with middle_prior."
+            )
+        for level, (name, prior) in enumerate(priors.items()):
+            check_codes(name, prior, f"level {level} of vae", vae, sizes[level])
+            described = f"{name} is a {type(prior).__name__}"
+            codes, channels = prior.config.condition_codebook_size, prior.config.condition_channels
+            if level == 0:
+                if prior.condition_network is not None:
+                    raise ValueError(
+                        f"{described} made for a condition, {prior.condition_network.expected}; nothing is above the top."
+                    )
+            elif codes is None and channels is None:
+                raise ValueError(
+                    f"{described} made without a condition; a level below the top is sampled given the one above: train "
+                    f"it with condition_codebook_size {sizes[level - 1]} or condition_channels "
+                    f"{level * vae.config.embed_dim}."
+                )
+            elif codes not in (None, sizes[level - 1]):
+                raise ValueError(
+                    f"{described} with condition_codebook_size {codes}, and level {level - 1} of vae, a HierarchicalVQ, has "
+                    f"a codebook of {sizes[level - 1]}; load the prior that was trained on this codec."
+                )
+            elif channels not in (None, level * vae.config.embed_dim):
+                raise ValueError(
+                    f"{described} with condition_channels {channels}, and the levels above it in vae, a HierarchicalVQ, "
+                    f"have {level * vae.config.embed_dim} channels; load the prior that was trained on this codec."
+                )
+
+    def __call__(
+        self,
+        class_labels: Labels = None,
+        num_images: int = 1,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        keep: float | int | None = None,
+        batch_size: int = 64,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback: Callback = None,
+    ) -> PriorPipelineOutput | tuple:
+        """Sample pictures, with PriorPipeline's arguments but for `known`.
+
+        Args:
+            height, width: in pixels, multiples of those of a top position; by default what `top_prior` was trained on.
+            temperature, top_k, top_p: of every level.
+            callback: its `grids` are those of the levels begun, top first, and `done` belongs to the last of them.
+
+        Raises:
+            ValueError: for labels, sizes and numbers out of range.
+        """
+        labels = self._labels(class_labels)
+        height, width = self._picture_size(height, width)
+        return self._generate(
+            labels,
+            num_images,
+            height,
+            width,
+            self.vae.grid_shapes(height, width),
+            keep=keep,
+            batch_size=batch_size,
+            generator=generator,
+            output_type=output_type,
+            return_dict=return_dict,
+            callback=callback,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )

@@ -1,0 +1,372 @@
+"""What the pipelines over priors share: labels, chance, batches, rejection sampling and half-sampled pictures."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import count
+from numbers import Integral
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from latent_codec.pipelines.rejection import class_probabilities, likeliest, num_to_keep
+from PIL import Image
+from torch import Tensor, nn
+
+from latent_codec.codec import LatentCodec, as_output
+from latent_codec.latent_space import side_multiple
+from latent_codec.models.pixelcnn import PixelCNN
+from latent_codec.models.pixelsnail import PixelSNAIL
+
+logger = logging.getLogger(__name__)
+
+Prior = PixelCNN | PixelSNAIL
+Labels = int | str | Sequence[int | str] | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
+Callback = Callable[[int, int, list[Tensor], Tensor], None] | None
+
+OUTPUT_TYPES = ("pil", "pt", "np", "indices")
+
+
+@dataclass
+class PriorPipelineOutput(ImagePipelineOutput):
+    """Images of one label after the other, in the order drawn, or the likeliest first where some were kept.
+
+    `images` is what `output_type` names: a list of PIL images, "pt" float32 (N, C, H, W) in [-1, 1], "np" float32
+    (N, H, W, C) in [0, 1], or for "indices" the same as `indices`.
+    """
+
+    indices: list[Tensor]
+    """What was decoded: one int64 grid (N, h, w) per level, top first; (N, C, h, w) for pixels and latents."""
+    class_labels: list[int] | None
+    """Of each image; None for priors without classes."""
+    probabilities: Tensor | None
+    """What the classifier gives each image's label, float64 (N,); None where `keep` is."""
+
+
+class SamplingPipeline(DiffusionPipeline):
+    """Draw a grid of indices from each prior, top level first, and decode them.
+
+    A subclass has `vae`, `classifier`, `class_names` and its priors, and says how their grids become pictures.
+    """
+
+    @property
+    def _priors(self) -> dict[str, Prior]:
+        """Component names and priors, top level first."""
+        raise NotImplementedError
+
+    def _condition(self, level: int, grids: list[Tensor]) -> Tensor | None:
+        """What the prior of `level` is told, of the grids of the levels above it."""
+        raise NotImplementedError
+
+    def _decode(self, grids: list[Tensor]) -> Tensor:
+        """Grids, top first, of which the lowest levels may be missing -> images (B, C, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+    @property
+    def _codec(self) -> LatentCodec:
+        onload(self.vae)
+        return LatentCodec(self.vae, name="vae")
+
+    @property
+    def _num_classes(self) -> int | None:
+        each = [prior.config.num_classes for prior in self._priors.values()]
+        return next((num_classes for num_classes in each if num_classes is not None), None)
+
+    @property
+    def _top_prior(self) -> tuple[str, Prior]:
+        return next(iter(self._priors.items()))
+
+    def _check_components(self) -> None:
+        """What holds for all these pipelines; to be called when components are registered."""
+        classes = {name: prior.config.num_classes for name, prior in self._priors.items()}
+        if len(set(classes.values()) - {None}) > 1:
+            told = ", ".join(f"{name} has {num_classes}" for name, num_classes in classes.items())
+            raise ValueError(f"the priors differ in their classes: {told}. Load priors of the same data.")
+        names, num_classes = self.config.class_names, self._num_classes
+        if names is not None and (len(names) != num_classes or len(set(names)) != len(names)):
+            raise ValueError(
+                f"{len(names)} class_names came, {len(set(names))} of them different, and the prior has "
+                f"{num_classes or 'no'} classes; give one name for each."
+            )
+        if self.classifier is not None:
+            self.classifier.eval()
+            others = getattr(getattr(self.classifier, "config", None), "class_names", None)
+            if names is not None and others is not None and list(others) != names:
+                raise ValueError(
+                    f"class_names are {names} and the classifier's {list(others)}; both have to be in the order of "
+                    "the prior's labels."
+                )
+        self._warn_of_another_codec()
+
+    def _warn_of_another_codec(self) -> None:
+        known = {name: prior.config.space_fingerprint for name, prior in self._priors.items()}
+        if self.vae is None or not any(known.values()):
+            return
+        if any(weight.dtype != torch.float32 for weight in self.vae.parameters()):
+            return  # rounded weights have another fingerprint
+        found = LatentCodec(self.vae).space_fingerprint
+        for name, fingerprint in known.items():
+            if fingerprint not in (None, found):
+                logger.warning(
+                    "%s learnt the indices of the codec with space %s, and vae has space %s: it decodes them to other "
+                    "pictures. Load the autoencoder that the prior was trained with.",
+                    name,
+                    fingerprint,
+                    found,
+                )
+
+    def _picture_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width in pixels, those left out as the top prior was trained."""
+        name, prior = self._top_prior
+        side, codec = (
+            (1, "") if self.vae is None else (side_multiple(self.vae), f" of {type(self.vae).__name__}")
+        )
+        if prior.config.sample_size is None and None in (height, width):
+            raise ValueError(
+                f"the config of {name} has no sample_size; give height and width, in pixels (multiples of {side})."
+            )
+        trained_height, trained_width = prior.config.sample_size or (0, 0)
+        height = trained_height * side if height is None else height
+        width = trained_width * side if width is None else width
+        if height < 1 or width < 1 or height % side or width % side:
+            raise ValueError(
+                f"height x width is {height}x{width}; a position{codec} has {side}x{side} pixels: give multiples of "
+                f"{side}."
+            )
+        return height, width
+
+    def _labels(self, class_labels: Labels) -> list[int] | None:
+        """Labels as numbers, checked."""
+        (name, _), num_classes = self._top_prior, self._num_classes
+        if num_classes is None:
+            if class_labels is not None:
+                raise ValueError(
+                    f"class_labels are {class_labels!r} and {name} has no classes; leave them out."
+                )
+            return None
+        if class_labels is None:
+            raise ValueError(
+                f"{name} has {num_classes} classes; give class_labels, 0 to {num_classes - 1} or their names."
+            )
+        each = [class_labels] if isinstance(class_labels, Integral | str) else list(class_labels)
+        labels = [self._label_of(label) if isinstance(label, str) else int(label) for label in each]
+        if not labels or min(labels) < 0 or max(labels) >= num_classes:
+            raise ValueError(f"class_labels are {labels}; {name} has classes 0 to {num_classes - 1}.")
+        return labels
+
+    def _label_of(self, class_name: str) -> int:
+        names = self.config.class_names
+        if names is None:
+            raise ValueError(
+                f"class label {class_name!r} came and the pipeline has no class_names; give a number."
+            )
+        if class_name not in names:
+            near = get_close_matches(class_name, names) or [*names[:5], "..."]
+            raise ValueError(
+                f"class label {class_name!r} is none of the {len(names)} class_names; there are {', '.join(near)}."
+            )
+        return names.index(class_name)
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        labels: list[int] | None,
+        num_images: int,
+        height: int,
+        width: int,
+        shapes: list[tuple[int, int]],
+        *,
+        keep: float | int | None,
+        batch_size: int,
+        generator: Generators,
+        output_type: str,
+        return_dict: bool,
+        callback: Callback,
+        known: tuple[Tensor, Tensor] | None = None,
+        **options: float | int | None,
+    ) -> PriorPipelineOutput | tuple:
+        """Everything after a pipeline's own checks.
+
+        Args:
+            labels: as `_labels` gives them.
+            height, width: of the pictures.
+            shapes: (height, width) of the grids, top first.
+            known: indices and mask of the first prior's grids, one for each image drawn.
+            options: temperature, top_k and top_p.
+        """
+        if num_images < 1 or batch_size < 1:
+            raise ValueError(f"num_images is {num_images} and batch_size {batch_size}; both are at least 1.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; allowed are {', '.join(OUTPUT_TYPES)}.")
+        num_kept = None if keep is None else num_to_keep(keep, num_images)
+        if keep is not None:
+            self._check_classifier(labels, height, width)
+        drawn = None if labels is None else [label for label in labels for _ in range(num_images)]
+        num_drawn = num_images if drawn is None else len(drawn)
+        generators = image_generators(generator, num_drawn)
+        batches = [slice(start, start + batch_size) for start in range(0, num_drawn, batch_size)]
+
+        steps, num_steps = count(1), len(batches) * sum(rows * columns for rows, columns in shapes)
+        parts = []
+        with self.progress_bar(total=num_steps) as progress:
+
+            def report(grids: list[Tensor], done: Tensor) -> None:
+                progress.update()
+                if callback is not None:
+                    callback(next(steps), num_steps, grids, done)
+
+            for batch in batches:
+                parts.append(
+                    self._sample(
+                        shapes,
+                        generators[batch],
+                        None if drawn is None else drawn[batch],
+                        None if known is None else [each[batch] for each in known],
+                        report,
+                        options,
+                    )
+                )
+        grids = [torch.cat(level) for level in zip(*parts)]
+        images = None
+        if keep is not None or output_type != "indices":
+            images = torch.cat([self._decode([grid[batch] for grid in grids]) for batch in batches])
+        probabilities = None
+        if keep is not None:
+            each = [self._score(images[batch], drawn[batch]) for batch in batches]
+            kept, probabilities = likeliest(torch.cat(each).view(-1, num_images), num_kept)
+            grids, images = [grid[kept.to(grid.device)] for grid in grids], images[kept.to(images.device)]
+            drawn = [drawn[place] for place in kept.tolist()]
+        self.maybe_free_model_hooks()
+        pictures = grids if output_type == "indices" else as_output(list(images), output_type)
+        if not return_dict:
+            return pictures, grids, drawn, probabilities
+        return PriorPipelineOutput(pictures, grids, drawn, probabilities)
+
+    def _sample(
+        self,
+        shapes: list[tuple[int, int]],
+        generators: list[torch.Generator],
+        labels: list[int] | None,
+        known: list[Tensor] | None,
+        report: Callable[[list[Tensor], Tensor], None],
+        options: dict,
+    ) -> list[Tensor]:
+        """One batch of grids, top level first."""
+        grids: list[Tensor] = []
+        for level, (prior, shape) in enumerate(zip(self._priors.values(), shapes)):
+            condition = self._condition(level, grids)
+
+            def report_level(grid: Tensor, done: Tensor, above=tuple(grids), prior=prior) -> None:
+                report([*above, grid], done)
+                onload(prior)  # which makes way if the callback decodes
+
+            onload(prior)
+            class_labels = None
+            if prior.config.num_classes is not None:
+                class_labels = torch.tensor(labels, device=prior.device)
+            channels = [prior.data_channels] if prior.has_channels else []
+            grids.append(
+                prior.sample(
+                    (len(generators), *channels, *shape),
+                    None if condition is None else condition.to(prior.device),
+                    class_labels,
+                    generator=generators,
+                    known=None if known is None else known[0],
+                    known_mask=None if known is None else known[1],
+                    callback=report_level,
+                    **options,
+                )
+            )
+        return grids
+
+    def _check_classifier(self, labels: list[int] | None, height: int, width: int) -> None:
+        """Judge a blank picture, so that a classifier that does not fit says so before anything is drawn."""
+        name, prior = self._top_prior
+        if self.classifier is None:
+            raise ValueError(
+                "keep ranks images by a classifier, and the pipeline has none; give it one, or leave keep out."
+            )
+        if labels is None:
+            raise ValueError(
+                f"keep ranks images by the probability of their class label, and {name} has no classes; leave it out."
+            )
+        channels = prior.data_channels if self.vae is None else LatentCodec(self.vae).channels
+        self._score(torch.zeros(1, channels, height, width), labels[:1])
+
+    def _score(self, images: Tensor, labels: list[int]) -> Tensor:
+        """The probability of each image's label, float64 (B,)."""
+        onload(self.classifier)
+        probabilities = class_probabilities(self.classifier, images, self._num_classes)
+        return probabilities[torch.arange(len(labels)), torch.tensor(labels)]
+
+    @torch.no_grad()
+    def partial_images(self, grids: Sequence[Tensor], done: Tensor) -> list[Image.Image]:
+        """Half-sampled grids, as a callback gets them -> pictures.
+
+        What is not sampled yet shows the commonest index of the grid (`most_frequent` of the prior's config), and
+        levels not begun their mean codeword (HierarchicalVQ.decode_indices).
+
+        Args:
+            grids: int64 (B, h, w) or (B, C, h, w), top level first; levels not begun are absent.
+            done: bool (B, h, w), the positions of the last grid that are known or drawn.
+        """
+        *above, last = grids
+        prior = list(self._priors.values())[len(above)]
+        commonest = torch.tensor(prior.config.most_frequent or (0,), device=last.device).view(-1, 1, 1)
+        filled = torch.where(done[:, None] if prior.has_channels else done, last, commonest)
+        return as_output(list(self._decode([*above, filled])), "pil")
+
+
+def image_generators(generator: Generators, num_images: int) -> list[torch.Generator]:
+    """One source of chance for each image, so that no image depends on the batch it is drawn in.
+
+    Of one generator, or None (torch's own), each image gets a seed in order: more images are the same first ones
+    and further ones.
+
+    Raises:
+        ValueError: for a list of another length.
+    """
+    if isinstance(generator, Sequence):
+        if len(generator) != num_images:
+            raise ValueError(
+                f"{len(generator)} generators came and {num_images} images are drawn; give one, or one for each."
+            )
+        return list(generator)
+    device = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**63 - 1, (num_images,), generator=generator, device=device)
+    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def onload(component: nn.Module) -> None:
+    """Bring a component to its device where `enable_model_cpu_offload` has taken it away: its hook hears `forward` alone.
+
+    Raises:
+        ValueError: if its weights are nowhere, as `enable_sequential_cpu_offload` leaves them.
+    """
+    hook = getattr(component, "_hf_hook", None)
+    if hook is None:
+        return
+    if next(component.parameters()).device.type == "meta":
+        raise ValueError(
+            f"the weights of {type(component).__name__} are brought layer by layer, and sampling reads them all the "
+            "time; use enable_model_cpu_offload."
+        )
+    hook.pre_forward(component)
+
+
+def check_codes(name: str, prior: Prior, level: str, vae, codebook_size: int) -> None:
+    """Whether a prior is over the codes of a codebook.
+
+    Raises:
+        ValueError: for other data, or another number of codes, naming both.
+    """
+    kind, codec = type(prior).__name__, type(vae).__name__
+    data = prior.config.get("data", "codes")
+    if data != "codes":
+        raise ValueError(f"{name} is a {kind} over {data}, and vae a {codec}, whose pictures are codes.")
+    if prior.num_values != codebook_size:
+        raise ValueError(
+            f"{name} is a {kind} with codebook_size {prior.num_values}, and {level}, a {codec}, has a codebook of "
+            f"{codebook_size}; load the prior that was trained on this codec."
+        )
