@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec, decodes_codewords
-from latent_codec.latent_files import Label, LatentFile, load_latents, save_indices, save_latents
+from latent_codec.latent_files import (
+    Label,
+    LatentFile,
+    is_latent_file,
+    load_latents,
+    save_indices,
+    save_latents,
+)
 from latent_codec.picture_sources import FolderPictures, PictureSource
 
 MIRRORED = " (mirrored)"
@@ -45,6 +52,7 @@ class EncodedPictures:
     def __init__(self, files: Iterable[LatentFile]):
         self._names: list[str] = []
         self._labels: list[Label] = []
+        self._sizes: list[tuple[int, int]] = []
         first, parts = None, []
         for file in files:
             first = first or file
@@ -52,6 +60,7 @@ class EncodedPictures:
             _check_alike(first, file)
             self._names += file.names
             self._labels += file.labels
+            self._sizes += file.sizes
             parts.append([_flattened(level, file.path) for level in levels])
         if first is None:
             raise ValueError("no latent files came; give at least one")
@@ -91,6 +100,10 @@ class EncodedPictures:
         """Where the picture came from."""
         return self._names[index]
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the picture in pixels, without padding."""
+        return self._sizes[index]
+
 
 def open_encoded(
     paths: str | os.PathLike | Sequence[str | os.PathLike], *, codec: LatentCodec | None = None
@@ -109,6 +122,13 @@ def open_encoded(
     if codec is not None and (warning := load_latents(files[0]).check(codec)):
         warnings.warn(warning, stacklevel=2)
     return EncodedPictures(map(load_latents, files))
+
+
+def are_latent_files(data: Sequence[str | os.PathLike]) -> bool:
+    """Whether `data` names latent files, or folders of them; pictures, tars and data sets are none."""
+    paths = [Path(each) for each in data]
+    files = [next(iter(_walk(path)), path) if path.is_dir() else path for path in paths]
+    return all(path.is_file() and is_latent_file(path) for path in files)
 
 
 def encode_source(

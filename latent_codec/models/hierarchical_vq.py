@@ -169,6 +169,18 @@ class HierarchicalVQ(ModelMixin, AutoencoderMixin, ConfigMixin):
             concatenation = torch.cat([upsampler(concatenation), codewords], 1)
         return concatenation
 
+    @torch.no_grad()
+    def upper_features(self, grids: list[Tensor]) -> Tensor:
+        """What the indices of the upper levels say to a prior of the next: the codewords as the decoder takes them.
+
+        Args:
+            grids: int64 (B, h, w) of the levels from the top to any level l.
+
+        Returns:
+            `concatenate` of their codewords, (B, (l + 1) * embed_dim, h, w), on l's grid.
+        """
+        return self.concatenate([quantizer.lookup(grid) for quantizer, grid in zip(self.codebooks, grids)])
+
     def encode_quantized(self, image: Tensor) -> list[QuantizerOutput]:
         """Image -> what each level's quantizer gives, top level first: the pass that training differentiates.
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from latent_codec.encoded_pictures import MIRRORED, EncodedPictures
+from latent_codec.encoded_pictures import MIRRORED
+from latent_codec.picture_labels import Pictures, class_of
 from latent_codec.picture_sources import PictureSource
 
 _HELD_OUT = 2  # stream of randomness beside the data's own, under the same seed
-
-Pictures = PictureSource | EncodedPictures
 
 
 class Labels:
@@ -26,7 +25,7 @@ class Labels:
     """
 
     def __init__(self, pictures: Pictures, key: str):
-        self._classes = np.array([_class_of(pictures, number, key) for number in range(len(pictures))])
+        self._classes = np.array([class_of(pictures, number, key) for number in range(len(pictures))])
 
     def __getitem__(self, number: int) -> int:
         return int(self._classes[number])
@@ -45,18 +44,6 @@ class ClassOf:
 
     def __call__(self, index: int) -> int:
         return 0 if self._labels is None else self._labels[self._numbers[index]]
-
-
-def _class_of(pictures: Pictures, number: int, key: str) -> int:
-    label = pictures.label(number)
-    found = label.get(key) if isinstance(label, dict) else label if key == "class" else None
-    if isinstance(found, (bool, int)) and found >= 0:
-        return int(found)
-    has = "no label" if label is None else f"the label {label!r}"
-    raise ValueError(
-        f'data.label is "{key}", and {pictures.name(number)} has {has}; "class" takes whole numbers from 0, and any '
-        "other name the attribute of that name."
-    )
 
 
 def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[list[int], list[int]]:

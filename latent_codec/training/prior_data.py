@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from latent_codec.codec import LatentCodec
-from latent_codec.encoded_pictures import EncodedPictures, encode_source, open_encoded
+from latent_codec.encoded_pictures import EncodedPictures, are_latent_files, encode_source, open_encoded
 from latent_codec.evaluation.codes import position_sides
-from latent_codec.latent_files import is_latent_file
+from latent_codec.picture_labels import Pictures
 from latent_codec.picture_sources import open_source
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import EpochOrder, TrainingCrops
-from latent_codec.training.labelled_data import ClassOf, Labels, Pictures, SomePictures, hold_out
+from latent_codec.training.labelled_data import ClassOf, Labels, SomePictures, hold_out
 
 _WINDOW = 4  # stream of randomness beside the data's own, under the same seed
 Item = tuple[list[Tensor], int]
@@ -158,21 +158,13 @@ def open_prior_source(
     Raises:
         ValueError: if `data` cannot be read, or is not of the codec.
     """
-    if codec is not None and _are_latent_files(data):
+    if codec is not None and are_latent_files(data):
         return open_encoded(data, codec=codec)
     pictures = open_source(data if len(data) > 1 else data[0], split=split)
     if codec is None:
         return pictures
     files = encode_source(codec, pictures, run / "codes", mirrored=config.data.flip, on_progress=on_progress)
     return open_encoded(files, codec=codec)
-
-
-def _are_latent_files(data: Sequence[str]) -> bool:
-    paths = [Path(each) for each in data]
-    files = [
-        next(iter(sorted(path.rglob("*.safetensors"))), path) if path.is_dir() else path for path in paths
-    ]
-    return all(path.is_file() and is_latent_file(path) for path in files)
 
 
 def _grids(encoded: EncodedPictures, number: int, num_levels: int) -> list[Tensor]:

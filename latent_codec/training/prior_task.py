@@ -11,13 +11,12 @@ from torch import Tensor
 
 from latent_codec.codec import LatentCodec
 from latent_codec.models.autoregressive import AutoregressivePrior
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
+from latent_codec.picture_labels import Pictures
 from latent_codec.pictures import picture_grid, write_picture
 from latent_codec.prior_folders import CLASSES, load_prior
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
-from latent_codec.training.labelled_data import Pictures
 from latent_codec.training.prior_data import Item, PriorData
 from latent_codec.training.task import Task
 
@@ -158,7 +157,7 @@ class PriorTask(Task):
         super().__init__(config, prior, accelerator)
         self.codec = load_codec(config)
         if self.codec is not None:
-            self.codec.to(accelerator.device)
+            self.codec.autoencoder.to(accelerator.device)
         self.data = PriorData(config, source, self.codec)
         self.num_pictures = len(self.data.train)
         self.train_directly(prior)
@@ -229,12 +228,5 @@ class PriorTask(Task):
         if above and prior.config.condition_codebook_size is not None:
             condition = above[-1]
         elif above:
-            condition = upper_features(self.codec.autoencoder, above)
+            condition = self.codec.autoencoder.upper_features(above)
         return values, condition, labels.to(device) if prior.config.num_classes else None
-
-
-@torch.no_grad()
-def upper_features(autoencoder: HierarchicalVQ, grids: list[Tensor]) -> Tensor:
-    """What the upper levels' indices say: the codewords brought to the lowest of them, as the decoder takes them."""
-    looked_up = [quantizer.lookup(grid) for quantizer, grid in zip(autoencoder.quantizers, grids)]
-    return autoencoder.concatenate(looked_up)

@@ -1,0 +1,28 @@
+"""Classes of pictures, from the labels that sources and latent files give them."""
+
+from latent_codec.encoded_pictures import EncodedPictures
+from latent_codec.picture_sources import PictureSource
+
+Pictures = PictureSource | EncodedPictures
+
+
+def class_of(pictures: Pictures, number: int, key: str, *, setting: str = "data.label") -> int:
+    """The class of a picture, an integer from 0.
+
+    Args:
+        key: "class" where a label is a number, else the name of an attribute of a label that is a dict; true and
+            false count as 1 and 0.
+        setting: what `key` was given by, for messages.
+
+    Raises:
+        ValueError: if the picture has no such label, naming it.
+    """
+    label = pictures.label(number)
+    found = label.get(key) if isinstance(label, dict) else label if key == "class" else None
+    if isinstance(found, (bool, int)) and found >= 0:
+        return int(found)
+    has = "no label" if label is None else f"the label {label!r}"
+    raise ValueError(
+        f'{setting} is "{key}", and {pictures.name(number)} has {has}; "class" takes whole numbers from 0, and any '
+        "other name the attribute of that name."
+    )
