@@ -351,7 +351,8 @@ class LatentCodec:
 
     def _image_batches(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
         """Pictures of any kind -> padded batches (N, C, H, W): one where all sizes agree, else one for each."""
-        singles = [image.to(self.device) for each in _listed(images) for image in self._to_images(each)]
+        device = self.device  # asked once: diffusers walks through all modules for it
+        singles = [image.to(device) for each in _listed(images) for image in self._to_images(each)]
         if not singles:
             raise ValueError("no picture came; give at least one")
         sizes = {image.shape[-2:] for image in singles}
