@@ -76,12 +76,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
         if prior.config.condition_codebook_size is not None:
             return grids[-1]
         onload(self.vae)
-        return self.vae.concatenate(
-            [
-                quantizer.lookup(grid.to(self.vae.device))
-                for quantizer, grid in zip(self.vae.quantizers, grids)
-            ]
-        )
+        return self.vae.upper_features([grid.to(self.vae.device) for grid in grids])
 
     def _decode(self, grids: list[Tensor]) -> Tensor:
         return self._codec.decode_indices(grids, output_type="pt")

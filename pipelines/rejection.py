@@ -37,7 +37,7 @@ def class_probabilities(classifier: nn.Module, images: Tensor, num_classes: int)
         num_classes: of the prior.
 
     Raises:
-        ValueError: for a classifier of another number of classes.
+        ValueError: for a classifier of another number of classes, or one whose logits are not finite.
     """
     weight = next(classifier.parameters())
     output = classifier(images.to(weight.device, weight.dtype))
@@ -46,6 +46,11 @@ def class_probabilities(classifier: nn.Module, images: Tensor, num_classes: int)
         raise ValueError(
             f"classifier, a {type(classifier).__name__}, gave logits of shape {tuple(logits.shape)} for {len(images)} "
             f"images; the prior has {num_classes} classes, so {(len(images), num_classes)} is needed."
+        )
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"classifier, a {type(classifier).__name__}, gave NaN or infinity in {weight.dtype}, which ranks nothing; use "
+            "float32, or look at its weights."
         )
     return logits.softmax(1, dtype=torch.float64)
 

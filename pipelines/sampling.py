@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import count
 from numbers import Integral
+from operator import index
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -150,7 +151,7 @@ class SamplingPipeline(DiffusionPipeline):
                 f"{name} has {num_classes} classes; give class_labels, 0 to {num_classes - 1} or their names."
             )
         each = [class_labels] if isinstance(class_labels, Integral | str) else list(class_labels)
-        labels = [self._label_of(label) if isinstance(label, str) else int(label) for label in each]
+        labels = [self._label_of(label) if isinstance(label, str) else index(label) for label in each]
         if not labels or min(labels) < 0 or max(labels) >= num_classes:
             raise ValueError(f"class_labels are {labels}; {name} has classes 0 to {num_classes - 1}.")
         return labels
