@@ -11,16 +11,23 @@ import pytest
 import torch
 from tiny_training import tiny_config, write_pictures
 
+from latent_codec import HierarchicalVQ, LatentCodec
 from latent_codec.cli import build_parser
+from latent_codec.encoded_pictures import encode_source, open_encoded
 from latent_codec.picture_sources import open_source
 from latent_codec.training.build import build_autoencoder
+from latent_codec.training.classifier_task import build_classifier
 from latent_codec.training.config import TrainingConfig, load_config, preset_names
 from latent_codec.training.loop import train
+from latent_codec.training.prior_task import build_prior, load_codec
+from latent_codec.training.report import read_metrics
 
 LARGE = ["sd-f8c4", "sd3-f8c16", "vqgan-f8"]
 GLOBAL = ["faces-global", "fashion-mnist-global"]
 FINETUNING = ["finetune-decoder"]
-NEW = [name for name in preset_names() if name not in FINETUNING]
+NEW = [name for name in preset_names() if name not in FINETUNING and load_config(name).kind == "codec"]
+PRIORS = [name for name in preset_names() if load_config(name).kind == "prior"]
+CLASSIFIERS = [name for name in preset_names() if load_config(name).kind == "classifier"]
 SMALL = [name for name in NEW if name not in LARGE]
 
 
@@ -37,19 +44,12 @@ def header(name: str) -> str:
 
 def short(name: str, *overrides: str) -> TrainingConfig:
     """The preset, cut to three steps of two pictures. LPIPS, whose weights are not everywhere, is left out."""
-    begins_late = load_config(name).codebook.start_step > 0
-    return load_config(
-        name,
-        [
-            "run.steps=3",
-            "run.log_every=1",
-            "optimizer.batch_size=2",
-            "objective.lpips_weight=0",
-            "codebook.kmeans_crops=8",
-            f"codebook.start_step={int(begins_late)}",
-            *overrides,
-        ],
-    )
+    config = load_config(name)
+    settings = ["run.steps=3", "run.log_every=1", "optimizer.batch_size=2"]
+    if config.kind == "codec":
+        settings += ["objective.lpips_weight=0", "codebook.kmeans_crops=8"]
+        settings.append(f"codebook.start_step={int(config.codebook.start_step > 0)}")
+    return load_config(name, [*settings, *overrides])
 
 
 def losses_of(run) -> list[float]:
@@ -66,6 +66,13 @@ def test_the_presets_that_the_documentation_names_are_there():
         "fashion-mnist-global",
         "fashion-mnist-vq",
         "finetune-decoder",
+        "pixelcnn-codes",
+        "pixelcnn-fashion-mnist",
+        "pixelsnail-bottom",
+        "pixelsnail-faces",
+        "pixelsnail-fashion-mnist-vq",
+        "pixelsnail-middle",
+        "pixelsnail-top",
         "sd-f8c4",
         "sd3-f8c16",
         "vqgan-f8",
@@ -101,6 +108,8 @@ def test_a_preset_sets_nothing_twice_and_crops_by_whole_latents(name):
     config = load_config(name)
     written = tomllib.loads(preset_text(name))
     assert TrainingConfig.from_dict(written) == config
+    if config.kind != "codec":
+        return
     levels = len(config.model.arguments.get("block_out_channels", [1] * 4))
     strides = config.model.arguments.get("strides", [2] * (levels - 1))
     assert all(side % math.prod(strides) == 0 for side in config.data.size)
@@ -144,7 +153,7 @@ def test_vqgan_f8_has_the_shape_of_latent_diffusions_vq_f8():
         ("vqvae-2017", 128, [32], 512),  # arXiv:1711.00937, section 4.2
         ("vqvae2-two-level", 512, [32, 64], 512),
         ("vqvae2-three-level", 512, [32, 64, 128], 512),
-        ("fashion-mnist-vq", 32, [8], 64),
+        ("fashion-mnist-vq", 28, [7], 128),
     ],
 )
 def test_a_hierarchical_preset_makes_the_grids_that_it_names(name, side, grids, codebook_size):
@@ -186,6 +195,54 @@ def test_a_small_preset_trains(name, tmp_path):
     assert result.finished
     losses = losses_of(tmp_path / "run")
     assert len(losses) == 3 and all(map(math.isfinite, losses))
+
+
+def labelled_pictures(folder, channels=1, size=(28, 28)):
+    """Ten pictures of two classes, a subfolder each."""
+    for name in ("bags", "boots"):
+        write_pictures(folder / name, 10, channels, size=size)
+    return open_source(folder)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_preset_trains(name, tmp_path):
+    config, source = short(name), labelled_pictures(tmp_path / "pictures")
+    result = train(config, build_classifier(config, source), source, tmp_path / "run")
+    assert result.finished and result.network.config.num_classes == 2
+    assert all(map(math.isfinite, losses_of(tmp_path / "run")))
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_prior_preset_trains_on_the_codec_it_is_for(name, tmp_path):
+    """The prior as it is, over few codes: those of a codec with the levels of its own."""
+    arguments = load_config(name).model.arguments
+    is_faces, is_fashion = "faces" in name, "fashion" in name
+    channels, strides = (1, [4]) if is_fashion else (3, [4] if name == "pixelcnn-codes" else [4, 2, 2])
+    size = (28, 28) if is_fashion else (112, 96) if is_faces else (32, 32)
+    narrow = ["model.arguments.hidden_channels=16"]
+    if arguments.get("attention_channels"):
+        narrow += ["model.arguments.attention_channels=16"]
+    if not is_faces and not is_fashion:
+        narrow += ["data.height=32", "data.held_out=0.2"]
+    source = labelled_pictures(tmp_path / "pictures", channels, size)
+    codec = None
+    if arguments.get("data") != "pixels":
+        torch.manual_seed(0)
+        small = {"hidden_channels": 8, "residual_channels": 4, "embed_dim": 4, "codebook_sizes": 8}
+        LatentCodec(HierarchicalVQ(in_channels=channels, strides=strides, **small)).save_pretrained(
+            tmp_path / "codec"
+        )
+        narrow += [f"prior.codec={tmp_path / 'codec'}"]
+    config = short(name, *narrow, "run.precision=fp32")
+    codec = load_codec(config)
+    if codec is not None:
+        source = open_encoded(encode_source(codec, source, tmp_path / "codes"), codec=codec)
+
+    result = train(config, build_prior(config, source, codec), source, tmp_path / "run")
+
+    assert result.finished
+    assert all(map(math.isfinite, losses_of(tmp_path / "run")))
+    assert ("held_out_bits_per_index" in read_metrics(tmp_path / "run")[-1]) == (config.data.held_out > 0)
 
 
 def test_finetune_decoder_starts_from_a_codec_and_keeps_its_encoder(tmp_path):

@@ -11,10 +11,11 @@ VERBS = {
     "encode": "pictures -> latent files",
     "decode": "latent files -> pictures",
     "info": "what a codec, a checkpoint or a latent file is",
-    "evaluate": "measure a codec on pictures: PSNR, SSIM, LPIPS, Frechet distance, latents, speed",
+    "evaluate": "measure a codec on pictures, or the likelihood of pictures under a prior",
     "train": "train or fine-tune a codec from a preset",
     "calibrate": "measure scale, shift and half-precision safety on data, and write them into the codec",
-    "sample": "decode random latents of a trained VAE",
+    "pipeline": "join a codec and its priors to a pipeline, which draws pictures",
+    "sample": "draw pictures from a prior, or decode random latents of a trained VAE",
 }
 
 

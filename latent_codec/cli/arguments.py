@@ -5,13 +5,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
-def add_codec_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--codec`, `--device` and `--dtype`: what `load_codec` reads."""
+def add_codec_arguments(
+    parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "the shipped codec"
+) -> None:
+    """`--codec`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
     parser.add_argument(
         "--codec",
-        default="default",
+        default=default,
         metavar="NAME_OR_PATH",
-        help="a shipped codec's name, a diffusers folder, a hub id or a pipeline folder (default: the shipped codec)",
+        help=f"a shipped codec's name, a diffusers folder, a hub id or a pipeline folder (default: {meaning})",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
     parser.add_argument(
@@ -81,11 +83,27 @@ def by(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def device_of(args: argparse.Namespace) -> str:
+    """What `--device` names, or a GPU if there is one.
+
+    Raises:
+        ValueError: if this machine lacks it.
+    """
+    import torch
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device} cannot be used here: {reason}") from error
+    return device
+
+
 def load_codec(args: argparse.Namespace):
     """The LatentCodec that `--codec`, `--device` and `--dtype` name."""
     import torch
 
     from latent_codec import LatentCodec
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return LatentCodec.from_pretrained(args.codec, dtype=getattr(torch, args.dtype), device=device)
+    return LatentCodec.from_pretrained(args.codec, dtype=getattr(torch, args.dtype), device=device_of(args))

@@ -15,6 +15,18 @@ and the entropy of the indices in bits per index and per pixel, beside the bits 
 indices of fixed length take; and leaves the codewords, each decoded (codebook.png),
 and the median picture's indices (indices.png).
 
+With --prior it measures how likely a prior finds the pictures, instead:
+
+  latent-codec evaluate photos/ --prior runs/joined            a pipeline, whose codec and priors they are
+  latent-codec evaluate photos/ --prior runs/prior --codec runs/mine
+  latent-codec evaluate codes/ --prior runs/prior --codec runs/mine     latent files of `latent-codec encode`
+
+prints of every level bits per index, and beside them what two coders that know less would need of the
+very same indices: one that knows how often each occurs (order 0), and one that knows only how many there
+are (log2 K). Bits per dim are bits over height x width x channels of the pictures. Priors with classes
+read each picture's from its label; --label names the attribute where labels have several. A prior over
+pixels needs no codec.
+
 A figure that cannot be had (weights absent, pictures too small, too few crops) is
 left empty with the reason; weights of metrics are never downloaded.
 """
@@ -27,13 +39,24 @@ from latent_codec.cli.arguments import (
     add_data_argument,
     add_json_argument,
     by,
+    device_of,
     load_codec,
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
-    add_codec_arguments(parser)
+    add_codec_arguments(parser, None, "the shipped codec; with --prior the pipeline's own")
+    parser.add_argument(
+        "--prior",
+        metavar="PATH",
+        help="measure the likelihood under this prior: its folder, a run folder, or a pipeline's",
+    )
+    parser.add_argument(
+        "--label",
+        metavar="KEY",
+        help='of priors with classes: an attribute of the labels (default: "class", labels that are numbers)',
+    )
     parser.add_argument("--split", default="test", help="of data that has splits (default: test)")
     parser.add_argument(
         "--limit", type=int, metavar="N", help="at most N pictures, spread evenly over DATA (default: all)"
@@ -56,10 +79,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.prior is not None:
+        _measure_prior(args)
+        return
+    if args.label is not None:
+        raise ValueError(
+            f"--label {args.label} names a prior's classes, and there is no --prior; leave it out"
+        )
+    args.codec = args.codec or "default"
+    _measure_codec(args)
+
+
+def _measure_codec(args: argparse.Namespace) -> None:
     import json
 
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from latent_codec.evaluation.codes import codeword_tiles
     from latent_codec.evaluation.comparison import codebook_sheet, comparison_picture, index_sheet
@@ -72,8 +106,7 @@ def run(args: argparse.Namespace) -> None:
     source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     codec = load_codec(args)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with _progress_bar() as progress:
         task = progress.add_task("evaluating", total=None)
         evaluation = evaluate_codec(
             codec,
@@ -120,6 +153,113 @@ def run(args: argparse.Namespace) -> None:
     else:
         _print_tables(evaluation, " ".join(found["data"]))
         print(f"Written: {', '.join(str(path) for path in files.values())}")
+
+
+def _measure_prior(args: argparse.Namespace) -> None:
+    import json
+
+    from rich.console import Console
+
+    from latent_codec.encoded_pictures import are_latent_files, open_encoded
+    from latent_codec.evaluation.likelihood import measure_likelihood
+    from latent_codec.files import replacing
+    from latent_codec.picture_sources import open_source
+
+    priors, codec = _open_priors(args)
+    if are_latent_files(args.data):
+        pictures = open_encoded(args.data, codec=codec)
+    else:
+        pictures = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with _progress_bar() as progress:
+        task = progress.add_task("measuring", total=None)
+        likelihood = measure_likelihood(
+            priors,
+            pictures,
+            codec,
+            label=args.label or "class",
+            limit=args.limit,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    found = {"data": [str(each) for each in args.data], "prior": args.prior} | likelihood.to_dict()
+    file = args.out / "likelihood.json"
+    with replacing(file) as beside:
+        beside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    for reason in likelihood.skipped:
+        Console(stderr=True).print(f"skipped {reason}", style="yellow", markup=False)
+    for note in likelihood.notes:
+        Console(stderr=True).print(f"mind: {note}", style="yellow", markup=False)
+    if args.json:
+        print(json.dumps(found | {"files": [str(file)]}, indent=1, allow_nan=False))
+    else:
+        _print_likelihood(likelihood, args.prior, " ".join(found["data"]))
+        print(f"Written: {file}")
+
+
+def _open_priors(args: argparse.Namespace) -> tuple:
+    """The priors that `--prior` names, top level first, and their codec, None of pixels."""
+    from latent_codec.prior_folders import load_prior
+
+    folders = [Path(args.prior)]
+    if (folders[0] / "model_index.json").is_file():
+        from latent_codec.pipelines.folders import PRIORS, find_pipeline
+
+        pipeline = find_pipeline(args.prior)
+        folders = [pipeline / name for name in PRIORS if (pipeline / name).is_dir()]
+        if args.codec is None and (pipeline / "vae").is_dir():
+            args.codec = args.prior
+    priors = [load_prior(folder).to(device_of(args)) for folder in folders]
+    return priors, None if args.codec is None else load_codec(args)
+
+
+def _progress_bar():
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _print_likelihood(likelihood, prior: str, data: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    whose = "" if likelihood.codec is None else f" of {likelihood.codec}"
+    console.print(
+        f"{prior}, {likelihood.kind}{whose}, on {data}: {likelihood.num_pictures} pictures",
+        markup=False,
+        highlight=False,
+    )
+    table = Table(box=box.SIMPLE)
+    headings = ["indices", "bits per\nindex", "order 0", "log2 K", "perplexity", "K", "bits per\ndim"]
+    table.add_column("level")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for level in likelihood.levels:
+        perplexity = "-" if level.perplexity is None else f"{level.perplexity:,.1f}"
+        table.add_row(
+            str(level.level),
+            f"{level.num_indices:,}",
+            f"{level.bits_per_index:.4f}",
+            f"{level.order_0_bits_per_index:.4f}",
+            f"{level.uniform_bits_per_index:.4f}",
+            perplexity,
+            f"{level.num_values:,}",
+            f"{level.bits_per_dim:.5f}",
+        )
+    if len(likelihood.levels) > 1:
+        table.add_row("all", *[""] * 6, f"{likelihood.bits_per_dim:.5f}")
+    console.print(table)
+    given = "" if likelihood.label is None else f", given {likelihood.label!r} of the label"
+    lossy = "" if likelihood.kind == "pixels" else " Of a lossy code: not the pictures' own likelihood."
+    console.print(
+        f"Bits per dim: {likelihood.bits_per_dim:.5f}{given}; order 0 {likelihood.order_0_bits_per_dim:.5f}, log2 K "
+        f"{likelihood.uniform_bits_per_dim:.5f}.{lossy}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _print_tables(evaluation, data: str) -> None:

@@ -1,7 +1,8 @@
-"""Say what a thing is: a codec, a checkpoint file or a latent file.
+"""Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint file or a latent file.
 
 latent-codec info                           the shipped codec
 latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
+latent-codec info runs/joined               a pipeline over priors, and what is in it
 latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures and labels
 """
 
@@ -13,7 +14,9 @@ from latent_codec.cli.arguments import add_json_argument, by
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("thing", nargs="?", default="default", metavar="THING", help="a codec or a file")
+    parser.add_argument(
+        "thing", nargs="?", default="default", metavar="THING", help="a codec, prior, pipeline or file"
+    )
     add_json_argument(parser)
 
 
@@ -42,7 +45,63 @@ def describe(thing: str) -> dict:
         return _describe_latent_file(path)
     if path.suffix == ".safetensors" and path.is_file() and not (path.parent / "config.json").is_file():
         return _describe_checkpoint(path)
+    if _class_name(path / "model_index.json").endswith("PriorPipeline"):
+        return _describe_pipeline(path)
+    if any(
+        _class_name(folder / "config.json") in ("PixelCNN", "PixelSNAIL") for folder in (path, path / "prior")
+    ):
+        return _describe_prior(path)
     return _describe_codec(LatentCodec.from_pretrained(thing))
+
+
+def _class_name(config: Path) -> str:
+    """The class that a diffusers config names; empty if there is none."""
+    try:
+        return str(json.loads(config.read_text())["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _describe_pipeline(folder: Path) -> dict:
+    """Its parts by their names, top prior first."""
+    from latent_codec import LatentCodec
+    from latent_codec.pipelines.folders import load_pipeline, priors_of
+
+    pipe = load_pipeline(folder)
+    facts = {
+        "kind": "pipeline",
+        "name": folder.resolve().name,
+        "class": type(pipe).__name__,
+        "class_names": pipe.config.class_names,
+    }
+    facts |= {name: _prior_facts(prior) for name, prior in priors_of(pipe).items()}
+    if pipe.vae is not None:
+        codec = _describe_codec(LatentCodec(pipe.vae))
+        facts["vae"] = {key: value for key, value in codec.items() if key not in ("kind", "name")}
+    if pipe.classifier is not None:
+        facts["classifier"] = {"class": type(pipe.classifier).__name__}
+    return facts
+
+
+def _describe_prior(path: Path) -> dict:
+    from latent_codec.prior_folders import load_prior
+
+    return {"kind": "prior", "name": path.resolve().name} | _prior_facts(load_prior(path))
+
+
+def _prior_facts(prior) -> dict:
+    config = prior.config
+    return {
+        "class": type(prior).__name__,
+        "parameters": prior.num_parameters(),
+        "over": config.get("data", "codes"),
+        "values_per_index": prior.num_values,
+        "indices_per_position": prior.data_channels,
+        "num_classes": config.num_classes,
+        "condition": prior.condition_network and prior.condition_network.expected,
+        "sample_size": config.sample_size and list(config.sample_size),
+        "space_fingerprint": config.space_fingerprint,
+    }
 
 
 def _describe_codec(codec) -> dict:
@@ -131,6 +190,8 @@ def _describe_checkpoint(path: Path) -> dict:
 
 
 def _for_people(value) -> str:
+    if isinstance(value, dict):
+        return "".join(f"\n  {key.replace('_', ' ')}  {_for_people(each)}" for key, each in value.items())
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(
             f"\n  {each['name']}: {by(each['size'])} -> {' + '.join(map(by, each.get('grids') or [each['shape']]))}"

@@ -1,4 +1,21 @@
-"""Decode random latents of a trained VAE, as one picture with a grid of samples.
+"""Draw pictures from a prior, as one picture with a grid of them.
+
+  latent-codec sample                                       the shipped garments, every class in a row of its own
+  latent-codec sample --label Sneaker Bag --num 8           some classes, by name or number
+  latent-codec sample --num 16 --keep 0.25                  the quarter that the classifier finds likeliest
+  latent-codec sample runs/joined --preview growing.png     look on: growing.png is rewritten while it samples
+  latent-codec sample runs/joined --size 256x384 --top-p 0.95 --temperature 0.9 --seed 7
+
+PIPELINE is a codec joined with its priors, as `latent-codec pipeline` writes it, or a run folder that
+holds one under pipeline/. Without --size pictures are as large as those the prior was trained on. A row
+of the grid holds one label's pictures; those of a single label, or without labels, fill a square. A
+picture follows from the seed, its label and its number alone: a larger --num adds pictures to the same
+first ones.
+
+--keep is classifier-based rejection sampling (VQ-VAE-2): of the --num pictures of a label it keeps a
+share (0.25) or a number (4), those whose label the pipeline's classifier finds likeliest, likeliest first.
+
+With --codec the verb decodes random latents of a trained VAE instead:
 
   latent-codec sample --codec runs/faces --num 16
   latent-codec sample --codec runs/faces --num 64 --seed 7 --temperature 0.8 --out faces.png
@@ -14,17 +31,49 @@ positions together is learned by a denoiser or a prior. Discrete codecs are refu
 
 import argparse
 import math
+import sys
+import time
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, add_json_argument, by, load_codec, with_progress
+from latent_codec.cli.arguments import (
+    add_codec_arguments,
+    add_json_argument,
+    by,
+    device_of,
+    load_codec,
+    with_progress,
+)
 
 BATCH_PIXELS = 512 * 512
 DEFAULT_SIDE = 256  # for codecs whose config names no size
+DEFAULT_PIPELINE = "fashion-mnist"
+BATCH_SIZE = 64  # pictures that a prior draws together
+OF_PIPELINES = ("label", "keep", "top_k", "top_p", "preview")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_codec_arguments(parser)
-    parser.add_argument("--num", type=int, default=16, metavar="N", help="samples (default: %(default)s)")
+    parser.add_argument(
+        "pipeline",
+        nargs="?",
+        metavar="PIPELINE",
+        help=f"a pipeline's folder, a run folder, or the shipped {DEFAULT_PIPELINE} (default: the shipped one)",
+    )
+    parser.add_argument(
+        "--label", nargs="+", metavar="L", help="classes, by name or number (default: every class)"
+    )
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=16,
+        metavar="N",
+        help="pictures of every label, or in all without labels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep",
+        type=_share_or_number,
+        metavar="SHARE",
+        help="keep this share (0.25) or number (4) of a label's pictures, which the classifier finds likeliest",
+    )
     parser.add_argument(
         "--seed",
         type=int,
@@ -36,12 +85,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="T",
-        help="draw from N(0, T^2): below 1 nearer to the mean picture (default: %(default)s)",
+        help="divides the logits, 0 takes the likeliest; of latents, draw from N(0, T^2) (default: %(default)s)",
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw among so many likeliest values")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="draw among the likeliest values that have this probability"
     )
     parser.add_argument(
         "--size",
         metavar="HxW",
-        help="pixels of a sample, such as 64x96 or 64 (default: what the codec was trained on)",
+        help="pixels of a picture, such as 64x96 or 64 (default: what the model was trained on)",
+    )
+    parser.add_argument(
+        "--preview",
+        type=Path,
+        metavar="PICTURE",
+        help="rewrite this picture while the grid grows, at most twice a second",
     )
     parser.add_argument(
         "--out",
@@ -50,26 +109,205 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PICTURE",
         help="the grid (default: %(default)s)",
     )
+    add_codec_arguments(parser, None, "a pipeline")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.num < 1:
+        raise ValueError(f"--num is {args.num}; 1 or more samples")
+    if not 0 <= args.temperature < math.inf:
+        raise ValueError(f"--temperature is {args.temperature}; 0 or more")
+    if args.codec is None:
+        _sample_pipeline(args)
+        return
+    given = [f"--{name.replace('_', '-')}" for name in OF_PIPELINES if getattr(args, name) is not None]
+    if args.pipeline is not None or given:
+        what = given[0] if args.pipeline is None else f"the pipeline {args.pipeline}"
+        raise ValueError(
+            f"{what} draws from a prior and --codec {args.codec} decodes random latents; leave one out"
+        )
+    _sample_latents(args)
+
+
+def _sample_pipeline(args: argparse.Namespace) -> None:
+    import json
+
+    import torch
+
+    from latent_codec.pictures import picture_grid, write_picture
+    from latent_codec.pipelines.folders import find_pipeline, load_pipeline, priors_of
+
+    if args.seed < 0:
+        raise ValueError(f"--seed is {args.seed}; 0 or more")
+    height, width = _parse_size(args.size) if args.size else (None, None)
+    for path in filter(None, (args.out, args.preview)):
+        _check_writable(path)
+    folder = find_pipeline(args.pipeline or DEFAULT_PIPELINE)
+    pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device_of(args))
+    pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not sys.stderr.isatty())
+    labels = _labels(args.label, pipe, list(priors_of(pipe).values()))
+    num_drawn = args.num * len(labels or [None])
+    columns = args.num if labels and len(labels) > 1 else math.ceil(math.sqrt(args.num))
+    preview = Preview(pipe, args.preview, num_drawn, columns) if args.preview else None
+    began = time.monotonic()
+    drawn = pipe(
+        labels,
+        args.num,
+        height=height,
+        width=width,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        keep=args.keep,
+        batch_size=BATCH_SIZE,
+        generator=_generators(args.seed, labels, args.num),
+        callback=preview,
+    )
+    seconds = time.monotonic() - began
+    num_rows = len(labels or [None])
+    kept = len(drawn.images) // num_rows
+    sheet = picture_grid(drawn.images, kept if num_rows > 1 else math.ceil(math.sqrt(kept)))
+    for path in filter(None, (args.out, args.preview)):
+        write_picture(sheet, path)
+
+    names = pipe.config.class_names
+    classes = None if labels is None else drawn.class_labels[::kept]
+    rows = None if classes is None else [names[each] if names else str(each) for each in classes]
+    size = [drawn.images[0].height, drawn.images[0].width]
+    probabilities = None if drawn.probabilities is None else drawn.probabilities.view(num_rows, kept)
+    if args.json:
+        facts = {
+            "pipeline": str(args.pipeline or DEFAULT_PIPELINE),
+            "class": type(pipe).__name__,
+            "labels": classes,
+            "class_names": rows if names else None,
+            "num": args.num,
+            "kept": kept,
+            "probabilities": None if probabilities is None else probabilities.tolist(),
+            "seed": args.seed,
+            "temperature": args.temperature,
+            "top_k": args.top_k,
+            "top_p": args.top_p,
+            "size": size,
+            "grids": [list(grid.shape[-2:]) for grid in drawn.indices],
+            "seconds": round(seconds, 3),
+            "path": str(args.out),
+            "preview": None if args.preview is None else str(args.preview),
+        }
+        print(json.dumps(facts))
+        return
+    grids = " + ".join(by(grid.shape[-2:]) for grid in drawn.indices)
+    print(
+        f"{len(drawn.images)} samples of {by(size)} from {grids} indices, seed {args.seed}, "
+        f"{seconds:.1f} s, see {args.out}"
+    )
+    if rows is not None:
+        print(f"{'rows' if num_rows > 1 else 'label'}: {', '.join(rows)}")
+    if probabilities is not None:
+        print(
+            f"kept {kept} of {args.num} for each label; the classifier's probability of the label is "
+            f"{probabilities.min():.3f} to {probabilities.max():.3f}, mean {probabilities.mean():.3f}"
+        )
+
+
+class Preview:
+    """A pipeline's callback that paints the grid so far: at most twice a second, and a fifth of the time.
+
+    Args:
+        pipe: the pipeline that calls it.
+        path: the picture, always whole.
+        num_drawn: pictures in all.
+        columns: of the grid.
+    """
+
+    def __init__(self, pipe, path: Path, num_drawn: int, columns: int):
+        self.pipe, self.path, self.num_drawn, self.columns = pipe, path, num_drawn, columns
+        self.finished = []  # of the batches before this one
+        self.due = 0.0
+
+    def __call__(self, step: int, num_steps: int, grids: list, done) -> None:
+        from PIL import Image
+
+        from latent_codec.pictures import picture_grid, write_picture
+
+        steps_per_batch = num_steps // -(-self.num_drawn // BATCH_SIZE)
+        is_finished = step % steps_per_batch == 0
+        began = time.monotonic()
+        if began < self.due and not is_finished:
+            return
+        pictures = self.pipe.partial_images(grids, done)
+        if began >= self.due:
+            num_missing = self.num_drawn - len(self.finished) - len(pictures)
+            blank = Image.new("RGB", pictures[0].size, "lightgrey")
+            sheet = picture_grid([*self.finished, *pictures, *[blank] * num_missing], self.columns)
+            write_picture(sheet, self.path)
+            now = time.monotonic()
+            self.due = now + max(0.5, 4 * (now - began))
+        if is_finished:
+            self.finished += pictures
+
+
+def _labels(given: list[str] | None, pipe, priors: list) -> list[int | str] | None:
+    """Labels as numbers; what is neither a name nor a number is left for the pipeline to refuse."""
+    if given is None:
+        counts = [prior.config.num_classes for prior in priors if prior.config.num_classes is not None]
+        return list(range(counts[0])) if counts else None
+    names = pipe.config.class_names or []
+    return [
+        names.index(label) if label in names else int(label) if label.isdecimal() else label
+        for label in given
+    ]
+
+
+def _generators(seed: int, labels: list[int | str] | None, num: int) -> list:
+    """A source of chance for every picture, by its label and number among the label's."""
+    import numpy as np
+    import torch
+
+    numbers = [label if isinstance(label, int) else 0 for label in labels or [0]]
+    streams = [np.random.default_rng((seed, label, number)) for label in numbers for number in range(num)]
+    return [torch.Generator().manual_seed(int(stream.integers(2**63))) for stream in streams]
+
+
+def _share_or_number(text: str) -> float | int:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text} is neither a share such as 0.25 nor a number such as 4"
+        ) from None
+
+
+def _check_writable(path: Path) -> None:
+    """Whether a picture can be written there, which is better known before an hour of sampling than after it."""
+    from tempfile import TemporaryDirectory
+
+    from PIL import Image
+
+    from latent_codec.pictures import write_picture
+
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a picture's name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        write_picture(Image.new("L", (1, 1)), Path(folder) / path.name)
+
+
+def _sample_latents(args: argparse.Namespace) -> None:
     import json
 
     import torch
 
     from latent_codec.pictures import picture_grid, write_picture
 
-    if args.num < 1:
-        raise ValueError(f"--num is {args.num}; 1 or more samples")
-    if not 0 <= args.temperature < math.inf:
-        raise ValueError(f"--temperature is {args.temperature}; 0 or more")
     size = _parse_size(args.size) if args.size else None
     codec = load_codec(args)
     if codec.is_discrete:
         raise ValueError(
             f"{codec.name} is a {type(codec.autoencoder).__name__}: its codewords do not follow a normal distribution, "
-            "and sampling them needs a prior fitted to them, which this release does not have"
+            "and sampling them needs a prior fitted to them; join the two by `latent-codec pipeline`, and give the "
+            "PIPELINE"
         )
     side = codec.autoencoder.config.get("sample_size") or DEFAULT_SIDE
     height, width = size or (side, side)

@@ -1,0 +1,364 @@
+"""How likely priors find pictures, beside what coders that know less of them would need.
+
+    pictures --codec--> grids, top first --+--prior of each level--> nats --> bits per index, bits per dim
+    latent files --------------------------+--shares of the values--> order-0 entropy
+
+An ideal arithmetic coder would store the indices in so many bits.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from latent_codec.codec import LatentCodec
+from latent_codec.encoded_pictures import EncodedPictures
+from latent_codec.evaluation.reconstruction import BATCH_PIXELS, spread
+from latent_codec.models.autoregressive import AutoregressivePrior
+from latent_codec.picture_labels import Pictures, class_of
+from latent_codec.pictures import PictureError
+
+BATCH_POSITIONS = 2**13
+"""Grids go through a prior together up to so many positions, whose attention is quadratic in a grid's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelLikelihood:
+    """What the indices of one level cost. An index is a code, or one channel's value at a position."""
+
+    level: int
+    """0 is the top."""
+    prior: str
+    """Its class."""
+    num_values: int
+    """K: how many values an index can have."""
+    first_grid: tuple[int, int]
+    """Height and width of the first picture's grid."""
+    num_positions: int
+    num_indices: int
+    """Positions times channels."""
+    bits_per_index: float
+    """-log2 p(index | those before it, condition, class), the mean."""
+    perplexity: float | None
+    """2^bits_per_index; None beyond what a number holds."""
+    order_0_bits_per_index: float
+    """Entropy of these very indices' shares, each channel's its own: a coder that knows these and nothing of neighbours."""
+    uniform_bits_per_index: float
+    """log2 K."""
+    bits_per_dim: float
+    """Bits of the level, per value of the pictures."""
+
+    def to_dict(self) -> dict:
+        return asdict(self) | {"first_grid": list(self.first_grid)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """What `measure_likelihood` found. Bits per dim are bits of all these levels, over channels x height x width."""
+
+    kind: str
+    """What the indices are: "codes", "pixels" or "latents"."""
+    codec: str | None
+    space_fingerprint: str | None
+    device: str
+    label: str | None
+    """Which label was the class; None for priors without classes."""
+    levels: list[LevelLikelihood]
+    num_pictures: int
+    num_dims: int
+    """Values of the pictures without padding: channels times pixels."""
+    bits_per_dim: float
+    order_0_bits_per_dim: float
+    uniform_bits_per_dim: float
+    notes: list[str]
+    """What to know before these figures are compared with others."""
+    skipped: list[str]
+    """One line for each picture that could not be read, naming it and the reason."""
+
+    def to_dict(self) -> dict:
+        """Plain data for JSON."""
+        return asdict(self) | {"levels": [level.to_dict() for level in self.levels]}
+
+
+@torch.no_grad()
+def measure_likelihood(
+    priors: Sequence[AutoregressivePrior],
+    pictures: Pictures,
+    codec: LatentCodec | None = None,
+    *,
+    label: str = "class",
+    limit: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Likelihood:
+    """Measure the negative log-likelihood of pictures' codes, latents or pixels.
+
+    Pictures are encoded whole, in their own size, padded as the codec does it. A lower level's condition is what
+    the codec says of the levels above it. Pictures that cannot be read are left out and listed.
+
+    Args:
+        priors: of every level, top first, or of a single one. Classes may be missing in some.
+        pictures: to be encoded here, or the codes of pictures; a prior over pixels takes them as they are.
+        codec: whose codes or latents they are; None for pixels.
+        label: of priors with classes: "class" where a label is a number, else the name of an attribute.
+        limit: at most so many pictures, spread evenly; None means all.
+        on_progress: called with (pictures done, pictures in all).
+
+    Raises:
+        ValueError: if priors, codec, pictures and labels do not belong together, naming both sides, or if no picture
+            could be read.
+    """
+    kind = _kind(priors[0])
+    levels = _levels(priors, codec)
+    notes = [note for level, prior in levels.items() for note in _check_fits(prior, codec, level)]
+    _check_encoded(pictures, codec, kind)
+    if codec is not None and len(levels) < len(codec.codebook_sizes):
+        notes.append(
+            f"bits per dim are those of level {min(levels)} alone, of {len(codec.codebook_sizes)} levels"
+        )
+    has_classes = any(prior.config.num_classes for prior in priors)
+    meters = {level: _LevelMeter(level, prior) for level, prior in levels.items()}
+    numbers = spread(len(pictures), limit)
+    channels = priors[0].data_channels if codec is None else codec.channels
+    num_done, num_dims = 0, 0
+    skipped: list[str] = []
+    for batch, values in _batches(pictures, numbers, channels, skipped):
+        grids = _encode(values, priors[0], codec)
+        labels = None
+        if has_classes:
+            labels = torch.tensor([_class(pictures, number, label, priors) for number in batch])
+        for level, meter in meters.items():
+            meter.add(grids[: level + 1], labels, codec)
+        num_done += len(batch)
+        num_dims += channels * sum(_num_pixels(pictures, number, values[0]) for number in batch)
+        if on_progress:
+            on_progress(num_done + len(skipped), len(numbers))
+    if not num_done:
+        raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
+
+    found = [meter.likelihood(num_dims) for meter in meters.values()]
+    order_0 = sum(level.order_0_bits_per_index * level.num_indices for level in found)
+    uniform = sum(level.uniform_bits_per_index * level.num_indices for level in found)
+    return Likelihood(
+        kind=kind,
+        codec=None if codec is None else codec.name,
+        space_fingerprint=None if codec is None else codec.space_fingerprint,
+        device=str(priors[0].device),
+        label=label if has_classes else None,
+        levels=found,
+        num_pictures=num_done,
+        num_dims=num_dims,
+        bits_per_dim=sum(level.bits_per_dim for level in found),
+        order_0_bits_per_dim=order_0 / num_dims,
+        uniform_bits_per_dim=uniform / num_dims,
+        notes=notes,
+        skipped=skipped,
+    )
+
+
+class _LevelMeter:
+    """Adds up a level's nats, and counts its values channel by channel."""
+
+    def __init__(self, level: int, prior: AutoregressivePrior):
+        self.level, self.prior = level, prior
+        self.nats = 0.0
+        self.counts = torch.zeros(prior.data_channels, prior.num_values, dtype=torch.int64)
+        self.first_grid: tuple[int, int] | None = None
+
+    def add(self, grids: list[Tensor], labels: Tensor | None, codec: LatentCodec | None) -> None:
+        """Count in a batch: grids of the levels down to this one, top first, and classes."""
+        prior, device = self.prior, self.prior.device
+        *above, values = grids
+        self.first_grid = self.first_grid or tuple(values.shape[-2:])
+        by_channel = values.movedim(1, 0).flatten(1) if prior.has_channels else values.flatten()[None]
+        for counts, channel in zip(self.counts, by_channel):
+            counts += torch.bincount(channel, minlength=len(counts)).cpu()
+        for part in torch.arange(len(values)).split(max(BATCH_POSITIONS // math.prod(values.shape[-2:]), 1)):
+            condition = None
+            if prior.config.condition_codebook_size is not None:
+                condition = above[-1][part].to(device)
+            elif prior.config.condition_channels is not None:
+                upper = [grid[part].to(codec.device) for grid in above]
+                condition = codec.autoencoder.upper_features(upper).to(device)
+            classes = None if prior.config.num_classes is None else labels[part].to(device)
+            self.nats -= float(prior.log_prob(values[part].to(device), condition, classes).double().sum())
+
+    def likelihood(self, num_dims: int) -> LevelLikelihood:
+        bits, num_indices = self.nats / math.log(2), int(self.counts.sum())
+        if not math.isfinite(bits):
+            raise ValueError(
+                f"the prior of level {self.level} gives {bits} bits: its weights are damaged, or these are not the codes "
+                "that it knows."
+            )
+        shares = self.counts.double() / self.counts.sum(1, keepdim=True)
+        per_index = bits / num_indices
+        return LevelLikelihood(
+            level=self.level,
+            prior=type(self.prior).__name__,
+            num_values=self.prior.num_values,
+            first_grid=self.first_grid,
+            num_positions=num_indices // len(self.counts),
+            num_indices=num_indices,
+            bits_per_index=per_index,
+            perplexity=2**per_index if per_index < 1024 else None,
+            order_0_bits_per_index=float(torch.special.entr(shares).sum(1).mean()) / math.log(2),
+            uniform_bits_per_index=math.log2(self.prior.num_values),
+            bits_per_dim=bits / num_dims,
+        )
+
+
+def _kind(prior: AutoregressivePrior) -> str:
+    return prior.config.get("data", "codes")
+
+
+def _levels(
+    priors: Sequence[AutoregressivePrior], codec: LatentCodec | None
+) -> dict[int, AutoregressivePrior]:
+    """Priors by level; that of a single one follows from its condition."""
+    num_levels = len(codec.codebook_sizes) if codec is not None else 1
+    if len(priors) == 1:
+        return {_level_of(priors[0], codec): priors[0]}
+    if len(priors) != num_levels:
+        whose = f"{codec.name} has {num_levels} levels" if codec is not None else "no codec"
+        raise ValueError(f"{len(priors)} priors came, and {whose}; give one prior for each level, or one.")
+    return dict(enumerate(priors))
+
+
+def _level_of(prior: AutoregressivePrior, codec: LatentCodec | None) -> int:
+    codes, channels = prior.config.condition_codebook_size, prior.config.condition_channels
+    if codes is None and channels is None:
+        return 0
+    sizes = codec.codebook_sizes if codec is not None else []
+    lower = range(1, len(sizes))
+    if codes is None:
+        fitting = [level for level in lower if level * codec.autoencoder.config.embed_dim == channels]
+    else:
+        fitting = [level for level in lower if (sizes[level - 1], sizes[level]) == (codes, prior.num_values)]
+    if len(fitting) == 1:
+        return fitting[0]
+    whose = f"{codec.name}, whose codebooks have {sizes}" if codec is not None else "no codec"
+    if fitting:
+        raise ValueError(
+            f"the prior may be that of level {' or '.join(map(str, fitting))} of {whose}; join the priors of all levels to a "
+            "pipeline (latent-codec pipeline), which tells them apart."
+        )
+    raise ValueError(
+        f"the prior was made for a condition, {prior.condition_network.expected}, and {whose}, has no level with that above "
+        "it; give the codec that it was trained with."
+    )
+
+
+def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: int) -> list[str]:
+    """Refuse a codec whose indices a prior cannot read; notes say what is doubtful."""
+    kind = _kind(prior)
+    told = f"the prior, a {type(prior).__name__} over {kind},"
+    if kind == "pixels":
+        if codec is not None:
+            raise ValueError(f"{told} needs no codec, and {codec.name} came; leave --codec out.")
+        return []
+    if codec is None:
+        raise ValueError(f"{told} needs the codec that it was trained with; give it by --codec.")
+    if (kind == "codes") != codec.is_discrete:
+        has = f"{len(codec.codebook_sizes)} codebook(s)" if codec.is_discrete else "no codebook"
+        raise ValueError(f"{told} does not fit {codec.name}, which has {has}.")
+    if kind == "codes":
+        theirs, ours, what = codec.codebook_sizes[level], prior.num_values, f"codes on level {level}"
+    else:
+        theirs, ours, what = codec.space.channels, prior.data_channels, "latent channels"
+    if theirs != ours:
+        raise ValueError(
+            f"{told} knows {ours} {what}, and {codec.name} has {theirs}; give the codec that it was trained with."
+        )
+    if (prior.condition_network is not None) != (level > 0):
+        needs = f"takes {prior.condition_network.expected}" if level == 0 else "takes no condition"
+        raise ValueError(f"{told} came for level {level} and {needs}; give the priors top first.")
+    known = prior.config.space_fingerprint
+    if known in (None, codec.space_fingerprint):
+        return []
+    return [
+        f"the prior of level {level} learnt the indices of a codec with space {known}, and {codec.name} has space "
+        f"{codec.space_fingerprint}: they may mean something else"
+    ]
+
+
+def _check_encoded(pictures: Pictures, codec: LatentCodec | None, kind: str) -> None:
+    if not isinstance(pictures, EncodedPictures):
+        return
+    holds = "indices" if pictures.is_discrete else "latents"
+    if codec is None:
+        raise ValueError(
+            f"the files hold {holds} of {pictures.codec_name}, and the prior is over pixels; give pictures."
+        )
+    if pictures.space_fingerprint != codec.space_fingerprint:
+        raise ValueError(
+            f"the files hold {holds} of {pictures.codec_name} (space {pictures.space_fingerprint}), not of {codec.name} "
+            f"(space {codec.space_fingerprint})."
+        )
+    if pictures.is_discrete != (kind == "codes"):
+        raise ValueError(
+            f"the files hold {holds} of {codec.name}, and the prior is over {kind}; encode the other kind."
+        )
+
+
+def _class(pictures: Pictures, number: int, label: str, priors: Sequence[AutoregressivePrior]) -> int:
+    """A picture's class, which all priors with classes know."""
+    found = class_of(pictures, number, label, setting="--label")
+    num_classes = min(prior.config.num_classes for prior in priors if prior.config.num_classes is not None)
+    if found >= num_classes:
+        raise ValueError(
+            f"{pictures.name(number)} is of class {found}, and the prior has classes 0 to {num_classes - 1}; are these the "
+            "labels that it was trained with?"
+        )
+    return found
+
+
+def _batches(
+    pictures: Pictures, numbers: list[int], channels: int, skipped: list[str]
+) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Neighbours of equal shapes, stacked: indices, latents or uint8 pixels; unreadable ones go to `skipped`."""
+    waiting: list[tuple[int, list[Tensor]]] = []
+
+    def stacked() -> tuple[list[int], list[Tensor]]:
+        return [each for each, _ in waiting], [
+            torch.stack(part) for part in zip(*(each for _, each in waiting))
+        ]
+
+    for number in numbers:
+        try:
+            values = _read(pictures, number, channels)
+        except PictureError as error:
+            skipped.append(str(error))
+            continue
+        shapes = [part.shape for part in values]
+        is_full = (len(waiting) + 1) * math.prod(shapes[-1][-2:]) > BATCH_PIXELS
+        if waiting and (is_full or shapes != [part.shape for part in waiting[0][1]]):
+            yield stacked()
+            waiting = []
+        waiting.append((number, values))
+    if waiting:
+        yield stacked()
+
+
+def _read(pictures: Pictures, number: int, channels: int) -> list[Tensor]:
+    if not isinstance(pictures, EncodedPictures):
+        return [pictures.read(number, channels)]
+    return pictures.indices(number) if pictures.is_discrete else [pictures.latents(number)]
+
+
+def _num_pixels(pictures: Pictures, number: int, values: Tensor) -> int:
+    """Of a picture, whose `values` are pixels if it is not encoded."""
+    is_encoded = isinstance(pictures, EncodedPictures)
+    return math.prod(pictures.size(number) if is_encoded else values.shape[-2:])
+
+
+def _encode(values: list[Tensor], prior: AutoregressivePrior, codec: LatentCodec | None) -> list[Tensor]:
+    """A batch of `_batches` -> int64 grids as priors take them, top level first."""
+    if values[0].dtype == torch.uint8:
+        if codec is None:
+            return [values[0].to(torch.int64)]
+        images = values[0].to(codec.device).float() / 127.5 - 1
+        values = codec.encode_indices(images) if codec.is_discrete else [codec.encode(images)]
+    if values[0].is_floating_point():
+        return [prior.encode_latents(values[0].float())]
+    return values
