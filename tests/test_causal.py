@@ -65,10 +65,10 @@ def test_row_and_step_compute_what_forward_does(name, context, batch):
 
     cache = layer.begin(batch, height, width)
     for i in range(height):
-        context_row = around.context[:, :, min(i, sides[0] - 1)].permute(2, 0, 1)
-        row = Surroundings(context_row, previous, around.background[:, :, i].permute(2, 0, 1))
-        found = layer.row(cache, vertical[:, :, i].permute(2, 0, 1), row)
-        torch.testing.assert_close(found, expected[0][:, :, i].permute(2, 0, 1), rtol=0, atol=1e-12)
+        context_row = around.context[:, :, min(i, sides[0] - 1)].permute(1, 2, 0)
+        row = Surroundings(context_row, previous, around.background[:, :, i].permute(1, 2, 0))
+        found = layer.row(cache, vertical[:, :, i].permute(1, 2, 0), row)
+        torch.testing.assert_close(found, expected[0][:, :, i].permute(1, 2, 0), rtol=0, atol=1e-12)
         for j in range(width):
             stream = horizontal[:, :, i, j].clone()
             layer.step(cache, j, stream, previous[:, :, i, j])

@@ -385,8 +385,8 @@ class Walk:
         self._caches = [layer.begin(batch, height, width) for layer in self._layers]
         self._head = prior.head.begin(batch)
         self._height, self._width, self._position = height, width, -1
-        self._context = None if context is None else context.permute(2, 3, 0, 1).contiguous()  # h, w, B, D
-        self._background = prior._background(height, width).permute(2, 3, 0, 1)
+        self._context = None if context is None else context.permute(2, 1, 3, 0).contiguous()  # h, D, w, B
+        self._background = prior._background(height, width).permute(2, 1, 3, 0)
         channels = prior.config.hidden_channels
         self._row = torch.zeros(width, batch, channels, dtype=prior.dtype, device=prior.device)
         """Embeddings of the current row as far as known; the row before it until the first is."""
@@ -421,7 +421,7 @@ class Walk:
         context = None if self._context is None else self._context[min(row, len(self._context) - 1)]
         around = Surroundings(context, self._row, self._background[row])
         self._last.copy_(self._columns[-1])
-        vertical = self._row.clone()
+        vertical = self._row.permute(2, 0, 1).contiguous()
         for layer, cache in zip(self._layers, self._caches):
             vertical = layer.row(cache, vertical, around)
 

@@ -16,11 +16,13 @@ A layer has two forms that share its weights: `forward` over the whole grid, for
 horizontal stack needs from it; `step` computes the horizontal stack at one position from the cached positions
 to its left, so that a position costs the same wherever it lies, attention's look back aside.
 
-Layout: whole grids are (B, C, H, W); rows (W, B, C), so that a column is one slice; the stream of a position (B, C),
-which `step` changes in place.
+Layout: whole grids are (B, C, H, W); rows (C, W, B), which a convolution's weight multiplies as it is; what a row
+leaves for its positions (W, B, C), so that a column is one slice; the stream of a position (B, C), which `step` changes
+in place.
 """
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -68,24 +70,30 @@ class VerticalConv(nn.Conv2d):
         return VerticalCache(self, batch, width)
 
     def row(self, cache: "VerticalCache", x: Tensor) -> Tensor:
-        """The next row (W, B, in_channels) of the input -> that row of the output, (W, B, out_channels)."""
-        width, batch, _ = x.shape
-        cache.rows = cache.rows.roll(-1, 0)
-        cache.rows[-1, self.padding[1] : self.padding[1] + width] = x
-        patches = cache.rows.unfold(1, self.kernel_size[1], 1).permute(
-            1, 2, 0, 4, 3
-        )  # W, B, height, width, C
-        patches = patches.reshape(width * batch, len(cache.weight))
-        return torch.addmm(self.bias, patches, cache.weight).view(width, batch, -1)
+        """The next row (in_channels, W, B) of the input -> that row of the output, (out_channels, W, B)."""
+        cache.row.copy_(x)
+        for above, below in pairwise(cache.rows):
+            above.copy_(below)
+        cache.rows[-1].copy_(cache.shifted)
+        return torch.addmm(cache.bias, cache.weight, cache.patches).view(-1, *x.shape[1:])
 
 
 class VerticalCache:
-    """The latest rows of a vertical convolution's input, and its weight as a matrix."""
+    """What a vertical convolution's kernel sees of the latest rows, and its weight as a matrix.
+
+    `row` is the latest row, (in_channels, W, B); `shifted` what each column of the kernel sees of it, (in_channels,
+    kernel_width, W, B); `rows` the same of each row under the kernel, which `patches` holds as a matrix.
+    """
 
     def __init__(self, conv: VerticalConv, batch: int, width: int):
-        height, padding = conv.kernel_size[0], conv.padding[1]
-        self.rows = conv.weight.new_zeros(height, width + 2 * padding, batch, conv.in_channels)
-        self.weight = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.out_channels).contiguous()
+        (height, kernel_width), side = conv.kernel_size, conv.padding[1]
+        padded = conv.weight.new_zeros(conv.in_channels, side + width + side, batch)
+        self.row = padded[:, side : side + width]
+        self.shifted = padded.unfold(1, kernel_width, 1).permute(0, 3, 1, 2)
+        patches = conv.weight.new_zeros(conv.in_channels, height, kernel_width, width, batch)
+        self.rows = patches.unbind(1)
+        self.patches = patches.view(-1, width * batch)
+        self.weight, self.bias = conv.weight.flatten(1), conv.bias[:, None]
 
 
 class HorizontalConv(nn.Conv2d):
@@ -100,28 +108,36 @@ class HorizontalConv(nn.Conv2d):
     def begin(self, batch: int, width: int) -> "HorizontalCache":
         return HorizontalCache(self, batch, width)
 
-    def step(self, cache: "HorizontalCache", column: int, bias: Tensor, out: Tensor) -> Tensor:
-        """The output at `column` into `out`, (B, out_channels), once `cache.slots[column]` holds the input.
-
-        `bias` (B, out_channels) stands for the convolution's own, which `row` has added to it.
-        """
-        return torch.addmm(bias, cache.windows[column], cache.weight, out=out)
-
 
 class HorizontalCache:
     """A row of a horizontal convolution's input, and its weight as a matrix.
 
     One row's columns lie side by side in memory, so that the columns under the kernel are a matrix product's
-    operand as they are. `slots` are the columns to write, `windows` what the kernel sees at each.
+    operand as they are. `row` is all of them, (W, B, C); `slots` are the columns to write, `windows` what the kernel
+    sees at each.
     """
 
     def __init__(self, conv: HorizontalConv, batch: int, width: int):
         channels, reach = conv.in_channels, conv.kernel_size[1] - 1
-        row = conv.weight.new_zeros(batch, (reach + width) * channels)
-        starts = [column * channels for column in range(width + 1)]
-        self.windows = [row[:, start : start + (reach + 1) * channels] for start in starts[:-1]]
-        self.slots = [row[:, end + (reach - 1) * channels : end + reach * channels] for end in starts[1:]]
+        padded = conv.weight.new_zeros(batch, (reach + width) * channels)
+        self.row = padded[:, reach * channels :].view(batch, width, channels).transpose(0, 1)
+        self.slots = self.row.unbind(0)
+        self.windows = padded.unfold(1, (reach + 1) * channels, channels).unbind(1)
         self.weight = conv.weight[:, :, 0].permute(2, 1, 0).reshape(-1, conv.out_channels).contiguous()
+
+    def add(self, column: int, to: Tensor) -> Tensor:
+        """Add the output at `column`, bias aside, to `to` (B, out_channels), once the slot of `column` is written."""
+        return to.addmm_(self.windows[column], self.weight)
+
+
+class GateCache:
+    """The gates of a row, (W, B, 2 channels), to which `step` adds; their columns, and the halves of each."""
+
+    def __init__(self, like: Tensor, width: int, batch: int, channels: int):
+        self.row = like.new_empty(width, batch, 2 * channels)
+        self.columns = self.row.unbind(0)
+        candidates, openings = self.row.chunk(2, 2)
+        self.candidates, self.openings = candidates.unbind(0), openings.unbind(0)
 
 
 class PointwiseConv(nn.Conv2d):
@@ -133,6 +149,11 @@ class PointwiseConv(nn.Conv2d):
     def matrix(self) -> Tensor:
         """The weight as (in_channels, out_channels): a row vector's product with it is several times faster."""
         return self.weight[:, :, 0, 0].T.contiguous()
+
+
+def at_positions(x: Tensor, weight: Tensor) -> Tensor:
+    """A row (C, W, B) times a matrix (C, D): what it gives to its positions, (W, B, D)."""
+    return (x.flatten(1).T @ weight).view(*x.shape[1:], -1)
 
 
 def gate(x: Tensor, dim: int) -> Tensor:
@@ -178,34 +199,31 @@ class GatedLayer(nn.Module):
 
     def row(self, cache: "GatedLayerCache", vertical: Tensor, around: Surroundings) -> Tensor:
         above = self.vertical_conv.row(cache.vertical, vertical)
-        beside = cache.bias + above @ cache.vertical_to_horizontal
+        torch.add(at_positions(above, cache.vertical_to_horizontal), cache.bias, out=cache.gates.row)
         if self.from_context is not None:
-            for_vertical, for_horizontal = (around.context @ cache.from_context).chunk(2, 2)
-            above, beside = above + for_vertical, beside + for_horizontal
-        cache.beside = beside.unbind(0)
-        return vertical + gate(above, 2)
+            for_vertical, for_horizontal = at_positions(around.context, cache.from_context).chunk(2, 2)
+            above += for_vertical.permute(2, 0, 1)
+            cache.gates.row += for_horizontal
+        return vertical + gate(above, 0)
 
     def step(self, cache: "GatedLayerCache", column: int, stream: Tensor, previous: Tensor) -> None:
         cache.horizontal.slots[column].copy_(stream)
-        self.horizontal_conv.step(cache.horizontal, column, cache.beside[column], out=cache.gates)
-        torch.mul(cache.candidates.tanh_(), cache.openings.sigmoid_(), out=cache.gated)
-        stream.addmm_(cache.gated, cache.horizontal_out)
+        cache.horizontal.add(column, to=cache.gates.columns[column])
+        gated = cache.gates.candidates[column].tanh_().mul_(cache.gates.openings[column].sigmoid_())
+        stream.addmm_(gated, cache.horizontal_out)
 
 
 class GatedLayerCache:
-    """A `GatedLayer`'s two convolutions' caches, what a row adds to each of its positions, and room to compute."""
+    """A `GatedLayer`'s two convolutions' caches, and the gates that a row prepares for its positions."""
 
     def __init__(self, layer: GatedLayer, batch: int, width: int):
         self.vertical = layer.vertical_conv.begin(batch, width)
         self.horizontal = layer.horizontal_conv.begin(batch, width)
-        self.vertical_to_horizontal = layer.vertical_to_horizontal.matrix()
-        self.bias = layer.vertical_to_horizontal.bias + layer.horizontal_conv.bias
-        self.from_context = layer.from_context and layer.from_context.matrix()
         self.horizontal_out = layer.horizontal_out.matrix()
-        self.beside: tuple[Tensor, ...] = ()
-        self.gates = self.vertical.weight.new_empty(batch, layer.horizontal_conv.out_channels)
-        self.candidates, self.openings = self.gates.chunk(2, 1)
-        self.gated = torch.empty_like(self.candidates)
+        self.bias = layer.vertical_to_horizontal.bias + layer.horizontal_conv.bias
+        self.vertical_to_horizontal = layer.vertical_to_horizontal.weight.flatten(1).T
+        self.from_context = layer.from_context and layer.from_context.weight.flatten(1).T
+        self.gates = GateCache(self.horizontal_out, width, batch, layer.horizontal_out.in_channels)
 
 
 class GatedResidual(nn.Module):
@@ -246,40 +264,40 @@ class GatedResidual(nn.Module):
         return GatedResidualCache(self, batch, width)
 
     def row(self, cache: "GatedResidualCache", vertical: Tensor, around: Surroundings) -> Tensor:
-        above = F.elu(self.vertical_conv1.row(cache.vertical1, F.elu(vertical)))
+        above = F.elu_(self.vertical_conv1.row(cache.vertical1, F.elu(vertical)))
         above = self.vertical_conv2.row(cache.vertical2, above)
-        beside = self.horizontal_conv2.bias.expand(1, above.shape[1], -1)
+        cache.gates.row.copy_(self.horizontal_conv2.bias)
         if self.from_context is not None:
-            for_vertical, for_horizontal = (around.context @ cache.from_context).chunk(2, 2)
-            above, beside = above + for_vertical, beside + for_horizontal
-        vertical = vertical + F.glu(above, 2)
-        hidden = cache.bias + F.elu(vertical) @ cache.vertical_to_horizontal
-        cache.hidden, cache.beside = hidden.unbind(0), beside.expand(len(vertical), -1, -1).unbind(0)
+            for_vertical, for_horizontal = at_positions(around.context, cache.from_context).chunk(2, 2)
+            above += for_vertical.permute(2, 0, 1)
+            cache.gates.row += for_horizontal
+        vertical = vertical + F.glu(above, 0)
+        hidden = at_positions(F.elu(vertical), cache.vertical_to_horizontal)
+        torch.add(hidden, cache.bias, out=cache.horizontal2.row)
         return vertical
 
     def step(self, cache: "GatedResidualCache", column: int, stream: Tensor, previous: Tensor) -> None:
-        cache.horizontal1.slots[column].copy_(F.elu(stream))
-        hidden = cache.horizontal2.slots[column]
-        F.elu_(self.horizontal_conv1.step(cache.horizontal1, column, cache.hidden[column], out=hidden))
-        self.horizontal_conv2.step(cache.horizontal2, column, cache.beside[column], out=cache.gates)
-        stream.addcmul_(cache.candidates, cache.openings.sigmoid_())
+        F.elu_(cache.horizontal1.slots[column].copy_(stream))
+        F.elu_(cache.horizontal1.add(column, to=cache.horizontal2.slots[column]))
+        cache.horizontal2.add(column, to=cache.gates.columns[column])
+        stream.addcmul_(cache.gates.candidates[column], cache.gates.openings[column].sigmoid_())
 
 
 class GatedResidualCache:
-    """A `GatedResidual`'s four convolutions' caches, what a row adds to each position, and room to compute."""
+    """A `GatedResidual`'s four convolutions' caches, and the gates that a row prepares for its positions.
+
+    A row also prepares the slots of the second horizontal convolution, for the first to add to.
+    """
 
     def __init__(self, layer: GatedResidual, batch: int, width: int):
         self.vertical1 = layer.vertical_conv1.begin(batch, width)
         self.vertical2 = layer.vertical_conv2.begin(batch, width)
         self.horizontal1 = layer.horizontal_conv1.begin(batch, width)
         self.horizontal2 = layer.horizontal_conv2.begin(batch, width)
-        self.vertical_to_horizontal = layer.vertical_to_horizontal.matrix()
         self.bias = layer.vertical_to_horizontal.bias + layer.horizontal_conv1.bias
-        self.from_context = layer.from_context and layer.from_context.matrix()
-        self.hidden: tuple[Tensor, ...] = ()
-        self.beside: tuple[Tensor, ...] = ()
-        self.gates = self.vertical1.weight.new_empty(batch, layer.horizontal_conv2.out_channels)
-        self.candidates, self.openings = self.gates.chunk(2, 1)
+        self.vertical_to_horizontal = layer.vertical_to_horizontal.weight.flatten(1).T
+        self.from_context = layer.from_context and layer.from_context.weight.flatten(1).T
+        self.gates = GateCache(self.horizontal2.weight, width, batch, layer.horizontal_conv2.in_channels)
 
 
 class CausalAttention(nn.Module):
@@ -318,15 +336,14 @@ class CausalAttention(nn.Module):
         return vertical, horizontal + F.glu(self.conv_out(self.dropout(F.elu(hidden))), 1)
 
     def begin(self, batch: int, height: int, width: int) -> "AttentionCache":
-        return AttentionCache(self, batch, height * width)
+        return AttentionCache(self, batch, height, width)
 
     def row(self, cache: "AttentionCache", vertical: Tensor, around: Surroundings) -> Tensor:
-        static = torch.addmm(cache.qkv_bias, around.background[:, 0], cache.background_to_qkv)
-        cache.static = static[:, None].expand(-1, vertical.shape[1], -1).unbind(0)
+        torch.addmm(cache.qkv_bias, around.background.flatten(1).T, cache.background_to_qkv, out=cache.placed)
         return vertical
 
     def step(self, cache: "AttentionCache", column: int, stream: Tensor, previous: Tensor) -> None:
-        torch.addmm(cache.static[column], stream, cache.stream_to_qkv, out=cache.qkv)
+        torch.addmm(cache.columns[column], stream, cache.stream_to_qkv, out=cache.qkv)
         cache.qkv.addmm_(previous, cache.previous_to_qkv)
         cache.append()
         weights = torch.bmm(cache.query, cache.keys.narrow(2, 0, cache.length)).softmax(2)
@@ -343,7 +360,8 @@ class AttentionCache:
     The query's part of the weights holds the scale 1 / sqrt(d).
     """
 
-    def __init__(self, layer: CausalAttention, batch: int, num_positions: int):
+    def __init__(self, layer: CausalAttention, batch: int, height: int, width: int):
+        num_positions = height * width
         heads, channels, attention_channels = (
             layer.num_heads,
             layer.conv_in.in_channels,
@@ -359,7 +377,9 @@ class AttentionCache:
         self.conv_in, self.conv_in_bias = layer.conv_in.matrix(), layer.conv_in.bias
         self.conv_out, self.conv_out_bias = layer.conv_out.matrix(), layer.conv_out.bias
         self.attention_in = layer.attention_in.matrix()
-        self.static: tuple[Tensor, ...] = ()
+        self.placed = matrix.new_empty(width, 3 * attention_channels)
+        """What the coordinates of a row's positions give to query, key and value."""
+        self.columns = self.placed.unbind(0)
         self.length = 0
         self.keys = matrix.new_empty(batch * heads, dim, num_positions)
         self.values = matrix.new_empty(batch * heads, num_positions, dim)

@@ -1,0 +1,67 @@
+"""What the shipped Fashion-MNIST pipeline draws, as a judge sees it that never saw its classifier's pictures.
+
+    pytest tests/benchmarks/test_priors.py -s                       about 8 minutes of one core
+
+The judge is trained on the half of the pictures that the shipped classifier was not trained on, with a seed of its own.
+"""
+
+import pytest
+import torch
+from tables import table
+
+from latent_codec import LatentCodec
+from latent_codec.codec_folders import ASSETS
+from latent_codec.picture_sources import open_source
+from latent_codec.pipelines import PriorPipeline
+from latent_codec.training.classifier_task import build_classifier
+from latent_codec.training.config import load_config
+from latent_codec.training.labelled_data import SomePictures, hold_out
+from latent_codec.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def judge(shared, tmp_path_factory):
+    source = open_source(shared / "data/fashion_mnist")
+    shipped = load_config("fashion-mnist-classifier")
+    _, unseen = hold_out(source, shipped.data.held_out, shipped.run.seed)
+    config = load_config("fashion-mnist-classifier", ["run.seed=1234", "data.held_out=0.02"])
+    half = SomePictures(source, unseen)
+    result = train(config, build_classifier(config, half), half, tmp_path_factory.mktemp("judge"))
+    return result.network.eval()
+
+
+@torch.no_grad()
+def seen_by(judge, images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([judge(part).argmax(1) for part in images.split(500)])
+
+
+def test_a_judge_sees_what_was_asked_for(shared, judge):
+    pipe = PriorPipeline.from_pretrained(ASSETS / "fashion-mnist", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    source = open_source(shared / "data/fashion_mnist", split="test")
+    images = torch.stack([source.read(index, 1) for index in range(len(source))]) / 127.5 - 1
+    labels = torch.tensor([source.label(index) for index in range(len(source))])
+    codec = LatentCodec(pipe.vae)
+    decoded = [
+        codec.decode_indices(codec.encode_indices(part), output_type="pt") for part in images.split(500)
+    ]
+    real, restored = (
+        float((seen_by(judge, each) == labels).float().mean()) for each in (images, torch.cat(decoded))
+    )
+    rows = [("real test pictures", f"{real:.1%}"), ("their reconstructions", f"{restored:.1%}")]
+    agreement = {}
+    for keep, num_images in ((None, 100), (0.25, 400)):
+        out = pipe(
+            list(range(10)),
+            num_images,
+            keep=keep,
+            batch_size=500,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        )
+        agrees = seen_by(judge, out.images) == torch.tensor(out.class_labels)
+        assert len(agrees) == 1000
+        agreement[keep] = float(agrees.float().mean())
+        rows.append((f"1,000 samples, keep {keep}", f"{agreement[keep]:.1%}"))
+    table("The judge agrees with the label", ["of", "share"], rows)
+    assert agreement[None] >= 0.8 and agreement[0.25] >= 0.93
