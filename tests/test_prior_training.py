@@ -421,7 +421,7 @@ def test_two_processes_train_a_prior_as_one_with_twice_the_batch(idx, two_levels
         launch.append("--cpu")
     options = ["--data", idx, "--codec", two_levels, "--out", tmp_path / "two"]
     process = subprocess.run(
-        [*launch, *"-m latent_codec.cli train".split(), tmp_path / "tiny.toml", *options],
+        [*launch, *["-m", "latent_codec.cli", "train"], tmp_path / "tiny.toml", *options],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
