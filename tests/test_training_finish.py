@@ -68,7 +68,9 @@ def test_the_card_says_what_was_done_without_this_machine(tmp_path, pictures):
     assert str(tmp_path) not in body and str(pictures) not in body
     toml = body.split("```toml\n")[1].split("```")[0]
     assert TrainingConfig.from_dict(tomllib.loads(toml)) == tiny_config(run={"steps": 2})
-    assert is_finished(tiny_config(), tmp_path / "mine", 2) and not is_finished(tiny_config(), tmp_path / "mine", 20)
+    assert is_finished(tiny_config(), tmp_path / "mine", 2) and not is_finished(
+        tiny_config(), tmp_path / "mine", 20
+    )
 
 
 def test_the_card_says_that_lpips_was_trained_on(tmp_path, pictures):

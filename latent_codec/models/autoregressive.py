@@ -35,7 +35,7 @@ class AutoregressivePrior(ModelMixin, ConfigMixin):
     gradient_checkpointing = False
 
     embed: nn.Module
-    """int64 (..., C) -> (..., hidden_channels)."""
+    """int64 (..., C) -> (..., hidden_channels); `write(values, out)` does it for (B, C), into `out`."""
     layers: nn.ModuleList
     head: nn.Module
     has_channels = False
@@ -371,7 +371,7 @@ class Walk:
         for each position: advance(); for each channel: logits(values, channel), choose values[:, channel]; append(values)
 
     Args:
-        prior: the model, whose weights are read now.
+        prior: the model, whose weights stay as they are meanwhile.
         batch, height, width: of the grids.
         context: (B, D, h, w), (B, D, 1, 1) or None.
 
@@ -415,7 +415,7 @@ class Walk:
 
     def append(self, values: Tensor) -> None:
         """Take the position's values, int64 (B, C)."""
-        self._columns[self._position % self._width].copy_(self._embed(values))
+        self._embed.write(values, self._columns[self._position % self._width])
 
     def _begin_row(self, row: int) -> None:
         context = None if self._context is None else self._context[min(row, len(self._context) - 1)]
@@ -466,7 +466,7 @@ def draw(logits: Tensor, chance: Tensor) -> Tensor:
 
     Values of probability 0 are never drawn: the sum does not rise at them, and is above 0 where it is first reached.
     """
-    cumulative = logits.softmax(1, dtype=torch.float64).cumsum(1)
+    cumulative = logits.softmax(1).cumsum(1, dtype=torch.float64)
     return torch.searchsorted(cumulative, chance * cumulative[:, -1:])[:, 0]
 
 

@@ -71,28 +71,25 @@ class VerticalConv(nn.Conv2d):
 
     def row(self, cache: "VerticalCache", x: Tensor) -> Tensor:
         """The next row (in_channels, W, B) of the input -> that row of the output, (out_channels, W, B)."""
-        cache.row.copy_(x)
         for above, below in pairwise(cache.rows):
             above.copy_(below)
-        cache.rows[-1].copy_(cache.shifted)
-        return torch.addmm(cache.bias, cache.weight, cache.patches).view(-1, *x.shape[1:])
+        cache.rows[-1].copy_(x)
+        patches = cache.patches.reshape(cache.weight.shape[1], -1)
+        return torch.addmm(cache.bias, cache.weight, patches).view(-1, *x.shape[1:])
 
 
 class VerticalCache:
-    """What a vertical convolution's kernel sees of the latest rows, and its weight as a matrix.
+    """The latest rows of a vertical convolution's input, and its weight as a matrix.
 
-    `row` is the latest row, (in_channels, W, B); `shifted` what each column of the kernel sees of it, (in_channels,
-    kernel_width, W, B); `rows` the same of each row under the kernel, which `patches` holds as a matrix.
+    `rows` are the rows under the kernel, (in_channels, W, B) each; `patches` is what the kernel sees of them at each
+    position, (in_channels, kernel_height, kernel_width, W, B), as a view.
     """
 
     def __init__(self, conv: VerticalConv, batch: int, width: int):
         (height, kernel_width), side = conv.kernel_size, conv.padding[1]
-        padded = conv.weight.new_zeros(conv.in_channels, side + width + side, batch)
-        self.row = padded[:, side : side + width]
-        self.shifted = padded.unfold(1, kernel_width, 1).permute(0, 3, 1, 2)
-        patches = conv.weight.new_zeros(conv.in_channels, height, kernel_width, width, batch)
-        self.rows = patches.unbind(1)
-        self.patches = patches.view(-1, width * batch)
+        padded = conv.weight.new_zeros(conv.in_channels, height, side + width + side, batch)
+        self.rows = padded[:, :, side : side + width].unbind(1)
+        self.patches = padded.unfold(2, kernel_width, 1).permute(0, 1, 4, 2, 3)
         self.weight, self.bias = conv.weight.flatten(1), conv.bias[:, None]
 
 

@@ -142,6 +142,9 @@ class CodeEmbedding(nn.Embedding):
     def forward(self, values: Tensor) -> Tensor:
         return super().forward(values[..., 0])
 
+    def write(self, values: Tensor, out: Tensor) -> None:
+        torch.index_select(self.weight, 0, values[:, 0], out=out)
+
 
 class ValueEmbedding(nn.Linear):
     """Values 0..num_values - 1 of all channels, (..., C) -> (..., dim), linear in the values brought to -1..1.
@@ -155,6 +158,9 @@ class ValueEmbedding(nn.Linear):
 
     def forward(self, values: Tensor) -> Tensor:
         return super().forward(scale_values(values, self.num_values, self.weight.dtype))
+
+    def write(self, values: Tensor, out: Tensor) -> None:
+        out.copy_(self(values))
 
 
 def scale_values(values: Tensor, num_values: int, dtype: torch.dtype) -> Tensor:
@@ -192,7 +198,7 @@ class ChannelHead(nn.Module):
         return torch.stack(each).sum(0)
 
     def begin(self, batch: int) -> "ChannelHeadCache":
-        return ChannelHeadCache(self)
+        return ChannelHeadCache(self, batch)
 
     def hint(self, channel: int, values: Tensor) -> Tensor:
         """What `values` (...) of a channel tell the later ones: (..., later channels * channels)."""
@@ -221,23 +227,24 @@ class ChannelHead(nn.Module):
 class ChannelHeadCache:
     """A head at one position: the hidden layers, which `logits` completes channel by channel, in order."""
 
-    def __init__(self, head: ChannelHead):
+    def __init__(self, head: ChannelHead, batch: int):
         self.head = head
         self.width = head.hidden.in_channels
         self.hidden_matrix, self.hidden_bias = head.hidden.matrix(), head.hidden.bias
         self.output_matrices = [output.matrix() for output in head.outputs]
         self.output_biases = [output.bias for output in head.outputs]
-        self.hidden = torch.empty(0)
+        self.hidden = self.hidden_matrix.new_empty(batch, head.hidden.out_channels)
+        self.hidden_of = self.hidden.split(self.width, 1)
 
     def enter(self, features: Tensor) -> None:
-        """Take the features (B, channels) of a position."""
-        self.hidden = torch.addmm(self.hidden_bias, F.elu(features), self.hidden_matrix)
+        """Take the features (B, channels) of a position, which are changed."""
+        torch.addmm(self.hidden_bias, F.elu_(features), self.hidden_matrix, out=self.hidden)
 
     def logits(self, values: Tensor, channel: int) -> Tensor:
-        """Logits (B, num_values) of `channel`, given the values (B, C) of those before it."""
+        """Logits (B, num_values) of `channel`, given the values (B, C) of those before it; once for each in turn."""
         if channel:
             self.hidden[:, channel * self.width :] += self.head.hint(channel - 1, values[:, channel - 1])
-        hidden = F.elu(self.hidden.narrow(1, channel * self.width, self.width))
+        hidden = F.elu_(self.hidden_of[channel])
         outputs = torch.addmm(self.output_biases[channel], hidden, self.output_matrices[channel])
         return self.head.to_logits(outputs)
 
