@@ -46,6 +46,7 @@ PRIORS = {
         },
     ),
 }
+WITH_EVERY_PART = ["codes-conditional", "pixels-class", "latents-conditional", "snail-conditional"]
 
 
 def tiny(name, dtype=torch.float64, **config):
@@ -125,7 +126,7 @@ def test_every_position_depends_on_all_of_the_past_and_none_of_the_future(name, 
 @torch.no_grad()
 def test_caches_give_the_whole_grids_logits(name, dtype, tolerance):
     model = tiny(name, dtype)
-    for size in [*SIZES, (2, 9), (5, 1), (1, 1)]:
+    for size in SIZES if dtype == torch.float32 else [*SIZES, (2, 9), (5, 1), (1, 1)]:
         arguments = inputs(model, 3, *size)
         whole, cached = model.logits(*arguments), cached_logits(model, *arguments)
         assert whole.dtype == cached.dtype == dtype
@@ -176,7 +177,7 @@ def test_samples_are_those_of_whole_grid_logits(name, masked, options):
         assert torch.equal(found[at], indices[at])
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", WITH_EVERY_PART)
 def test_completion_of_ones_own_sample_is_the_sample(name):
     model = tiny(name)
     indices, condition, labels = inputs(model, 2, 4, 5)
@@ -276,7 +277,7 @@ def test_callback_sees_the_grid_grow(name):
         assert torch.equal(grid[at], final[at])
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", WITH_EVERY_PART)
 @torch.no_grad()
 def test_folder_gives_the_same_model(name, tmp_path):
     model = tiny(name, torch.float32)
@@ -319,7 +320,7 @@ def test_dropout_acts_in_training_alone_and_never_while_sampling():
         assert model.training
 
 
-@pytest.mark.parametrize("name", ["codes-conditional", "snail-conditional", "latents"])
+@pytest.mark.parametrize("name", ["codes-conditional", "snail-conditional", "latents-conditional"])
 def test_gradient_checkpointing_changes_no_gradient(name):
     gradients = []
     for checkpointing in (False, True):
@@ -337,7 +338,7 @@ def test_gradient_checkpointing_changes_no_gradient(name):
     assert all(torch.equal(gradients[0][key], gradients[1][key]) for key in gradients[0])
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", WITH_EVERY_PART)
 def test_autocast_keeps_logits_in_float32(name):
     model = tiny(name, torch.float32)
     arguments = inputs(model)
@@ -357,7 +358,7 @@ def test_autocast_keeps_logits_in_float32(name):
     assert torch.equal(sample, again)
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", WITH_EVERY_PART)
 def test_half_precision_models_run(name):
     model = tiny(name, torch.bfloat16)
     arguments = inputs(model)
@@ -397,9 +398,10 @@ def test_bad_input_is_named():
         plain.logits(indices, None, labels)
     with pytest.raises(ValueError, match="takes no condition"):
         plain.logits(indices, condition)
+    other = tiny("latents-conditional")
+    indices, _, labels = inputs(other)
     with pytest.raises(ValueError, match=r"expected features \(B, 2, h', w'\) with B = 2"):
-        other = tiny("latents")
-        other.logits(inputs(other)[0], torch.zeros(2, 3, 3, 3))
+        other.logits(indices, torch.zeros(2, 3, 3, 3), labels)
 
 
 def test_sampling_options_that_mean_nothing_are_refused():

@@ -232,6 +232,7 @@ def _print_likelihood(likelihood, prior: str, data: str) -> None:
         f"{prior}, {likelihood.kind}{whose}, on {data}: {likelihood.num_pictures} pictures",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
     table = Table(box=box.SIMPLE)
     headings = ["indices", "bits per\nindex", "order 0", "log2 K", "perplexity", "K", "bits per\ndim"]

@@ -1,6 +1,8 @@
 """Build the autoencoder that a configuration names."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -49,7 +51,8 @@ def build_autoencoder(config: TrainingConfig) -> Autoencoder:
     arguments.setdefault("scaling_factor", 1.0)  # until it is measured
     autoencoder = construct(autoencoder_class, arguments, config.run.seed)
     if config.model.initialization == "even":
-        initialize_evenly(autoencoder)
+        with seeded(config.run.seed):
+            initialize_evenly(autoencoder)
     return autoencoder
 
 
@@ -66,10 +69,17 @@ def construct(network_class: type[Network], arguments: dict[str, Any], seed: int
             raise ValueError(
                 f"unknown key in [model.arguments]: {key!r}{near_match(key, allowed)}. {name} has: {', '.join(allowed)}."
             )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         try:
             return network_class(**arguments)
         except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
             article = "an" if name[0] in "AEIOU" else "a"
             raise ValueError(f"model.arguments do not make {article} {name}: {error}") from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Chance on the CPU as a function of `seed` inside, and untouched outside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
