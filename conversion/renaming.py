@@ -1,0 +1,201 @@
+"""Rename tables: a conversion is one table of modules, from which both directions come, and a count of every key.
+
+foreign key --left out by a rule-->  named in the report
+     |      --in the table-------->  our key, its tensor perhaps reshaped
+     |      --neither------------->  unexpected: an error
+our key that nothing gave ---------> missing: an error
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Shapes = Mapping[str, torch.Size]
+
+
+class Scale(NamedTuple):
+    """latents = (raw latents - shift_factor) scaling_factor, and how it is known."""
+
+    scaling_factor: float
+    shift_factor: float | None
+    rule: str
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be converted with nothing lost."""
+
+
+class Change(Enum):
+    """How a foreign tensor becomes ours, and back."""
+
+    NONE = "as it is"
+    MATRIX = "a 1x1 convolution's weight (C, D, 1, 1) as a matrix (C, D)"
+    TRANSPOSED = "(D, K) as (K, D)"
+
+    def to_ours(self, tensor: Tensor) -> Tensor:
+        if self is Change.MATRIX and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+            return tensor[:, :, 0, 0]
+        return tensor.T if self is Change.TRANSPOSED and tensor.ndim == 2 else tensor
+
+    def to_foreign(self, tensor: Tensor) -> Tensor:
+        if self is Change.MATRIX and tensor.ndim == 2:
+            return tensor[:, :, None, None]
+        return tensor.T.contiguous() if self is Change.TRANSPOSED else tensor
+
+
+class Rename(NamedTuple):
+    """A foreign module, or a single tensor, and ours."""
+
+    foreign: str
+    ours: str
+    change: Change = Change.NONE
+
+
+class LeftOut(NamedTuple):
+    """Foreign keys that are no part of an autoencoder."""
+
+    pattern: str
+    """A regular expression for the beginning of a key."""
+    rule: str
+    """What they are, for the report."""
+
+
+class Network(NamedTuple):
+    """What a checkpoint's names and shapes say it is."""
+
+    network_class: type[torch.nn.Module]
+    config: dict
+
+    def on_meta(self) -> torch.nn.Module:
+        """The network without memory for its weights."""
+        with torch.device("meta"):
+            return self.network_class(**self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A foreign format: how it is recognised, what it becomes, and the table between the two."""
+
+    names: tuple[str, ...]
+    """What `--to` calls it."""
+    title: str
+    network_class: type[torch.nn.Module]
+    recognizes: Callable[[Shapes], bool]
+    """Whether these keys, without their prefix, are of this format."""
+    infer: Callable[[Shapes], dict]
+    """The config, from names and shapes alone; raises ConversionError for what the class cannot hold."""
+    table: Callable[[Mapping], Sequence[Rename]]
+    """All modules of a network of this config."""
+    left_out: tuple[LeftOut, ...] = ()
+    refuses: Callable[[torch.nn.Module], str | None] = lambda component: None
+    """Why a component of the class cannot be written in this format; None if it can."""
+    complete: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state_dict: state_dict
+    """Adds what the original code wants to load and our component does not have."""
+    scale: Scale | None = None
+    """Of the latents of every model of this format, if one rule holds for all."""
+    halves: bool = False
+    """Whether the original has encoder and decoder in two files, each without the prefix that the table has."""
+
+    def holds(self, component: torch.nn.Module) -> bool:
+        """Whether `component` is of the class, or the diffusers class that ours derives from."""
+        return isinstance(component, self.network_class) or type(component) is self.network_class.__base__
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What became of every key of a checkpoint; foreign keys stand as the file has them."""
+
+    mapped: dict[str, tuple[str, Change]] = field(default_factory=dict)
+    """Foreign key -> our key, and the change of its tensor."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Foreign key -> the rule that leaves it out."""
+    missing: tuple[str, ...] = ()
+    """Keys that the format has for this network, and the file has not."""
+    unexpected: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
+    """Sentences: a key, its shape, and the expected one."""
+
+    def counts(self) -> dict[str, int]:
+        """Keys mapped, left out by each rule, missing and unexpected."""
+        rules = sorted(set(self.left_out.values()))
+        by_rule = {
+            f"left out: {rule}": sum(each == rule for each in self.left_out.values()) for rule in rules
+        }
+        return {
+            "mapped": len(self.mapped),
+            **by_rule,
+            "missing": len(self.missing),
+            "unexpected": len(self.unexpected),
+        }
+
+    def check(self, name: str) -> None:
+        """Raise ConversionError unless every key has its place."""
+        problems = [f"{some(keys)} {word}" for keys, word in self._problems() if keys]
+        if problems:
+            raise ConversionError(f"{name} does not fit: {'; '.join(problems)}. Nothing was converted.")
+
+    def _problems(self) -> Iterable[tuple[Sequence[str], str]]:
+        yield self.missing, "missing"
+        yield self.unexpected, "unexpected"
+        yield self.misshapen, "of another shape"
+
+
+def some(names: Sequence[str], limit: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def foreign_keys(table: Sequence[Rename], ours: Iterable[str]) -> dict[str, tuple[str, Change]]:
+    """Our keys -> foreign key and change, by a table of modules or single tensors."""
+    rows = {row.ours: row for row in table}
+    found = {}
+    for key in ours:
+        module, _, leaf = key.rpartition(".")
+        if key in rows:
+            found[key] = rows[key].foreign, rows[key].change
+        elif module in rows:
+            found[key] = f"{rows[module].foreign}.{leaf}", rows[module].change
+        else:
+            raise AssertionError(f"the table lacks {key}")
+    return found
+
+
+def match_keys(
+    shapes: Shapes, prefix: str, table: Sequence[Rename], ours: Shapes, left_out: Sequence[LeftOut]
+) -> KeyReport:
+    """Find the place of every foreign key, and every key that is missing.
+
+    Args:
+        shapes: of the whole checkpoint.
+        prefix: of the autoencoder's keys in it; others are the rest of a whole model.
+        table, left_out: of the format, without the prefix.
+        ours: shapes of the network's tensors.
+    """
+    expected = {
+        f"{prefix}{theirs}": (key, change) for key, (theirs, change) in foreign_keys(table, ours).items()
+    }
+    mapped, dropped, unexpected, misshapen = {}, {}, [], []
+    for key, shape in shapes.items():
+        inner = key.removeprefix(prefix)
+        rule = next((each.rule for each in left_out if re.match(each.pattern, inner)), None)
+        if key in expected:
+            our_key, change = expected[key]
+            changed = change.to_ours(torch.empty(shape, device="meta")).shape
+            if changed != ours[our_key]:
+                wanted = tuple(change.to_foreign(torch.empty(ours[our_key], device="meta")).shape)
+                misshapen.append(f"{key} {tuple(shape)} instead of {wanted}")
+            mapped[key] = our_key, change
+        elif rule is not None:
+            dropped[key] = rule
+        elif not key.startswith(prefix):
+            dropped[key] = f"outside {prefix}*, the rest of a whole model"
+        else:
+            unexpected.append(key)
+    missing = tuple(sorted(set(expected) - set(shapes)))
+    return KeyReport(mapped, dropped, missing, tuple(sorted(unexpected)), tuple(misshapen))

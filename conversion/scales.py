@@ -1,0 +1,58 @@
+"""The scale and shift of known models' latents, by rules that the report states; files rarely hold them."""
+
+import re
+from collections.abc import Mapping
+
+from latent_codec.conversion.renaming import Scale, Shapes
+from torch import Tensor
+
+SCALES = {
+    "sd1": (0.18215, None),  # arXiv:2112.10752's code, and every model until SDXL
+    "sdxl": (0.13025, None),
+    "sd3": (1.5305, 0.0609),
+    "flux": (0.3611, 0.1159),
+}
+"""scaling_factor and shift_factor by the name of the model family."""
+_SIGNS = (
+    ("sdxl", r"conditioner\.embedders\.", "SDXL, since there is conditioner.embedders.*"),
+    (
+        "sd3",
+        r"model\.diffusion_model\.joint_blocks\.",
+        "SD3, since there is model.diffusion_model.joint_blocks.*",
+    ),
+    (
+        "flux",
+        r"model\.diffusion_model\.double_blocks\.",
+        "FLUX, since there is model.diffusion_model.double_blocks.*",
+    ),
+    (
+        "sd1",
+        r"cond_stage_model\.(transformer|model)\.",
+        "Stable Diffusion 1 or 2, since there is cond_stage_model.*",
+    ),
+)
+_LATENTS = {"sd1": 4, "sdxl": 4, "sd3": 16, "flux": 16}
+
+
+def named_scale(name: str) -> Scale:
+    return Scale(*SCALES[name], f"of {name}, as asked")
+
+
+def known_scale(
+    shapes: Shapes, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], latent_channels: int | None
+) -> Scale | None:
+    """The scale that a checkpoint states or gives away; None if it does neither.
+
+    Args:
+        shapes, tensors, metadata: of the whole file.
+        latent_channels: of a KL autoencoder, which have to be its family's; None for other kinds.
+    """
+    if "scaling_factor" in metadata:
+        shift = metadata.get("shift_factor")
+        return Scale(float(metadata["scaling_factor"]), shift and float(shift), "the file's metadata")
+    if "scale_factor" in shapes and shapes["scale_factor"].numel() == 1:
+        return Scale(float(tensors["scale_factor"]), None, "the file's scale_factor")
+    for name, sign, rule in _SIGNS:
+        if latent_channels == _LATENTS[name] and any(re.match(sign, key) for key in shapes):
+            return Scale(*SCALES[name], rule)
+    return None

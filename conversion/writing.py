@@ -1,0 +1,114 @@
+"""Converted checkpoints on disk: written, read again and compared before they take their name."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import ModelMixin
+from latent_codec.conversion.checkpoints import open_checkpoint, save_checkpoint
+from latent_codec.conversion.foreign import Foreign, find_format, from_diffusers, read_foreign
+from latent_codec.conversion.renaming import ConversionError
+from torch import Tensor
+
+from latent_codec.files import replacing
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def write_diffusers(
+    foreign: Foreign, folder: str | os.PathLike, *, dtype: torch.dtype | None = None, card: str | None = None
+) -> None:
+    """Write a diffusers folder, complete and equal to the checkpoint, or none.
+
+    Args:
+        dtype: of the weights; None keeps the checkpoint's.
+        card: text of the folder's README.md.
+
+    Raises:
+        ConversionError: if a key has no place, or what was written differs from what was read.
+        OSError: if it cannot be written.
+    """
+    component = foreign.component(dtype)
+    with replacing(folder) as new:
+        component.save_pretrained(new)
+        del component
+        config = json.loads((new / "config.json").read_text())
+        config.pop("_name_or_path", None)
+        (new / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if card is not None:
+            (new / "README.md").write_text(card)
+        written = open_checkpoint(new / WEIGHTS)
+        for key, (ours, _) in foreign.keys.mapped.items():
+            _check_equal(_cast(foreign.tensor(key), dtype), written[ours], key)
+
+
+def write_foreign(
+    component: ModelMixin,
+    name: str,
+    path: str | os.PathLike,
+    *,
+    dtypes: Mapping[str, torch.dtype] | torch.dtype | None = None,
+) -> list[Path]:
+    """Write a component in the format that `--to` calls `name`; give the files.
+
+    A safetensors file says scaling_factor and shift_factor in its metadata, where `read_foreign` finds them; the other
+    kinds have no place for them. A format of two files takes `path` as a folder.
+
+    Args:
+        dtypes: of the weights, one or by our key; None keeps the component's.
+
+    Raises:
+        ConversionError: if the format cannot hold the component, or what was written differs from it.
+        OSError: if it cannot be written.
+    """
+    path = Path(path)
+    state = from_diffusers(_with_dtypes(component, dtypes), name)
+    with replacing(path) as new:
+        if find_format(component, name).halves:
+            new.mkdir()
+            files = [new / f"{name}_{side}.safetensors" for side in ("encoder", "decoder")]
+            for file, side in zip(files, ("encoder", "decoder")):
+                half = {
+                    key.removeprefix(f"{side}."): each for key, each in state.items() if key.startswith(side)
+                }
+                save_checkpoint(half, file, _scale_metadata(component))
+        else:
+            files = [new]
+            save_checkpoint(state, new, _scale_metadata(component))
+        again = read_foreign(files)
+        again.keys.check("what was written")
+        for key, (ours, change) in again.keys.mapped.items():
+            _check_equal(change.to_ours(state[key]), again.tensor(key), ours)
+    return [path / file.name for file in files] if path.is_dir() else [path]
+
+
+def _with_dtypes(component: ModelMixin, dtypes: Mapping[str, torch.dtype] | torch.dtype | None) -> ModelMixin:
+    """The component on the CPU, its floating-point tensors in these dtypes."""
+    state = {}
+    for key, tensor in component.state_dict().items():
+        dtype = dtypes.get(key) if isinstance(dtypes, Mapping) else dtypes
+        state[key] = _cast(tensor, dtype).cpu()
+    with torch.device("meta"):
+        copy = type(component).from_config(component.config)
+    copy.load_state_dict(state, assign=True)
+    return copy
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+def _scale_metadata(component: ModelMixin) -> dict[str, str]:
+    entries = {name: component.config.get(name) for name in ("scaling_factor", "shift_factor")}
+    return {name: repr(float(value)) for name, value in entries.items() if value is not None}
+
+
+def _check_equal(expected: Tensor, written: Tensor, key: str) -> None:
+    if expected.dtype != written.dtype or not torch.equal(
+        expected.contiguous().view(torch.uint8), written.contiguous().view(torch.uint8)
+    ):
+        raise ConversionError(
+            f"{key} came back from the disk different from what was written; nothing was kept."
+        )
