@@ -17,6 +17,7 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
     "LatentCodec": "latent_codec.codec",

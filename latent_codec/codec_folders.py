@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 import diffusers
+import torch
 
 from latent_codec.latent_space import supported_class
+from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 
@@ -43,7 +46,7 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path
         return folder / WEIGHTS
     path = Path(name)
     if path.is_file():
-        return _check_single_file(path)
+        return path
     if path.is_dir():
         return _find_in_folder(path, subfolder) / WEIGHTS
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
@@ -52,12 +55,6 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path
         f"{name} does not exist; give a codec's folder, an id on the hub (owner/name) or a shipped codec "
         f"({', '.join(SHIPPED)})"
     )
-
-
-def _check_single_file(path: Path) -> Path:
-    if not _WEIGHTS_NAME.fullmatch(path.name) or not (path.parent / "config.json").is_file():
-        raise ValueError(f"{path} is a file; a codec is a diffusers folder, of config.json and {WEIGHTS}")
-    return path
 
 
 def _find_in_folder(folder: Path, subfolder: str | None, called: str | None = None) -> Path:
@@ -99,6 +96,32 @@ def _download(repository: str, subfolder: str | None) -> Path:
         ) from error
 
 
+def is_foreign_file(name_or_path: str | os.PathLike) -> bool:
+    """Whether this is one file, and not diffusers' weights beside their config.json."""
+    path = Path(name_or_path)
+    return path.is_file() and not (_WEIGHTS_NAME.fullmatch(path.name) and (path.parent / "config.json").is_file())
+
+
+def load_foreign(path: str | os.PathLike):
+    """The autoencoder in a checkpoint of another layout, in float32.
+
+    Raises:
+        ValueError: if the file is damaged, would run code or holds no known autoencoder, or if a key has no place.
+    """
+    from latent_codec.conversion.foreign import read_foreign
+
+    foreign = read_foreign(path)
+    autoencoder = foreign.component(torch.float32)
+    if foreign.scale is None:
+        autoencoder.register_to_config(scaling_factor=1.0)
+        warnings.warn(
+            f"nothing in {foreign.name} says the scale of its latents, which is taken as 1 here; `latent-codec convert "
+            "--scale ...` writes a codec that says it",
+            stacklevel=3,
+        )
+    return autoencoder
+
+
 def load_autoencoder(weights: Path):
     """Build the class that config.json names and load its weights in float32: every key must fit."""
     if not weights.is_file():
@@ -137,7 +160,7 @@ def load_autoencoder(weights: Path):
 
 def _component_class(class_name: str) -> type:
     """Our own class of that name, or diffusers'."""
-    ours = {each.__name__: each for each in (AutoencoderVQ, HierarchicalVQ)}
+    ours = {each.__name__: each for each in (AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ)}
     name = supported_class(class_name)
     return ours.get(name) or getattr(diffusers, name)
 

@@ -16,6 +16,7 @@ SUPPORTED = (
     "AutoencoderKLHunyuanImage",
     "AutoencoderKLKVAE",
     "AutoencoderTiny",
+    "AutoencoderTinyGN",
     "AutoencoderVQ",
     "HierarchicalVQ",
     "VQModel",
@@ -137,7 +138,7 @@ class LatentSpace:
         """
         config = autoencoder.config
         kind = supported_class(type(autoencoder))
-        if kind == "AutoencoderDC" or kind == "AutoencoderTiny":
+        if kind in ("AutoencoderDC", "AutoencoderTiny", "AutoencoderTinyGN"):
             channels, factor = config.latent_channels, 2 ** (len(config.encoder_block_out_channels) - 1)
         elif kind == "AsymmetricAutoencoderKL":
             channels, factor = config.latent_channels, 2 ** (len(config.down_block_out_channels) - 1)

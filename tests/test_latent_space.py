@@ -27,7 +27,7 @@ def test_no_class_is_both_supported_and_refused():
     assert not set(SUPPORTED) & set(REFUSED)
 
 
-OURS = {"AutoencoderVQ", "HierarchicalVQ"}
+OURS = {"AutoencoderTinyGN", "AutoencoderVQ", "HierarchicalVQ"}
 
 
 def test_every_autoencoder_of_diffusers_is_decided_upon():
