@@ -1,0 +1,464 @@
+"""The audit of hosts against diffusers' own pipelines with small random denoisers, and against the hosts' rules."""
+
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from test_swap_in import (
+    WIDTH,
+    build_codec,
+    build_unet,
+    flux_pipeline,
+    sd3_pipeline,
+    sd_pipeline,
+    sdxl_pipeline,
+)
+
+from latent_codec import AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ, LatentCodec
+from latent_codec.evaluation.host_audit import audit_hosts
+
+SD, SDXL, SD3, FLUX = (
+    "diffusers StableDiffusion (1, 2)",
+    "diffusers StableDiffusionXL",
+    "diffusers StableDiffusion3",
+    "diffusers Flux",
+)
+BUILDERS = {SD: sd_pipeline, SDXL: sdxl_pipeline, SD3: sd3_pipeline, FLUX: flux_pipeline}
+CHANNELS = {SD: 4, SDXL: 4, SD3: 16, FLUX: 16}
+HOSTS = [*BUILDERS, "ComfyUI", "A1111", "InvokeAI"]
+MEAN_AND_STD = {4: ([-1.6, 1.2, 0.1, 0.3], [8.4, 5.4, 6.0, 7.0]), 16: ([0.5] * 16, [2.0] * 16)}
+
+
+def blocks(levels=4):
+    return {
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": (8,) * levels,
+        "norm_num_groups": 4,
+    }
+
+
+def vq(kind, channels, **config):
+    torch.manual_seed(0)
+    autoencoder = kind(**blocks() | config, latent_channels=channels, num_vq_embeddings=32)
+    torch.nn.init.normal_(autoencoder.quantize.embedding.weight)
+    return LatentCodec(autoencoder)
+
+
+def movq():
+    """Kandinsky's, whose norms have 32 groups."""
+    return vq(diffusers.VQModel, 4, norm_type="spatial", block_out_channels=(32,) * 4)
+
+
+def kl(channels, **config):
+    return build_codec(latent_channels=channels, **config)
+
+
+def kl_with_mean_and_std(channels, **config):
+    mean, std = MEAN_AND_STD[channels]
+    return kl(channels, latents_mean=mean, latents_std=std, scaling_factor=0.5, **config)
+
+
+def tiny(kind, channels, **config):
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    return LatentCodec(kind(latent_channels=channels, **widths, **config))
+
+
+def asymmetric(channels):
+    torch.manual_seed(0)
+    config = blocks()
+    widths = config.pop("block_out_channels")
+    return LatentCodec(
+        diffusers.AsymmetricAutoencoderKL(
+            **config, down_block_out_channels=widths, up_block_out_channels=widths, latent_channels=channels
+        )
+    )
+
+
+def deep_compression():
+    widths = {f"{side}_block_out_channels": (8, 8) for side in ("encoder", "decoder")}
+    layers = {f"{side}_layers_per_block": (1, 1) for side in ("encoder", "decoder")}
+    scales = {f"{side}_qkv_multiscales": ((), ()) for side in ("encoder", "decoder")}
+    return LatentCodec(
+        diffusers.AutoencoderDC(latent_channels=4, attention_head_dim=4, **widths, **layers, **scales)
+    )
+
+
+def hunyuan(channels, **config):
+    torch.manual_seed(0)
+    return LatentCodec(
+        diffusers.AutoencoderKLHunyuanImage(
+            in_channels=3,
+            out_channels=3,
+            latent_channels=channels,
+            block_out_channels=(32, 32, 32, 32),
+            layers_per_block=1,
+            spatial_compression_ratio=8,
+            sample_size=32,
+            **config,
+        )
+    )
+
+
+def hierarchical():
+    return LatentCodec(HierarchicalVQ(hidden_channels=8, residual_channels=4, embed_dim=2, codebook_sizes=16))
+
+
+# What each pipeline must say; the test below runs the pipeline itself and compares.
+CODECS = {
+    "KL, 4 channels": (lambda: kl(4), ["as it is", "as it is", "no", "no"]),
+    "KL, 16 channels, no shift": (lambda: kl(16), ["no", "no", "no", "no"]),
+    "KL, 16 channels, shift 0": (lambda: kl(16, shift_factor=0.0), ["no", "no", "as it is", "as it is"]),
+    "KL, 16 channels, shift": (
+        lambda: kl(16, scaling_factor=0.3611, shift_factor=0.1159),
+        ["no", "no", "as it is", "as it is"],
+    ),
+    "KL, 4 channels, shift": (
+        lambda: kl(4, shift_factor=0.7),
+        ["with limits", "with limits", "no", "no"],
+    ),
+    "KL without quant convs": (
+        lambda: kl(4, use_quant_conv=False, use_post_quant_conv=False, force_upcast=False),
+        ["as it is", "as it is", "no", "no"],
+    ),
+    "KL without quant convs, force_upcast": (
+        lambda: kl(4, use_quant_conv=False, use_post_quant_conv=False, force_upcast=True),
+        ["as it is", "with limits", "no", "no"],
+    ),
+    "KL, mean and std of 4": (
+        lambda: kl_with_mean_and_std(4),
+        ["with limits", "as it is", "no", "no"],
+    ),
+    "KL, mean 0 and std 1": (
+        lambda: kl(4, latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
+        ["as it is", "as it is", "no", "no"],
+    ),
+    "KL, mean and std of 16": (
+        lambda: kl_with_mean_and_std(16, shift_factor=0.0),
+        ["no", "no", "with limits", "with limits"],
+    ),
+    "VQModel, 4": (lambda: vq(diffusers.VQModel, 4), ["no", "as it is", "no", "no"]),
+    "VQModel, 16": (lambda: vq(diffusers.VQModel, 16), ["no", "no", "no", "no"]),
+    "MoVQ": (movq, ["no", "no", "no", "no"]),
+    "AutoencoderVQ, 4": (lambda: vq(AutoencoderVQ, 4), ["with limits", "with limits", "no", "no"]),
+    "AutoencoderTiny, 4": (
+        lambda: tiny(diffusers.AutoencoderTiny, 4),
+        ["as it is", "as it is", "no", "no"],
+    ),
+    "AutoencoderTiny, 16": (
+        lambda: tiny(diffusers.AutoencoderTiny, 16),
+        ["no", "no", "as it is", "as it is"],
+    ),
+    "AutoencoderTinyGN, 16": (
+        lambda: tiny(AutoencoderTinyGN, 16, use_midblock_gn=False),
+        ["no", "no", "with limits", "with limits"],
+    ),
+    "AsymmetricAutoencoderKL, 4": (lambda: asymmetric(4), ["as it is", "as it is", "no", "no"]),
+    "AsymmetricAutoencoderKL, 16": (lambda: asymmetric(16), ["no", "no", "no", "no"]),
+    "AutoencoderDC": (deep_compression, ["no", "no", "no", "no"]),
+    "HierarchicalVQ": (hierarchical, ["no", "no", "no", "no"]),
+    "HunyuanImage": (lambda: hunyuan(4), ["no", "no", "no", "no"]),
+    "HunyuanImage, scaled": (
+        lambda: hunyuan(4, scaling_factor=0.5),
+        ["no", "with limits", "no", "no"],
+    ),
+}
+
+
+def verdicts(codec):
+    return {audit.host: audit.verdict for audit in audit_hosts(codec)}
+
+
+def audit(codec, host):
+    return next(each for each in audit_hosts(codec) if each.host == host)
+
+
+def draw(pipeline, output_type="pt"):
+    """The last latents and the picture, 32x32, of one step from fixed prompt embeddings and seed."""
+    pipeline.set_progress_bar_config(disable=True)
+    prompt = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(2))
+    is_first = isinstance(pipeline, diffusers.StableDiffusionPipeline)
+    seen = []
+    images = pipeline(
+        prompt_embeds=prompt,
+        **({} if is_first else {"pooled_prompt_embeds": prompt[:, 0]}),
+        height=32,
+        width=32,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(3),
+        callback_on_step_end=lambda pipeline, step, time, tensors: seen.append(tensors["latents"]) or {},
+        output_type=output_type,
+    ).images
+    return seen[-1], images
+
+
+def outcome(codec, host, channels=None):
+    """ "fails", "right" or "wrong": what the host's pipeline makes of the codec, with a released denoiser's channels."""
+    channels = channels or CHANNELS[host]
+    stand_in = SimpleNamespace(autoencoder=codec.autoencoder, space=SimpleNamespace(channels=channels))
+    try:
+        pipeline = BUILDERS[host](stand_in)
+        latents, images = draw(pipeline)
+    except (AttributeError, TypeError, RuntimeError, ValueError):
+        return "fails"
+    if host == FLUX:
+        latents = pipeline._unpack_latents(latents, 32, 32, pipeline.vae_scale_factor)
+    assert images.shape == (1, 3, 32, 32) and images.std() > 1e-3  # else nothing would be compared
+    decoded = codec.decode(latents, output_type="pt") / 2 + 0.5
+    # The pipeline moves the picture to [0, 1], and its latents through a difference, which both round.
+    return "right" if torch.allclose(decoded, images, rtol=0, atol=1e-5) else "wrong"
+
+
+@pytest.mark.parametrize("host", BUILDERS)
+@pytest.mark.parametrize("name", CODECS)
+def test_verdict_is_what_the_pipeline_itself_does(name, host):
+    build, expected = CODECS[name]
+    codec = build()
+    found = audit(codec, host)
+    assert found.verdict == dict(zip(BUILDERS, expected))[host]
+    seen = outcome(codec, host)
+    if found.verdict == "no":
+        assert seen == ("wrong" if name == "MoVQ" and host == SDXL else "fails")
+    elif any("ignores" in reason for reason in found.reasons):
+        assert seen == "wrong"
+    else:
+        assert seen == "right"
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_every_host_answers_once_and_says_why_not(name):
+    audits = audit_hosts(CODECS[name][0]())
+    assert [each.host for each in audits] == HOSTS
+    for each in audits:
+        assert each.reasons or each.verdict == "as it is"
+        assert each.verdict != "as it is" or all(reason.startswith("mind: ") for reason in each.reasons)
+
+
+# ------------------------------------------------------------------------------------------ reasons and remedies
+
+
+def test_no_is_for_each_reason_that_is_given():
+    reasons = " ".join(audit(kl(16), SDXL).reasons)
+    assert "released denoisers take latents of 4 channels, and these have 16" in reasons
+    assert "shift_factor, which is not set" in " ".join(audit(kl(16), SD3).reasons)
+    assert "VQModel.decode has no generator" in " ".join(audit(vq(diffusers.VQModel, 4), SD).reasons)
+    assert "HierarchicalVQ's config has no such entry" in " ".join(audit(hierarchical(), FLUX).reasons)
+
+
+@pytest.mark.parametrize("host", [SD, SD3, FLUX])
+def test_a_denoiser_of_the_codecs_own_channels_helps(host, monkeypatch):
+    codec = kl(6, shift_factor=0.0)
+    assert f"in_channels={24 if host == FLUX else 6}" in audit(codec, host).remedy
+    if host == SD:
+        monkeypatch.setattr("test_swap_in.build_unet", lambda: build_unet(in_channels=6, out_channels=6))
+    assert outcome(codec, host, channels=6) == "right"
+
+
+def test_no_denoiser_helps_sdxl_with_mean_and_std_of_other_than_4_channels(monkeypatch):
+    codec = kl_with_mean_and_std(16)
+    assert any("for 4 channels whatever the denoiser" in reason for reason in audit(codec, SDXL).reasons)
+    monkeypatch.setattr(
+        "test_swap_in.build_unet", lambda **config: build_unet(in_channels=16, out_channels=16, **config)
+    )
+    assert outcome(codec, SDXL) == "fails"
+    assert outcome(kl(16), SDXL) == "right"
+
+
+@pytest.mark.parametrize("build", [lambda: kl(16), lambda: vq(AutoencoderVQ, 16), lambda: asymmetric(16)])
+def test_writing_a_shift_helps(build):
+    codec = build()
+    remedy = audit(codec, SD3).remedy
+    assert "codec.autoencoder.register_to_config(shift_factor=0.0)" in remedy
+    codec.autoencoder.register_to_config(shift_factor=0.0)
+    assert audit(codec, SD3).verdict != "no"
+    assert outcome(codec, SD3) == "right"
+
+
+def test_opening_a_plain_vq_model_as_ours_helps(tmp_path):
+    plain = vq(diffusers.VQModel, 4, scaling_factor=0.5)
+    assert "latent_codec.AutoencoderVQ.from_pretrained" in audit(plain, SD).remedy
+    plain.autoencoder.save_pretrained(tmp_path)
+    ours = LatentCodec(AutoencoderVQ.from_pretrained(tmp_path))
+    latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours.decode(latents, output_type="pt"), plain.decode(latents, output_type="pt"))
+    assert outcome(ours, SD) == "right"
+
+
+def sdxl_with_half_precision(codec):
+    codec.autoencoder.half()
+    return draw(sdxl_pipeline(codec))[1]
+
+
+def test_force_upcast_without_post_quant_conv_fails_in_sdxl_with_float16_alone():
+    codec = kl(4, use_quant_conv=False, use_post_quant_conv=False, force_upcast=True)
+    assert "force_upcast" in audit(codec, SDXL).reasons[0]
+    with pytest.raises(AttributeError, match="parameters"):
+        sdxl_with_half_precision(codec)
+    assert sdxl_with_half_precision(kl(4, force_upcast=True)).isfinite().all()
+
+
+def test_a_config_without_force_upcast_fails_in_sdxl_with_float16():
+    codec = hunyuan(4, scaling_factor=0.5)
+    assert "reads force_upcast" in audit(codec, SDXL).reasons[0]
+    with pytest.raises(AttributeError, match="force_upcast"):
+        sdxl_with_half_precision(codec)
+
+
+def test_force_upcast_is_only_to_be_minded_where_it_is_not_read():
+    for host in (SD, SD3):
+        found = audit(kl(CHANNELS[host], shift_factor=0.0, force_upcast=True), host)
+        assert found.verdict == "as it is" and "force_upcast" in found.reasons[0]
+        assert not audit(kl(CHANNELS[host], shift_factor=0.0, force_upcast=False), host).reasons
+    assert not audit(kl(4, force_upcast=True), SDXL).reasons
+
+
+def test_ignored_entries_name_the_calibration_that_helps():
+    assert "--normalize" in audit(kl_with_mean_and_std(4), SD).remedy
+    assert "--normalize" in audit(kl(4, shift_factor=0.5), SDXL).remedy
+    bare = {"use_quant_conv": False, "use_post_quant_conv": False, "force_upcast": False}
+    assert "--per-channel" in audit(kl(4, shift_factor=0.5, **bare), SDXL).remedy
+    assert audit(kl(4, shift_factor=0.5, **bare), SD).remedy is None
+    found = audit(kl_with_mean_and_std(16, shift_factor=0.0, **bare), SD3)
+    assert "`latent-codec calibrate DATA --codec CODEC`" in found.remedy
+
+
+def grey(**config):
+    torch.manual_seed(0)
+    return LatentCodec(diffusers.AutoencoderKL(**blocks(), in_channels=1, out_channels=1, **config))
+
+
+def test_pictures_of_one_channel_are_drawn_but_not_encoded():
+    codec = grey()
+    found = audit(codec, SD)
+    assert found.verdict == "with limits" and "1 channels" in found.reasons[0]
+    pipeline = sd_pipeline(codec)
+    assert draw(pipeline, "pil")[1][0].size == (32, 32)
+    image_to_image = diffusers.StableDiffusionImg2ImgPipeline(
+        **pipeline.components, requires_safety_checker=False
+    )
+    with pytest.raises(RuntimeError, match="channels"):
+        image_to_image(
+            image=torch.zeros(1, 3, 32, 32),
+            prompt_embeds=torch.zeros(1, 5, 8),
+            guidance_scale=1.0,
+            num_inference_steps=2,
+        )
+
+
+def test_another_factor_changes_the_size_of_pictures():
+    torch.manual_seed(0)
+    coarse = LatentCodec(diffusers.AutoencoderKL(**blocks(5)))
+    found = audit(coarse, SD)
+    assert found.verdict == "with limits" and "16x16 pixels" in found.reasons[0]
+    pipeline = sd_pipeline(coarse)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        prompt_embeds=torch.zeros(1, 5, 8), height=40, width=40, num_inference_steps=1, guidance_scale=1.0
+    ).images
+    assert images[0].size == (32, 32)  # asked for 40 x 40
+    assert audit(coarse, "InvokeAI").verdict == "with limits"
+
+
+def test_a_custom_class_wants_its_package_imported_first():
+    found = audit(vq(AutoencoderVQ, 4), SD)
+    assert "import latent_codec" in found.reasons[0] and "import latent_codec" in found.remedy
+
+
+# ------------------------------------------------------------------------------------------ user interfaces
+
+
+def stable_diffusion_vae(**config):
+    """The shape of Stable Diffusion's VAE, without memory for its weights."""
+    config = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, **config}
+    levels = len(config["block_out_channels"])
+    types = {
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+    with torch.device("meta"):
+        return LatentCodec(diffusers.AutoencoderKL(**types | config))
+
+
+SD3_VAE = {
+    "latent_channels": 16,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+}
+FLUX_VAE = SD3_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159}
+
+
+@pytest.mark.parametrize(
+    ("config", "comfyui", "a1111", "invokeai"),
+    [
+        ({}, "as it is", "no", "as it is"),
+        ({"scaling_factor": 0.13025, "sample_size": 1024}, "as it is", "no", "as it is"),
+        (SD3_VAE, "as it is", "no", "with limits"),
+        (FLUX_VAE, "as it is", "no", "with limits"),
+        ({"scaling_factor": 0.9}, "with limits", "no", "as it is"),
+        ({"shift_factor": 0.3}, "with limits", "no", "with limits"),
+        (FLUX_VAE | {"scaling_factor": 1.0}, "with limits", "no", "no"),
+        ({"latent_channels": 8}, "with limits", "no", "no"),
+        ({"norm_num_groups": 16}, "no", "no", "as it is"),
+        ({"layers_per_block": 1}, "no", "no", "as it is"),
+        ({"mid_block_add_attention": False}, "no", "no", "with limits"),
+        ({"use_quant_conv": False}, "no", "no", "as it is"),
+        ({"use_quant_conv": False, "use_post_quant_conv": False}, "as it is", "no", "with limits"),
+        ({"block_out_channels": (64, 128, 256, 256)}, "no", "no", "as it is"),
+        ({"block_out_channels": (128, 256, 512)}, "no", "no", "with limits"),
+        ({"in_channels": 1, "out_channels": 1}, "no", "no", "with limits"),
+        ({"act_fn": "relu"}, "no", "no", "as it is"),
+    ],
+)
+def test_user_interfaces(config, comfyui, a1111, invokeai):
+    found = verdicts(stable_diffusion_vae(**config))
+    assert [found[host] for host in HOSTS[4:]] == [comfyui, a1111, invokeai]
+
+
+def test_attention_levels_are_no_network_of_theirs():
+    codec = stable_diffusion_vae(down_block_types=["DownEncoderBlock2D"] * 3 + ["AttnDownEncoderBlock2D"])
+    for host in ("ComfyUI", "A1111"):
+        assert "down_block_types" in audit(codec, host).reasons[0]
+        assert audit(codec, host).remedy is None
+
+
+def test_exports_that_help():
+    to_ldm = "latent-codec convert CODEC out.safetensors --to ldm"
+    assert to_ldm in audit(stable_diffusion_vae(), "A1111").remedy
+    assert to_ldm in audit(stable_diffusion_vae(**SD3_VAE), "A1111").remedy
+    assert to_ldm in audit(stable_diffusion_vae(block_out_channels=(128, 256, 512)), "ComfyUI").remedy
+    assert to_ldm in audit(stable_diffusion_vae(**FLUX_VAE), "InvokeAI").remedy
+    # No export changes the network.
+    assert to_ldm not in (audit(stable_diffusion_vae(layers_per_block=1), "A1111").remedy or "")
+    assert audit(stable_diffusion_vae(**SD3_VAE), "InvokeAI").remedy is None
+
+
+def test_a1111_has_no_flux_and_knows_quant_convs_by_channels():
+    flux = audit(stable_diffusion_vae(**FLUX_VAE), "A1111")
+    assert any("SD3: 1.5305" in reason for reason in flux.reasons)
+    quantless = audit(stable_diffusion_vae(use_quant_conv=False, use_post_quant_conv=False), "A1111")
+    assert any("both quant convolutions" in reason for reason in quantless.reasons)
+    assert quantless.remedy is None
+
+
+def test_tiny_autoencoders_in_user_interfaces():
+    taesd = LatentCodec(diffusers.AutoencoderTiny())
+    assert [verdicts(taesd)[host] for host in HOSTS[4:]] == ["no", "no", "as it is"]
+    assert "--to taesd" in audit(taesd, "ComfyUI").remedy
+    assert audit(tiny(diffusers.AutoencoderTiny, 4), "ComfyUI").remedy is None
+    scaled = LatentCodec(diffusers.AutoencoderTiny(scaling_factor=0.5))
+    assert audit(scaled, "ComfyUI").remedy is None
+
+
+def test_audit_is_plain_data():
+    found = audit(kl(4), SD3).to_dict()
+    assert found == {
+        "host": SD3,
+        "verdict": "no",
+        "reasons": list(audit(kl(4), SD3).reasons),
+        "remedy": audit(kl(4), SD3).remedy,
+    }
