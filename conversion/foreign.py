@@ -112,8 +112,9 @@ def recognize(
     try:
         network = Network(format.network_class, format.infer(inner))
         ours = {key: tensor.shape for key, tensor in network.on_meta().state_dict().items()}
-    except ConversionError as error:
-        raise ConversionError(f"{name} is a {format.title}, but {error}") from error
+    except (ValueError, IndexError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        reason = str(error) if isinstance(error, ConversionError) else f"its shapes make no network: {error}"
+        raise ConversionError(f"{name} is a {format.title}, but {reason}") from error
     report = match_keys(shapes, prefix, format.table(network.config), ours, format.left_out)
     kl_channels = network.config["latent_channels"] if format.network_class is AutoencoderKL else None
     scale = known_scale(shapes, tensors, metadata or {}, kl_channels) or format.scale

@@ -57,7 +57,7 @@ def infer_codebook(shapes: Shapes, linear_codebook: str) -> dict:
 
 
 def table(config: Mapping) -> list[Rename]:
-    if config["assignment"] == "linear":
+    if config.get("assignment") == "linear":
         quantize = [
             Rename("quantize.embed", "quantize.embedding"),
             Rename("quantize.proj", "quantize.proj"),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from latent_codec.files import replacing
 
+Dtypes = Mapping[str, torch.dtype] | torch.dtype | None
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -30,18 +31,26 @@ def write_diffusers(
         ConversionError: if a key has no place, or what was written differs from what was read.
         OSError: if it cannot be written.
     """
-    component = foreign.component(dtype)
     with replacing(folder) as new:
-        component.save_pretrained(new)
-        del component
-        config = json.loads((new / "config.json").read_text())
-        config.pop("_name_or_path", None)
-        (new / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        if card is not None:
-            (new / "README.md").write_text(card)
+        _save(foreign.component(dtype), new, card)
         written = open_checkpoint(new / WEIGHTS)
         for key, (ours, _) in foreign.keys.mapped.items():
             _check_equal(_cast(foreign.tensor(key), dtype), written[ours], key)
+
+
+def write_component(component: ModelMixin, folder: str | os.PathLike, *, dtypes: Dtypes = None) -> None:
+    """Write a component's diffusers folder in the given precision, compared with it once written.
+
+    Raises:
+        ConversionError: if what was written differs.
+        OSError: if it cannot be written.
+    """
+    component = _with_dtypes(component, dtypes)
+    with replacing(folder) as new:
+        _save(component, new, None)
+        written = open_checkpoint(new / WEIGHTS)
+        for key, tensor in component.state_dict().items():
+            _check_equal(tensor, written[key], key)
 
 
 def write_foreign(
@@ -49,7 +58,7 @@ def write_foreign(
     name: str,
     path: str | os.PathLike,
     *,
-    dtypes: Mapping[str, torch.dtype] | torch.dtype | None = None,
+    dtypes: Dtypes = None,
 ) -> list[Path]:
     """Write a component in the format that `--to` calls `name`; give the files.
 
@@ -76,7 +85,8 @@ def write_foreign(
                 save_checkpoint(half, file, _scale_metadata(component))
         else:
             files = [new]
-            save_checkpoint(state, new, _scale_metadata(component))
+            metadata = _scale_metadata(component) if new.suffix == ".safetensors" else None
+            save_checkpoint(state, new, metadata)
         again = read_foreign(files)
         again.keys.check("what was written")
         for key, (ours, change) in again.keys.mapped.items():
@@ -84,7 +94,17 @@ def write_foreign(
     return [path / file.name for file in files] if path.is_dir() else [path]
 
 
-def _with_dtypes(component: ModelMixin, dtypes: Mapping[str, torch.dtype] | torch.dtype | None) -> ModelMixin:
+def _save(component: ModelMixin, folder: Path, card: str | None) -> None:
+    """diffusers' own saving, less what config.json says of this machine."""
+    component.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if card is not None:
+        (folder / "README.md").write_text(card)
+
+
+def _with_dtypes(component: ModelMixin, dtypes: Dtypes) -> ModelMixin:
     """The component on the CPU, its floating-point tensors in these dtypes."""
     state = {}
     for key, tensor in component.state_dict().items():

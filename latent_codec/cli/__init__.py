@@ -11,6 +11,7 @@ VERBS = {
     "encode": "pictures -> latent files",
     "decode": "latent files -> pictures",
     "info": "what a codec, a checkpoint or a latent file is",
+    "convert": "foreign checkpoints -> diffusers components, and back, with every key accounted for",
     "evaluate": "measure a codec on pictures, or the likelihood of pictures under a prior",
     "train": "train or fine-tune a codec from a preset",
     "calibrate": "measure scale, shift and half-precision safety on data, and write them into the codec",

@@ -1,0 +1,239 @@
+"""Turn foreign checkpoints into diffusers components, and components into foreign checkpoints.
+
+  latent-codec convert vae.ckpt runs/mine --scale sd1            a latent-diffusion VAE -> a diffusers folder
+  latent-codec convert sd-v1-5.safetensors runs/vae              the VAE inside a whole Stable Diffusion file
+  latent-codec convert vqgan.ckpt runs/vqgan --config model.yaml a VQGAN, its yaml held against the weights
+  latent-codec convert taesd_encoder.pth taesd_decoder.pth runs/taesd
+  latent-codec convert runs/mine mine.safetensors --to ldm       a component -> latent-diffusion's names
+  latent-codec convert default-vq taming.ckpt --to taming
+
+The format is recognised by the keys and the shapes of the tensors, and so is the config; nothing is
+fetched. Every key is mapped, left out by a rule that is named, missing, or unexpected: one of the
+last two is an error, and nothing is written. What was written is read again and compared.
+
+Files are safetensors, or pickles of tensors; a pickle that would run code is refused.
+
+The scale of the latents is rarely in the file. It is known for whole Stable Diffusion, SDXL, SD3 and
+FLUX models, for files with a scale_factor and those written here, and is 1 for VQ and tiny
+autoencoders. Else say it (--scale, --scaling-factor), or let it be measured (--calibrate).
+"""
+
+import argparse
+from pathlib import Path
+
+from latent_codec.cli.arguments import add_json_argument
+
+FOREIGN = ("ldm", "taming", "taesd", "vq-vae-2")
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a checkpoint file, the two files of a tiny autoencoder, or a codec (folder, shipped name, hub id)",
+    )
+    parser.add_argument(
+        "destination", type=Path, metavar="DESTINATION", help="a folder, or a file with --to ldm ..."
+    )
+    parser.add_argument(
+        "--to",
+        choices=("diffusers", *FOREIGN),
+        default="diffusers",
+        help="the format to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the written weights (default: as they are)",
+    )
+    parser.add_argument("--config", type=Path, metavar="YAML", help="the original's yaml, which has to agree")
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument(
+        "--scale", choices=("sd1", "sdxl", "sd3", "flux"), help="of the latents: this family's"
+    )
+    scale.add_argument("--scaling-factor", type=float, metavar="X", help="of the latents")
+    scale.add_argument(
+        "--calibrate", metavar="DATA", help="measure the scale of the latents on these pictures"
+    )
+    parser.add_argument(
+        "--shift-factor", type=float, metavar="X", help="of the latents, beside --scaling-factor"
+    )
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    import json
+
+    _check(args)
+    codec = _open_codec(args)
+    facts = _convert_codec(args, codec) if codec is not None else _convert_files(args)
+    if args.json:
+        print(json.dumps(facts))
+        return
+    _print(facts)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise ValueError for flags that do not fit together and for destinations that cannot be written."""
+    from latent_codec.codec_folders import check_folder_to_save
+
+    if args.shift_factor is not None and args.scaling_factor is None:
+        raise ValueError("--shift-factor stands beside --scaling-factor; give both")
+    if args.to == "diffusers":
+        check_folder_to_save(args.destination)
+        return
+    if args.destination.exists():
+        raise ValueError(f"{args.destination} exists; name a new file")
+    if args.to == "taesd":
+        if args.destination.suffix in SUFFIXES:
+            raise ValueError(
+                f"{args.destination} is a file's name; taesd has two files: name a folder for them"
+            )
+    elif args.destination.suffix not in SUFFIXES:
+        raise ValueError(f"{args.destination} has none of the suffixes {', '.join(SUFFIXES)}")
+
+
+def _open_codec(args: argparse.Namespace):
+    """The codec that a folder, a shipped name or a hub id stands for; None for foreign files."""
+    from latent_codec import LatentCodec
+
+    files = [Path(source).is_file() for source in args.sources]
+    if all(files):
+        return None
+    if len(files) > 1:
+        folder = args.sources[files.index(False)]
+        raise ValueError(f"{folder} is no file; several sources are the two files of a tiny autoencoder")
+    return LatentCodec.from_pretrained(args.sources[0])
+
+
+def _convert_files(args: argparse.Namespace) -> dict:
+    """Foreign files -> a diffusers folder, or another foreign format by way of the component."""
+    from dataclasses import replace
+
+    from latent_codec.conversion.foreign import read_foreign
+    from latent_codec.conversion.ldm_config import check_config, read_config, scale_of
+    from latent_codec.conversion.writing import write_diffusers, write_foreign
+
+    foreign = read_foreign(args.sources)
+    foreign.keys.check(foreign.name)
+    config_scale = None
+    if args.config is not None:
+        given = read_config(args.config)
+        check_config(given, foreign.network.config)
+        config_scale = scale_of(given)
+    scale = _asked_scale(args) or config_scale or foreign.scale
+    if scale is None and args.calibrate is None:
+        raise ValueError(
+            f"nothing in {foreign.name} says the scale of its latents; give --scale sd1, sdxl, sd3 or flux, or "
+            "--scaling-factor X (1 leaves them as they are), or --calibrate PICTURES to measure it"
+        )
+    foreign = replace(foreign, scale=scale)
+    if args.to == "diffusers":
+        write_diffusers(foreign, args.destination, dtype=_dtype(args), card=_card(foreign))
+        written = [args.destination]
+        if args.calibrate is not None:
+            scale = _calibrate(args.destination, args.calibrate)
+    else:
+        if args.calibrate is not None:
+            raise ValueError("--calibrate measures a diffusers folder; convert to one first")
+        written = write_foreign(foreign.component(), args.to, args.destination, dtypes=_dtype(args))
+    return _facts(foreign.format.title, foreign.keys.counts(), scale, written)
+
+
+def _convert_codec(args: argparse.Namespace, codec) -> dict:
+    """A codec -> a foreign file, or a diffusers folder of another precision."""
+    import torch
+
+    from latent_codec.codec_folders import find_weights
+    from latent_codec.conversion.checkpoints import open_checkpoint
+    from latent_codec.conversion.renaming import Scale
+    from latent_codec.conversion.writing import write_component, write_foreign
+
+    if args.config is not None or args.calibrate is not None:
+        raise ValueError(
+            "--config and --calibrate are for checkpoint files; a codec has its own config (see calibrate)"
+        )
+    asked = _asked_scale(args)
+    if asked is not None:
+        scale = {"scaling_factor": asked.scaling_factor, "shift_factor": asked.shift_factor}
+        codec.autoencoder.register_to_config(
+            **{key: value for key, value in scale.items() if key in codec.autoencoder.config}
+        )
+    stored = open_checkpoint(find_weights(args.sources[0], None)).dtypes
+    dtypes: dict[str, torch.dtype] | torch.dtype = _dtype(args) or stored
+    if args.to == "diffusers":
+        write_component(codec.autoencoder, args.destination, dtypes=dtypes)
+        written = [args.destination]
+    else:
+        written = write_foreign(codec.autoencoder, args.to, args.destination, dtypes=dtypes)
+    config = codec.autoencoder.config
+    own = Scale(config.get("scaling_factor", 1.0), config.get("shift_factor"), "the codec's own config")
+    counts = {"mapped": len(codec.autoencoder.state_dict())}
+    return _facts(f"diffusers {type(codec.autoencoder).__name__}", counts, asked or own, written)
+
+
+def _asked_scale(args: argparse.Namespace):
+    from latent_codec.conversion.renaming import Scale
+    from latent_codec.conversion.scales import named_scale
+
+    if args.scale is not None:
+        return named_scale(args.scale)
+    if args.scaling_factor is not None:
+        return Scale(args.scaling_factor, args.shift_factor, "as asked")
+    return None
+
+
+def _calibrate(folder: Path, data: str):
+    """Measure scale and shift on pictures and write them into the folder."""
+    from latent_codec import LatentCodec
+    from latent_codec.conversion.renaming import Scale
+    from latent_codec.evaluation.calibration import calibrate, measure
+    from latent_codec.picture_sources import open_source
+
+    codec = LatentCodec.from_pretrained(folder)
+    calibrate(codec, measure(codec, open_source(data)), "scale")
+    codec.save_pretrained(folder)
+    return Scale(codec.space.scaling_factor, codec.space.shift_factor, f"measured on {data}")
+
+
+def _dtype(args: argparse.Namespace):
+    import torch
+
+    return args.dtype and getattr(torch, args.dtype)
+
+
+def _card(foreign) -> str:
+    """The model card of a converted checkpoint."""
+    counts = "\n".join(f"- {name}: {count}" for name, count in foreign.keys.counts().items())
+    scale = "measured after conversion" if foreign.scale is None else foreign.scale.rule
+    return (
+        f"# {foreign.network.network_class.__name__} from {foreign.name}\n\n"
+        f"Converted from the {foreign.format.title} `{foreign.name}` by latent-codec.\n\n"
+        f"Keys:\n\n{counts}\n\nScale of the latents: {scale}.\n\n"
+        "The weights' licence is that of the source.\n"
+    )
+
+
+def _facts(title: str, counts: dict[str, int], scale, written: list[Path]) -> dict:
+    return {
+        "source": title,
+        "keys": counts,
+        "scaling_factor": scale.scaling_factor,
+        "shift_factor": scale.shift_factor,
+        "scale_known_by": scale.rule,
+        "written": [str(path) for path in written],
+    }
+
+
+def _print(facts: dict) -> None:
+    import sys
+
+    print(f"{facts['source']}", file=sys.stderr)
+    for name, count in facts["keys"].items():
+        print(f"{count:6,} keys {name}", file=sys.stderr)
+    shift = "" if facts["shift_factor"] is None else f", shift_factor {facts['shift_factor']:g}"
+    print(f"scaling_factor {facts['scaling_factor']:g}{shift}: {facts['scale_known_by']}", file=sys.stderr)
+    for path in facts["written"]:
+        print(path)
