@@ -16,6 +16,7 @@ from test_swap_in import (
 )
 
 from latent_codec import AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ, LatentCodec
+from latent_codec.cli import main
 from latent_codec.evaluation.host_audit import audit_hosts
 
 SD, SDXL, SD3, FLUX = (
@@ -267,11 +268,24 @@ def test_no_denoiser_helps_sdxl_with_mean_and_std_of_other_than_4_channels(monke
     assert outcome(kl(16), SDXL) == "right"
 
 
-@pytest.mark.parametrize("build", [lambda: kl(16), lambda: vq(AutoencoderVQ, 16), lambda: asymmetric(16)])
-def test_writing_a_shift_helps(build):
+def test_writing_a_shift_helps_kl(tmp_path):
+    codec = kl(16, scaling_factor=0.3)
+    codec.save_pretrained(tmp_path / "codec")
+    (command,) = (
+        each for each in audit(codec, SD3).remedy.split("`") if each.startswith("latent-codec convert")
+    )
+    where = {"CODEC": str(tmp_path / "codec"), "FOLDER": str(tmp_path / "shifted")}
+    assert main([where.get(word, word) for word in command.split()[1:]]) == 0
+    shifted = LatentCodec.from_pretrained(tmp_path / "shifted")
+    assert shifted.space == codec.space
+    assert audit(shifted, SD3).verdict == "as it is"
+    assert outcome(shifted, SD3) == "right"
+
+
+@pytest.mark.parametrize("build", [lambda: vq(AutoencoderVQ, 16), lambda: asymmetric(16)])
+def test_registering_a_shift_helps_classes_without_the_entry(build):
     codec = build()
-    remedy = audit(codec, SD3).remedy
-    assert "codec.autoencoder.register_to_config(shift_factor=0.0)" in remedy
+    assert "codec.autoencoder.register_to_config(shift_factor=0.0)" in audit(codec, SD3).remedy
     codec.autoencoder.register_to_config(shift_factor=0.0)
     assert audit(codec, SD3).verdict != "no"
     assert outcome(codec, SD3) == "right"
@@ -435,6 +449,11 @@ def test_exports_that_help():
     # No export changes the network.
     assert to_ldm not in (audit(stable_diffusion_vae(layers_per_block=1), "A1111").remedy or "")
     assert audit(stable_diffusion_vae(**SD3_VAE), "InvokeAI").remedy is None
+    # The hosts whose scale is fixed.
+    assert (
+        "latent-codec convert CODEC FOLDER --scale sdxl"
+        in audit(stable_diffusion_vae(scaling_factor=0.9), "ComfyUI").remedy
+    )
 
 
 def test_a1111_has_no_flux_and_knows_quant_convs_by_channels():

@@ -1,26 +1,60 @@
 """Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint file or a latent file.
 
-latent-codec info                           the shipped codec
-latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
-latent-codec info runs/joined               a pipeline over priors, and what is in it
-latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures and labels
+  latent-codec info                           the shipped codec
+  latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
+  latent-codec info runs/joined               a pipeline over priors, and what is in it
+  latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures and labels
+
+Of a codec it also answers two questions:
+
+  latent-codec info runs/mine --audit
+      Where does it load and work as it is: in diffusers' pipelines (Stable Diffusion 1 and 2, SDXL, SD3,
+      FLUX), ComfyUI, A1111 and InvokeAI? If not: why, and which export or setting helps.
+
+  latent-codec info runs/mine --against stabilityai/sd-vae-ft-mse --pictures photos/
+      Does a denoiser trained on the other codec's latents still fit? Weights tensor by tensor, how far the
+      latents drift on the pictures, and what each decoder makes of the other's latents. Without --pictures
+      it looks at the sample photograph that comes with matplotlib; pictures of your own tell more.
 """
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_json_argument, by
+from latent_codec.cli.arguments import add_json_argument, by, device_of, with_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "thing", nargs="?", default="default", metavar="THING", help="a codec, prior, pipeline or file"
     )
+    question = parser.add_mutually_exclusive_group()
+    question.add_argument("--audit", action="store_true", help="where this codec loads, and why not")
+    question.add_argument(
+        "--against", metavar="REFERENCE", help="whether a denoiser of that codec fits this one"
+    )
+    parser.add_argument("--pictures", metavar="DATA", help="for --against: a folder, tars, hf:owner/name")
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=8,
+        metavar="N",
+        help="of the pictures, spread evenly (default: %(default)s)",
+    )
+    parser.add_argument("--device", help="for --against: cpu, cuda ... (default: a GPU if there is one)")
     add_json_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.pictures is not None and args.against is None:
+        raise ValueError("--pictures are for --against REFERENCE; name the codec to compare with")
+    if args.audit:
+        _audit_hosts(args)
+        return
+    if args.against is not None:
+        _audit_drop_in(args)
+        return
     facts = describe(args.thing)
     if args.json:
         print(json.dumps(facts))
@@ -187,6 +221,104 @@ def _describe_checkpoint(path: Path) -> dict:
         "dtypes": dtypes,
         "prefixes": sorted({key.partition(".")[0] for key in keys}),
     }
+
+
+def _audit_hosts(args: argparse.Namespace) -> None:
+    from latent_codec import LatentCodec
+    from latent_codec.evaluation.host_audit import audit_hosts
+
+    codec = LatentCodec.from_pretrained(args.thing)
+    audits = audit_hosts(codec)
+    if args.json:
+        hosts = [audit.to_dict() for audit in audits]
+        print(json.dumps({"codec": codec.name, "fingerprint": codec.fingerprint, "hosts": hosts}))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for heading in ("host", "verdict"):
+        table.add_column(heading)
+    for audit in audits:
+        table.add_row(audit.host, audit.verdict)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{codec.name}, {type(codec.autoencoder).__name__}")
+    console.print(table)
+    for audit in audits:
+        if audit.reasons:
+            console.print(f"{audit.host}: {audit.verdict}")
+        for reason in audit.reasons:
+            console.print(f"  - {reason}")
+        if audit.remedy:
+            console.print(f"  what helps: {audit.remedy}")
+
+
+def _audit_drop_in(args: argparse.Namespace) -> None:
+    from latent_codec import LatentCodec
+    from latent_codec.evaluation.drop_in_audit import audit_drop_in
+
+    device = device_of(args)
+    codec, reference = (
+        LatentCodec.from_pretrained(each, device=device) for each in (args.thing, args.against)
+    )
+    audit = audit_drop_in(codec, reference, _pictures(args, codec.channels))
+    if args.json:
+        print(json.dumps(audit.to_dict() | {"pictures": args.pictures}, allow_nan=False))
+        return
+    where = f"{audit.num_pictures} pictures of {args.pictures}" if args.pictures else "the sample photograph"
+    _print_drop_in(audit, where)
+
+
+def _pictures(args: argparse.Namespace, channels: int) -> Iterator:
+    """Images in [-1, 1], cut to at most 512 px a side."""
+    from latent_codec.cli.roundtrip import SAMPLE_SIZE, _sample_photograph
+    from latent_codec.evaluation.reconstruction import read_image, spread
+    from latent_codec.picture_sources import open_source
+    from latent_codec.pictures import center_crop
+
+    source = open_source(_sample_photograph() if args.pictures is None else args.pictures)
+    for index in with_progress(spread(len(source), args.num), "comparing"):
+        image = read_image(source, index, channels)
+        yield center_crop(image, tuple(min(side, SAMPLE_SIZE) for side in image.shape[1:]))
+
+
+def _print_drop_in(audit, where: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{audit.codec} against {audit.reference}: {audit.verdict}.")
+    for side in ("encoder", "decoder"):
+        weights = getattr(audit, side)
+        names = [*weights.differing, *weights.missing]
+        console.print(
+            f"{side}: {weights.num_equal} of {weights.num_tensors} tensors equal to the bit"
+            + (f"; not {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "")
+        )
+    for difference in audit.config_differences:
+        console.print(f"config: {difference}")
+    for key, value in audit.space.to_config().items():
+        other = audit.reference_space.to_config()[key]
+        if value != other:
+            console.print(f"{key}: {_for_people(value)} against {_for_people(other)}")
+
+    latents = Table(box=box.SIMPLE)
+    for heading in ("latent channel", "mean", "theirs", "difference", "std", "theirs", "correlation"):
+        latents.add_column(heading, justify="right")
+    for channel, each in enumerate(audit.channels):
+        figures = each.mean, each.reference_mean, each.mean_difference, each.std, each.reference_std
+        correlation = "-" if each.correlation is None else f"{each.correlation:.4f}"
+        latents.add_row(str(channel), *(f"{figure:.4f}" for figure in figures), correlation)
+    console.print(latents)
+    psnr = Table(box=box.SIMPLE)
+    for heading in ("PSNR, dB", "its decoder", "their decoder"):
+        psnr.add_column(heading, justify="right")
+    psnr.add_row("its latents", f"{audit.psnr:.2f}", f"{audit.psnr_by_reference:.2f}")
+    psnr.add_row("their latents", f"{audit.psnr_of_reference_by_codec:.2f}", f"{audit.psnr_of_reference:.2f}")
+    console.print(psnr)
+    console.print(f"Latents drift by {audit.drift:.3g} of their spread, on {where}.")
 
 
 def _for_people(value) -> str:

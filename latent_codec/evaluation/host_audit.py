@@ -180,7 +180,13 @@ def _failures(codec: LatentCodec, pipeline: _Pipeline) -> Iterator[_Finding]:
             "open the folder with latent_codec.AutoencoderVQ.from_pretrained" if kind == "VQModel" else None,
         )
     if pipeline.reads_shift and config.get("shift_factor") is None:
-        yield _no("it adds shift_factor, which is not set", _register(shift_factor="0.0"))
+        has_place = "shift_factor" in config
+        convert = (
+            f"`latent-codec convert CODEC FOLDER --scaling-factor {space.scaling_factor} --shift-factor 0`"
+        )
+        yield _no(
+            "it adds shift_factor, which is not set", convert if has_place else _register(shift_factor="0.0")
+        )
     if channels != pipeline.denoiser_channels:
         yield _no(
             f"its released denoisers take latents of {pipeline.denoiser_channels} channels, and these have {channels}",
@@ -294,7 +300,8 @@ def _in_comfyui(codec: LatentCodec) -> Iterator[_Finding]:
         yield _no("diffusers' keys of three levels are renamed as if there were four", TO_LDM)
     elif not problems:
         yield _mind("what it takes is the weight file, diffusion_pytorch_model.safetensors, under models/vae")
-    yield from _family_limits(codec)
+    if not problems:
+        yield from _family_limits(codec)
 
 
 def _tiny_in_comfyui(codec: LatentCodec) -> Iterator[_Finding]:
@@ -335,7 +342,7 @@ def _in_a1111(codec: LatentCodec) -> Iterator[_Finding]:
         "it loads latent-diffusion's keys, strictly, and these are diffusers'",
         None if problems else TO_LDM,
     )
-    if wanted:
+    if not problems:
         yield from _scale_limits(codec, ("sd1", "sdxl") if codec.space.channels == 4 else ("sd3",))
 
 
@@ -417,7 +424,8 @@ def _scale_limits(codec: LatentCodec, families: tuple[str, ...]) -> Iterator[_Fi
         yield _limit(
             f"it scales latents by its denoiser's own figures ({_spelled(*families)}) and reads no config: with these, "
             "the denoiser sees other latents than this codec's",
-            f"set one of these scales before a denoiser is trained ({_spelled(*families)})",
+            " or ".join(f"`latent-codec convert CODEC FOLDER --scale {name}`" for name in families)
+            + f"; {CHANGES_LATENTS}",
         )
 
 

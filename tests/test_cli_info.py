@@ -1,0 +1,158 @@
+"""The verb `info` with --audit and --against: what it prints, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from latent_codec import LatentCodec
+from latent_codec.cli import main
+from latent_codec.evaluation.host_audit import audit_hosts
+
+
+def build(seed=0, **config):
+    torch.manual_seed(seed)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        mid_block_add_attention=False,
+        **config,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with codecs `mine`, `tuned` (another decoder), `other` and `wide`, and pictures in `photos`."""
+    folder = tmp_path_factory.mktemp("place")
+    mine = build()
+    LatentCodec(mine).save_pretrained(folder / "mine")
+    with torch.no_grad():
+        mine.decoder.conv_out.bias += 0.1
+    LatentCodec(mine).save_pretrained(folder / "tuned")
+    LatentCodec(build(1, scaling_factor=0.5)).save_pretrained(folder / "other")
+    LatentCodec(build(latent_channels=8)).save_pretrained(folder / "wide")
+    (folder / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((24, 18), Image.Resampling.BICUBIC).save(folder / f"photos/{i}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def answer(capsys, *argv):
+    capsys.readouterr()
+    assert main(["info", *argv, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+def printed(capsys, *argv):
+    capsys.readouterr()
+    assert main(["info", *argv]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def refused(capsys, *argv):
+    capsys.readouterr()
+    assert main(["info", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("latent-codec info: ") and err.count("\n") == 1
+    return err
+
+
+def test_audit(capsys):
+    codec = LatentCodec.from_pretrained("mine")
+    audits = audit_hosts(codec)
+    found = answer(capsys, "mine", "--audit")
+    assert found == {
+        "codec": "mine",
+        "fingerprint": codec.fingerprint,
+        "hosts": [each.to_dict() for each in audits],
+    }
+    out = printed(capsys, "mine", "--audit")
+    lines = out.splitlines()
+    for each in audits:
+        assert each.host in out
+        for reason in each.reasons:
+            assert f"  - {reason}" in lines  # whole, so that it can be searched for and commands copied
+        if each.remedy:
+            assert f"  what helps: {each.remedy}" in lines
+
+
+def test_audit_of_the_shipped_codecs(capsys):
+    verdicts = {each["host"]: each["verdict"] for each in answer(capsys, "--audit")["hosts"]}
+    assert (
+        verdicts["diffusers StableDiffusion (1, 2)"] == verdicts["diffusers StableDiffusionXL"] == "as it is"
+    )
+    assert verdicts["ComfyUI"] == verdicts["A1111"] == "no"
+    assert len(answer(capsys, "default-vq", "--audit")["hosts"]) == 7
+
+
+def test_against_with_pictures(capsys):
+    found = answer(capsys, "tuned", "--against", "mine", "--pictures", "photos")
+    assert (found["codec"], found["reference"], found["fit"]) == ("tuned", "mine", "same")
+    assert (found["num_pictures"], found["drift"], found["pictures"]) == (3, 0.0, "photos")
+    assert found["decoder"]["differing"] == ["decoder.conv_out.bias"]
+    assert len(found["channels"]) == 4
+    assert (
+        answer(capsys, "tuned", "--against", "mine", "--pictures", "photos", "--num", "2")["num_pictures"]
+        == 2
+    )
+
+    out = printed(capsys, "other", "--against", "mine", "--pictures", "photos")
+    assert out.startswith("other against mine: another latent space: ")
+    assert "scaling_factor: 0.5 against 0.18215" in out
+    assert "on 3 pictures of photos." in out
+    for word in ("encoder: ", "decoder: ", "correlation", "PSNR", "their latents"):
+        assert word in out
+
+
+def test_against_looks_at_the_sample_photograph(capsys):
+    assert "on the sample photograph." in printed(capsys, "tuned", "--against", "mine")
+
+
+def test_against_itself(capsys):
+    found = answer(capsys, "mine", "--against", "mine", "--pictures", "photos")
+    assert found["fit"] == "same" and found["psnr"] == found["psnr_by_reference"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("mine", "--against", "wide"), "no denoiser takes both: latents of mine have 4 channels"),
+        (("mine", "--against", "nowhere"), "nowhere does not exist"),
+        (("nowhere", "--audit"), "nowhere does not exist"),
+        (("mine", "--pictures", "photos"), "--pictures are for --against REFERENCE"),
+        (("mine", "--against", "tuned", "--pictures", "mine/config.json"), "config.json"),
+        (("mine", "--against", "tuned", "--pictures", "photos", "--num", "0"), "leaves nothing to measure"),
+    ],
+)
+def test_refusals(argv, message, capsys):
+    assert message in refused(capsys, *argv)
+
+
+def test_audit_and_against_are_two_questions(capsys):
+    with pytest.raises(SystemExit):
+        main(["info", "mine", "--audit", "--against", "tuned"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_plain_info_is_as_before(capsys):
+    found = answer(capsys, "mine")
+    assert found["kind"] == "codec" and found["latent_channels"] == 4
+    assert Path("mine/config.json").is_file()
