@@ -9,6 +9,8 @@ import torch
 from diffusers import VQModel
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec
+from latent_codec.models.initialization import initialize_linear_code
+from latent_codec.models.quantizers import nearest_codewords
 
 
 def tiny(seed: int = 0, levels: int = 2, **config) -> AutoencoderVQ:
@@ -232,7 +234,7 @@ def test_bfloat16(how, tmp_path):
     latents = half.encode(image).latents
     sample = half.decode(latents).sample
     assert latents.dtype == sample.dtype == torch.bfloat16 and sample.isfinite().all()
-    by_indices = half.decode_indices(half.quantize.nearest(latents))
+    by_indices = half.decode_indices(half.quantize.assign(latents))
     torch.testing.assert_close(by_indices, sample, rtol=0, atol=0.05)  # some roundings to 8 bits
 
 
@@ -251,6 +253,155 @@ def test_latents_of_another_shape_are_refused(latents, message):
 def test_wrong_settings_are_refused():
     with pytest.raises(ValueError, match="gradient is 'none'"):
         tiny(gradient="none")
+
+
+# The linear assignment of a Gumbel VQGAN.
+
+
+def gumbel(**config) -> AutoencoderVQ:
+    model = tiny(assignment="linear", **config)
+    with torch.no_grad():
+        model.quantize.proj.weight.normal_()
+    return model
+
+
+def linear_indices(model: AutoencoderVQ, latents: torch.Tensor) -> torch.Tensor:
+    """argmax of quantize.proj, in float64."""
+    weight, bias = (model.state_dict()[f"quantize.proj.{name}"].double() for name in ("weight", "bias"))
+    return torch.nn.functional.conv2d(latents.double(), weight, bias).argmax(1)
+
+
+GUMBEL_CONFIGS = {
+    "plain": {},
+    "narrow codewords": {"vq_embed_dim": 2, "latent_channels": 8},
+    "no lookup": {"lookup_from_codebook": False},
+}
+
+
+@pytest.mark.parametrize("name", GUMBEL_CONFIGS)
+@torch.no_grad()
+def test_linear_assignment_survives_saving_and_is_used_everywhere(name, tmp_path):
+    gumbel(**GUMBEL_CONFIGS[name]).save_pretrained(tmp_path)
+    model, loaded = AutoencoderVQ.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loaded["missing_keys"] and not loaded["unexpected_keys"]
+    assert model.config.assignment == "linear"
+    image = picture()
+    latents = model.encode(image).latents
+    expected = linear_indices(model, latents)
+    assert len(expected.unique()) > 3
+    assert not torch.equal(
+        expected,
+        nearest_codewords(latents.movedim(1, -1).flatten(0, 2), model.quantize.embedding.weight).view_as(
+            expected
+        ),
+    )
+    output = model.quantize_latents(latents)
+    assert torch.equal(output.indices, expected)
+    assert torch.equal(model.encode_indices(image), expected)
+    assert torch.equal(model.encode_quantized(image)[0].indices, expected)
+    decoded = model.decode_indices(expected)
+    assert torch.equal(model.decode(latents).sample, decoded)
+    assert torch.equal(model(image).sample, decoded)
+    assert torch.equal(model.decode_quantized([output.quantized]), decoded)
+    torch.testing.assert_close(model.decode(latents).commit_loss, 5e-4 * output.kl)
+    assert float(output.kl) > 0.1 and 1 < float(output.perplexity) <= 16
+
+
+@torch.no_grad()
+def test_plain_vqmodel_is_exact_from_linear_indices_only(tmp_path):
+    model, image = gumbel(), picture()
+    model.save_pretrained(tmp_path)
+    plain, loaded = VQModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loaded["missing_keys"] and not loaded["mismatched_keys"]
+    assert sorted(loaded["unexpected_keys"]) == ["quantize.proj.bias", "quantize.proj.weight"]
+    latents, indices = model.encode(image).latents, model.encode_indices(image)
+    assert torch.equal(plain.encode(image).latents, latents)
+    theirs = plain.decode(indices, force_not_quantize=True, shape=(*indices.shape, 4)).sample
+    assert torch.equal(model.decode_indices(indices), theirs)
+    assert not torch.equal(plain_indices(plain, latents), indices)
+    assert (plain.decode(latents).sample - theirs).abs().max() > 0.01
+
+
+def test_nearest_assignment_adds_nothing_to_the_weights_and_is_what_older_folders_have(tmp_path):
+    model = tiny()
+    ignored = ("beta", "legacy", "gradient", "l2_normalized", "assignment")
+    config = {key: value for key, value in model.config.items() if key[0] != "_" and key not in ignored}
+    assert model.state_dict().keys() == VQModel(**config).state_dict().keys()
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved.pop("assignment") == "nearest"
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    again = AutoencoderVQ.from_pretrained(tmp_path)
+    assert again.config.assignment == "nearest"
+    assert torch.equal(again.encode_indices(picture()), model.encode_indices(picture()))
+
+
+def test_linear_assignment_trains_by_itself():
+    """Gradients reach every weight, and an optimizer lowers the picture's error through the draws."""
+    torch.manual_seed(0)
+    model, image = gumbel().train(), picture()
+    model.quantize.temperature = 0.5
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    errors = []
+    for step in range(40):
+        (output,) = model.encode_quantized(image)
+        error = (model.decode_quantized([output.quantized]) - image.mean()).square().mean()
+        optimizer.zero_grad()
+        (error + model.quantize.loss(output)).backward()
+        if step == 0:
+            assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in model.parameters())
+        optimizer.step()
+        errors.append(error.item())
+    assert sum(errors[-5:]) < 0.2 * sum(errors[:5])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"assignment": "random"}, 'assignment is \'random\'; allowed are "nearest" and "linear"'),
+        ({"assignment": "linear", "l2_normalized": True}, "has no distances that these could change"),
+        ({"assignment": "linear", "legacy": True}, "has no distances that these could change"),
+        ({"assignment": "linear", "gradient": "rotation"}, "has no distances that these could change"),
+    ],
+)
+def test_assignments_that_do_not_go_together_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        AutoencoderVQ(**config)
+
+
+def test_a_linear_start_is_refused_since_its_codewords_would_not_be_chosen():
+    with pytest.raises(ValueError, match='which assignment "linear" would not choose by distance'):
+        initialize_linear_code(gumbel(), picture())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lookup", [True, False])
+def test_codec_has_the_linear_indices_and_decodes_latents_by_them(dtype, lookup, tmp_path):
+    whole = LatentCodec(gumbel(lookup_from_codebook=lookup))
+    whole.save_pretrained(tmp_path / "codec")
+    codec = LatentCodec.from_pretrained(tmp_path / "codec", dtype=dtype)
+    assert codec.is_discrete and codec.codebook_sizes == [16]
+    assert codec.space_fingerprint == whole.space_fingerprint
+    image = picture(17, 23)  # padded to 18 x 24
+    (indices,) = codec.encode_indices(image)
+    assert indices.shape == (2, 9, 12)
+    padded = torch.nn.functional.pad(image, (0, 1, 0, 1), mode="replicate")
+    assert torch.equal(indices, whole.autoencoder.encode_indices(padded))  # of any precision
+    latents = codec.encode(image)
+    chosen = linear_indices(codec.autoencoder, latents)
+    decoded = codec.decode(latents, size=(17, 23), output_type="pt")
+    assert torch.equal(decoded, codec.decode_indices([chosen], size=(17, 23), output_type="pt"))
+    if dtype == torch.float32:
+        assert torch.equal(chosen, indices)
+
+
+def test_the_linear_layer_is_in_the_space_fingerprint():
+    codec, changed = LatentCodec(gumbel()), LatentCodec(gumbel())
+    assert codec.space_fingerprint == changed.space_fingerprint
+    with torch.no_grad():
+        changed.autoencoder.quantize.proj.bias[0] += 1
+    changed.weights_changed()
+    assert codec.space_fingerprint != changed.space_fingerprint
 
 
 # In a LatentCodec.

@@ -51,6 +51,24 @@ def test_nearest_codewords_are_those_of_all_distances_in_float64(dtype, autocast
     assert torch.equal(indices, brute_force(vectors, codebook))
 
 
+def test_float64_is_searched_and_quantised_in_float64():
+    """Codewords so near to one another that float32 cannot tell them apart."""
+    codebook = 1 + 1e-6 * randn(50, 3).double()
+    vectors = 1 + 1e-6 * randn(200, 3, seed=1).double()
+    assert torch.equal(nearest_codewords(vectors, codebook), brute_force(vectors, codebook))
+    assert not torch.equal(
+        nearest_codewords(vectors.float(), codebook.float()), brute_force(vectors, codebook)
+    )
+
+    quantizer, latents = build().double(), randn(2, 4, 3, 5).double()
+    output = quantizer(latents)
+    expected = quantizer.embedding.weight[output.indices].movedim(-1, 1)
+    torch.testing.assert_close(output.quantized, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        output.commitment_loss, F.mse_loss(latents, expected.detach()), rtol=1e-14, atol=0
+    )
+
+
 def test_scores_of_all_pairs_never_exist_at_once(monkeypatch):
     vectors, codebook = randn(500, 3), randn(40, 3, seed=1)
     expected = nearest_codewords(vectors, codebook)
@@ -84,7 +102,7 @@ def test_one_codeword_and_no_vector():
     assert empty.shape == (0,) and empty.dtype == torch.int64
     output = build(1, 3)(randn(2, 3, 4, 5))
     assert output.indices.unique().tolist() == [0] and float(output.perplexity) == 1
-    assert build(7, 3).nearest(randn(0, 3, 2, 2)).shape == (0, 2, 2)
+    assert build(7, 3).assign(randn(0, 3, 2, 2)).shape == (0, 2, 2)
 
 
 # The step through the quantizer.
@@ -103,7 +121,7 @@ def test_output_is_the_nearest_codeword_in_the_latents_layout_and_dtype(gradient
     # the straight-through estimator adds the difference from the latent to it, which rounds once
     codewords = quantizer.lookup(output.indices).to(dtype)
     torch.testing.assert_close(output.quantized, codewords, rtol=torch.finfo(dtype).eps, atol=1e-6)
-    assert torch.equal(quantizer.nearest(latents), output.indices)
+    assert torch.equal(quantizer.assign(latents), output.indices)
     assert torch.equal(output.latents, latents)
 
 
@@ -279,7 +297,7 @@ def test_unit_vectors_find_what_diffusers_quantizer_finds_of_the_latents_as_they
     theirs = DiffusersQuantizer(64, 4, beta=0.25)
     theirs.load_state_dict(quantizer.state_dict())
     assert torch.equal(output.indices.flatten(), theirs(latents.float())[2][2].flatten())
-    assert torch.equal(output.indices, quantizer.nearest(latents))
+    assert torch.equal(output.indices, quantizer.assign(latents))
     unit = F.normalize(latents.float(), dim=1)
     torch.testing.assert_close(output.latents, unit.to(dtype))
     cosines = torch.einsum("bdhw,kd->bkhw", unit.double(), quantizer.embedding.weight.double())

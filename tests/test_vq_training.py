@@ -12,7 +12,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from tiny_training import run_tiny, tiny_config, weights, write_pictures
 
-from latent_codec import LatentCodec
+from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.cli import main
 from latent_codec.models.initialization import initialize_linear_code
 from latent_codec.models.quantizers import k_means, nearest_codewords
@@ -258,9 +258,31 @@ def test_decoder_only_keeps_encoder_and_codebook_to_the_bit(tmp_path, pictures):
     assert line["commitment"] > 0 and "restarted_codes" not in line
 
 
+def test_the_decoder_of_a_gumbel_vqgan_trains_on_its_most_probable_codes(tmp_path, pictures):
+    torch.manual_seed(0)
+    first = LatentCodec(
+        AutoencoderVQ(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+            latent_channels=4,
+            num_vq_embeddings=16,
+            assignment="linear",
+        )
+    )
+    first.save_pretrained(tmp_path / "first")
+    model = {"arguments": {}, "pretrained": str(tmp_path / "first"), "train": "decoder"}
+    run_tiny(pictures, tmp_path / "second", model=model, objective={"kl_weight": 0.0})
+    second = LatentCodec.from_pretrained(tmp_path / "second")
+    assert second.space_fingerprint == first.space_fingerprint and second.fingerprint != first.fingerprint
+    assert read_metrics(tmp_path / "second")[-1]["commitment"] == 0
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
+        ({"arguments": {"assignment": "linear"}}, 'assignment "linear" has a temperature to lower'),
         (
             {"objective": {"kl_weight": 1e-6}},
             "AutoencoderVQ has codewords and no posterior: leave objective.kl_weight",

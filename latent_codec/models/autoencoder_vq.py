@@ -11,6 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers 
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from latent_codec.models.gumbel_quantizer import GumbelQuantizer
 from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
 
 
@@ -35,6 +36,13 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
             have attention.
         lookup_from_codebook: so that plain VQModel decodes indices too (`force_not_quantize=True, shape=...`).
         beta, legacy, gradient, l2_normalized: of the quantizer (models/quantizers.py).
+        assignment: "nearest" chooses the codeword nearest to a latent; "linear" the one with the highest logit of a
+            1x1 convolution, `quantize.proj`, as a Gumbel VQGAN or a dVAE does (models/gumbel_quantizer.py), which has
+            no use for the quantizer's other settings. Plain VQModel does not know that convolution: it decodes
+            indices alike, and finds other ones for latents.
+
+    Raises:
+        ValueError: for settings that do not go together.
     """
 
     _supports_gradient_checkpointing = True
@@ -64,7 +72,15 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
         legacy: bool = False,
         gradient: Literal["straight-through", "rotation"] = "straight-through",
         l2_normalized: bool = False,
+        assignment: Literal["nearest", "linear"] = "nearest",
     ):
+        if assignment not in ("nearest", "linear"):
+            raise ValueError(f'assignment is {assignment!r}; allowed are "nearest" and "linear".')
+        if assignment == "linear" and (l2_normalized or legacy or gradient != "straight-through"):
+            raise ValueError(
+                f'l2_normalized is {l2_normalized}, legacy {legacy} and gradient {gradient!r}; assignment "linear" has no '
+                "distances that these could change: leave them at their defaults."
+            )
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -84,14 +100,18 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
             lookup_from_codebook=lookup_from_codebook,
             force_upcast=force_upcast,
         )
-        self.quantize = VectorQuantizer(
-            num_vq_embeddings,
-            vq_embed_dim or latent_channels,
-            beta=beta,
-            legacy=legacy,
-            gradient=gradient,
-            l2_normalized=l2_normalized,
-        )
+        dim = vq_embed_dim or latent_channels
+        if assignment == "linear":
+            self.quantize = GumbelQuantizer(num_vq_embeddings, dim)
+        else:
+            self.quantize = VectorQuantizer(
+                num_vq_embeddings,
+                dim,
+                beta=beta,
+                legacy=legacy,
+                gradient=gradient,
+                l2_normalized=l2_normalized,
+            )
         self.use_slicing = False
 
     @property
@@ -151,7 +171,7 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
     @apply_forward_hook
     def encode_indices(self, image: Tensor) -> Tensor:
         """Image (B, C, H, W) in [-1, 1] -> indices, int64 (B, H / f, W / f)."""
-        return self.quantize.nearest(self._latents(image))
+        return self.quantize.assign(self._latents(image))
 
     @apply_forward_hook
     def decode_indices(self, indices: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def initialize_linear_code(
         quantizer = autoencoder.quantize
         vectors = latents.movedim(1, -1).flatten(0, 2)
         quantizer.embedding.weight.copy_(k_means(vectors, quantizer.codebook_size))
-        latents = quantizer.lookup(quantizer.nearest(latents))
+        latents = quantizer.lookup(quantizer.assign(latents))
     _write_decoder(autoencoder, [blocks[:NUM_REGRESSED] for blocks in levels], latents[:NUM_REGRESSED])
     _anchor(autoencoder.encoder.conv_norm_out, autoencoder.encoder.mid_block.resnets[-1].conv2.bias, anchor)
     _anchor(
@@ -267,6 +267,10 @@ def _check(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor) -> None:
         if config.l2_normalized:
             raise ValueError(
                 "a linear start has latents of every length; l2_normalized keeps their direction alone."
+            )
+        if config.assignment == "linear":
+            raise ValueError(
+                'a linear start finds codewords by k-means, which assignment "linear" would not choose by distance.'
             )
         if config.vq_embed_dim not in (None, config.latent_channels):
             raise ValueError(

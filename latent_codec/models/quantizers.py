@@ -40,6 +40,8 @@ class QuantizerOutput(NamedTuple):
     """exp of the entropy (in nats) of the indices' frequencies: 1 to codebook_size."""
     latents: Tensor
     """What was quantised, (B, D, h, w): unit vectors where the quantizer normalises."""
+    kl: Tensor | None = None
+    """Where indices are drawn by their probabilities (gumbel_quantizer.py): KL(q || uniform), nats per position."""
 
 
 class VectorQuantizer(nn.Module):
@@ -92,7 +94,7 @@ class VectorQuantizer(nn.Module):
         if self.l2_normalized:
             self.embedding.weight.copy_(F.normalize(self.embedding.weight, dim=1))
 
-    def nearest(self, latents: Tensor) -> Tensor:
+    def assign(self, latents: Tensor) -> Tensor:
         """Indices of the nearest codewords, int64 (B, h, w), of latents (B, D, h, w)."""
         # Normalising the latents would change no answer: among unit codewords the nearest is the one best aligned.
         vectors = latents.detach().movedim(1, -1).reshape(-1, self.dim)
@@ -103,18 +105,17 @@ class VectorQuantizer(nn.Module):
         return self.embedding(indices).movedim(-1, 1).contiguous()
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
-        """Quantise `latents`, (B, D, h, w), in float32 whatever their dtype.
+        """Quantise `latents`, (B, D, h, w), in float32 where their dtype has fewer digits.
 
         Raises:
             ValueError: if they have another number of channels than the codewords.
         """
-        if latents.ndim != 4 or latents.shape[1] != self.dim:
-            raise ValueError(f"latents of shape {tuple(latents.shape)} came; expected (B, {self.dim}, h, w).")
-        indices = self.nearest(latents)  # of what came: in half precision unit vectors would be rounded again
+        self.check_latents(latents)
+        indices = self.assign(latents)  # of what came: in half precision unit vectors would be rounded again
         if self.l2_normalized:
-            latents = F.normalize(latents.float(), dim=1).to(latents.dtype)
-        codewords = self.lookup(indices).float()
-        z = latents.float()
+            latents = F.normalize(at_least_float32(latents), dim=1).to(latents.dtype)
+        z = at_least_float32(latents)
+        codewords = self.lookup(indices).to(z.dtype)
         commitment_loss = F.mse_loss(z, codewords.detach())
         codebook_loss = F.mse_loss(codewords, z.detach())
         rotates = self.gradient == "rotation" and z.requires_grad
@@ -125,6 +126,10 @@ class VectorQuantizer(nn.Module):
         return QuantizerOutput(
             quantized, indices, commitment_loss, codebook_loss, perplexity(counts), latents
         )
+
+    def check_latents(self, latents: Tensor) -> None:
+        if latents.ndim != 4 or latents.shape[1] != self.dim:
+            raise ValueError(f"latents of shape {tuple(latents.shape)} came; expected (B, {self.dim}, h, w).")
 
     def loss(self, output: QuantizerOutput) -> Tensor:
         """The weighted sum of an output's terms: VQ-VAE, equation 3, behind the reconstruction.
@@ -138,12 +143,10 @@ class VectorQuantizer(nn.Module):
         return loss + codebook_weight * output.codebook_loss if self.embedding.weight.requires_grad else loss
 
 
-@torch.no_grad()
 def nearest_codewords(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Index of each vector's nearest codeword (VQ-VAE, arXiv:1711.00937, equation 1), the first where several are.
 
-    argmin_k |z - e_k|^2 = argmax_k (z . e_k - |e_k|^2 / 2), in float32: half precision's rounding can change
-    which one wins. The scores of all pairs never exist at once.
+    argmin_k |z - e_k|^2 = argmax_k (z . e_k - |e_k|^2 / 2).
 
     Args:
         vectors: (N, D), any floating dtype.
@@ -152,17 +155,41 @@ def nearest_codewords(vectors: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         int64 (N,).
     """
+    codewords = at_least_float32(codebook.detach())
+    return highest_scores(vectors, codewords, codewords.square().sum(1) / -2)
+
+
+@torch.no_grad()
+def highest_scores(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """argmax_k (z . w_k + b_k) of each vector z, the first where several are equal.
+
+    At least in float32: half precision's rounding can change which one wins. The scores of all pairs never exist at
+    once.
+
+    Args:
+        vectors: (N, D), any floating dtype.
+        weight: (K, D).
+        bias: (K,).
+
+    Returns:
+        int64 (N,).
+    """
+    dtype = torch.promote_types(at_least_float32(weight).dtype, vectors.dtype)
     with torch.autocast(vectors.device.type, enabled=False):
-        codewords = codebook.detach().float()
-        half_norms = codewords.square().sum(1) / -2
-        num_rows = min(max(SCORES_AT_ONCE // len(codewords), 1), max(len(vectors), 1))
+        columns, bias = weight.to(dtype).T, bias.to(dtype)
+        num_rows = min(max(SCORES_AT_ONCE // len(bias), 1), max(len(vectors), 1))
         # Written in place: blocks that are freed one by one between small results never come together again.
-        scores = codewords.new_empty(num_rows, len(codewords))
+        scores = bias.new_empty(num_rows, len(bias))
         indices = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
-        for chunk, nearest in zip(vectors.split(num_rows), indices.split(num_rows)):
-            part = torch.addmm(half_norms, chunk.float(), codewords.T, out=scores[: len(chunk)])
-            torch.argmax(part, 1, out=nearest)
+        for chunk, highest in zip(vectors.split(num_rows), indices.split(num_rows)):
+            part = torch.addmm(bias, chunk.to(dtype), columns, out=scores[: len(chunk)])
+            torch.argmax(part, 1, out=highest)
     return indices
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """`tensor` in float32, or in float64 where that is what it has."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def straight_through(z: Tensor, codewords: Tensor) -> Tensor:

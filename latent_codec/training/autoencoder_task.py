@@ -286,6 +286,11 @@ def check_autoencoder(
             raise ValueError(
                 f"codebook.start_step is {config.codebook.start_step}, and the run ends at {config.run.steps}: start earlier."
             )
+        if config.model.train != "decoder" and shape.get("assignment") == "linear":
+            raise ValueError(
+                'assignment "linear" has a temperature to lower and no commitment term, which this trainer does not know: '
+                'set model.train = "decoder", or train with assignment "nearest".'
+            )
         if config.model.train == "decoder" and not isinstance(autoencoder, AutoencoderVQ):
             raise ValueError(
                 'model.train = "decoder" needs an encoder apart from the decoder: HierarchicalVQ has none.'
