@@ -321,7 +321,7 @@ class LatentCodec:
         if isinstance(self.autoencoder, AutoencoderVQ):
             return [self.autoencoder.encode_indices(batches[0])]  # in float32, whatever the codec's dtype
         return [
-            self._nearest_codewords(self._encode_raw(batches[0], sample=False, generator=None, tile=None))
+            self._assign(self._encode_raw(batches[0], sample=False, generator=None, tile=None))
         ]
 
     @torch.no_grad()
@@ -424,20 +424,22 @@ class LatentCodec:
             elif is_movq(self.autoencoder):
                 images = self.autoencoder.decode(raw_latents, force_not_quantize=True).sample
             else:
-                images = self._decode_quantized(raw_latents)
+                images = self._decode_grid(self._assign(raw_latents) if codes.is_floating_point() else codes)
         self._check_finite(images, "pictures")
         return images.float().clamp(-1, 1)
 
-    def _decode_quantized(self, raw_latents: Tensor) -> Tensor:
+    def _decode_grid(self, indices: Tensor) -> Tensor:
         """VQModel.decode in any dtype: its own search for the nearest codeword has no half-precision form on CPUs."""
-        autoencoder, indices = self.autoencoder, self._nearest_codewords(raw_latents)
+        autoencoder = self.autoencoder
         if autoencoder.config.lookup_from_codebook:
             shape = (*indices.shape, self.space.channels)
             return autoencoder.decode(indices, force_not_quantize=True, shape=shape).sample
         return autoencoder.decode(self._codewords(indices), force_not_quantize=True).sample
 
-    def _nearest_codewords(self, raw_latents: Tensor) -> Tensor:
-        """Indices (B, h, w), by float32 distances: bfloat16 rounding can change which codeword wins."""
+    def _assign(self, raw_latents: Tensor) -> Tensor:
+        """Indices (B, h, w), scored in float32: bfloat16 rounding can change which codeword wins."""
+        if isinstance(self.autoencoder, AutoencoderVQ):
+            return self.autoencoder.quantize.assign(raw_latents)
         vectors = raw_latents.permute(0, 2, 3, 1)
         codebook = self.autoencoder.quantize.embedding.weight
         return nearest_codewords(vectors.flatten(0, 2), codebook).view(vectors.shape[:3])
