@@ -21,7 +21,9 @@ from latent_codec.codec_folders import (
     WEIGHTS,
     check_folder_to_save,
     find_weights,
+    is_foreign_file,
     load_autoencoder,
+    load_foreign,
     short_name,
 )
 from latent_codec.files import replacing
@@ -78,7 +80,8 @@ class LatentCodec:
         Args:
             name_or_path: a shipped codec ("default", "default-vq"), a diffusers folder, a pipeline's folder (its vae, vqvae
                 or movq), a run folder of training (its codec/), diffusers' own weight file beside its
-                config.json, or an id on the Hugging Face hub ("owner/name").
+                config.json, an id on the Hugging Face hub ("owner/name"), or a foreign checkpoint file, which is
+                converted in memory: where nothing in it says the latents' scale, that is 1, with a warning.
             subfolder: where in it the autoencoder lies, if elsewhere.
             dtype: float32, bfloat16 or float16; None means float32.
             device: None means the CPU.
@@ -92,10 +95,13 @@ class LatentCodec:
             allowed = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
             raise ValueError(f"dtype is {dtype}; allowed are {allowed}")
         device = _usable_device(device)
-        weights = find_weights(name_or_path, subfolder)
-        codec = cls(load_autoencoder(weights), name=short_name(name_or_path))
-        readme = weights.parent / "README.md"
-        codec._model_card = readme if readme.is_file() else None
+        if subfolder is None and is_foreign_file(name_or_path):
+            codec = cls(load_foreign(name_or_path), name=Path(name_or_path).stem)
+        else:
+            weights = find_weights(name_or_path, subfolder)
+            codec = cls(load_autoencoder(weights), name=short_name(name_or_path))
+            readme = weights.parent / "README.md"
+            codec._model_card = readme if readme.is_file() else None
         if dtype != torch.float32:
             codec._weight_digests()  # of the weights as stored, so that a lower precision changes no fingerprint
         to_precision(codec.autoencoder.to(device), dtype)

@@ -46,6 +46,10 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path
         return folder / WEIGHTS
     path = Path(name)
     if path.is_file():
+        if is_foreign_file(path):
+            raise ValueError(
+                f"{path} is a file; a codec that can be changed is a folder: `latent-codec convert` makes one"
+            )
         return path
     if path.is_dir():
         return _find_in_folder(path, subfolder) / WEIGHTS
@@ -99,7 +103,9 @@ def _download(repository: str, subfolder: str | None) -> Path:
 def is_foreign_file(name_or_path: str | os.PathLike) -> bool:
     """Whether this is one file, and not diffusers' weights beside their config.json."""
     path = Path(name_or_path)
-    return path.is_file() and not (_WEIGHTS_NAME.fullmatch(path.name) and (path.parent / "config.json").is_file())
+    return path.is_file() and not (
+        _WEIGHTS_NAME.fullmatch(path.name) and (path.parent / "config.json").is_file()
+    )
 
 
 def load_foreign(path: str | os.PathLike):
