@@ -3,7 +3,10 @@
 from importlib import import_module
 
 _EXPORTS = {
+    "AnimatedWebP": "latent_codec.pipelines.preview_sinks",
     "HierarchicalPriorPipeline": "latent_codec.pipelines.hierarchical_prior_pipeline",
+    "LatentPreviewCallback": "latent_codec.pipelines.latent_preview_callback",
+    "PngFolder": "latent_codec.pipelines.preview_sinks",
     "PriorPipeline": "latent_codec.pipelines.prior_pipeline",
     "PriorPipelineOutput": "latent_codec.pipelines.prior_pipeline",
 }

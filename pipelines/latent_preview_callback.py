@@ -1,0 +1,267 @@
+"""LatentPreviewCallback: what a diffusers pipeline is about to draw, shown while it draws."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.callbacks import PipelineCallback
+from latent_codec.pipelines.denoised import ObservedStep, SchedulerObserver, is_observable
+from latent_codec.pipelines.preview_worker import PreviewWorker
+from PIL.Image import Image
+from torch import Tensor
+
+from latent_codec.pictures import picture_grid
+
+logger = logging.getLogger(__name__)
+
+Previewer = Callable[[Tensor], Tensor]
+Sink = Callable[[Image, int], Any]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is shown of one step: its x_0, or the latents themselves where the step was not observed."""
+
+    step: int
+    timestep: Tensor | float
+    source: ObservedStep | Tensor
+    """A copy."""
+    packed_grid: tuple[int, int] | None
+    """Rows and columns of what is packed, 2x2 latents each, where that is known."""
+    copied: torch.cuda.Event | None
+    """When the copies are there, on a GPU."""
+
+    @property
+    def shows(self) -> str:
+        return "x_0" if isinstance(self.source, ObservedStep) else "x_t"
+
+    def latents(self) -> Tensor:
+        """(B, C, h, w)."""
+        latents = self.source.x_0() if isinstance(self.source, ObservedStep) else self.source
+        return unpack_latents(latents, self.packed_grid) if latents.ndim == 3 else latents
+
+
+class LatentPreviewCallback(PipelineCallback):
+    """Shows the predicted x_0 after every step: `pipe(..., callback_on_step_end=LatentPreviewCallback(pipe, ...))`.
+
+        scheduler.step(model_output, t, x_t) --copies--> [thread] x_0 --previewer--> images --grid--> PIL --> sinks
+
+    A pipeline hands its callbacks x_t, which looks like noise for most of a run, and not the denoiser's answer; so
+    `pipe.scheduler` is observed (`SchedulerObserver`) for as long as this object lives, or until `close`, also while it
+    serves several runs. Where x_0 cannot be had, x_t is shown and called so, once in the log and in each picture's
+    `info["shows"]`: of schedulers other than `denoised.OBSERVABLE`, and after the first step with a scheduler that the
+    pipeline got later. What steps read is copied, so that a run's results are the same to the bit. Its own work per
+    step is those copies; x_0, the previewer and the sinks have a thread of their own, on a GPU with a stream of
+    its own, which drops frames rather than let the pipeline wait. If one of them fails, that is logged, once for each.
+
+        with LatentPreviewCallback(pipe, previewer, AnimatedWebP("run.webp")) as preview:
+            pipe(prompt, callback_on_step_end=preview)
+
+    leaves the block once all is shown and written, also after an error. Without `with`, the last pictures come shortly
+    after the pipeline returns; `wait` waits for them.
+
+    Args:
+        pipe: the pipeline whose runs are shown, any that takes `callback_on_step_end`.
+        previewer: latents (B, C, h, w), scaled, as denoisers know them -> images (B, 1, 3 or 4, H, W) in [-1, 1]:
+            a LatentPreviewer, or `lambda latents: codec.decode(latents, output_type="pt")`.
+        sink: a function of a PIL picture (of a whole batch, as a grid) and the step, from 0; or several. PngFolder
+            and AnimatedWebP in `preview_sinks` write files.
+        every_steps: shows each so-many-th step; the last is always shown.
+        every_milliseconds: at least so long from one picture to the next.
+        height, width: of the run's pictures in pixels, for pipelines that pack latents (FLUX); None: squares.
+
+    Raises:
+        ValueError: for intervals below 1 step or 0 ms, one of height and width, a pipe without scheduler, or sinks that
+            cannot be called.
+    """
+
+    tensor_inputs: ClassVar = ["latents"]
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        previewer: Previewer,
+        sink: Sink | Sequence[Sink],
+        *,
+        every_steps: int = 1,
+        every_milliseconds: float = 0,
+        height: int | None = None,
+        width: int | None = None,
+    ):
+        super().__init__()
+        sinks = list(sink) if isinstance(sink, Sequence) else [sink]
+        if not callable(previewer) or not sinks or not all(map(callable, sinks)):
+            raise ValueError(
+                f"previewer is a {type(previewer).__name__} and sink {sink!r}; give functions: latents -> images, and "
+                "(picture, step) -> anything, or a list of those."
+            )
+        if every_steps < 1 or every_milliseconds < 0:
+            raise ValueError(
+                f"every_steps is {every_steps} and every_milliseconds {every_milliseconds}; they start at 1 and at 0."
+            )
+        if (height is None) != (width is None):
+            raise ValueError(f"height is {height} and width {width}; give both or neither.")
+        if getattr(pipe, "scheduler", None) is None:
+            raise ValueError(
+                f"pipe is a {type(pipe).__name__} without a scheduler; give the pipeline that will run."
+            )
+        self.previewer = previewer
+        self.sinks = sinks
+        self.every_steps = every_steps
+        self.every_milliseconds = every_milliseconds
+        self.size = None if height is None else (height, width)
+        self._logged: set[str] = set()
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._worker = PreviewWorker()
+        self._last_step = -1  # of the run that goes on; -1: none does
+        self._last_time = -math.inf
+        self._scheduler = self._observer = None
+        self._observe(pipe.scheduler)
+
+    def __enter__(self) -> "LatentPreviewCallback":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def wait(self) -> None:
+        """Return once all pictures so far are shown, and written where their run is over."""
+        self._worker.wait()
+
+    def close(self) -> None:
+        """Stop observing the scheduler, end a run that was cut short, and wait until all is shown and written."""
+        if self._observer is not None:
+            self._observer.close()
+        self._scheduler = self._observer = None
+        if self._last_step >= 0:
+            self._end_run()
+        self.wait()
+
+    def callback_fn(
+        self,
+        pipeline: DiffusionPipeline,
+        step_index: int,
+        timesteps: Tensor | float,
+        callback_kwargs: dict[str, Any],
+    ) -> dict[str, Any]:
+        try:
+            self._after_step(pipeline, step_index, timesteps, callback_kwargs.get("latents"))
+        except Exception as error:  # whatever it is, the generation goes on
+            self._log_once("Previews fail: %s: %s", type(error).__name__, error)
+        return callback_kwargs
+
+    def _observe(self, scheduler) -> None:
+        if self._observer is not None:
+            self._observer.close()
+        self._scheduler = scheduler
+        self._observer = SchedulerObserver(scheduler) if is_observable(scheduler) else None
+
+    def _after_step(self, pipe, step: int, timestep: Tensor | float, latents: Tensor | None) -> None:
+        if step <= self._last_step:
+            self._end_run()  # of a run that stopped before its last step
+        self._last_step = step
+        if pipe.scheduler is not self._scheduler:
+            self._observe(pipe.scheduler)
+        seen = self._observer and self._observer.take()
+        num_steps = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
+        is_last = step >= num_steps - 1
+        milliseconds = (time.monotonic() - self._last_time) * 1000
+        if is_last or (step % self.every_steps == 0 and milliseconds >= self.every_milliseconds):
+            self._last_time = time.monotonic()
+            self._hand_over(pipe, step, timestep, seen, latents)
+        if is_last:
+            self._end_run()
+
+    def _hand_over(
+        self, pipe, step: int, timestep, seen: ObservedStep | None, latents: Tensor | None
+    ) -> None:
+        source = seen
+        if seen is None:
+            why = "x_0 is not known of it" if self._observer is None else "this step of it was not observed"
+            self._log_once("Previews with %s show the noisy x_t: %s.", type(pipe.scheduler).__name__, why)
+            source = latents.detach().clone()
+        device, copied = (latents if seen is None else seen.sample).device, None
+        if device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(device))
+        packed_grid = None
+        if self.size is not None:
+            packed_grid = tuple(side // (2 * pipe.vae_scale_factor) for side in self.size)
+        self._worker.show(partial(self._show, Frame(step, timestep, source, packed_grid, copied)))
+
+    def _end_run(self) -> None:
+        self._last_step = -1
+        self._last_time = -math.inf
+        self._worker.run(self._finish)
+
+    def _log_once(self, message: str, *values) -> None:
+        if message not in self._logged:
+            self._logged.add(message)
+            logger.warning(message, *values)
+
+    # The worker's thread runs what follows.
+
+    def _show(self, frame: Frame) -> None:
+        try:
+            picture = self._picture(frame)
+        except Exception as error:
+            self._log_once("A preview failed: %s: %s", type(error).__name__, error)
+            return
+        for sink in self.sinks:
+            try:
+                sink(picture, frame.step)
+            except Exception as error:
+                self._log_once(f"{sink!r} failed: %s: %s", type(error).__name__, error)
+
+    def _finish(self) -> None:
+        for sink in self.sinks:
+            try:
+                getattr(sink, "finish", lambda: None)()
+            except Exception as error:
+                self._log_once(f"{sink!r} failed at the end: %s: %s", type(error).__name__, error)
+
+    @torch.no_grad()
+    def _picture(self, frame: Frame) -> Image:
+        with self._own_stream(frame):
+            timestep = float(frame.timestep)
+            images = list(self.previewer(frame.latents()).cpu())
+        picture = picture_grid(images, columns=math.ceil(len(images) ** 0.5), gap=0)
+        picture.info.update(step=frame.step, timestep=timestep, shows=frame.shows)
+        return picture
+
+    def _own_stream(self, frame: Frame):
+        """On a GPU, a stream that waits for the copies and for nothing else."""
+        if frame.copied is None:
+            return nullcontext()
+        device = frame.copied.device
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        self._streams[device].wait_event(frame.copied)
+        return torch.cuda.stream(self._streams[device])
+
+
+def unpack_latents(packed: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    """Packed latents of FLUX, (B, rows * columns, 4 C) -> latents (B, C, 2 rows, 2 columns).
+
+    Args:
+        grid: rows and columns; None for a square.
+
+    Raises:
+        ValueError: where `grid` does not fit, or without it, for a number of places that makes no square.
+    """
+    batch, num_places, packed_channels = packed.shape
+    rows, columns = (math.isqrt(num_places),) * 2 if grid is None else grid
+    if rows * columns != num_places:
+        raise ValueError(
+            f"{num_places} packed latents came for {rows} rows of {columns}; give LatentPreviewCallback the height and "
+            "width of the pictures that the pipeline draws."
+        )
+    latents = packed.view(batch, rows, columns, packed_channels // 4, 2, 2)
+    return latents.permute(0, 3, 1, 4, 2, 5).reshape(batch, packed_channels // 4, 2 * rows, 2 * columns)

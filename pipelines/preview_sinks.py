@@ -1,0 +1,66 @@
+"""Where previews go: any function of a PIL picture and the number of its step, and the two files here.
+
+A picture's `info` tells its `step`, its `timestep` and what it `shows`, "x_0" or "x_t". A sink may have a method
+`finish()`, which is called when a run has shown its last picture. Both are called on the thread that makes the
+previews, one after the other.
+"""
+
+import os
+from pathlib import Path
+
+from PIL.Image import Image
+from PIL.PngImagePlugin import PngInfo
+
+from latent_codec.files import replacing
+
+
+class PngFolder:
+    """Writes each preview as `step_0000.png` and so on, with what it shows in the file's text.
+
+    Args:
+        folder: made if need be; an older run's files of the same steps are overwritten.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    def __call__(self, picture: Image, step: int) -> None:
+        text = PngInfo()
+        for key, value in picture.info.items():
+            text.add_text(str(key), str(value))
+        with replacing(self.folder / f"step_{step:04d}.png") as path:
+            picture.save(path, pnginfo=text)
+
+
+class AnimatedWebP:
+    """Writes all previews of a run as one animation, when the run is over.
+
+    Args:
+        path: of the file; the next run overwrites it.
+        frame_milliseconds: for which each preview is shown.
+        last_milliseconds: for which the last one is.
+
+    Raises:
+        ValueError: for a path that does not end in .webp.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, *, frame_milliseconds: int = 100, last_milliseconds: int = 1000
+    ):
+        self.path = Path(path)
+        if self.path.suffix.lower() != ".webp":
+            raise ValueError(f"path is {self.path}; an animated WebP needs a name that ends in .webp.")
+        self.frame_milliseconds = frame_milliseconds
+        self.last_milliseconds = last_milliseconds
+        self._pictures: list[Image] = []
+
+    def __call__(self, picture: Image, step: int) -> None:
+        self._pictures.append(picture)
+
+    def finish(self) -> None:
+        if not self._pictures:
+            return
+        (first, *rest), self._pictures = self._pictures, []
+        durations = [self.frame_milliseconds] * len(rest) + [self.last_milliseconds]
+        with replacing(self.path) as path:
+            first.save(path, format="WEBP", save_all=True, append_images=rest, duration=durations, loop=0)
