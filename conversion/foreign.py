@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin
-from latent_codec.conversion import diffusers_files, ldm_kl, taming_vq, vq_vae_2
+from latent_codec.conversion import diffusers_files, ldm_kl, taef2, taesd, taming_vq, vq_vae_2
 from latent_codec.conversion.checkpoints import Checkpoint, open_checkpoint
 from latent_codec.conversion.renaming import (
     ConversionError,
@@ -32,9 +32,13 @@ FORMATS: tuple[Format, ...] = (
     ldm_kl.FORMAT,
     taming_vq.FORMAT,
     vq_vae_2.FORMAT,
+    taesd.FORMAT,
+    taef2.FORMAT,
     diffusers_files.KL,
     diffusers_files.OLD_KL,
     diffusers_files.VQ,
+    taesd.DIFFUSERS,
+    taef2.DIFFUSERS,
 )
 PREFIXES = ("", "first_stage_model.", "vae.")
 """Where whole models keep their autoencoder."""

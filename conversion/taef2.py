@@ -1,0 +1,67 @@
+"""TAEF2 (madebyollin/taesd): TAESD's two files, or one in diffusers' layout, and a group norm in the middle's blocks.
+
+The norm's branch is `pool` in the blocks of the encoder's last level and of the decoder's first.
+"""
+
+from latent_codec.conversion.renaming import ConversionError, Format, Shapes
+from latent_codec.conversion.taesd import (
+    PARTS,
+    SCALE,
+    has_norms,
+    infer_tiny,
+    is_diffusers,
+    is_original,
+    layer_table,
+    own_table,
+    refuses,
+)
+from torch import nn
+
+from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN
+
+NORMED_PARTS = (*PARTS, ".pool.0", ".pool.1", ".pool.3")
+_HIDDEN = 4
+"""Channels of the branch, in widths of the block; as many groups has its norm, which shapes do not show."""
+
+
+def infer(shapes: Shapes, infix: str = "") -> dict:
+    """`infer_tiny` of blocks with norms.
+
+    Raises:
+        ConversionError: as `infer_tiny`, and for a branch of another width.
+    """
+    for key, shape in shapes.items():
+        if key.endswith(".pool.0.weight") and shape[0] != _HIDDEN * shape[1]:
+            raise ConversionError(
+                f"{key} widens {shape[1]} channels to {shape[0]}; TAEF2's branch has {_HIDDEN} times as many, in {_HIDDEN} "
+                "groups."
+            )
+    return infer_tiny(shapes, infix) | {"use_midblock_gn": True}
+
+
+def refuses_normless(component: nn.Module) -> str | None:
+    if not component.config.use_midblock_gn:
+        return "it has no group norms, and TAEF2 has; an AutoencoderTiny of its weights can be written"
+    return refuses(component)
+
+
+FORMAT = Format(
+    names=("taesd",),
+    title="TAEF2",
+    network_class=AutoencoderTinyGN,
+    recognizes=lambda shapes: is_original(shapes) and has_norms(shapes),
+    infer=infer,
+    table=layer_table(NORMED_PARTS),
+    refuses=refuses_normless,
+    scale=SCALE,
+    halves=True,
+)
+DIFFUSERS = Format(
+    names=("diffusers",),
+    title="TAEF2 in diffusers' layout",
+    network_class=AutoencoderTinyGN,
+    recognizes=lambda shapes: is_diffusers(shapes) and has_norms(shapes),
+    infer=lambda shapes: infer(shapes, "layers."),
+    table=own_table(NORMED_PARTS),
+    scale=SCALE,
+)
