@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -111,7 +112,17 @@ def test_every_key_is_counted(shared, name, counts, prefix, wrapper):
 
 
 def original_keys(
-    widths, blocks, attention, in_channels, out_channels, z_channels, embed_dim, double_z, quant_convs, codes
+    widths,
+    blocks,
+    attention,
+    in_channels,
+    out_channels,
+    z_channels,
+    embed_dim,
+    double_z,
+    quant_convs,
+    codes,
+    gumbel=False,
 ):
     """Names and shapes that latent-diffusion's and taming's constructors give, in the order they build them.
 
@@ -177,7 +188,10 @@ def original_keys(
         factor = 2 if double_z else 1
         conv("quant_conv", factor * embed_dim, factor * z_channels, 1)
         conv("post_quant_conv", z_channels, embed_dim, 1)
-    if codes:
+    if codes and gumbel:
+        conv("quantize.proj", codes, embed_dim, 1)
+        keys["quantize.embed.weight"] = (codes, embed_dim)
+    elif codes:
         keys["quantize.embedding.weight"] = (codes, embed_dim)
     return keys
 
@@ -277,6 +291,36 @@ def test_any_vq_vae_2_goes_out_and_comes_back(blocks, sizes, channels):
     state = component.state_dict()
     assert again.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
+
+
+@torch.no_grad()
+def test_gumbel_vqgan_chooses_by_its_layer_and_comes_back():
+    """taming's GumbelQuantize in evaluation: argmax of proj, embedded; GumbelVQ's decoder sees that alone."""
+    torch.manual_seed(0)
+    state = small(codes=16, gumbel=True, double_z=False)
+    component = to_diffusers(state)
+    assert component.config.assignment == "linear"
+    image = torch.rand(1, 3, 8, 12) * 2 - 1
+    latents = component.encode(image).latents
+    weight, bias = state["quantize.proj.weight"], state["quantize.proj.bias"]
+    expected = torch.nn.functional.conv2d(latents, weight, bias).argmax(1)
+    assert torch.equal(component.encode_indices(image), expected)
+    codewords = state["quantize.embed.weight"][expected].movedim(-1, 1)
+    assert torch.equal(component.quantize_latents(latents).quantized, codewords)
+    back = from_diffusers(component, "taming")
+    assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
+
+
+def test_statistics_of_moving_averages_are_left_out():
+    state = small(codes=16, double_z=False)
+    averages = {
+        "quantize.embedding.cluster_size": torch.ones(16),
+        "quantize.embedding.embed_avg": torch.ones(16, 4),
+    }
+    foreign = recognize(state | averages, shapes_of(state | averages))
+    foreign.keys.check("it")
+    assert set(foreign.keys.left_out) == set(averages)
+    assert from_diffusers(foreign.component(), "taming").keys() == state.keys()
 
 
 # ---------------------------------------------------------------------------------------- what does not fit
@@ -405,6 +449,18 @@ def test_families_scales_are_those_of_diffusers_configs():
 
 
 # ------------------------------------------------------------------------------------- the command line
+
+
+def test_info_says_what_a_foreign_file_is(shared, tmp_path, capsys):
+    assert main(["info", str(shared / "golden/conversion/sd_full_kl_f8.safetensors"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["prefix"] == "first_stage_model." and facts["class"] == "AutoencoderKL"
+    assert facts["config"]["block_out_channels"] == [32, 32, 64, 64] and facts["scaling_factor"] == 0.18215
+    assert facts["keys"]["mapped"] == 244 and facts["tensors"] == 250
+    save_file(without("quant_conv.bias"), tmp_path / "broken.safetensors")
+    assert main(["info", str(tmp_path / "broken.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^missing +quant_conv\.bias$", out, re.M)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
   latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
   latent-codec info runs/joined               a pipeline over priors, and what is in it
   latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures and labels
+  latent-codec info sd-v1-5.safetensors       a checkpoint of another layout: what it is, its keys by rule
 
 Of a codec it also answers two questions:
 
@@ -72,12 +73,13 @@ def describe(thing: str) -> dict:
         OSError: if it cannot be read.
     """
     from latent_codec import LatentCodec
+    from latent_codec.codec_folders import is_foreign_file
     from latent_codec.latent_files import is_latent_file
 
     path = Path(thing)
     if path.is_file() and is_latent_file(path):
         return _describe_latent_file(path)
-    if path.suffix == ".safetensors" and path.is_file() and not (path.parent / "config.json").is_file():
+    if is_foreign_file(path):
         return _describe_checkpoint(path)
     if _class_name(path / "model_index.json").endswith("PriorPipeline"):
         return _describe_pipeline(path)
@@ -200,26 +202,45 @@ def _shapes(levels: list, are_indices: bool) -> dict:
 
 
 def _describe_checkpoint(path: Path) -> dict:
-    """A safetensors file of unknown making, by its header alone."""
-    import math
+    """A checkpoint of another layout, by its names and shapes alone: what it is, its config, its keys by rule."""
+    from latent_codec.conversion.checkpoints import open_checkpoint
+    from latent_codec.conversion.foreign import read_foreign
+    from latent_codec.conversion.renaming import ConversionError
 
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as stored:
-            keys = list(stored.keys())
-            slices = [stored.get_slice(key) for key in keys]
-            parameters = sum(math.prod(each.get_shape()) for each in slices)
-            dtypes = sorted({each.get_dtype() for each in slices})
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    return {
+    opened = open_checkpoint(path)
+    facts = {
         "kind": "checkpoint",
-        "class": "unknown: there is no config.json beside it",
-        "tensors": len(keys),
-        "parameters": parameters,
-        "dtypes": dtypes,
-        "prefixes": sorted({key.partition(".")[0] for key in keys}),
+        "tensors": len(opened),
+        "parameters": sum(shape.numel() for shape in opened.shapes.values()),
+        "dtypes": sorted({str(dtype).removeprefix("torch.") for dtype in opened.dtypes.values()}),
+        "wrapper": opened.wrapper,
+    }
+    try:
+        foreign = read_foreign(path)
+    except ConversionError as error:
+        prefixes = sorted({key.partition(".")[0] for key in opened})
+        return facts | {"format": "unknown", "reason": str(error), "prefixes": prefixes}
+    config = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in foreign.network.config.items()
+    }
+    problems = {
+        "missing": foreign.keys.missing,
+        "unexpected": foreign.keys.unexpected,
+        "misshapen": foreign.keys.misshapen,
+    }
+    return facts | {
+        "format": foreign.format.title,
+        "prefix": foreign.prefix or None,
+        "class": foreign.network.network_class.__name__,
+        "config": config,
+        "keys": foreign.keys.counts(),
+        **{name: list(keys) for name, keys in problems.items() if keys},
+        "scaling_factor": foreign.scale and foreign.scale.scaling_factor,
+        "shift_factor": foreign.scale and foreign.scale.shift_factor,
+        "scale_known_by": foreign.scale.rule
+        if foreign.scale
+        else "nothing in the file; say it when converting",
     }
 
 
@@ -323,7 +344,7 @@ def _print_drop_in(audit, where: str) -> None:
 
 def _for_people(value) -> str:
     if isinstance(value, dict):
-        return "".join(f"\n  {key.replace('_', ' ')}  {_for_people(each)}" for key, each in value.items())
+        return "".join(f"\n  {_spaced(key)}  {_for_people(each)}" for key, each in value.items())
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return "".join(
             f"\n  {each['name']}: {by(each['size'])} -> {' + '.join(map(by, each.get('grids') or [each['shape']]))}"
@@ -337,3 +358,8 @@ def _for_people(value) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if type(value) is int else str(value)
+
+
+def _spaced(key: str) -> str:
+    """A name's underscores as spaces; what is no name stays."""
+    return key.replace("_", " ") if key.isidentifier() else key
