@@ -273,7 +273,9 @@ def test_the_decoder_of_a_gumbel_vqgan_trains_on_its_most_probable_codes(tmp_pat
     )
     first.save_pretrained(tmp_path / "first")
     model = {"arguments": {}, "pretrained": str(tmp_path / "first"), "train": "decoder"}
-    run_tiny(pictures, tmp_path / "second", model=model, objective={"kl_weight": 0.0})
+    preset = tmp_path / "tiny.toml"
+    preset.write_text(dump_toml(tiny_config(model=model).to_dict()))
+    assert main(["train", str(preset), "--data", str(pictures), "--out", str(tmp_path / "second")]) == 0
     second = LatentCodec.from_pretrained(tmp_path / "second")
     assert second.space_fingerprint == first.space_fingerprint and second.fingerprint != first.fingerprint
     assert read_metrics(tmp_path / "second")[-1]["commitment"] == 0
