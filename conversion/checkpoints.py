@@ -19,10 +19,9 @@ import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -44,6 +43,25 @@ _NO_CHECKPOINTS = {
     b"\x1f\x8b": "a gzip archive; unpack it, and give the checkpoint inside",
     b"GGUF": "a GGUF file; give a .safetensors file, or one of torch.save",
     b"\x89HDF": "an HDF5 file; give a .safetensors file, or one of torch.save",
+}
+
+_DTYPES = {  # as safetensors calls them
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
 }
 
 # Names of Python's library and of torch that only hold data, or look something up (what they give is never called).
@@ -78,32 +96,29 @@ class Checkpoint(Mapping):
     """
 
     path: Path
+    shapes: dict[str, torch.Size] = field(repr=False)
+    dtypes: dict[str, torch.dtype] = field(repr=False)
     wrapper: str | None
     """The key under which the state dict was found; None: it is the file's top level."""
     not_tensors: tuple[str, ...]
     """Keys in the state dict that hold no tensor, and all keys beside a wrapped one; sorted."""
     metadata: dict[str, str]
     """Of a safetensors header; empty for pickles."""
-    _tensors: dict[str, Tensor] = field(repr=False)
-
-    @cached_property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shapes by key; no weights are read for them."""
-        return {key: tensor.shape for key, tensor in self._tensors.items()}
-
-    @cached_property
-    def dtypes(self) -> dict[str, torch.dtype]:
-        """Dtypes by key; no weights are read for them."""
-        return {key: tensor.dtype for key, tensor in self._tensors.items()}
+    _read: Callable[[str], Tensor] = field(repr=False)
 
     def __getitem__(self, key: str) -> Tensor:
-        return self._tensors[key]
+        if key not in self.shapes:
+            raise KeyError(key)
+        return self._read(key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.shapes
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self.shapes)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.shapes)
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -192,15 +207,26 @@ def _open_safetensors(path: Path) -> Checkpoint:
         places = json.loads(header, object_pairs_hook=_without_duplicates)
         places.pop("__metadata__", None)
         keys = sorted(places, key=lambda key: places[key]["data_offsets"])
-        tensors = {key: stored.get_tensor(key) for key in keys}
+        shapes = {key: torch.Size(places[key]["shape"]) for key in keys}
+        if unknown := {places[key]["dtype"] for key in keys} - _DTYPES.keys():
+            raise ValueError(f"it has dtype {min(unknown)}, and torch {', '.join(_DTYPES)}")
+        dtypes = {key: _DTYPES[places[key]["dtype"]] for key in keys}
         metadata = stored.metadata() or {}
     except Exception as error:  # of safetensors, json or torch, as the damage is
         raise ValueError(
             f"{path} is no safetensors file, or a damaged or truncated one ({_gist(error)}); fetch it again"
         ) from error
-    if not tensors:
+    if not shapes:
         raise ValueError(f"{path} holds no tensors; give a checkpoint with weights")
-    return Checkpoint(path=path, wrapper=None, not_tensors=(), metadata=metadata, _tensors=tensors)
+    return Checkpoint(
+        path=path,
+        shapes=shapes,
+        dtypes=dtypes,
+        wrapper=None,
+        not_tensors=(),
+        metadata=metadata,
+        _read=stored.get_tensor,  # only now: it reads a page of each tensor
+    )
 
 
 def _without_duplicates(pairs: list[tuple]) -> dict:
@@ -351,7 +377,13 @@ def _state_dict_of(path: Path, size: int, value: object) -> Checkpoint:
             )
         tensors[key] = tensor.detach()
     return Checkpoint(
-        path=path, wrapper=wrapper, not_tensors=tuple(sorted(left_out)), metadata={}, _tensors=tensors
+        path=path,
+        shapes={key: tensor.shape for key, tensor in tensors.items()},
+        dtypes={key: tensor.dtype for key, tensor in tensors.items()},
+        wrapper=wrapper,
+        not_tensors=tuple(sorted(left_out)),
+        metadata={},
+        _read=tensors.__getitem__,
     )
 
 
