@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from diffusers import AutoencoderKL
+
 from latent_codec.conversion import ldm_kl, taming_vq
 from latent_codec.conversion.encoder_decoder import DIFFUSERS, infer_levels
 from latent_codec.conversion.renaming import Change, Format, Network, Rename, Shapes
-
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

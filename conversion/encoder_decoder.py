@@ -8,8 +8,9 @@ outwards, latent-diffusion from the picture inwards.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from latent_codec.conversion.renaming import Change, ConversionError, Rename, Shapes
 from torch import nn
+
+from latent_codec.conversion.renaming import Change, ConversionError, Rename, Shapes
 
 NORM_GROUPS = 32
 """Of every group norm in both original codes; shapes do not show it."""

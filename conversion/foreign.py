@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin
+from torch import Tensor
+
 from latent_codec.conversion import diffusers_files, ldm_kl, taef2, taesd, taming_vq, vq_vae_2
 from latent_codec.conversion.checkpoints import Checkpoint, open_checkpoint
 from latent_codec.conversion.renaming import (
@@ -26,7 +28,6 @@ from latent_codec.conversion.renaming import (
     some,
 )
 from latent_codec.conversion.scales import known_scale
-from torch import Tensor
 
 FORMATS: tuple[Format, ...] = (
     ldm_kl.FORMAT,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+
 from latent_codec.conversion.renaming import ConversionError, Scale
 
 MAX_BYTES = 1 << 20

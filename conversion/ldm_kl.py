@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from diffusers import AutoencoderKL
+
 from latent_codec.conversion.encoder_decoder import LDM, infer_levels, ldm_table, refuse_for_ldm
 from latent_codec.conversion.renaming import ConversionError, Format, LeftOut, Rename, Shapes
 

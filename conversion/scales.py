@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping
 
-from latent_codec.conversion.renaming import Scale, Shapes
 from torch import Tensor
+
+from latent_codec.conversion.renaming import Scale, Shapes
 
 SCALES = {
     "sd1": (0.18215, None),  # arXiv:2112.10752's code, and every model until SDXL

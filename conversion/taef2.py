@@ -3,6 +3,8 @@
 The norm's branch is `pool` in the blocks of the encoder's last level and of the decoder's first.
 """
 
+from torch import nn
+
 from latent_codec.conversion.renaming import ConversionError, Format, Shapes
 from latent_codec.conversion.taesd import (
     PARTS,
@@ -15,8 +17,6 @@ from latent_codec.conversion.taesd import (
     own_table,
     refuses,
 )
-from torch import nn
-
 from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN
 
 NORMED_PARTS = (*PARTS, ".pool.0", ".pool.1", ".pool.3")

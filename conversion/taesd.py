@@ -8,8 +8,9 @@ that its decoder counts one less.
 from collections.abc import Callable, Mapping
 
 from diffusers import AutoencoderTiny
-from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes
 from torch import nn
+
+from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes
 
 PARTS = ("", ".conv.0", ".conv.2", ".conv.4")
 """What has weights in a layer: a convolution itself, or the three of a block."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from latent_codec.conversion.encoder_decoder import LDM, infer_levels, ldm_table, refuse_for_ldm
 from latent_codec.conversion.ldm_kl import EMA, LOSS
 from latent_codec.conversion.renaming import ConversionError, Format, LeftOut, Rename, Scale, Shapes
-
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 
 AVERAGES = LeftOut(

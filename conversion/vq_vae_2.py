@@ -6,9 +6,9 @@ decoder's layers are numbered through, ReLUs included.
 
 from collections.abc import Mapping
 
-from latent_codec.conversion.renaming import Change, ConversionError, Format, LeftOut, Rename, Scale, Shapes
 from torch import Tensor
 
+from latent_codec.conversion.renaming import Change, ConversionError, Format, LeftOut, Rename, Scale, Shapes
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 
 STRIDES = (4, 2)

@@ -1,5 +1,6 @@
 """Converted checkpoints on disk: written, read again and compared before they take their name."""
 
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -7,11 +8,11 @@ from pathlib import Path
 
 import torch
 from diffusers import ModelMixin
-from latent_codec.conversion.checkpoints import open_checkpoint, save_checkpoint
-from latent_codec.conversion.foreign import Foreign, find_format, from_diffusers, read_foreign
-from latent_codec.conversion.renaming import ConversionError
 from torch import Tensor
 
+from latent_codec.conversion.checkpoints import open_checkpoint, save_checkpoint
+from latent_codec.conversion.foreign import Foreign, find_format, from_diffusers, read_foreign
+from latent_codec.conversion.renaming import ConversionError, Network
 from latent_codec.files import replacing
 
 Dtypes = Mapping[str, torch.dtype] | torch.dtype | None
@@ -110,8 +111,9 @@ def _with_dtypes(component: ModelMixin, dtypes: Dtypes) -> ModelMixin:
     for key, tensor in component.state_dict().items():
         dtype = dtypes.get(key) if isinstance(dtypes, Mapping) else dtypes
         state[key] = _cast(tensor, dtype).cpu()
-    with torch.device("meta"):
-        copy = type(component).from_config(component.config)
+    parameters = inspect.signature(type(component).__init__).parameters
+    config = {key: value for key, value in component.config.items() if key in parameters}
+    copy = Network(type(component), config).on_meta()
     copy.load_state_dict(state, assign=True)
     return copy
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 from diffusers.utils import logging
-from latent_codec.pipelines.hierarchical_prior_pipeline import HierarchicalPriorPipeline
-from latent_codec.pipelines.prior_pipeline import PriorPipeline
 
 from latent_codec.codec import to_precision
 from latent_codec.codec_folders import ASSETS
+from latent_codec.pipelines.hierarchical_prior_pipeline import HierarchicalPriorPipeline
+from latent_codec.pipelines.prior_pipeline import PriorPipeline
 
 CLASSES = {each.__name__: each for each in (PriorPipeline, HierarchicalPriorPipeline)}
 SHIPPED = ("fashion-mnist",)

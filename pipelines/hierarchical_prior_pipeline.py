@@ -2,6 +2,9 @@
 
 from typing import ClassVar
 
+from torch import Tensor, nn
+
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.pipelines.sampling import (
     Callback,
     Generators,
@@ -12,9 +15,6 @@ from latent_codec.pipelines.sampling import (
     check_codes,
     onload,
 )
-from torch import Tensor, nn
-
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
 
 
 class HierarchicalPriorPipeline(SamplingPipeline):

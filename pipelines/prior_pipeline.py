@@ -3,6 +3,9 @@
 from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
+
+from latent_codec.latent_space import side_multiple
 from latent_codec.pipelines.sampling import (
     Callback,
     Generators,
@@ -12,9 +15,6 @@ from latent_codec.pipelines.sampling import (
     SamplingPipeline,
     check_codes,
 )
-from torch import Tensor, nn
-
-from latent_codec.latent_space import side_multiple
 
 
 class PriorPipeline(SamplingPipeline):

@@ -10,7 +10,6 @@ from operator import index
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from latent_codec.pipelines.rejection import class_probabilities, likeliest, num_to_keep
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from latent_codec.codec import LatentCodec, as_output
 from latent_codec.latent_space import side_multiple
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
+from latent_codec.pipelines.rejection import class_probabilities, likeliest, num_to_keep
 
 logger = logging.getLogger(__name__)
 

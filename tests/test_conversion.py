@@ -7,13 +7,13 @@ import re
 import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
-from latent_codec.conversion import ConversionError, from_diffusers, read_foreign, to_diffusers
-from latent_codec.conversion.foreign import detect, recognize, shapes_of
-from latent_codec.conversion.scales import SCALES
 from safetensors.torch import load_file, save_file
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
+from latent_codec.conversion import ConversionError, from_diffusers, read_foreign, to_diffusers
+from latent_codec.conversion.foreign import detect, recognize, shapes_of
+from latent_codec.conversion.scales import SCALES
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 

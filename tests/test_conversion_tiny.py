@@ -3,6 +3,10 @@
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+from latent_codec import AutoencoderTinyGN, LatentCodec, LatentSpace
+from latent_codec.cli import main
 from latent_codec.conversion import (
     ConversionError,
     from_diffusers,
@@ -11,10 +15,6 @@ from latent_codec.conversion import (
     write_diffusers,
     write_foreign,
 )
-from safetensors.torch import load_file, save_file
-
-from latent_codec import AutoencoderTinyGN, LatentCodec, LatentSpace
-from latent_codec.cli import main
 
 FILES = {"taesd": "golden/conversion/taesd_c4", "taef2": "checkpoints/taef2"}
 CLASSES = {"taesd": diffusers.AutoencoderTiny, "taef2": AutoencoderTinyGN}

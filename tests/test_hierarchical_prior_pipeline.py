@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipelineOutput
 from safetensors.torch import load_file
 from test_prior_pipeline import (
     BLOCKS,
@@ -27,6 +26,7 @@ from test_prior_pipeline import (
 from test_prior_pipeline import pipeline as one_level_pipeline
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec, PixelCNN, PixelSNAIL
+from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipelineOutput
 
 SIZES = {2: (11, 9), 3: (11, 9, 13)}
 LEVELS = {2: ["top_prior", "bottom_prior"], 3: ["top_prior", "middle_prior", "bottom_prior"]}

@@ -9,12 +9,12 @@ import pytest
 import torch
 from accelerate.hooks import CpuOffload
 from diffusers import AutoencoderKL, VQModel
-from latent_codec.pipelines import PriorPipeline, PriorPipelineOutput
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec, PictureClassifier, PixelCNN, PixelSNAIL
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
+from latent_codec.pipelines import PriorPipeline, PriorPipelineOutput
 
 NAMES = ["sandal", "boot", "bag"]
 CNN = {"hidden_channels": 8, "num_layers": 2, "kernel_size": 3, "sample_size": (4, 4)}

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from latent_codec.conversion import from_diffusers
 from safetensors.torch import save_file
 from tables import table
 
+from latent_codec.conversion import from_diffusers
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
 
