@@ -68,6 +68,8 @@ def test_the_presets_that_the_documentation_names_are_there():
         "finetune-decoder",
         "pixelcnn-codes",
         "pixelcnn-fashion-mnist",
+        "pixelcnn-fashion-mnist-vq",
+        "pixelcnn-latents",
         "pixelsnail-bottom",
         "pixelsnail-faces",
         "pixelsnail-fashion-mnist-vq",
@@ -214,7 +216,7 @@ def test_a_classifier_preset_trains(name, tmp_path):
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_prior_preset_trains_on_the_codec_it_is_for(name, tmp_path):
-    """The prior as it is, over few codes: those of a codec with the levels of its own."""
+    """The prior as it is, over few codes: those of a codec with the levels of its own, or over few latents."""
     arguments = load_config(name).model.arguments
     is_faces, is_fashion = "faces" in name, "fashion" in name
     channels, strides = (1, [4]) if is_fashion else (3, [4] if name == "pixelcnn-codes" else [4, 2, 2])
@@ -229,9 +231,12 @@ def test_a_prior_preset_trains_on_the_codec_it_is_for(name, tmp_path):
     if arguments.get("data") != "pixels":
         torch.manual_seed(0)
         small = {"hidden_channels": 8, "residual_channels": 4, "embed_dim": 4, "codebook_sizes": 8}
-        LatentCodec(HierarchicalVQ(in_channels=channels, strides=strides, **small)).save_pretrained(
-            tmp_path / "codec"
-        )
+        if arguments.get("data") == "latents":
+            autoencoder = build_autoencoder(tiny_config()).eval()
+            narrow += ["model.arguments.num_mixtures=2"]
+        else:
+            autoencoder = HierarchicalVQ(in_channels=channels, strides=strides, **small)
+        LatentCodec(autoencoder).save_pretrained(tmp_path / "codec")
         narrow += [f"prior.codec={tmp_path / 'codec'}"]
     config = short(name, *narrow, "run.precision=fp32")
     codec = load_codec(config)
