@@ -383,10 +383,12 @@ def _invokeai_4_channels(codec: LatentCodec) -> Iterator[_Finding]:
 
 def _invokeai_16_channels(codec: LatentCodec) -> Iterator[_Finding]:
     config = codec.autoencoder.config
-    if type(codec.autoencoder).__name__ != "AutoencoderKL" or not _families(codec.space, FAMILIES[16]):
+    is_kl = type(codec.autoencoder).__name__ == "AutoencoderKL"
+    if not is_kl or not _families(codec.space, FAMILIES[16]):
         yield _no(
             "it takes an AutoencoderKL of 16 channels for SD3's or FLUX's by its scaling_factor and shift_factor "
-            f"({_spelled(*FAMILIES[16])}), and this is neither"
+            f"({_spelled(*FAMILIES[16])}), and this is neither",
+            _convert_scale(FAMILIES[16]) if is_kl else None,
         )
         return
     is_flux_file = _families(codec.space, ("flux",)) and not (
@@ -424,9 +426,13 @@ def _scale_limits(codec: LatentCodec, families: tuple[str, ...]) -> Iterator[_Fi
         yield _limit(
             f"it scales latents by its denoiser's own figures ({_spelled(*families)}) and reads no config: with these, "
             "the denoiser sees other latents than this codec's",
-            " or ".join(f"`latent-codec convert CODEC FOLDER --scale {name}`" for name in families)
-            + f"; {CHANGES_LATENTS}",
+            _convert_scale(families),
         )
+
+
+def _convert_scale(families: tuple[str, ...]) -> str:
+    commands = " or ".join(f"`latent-codec convert CODEC FOLDER --scale {name}`" for name in families)
+    return f"{commands}; {CHANGES_LATENTS}"
 
 
 def _families(space: LatentSpace, names: tuple[str, ...]) -> list[str]:
