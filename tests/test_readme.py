@@ -6,9 +6,12 @@ import shlex
 import numpy as np
 import pytest
 from conftest import ROOT
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from latent_codec.cli import VERBS, main
+from latent_codec.conversion import from_diffusers
+from latent_codec.conversion.checkpoints import save_checkpoint
 from latent_codec.metrics import lpips_available
 from latent_codec.training.config import preset_names
 
@@ -20,7 +23,7 @@ SHORT = ["--set", "run.steps=2", "--set", "optimizer.batch_size=1", "--set", "ru
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with `picture.jpg` and `photos/`, as the README's reader has one."""
+    """A folder with `picture.jpg`, `photos/` and a foreign `vae.ckpt`, as the README's reader has one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     ramp = np.linspace(0, 255, 136)
@@ -31,6 +34,8 @@ def workplace(tmp_path, monkeypatch):
         picture = Image.fromarray(pixels.transpose(1, 2, 0).astype(np.uint8))
         picture.save(tmp_path / "photos" / f"{index}.jpg")
     picture.save(tmp_path / "picture.jpg")
+    autoencoder = AutoencoderKL(block_out_channels=(32,), latent_channels=4)
+    save_checkpoint(from_diffusers(autoencoder, "ldm"), tmp_path / "vae.ckpt")
     return tmp_path
 
 
