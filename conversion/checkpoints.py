@@ -475,6 +475,15 @@ class _Pickle:
     def follow(self, stream: BinaryIO) -> object:
         """Read one pickle, and give its object with a `_Result` in place of all that is no plain data."""
         start = stream.tell()
+        try:
+            return self._follow(stream)
+        except Exception:  # a pickle that torch would not read either; what it would run is said all the same
+            stream.seek(start)
+            with suppress(Exception):
+                self._find_names(stream)
+            raise
+
+    def _follow(self, stream: BinaryIO) -> object:
         stack, marks, memo = [], [], {}
         for opcode, argument, _ in pickletools.genops(stream):
             match opcode.name:
@@ -525,12 +534,10 @@ class _Pickle:
                 case "STOP":
                     return stack.pop()
                 case unknown:
-                    stream.seek(start)
-                    self._find_names(stream)
                     raise ValueError(f"it has the opcode {unknown}, which torch.save's own protocol has not")
 
     def _find_names(self, stream: BinaryIO) -> None:
-        """The names in a pickle whose stack is not followed."""
+        """Names alone, of every pickle protocol."""
         strings = []
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name in ("GLOBAL", "INST"):
