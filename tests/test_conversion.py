@@ -607,3 +607,66 @@ def test_a_plain_vqmodel_goes_out_as_taming(tmp_path):
     written = from_diffusers(plain, "taming")
     assert torch.equal(written["quantize.embedding.weight"], plain.quantize.embedding.weight)
     assert detect(shapes_of(written))[0].names[0] == "taming"
+
+
+class Bomb:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def hostile(kind, path, marker):
+    """Write a file of a kind, and give the words that its error needs."""
+    state = small()
+    if kind == "bomb":
+        torch.save({"state_dict": state, "callbacks": Bomb(marker)}, path.with_suffix(".ckpt"))
+        return path.with_suffix(".ckpt"), r"would run .*open"
+    if kind == "truncated":
+        save_file(state, path)
+        path.write_bytes(path.read_bytes()[:-100])
+        return path, "damaged or truncated"
+    if kind == "huge header":
+        path.write_bytes((1 << 40).to_bytes(8, "little") + b'{"a":1}')
+        return path, "no safetensors file, or a damaged"
+    if kind == "transposed":
+        state["decoder.conv_in.weight"] = torch.zeros(4, 32, 3, 3)
+    if kind == "no convolution":
+        state["encoder.conv_out.weight"] = torch.zeros(8)
+    if kind == "two autoencoders":
+        state |= {f"vae.{key}": tensor.clone() for key, tensor in state.items()}
+    if kind == "two discriminators too many":
+        state |= {"encoder.loss.a": torch.zeros(1), "encoder.loss.b": torch.zeros(1)}
+    save_file(state, path)
+    words = {
+        "transposed": "the encoder gives 8 channels and the decoder takes 32",
+        "no convolution": "encoder.conv_out.weight is missing or no convolution",
+        "two autoencoders": "holds two autoencoders",
+        "two discriminators too many": "encoder.loss.a, encoder.loss.b unexpected",
+    }
+    return path, words[kind]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bomb",
+        "truncated",
+        "huge header",
+        "transposed",
+        "no convolution",
+        "two autoencoders",
+        "two discriminators too many",
+    ],
+)
+def test_hostile_files_convert_to_nothing(tmp_path, capsys, kind):
+    marker = tmp_path / "marker"
+    path, words = hostile(kind, tmp_path / "x.safetensors", marker)
+    before = set(tmp_path.iterdir())
+    assert main(["convert", str(path), str(tmp_path / "folder"), "--scale", "sd1"]) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert set(tmp_path.iterdir()) == before and not marker.exists()
+    with pytest.raises(ValueError, match=words):
+        LatentCodec.from_pretrained(path)
+    assert not marker.exists()
