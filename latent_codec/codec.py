@@ -31,6 +31,7 @@ from latent_codec.latent_space import LatentSpace, is_movq, side_multiple, suppo
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import nearest_codewords
+from latent_codec.models.tiling import decode_tiled, encode_tiled, has_exact_tiles
 from latent_codec.pictures import pad_to_multiple, to_image, to_pil
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -243,7 +244,10 @@ class LatentCodec:
                 Sides that are no multiple of the factor f are padded with their last row and column.
                 Grey, colour and alpha are brought to the codec's channels as `pictures.to_image` does it.
             sample: draw from the posterior, with `generator`; otherwise its mean.
-            tile: encode in overlapping tiles of so many pixels, blended by diffusers; saves memory, shifts tones.
+            tile: side of the tiles to work in, in pixels, where memory is short. An AutoencoderKL, AutoencoderVQ or
+                VQModel then gives what it gives untiled, up to rounding, for any tile; what the tiles do not hold
+                lies in scratch files (TMPDIR), 2 KB for each pixel of a Stable Diffusion shape in float32. Other
+                classes are blended by diffusers from overlapping tiles, which shifts tones, or refused.
 
         Returns:
             Latents (B, C, ceil(H / f), ceil(W / f)) in the codec's dtype; where the pictures differ in size, a
@@ -251,7 +255,8 @@ class LatentCodec:
             HierarchicalVQ's are its levels' codewords, side by side on the bottom grid.
 
         Raises:
-            ValueError: for input of another kind, or latents that overflow the dtype.
+            ValueError: for input of another kind, a tile that the codec cannot use, or latents that overflow the dtype.
+            OSError: if the scratch files of tiles find no room.
         """
         batches = self._image_batches(images)
         latents = [
@@ -296,7 +301,8 @@ class LatentCodec:
             tile: as for `encode`.
 
         Raises:
-            ValueError: for other shapes or sizes, non-finite latents, or pictures that overflow the dtype.
+            ValueError: for other shapes, sizes or tiles, non-finite latents, or pictures that overflow the dtype.
+            OSError: as for `encode`.
         """
         batches = [latents] if isinstance(latents, Tensor) else list(latents)
         for batch in batches:
@@ -326,9 +332,7 @@ class LatentCodec:
                 return self.autoencoder.encode_indices(batches[0].to(dtype))
         if isinstance(self.autoencoder, AutoencoderVQ):
             return [self.autoencoder.encode_indices(batches[0])]  # in float32, whatever the codec's dtype
-        return [
-            self._assign(self._encode_raw(batches[0], sample=False, generator=None, tile=None))
-        ]
+        return [self._assign(self._encode_raw(batches[0], sample=False, generator=None, tile=None))]
 
     @torch.no_grad()
     def decode_indices(
@@ -418,14 +422,20 @@ class LatentCodec:
 
     def _encoder_output(self, images: Tensor, tile: int | None):
         with self._tiling(tile), self._precision() as dtype:
-            return self.autoencoder.encode(images.to(self.device, dtype))
+            images = images.to(self.device, dtype)
+            if tile is not None and has_exact_tiles(self.autoencoder):
+                return encode_tiled(self.autoencoder, images, tile)
+            return self.autoencoder.encode(images)
 
     def _decode_raw(self, to_raw, codes: Tensor, tile: int | None) -> Tensor:
         """`to_raw` turns latents or indices into raw latents, in the precision that decodes them."""
         with self._tiling(tile), self._precision() as dtype:
             codes = codes.to(self.device, dtype if codes.is_floating_point() else None)
             raw_latents = to_raw(codes)
-            if not self.is_discrete or self._is_hierarchical:
+            if tile is not None and has_exact_tiles(self.autoencoder):
+                codewords = self._codewords(self._assign(raw_latents)) if self.is_discrete else raw_latents
+                images = decode_tiled(self.autoencoder, codewords, tile)
+            elif not self.is_discrete or self._is_hierarchical:
                 images = self.autoencoder.decode(raw_latents).sample
             elif is_movq(self.autoencoder):
                 images = self.autoencoder.decode(raw_latents, force_not_quantize=True).sample
@@ -467,13 +477,18 @@ class LatentCodec:
 
     @contextmanager
     def _tiling(self, tile: int | None) -> Iterator[None]:
-        """Switch on diffusers' own tiling with tiles of `tile` pixels that overlap by a quarter."""
+        """Check `tile`; where tiles are diffusers' own, switch them on, with an overlap of a quarter."""
         if tile is None:
+            yield
+            return
+        if not isinstance(tile, Integral) or isinstance(tile, bool) or tile < 1:
+            raise ValueError(f"tile is {tile!r}; it is a whole number of pixels, at least 1, or None")
+        if has_exact_tiles(self.autoencoder):
             yield
             return
         autoencoder, factor = self.autoencoder, self.space.downsampling_factor
         kind = supported_class(type(autoencoder))
-        if kind in ("AutoencoderKL", "AutoencoderKLKVAE"):
+        if kind == "AutoencoderKLKVAE":
             wanted = {"tile_sample_min_size": tile, "tile_latent_min_size": tile // factor}
             wanted["tile_overlap_factor"] = 0.25
         elif kind == "AutoencoderDC":
