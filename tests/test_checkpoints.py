@@ -2,9 +2,11 @@ import builtins
 import collections
 import functools
 import importlib
+import io
 import json
 import os
 import pickle
+import pickletools
 import random
 import resource
 import struct
@@ -525,6 +527,18 @@ def test_keys_that_come_twice_are_named(tmp_path, legacy):
         assert content.count(second.encode()) == 1
         path.write_bytes(content.replace(second.encode(), first.encode()))
         assert f"{first!r} comes twice" in refusal(path)
+
+
+def test_legacy_storages_without_bytes_are_refused(tmp_path):
+    """Torch leaves a storage that the list after the object lacks as it found the memory."""
+    path = save(tmp_path / "a.ckpt", WEIGHTS, legacy=True)
+    content = path.read_bytes()
+    stream, ends = io.BytesIO(content), []
+    for _ in range(5):
+        list(pickletools.genops(stream))
+        ends.append(stream.tell())
+    path.write_bytes(content[: ends[3]] + pickle.dumps([], 2))
+    assert "storages" in refusal(path)
 
 
 def header_of(content):
