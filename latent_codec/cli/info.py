@@ -287,7 +287,8 @@ def _audit_drop_in(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(audit.to_dict() | {"pictures": args.pictures}, allow_nan=False))
         return
-    where = f"{audit.num_pictures} pictures of {args.pictures}" if args.pictures else "the sample photograph"
+    count = "1 picture" if audit.num_pictures == 1 else f"{audit.num_pictures} pictures"
+    where = f"{count} of {args.pictures}" if args.pictures else "the sample photograph"
     _print_drop_in(audit, where)
 
 
