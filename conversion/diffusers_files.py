@@ -34,7 +34,7 @@ def infer_vq(shapes: Shapes) -> dict:
 
 def _own_names(network_class: type, config: Mapping) -> list[Rename]:
     """Every tensor by its own name."""
-    return [Rename(key, key) for key in Network(network_class, dict(config)).on_meta().state_dict()]
+    return [Rename(key, key) for key in Network(network_class, config).on_meta().state_dict()]
 
 
 def _old_names(config: Mapping) -> list[Rename]:

@@ -6,6 +6,7 @@ foreign key --left out by a rule-->  named in the report
 our key that nothing gave ---------> missing: an error
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,12 +70,13 @@ class Network(NamedTuple):
     """What a checkpoint's names and shapes say it is."""
 
     network_class: type[torch.nn.Module]
-    config: dict
+    config: Mapping
 
     def on_meta(self) -> torch.nn.Module:
-        """The network without memory for its weights."""
+        """The network without memory for its weights; entries that diffusers adds to a config are passed over."""
+        parameters = inspect.signature(self.network_class.__init__).parameters
         with torch.device("meta"):
-            return self.network_class(**self.config)
+            return self.network_class(**{key: self.config[key] for key in self.config if key in parameters})
 
 
 @dataclass(frozen=True, kw_only=True)

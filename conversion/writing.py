@@ -1,6 +1,5 @@
 """Converted checkpoints on disk: written, read again and compared before they take their name."""
 
-import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -111,9 +110,7 @@ def _with_dtypes(component: ModelMixin, dtypes: Dtypes) -> ModelMixin:
     for key, tensor in component.state_dict().items():
         dtype = dtypes.get(key) if isinstance(dtypes, Mapping) else dtypes
         state[key] = _cast(tensor, dtype).cpu()
-    parameters = inspect.signature(type(component).__init__).parameters
-    config = {key: value for key, value in component.config.items() if key in parameters}
-    copy = Network(type(component), config).on_meta()
+    copy = Network(type(component), component.config).on_meta()
     copy.load_state_dict(state, assign=True)
     return copy
 

@@ -588,6 +588,7 @@ def test_single_files_in_diffusers_names_open_too(tmp_path):
         save_file(component.state_dict(), path)
         again = read_foreign(path).component()
         assert type(again) is type(component)
+        assert from_diffusers(component, "diffusers").keys() == component.state_dict().keys()
         assert all(
             torch.equal(tensor, component.state_dict()[key]) for key, tensor in again.state_dict().items()
         )
