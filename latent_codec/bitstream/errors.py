@@ -31,3 +31,7 @@ class CorruptError(BitstreamError):
     def __init__(self, message: str, section: int | None = None):
         super().__init__(message)
         self.section = section
+
+
+class TooLargeError(BitstreamError):
+    """The file says that it holds more than this reader takes on."""

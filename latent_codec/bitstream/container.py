@@ -1,0 +1,350 @@
+"""The compressed file: a header that accounts for every byte, and sections, one for each pass over each tile.
+
+    magic | version | header length | what is coded, and for whom | length and CRC of each section | CRC | sections
+
+FORMAT.md specifies it. Nothing is read, and no memory taken, before the header's checksum and the bounds below hold.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from latent_codec.bitstream.errors import (
+    CorruptError,
+    NewerFormatError,
+    NotCompressedError,
+    TooLargeError,
+    TruncatedError,
+)
+from latent_codec.bitstream.varints import MAX_BYTES, read_varint, write_varint
+
+MAGIC = b"\x8cLCF"
+VERSION = 1
+SUFFIX = ".lcf"
+
+INDICES, ENTROPY_CODED, TILED = 1, 2, 4
+"""Features: a reader must know all that a file names."""
+
+MAX_PIXELS = 2**28
+MAX_VALUES = 2**25
+"""Of all tiles together: a quarter of a gigabyte as 64-bit integers."""
+MAX_TILE_VALUES = 2**22
+MAX_LEVELS = 16
+MAX_PASSES = 1024
+
+_CRC_BYTES = 4
+_FINGERPRINT_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One grid of values."""
+
+    side: int
+    """Pixels per position, in height and in width."""
+    channels: int = 1
+    codebook_size: int | None = None
+    """Of indices, whose `channels` is 1; None for latents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A rectangle of the picture that is coded by itself."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    """In positions of the first level."""
+
+    def slices(self, levels: Sequence[Level]) -> list[tuple[slice, slice, slice]]:
+        """Where it lies in each level's array (channels, h, w)."""
+        found = []
+        for level in levels:
+            scale = levels[0].side // level.side
+            rows = slice(self.top * scale, (self.top + self.height) * scale)
+            columns = slice(self.left * scale, (self.left + self.width) * scale)
+            found.append((slice(None), rows, columns))
+        return found
+
+    def shapes(self, levels: Sequence[Level]) -> list[tuple[int, int, int]]:
+        """(channels, h, w) of its part of each level."""
+        scales = [levels[0].side // level.side for level in levels]
+        return [(level.channels, self.height * n, self.width * n) for level, n in zip(levels, scales)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file says of itself, sections aside.
+
+    Raises:
+        ValueError: for fields that no file can have.
+        TooLargeError: for more than MAX_PIXELS, MAX_VALUES or MAX_TILE_VALUES.
+    """
+
+    height: int
+    width: int
+    """Of the picture in pixels, without padding."""
+    levels: tuple[Level, ...]
+    """Coarsest first; each level's side is a multiple of the next one's."""
+    num_passes: int
+    space_fingerprint: str
+    """Of the codec, 16 hex digits."""
+    entropy_fingerprint: str | None = None
+    """Of the entropy model, 16 hex digits; None: indices of fixed length, which need none."""
+    steps_index: int = 0
+    """Which of the entropy model's step sizes; 0 for indices."""
+    tile: int | None = None
+    """Side of a tile in positions of the first level; None: the picture is one tile."""
+
+    def __post_init__(self):
+        if not 1 <= len(self.levels) <= MAX_LEVELS or not 1 <= self.num_passes <= MAX_PASSES:
+            raise ValueError(f"it has {len(self.levels)} levels and {self.num_passes} passes")
+        if min(self.height, self.width, *(min(level.side, level.channels) for level in self.levels)) < 1:
+            raise ValueError("a length, a side or a number of channels in it is 0")
+        if any(upper.side % lower.side for upper, lower in pairwise(self.levels)):
+            raise ValueError(
+                f"its levels have sides of {', '.join(str(level.side) for level in self.levels)} pixels"
+            )
+        if len({level.codebook_size is None for level in self.levels}) > 1:
+            raise ValueError("it mixes latents and indices")
+        if self.is_indices and any(level.channels != 1 or level.codebook_size < 1 for level in self.levels):
+            raise ValueError("a level of indices has one channel and a codebook")
+        if self.entropy_fingerprint is None and not self.is_indices:
+            raise ValueError("it holds latents of fixed length")
+        if self.tile is not None and self.tile < 1:
+            raise ValueError("its tiles have no positions")
+        num_pixels, num_values = self.height * self.width, _count(self.shapes)
+        if num_pixels > MAX_PIXELS or num_values > MAX_VALUES:
+            raise TooLargeError(
+                f"a picture of {self.height} x {self.width} pixels and {num_values} values came; at most {MAX_PIXELS} "
+                f"pixels and {MAX_VALUES} values are taken on"
+            )
+        if (largest := _count(next(self.tiles()).shapes(self.levels))) > MAX_TILE_VALUES:
+            raise TooLargeError(
+                f"a tile of {largest} values came; {MAX_TILE_VALUES} are taken on. Use smaller tiles."
+            )
+
+    @property
+    def is_indices(self) -> bool:
+        return self.levels[0].codebook_size is not None
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(channels, h, w) of each level's array, for the picture padded to multiples of the first level's side."""
+        return self._whole.shapes(self.levels)
+
+    @property
+    def _whole(self) -> Tile:
+        side = self.levels[0].side
+        return Tile(top=0, left=0, height=-(-self.height // side), width=-(-self.width // side))
+
+    @property
+    def num_tiles(self) -> int:
+        whole, side = self._whole, self.tile
+        return 1 if side is None else -(-whole.height // side) * -(-whole.width // side)
+
+    def tiles(self) -> Iterator[Tile]:
+        """Row by row; those at the bottom and on the right may be smaller."""
+        whole = self._whole
+        side = self.tile or max(whole.height, whole.width)
+        for top in range(0, whole.height, side):
+            for left in range(0, whole.width, side):
+                yield Tile(
+                    top=top,
+                    left=left,
+                    height=min(side, whole.height - top),
+                    width=min(side, whole.width - left),
+                )
+
+    @property
+    def num_sections(self) -> int:
+        return self.num_passes * self.num_tiles
+
+    def section_name(self, number: int) -> str:
+        """Sections are in the order of passes, and within a pass of tiles."""
+        return f"section {number} (pass {number // self.num_tiles}, tile {number % self.num_tiles})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """A file taken apart."""
+
+    header: Header
+    header_bytes: int
+    lengths: tuple[int, ...]
+    """Bytes of each section."""
+    sections: tuple[bytes | None, ...]
+    """None where a section is missing or damaged, which only a partial reading lets pass."""
+    trailing_bytes: int = 0
+    """Behind the last section, where only a partial reading lets them pass."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the sections that are not there."""
+        return [
+            self.header.section_name(number)
+            for number, section in enumerate(self.sections)
+            if section is None
+        ]
+
+
+def pack(header: Header, sections: Sequence[bytes]) -> bytes:
+    """The file of these sections.
+
+    Raises:
+        ValueError: if there are more or fewer than the header says.
+    """
+    if len(sections) != header.num_sections:
+        raise ValueError(f"{len(sections)} sections came; this header has {header.num_sections}.")
+    features = INDICES * header.is_indices
+    features |= ENTROPY_CODED * (header.entropy_fingerprint is not None) | TILED * (header.tile is not None)
+    numbers = [features, header.height, header.width, len(header.levels)]
+    for level in header.levels:
+        numbers += [level.side, level.codebook_size if header.is_indices else level.channels]
+    if not header.is_indices:
+        numbers.append(header.steps_index)
+    if header.tile is not None:
+        numbers.append(header.tile)
+    numbers.append(header.num_passes)
+    body = b"".join(map(write_varint, numbers))
+    body += bytes.fromhex(header.space_fingerprint) + bytes.fromhex(header.entropy_fingerprint or "")
+    body += b"".join(write_varint(len(section)) + _crc(section) for section in sections)
+    length = len(MAGIC) + 1 + len(body) + _CRC_BYTES
+    length += next(n for n in range(1, MAX_BYTES + 1) if len(write_varint(length + n)) == n)
+    start = MAGIC + bytes([VERSION]) + write_varint(length) + body
+    return b"".join([start, _crc(start), *sections])
+
+
+def unpack(data: bytes, *, partial: bool = False) -> Container:
+    """Take a file apart, after looking at every checksum.
+
+    Args:
+        partial: let sections be None that are cut off or damaged, instead of raising an error for them.
+
+    Raises:
+        NotCompressedError: if it is no such file.
+        NewerFormatError: if it has a later version, or features that are not known here.
+        TruncatedError: if it is cut short; its header always has to be whole.
+        CorruptError: if it is damaged.
+        TooLargeError: if it says that it holds more than MAX_PIXELS, MAX_VALUES or MAX_TILE_VALUES.
+    """
+    start, numbers_from = _checked_start(data)
+    header, lengths, checksums = _parse(start, numbers_from)
+    position, sections = len(start) + _CRC_BYTES, []
+    for number, (length, checksum) in enumerate(zip(lengths, checksums)):
+        section = data[position : position + length]
+        position += length
+        if len(section) == length and _crc(section) == checksum:
+            sections.append(section)
+        elif partial:
+            sections.append(None)
+        elif len(section) < length:
+            raise TruncatedError(
+                f"the file is cut short: it has {len(data)} of {len(start) + _CRC_BYTES + sum(lengths)} bytes, and "
+                f"ends in {header.section_name(number)}. What is whole can be decoded: ask for a partial decoding."
+            )
+        else:
+            raise CorruptError(f"{header.section_name(number)} is damaged: its checksum is wrong", number)
+    if position < len(data) and not partial:
+        raise CorruptError(f"{len(data) - position} bytes follow the last section")
+    return Container(
+        header=header,
+        header_bytes=len(start) + _CRC_BYTES,
+        lengths=tuple(lengths),
+        sections=tuple(sections),
+        trailing_bytes=max(len(data) - position, 0),
+    )
+
+
+def _checked_start(data: bytes) -> tuple[bytes, int]:
+    """The header without its checksum, which is right, and where the numbers of this version begin in it."""
+    if not data.startswith(MAGIC) and not (data and MAGIC.startswith(data)):
+        raise NotCompressedError("the data are not a file of latent-codec's compression")
+    cut = TruncatedError(f"the file is cut short: its {len(data)} bytes end in the header")
+    try:
+        length, position = read_varint(data, len(MAGIC) + 1)
+    except CorruptError as error:
+        if len(data) < len(MAGIC) + 1 + MAX_BYTES:
+            raise cut from error
+        raise CorruptError("the header is damaged: its length is malformed") from error
+    if length < position + _CRC_BYTES:
+        raise CorruptError(f"the header is damaged: it claims {length} bytes")
+    if len(data) < length:
+        raise cut
+    start = data[: length - _CRC_BYTES]
+    if _crc(start) != data[len(start) : length]:
+        raise CorruptError("the header is damaged: its checksum is wrong")
+    version = data[len(MAGIC)]
+    if version > VERSION:
+        raise NewerFormatError(
+            f"the file has version {version}; this latent-codec reads version {VERSION}. Update it."
+        )
+    if version < VERSION:
+        raise CorruptError(f"the file has version {version}, which there is not")
+    return start, position
+
+
+def _parse(start: bytes, position: int) -> tuple[Header, list[int], list[bytes]]:
+    def number() -> int:
+        nonlocal position
+        value, position = read_varint(start, position)
+        return value
+
+    def taken(count: int) -> bytes:
+        nonlocal position
+        position += count
+        if position > len(start):
+            raise CorruptError("it ends early")
+        return start[position - count : position]
+
+    try:
+        features = number()
+        unknown = features & ~(INDICES | ENTROPY_CODED | TILED)
+        if unknown:
+            raise NewerFormatError(
+                f"the file needs features {unknown:#x}, which this latent-codec lacks. Update it."
+            )
+        is_indices = bool(features & INDICES)
+        height, width, num_levels = number(), number(), number()
+        if num_levels > MAX_LEVELS:
+            raise CorruptError(f"it has {num_levels} levels")
+        levels = []
+        for _ in range(num_levels):
+            side, size = number(), number()
+            levels.append(
+                Level(side=side, codebook_size=size) if is_indices else Level(side=side, channels=size)
+            )
+        header = Header(
+            height=height,
+            width=width,
+            levels=tuple(levels),
+            steps_index=0 if is_indices else number(),
+            tile=number() if features & TILED else None,
+            num_passes=number(),
+            space_fingerprint=taken(_FINGERPRINT_BYTES).hex(),
+            entropy_fingerprint=taken(_FINGERPRINT_BYTES).hex() if features & ENTROPY_CODED else None,
+        )
+        if header.num_sections * (1 + _CRC_BYTES) > len(start) - position:
+            raise CorruptError(f"it has no room for {header.num_sections} sections")
+        lengths, checksums = [], []
+        for _ in range(header.num_sections):
+            lengths.append(number())
+            checksums.append(taken(_CRC_BYTES))
+        if position != len(start):
+            raise CorruptError(f"{len(start) - position} bytes are left over")
+    except (NewerFormatError, TooLargeError):
+        raise
+    except ValueError as error:
+        raise CorruptError(f"the header is malformed: {error}") from error
+    return header, lengths, checksums
+
+
+def _count(shapes: Sequence[tuple[int, int, int]]) -> int:
+    return sum(map(math.prod, shapes))
+
+
+def _crc(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(_CRC_BYTES, "little")

@@ -1,0 +1,275 @@
+"""Tables of order 0: one for each level of indices, or for each channel of latents at each of many step sizes.
+
+    pictures --codec--> indices, or latents --quantize by each step--> levels --count--> tables
+
+A sidecar, `entropy.safetensors`, holds the integers as they are used, and the numbers that levels come back as.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from latent_codec.bitstream.entropy_model import Pass, Shape
+from latent_codec.bitstream.tables import TOTAL, Tables, cumulative_tables
+from latent_codec.codec import LatentCodec, Picture, decodes_codewords
+from latent_codec.files import replacing
+from latent_codec.models.scalar_quantizer import ScalarQuantizer
+
+FILE_NAME = "entropy.safetensors"
+FORMAT = "latent-codec-entropy"
+VERSION = "1"
+
+NUM_STEPS = 96
+STEPS_PER_OCTAVE = 16
+COARSEST = 3.2
+"""The coarsest step in standard deviations of a channel; the finest is 2^(95 / 16) = 61 times smaller."""
+COVERAGE = 0.9999
+"""Share of the levels that have symbols of their own; the others escape."""
+MAX_SYMBOLS = 2048
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StaticEntropy:
+    """Tables that know nothing of a value but its level, or its channel and step size.
+
+    Indices are a pass for each level; latents are one pass, channel by channel.
+
+    Raises:
+        ValueError: for numbers of tables, steps and shifts that do not belong together.
+    """
+
+    tables: Tables
+    """Of indices: one per level, top first. Of latents: number steps_index * channels + channel."""
+    space_fingerprint: str
+    codec_name: str
+    """For messages."""
+    steps: np.ndarray | None = None
+    """float32 (num_steps, channels), falling, in the latents' unit; None for indices."""
+    shifts: np.ndarray | None = None
+    """float32, flat like `tables.starts`: what lies between a level and the mean of its latents, in steps."""
+
+    def __post_init__(self):
+        if (self.steps is None) != (self.shifts is None):
+            raise ValueError("steps and shifts go together: both for latents, neither for indices")
+        if self.steps is None:
+            return
+        for name, dimensions in (("steps", 2), ("shifts", 1)):
+            array = getattr(self, name)
+            if array.dtype != np.float32 or array.ndim != dimensions or not np.isfinite(array).all():
+                raise ValueError(f"{name} are {array.dtype} of shape {array.shape}; expected finite float32")
+        if self.steps.size != len(self.tables) or self.shifts.shape != self.tables.starts.shape:
+            raise ValueError(
+                f"{len(self.tables)} tables came with steps of shape {self.steps.shape} and {len(self.shifts)} shifts"
+            )
+        if (self.steps <= 0).any():
+            raise ValueError("a step is not above 0")
+
+    @property
+    def is_indices(self) -> bool:
+        return self.steps is None
+
+    @property
+    def num_steps(self) -> int:
+        """Step sizes to choose from; 0 for indices."""
+        return 0 if self.steps is None else len(self.steps)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits over the tables, steps, shifts and the codec's space."""
+        digest = hashlib.sha256(f"static {self.space_fingerprint}\n".encode())
+        for name, array in sorted(self._arrays().items()):
+            little_endian = array.astype(array.dtype.newbyteorder("<"))
+            digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode() + little_endian.tobytes())
+        return digest.hexdigest()[:16]
+
+    def passes(self, shapes: Sequence[Shape]) -> list[Pass]:
+        """A pass for each level, row by row."""
+        if len(shapes) > len(self.tables) or (not self.is_indices and shapes[0][0] != self.steps.shape[1]):
+            raise ValueError(f"these tables are not for values of shapes {list(shapes)}")
+        return [Pass(level, np.arange(np.prod(shape))) for level, shape in enumerate(shapes)]
+
+    def table_numbers(
+        self, passes: Sequence[Pass], number: int, values: Sequence[np.ndarray], steps_index: int
+    ) -> np.ndarray:
+        count = len(passes[number].positions)
+        if self.is_indices:
+            return np.full(count, number)
+        channels = self.steps.shape[1]
+        return steps_index * channels + np.arange(channels).repeat(count // channels)
+
+    def quantize(self, latents: np.ndarray, steps_index: int) -> np.ndarray:
+        """float32 (C, h, w) -> int64 levels."""
+        quantizer = ScalarQuantizer(steps=self.steps[steps_index].tolist())
+        return quantizer.encode(torch.from_numpy(latents)[None])[0].numpy()
+
+    def reconstruct(self, levels: np.ndarray, steps_index: int) -> np.ndarray:
+        """int64 levels (C, h, w) -> float32 latents, (level + shift) step: a sum and a product, rounded as IEEE 754 has it."""
+        channels = len(levels)
+        first = steps_index * channels
+        tables = slice(first, first + channels)
+        minimums = self.tables.minimums[tables, None, None]
+        last = (self.tables.sizes - self.tables.escapes)[tables, None, None] - 1
+        symbols = levels - minimums
+        shifts = self.shifts[
+            self.tables.offsets[tables, None, None] + np.clip(symbols, 0, np.maximum(last, 0))
+        ]
+        shifts = np.where((symbols < 0) | (symbols > last), np.float32(0), shifts)
+        return (levels.astype(np.float32) + shifts) * self.steps[steps_index][:, None, None]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the sidecar, complete or not at all; a folder stands for its `entropy.safetensors`.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        metadata = {
+            "format": FORMAT,
+            "version": VERSION,
+            "kind": "static",
+            "codec": self.codec_name,
+            "space_fingerprint": self.space_fingerprint,
+        }
+        with replacing(_sidecar(path)) as written:
+            save_file(self._arrays(), written, metadata)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {name: getattr(self.tables, name) for name in ("starts", "sizes", "minimums", "escapes")}
+        if self.steps is not None:
+            arrays |= {"steps": self.steps, "shifts": self.shifts}
+        return arrays
+
+
+def load_entropy_model(path: str | os.PathLike, *, codec: LatentCodec | None = None) -> StaticEntropy:
+    """Open a sidecar, or the one in a codec's folder; with `codec`, check that it was fitted to it.
+
+    Raises:
+        ValueError: if it is none, damaged, of a newer version, or fitted to another codec.
+        OSError: if it cannot be read.
+    """
+    path = _sidecar(path)
+    path.open("rb").close()  # the system's own words if it is missing or forbidden
+    try:
+        with safe_open(path, framework="np") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError("it is a safetensors file of something else")
+            if (metadata.get("version"), metadata.get("kind")) != (VERSION, "static"):
+                raise ValueError(
+                    f"it has version {metadata.get('version')} and kind {metadata.get('kind')}, which this "
+                    f"latent-codec does not read. Update it."
+                )
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  no mapping
+        tables = Tables(**{name: arrays.pop(name) for name in ("starts", "sizes", "minimums", "escapes")})
+        model = StaticEntropy(
+            tables=tables,
+            space_fingerprint=metadata["space_fingerprint"],
+            codec_name=metadata["codec"],
+            steps=arrays.pop("steps", None),
+            shifts=arrays.pop("shifts", None),
+        )
+        if arrays:
+            raise ValueError(f"it holds {min(arrays)}, which does not belong there")
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no entropy model: {error}") from error
+    if codec is not None and model.space_fingerprint != codec.space_fingerprint:
+        raise ValueError(
+            f"{path} was fitted to {model.codec_name} (space {model.space_fingerprint}), not to {codec.name} "
+            f"(space {codec.space_fingerprint}); fit one to it"
+        )
+    return model
+
+
+def fit_static(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:
+    """Count what a codec makes of pictures.
+
+    Unseen indices and levels count as half a time seen. Steps are in proportion to the channels' standard deviations.
+
+    Args:
+        pictures: each of any size; a few dozen are enough for latents, for K indices some hundred K positions.
+
+    Raises:
+        ValueError: for no pictures, a channel that never changes, or a codebook of more than 2^16 codewords.
+    """
+    if decodes_codewords(codec):
+        return _fit_indices(codec, pictures)
+    return _fit_latents(codec, pictures)
+
+
+def _fit_indices(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:
+    sizes = codec.codebook_sizes
+    if max(sizes) > TOTAL:
+        raise ValueError(
+            f"a codebook of {max(sizes)} codewords has no table of 16 bits, which ends at {TOTAL}; "
+            "compress its indices without an entropy model"
+        )
+    counts = [np.full(size, 0.5) for size in sizes]
+    num_pictures = 0
+    for picture in pictures:
+        num_pictures += 1
+        for count, grid in zip(counts, codec.encode_indices(picture)):
+            count += np.bincount(grid.cpu().numpy().reshape(-1), minlength=len(count))
+    if not num_pictures:
+        raise ValueError("no pictures came; give at least one")
+    tables = Tables.concatenate(
+        [cumulative_tables(count) for count in counts], [0] * len(counts), escapes=False
+    )
+    return StaticEntropy(tables=tables, space_fingerprint=codec.space_fingerprint, codec_name=codec.name)
+
+
+def _fit_latents(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:
+    parts = [_flat_latents(codec, picture) for picture in pictures]
+    if not parts:
+        raise ValueError("no pictures came; give at least one")
+    channels = np.sort(np.concatenate(parts, 1), axis=1)
+    deviations = channels.std(1, dtype=np.float64)
+    if not (deviations > 0).all():
+        raise ValueError(
+            f"channel {int(deviations.argmin())} of {codec.name} is the same everywhere in these pictures"
+        )
+    octaves = np.arange(NUM_STEPS) / STEPS_PER_OCTAVE
+    steps = (COARSEST * deviations * 2.0 ** -octaves[:, None]).astype(np.float32)
+    fitted = [_fit_channel(values, step) for row in steps for values, step in zip(channels, row.tolist())]
+    starts, minimums, shifts = zip(*fitted)
+    return StaticEntropy(
+        tables=Tables.concatenate(list(starts), list(minimums), escapes=True),
+        space_fingerprint=codec.space_fingerprint,
+        codec_name=codec.name,
+        steps=steps,
+        shifts=np.concatenate(shifts).astype(np.float32),
+    )
+
+
+def _flat_latents(codec: LatentCodec, picture: Picture) -> np.ndarray:
+    """float32 (C, positions)."""
+    latents = codec.encode(picture)
+    return latents.float().cpu().movedim(1, 0).flatten(1).numpy()
+
+
+def _fit_channel(values: np.ndarray, step: float) -> tuple[np.ndarray, int, np.ndarray]:
+    """Starts, minimum and shifts of the table of one channel's values, which are sorted, at one step."""
+    quantizer = ScalarQuantizer(steps=(step,))
+    levels = quantizer.encode(torch.from_numpy(values).view(1, 1, 1, -1)).flatten().numpy()
+    beyond = int((1 - COVERAGE) / 2 * len(levels))
+    minimum = max(int(levels[beyond]), -(MAX_SYMBOLS // 2))
+    maximum = min(int(levels[-1 - beyond]), MAX_SYMBOLS // 2 - 1)
+    inside = slice(*np.searchsorted(levels, [minimum, maximum + 1]))
+    symbols, num_symbols = levels[inside] - minimum, maximum - minimum + 1
+    counts = np.bincount(symbols, minlength=num_symbols).astype(np.float64)
+    distances = values[inside] / np.float64(step) - levels[inside]
+    # A few values more, in the middle, hold the mean of rare levels near the middle.
+    shifts = np.bincount(symbols, distances, num_symbols) / (counts + 8)
+    starts = cumulative_tables(np.append(counts, len(levels) - len(symbols)) + 0.5)
+    return starts, minimum, np.append(shifts, 0)
+
+
+def _sidecar(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    return path / FILE_NAME if path.is_dir() else path

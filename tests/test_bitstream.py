@@ -1,0 +1,363 @@
+import diffusers
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from latent_codec import LatentCodec
+from latent_codec.bitstream import (
+    CorruptError,
+    PartialWarning,
+    TruncatedError,
+    WrongCodecError,
+    WrongEntropyModelError,
+    compress,
+    decompress,
+    fit_static,
+    ideal_bits,
+    load_entropy_model,
+    read,
+    unpack,
+)
+from latent_codec.models.autoencoder_vq import AutoencoderVQ
+from latent_codec.models.hierarchical_vq import HierarchicalVQ
+
+BLOCKS = {
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "mid_block_add_attention": False,
+}
+KINDS = ["kl", "vq", "hierarchical"]
+
+
+def build(kind: str, seed: int = 0) -> LatentCodec:
+    torch.manual_seed(seed)
+    if kind == "kl":
+        codec = LatentCodec(diffusers.AutoencoderKL(**BLOCKS, latent_channels=3, shift_factor=0.5), name=kind)
+    elif kind == "vq":
+        codec = LatentCodec(AutoencoderVQ(**BLOCKS, latent_channels=3, num_vq_embeddings=24), name=kind)
+    else:
+        model = HierarchicalVQ(
+            strides=(2, 2),
+            hidden_channels=8,
+            num_residual_blocks=1,
+            residual_channels=4,
+            embed_dim=4,
+            codebook_sizes=(6, 24),
+        )
+        codec = LatentCodec(model, name=kind)
+    for level, quantizer in enumerate(getattr(codec.autoencoder, "quantizers", [])):
+        spread_codewords(codec.autoencoder, level, quantizer.embedding.weight)
+    codec.weights_changed()
+    return codec
+
+
+@torch.no_grad()
+def spread_codewords(autoencoder, level: int, codewords: torch.Tensor) -> None:
+    """Make codewords of what the encoder gives here and there, so that an untrained one uses them all."""
+    latents = autoencoder.encode_quantized(picture(64, 64, 100)[None])[level].latents
+    codewords.copy_(
+        latents.movedim(1, -1).flatten(0, 2)[:: latents[0, 0].numel() // len(codewords)][: len(codewords)]
+    )
+
+
+def picture(height: int, width: int, seed: int = 0, channels: int = 3) -> torch.Tensor:
+    """Smooth noise, (channels, H, W) in [-1, 1]."""
+    noise = torch.randn(
+        1, channels, height // 4 + 2, width // 4 + 2, generator=torch.Generator().manual_seed(seed)
+    )
+    return torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")[0].clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def codecs():
+    return {kind: build(kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def models(codecs):
+    pictures = [picture(40, 48, seed) for seed in range(4)]
+    return {kind: fit_static(codec, pictures) for kind, codec in codecs.items()}
+
+
+def options(kind: str, model) -> dict:
+    return {"entropy_model": model} | ({"quality": 60} if kind == "kl" else {})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(16, 16), (1, 1), (33, 47), (64, 5)])
+@pytest.mark.parametrize("tile", [None, 16, 1024])
+def test_round_trip(codecs, models, kind, size, tile):
+    codec, model = codecs[kind], models[kind]
+    image = picture(*size)
+    data = compress(codec, image, **options(kind, model), tile=tile)
+    assert compress(codec, image, **options(kind, model), tile=tile) == data
+    found = decompress(codec, data, entropy_model=model, latents=True)
+    pixels = decompress(codec, data, entropy_model=model, output_type="pt")
+    assert pixels.shape == image.shape
+    if kind == "kl":
+        latents = codec.encode(image)
+        assert found.shape == latents.shape and found.dtype == latents.dtype
+        steps = torch.from_numpy(model.steps[60]).view(1, -1, 1, 1)
+        assert ((found - latents).abs() / steps).max() <= 1.001
+        torch.testing.assert_close(pixels, codec.decode(found, size=size, output_type="pt")[0])
+    else:
+        grids = codec.encode_indices(image)
+        assert len(found) == len(grids) and all(map(torch.equal, found, grids))
+        torch.testing.assert_close(pixels, codec.decode_indices(grids, size=size, output_type="pt")[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_and_lanes_change_no_value(codecs, models, kind):
+    codec, model = codecs[kind], models[kind]
+    image = picture(50, 70)
+    found = [
+        read(codec, compress(codec, image, **options(kind, model), tile=tile), entropy_model=model)
+        for tile in (None, 8, 16, 32)
+    ]
+    assert [each.container.header.num_tiles for each in found[:3]] == [1, 63, 20]
+    for other in found[1:]:
+        for values, expected in zip(other.values, found[0].values, strict=True):
+            np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_payload_is_near_the_models_own_bits(codecs, models, kind):
+    codec, model = codecs[kind], models[kind]
+    data = compress(codec, picture(160, 160), **options(kind, model))
+    found = read(codec, data, entropy_model=model)
+    ideal = ideal_bits(found, model) / 8
+    assert found.container.header_bytes <= 64
+    assert ideal <= len(data) - found.container.header_bytes <= 1.005 * ideal + 64
+
+
+def test_fixed_length_needs_no_model_and_is_chosen_where_smaller(codecs, models):
+    codec, model = codecs["vq"], models["vq"]
+    image = picture(32, 32)
+    fixed = compress(codec, image)
+    assert unpack(fixed).header.entropy_fingerprint is None
+    assert sum(unpack(fixed).lengths) == 16 * 16 * 5 // 8
+    assert torch.equal(decompress(codec, fixed, latents=True)[0], codec.encode_indices(image)[0])
+
+    coded = compress(codec, picture(96, 96), entropy_model=model)
+    assert unpack(coded).header.entropy_fingerprint == model.fingerprint
+    assert len(coded) < len(compress(codec, picture(96, 96)))
+    assert compress(codec, picture(2, 2), entropy_model=model) == compress(codec, picture(2, 2))
+
+
+def test_finer_steps_cost_more_and_come_nearer(codecs, models):
+    codec, model = codecs["kl"], models["kl"]
+    image = picture(64, 64)
+    latents = codec.encode(image)
+    sizes, errors = [], []
+    for quality in (0, 32, 64, model.num_steps - 1):
+        data = compress(codec, image, entropy_model=model, quality=quality)
+        sizes.append(len(data))
+        errors.append(
+            (decompress(codec, data, entropy_model=model, latents=True) - latents).square().mean().item()
+        )
+    assert sizes == sorted(sizes) and errors == sorted(errors, reverse=True)
+    assert sizes[-1] > 2 * sizes[0] and errors[-1] < errors[0] / 100
+
+
+def test_levels_come_back_as_the_mean_of_their_latents(codecs, models):
+    """Shifts move towards the densest part: the error is below that of midpoints on the pictures fitted to."""
+    codec, model = codecs["kl"], models["kl"]
+    errors = {True: 0.0, False: 0.0}
+    for seed in range(4):
+        latents = codec.encode(picture(40, 48, seed))[0].numpy()
+        levels = model.quantize(latents, 8)
+        steps = model.steps[8][:, None, None]
+        errors[True] += np.square(model.reconstruct(levels, 8) - latents).sum()
+        errors[False] += np.square(levels * steps - latents).sum()
+    assert errors[True] < errors[False]
+
+
+def test_latents_far_beyond_the_fitted_range_escape(models):
+    model = models["kl"]
+    latents = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 50
+    levels = model.quantize(latents[0].numpy(), 90)
+    error = np.abs(model.reconstruct(levels, 90) - latents[0].numpy()) / model.steps[90][:, None, None]
+    assert error.max() <= 1.001
+    numbers = model.table_numbers(model.passes([levels.shape]), 0, [levels], 90)
+    symbols, escape_bits = model.tables.symbols(levels.reshape(-1), numbers)
+    assert len(escape_bits) > 64
+    np.testing.assert_array_equal(model.tables.values(symbols, numbers, escape_bits), levels.reshape(-1))
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_half_precision_codecs(models, kind):
+    codec = build(kind)
+    codec.space_fingerprint  # noqa: B018  of the weights before they are rounded
+    codec.autoencoder.to(torch.bfloat16)
+    image = picture(16, 16)
+    data = compress(codec, image, **options(kind, models[kind]))
+    found = decompress(codec, data, entropy_model=models[kind], latents=True)
+    assert found.dtype == torch.bfloat16 if kind == "kl" else found[0].dtype == torch.int64
+
+
+def test_a_fine_tuned_decoder_reads_the_file_and_another_codec_does_not(codecs, models):
+    data = compress(codecs["kl"], picture(16, 16), **options("kl", models["kl"]))
+    tuned = build("kl")
+    with torch.no_grad():
+        tuned.autoencoder.decoder.conv_out.bias += 0.1
+    tuned.weights_changed()
+    assert tuned.fingerprint != codecs["kl"].fingerprint
+    decompress(tuned, data, entropy_model=models["kl"])
+    with pytest.raises(WrongCodecError, match=codecs["kl"].space_fingerprint):
+        decompress(build("kl", seed=1), data, entropy_model=models["kl"])
+    with pytest.raises(ValueError, match="fitted to another codec"):
+        compress(build("kl", seed=1), picture(16, 16), **options("kl", models["kl"]))
+
+
+def test_wrong_entropy_models(codecs, models):
+    codec = codecs["kl"]
+    data = compress(codec, picture(16, 16), **options("kl", models["kl"]))
+    with pytest.raises(WrongEntropyModelError, match="none came"):
+        decompress(codec, data)
+    other = fit_static(codec, [picture(40, 40, 9)])
+    with pytest.raises(
+        WrongEntropyModelError, match=f"{models['kl'].fingerprint}, not with {other.fingerprint}"
+    ):
+        decompress(codec, data, entropy_model=other)
+
+
+@pytest.mark.parametrize(
+    "kind, changes, words",
+    [
+        ("kl", {"entropy_model": None}, "need an entropy model"),
+        ("kl", {"quality": None}, r"quality is None.*0 \(coarsest\) to 95"),
+        ("kl", {"quality": 96}, "quality is 96"),
+        ("vq", {"quality": 3}, "leave it out"),
+        ("vq", {"tile": 3}, "positive multiple of 2"),
+        ("hierarchical", {"tile": 0}, "positive multiple of 4"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(codecs, models, kind, changes, words):
+    with pytest.raises(ValueError, match=words):
+        compress(codecs[kind], picture(8, 8), **(options(kind, models[kind]) | changes))
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_loss_of_a_section_is_confined_to_its_tile_and_flagged(codecs, models, kind):
+    codec, model = codecs[kind], models[kind]
+    image = picture(48, 32)
+    data = compress(codec, image, **options(kind, model), tile=16)
+    container = unpack(data)
+    damaged = bytearray(data)
+    damaged[container.header_bytes + container.lengths[0]] ^= 1  # tile 1: top right
+    with pytest.raises(CorruptError, match="tile 1"):
+        decompress(codec, bytes(damaged), entropy_model=model)
+    with pytest.warns(PartialWarning, match=r"section 1 \(pass 0, tile 1\)"):
+        found = decompress(codec, bytes(damaged), entropy_model=model, latents=True, partial=True)
+    whole = decompress(codec, data, entropy_model=model, latents=True)
+    found, whole = (each if kind == "kl" else each[0][:, None] for each in (found, whole))
+    lost = torch.zeros(24, 16, dtype=torch.bool)
+    lost[:8, 8:] = True
+    zero = (
+        torch.from_numpy(model.reconstruct(np.zeros((3, 1, 1), int), 60))[None]
+        if kind == "kl"
+        else torch.tensor(0)
+    )
+    assert torch.equal(found[..., ~lost], whole[..., ~lost])
+    assert torch.equal(found[..., :8, 8:], zero.expand_as(found[..., :8, 8:]))
+    with pytest.warns(PartialWarning):
+        pixels = decompress(codec, bytes(damaged), entropy_model=model, partial=True, output_type="pt")
+    assert not pixels[:, :16, 16:].any() and pixels[:, 16:].any()
+    with pytest.warns(PartialWarning, match="2 bytes behind"):
+        decompress(codec, data + b"12", entropy_model=model, partial=True)
+
+
+def test_the_first_pass_of_levels_is_a_preview(codecs, models):
+    codec, model = codecs["hierarchical"], models["hierarchical"]
+    image = picture(32, 32)
+    data = compress(codec, image, entropy_model=model)
+    container = unpack(data)
+    first = data[: container.header_bytes + container.lengths[0]]
+    with pytest.raises(TruncatedError, match="partial"):
+        decompress(codec, first, entropy_model=model)
+    with pytest.warns(PartialWarning, match="pass 1"):
+        pixels = decompress(codec, first, entropy_model=model, partial=True, output_type="pt")
+    expected = codec.decode_indices(codec.encode_indices(image)[:1], output_type="pt")[0]
+    torch.testing.assert_close(pixels, expected)
+    with pytest.raises(TruncatedError):
+        decompress(codec, first[:-1], entropy_model=model, partial=True)
+
+
+def test_one_tile_of_two_may_lack_its_lower_level(codecs, models):
+    codec, model = codecs["hierarchical"], models["hierarchical"]
+    data = compress(codec, picture(16, 32), entropy_model=model, tile=16)
+    cut = data[: -unpack(data).lengths[-1]]
+    with pytest.warns(PartialWarning, match=r"section 3 \(pass 1, tile 1\)"):
+        pixels = decompress(codec, cut, entropy_model=model, partial=True, output_type="pt")
+    whole = decompress(codec, data, entropy_model=model, output_type="pt")
+    torch.testing.assert_close(pixels[..., :4], whole[..., :4])
+    assert not torch.allclose(pixels[..., 20:], whole[..., 20:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sidecar_comes_back(codecs, models, kind, tmp_path):
+    codec, model = codecs[kind], models[kind]
+    model.save(tmp_path)
+    stored = load_entropy_model(tmp_path, codec=codec)
+    assert stored.fingerprint == model.fingerprint
+    data = compress(codec, picture(20, 20), **options(kind, model))
+    assert (
+        read(codec, data, entropy_model=stored).container.header.space_fingerprint == codec.space_fingerprint
+    )
+    with pytest.raises(ValueError, match=rf"entropy.safetensors was fitted to {kind} .*, not to {kind}"):
+        load_entropy_model(tmp_path, codec=build(kind, seed=1))
+
+
+def test_damaged_sidecars_are_refused(models, tmp_path):
+    path = tmp_path / "entropy.safetensors"
+    models["kl"].save(path)
+    arrays = load_file(path)
+    metadata = {
+        "format": "latent-codec-entropy",
+        "version": "1",
+        "kind": "static",
+        "codec": "kl",
+        "space_fingerprint": models["kl"].space_fingerprint,
+    }
+    save_file(arrays, path, metadata)
+    assert load_entropy_model(path).fingerprint == models["kl"].fingerprint
+    for changed, changed_metadata in [
+        ({**arrays, "starts": np.zeros_like(arrays["starts"])}, metadata),
+        ({**arrays, "steps": -arrays["steps"]}, metadata),
+        ({**arrays, "steps": arrays["steps"] * np.float32(np.nan)}, metadata),
+        ({**arrays, "more": arrays["steps"]}, metadata),
+        ({name: array for name, array in arrays.items() if name != "shifts"}, metadata),
+        ({name: array for name, array in arrays.items() if name != "sizes"}, metadata),
+        (arrays, metadata | {"version": "2"}),
+        (arrays, metadata | {"format": "latent-codec"}),
+        (arrays, {}),
+    ]:
+        save_file(changed, path, changed_metadata)
+        with pytest.raises(ValueError, match="is no entropy model"):
+            load_entropy_model(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is no entropy model"):
+        load_entropy_model(path)
+    with pytest.raises(FileNotFoundError):
+        load_entropy_model(tmp_path / "nothing.safetensors")
+
+
+def test_fitting_needs_pictures(codecs):
+    for codec in codecs.values():
+        with pytest.raises(ValueError, match="no pictures"):
+            fit_static(codec, [])
+
+
+def test_pixels_are_not_decoded_for_latents(codecs, models, monkeypatch):
+    data = {kind: compress(codecs[kind], picture(16, 16), **options(kind, models[kind])) for kind in KINDS}
+
+    def refuse(*arguments, **keywords):
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr(LatentCodec, "decode", refuse)
+    monkeypatch.setattr(LatentCodec, "decode_indices", refuse)
+    for kind in KINDS:
+        decompress(codecs[kind], data[kind], entropy_model=models[kind], latents=True)

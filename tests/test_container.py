@@ -1,0 +1,461 @@
+import random
+import tracemalloc
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from bitstream_samples import (
+    GOLDEN,
+    SPACE,
+    index_model,
+    index_outline,
+    index_values,
+    latent_model,
+    latent_outline,
+    latent_values,
+    outline,
+    samples,
+)
+
+from latent_codec.bitstream.coding import decode_values, encode_values
+from latent_codec.bitstream.container import MAGIC, Header, Level, Tile, pack, unpack
+from latent_codec.bitstream.entropy_model import Pass
+from latent_codec.bitstream.errors import (
+    BitstreamError,
+    CorruptError,
+    NewerFormatError,
+    NotCompressedError,
+    TooLargeError,
+    TruncatedError,
+)
+from latent_codec.bitstream.static_entropy import load_entropy_model
+from latent_codec.bitstream.varints import read_varint, write_varint
+
+NAMES = ["latents", "latents-tiled", "indices", "indices-tiled", "indices-fixed"]
+
+
+def model_of(name: str):
+    if name == "indices-fixed":
+        return None
+    return latent_model() if name.startswith("latents") else index_model()
+
+
+def golden(name: str) -> bytes:
+    return (GOLDEN / f"{name}.lcf").read_bytes()
+
+
+def expected_values(name: str) -> list[np.ndarray]:
+    return latent_values(latent_outline()) if name.startswith("latents") else index_values(index_outline())
+
+
+def decoded(name: str, data: bytes) -> list[np.ndarray]:
+    values, known = decode_values(model_of(name), unpack(data))
+    assert all(mask.all() for mask in known)
+    return values
+
+
+def signed(data: bytes, version: int = 1) -> bytes:
+    """The header of `data`, magic to fields, given its length and checksum anew, with nothing behind it."""
+    length = len(MAGIC) + 1 + 1 + len(data) + 4
+    start = MAGIC + bytes([version, length]) + data
+    return start + zlib.crc32(start).to_bytes(4, "little")
+
+
+def fields_of(data: bytes) -> bytes:
+    """What stands between a file's header length and its checksum."""
+    length, position = read_varint(data, 5)
+    return data[position : length - 4]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_files_are_written_to_the_byte_and_read(name):
+    assert samples()[name] == golden(name)
+    for found, expected in zip(decoded(name, golden(name)), expected_values(name), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name, model", [("latents", latent_model()), ("indices", index_model())])
+def test_golden_sidecars(name, model, tmp_path):
+    stored = load_entropy_model(GOLDEN / f"{name}.entropy.safetensors")
+    fingerprints = {"latents": "4df2380fa065c4a0", "indices": "cef217ee7dca7fdc"}
+    assert stored.fingerprint == model.fingerprint == fingerprints[name]
+    model.save(tmp_path / "again.safetensors")
+    again = load_entropy_model(tmp_path / "again.safetensors")
+    assert again.fingerprint == model.fingerprint
+    np.testing.assert_array_equal(again.tables.starts, stored.tables.starts)
+
+
+class OtherReader:
+    """A reader written from FORMAT.md alone, one number at a time; it trusts the file."""
+
+    def __init__(self, data: bytes):
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            (byte,) = self.take(1)
+            value, shift = value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    def values(self, model) -> list[np.ndarray]:
+        assert self.take(5) == b"\x8cLCF\1"
+        header_length, features = self.varint(), self.varint()
+        height, width, num_levels = self.varint(), self.varint(), self.varint()
+        levels = [(self.varint(), self.varint()) for _ in range(num_levels)]
+        q = 0 if features & 1 else self.varint()
+        tile = self.varint() if features & 4 else 10**9
+        num_passes = self.varint()
+        self.take(8)
+        if features & 2:
+            self.take(8)
+        side = levels[0][0]
+        rows, columns = -(-height // side), -(-width // side)
+        corners = [(i, j) for i in range(0, rows, tile) for j in range(0, columns, tile)]
+        sections = [(self.varint(), self.take(4)) for _ in range(num_passes * len(corners))]
+        assert zlib.crc32(self.data[: self.at]).to_bytes(4, "little") == self.take(4)
+        assert self.at == header_length
+        sections = [self.take(length) for length, _ in sections]
+        assert self.at == len(self.data)
+
+        channels = [1 if features & 1 else size for _, size in levels]
+        found = [
+            np.zeros((n, rows * side // s, columns * side // s), int) for n, (s, _) in zip(channels, levels)
+        ]
+        for number, (i, j) in enumerate(corners):
+            below, right = min(i + tile, rows), min(j + tile, columns)
+            parts = [
+                array[:, i * side // s : below * side // s, j * side // s : right * side // s]
+                for array, (s, _) in zip(found, levels)
+            ]
+            mine = sections[number :: len(corners)]
+            if not features & 2:
+                for part, section, (_, size) in zip(parts, mine, levels):
+                    bits = "".join(f"{byte:08b}" for byte in section)
+                    b = (size - 1).bit_length()
+                    part.flat = [int(bits[k * b : k * b + b], 2) for k in range(part.size)]
+                continue
+            numbers = [
+                [level if features & 1 else q * channels[0] + c for c in range(part.shape[0])]
+                for level, part in enumerate(parts)
+            ]
+            for part, values in zip(parts, self.stream(model, mine, parts, numbers)):
+                part.flat = values
+        return found
+
+    def stream(self, model, sections, parts, numbers):
+        self.data, self.at, before = sections[0], 0, (self.data, self.at)
+        n, m = self.varint(), self.varint()
+        x = [int.from_bytes(self.take(6), "little") for _ in range(n)]
+        sections = [sections[0][self.at :], *sections[1:]]
+        self.data, self.at = before
+        returned, done = [], 0
+        for section, part, tables in zip(sections, parts, numbers):
+            symbols, read = [], 0
+            for k in range(part.size):
+                t = tables[k // (part.size // len(tables))]
+                c = [
+                    *model.tables.starts[sum(model.tables.sizes[:t]) :][: model.tables.sizes[t]].tolist(),
+                    65536,
+                ]
+                j = k % n if done < m else 0
+                slot = x[j] % 65536
+                s = next(s for s in range(len(c)) if c[s] <= slot < c[s + 1])
+                x[j] = (c[s + 1] - c[s]) * (x[j] // 65536) + slot - c[s]
+                if x[j] < 2**32:
+                    if returned:
+                        word = returned.pop(0)
+                    else:
+                        word = int.from_bytes(section[read : read + 2], "little")
+                        read += 2
+                    x[j] = 65536 * x[j] + word
+                done += 1
+                if done == m:
+                    returned = [word for y in x[1:] for word in (y // 65536 % 65536, y % 65536)]
+                symbols.append((t, s))
+            bits = "".join(f"{byte:08b}" for byte in section[read:])
+            values = []
+            for t, s in symbols:
+                minimum, size = int(model.tables.minimums[t]), int(model.tables.sizes[t])
+                value = minimum + s
+                if model.tables.escapes[t] and s == size - 1:
+                    k = bits.index("1", 1) - 1
+                    d = int(bits[1 + k : 2 + 2 * k], 2) - 1
+                    value = minimum + size - 1 + d if bits[0] == "1" else minimum - 1 - d
+                    bits = bits[2 + 2 * k :]
+                values.append(value)
+            assert not bits.strip("0") and len(bits) < 8
+            yield values
+        assert x[0] == 2**32 and not returned
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reader_written_from_the_specification_reads_the_golden_files(name):
+    found = OtherReader(golden(name)).values(model_of(name))
+    for values, expected in zip(found, expected_values(name), strict=True):
+        np.testing.assert_array_equal(values, expected)
+
+
+def test_header_of_one_tile_and_four_passes_is_at_most_64_bytes():
+    header = Header(
+        height=4000,
+        width=6000,
+        levels=(Level(side=8, channels=4),),
+        num_passes=4,
+        space_fingerprint=SPACE,
+        entropy_fingerprint=SPACE,
+        steps_index=95,
+    )
+    sections = [bytes(2000)] * 4
+    data = pack(header, sections)
+    assert len(data) - 8000 <= 64
+    found = unpack(data)
+    assert (found.header, found.header_bytes) == (header, len(data) - 8000)
+    assert (list(found.sections), found.lengths, found.missing) == (sections, (2000,) * 4, [])
+
+
+@pytest.mark.parametrize("num_sections", [1, 11, 12, 13, 14, 15, 16, 3000])
+def test_header_length_counts_itself(num_sections):
+    header = outline(
+        (Level(side=8, codebook_size=9),), num_passes=1, height=8, width=8 * num_sections, tile=1
+    )
+    sections = [bytes([number % 251]) * (number % 3) for number in range(num_sections)]
+    assert list(unpack(pack(header, sections)).sections) == sections
+    with pytest.raises(ValueError, match=f"{num_sections + 1} sections came"):
+        pack(header, [*sections, b""])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 1), (75, 101), (33, 48)])
+@pytest.mark.parametrize("tile", [None, 1, 2, 100])
+def test_tiles_cover_every_position_of_every_level_once(size, tile):
+    header = replace(index_outline(), height=size[0], width=size[1], tile=tile)
+    assert header.shapes[0][1:] == (-(-size[0] // 16), -(-size[1] // 16))
+    covered = [np.zeros(shape, int) for shape in header.shapes]
+    tiles = list(header.tiles())
+    assert len(tiles) == header.num_tiles
+    for each in tiles:
+        for level, where in enumerate(each.slices(header.levels)):
+            assert covered[level][where].shape == each.shapes(header.levels)[level]
+            covered[level][where] += 1
+    assert all((each == 1).all() for each in covered)
+    values = index_values(header)
+    data = encode_values(index_model(), values, header)
+    for found, expected in zip(decode_values(index_model(), unpack(data))[0], values):
+        np.testing.assert_array_equal(found, expected)
+    assert Tile(top=1, left=2, height=3, width=4).shapes(header.levels) == [(1, 3, 4), (1, 12, 16)]
+
+
+def test_errors_are_told_apart():
+    data = golden("latents")
+    header_bytes = unpack(data).header_bytes
+    for other in (b"", b"LCF\x8c", b"\x89PNG\r\n\x1a\n", b"\x8cLCG" + data[4:]):
+        with pytest.raises(NotCompressedError, match="not a file"):
+            unpack(other)
+    for length in range(1, header_bytes):
+        with pytest.raises(TruncatedError, match="in the header"):
+            unpack(data[:length])
+    for length in (header_bytes, len(data) - 1):
+        with pytest.raises(TruncatedError, match=r"section 0 \(pass 0, tile 0\)"):
+            unpack(data[:length])
+    with pytest.raises(CorruptError, match="1 bytes follow"):
+        unpack(data + b"\0")
+    damaged = bytearray(data)
+    damaged[-1] ^= 1
+    with pytest.raises(CorruptError, match=r"section 0 .* is damaged") as error:
+        unpack(bytes(damaged))
+    assert error.value.section == 0
+    for position in range(6, header_bytes):
+        damaged = bytearray(data)
+        damaged[position] ^= 16
+        with pytest.raises(CorruptError, match="header is damaged"):
+            unpack(bytes(damaged))
+    fields = fields_of(data)
+    with pytest.raises(NewerFormatError, match="version 2; this latent-codec reads version 1"):
+        unpack(signed(b"what a later version wants", version=2))
+    with pytest.raises(NewerFormatError, match="features 0x8"):
+        unpack(signed(bytes([fields[0] | 8]) + fields[1:]))
+    with pytest.raises(CorruptError, match="version 0"):
+        unpack(signed(fields, version=0))
+
+
+def test_headers_that_contradict_themselves_are_corrupt():
+    fields = fields_of(golden("indices"))
+    assert fields[:9] == bytes([3, 75, 101, 2, 16, 5, 4, 16, 2])
+    unpack(signed(fields[: 9 + 16] + 2 * bytes(1 + 4)))  # two empty sections
+    for position, value, words in [
+        (0, 0, "malformed"),
+        (1, 0, "is 0"),
+        (3, 0, "malformed"),
+        (3, 17, "17 levels"),
+        (4, 15, "sides of 15, 4"),
+        (5, 0, "codebook"),
+        (6, 0, "is 0"),
+        (8, 0, "0 passes"),
+        (8, 3, "no room for 3 sections"),
+        (8, 1, "left over"),
+    ]:
+        changed = bytearray(fields)
+        changed[position] = value
+        with pytest.raises(CorruptError, match=words):
+            unpack(signed(bytes(changed)))
+    with pytest.raises(CorruptError, match="malformed"):  # 1 in two bytes
+        unpack(signed(fields[:3] + b"\x82\0" + fields[4:]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"height": 2**20, "width": 2**20},
+        {"height": 2**31, "width": 1},
+        {
+            "height": 1,
+            "width": 1,
+            "levels": (Level(side=2**31, codebook_size=2), Level(side=1, codebook_size=2)),
+        },
+        {"height": 2**14, "width": 2**14},
+    ],
+)
+def test_claims_of_size_take_no_memory(fields):
+    numbers = [1, fields["height"], fields["width"]]
+    levels = fields.get("levels", (Level(side=1, codebook_size=2),))
+    numbers += [len(levels), *(number for level in levels for number in (level.side, level.codebook_size)), 1]
+    data = signed(b"".join(map(write_varint, numbers)) + bytes(8 + 5))
+    tracemalloc.start()
+    with pytest.raises(TooLargeError):
+        unpack(data)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_a_writer_is_held_to_the_same_bounds():
+    with pytest.raises(TooLargeError, match="Use smaller tiles"):
+        latent_outline(tile=None, height=10000, width=20000)
+    assert latent_outline(tile=128, height=10000, width=20000).num_tiles == 10 * 20
+    with pytest.raises(ValueError, match="expected"):
+        encode_values(None, index_values(index_outline())[:1], index_outline())
+
+
+@pytest.mark.parametrize("name", ["latents-tiled", "indices-tiled"])
+def test_a_part_of_a_file_is_read_as_far_as_whole_sections_go(name):
+    data, expected = golden(name), expected_values(name)
+    whole = unpack(data)
+    lengths = np.cumsum([whole.header_bytes, *whole.lengths])
+    for length in range(whole.header_bytes, len(data)):
+        found = unpack(data[:length], partial=True)
+        num_whole = int((lengths[1:] <= length).sum())
+        empty = [section == b"" for section in whole.sections]
+        assert [section is not None for section in found.sections] == [
+            number < num_whole or is_empty for number, is_empty in enumerate(empty)
+        ]
+        assert len(found.missing) == found.sections.count(None)
+    number = whole.header.num_tiles  # the first of the second pass, or of none
+    damaged = bytearray(data)
+    damaged[lengths[1]] ^= 1  # tile 1
+    found = unpack(bytes(damaged), partial=True)
+    assert found.missing == ["section 1 (pass 0, tile 1)"]
+    values, known = decode_values(model_of(name), found)
+    lost = list(whole.header.tiles())[1]
+    for level, where in enumerate(lost.slices(whole.header.levels)):
+        mask = np.ones_like(known[level])
+        mask[where[1:]] = False
+        np.testing.assert_array_equal(known[level], mask)
+        np.testing.assert_array_equal(values[level], np.where(mask, expected[level], 0))
+    if number < whole.header.num_sections:
+        found = unpack(data[: lengths[number]], partial=True)
+        values, known = decode_values(model_of(name), found)
+        assert known[0].all() and not known[1].any()
+        np.testing.assert_array_equal(values[0], expected[0])
+
+
+def mutated(data: bytes, others: list[bytes], dice: random.Random) -> bytes:
+    """One accident: a flipped bit, an end cut off, a part of another file, two sections swapped, bytes lost or doubled."""
+    kind, position = dice.randrange(6), dice.randrange(len(data))
+    if kind == 0:
+        changed = bytearray(data)
+        changed[position] ^= 1 << dice.randrange(8)
+        return bytes(changed)
+    if kind == 1:
+        return data[:position]
+    if kind == 2:
+        other = dice.choice(others)
+        start = dice.randrange(len(other))
+        return data[:position] + other[start : start + dice.randrange(1, 100)] + data[position + 50 :]
+    if kind == 3:
+        parts = unpack(data)
+        sections = list(parts.sections)
+        first, second = dice.randrange(len(sections)), dice.randrange(len(sections))
+        sections[first], sections[second] = sections[second], sections[first]
+        return data[: parts.header_bytes] + b"".join(sections)
+    end = position + dice.randrange(1, 20)
+    return data[:position] + (data[end:] if kind == 4 else data[position:end] + data[position:])
+
+
+def test_no_accident_goes_unseen(count=10_000):
+    dice, files = random.Random(0), [golden(name) for name in NAMES]
+    for _ in range(count):
+        data = dice.choice(files)
+        damaged = mutated(data, files, dice)
+        if damaged in files:
+            continue
+        with pytest.raises(BitstreamError):
+            unpack(damaged)
+        with suppress(BitstreamError):
+            unpack(damaged, partial=True)
+
+
+def test_damage_that_is_signed_anew_ends_in_an_error_or_in_values(count=600):
+    """What checksums would have caught: the decoders themselves neither crash nor run away."""
+    dice = random.Random(1)
+    for _ in range(count):
+        name = dice.choice(NAMES)
+        parts = unpack(golden(name))
+        sections = [bytearray(section) for section in parts.sections]
+        for _ in range(dice.randrange(1, 4)):
+            section = dice.choice([each for each in sections if each])
+            section[dice.randrange(len(section))] ^= 1 << dice.randrange(8)
+            if dice.randrange(4) == 0:
+                del section[dice.randrange(len(section)) :]
+        data = pack(parts.header, [bytes(section) for section in sections])
+        try:
+            values = decoded(name, data)
+        except CorruptError as error:
+            assert 0 <= error.section < len(sections)
+            continue
+        assert [each.shape for each in values] == parts.header.shapes
+
+
+class Alternating:
+    """An entropy model of one channel in two passes, a checkerboard: the second's tables depend on the first's values."""
+
+    space_fingerprint = SPACE
+    fingerprint = "fedcba9876543210"
+    tables = latent_model().tables
+
+    def passes(self, shapes):
+        ((_, height, width),) = shapes
+        is_second = np.add.outer(np.arange(height), np.arange(width)).reshape(-1) % 2
+        return [Pass(0, np.flatnonzero(is_second == number)) for number in (0, 1)]
+
+    def table_numbers(self, passes, number, values, steps_index):
+        if number == 0:
+            return np.zeros(len(passes[0].positions), np.int64)
+        neighbours = np.roll(values[0], 1, axis=2).reshape(-1)[passes[1].positions]
+        return np.clip(neighbours, -2, 2) + 3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 17), (75, 101), (500, 500)])
+def test_later_passes_may_depend_on_earlier_ones(size):
+    header = latent_outline(height=size[0], width=size[1], tile=20)
+    header = replace(header, levels=(Level(side=8),), entropy_fingerprint=Alternating.fingerprint)
+    values = latent_values(header)
+    data = encode_values(Alternating(), values, header)
+    found = unpack(data)
+    assert found.header.num_passes == 2
+    np.testing.assert_array_equal(decode_values(Alternating(), found)[0][0], values[0])
