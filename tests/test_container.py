@@ -418,7 +418,7 @@ def test_damage_that_is_signed_anew_ends_in_an_error_or_in_values(count=600):
         parts = unpack(golden(name))
         sections = [bytearray(section) for section in parts.sections]
         for _ in range(dice.randrange(1, 4)):
-            section = dice.choice([each for each in sections if each])
+            section = dice.choice([each for each in sections if each] or [bytearray(1)])
             section[dice.randrange(len(section))] ^= 1 << dice.randrange(8)
             if dice.randrange(4) == 0:
                 del section[dice.randrange(len(section)) :]
