@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "measure a codec on pictures, or the likelihood of pictures under a prior",
     "train": "train or fine-tune a codec from a preset",
     "calibrate": "measure scale, shift and half-precision safety on data, and write them into the codec",
+    "fit-preview": "fit what shows a codec's latents at once, as pictures, to its folder",
     "pipeline": "join a codec and its priors to a pipeline, which draws pictures",
     "sample": "draw pictures from a prior, or decode random latents of a trained VAE",
 }
@@ -33,7 +34,7 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         if name != verb:
             verbs.add_parser(name, help=summary, add_help=False)
             continue
-        module = import_module(f"latent_codec.cli.{name}")
+        module = import_module(f"latent_codec.cli.{name.replace('-', '_')}")
         subparser = verbs.add_parser(
             name,
             help=summary,

@@ -120,6 +120,7 @@ def _network_and_data(args: argparse.Namespace, config, out: Path):
     from latent_codec.training.build import build_autoencoder
     from latent_codec.training.classifier_task import build_classifier
     from latent_codec.training.prior_task import build_prior, load_codec
+    from latent_codec.training.tiny_decoder_task import build_tiny_decoder
 
     if config.kind == "codec":
         source, stream = _open(args, max(config.run.calibration_pictures, FIRST_PICTURES))
@@ -129,6 +130,9 @@ def _network_and_data(args: argparse.Namespace, config, out: Path):
     if config.kind == "classifier":
         source, _ = _open(args, 0)
         return build_classifier(config, source), source, None
+    if config.kind == "preview":
+        source, _ = _open(args, 0)
+        return build_tiny_decoder(config, source), source, None
     codec = load_codec(config)
     source = _encode_once(args, config, out, codec)
     return build_prior(config, source, codec), source, None

@@ -26,9 +26,16 @@ class ModelConfig:
     """Which network is trained: a new one from `arguments`, or a `pretrained` one."""
 
     class_name: Literal[
-        "AutoencoderKL", "AutoencoderVQ", "HierarchicalVQ", "PixelCNN", "PixelSNAIL", "PictureClassifier"
+        "AutoencoderKL",
+        "AutoencoderVQ",
+        "HierarchicalVQ",
+        "PixelCNN",
+        "PixelSNAIL",
+        "PictureClassifier",
+        "TinyDecoder",
     ] = "AutoencoderKL"
-    """What a new one is: an autoencoder, diffusers' or one with a codebook; a prior; or a classifier (models/)."""
+    """What a new one is: an autoencoder, diffusers' or one with a codebook; a prior; a classifier; or a decoder for
+    previews (models/)."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Its constructor's arguments. What codec and data decide may be left out: a prior's codebook size, say."""
     pretrained: str | None = None
@@ -41,6 +48,8 @@ class ModelConfig:
     bfloat16."""
     train: Literal["all", "decoder"] = "all"
     """`decoder` leaves encoder, quant_conv and codebook alone to the bit, so that existing latents stay valid."""
+    teacher: str | None = None
+    """Name or folder of the codec whose decoder a TinyDecoder learns to imitate."""
 
     def __post_init__(self):
         _require(
@@ -335,17 +344,21 @@ class TrainingConfig:
             )
         for name in ("label", "held_out"):
             _require(
-                kind != "codec" or not getattr(self.data, name),
-                f"data.{name} is for priors and classifiers; model.class_name is {self.model.class_name}, a codec.",
+                kind in ("prior", "classifier") or not getattr(self.data, name),
+                f"data.{name} is for priors and classifiers; model.class_name is {self.model.class_name}, a {kind}.",
             )
         for name in ("initialization", "train"):
             _require(
                 kind == "codec" or name not in _changed(self.model),
                 f"model.{name} is for codecs; model.class_name is {self.model.class_name}, a {kind}.",
             )
+        _require(
+            kind == "preview" or not self.model.teacher,
+            f"model.teacher is for previews; model.class_name is {self.model.class_name}, a {kind}.",
+        )
 
     @property
-    def kind(self) -> Literal["codec", "prior", "classifier"]:
+    def kind(self) -> Literal["codec", "prior", "classifier", "preview"]:
         """What is trained, and what its folder in the run folder is called."""
         return _KINDS.get(self.model.class_name, "codec")
 
@@ -364,7 +377,12 @@ class TrainingConfig:
         }
 
 
-_KINDS = {"PixelCNN": "prior", "PixelSNAIL": "prior", "PictureClassifier": "classifier"}
+_KINDS = {
+    "PixelCNN": "prior",
+    "PixelSNAIL": "prior",
+    "PictureClassifier": "classifier",
+    "TinyDecoder": "preview",
+}
 _KINDS_OF_SECTION = {"objective": ("codec",), "codebook": ("codec",), "prior": ("prior",)}
 
 
@@ -389,7 +407,8 @@ def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = 
     Args:
         preset: a shipped preset's name, or the path of a .toml file.
         overrides: each `section.key=value`, the value in TOML; a bare word counts as a string.
-        codec: what a codec starts from (model.pretrained), or whose codes a prior learns (prior.codec).
+        codec: what a codec starts from (model.pretrained), whose codes a prior learns (prior.codec), or whose
+            decoder a preview imitates (model.teacher).
 
     Raises:
         ValueError: for an unknown preset, section, key or value, naming what is allowed.
@@ -423,7 +442,7 @@ def _codec_setting(table: dict[str, Any]) -> list[str]:
     model = table.get("model", {})
     kind = _KINDS.get(model.get("class_name") if isinstance(model, dict) else None, "codec")
     _require(kind != "classifier", "a classifier is trained on pictures, without a codec: leave --codec out.")
-    return ["prior", "codec"] if kind == "prior" else ["model", "pretrained"]
+    return {"prior": ["prior", "codec"], "preview": ["model", "teacher"]}.get(kind, ["model", "pretrained"])
 
 
 def dump_toml(table: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ def finish_run(
 
 
 def finish_network(config: TrainingConfig, network: ModelMixin, run: Path, *, data_name: str) -> Path:
-    """Write a prior or classifier into RUN/prior or RUN/classifier, with its model card, and RUN/curves.png.
+    """Write a prior, classifier or preview into RUN/prior and so on, with its model card, and RUN/curves.png.
 
     Args:
         config: of the run.
@@ -161,10 +161,10 @@ Trained by latent-codec {latent_codec.__version__} for {last.get("step", 0)} ste
 
 
 def network_card(config: TrainingConfig, run: Path, data_name: str) -> str:
-    """The README.md of a prior's or classifier's folder."""
+    """The README.md of the folder of what is no codec."""
     table, lines = config.to_dict(), read_metrics(run)
     last = lines[-1] if lines else {}
-    for section, key in (("model", "pretrained"), ("prior", "codec")):
+    for section, key in (("model", "pretrained"), ("model", "teacher"), ("prior", "codec")):
         path = table[section].get(key)
         if path and Path(path).exists():
             table[section][key] = Path(path).resolve().name

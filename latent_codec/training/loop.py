@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.models.classifier import PictureClassifier
+from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.training import checkpoints, report
 from latent_codec.training.autoencoder_task import AutoencoderTask, check_autoencoder
 from latent_codec.training.classifier_task import ClassifierTask, check_classifier
@@ -23,6 +24,7 @@ from latent_codec.training.prior_task import PriorTask, check_prior
 from latent_codec.training.processes import emulates_bfloat16, on_cpu
 from latent_codec.training.run_folder import open_run
 from latent_codec.training.stopping import StopRequest
+from latent_codec.training.tiny_decoder_task import TinyDecoderTask, check_tiny_decoder
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def train(
     Args:
         config: all that decides the result.
         network: new or pretrained, float32: what training/build.py makes of the configuration.
-        source: what to train on: a PictureSource for autoencoders, classifiers and priors over pixels,
+        source: what to train on: a PictureSource for autoencoders, classifiers, previews and priors over pixels,
             EncodedPictures for other priors. With a `stream`, its first pictures, for samples and a linear start.
         out: the run folder; made if need be.
         stream: a `datasets.IterableDataset` to train an autoencoder on, as `open_stream` gives it.
@@ -178,6 +180,8 @@ def _task_of(network: nn.Module):
         return PriorTask, check_prior
     if isinstance(network, PictureClassifier):
         return ClassifierTask, check_classifier
+    if isinstance(network, TinyDecoder):
+        return TinyDecoderTask, check_tiny_decoder
     return AutoencoderTask, check_autoencoder
 
 

@@ -1,0 +1,5 @@
+"""Previews: latents and codes as pictures, in a fraction of the time that the codec's decoder takes."""
+
+from latent_codec.previews.previewer import LatentPreviewer
+
+__all__ = ["LatentPreviewer"]

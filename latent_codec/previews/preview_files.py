@@ -1,0 +1,120 @@
+"""preview.safetensors: what a codec's folder keeps for previews, and whose it is.
+
+linear.weight (3, C), linear.bias (3,)
+palette.mean (3,), palette.LEVEL (codebook_size, 3)     of discrete codecs
+tiny.KEY, in half precision                             where one was trained
+
+The metadata's one entry is JSON: format, the codec's name and fingerprint, and the tiny decoder's config.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from latent_codec.codec import LatentCodec
+from latent_codec.codec_folders import find_weights
+from latent_codec.files import replacing
+from latent_codec.models.tiny_decoder import TinyDecoder
+from latent_codec.previews.palette import Palette
+
+NAME = "preview.safetensors"
+ENTRY = "latent_codec_preview"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoredPreview:
+    """What preview.safetensors holds."""
+
+    weight: Tensor
+    """Of the 1x1 map, (3, C)."""
+    bias: Tensor
+    palette: Palette | None
+    """Of discrete codecs."""
+    tiny: TinyDecoder | None
+
+
+def preview_path(name_or_path: str | os.PathLike) -> Path:
+    """Where the preview of a codec lies, if there is one.
+
+    Raises:
+        ValueError: if there is no such codec, or it is a single file of another layout, beside which there is no place.
+    """
+    return find_weights(name_or_path, None).parent / NAME
+
+
+def write_preview(path: Path, codec: LatentCodec, preview: StoredPreview) -> None:
+    """Write a codec's preview, complete or not at all."""
+    tensors = {"linear.weight": preview.weight, "linear.bias": preview.bias}
+    facts = {"format": FORMAT_VERSION, "codec": codec.name, "fingerprint": codec.fingerprint, "tiny": None}
+    if preview.palette is not None:
+        tensors["palette.mean"] = preview.palette.mean
+        tensors |= {f"palette.{level}": table for level, table in enumerate(preview.palette.tables)}
+    if preview.tiny is not None:
+        tensors |= {f"tiny.{key}": tensor.half() for key, tensor in preview.tiny.state_dict().items()}
+        config = preview.tiny.config
+        facts["tiny"] = {key: config[key] for key in config if not key.startswith("_")}
+    metadata = {ENTRY: json.dumps(facts)}  # one entry, since safetensors writes several in any order
+    with replacing(path) as written:
+        # not save_file, whose files nobody but their owner can read
+        written.write_bytes(save({key: each.cpu().contiguous() for key, each in tensors.items()}, metadata))
+
+
+def read_preview(path: Path, codec: LatentCodec) -> StoredPreview:
+    """Read the preview of `codec`.
+
+    Raises:
+        ValueError: if it was fitted to another, or is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})[ENTRY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        version, fingerprint = facts["format"], facts["fingerprint"]
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no preview, or damaged ({error}); `latent-codec fit-preview` writes another"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version}; this version reads {FORMAT_VERSION}: fit it again")
+    if fingerprint != codec.fingerprint:
+        raise ValueError(
+            f"{path} shows the latents of {facts.get('codec')} ({fingerprint}), not of {codec.name} "
+            f"({codec.fingerprint}); `latent-codec fit-preview` fits one to it"
+        )
+    try:
+        return StoredPreview(
+            weight=tensors["linear.weight"].view(3, codec.space.channels),
+            bias=tensors["linear.bias"].view(3),
+            palette=_palette(tensors, codec),
+            tiny=_tiny(tensors, facts.get("tiny")),
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); `latent-codec fit-preview` writes another") from error
+
+
+def _palette(tensors: dict[str, Tensor], codec: LatentCodec) -> Palette | None:
+    if not codec.is_discrete:
+        return None
+    tables = [tensors[f"palette.{level}"].view(size, 3) for level, size in enumerate(codec.codebook_sizes)]
+    return Palette(tensors["palette.mean"].view(3), tables)
+
+
+def _tiny(tensors: dict[str, Tensor], config: dict | None) -> TinyDecoder | None:
+    if config is None:
+        return None
+    with torch.device("meta"):
+        decoder = TinyDecoder(**config)
+    weights = {
+        key.removeprefix("tiny."): tensor.float()
+        for key, tensor in tensors.items()
+        if key.startswith("tiny.")
+    }
+    decoder.load_state_dict(weights, assign=True)
+    return decoder.eval()

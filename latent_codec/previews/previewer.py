@@ -1,0 +1,207 @@
+"""LatentPreviewer: latents as pictures, while a denoiser or a prior is still at work on them."""
+
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latent_codec.codec import LatentCodec
+from latent_codec.latent_space import LatentSpace
+from latent_codec.models.tiny_decoder import TinyDecoder
+from latent_codec.previews.full import FullPreview
+from latent_codec.previews.palette import Palette, checked_grids
+from latent_codec.previews.preview_files import preview_path, read_preview
+
+KINDS = ("linear", "tiny", "full")
+
+
+class LatentPreviewer:
+    """Shows latents, or indices of a discrete codec, of which some may be unknown yet.
+
+        latents --1x1 map--> RGB, a pixel per latent                       linear
+        latents --TinyDecoder--> RGB in the picture's size                 tiny
+        latents --reduced--> the codec's own decoder --> RGB               full
+        indices --a colour per codeword--> RGB, a pixel per index          linear and tiny
+        indices --reduced, filled--> the codec's own decoder --> RGB       full
+
+    Made by `from_pretrained`, `linear`, `tiny` or `full`.
+
+    Attributes:
+        kind: "linear", "tiny" or "full".
+        space: of the latents that it takes.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        paint: Callable[[Tensor], Tensor],
+        space: LatentSpace,
+        paint_indices: Callable[[list[Tensor]], Tensor] | None,
+        codebook_sizes: Sequence[int],
+    ):
+        self.kind, self.space = kind, space
+        self._paint, self._paint_indices, self._codebook_sizes = paint, paint_indices, list(codebook_sizes)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike = "default", *, kind: str | None = None
+    ) -> "LatentPreviewer":
+        """The preview in a codec's folder, which `latent-codec fit-preview` puts there.
+
+        Args:
+            name_or_path: of a codec, as LatentCodec.from_pretrained takes it.
+            kind: "linear", "tiny" or "full"; None: tiny if there is one, else linear.
+
+        Raises:
+            ValueError: if there is no such codec or no such preview, or it was fitted to another codec.
+        """
+        if kind not in (None, *KINDS):
+            raise ValueError(
+                f"kind is {kind!r}; allowed are {', '.join(KINDS)}, and None for the best fitted one"
+            )
+        codec = LatentCodec.from_pretrained(name_or_path)
+        if kind == "full":
+            return cls.full(codec)
+        command = f"`latent-codec fit-preview --codec {name_or_path}"
+        path = preview_path(name_or_path)
+        if not path.is_file():
+            raise ValueError(
+                f'{codec.name} has no preview: {command}` fits one, or take kind="full", its own decoder'
+            )
+        stored = read_preview(path, codec)
+        if kind == "tiny" and stored.tiny is None:
+            raise ValueError(
+                f"the preview of {codec.name} has no tiny decoder: {command} --tiny --pictures DIR` adds it"
+            )
+        if stored.tiny is not None and kind != "linear":
+            return cls.tiny(stored.tiny, space=codec.space, palette=stored.palette)
+        return cls.linear(stored.weight, stored.bias, space=codec.space, palette=stored.palette)
+
+    @classmethod
+    def linear(
+        cls, weight: Tensor, bias: Tensor, *, space: LatentSpace | None = None, palette: Palette | None = None
+    ) -> "LatentPreviewer":
+        """color = weight @ latent + bias at every position.
+
+        Args:
+            weight: (3, C), for latents as a denoiser has them and colours in [-1, 1].
+            bias: (3,).
+            space: of the latents; None: C channels at a factor of 8, neither scaled nor shifted.
+            palette: colours of the codewords, for `indices`.
+
+        Raises:
+            ValueError: for other shapes.
+        """
+        if weight.ndim != 2 or len(weight) != 3 or bias.shape != (3,):
+            raise ValueError(
+                f"weight of shape {tuple(weight.shape)} and bias of {tuple(bias.shape)} came; expected (3, C) and (3,)"
+            )
+        space = space or LatentSpace(weight.shape[1], 8)
+        if space.channels != weight.shape[1]:
+            raise ValueError(f"weight is for {weight.shape[1]} channels; the space has {space.channels}")
+        return cls("linear", _on_device_of_input(LinearPreview(weight, bias)), space, *_painter_of(palette))
+
+    @classmethod
+    def tiny(
+        cls, decoder: TinyDecoder, *, space: LatentSpace | None = None, palette: Palette | None = None
+    ) -> "LatentPreviewer":
+        """A distilled decoder; `space` None: at the factor of `decoder`, neither scaled nor shifted."""
+        space = space or LatentSpace(decoder.config.latent_channels, decoder.upsampling_factor)
+        if space.channels != decoder.config.latent_channels:
+            raise ValueError(
+                f"the decoder is for {decoder.config.latent_channels} channels; the space has {space.channels}"
+            )
+        return cls("tiny", _on_device_of_input(decoder.float().eval()), space, *_painter_of(palette))
+
+    @classmethod
+    def full(cls, codec: LatentCodec, *, max_side: int | None = None) -> "LatentPreviewer":
+        """The codec itself. A codec made to be small, such as TAESD or TAEF2 for the models they imitate, is a preview too.
+
+        Args:
+            codec: decodes on its own device, in its own precision.
+            max_side: the longer side in pixels at most, to which latents are averaged down; None: as they are.
+
+        Raises:
+            ValueError: for a side below one latent.
+        """
+        preview = FullPreview(codec, max_side)
+        return cls(
+            "full", preview, codec.space, preview.indices if codec.is_discrete else None, codec.codebook_sizes
+        )
+
+    @property
+    def latent_channels(self) -> int:
+        return self.space.channels
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w), of any float dtype, on any device -> RGB.
+
+        Returns:
+            float32 (B, 3, H, W) in [-1, 1] on the CPU: linear h x w, tiny h f x w f, full likewise unless reduced.
+
+        Raises:
+            ValueError: for other shapes, or latents that are not finite.
+        """
+        if not isinstance(latents, Tensor) or not latents.is_floating_point():
+            came = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"latents are {came}; a floating-point tensor is needed")
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
+            raise ValueError(
+                f"latents of shape {tuple(latents.shape)} came; this previewer takes (B, {self.latent_channels}, h, w)"
+            )
+        return _finished(self._paint(latents.detach()))
+
+    @torch.no_grad()
+    def indices(
+        self, grids: Tensor | Sequence[Tensor], *, known_mask: Tensor | Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Indices of a discrete codec -> RGB.
+
+        Args:
+            grids: int64 (B, h, w), or one for each level, top first, of which the lowest may be left out; -1 is what
+                is not known yet.
+            known_mask: bool, (B, h, w) or (h, w), or one for each level: False is what is not known yet either.
+
+        Returns:
+            float32 (B, 3, H, W) in [-1, 1] on the CPU: linear and tiny a pixel per index of the finest grid, unknown
+            ones in the mean colour; full as `__call__`.
+
+        Raises:
+            ValueError: for a codec without a codebook, and grids that are not its own.
+        """
+        if self._paint_indices is None:
+            raise ValueError("this previewer has no colours of codewords: it takes latents, not indices")
+        return _finished(self._paint_indices(checked_grids(grids, self._codebook_sizes, known_mask)))
+
+
+class LinearPreview(nn.Module):
+    """A 1x1 map with bias."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight.float()[:, :, None, None].contiguous())
+        self.register_buffer("bias", bias.float().contiguous())
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return F.conv2d(latents, self.weight, self.bias)
+
+
+def _on_device_of_input(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`module` in float32, moved to wherever the latents are."""
+    return lambda latents: module.to(latents.device)(latents.float())
+
+
+def _painter_of(palette: Palette | None) -> tuple[Callable | None, list[int]]:
+    if palette is None:
+        return None, []
+    return lambda grids: palette.to(grids[0].device)(grids), [len(table) for table in palette.tables]
+
+
+def _finished(images: Tensor) -> Tensor:
+    images = images.to("cpu", torch.float32)
+    if not torch.isfinite(images).all():
+        raise ValueError("the latents hold NaN or infinity, or are too large to show")
+    return images.clamp(-1, 1)
