@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
-from latent_codec.pipelines.denoised import ObservedStep, SchedulerObserver, is_observable
-from latent_codec.pipelines.preview_worker import PreviewWorker
 from PIL.Image import Image
 from torch import Tensor
 
 from latent_codec.pictures import picture_grid
+from latent_codec.pipelines.denoised import ObservedStep, SchedulerObserver, is_observable
+from latent_codec.pipelines.preview_worker import PreviewWorker
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ class LatentPreviewCallback(PipelineCallback):
     Args:
         pipe: the pipeline whose runs are shown, any that takes `callback_on_step_end`.
         previewer: latents (B, C, h, w), scaled, as denoisers know them -> images (B, 1, 3 or 4, H, W) in [-1, 1]:
-            a LatentPreviewer, or `lambda latents: codec.decode(latents, output_type="pt")`.
+            a LatentPreviewer, or `lambda latents: codec.decode(latents, output_type="pt")`. It runs beside the pipeline,
+            so its modules should be its own: of a codec opened once more, not `pipe.vae`.
         sink: a function of a PIL picture (of a whole batch, as a grid) and the step, from 0; or several. PngFolder
             and AnimatedWebP in `preview_sinks` write files.
         every_steps: shows each so-many-th step; the last is always shown.

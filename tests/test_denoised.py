@@ -10,28 +10,21 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from exact_denoisers import (
+    ExactFluxTransformer,
+    ExactSD3Transformer,
+    ExactUNet,
+    discrete_level,
+    exact_answer,
+    know,
+)
+from test_swap_in import WIDTH, build_codec, flux_pipeline, sd3_pipeline, sd_pipeline
+
 from latent_codec.pipelines import LatentPreviewCallback
 from latent_codec.pipelines.denoised import SchedulerObserver, is_observable, original_sample
-from test_swap_in import WIDTH, build_codec, flux_pipeline, sd3_pipeline, sd_pipeline
 
 NUM_STEPS = 7
 TRUE_X_0 = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(5))
-
-BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-ALPHAS_CUMPROD = np.cumprod(1 - BETAS)
-LOG_RATIOS = np.log((1 - ALPHAS_CUMPROD) / ALPHAS_CUMPROD) / 2
-"""Of noise to picture; between two timesteps they are interpolated, as k-diffusion's samplers define it."""
-
-
-def discrete_level(number, timestep):
-    """alpha and sigma of arXiv:2006.11239 at a timestep, which may lie between two."""
-    ratio = np.exp(np.interp(float(timestep), np.arange(1000), LOG_RATIOS))
-    return 1 / np.sqrt(1 + ratio**2), ratio / np.sqrt(1 + ratio**2)
-
-
-def flow_level(number, timestep):
-    """Of arXiv:2403.03206: (1 - s) x_0 + s epsilon at timestep 1000 s."""
-    return 1 - float(timestep) / 1000, float(timestep) / 1000
 
 
 def shifted_flow_level(number, first, last, shift=3.0):
@@ -39,20 +32,6 @@ def shifted_flow_level(number, first, last, shift=3.0):
     sigma = np.linspace(first, last, NUM_STEPS + 1)[number]
     sigma = shift * sigma / (1 + (shift - 1) * sigma)
     return 1 - sigma, sigma
-
-
-def exact_answer(noisy, level, prediction_type, x_0=TRUE_X_0):
-    """What a denoiser should say about noisy = alpha x_0 + sigma epsilon, in float64."""
-    alpha, sigma = level
-    x_0 = x_0.double()
-    epsilon = (noisy.double() - alpha * x_0) / sigma
-    answers = {
-        "epsilon": epsilon,
-        "v_prediction": alpha * epsilon - sigma * x_0,
-        "flow_prediction": epsilon - x_0,
-        "sample": x_0,
-    }
-    return answers[prediction_type].float()
 
 
 def exact_edm_answer(scaled, timestep, prediction_type, sigma_data=0.5):
@@ -65,20 +44,10 @@ def exact_edm_answer(scaled, timestep, prediction_type, sigma_data=0.5):
     return (answer if prediction_type == "epsilon" else -answer).float()
 
 
-class ExactUNet(diffusers.UNet2DConditionModel):
-    """Answers what `answer(noisy, number of the call, timestep)` says."""
-
-    def forward(self, sample, timestep, *args, **kwargs):
-        self.wait()
-        self.calls += 1
-        return (self.answer(sample, self.calls - 1, timestep),)
-
-
 @cache
 def exact_pipeline():
-    pipe = sd_pipeline(build_codec())
-    pipe.unet.__class__ = ExactUNet
-    return pipe
+    """One for all runs: none of them changes it."""
+    return sd_pipeline(build_codec())
 
 
 def run_exactly(scheduler, answer):
@@ -92,7 +61,7 @@ def run_exactly(scheduler, answer):
         return x_0[:, :3].tanh()
 
     with LatentPreviewCallback(pipe, previewer, lambda picture, step: infos.append(picture.info)) as preview:
-        vars(pipe.unet).update(calls=0, answer=answer, wait=preview.wait)
+        know(pipe.unet, ExactUNet, answer=answer, wait=preview.wait)
         run(pipe, callback_on_step_end=preview)
     return latents, infos
 
@@ -163,7 +132,7 @@ def test_x_0_of_schedulers_with_discrete_timesteps(name, prediction_type):
     observed = run_exactly(
         scheduler,
         lambda noisy, number, timestep: exact_answer(
-            noisy, discrete_level(number, timestep), prediction_type
+            noisy, discrete_level(timestep), prediction_type, TRUE_X_0
         ),
     )
     check_exact(*observed, num_steps=len(scheduler.timesteps))
@@ -183,7 +152,7 @@ def test_x_0_of_schedulers_set_otherwise(name, config):
     scheduler = build_scheduler(name, **config)
     observed = run_exactly(
         scheduler,
-        lambda noisy, number, timestep: exact_answer(noisy, discrete_level(number, timestep), "epsilon"),
+        lambda noisy, number, timestep: exact_answer(noisy, discrete_level(timestep), "epsilon", TRUE_X_0),
     )
     check_exact(*observed, num_steps=NUM_STEPS)
 
@@ -192,7 +161,7 @@ def test_x_0_where_the_runge_kutta_steps_of_pndm_come_first():
     scheduler = build_scheduler("PNDMScheduler", skip_prk_steps=False)
     observed = run_exactly(
         scheduler,
-        lambda noisy, number, timestep: exact_answer(noisy, discrete_level(number, timestep), "epsilon"),
+        lambda noisy, number, timestep: exact_answer(noisy, discrete_level(timestep), "epsilon", TRUE_X_0),
     )
     check_exact(*observed, num_steps=len(scheduler.timesteps))
 
@@ -219,22 +188,10 @@ def test_x_0_of_multistep_solvers_of_flows(name, first, last):
     observed = run_exactly(
         build_scheduler(name, **config),
         lambda noisy, number, timestep: exact_answer(
-            noisy, shifted_flow_level(number, first, last), "flow_prediction"
+            noisy, shifted_flow_level(number, first, last), "flow_prediction", TRUE_X_0
         ),
     )
     check_exact(*observed, num_steps=NUM_STEPS)
-
-
-class ExactSD3Transformer(diffusers.SD3Transformer2DModel):
-    def forward(self, hidden_states, timestep, *args, **kwargs):
-        self.wait()
-        return (exact_answer(hidden_states, flow_level(0, timestep[0]), "flow_prediction", self.x_0),)
-
-
-class ExactFluxTransformer(diffusers.FluxTransformer2DModel):
-    def forward(self, hidden_states, timestep, *args, **kwargs):
-        self.wait()
-        return (exact_answer(hidden_states, flow_level(0, timestep[0] * 1000), "flow_prediction", self.x_0),)
 
 
 @pytest.mark.parametrize(
@@ -243,12 +200,11 @@ class ExactFluxTransformer(diffusers.FluxTransformer2DModel):
 def test_x_0_of_flow_matching(scheduler):
     pipe = sd3_pipeline(build_codec(shift_factor=0.1))
     pipe.scheduler = scheduler(shift=3.0)
-    pipe.transformer.__class__ = ExactSD3Transformer
     observed = []
     with LatentPreviewCallback(
         pipe, lambda x_0: observed.append(x_0) or x_0[:, :3], lambda *_: None
     ) as preview:
-        vars(pipe.transformer).update(wait=preview.wait, x_0=TRUE_X_0)
+        know(pipe.transformer, ExactSD3Transformer, x_0=TRUE_X_0, wait=preview.wait)
         run(pipe, callback_on_step_end=preview, pooled_prompt_embeds=torch.zeros(2, WIDTH))
     assert len(observed) == len(pipe.scheduler.timesteps)
     for x_0 in observed:
@@ -259,7 +215,6 @@ def test_x_0_of_flow_matching(scheduler):
 def test_packed_latents_of_flux_are_unpacked(height, width, given):
     pipe = flux_pipeline(build_codec(shift_factor=0.1))
     x_0 = torch.randn(2, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(5))
-    pipe.transformer.__class__ = ExactFluxTransformer
     size = {"height": height, "width": width}
     observed = []
     preview = LatentPreviewCallback(
@@ -267,7 +222,7 @@ def test_packed_latents_of_flux_are_unpacked(height, width, given):
     )
     with preview:
         packed = pipe._pack_latents(x_0, 2, 4, height // 8, width // 8)
-        vars(pipe.transformer).update(wait=preview.wait, x_0=packed)
+        know(pipe.transformer, ExactFluxTransformer, x_0=packed, wait=preview.wait)
         run(pipe, callback_on_step_end=preview, pooled_prompt_embeds=torch.zeros(2, WIDTH), **size)
     assert len(observed) == NUM_STEPS
     for each in observed:
@@ -280,7 +235,7 @@ def test_a_learned_variance_is_left_out():
     observer = SchedulerObserver(scheduler)
     noisy = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     timestep = scheduler.timesteps[2]
-    answer = exact_answer(noisy, discrete_level(2, timestep), "epsilon")
+    answer = exact_answer(noisy, discrete_level(timestep), "epsilon", TRUE_X_0)
     scheduler.step(torch.cat([answer, torch.zeros_like(answer)], dim=1), timestep, noisy)
     torch.testing.assert_close(observer.take().x_0(), TRUE_X_0, rtol=0, atol=1e-4)
     assert observer.take() is None
@@ -292,7 +247,7 @@ def test_half_precision_is_computed_in_float32():
     observer = SchedulerObserver(scheduler)
     noisy, answer = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0)).half()
     scheduler.step(answer, scheduler.timesteps[0], noisy)
-    alpha, sigma = discrete_level(0, scheduler.timesteps[0])
+    alpha, sigma = discrete_level(scheduler.timesteps[0])
     expected = ((noisy.double() - sigma * answer.double()) / alpha).float()
     torch.testing.assert_close(observer.take().x_0(), expected, rtol=1e-5, atol=1e-4)
 

@@ -1,0 +1,72 @@
+"""The scripts in examples/ run, on a tiny pipeline from a folder."""
+
+import runpy
+
+import pytest
+import torch
+from PIL import Image
+from test_swap_in import ROOT, build_codec, letter_tokenizer, sd_pipeline
+from tiny_training import write_pictures
+
+from latent_codec import LatentCodec
+
+EXAMPLES = {path.stem: path for path in (ROOT / "examples").glob("*.py")}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    sd_pipeline(build_codec(), letter_tokenizer(folder)).save_pretrained(folder / "tiny")
+    return str(folder / "tiny")
+
+
+def run_example(name, *arguments):
+    runpy.run_path(str(EXAMPLES[name]))["main"]([str(argument) for argument in arguments])
+
+
+def test_every_example_is_tested():
+    assert sorted(EXAMPLES) == ["finetune_decoder", "preview_generation", "swap_vae"]
+    for path in EXAMPLES.values():
+        assert f"python examples/{path.name} PIPELINE" in path.read_text()
+
+
+def test_swap_vae(pipeline, tmp_path, capsys):
+    codec = LatentCodec.from_pretrained(pipeline)
+    with torch.no_grad():
+        codec.autoencoder.decoder.conv_out.bias.add_(1)
+    codec.weights_changed()
+    codec.save_pretrained(tmp_path / "codec")
+    out = tmp_path / "pair.png"
+    run_example("swap_vae", pipeline, "a cat", "--codec", tmp_path / "codec", "--steps", 2, "--out", out)
+    pair = Image.open(out)
+    width = (pair.width - 4) // 2
+    left, right = (pair.crop((x, 0, x + width, pair.height)) for x in (0, width + 4))
+    assert left.tobytes() != right.tobytes()
+    assert "differ" not in capsys.readouterr().out
+
+    run_example("swap_vae", pipeline, "a cat", "--codec", "default", "--steps", 1, "--out", out)
+    assert "The encoders or scales differ" in capsys.readouterr().out
+
+
+def test_preview_generation(pipeline, tmp_path, capsys):
+    run_example("preview_generation", pipeline, "a cat", "--steps", 3, "--out", tmp_path / "run")
+    shown = sorted(path.name for path in (tmp_path / "run" / "steps").iterdir())
+    assert shown[-1] == "step_0002.png"
+    # Where two previews look the same, WebP keeps one for both.
+    assert 1 <= Image.open(tmp_path / "run" / "run.webp").n_frames <= len(shown)
+    assert Image.open(tmp_path / "run" / "picture.png").size == (32, 32)
+    assert "step 2 shows x_0" in capsys.readouterr().out
+
+
+def test_finetune_decoder(pipeline, tmp_path):
+    pictures = write_pictures(tmp_path / "photos", size=(40, 40))
+    settings = ["run.steps=2", "run.calibration_pictures=2", "data.height=32", "optimizer.batch_size=2"]
+    settings += ["objective.lpips_weight=0", "run.precision=fp32"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    run_example("finetune_decoder", pipeline, pictures, "--out", tmp_path / "out", *arguments)
+    before, after = (
+        LatentCodec.from_pretrained(pipeline),
+        LatentCodec.from_pretrained(tmp_path / "out" / "pipeline"),
+    )
+    assert after.space_fingerprint == before.space_fingerprint
+    assert after.fingerprint != before.fingerprint
