@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
 from PIL import Image
 from test_likelihood import cnn, kl, latents_prior, snail, vq
 
@@ -20,6 +19,7 @@ from latent_codec.cli import main
 from latent_codec.cli import sample as sample_verb
 from latent_codec.evaluation.likelihood import measure_likelihood
 from latent_codec.picture_sources import open_source
+from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
 from latent_codec.prior_folders import load_prior
 
 ROOT = Path(__file__).resolve().parent.parent

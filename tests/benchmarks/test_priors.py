@@ -1,18 +1,18 @@
 """What the shipped Fashion-MNIST pipeline draws, as a judge sees it that never saw its classifier's pictures.
 
-    pytest tests/benchmarks/test_priors.py -s                       about 8 minutes of one core
+    pytest tests/benchmarks/test_priors.py -s -o addopts=           about 8 minutes of one core
 
 The judge is trained on the half of the pictures that the shipped classifier was not trained on, with a seed of its own.
 """
 
 import pytest
 import torch
-from latent_codec.pipelines import PriorPipeline
 from tables import table
 
 from latent_codec import LatentCodec
 from latent_codec.codec_folders import ASSETS
 from latent_codec.picture_sources import open_source
+from latent_codec.pipelines import PriorPipeline
 from latent_codec.training.classifier_task import build_classifier
 from latent_codec.training.config import load_config
 from latent_codec.training.labelled_data import SomePictures, hold_out
