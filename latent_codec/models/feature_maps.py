@@ -2,7 +2,7 @@
 
     write(tile) --> file: (H, W, C), so that a tile's lines are contiguous --> read(tile)
          |                                                                        |
-         +--> mean and variance of each channel --> normalized(group norm) -------+--> convolution
+         +--> mean and variance of each channel --> normalization(group norm) ----+--> convolution
 
 The operating system keeps of the files in free memory what fits there, and the disk holds the rest. They have no name, so
 that nothing is left behind however the process ends, and lie in the folder for temporary files (TMPDIR sets it).
@@ -34,8 +34,8 @@ class FeatureMap:
         weakref.finalize(self, file.close)
         self._file = file.fileno()
         self._count = 0
-        self._mean = torch.zeros(shape[0], dtype=torch.float64)
-        self._squares = torch.zeros(shape[0], dtype=torch.float64)  # of the deviations from it, summed
+        self._mean = torch.zeros(shape[0], dtype=torch.float64, device="cpu")
+        self._squares = torch.zeros_like(self._mean)  # of the deviations from it, summed
 
     @classmethod
     def of(cls, values: Tensor) -> "FeatureMap":
@@ -55,7 +55,7 @@ class FeatureMap:
         tile = torch.empty(height, width, self.shape[0], dtype=self.dtype, device=self.device)
         row = rows.start
         for part in tile.split(self._lines_at_once(width)):
-            lines = torch.empty(part.shape, dtype=self.dtype)
+            lines = torch.empty(part.shape, dtype=self.dtype, device="cpu")
             for line in _bytes(lines):
                 os.preadv(self._file, [line], self._offset(row, columns))
                 row += 1

@@ -29,9 +29,12 @@ from torch.nn import functional as F
 
 from latent_codec.models.feature_maps import FeatureMap
 
+QUERY_SIDE = 32
+"""Of a tile of queries. Fewer at a time are slower; more may be too many where a device keeps a table of all scores."""
+
 
 def has_exact_tiles(autoencoder: nn.Module) -> bool:
-    """Whether the two functions below take it: all of the classes but MoVQ, whose norms read the latents too."""
+    """Whether the two functions below take it: not MoVQ, whose decoder's norms read the latents too."""
     return (
         isinstance(autoencoder, AutoencoderKL | VQModel) and autoencoder.config.get("norm_type") != "spatial"
     )
@@ -138,10 +141,7 @@ class _Tiles:
         tokens = x.read(*x.everywhere, before).flatten(2).mT
         keys, values = by_head(attention.to_k(tokens)), by_head(attention.to_v(tokens))
         del tokens
-        scores = (
-            attention.heads * keys.shape[2]
-        )  # of one query; not every device's attention does without them
-        return self.layer(attend, x, x, before=before, channels=x.shape[0], halo=0, values_between=scores)
+        return self.layer(attend, x, x, before=before, channels=x.shape[0], halo=0, side=QUERY_SIDE)
 
     def conv_out(self, network: Encoder | Decoder, last: nn.Module | None, x: FeatureMap) -> Tensor:
         before = x.normalization(network.conv_norm_out, network.conv_act)
@@ -159,7 +159,7 @@ class _Tiles:
         input_scale: int = 1,
         output_scale: int = 1,
         halo: int = 1,
-        values_between: int = 0,
+        side: int | None = None,
     ) -> FeatureMap:
         """`function` of `before(x)` and `others`, maps of one size, over all tiles.
 
@@ -169,16 +169,15 @@ class _Tiles:
 
         Args:
             channels: of the output.
-            values_between: which `function` needs besides, for each position of the grid.
+            side: of the tiles, in positions of the grid; None means as large as `values` allows.
         """
         height, width = (side // input_scale for side in x.shape[1:])
         output = FeatureMap((channels, height * output_scale, width * output_scale), x.dtype, x.device)
-        num_values = max(
-            values_between,
+        per_position = [
             channels * output_scale**2,
             *(each.shape[0] * input_scale**2 for each in (x, *others)),
-        )
-        side = max(1, isqrt(self.values // num_values))
+        ]
+        side = side or max(1, isqrt(self.values // max(per_position)))
         spans = [_spans(length, side, halo, input_scale, output_scale) for length in (height, width)]
         for (from_rows, kept_rows, to_rows), (from_columns, kept_columns, to_columns) in product(*spans):
             tile = function(
