@@ -42,7 +42,7 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="work in overlapping tiles of this size, where memory is short; tones may shift a little",
+        help="work in tiles of this size, where memory is short; exact for AutoencoderKL and AutoencoderVQ",
     )
 
 
