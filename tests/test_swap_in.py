@@ -79,10 +79,9 @@ def clip_text_encoder(kind=CLIPTextModel):
 
 
 def sd_pipeline(codec, tokenizer=None):
-    channels = codec.space.channels
     return diffusers.StableDiffusionPipeline(
         vae=codec.autoencoder,
-        unet=build_unet(in_channels=channels, out_channels=channels),
+        unet=build_unet(),
         scheduler=diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
         text_encoder=clip_text_encoder(),
         tokenizer=tokenizer,
@@ -367,6 +366,9 @@ def ask_exactly(pipeline, x_0):
         known = pipeline._pack_latents(x_0, *x_0.shape) if flux else x_0
         know(pipeline.transformer, ExactFluxTransformer if flux else ExactSD3Transformer, x_0=known)
         return pipeline
+    channels = x_0.shape[1]
+    if channels != pipeline.unet.config.in_channels:
+        pipeline.register_modules(unet=build_unet(in_channels=channels, out_channels=channels))
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     if isinstance(pipeline, diffusers.StableDiffusionXLPipeline):
         pipeline.scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing="leading", **schedule)
