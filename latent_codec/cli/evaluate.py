@@ -198,16 +198,18 @@ def _measure_prior(args: argparse.Namespace) -> None:
 
 def _open_priors(args: argparse.Namespace) -> tuple:
     """The priors that `--prior` names, top level first, and their codec, None of pixels."""
+    from latent_codec.pipelines.folders import PRIORS, SHIPPED, find_pipeline
     from latent_codec.prior_folders import load_prior
 
-    folders = [Path(args.prior)]
-    if (folders[0] / "model_index.json").is_file():
-        from latent_codec.pipelines.folders import PRIORS, find_pipeline
-
+    given = Path(args.prior)
+    folders = [given]
+    if args.prior in SHIPPED or any(
+        (each / "model_index.json").is_file() for each in (given, given / "pipeline")
+    ):
         pipeline = find_pipeline(args.prior)
         folders = [pipeline / name for name in PRIORS if (pipeline / name).is_dir()]
         if args.codec is None and (pipeline / "vae").is_dir():
-            args.codec = args.prior
+            args.codec = str(pipeline)
     priors = [load_prior(folder).to(device_of(args)) for folder in folders]
     return priors, None if args.codec is None else load_codec(args)
 

@@ -1,7 +1,7 @@
 """Draw pictures from a prior, as one picture with a grid of them.
 
   latent-codec sample                                       the shipped garments, every class in a row of its own
-  latent-codec sample --label Sneaker Bag --num 8           some classes, by name or number
+  latent-codec sample --label sneaker bag --num 8           some classes, by name or number
   latent-codec sample --num 16 --keep 0.25                  the quarter that the classifier finds likeliest
   latent-codec sample runs/joined --preview growing.png     look on: growing.png is rewritten while it samples
   latent-codec sample runs/joined --size 256x384 --top-p 0.95 --temperature 0.9 --seed 7

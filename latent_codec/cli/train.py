@@ -1,12 +1,14 @@
-"""Train or fine-tune a codec from a preset, or from a TOML file of your own.
+"""Train a codec, a prior over its codes, a classifier or a preview, from a preset or a TOML file of your own.
 
     latent-codec train default-f8c4 --data photos/ --out runs/mine
     latent-codec train finetune-decoder --data photos/ --codec default --out runs/sharper
     latent-codec train beta-vae --data photos/ --out runs/beta10 --set objective.kl_weight=10
+    latent-codec train pixelsnail-faces --data faces.tar --codec runs/faces --out runs/prior
 
 The run folder receives config.toml (everything that decides the result), metrics.jsonl,
 samples/, checkpoints/, curves.png and, at the end, codec/: a diffusers folder with the
-averaged weights, calibrated, ready for `--codec runs/mine`.
+averaged weights, calibrated, ready for `--codec runs/mine`. A prior's run ends with prior/,
+a classifier's with classifier/.
 
 The same command resumes a run that was stopped or killed, to the same weights. Ctrl-C stops
 after the step at hand, with a checkpoint. Several processes or machines:
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
     parser.add_argument(
-        "--codec", metavar="NAME_OR_PATH", help="pretrained codec to start from: sets model.pretrained"
+        "--codec", metavar="NAME_OR_PATH", help="the codec to start from, or whose codes a prior learns"
     )
     parser.add_argument(
         "--set",
