@@ -187,6 +187,10 @@ class LatentPreviewCallback(PipelineCallback):
         if seen is None:
             why = "x_0 is not known of it" if self._observer is None else "this step of it was not observed"
             self._log_once("Previews with %s show the noisy x_t: %s.", type(pipe.scheduler).__name__, why)
+            if latents is None:
+                raise ValueError(
+                    "the pipeline gave no latents; name them in callback_on_step_end_tensor_inputs"
+                )
             source = latents.detach().clone()
         device, copied = (latents if seen is None else seen.sample).device, None
         if device.type == "cuda":

@@ -255,10 +255,12 @@ def test_x_t_is_shown_where_x_0_is_unknown_and_called_so(caplog):
         for step in range(3):
             preview(Loop, step, 2 - step, {"latents": latents})
             preview.wait()
+        preview(Loop, 0, 2, {})
     assert [picture.info["shows"] for picture in pictures] == ["x_t"] * 3
     assert all(torch.equal(each, latents) for each in seen)
-    (message,) = [record.message for record in caplog.records]
+    message, missing = [record.message for record in caplog.records]
     assert message == "Previews with SomebodysScheduler show the noisy x_t: x_0 is not known of it."
+    assert "gave no latents; name them in callback_on_step_end_tensor_inputs" in missing
 
 
 def test_a_scheduler_that_came_later_is_observed_from_its_second_step(pipe, caplog):
