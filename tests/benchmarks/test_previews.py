@@ -12,9 +12,8 @@ import time
 
 import pytest
 import torch
-from test_autoencoder_tiny_gn import taef2
 
-from latent_codec import LatentCodec
+from latent_codec import AutoencoderTinyGN, LatentCodec
 from latent_codec.metrics import psnr
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.picture_sources import open_source
@@ -106,7 +105,13 @@ def test_cost_of_a_tiny_decoder_beside_the_stable_diffusion_shape():
 
 
 def test_taef2_on_kodak(shared):
-    codec = LatentCodec(taef2(shared))
+    model = AutoencoderTinyGN()
+    for name, shift in (("encoder", 0), ("decoder", 1)):  # their files count the decoder's clamp as a layer
+        weights = torch.load(shared / "checkpoints" / f"taef2_{name}.pth", weights_only=True)
+        split = [(*key.split(".", 1), tensor) for key, tensor in weights.items()]
+        layers = {f"layers.{int(index) - shift}.{rest}": tensor for index, rest, tensor in split}
+        getattr(model, name).load_state_dict(layers)
+    codec = LatentCodec(model)
     full, kodak = LatentPreviewer.full(codec), open_source(shared / "data" / "kodak")
     linear = previewer_of(codec, fit_linear(codec, open_source(shared / "data" / "photos")))
     fidelity, correlations = [], []
