@@ -287,7 +287,7 @@ def test_output_types_agree():
         ),
         ({"size": [(24, 20), (24, 20)]}, "2 sizes came for 1 pictures"),
         ({"output_type": "jpeg"}, "output_type is 'jpeg'; allowed are"),
-        ({"tile": 30}, "tile is 30; .* multiple of 16"),
+        ({"tile": 0}, "tile is 0; it is a whole number of pixels, at least 1"),
     ],
 )
 def test_refuses_wrong_arguments_of_decode(arguments, message):
@@ -357,14 +357,17 @@ def test_tiles_cover_the_picture_and_are_switched_off_again(build):
     image = photo(70, 90)
     whole, tiled = codec.encode(image), codec.encode(image, tile=32)
     assert tiled.shape == whole.shape
-    assert not torch.equal(tiled, whole)  # diffusers' blending is not exact
+    if build is kl:  # exact but for rounding, where diffusers' blending is not
+        torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)
+    else:
+        assert not torch.equal(tiled, whole)
     assert codec.decode(whole, size=(70, 90), output_type="pt", tile=32).shape == (1, 3, 70, 90)
     assert torch.equal(codec.encode(image), whole)
-    assert torch.equal(codec.encode(image, tile=128), whole)
+    torch.testing.assert_close(codec.encode(image, tile=128), whole, atol=1e-4, rtol=0)
 
 
 def test_tiling_that_diffusers_cannot_do_is_refused():
-    for build in (tiny, vq, asymmetric, hunyuan_image):
+    for build in (tiny, asymmetric, hunyuan_image):
         with pytest.raises(ValueError, match="diffusers cannot tile"):
             LatentCodec(build()).encode(photo(), tile=64)
 
