@@ -134,6 +134,7 @@ def _folder(args: argparse.Namespace, codec) -> Path:
     from latent_codec import LatentCodec
     from latent_codec.codec_folders import WEIGHTS, check_folder_to_save, find_weights, is_foreign_file
     from latent_codec.files import replacing
+    from latent_codec.previews.preview_files import NAME
 
     weights = None if is_foreign_file(args.codec) else find_weights(args.codec, None)
     if args.out is None:
@@ -158,7 +159,7 @@ def _folder(args: argparse.Namespace, codec) -> Path:
         with replacing(folder) as new:
             new.mkdir()
             shutil.copyfile(weights, new / WEIGHTS)
-            for name in ("config.json", "README.md"):
+            for name in ("config.json", "README.md", NAME):
                 if (weights.parent / name).is_file():
                     shutil.copyfile(weights.parent / name, new / name)
     return folder

@@ -12,12 +12,13 @@ import time
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from latent_codec import AutoencoderTinyGN, LatentCodec
 from latent_codec.metrics import psnr
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.picture_sources import open_source
-from latent_codec.pictures import to_pil
+from latent_codec.pictures import center_crop, to_pil
 from latent_codec.previews import LatentPreviewer
 from latent_codec.previews.fitting import correlation, downscaled_decode, fit_linear
 from latent_codec.training.build import build_autoencoder
@@ -74,6 +75,24 @@ def test_linear_previews_and_palettes_on_kodak(shared, name):
     assert min(statistics.mean(values) for pair in found.values() for values in pair if values) > 0.9
 
 
+def test_the_shipped_tiny_decoder_on_kodak(shared):
+    codec, kodak = LatentCodec.from_pretrained("default"), open_source(shared / "data" / "kodak")
+    tiny, linear = (LatentPreviewer.from_pretrained("default", kind=kind) for kind in ("tiny", "linear"))
+    found = {"tiny": ([], []), "linear, enlarged by bicubic interpolation": ([], [])}
+    for index in range(0, len(kodak), 2):
+        latents = codec.encode(center_crop(kodak.read(index).float() / 127.5 - 1, 384))
+        decoded = codec.decode(latents, output_type="pt")
+        enlarged = F.interpolate(linear(latents), size=decoded.shape[2:], mode="bicubic").clamp(-1, 1)
+        for (fidelity, correlations), shown in zip(found.values(), (tiny(latents), enlarged)):
+            fidelity.append(float(psnr(shown, decoded)))
+            correlations.append(correlation(shown, decoded))
+    print()
+    for name, (fidelity, correlations) in found.items():
+        print(
+            f"{name}: {statistics.mean(fidelity):.2f} dB, correlation {described(correlations)} to the full decode"
+        )
+
+
 def test_cost_of_a_linear_preview_as_jpeg():
     previewer = LatentPreviewer.from_pretrained("default", kind="linear")
     latents = torch.randn(1, 4, 64, 64)
@@ -120,7 +139,7 @@ def test_taef2_on_kodak(shared):
         latents = codec.encode(image)
         decoded = full(latents)
         fidelity.append(float(psnr(decoded, image[None])))
-        blocks = torch.nn.functional.avg_pool2d(decoded, 8)
+        blocks = F.avg_pool2d(decoded, 8)
         correlations.append(correlation(linear(latents), blocks))
     print(f"\nTAEF2: PSNR {statistics.mean(fidelity):.2f} dB on {len(kodak)} pictures")
     print(f"TAEF2: linear preview fitted on photos, correlation {described(correlations)}")
