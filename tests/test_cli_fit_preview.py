@@ -111,7 +111,7 @@ def test_a_shipped_codec_is_copied_to_the_bit(place, capsys, monkeypatch):
     assert copied.keys() == {"config.json", "README.md", "preview.safetensors", WEIGHTS}
     for name in copied.keys() - {"preview.safetensors"}:
         assert copied[name] == before[name]
-    assert LatentPreviewer.from_pretrained("copy").kind == "tiny"  # which the shipped one carries already
+    assert LatentPreviewer.from_pretrained("copy").kind == "linear"
 
 
 def test_a_folder_of_something_else_is_left_alone(place, capsys):
