@@ -65,7 +65,8 @@ class LatentCodec:
         self.name = name
         self._space = LatentSpace.from_config(autoencoder)
         self._digests: dict[str, str] | None = None
-        self._model_card: Path | None = None
+        self.folder: Path | None = None
+        """Where `from_pretrained` found it, and its sidecars lie; None for other origins."""
 
     @classmethod
     def from_pretrained(
@@ -101,8 +102,7 @@ class LatentCodec:
         else:
             weights = find_weights(name_or_path, subfolder)
             codec = cls(load_autoencoder(weights), name=short_name(name_or_path))
-            readme = weights.parent / "README.md"
-            codec._model_card = readme if readme.is_file() else None
+            codec.folder = weights.parent
         if dtype != torch.float32:
             codec._weight_digests()  # of the weights as stored, so that a lower precision changes no fingerprint
         to_precision(codec.autoencoder.to(device), dtype)
@@ -122,9 +122,9 @@ class LatentCodec:
         with replacing(folder) as new:
             if folder.is_dir():
                 shutil.copytree(folder, new, ignore=shutil.ignore_patterns("config.json", WEIGHTS))
-            if self._model_card is not None and self._model_card.is_file():
+            if self.folder is not None and (self.folder / "README.md").is_file():
                 new.mkdir(exist_ok=True)
-                shutil.copyfile(self._model_card, new / "README.md")
+                shutil.copyfile(self.folder / "README.md", new / "README.md")
             try:
                 self.autoencoder.save_pretrained(new)
             except SafetensorError as error:

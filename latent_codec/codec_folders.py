@@ -19,6 +19,7 @@ DEFAULT = "default-f8c4"
 SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8"}
 COMPONENTS = ("vae", "vqvae", "movq")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SIDECARS = ("preview.safetensors", "entropy.safetensors")
 _WEIGHTS_NAME = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.safetensors")
 
 
@@ -90,7 +91,7 @@ def _download(repository: str, subfolder: str | None) -> Path:
 
     folders = [f"{subfolder}/"] if subfolder else ["", *(f"{component}/" for component in COMPONENTS)]
     patterns = [
-        f"{folder}{name}" for folder in folders for name in ("config.json", WEIGHTS, "preview.safetensors")
+        f"{folder}{name}" for folder in folders for name in ("config.json", WEIGHTS, *SIDECARS)
     ]
     try:
         return Path(

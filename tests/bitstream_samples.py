@@ -55,7 +55,7 @@ def index_model() -> StaticEntropy:
 
 def outline(levels: tuple[Level, ...], **fields) -> Header:
     size = {"height": 75, "width": 101}
-    return Header(**(size | {"levels": levels, "num_passes": 1, "space_fingerprint": SPACE} | fields))
+    return Header(**(size | {"levels": levels, "num_layers": 1, "space_fingerprint": SPACE} | fields))
 
 
 def latent_outline(**fields) -> Header:

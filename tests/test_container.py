@@ -21,7 +21,7 @@ from bitstream_samples import (
 
 from latent_codec.bitstream.coding import decode_values, encode_values
 from latent_codec.bitstream.container import MAGIC, Header, Level, Tile, pack, unpack
-from latent_codec.bitstream.entropy_model import Pass
+from latent_codec.bitstream.entropy_model import Pass, Prediction
 from latent_codec.bitstream.errors import (
     BitstreamError,
     CorruptError,
@@ -30,7 +30,7 @@ from latent_codec.bitstream.errors import (
     TooLargeError,
     TruncatedError,
 )
-from latent_codec.bitstream.static_entropy import load_entropy_model
+from latent_codec.bitstream.sidecars import load_entropy_model
 from latent_codec.bitstream.varints import read_varint, write_varint
 
 NAMES = ["latents", "latents-tiled", "indices", "indices-tiled", "indices-fixed"]
@@ -51,9 +51,9 @@ def expected_values(name: str) -> list[np.ndarray]:
 
 
 def decoded(name: str, data: bytes) -> list[np.ndarray]:
-    values, known = decode_values(model_of(name), unpack(data))
-    assert all(mask.all() for mask in known)
-    return values
+    found = decode_values(model_of(name), unpack(data))
+    assert all(mask.all() for mask in found.known)
+    return found.values
 
 
 def signed(data: bytes, version: int = 1) -> bytes:
@@ -112,14 +112,14 @@ class OtherReader:
         levels = [(self.varint(), self.varint()) for _ in range(num_levels)]
         q = 0 if features & 1 else self.varint()
         tile = self.varint() if features & 4 else 10**9
-        num_passes = self.varint()
+        num_layers = self.varint()
         self.take(8)
         if features & 2:
             self.take(8)
         side = levels[0][0]
         rows, columns = -(-height // side), -(-width // side)
         corners = [(i, j) for i in range(0, rows, tile) for j in range(0, columns, tile)]
-        sections = [(self.varint(), self.take(4)) for _ in range(num_passes * len(corners))]
+        sections = [(self.varint(), self.take(4)) for _ in range(num_layers * len(corners))]
         assert zlib.crc32(self.data[: self.at]).to_bytes(4, "little") == self.take(4)
         assert self.at == header_length
         sections = [self.take(length) for length, _ in sections]
@@ -208,7 +208,7 @@ def test_header_of_one_tile_and_four_passes_is_at_most_64_bytes():
         height=4000,
         width=6000,
         levels=(Level(side=8, channels=4),),
-        num_passes=4,
+        num_layers=4,
         space_fingerprint=SPACE,
         entropy_fingerprint=SPACE,
         steps_index=95,
@@ -224,7 +224,7 @@ def test_header_of_one_tile_and_four_passes_is_at_most_64_bytes():
 @pytest.mark.parametrize("num_sections", [1, 11, 12, 13, 14, 15, 16, 3000])
 def test_header_length_counts_itself(num_sections):
     header = outline(
-        (Level(side=8, codebook_size=9),), num_passes=1, height=8, width=8 * num_sections, tile=1
+        (Level(side=8, codebook_size=9),), num_layers=1, height=8, width=8 * num_sections, tile=1
     )
     sections = [bytes([number % 251]) * (number % 3) for number in range(num_sections)]
     assert list(unpack(pack(header, sections)).sections) == sections
@@ -247,7 +247,7 @@ def test_tiles_cover_every_position_of_every_level_once(size, tile):
     assert all((each == 1).all() for each in covered)
     values = index_values(header)
     data = encode_values(index_model(), values, header)
-    for found, expected in zip(decode_values(index_model(), unpack(data))[0], values):
+    for found, expected in zip(decode_values(index_model(), unpack(data)).values, values):
         np.testing.assert_array_equal(found, expected)
     assert Tile(top=1, left=2, height=3, width=4).shapes(header.levels) == [(1, 3, 4), (1, 12, 16)]
 
@@ -262,7 +262,7 @@ def test_errors_are_told_apart():
         with pytest.raises(TruncatedError, match="in the header"):
             unpack(data[:length])
     for length in (header_bytes, len(data) - 1):
-        with pytest.raises(TruncatedError, match=r"section 0 \(pass 0, tile 0\)"):
+        with pytest.raises(TruncatedError, match=r"section 0 \(layer 0, tile 0\)"):
             unpack(data[:length])
     with pytest.raises(CorruptError, match="1 bytes follow"):
         unpack(data + b"\0")
@@ -297,7 +297,7 @@ def test_headers_that_contradict_themselves_are_corrupt():
         (4, 15, "sides of 15, 4"),
         (5, 0, "codebook"),
         (6, 0, "is 0"),
-        (8, 0, "0 passes"),
+        (8, 0, "0 layers"),
         (8, 3, "no room for 3 sections"),
         (8, 1, "left over"),
     ]:
@@ -359,19 +359,38 @@ def test_a_part_of_a_file_is_read_as_far_as_whole_sections_go(name):
     damaged = bytearray(data)
     damaged[lengths[1]] ^= 1  # tile 1
     found = unpack(bytes(damaged), partial=True)
-    assert found.missing == ["section 1 (pass 0, tile 1)"]
-    values, known = decode_values(model_of(name), found)
+    assert found.missing == ["section 1 (layer 0, tile 1)"]
+    decoded_parts = decode_values(model_of(name), found)
     lost = list(whole.header.tiles())[1]
     for level, where in enumerate(lost.slices(whole.header.levels)):
-        mask = np.ones_like(known[level])
-        mask[where[1:]] = False
-        np.testing.assert_array_equal(known[level], mask)
-        np.testing.assert_array_equal(values[level], np.where(mask, expected[level], 0))
+        mask = np.ones_like(decoded_parts.known[level])
+        mask[where] = False
+        np.testing.assert_array_equal(decoded_parts.known[level], mask)
+        np.testing.assert_array_equal(decoded_parts.values[level][mask], expected[level][mask])
+        likeliest = likeliest_values(name, whole.header, level)
+        np.testing.assert_array_equal(decoded_parts.values[level][~mask], likeliest[~mask])
     if number < whole.header.num_sections:
         found = unpack(data[: lengths[number]], partial=True)
-        values, known = decode_values(model_of(name), found)
-        assert known[0].all() and not known[1].any()
-        np.testing.assert_array_equal(values[0], expected[0])
+        decoded_parts = decode_values(model_of(name), found)
+        assert decoded_parts.known[0].all() and not decoded_parts.known[1].any()
+        np.testing.assert_array_equal(decoded_parts.values[0], expected[0])
+
+
+def likeliest_values(name: str, header: Header, level: int) -> np.ndarray:
+    """The value with the most of 2^16 in each table; 0 where a file has no tables."""
+    model, shape = model_of(name), header.shapes[level]
+    if model is None:
+        return np.zeros(shape, np.int64)
+    found = []
+    for channel in range(shape[0]):
+        table = header.steps_index * shape[0] + channel if name.startswith("latents") else level
+        start = int(model.tables.sizes[:table].sum())
+        ends = [*model.tables.starts[start + 1 : start + model.tables.sizes[table]].tolist(), 2**16]
+        frequencies = np.array(ends) - model.tables.starts[start : start + model.tables.sizes[table]]
+        if model.tables.escapes[table]:
+            frequencies = frequencies[:-1]
+        found.append(model.tables.minimums[table] + frequencies.argmax())
+    return np.broadcast_to(np.array(found)[:, None, None], shape)
 
 
 def mutated(data: bytes, others: list[bytes], dice: random.Random) -> bytes:
@@ -441,21 +460,30 @@ class Alternating:
     def passes(self, shapes):
         ((_, height, width),) = shapes
         is_second = np.add.outer(np.arange(height), np.arange(width)).reshape(-1) % 2
-        return [Pass(0, np.flatnonzero(is_second == number)) for number in (0, 1)]
+        return [Pass(0, np.flatnonzero(is_second == number), number) for number in (0, 1)]
 
-    def table_numbers(self, passes, number, values, steps_index):
+    def predict(self, passes, number, values, steps_index):
+        count = len(passes[number].positions)
         if number == 0:
-            return np.zeros(len(passes[0].positions), np.int64)
+            return Prediction(np.zeros(count, np.int64), np.zeros(count, np.int64))
         neighbours = np.roll(values[0], 1, axis=2).reshape(-1)[passes[1].positions]
-        return np.clip(neighbours, -2, 2) + 3
+        return Prediction(np.clip(neighbours, -2, 2) + 3, neighbours // 2)
+
+
+class OneLayer(Alternating):
+    """Both passes in one section."""
+
+    def passes(self, shapes):
+        return [replace(each, layer=0) for each in super().passes(shapes)]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 17), (75, 101), (500, 500)])
-def test_later_passes_may_depend_on_earlier_ones(size):
+@pytest.mark.parametrize("model, num_layers", [(Alternating(), 2), (OneLayer(), 1)])
+def test_later_passes_may_depend_on_earlier_ones(model, num_layers, size):
     header = latent_outline(height=size[0], width=size[1], tile=20)
     header = replace(header, levels=(Level(side=8),), entropy_fingerprint=Alternating.fingerprint)
     values = latent_values(header)
-    data = encode_values(Alternating(), values, header)
+    data = encode_values(model, values, header)
     found = unpack(data)
-    assert found.header.num_passes == 2
-    np.testing.assert_array_equal(decode_values(Alternating(), found)[0][0], values[0])
+    assert found.header.num_layers == num_layers
+    np.testing.assert_array_equal(decode_values(model, found).values[0], values[0])

@@ -1,7 +1,16 @@
 """Latents and indices as small files, exact to the bit on every machine; FORMAT.md specifies them."""
 
-from latent_codec.bitstream.compression import PartialWarning, compress, decompress, ideal_bits, read
+from latent_codec.bitstream.compression import (
+    DEFAULT_QUALITY,
+    PartialWarning,
+    compress,
+    decompress,
+    ideal_bits,
+    read,
+    sidecar,
+)
 from latent_codec.bitstream.container import unpack
+from latent_codec.bitstream.context_entropy import IndexContextEntropy, LatentContextEntropy
 from latent_codec.bitstream.errors import (
     BitstreamError,
     CorruptError,
@@ -12,11 +21,15 @@ from latent_codec.bitstream.errors import (
     WrongCodecError,
     WrongEntropyModelError,
 )
-from latent_codec.bitstream.static_entropy import StaticEntropy, fit_static, load_entropy_model
+from latent_codec.bitstream.sidecars import load_entropy_model
+from latent_codec.bitstream.static_entropy import StaticEntropy, fit_static
 
 __all__ = [
+    "DEFAULT_QUALITY",
     "BitstreamError",
     "CorruptError",
+    "IndexContextEntropy",
+    "LatentContextEntropy",
     "NewerFormatError",
     "NotCompressedError",
     "PartialWarning",
@@ -31,5 +44,6 @@ __all__ = [
     "ideal_bits",
     "load_entropy_model",
     "read",
+    "sidecar",
     "unpack",
 ]

@@ -1,18 +1,49 @@
-"""Values to a file and back: tile by tile, pass by pass, entropy coded or of fixed length. No codec is needed here."""
+"""Values to a file and back: tile by tile, layer by layer, entropy coded or of fixed length. No codec is needed here."""
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from latent_codec.bitstream import rans
 from latent_codec.bitstream.container import Container, Header, Level, Tile, pack
-from latent_codec.bitstream.entropy_model import EntropyModel, Shape
+from latent_codec.bitstream.entropy_model import EntropyModel, Prediction, Shape
 from latent_codec.bitstream.errors import CorruptError
 
 Values = list[np.ndarray]
 """int64 (channels, h, w) for each level."""
+
+
+@dataclass(frozen=True)
+class DecodedValues:
+    """What a file, or a tile, says of every value; arrays (channels, h, w) for each level."""
+
+    values: Values
+    """Where unknown: the value that the entropy model thinks likeliest, 0 without a model."""
+    known: list[np.ndarray]
+    """bool."""
+    predictions: list[Prediction]
+    """Of all values, unknown ones too; numbers and offsets are 0 without a model."""
+
+    @classmethod
+    def empty(cls, shapes: Sequence[Shape]) -> "DecodedValues":
+        def zeros():
+            return [np.zeros(shape, np.int64) for shape in shapes]
+
+        return cls(
+            values=zeros(),
+            known=[np.zeros(shape, bool) for shape in shapes],
+            predictions=[Prediction(*each) for each in zip(zeros(), zeros())],
+        )
+
+    def insert(self, where: list[tuple[slice, ...]], tile: "DecodedValues") -> None:
+        """Take over what a tile says, level by level, where it lies."""
+        for level, place in enumerate(where):
+            self.values[level][place] = tile.values[level]
+            self.known[level][place] = tile.known[level]
+            self.predictions[level].numbers[place] = tile.predictions[level].numbers
+            self.predictions[level].offsets[place] = tile.predictions[level].offsets
 
 
 def encode_values(model: EntropyModel | None, values: Values, outline: Header) -> bytes:
@@ -20,7 +51,7 @@ def encode_values(model: EntropyModel | None, values: Values, outline: Header) -
 
     Args:
         model: None for indices of fixed length.
-        outline: what the header says, but for its `num_passes` and `entropy_fingerprint`.
+        outline: what the header says, but for its `num_layers` and `entropy_fingerprint`.
 
     Raises:
         ValueError: for values of other shapes than the outline's, or that have no symbol.
@@ -36,38 +67,41 @@ def encode_values(model: EntropyModel | None, values: Values, outline: Header) -
             tiles.append(encode_fixed_length(outline.levels, parts))
         else:
             tiles.append(encode_tile(model, parts, outline.steps_index))
-    header = replace(outline, num_passes=len(tiles[0]), entropy_fingerprint=model and model.fingerprint)
+    header = replace(outline, num_layers=len(tiles[0]), entropy_fingerprint=model and model.fingerprint)
     return pack(header, [section for sections in zip(*tiles, strict=True) for section in sections])
 
 
-def decode_values(model: EntropyModel | None, container: Container) -> tuple[Values, list[np.ndarray]]:
-    """The values in a file, 0 where they are unknown, and where they are known: bool (h, w) for each level.
+def decode_values(model: EntropyModel | None, container: Container, tile: int | None = None) -> DecodedValues:
+    """The values in a file, or in one of its tiles.
 
     Args:
         model: the one it was coded with, which the caller has checked.
+        tile: its number; None: all of them, each in its place.
 
     Raises:
         CorruptError: for sections that do not fit the model, naming the first.
     """
     header = container.header
-    values = [np.zeros(shape, np.int64) for shape in header.shapes]
-    known = [np.zeros(shape[1:], bool) for shape in header.shapes]
-    for number, tile in enumerate(header.tiles()):
-        sections, shapes = container.sections[number :: header.num_tiles], tile.shapes(header.levels)
-        if sections[0] is None:
-            continue
-        try:
-            if header.entropy_fingerprint is None:
-                parts, masks = decode_fixed_length(header.levels, sections, shapes)
-            else:
-                parts, masks = decode_tile(model, sections, shapes, header.steps_index)
-        except CorruptError as error:
-            section = (error.section or 0) * header.num_tiles + number
-            raise CorruptError(f"{header.section_name(section)} is damaged: {error}", section) from error
-        for level, where in enumerate(tile.slices(header.levels)):
-            values[level][where] = parts[level]
-            known[level][where[1:]] = masks[level].all(0)
-    return values, known
+    if tile is not None:
+        return _decode_numbered_tile(model, container, tile, list(header.tiles())[tile])
+    found = DecodedValues.empty(header.shapes)
+    for number, each in enumerate(header.tiles()):
+        found.insert(each.slices(header.levels), _decode_numbered_tile(model, container, number, each))
+    return found
+
+
+def _decode_numbered_tile(
+    model: EntropyModel | None, container: Container, number: int, tile: Tile
+) -> DecodedValues:
+    header = container.header
+    sections, shapes = container.sections[number :: header.num_tiles], tile.shapes(header.levels)
+    try:
+        if header.entropy_fingerprint is None:
+            return decode_fixed_length(header.levels, sections, shapes)
+        return decode_tile(model, sections, shapes, header.steps_index)
+    except CorruptError as error:
+        section = (error.section or 0) * header.num_tiles + number
+        raise CorruptError(f"{header.section_name(section)} is damaged: {error}", section) from error
 
 
 def values_bits(model: EntropyModel | None, values: Values, header: Header) -> float:
@@ -75,54 +109,72 @@ def values_bits(model: EntropyModel | None, values: Values, header: Header) -> f
     if model is None or header.entropy_fingerprint is None:
         return sum(each.size * math.log2(level.codebook_size) for each, level in zip(values, header.levels))
     return sum(
-        model.tables.bits(each, numbers)
+        model.tables.bits(coded, numbers)
         for tile in header.tiles()
-        for each, numbers in _coded(model, _parts(values, tile, header), header.steps_index)
+        for _, coded, numbers in _coded(model, _parts(values, tile, header), header.steps_index)
     )
 
 
 def encode_tile(model: EntropyModel, values: Values, steps_index: int = 0) -> list[bytes]:
     """Entropy code a tile; its passes are one stream of rANS, cut where each ends, escape bits behind each part.
 
+    Returns:
+        The sections of its layers.
+
     Raises:
         ValueError: for a value that has no symbol.
     """
-    coded = [model.tables.symbols(each, numbers) for each, numbers in _coded(model, values, steps_index)]
-    words = rans.encode(model.tables, [symbols for symbols, _ in coded])
-    return [each + escape_bits for each, (_, escape_bits) in zip(words, coded)]
+    layers, symbols, escapes = [], [], []
+    for layer, coded, numbers in _coded(model, values, steps_index):
+        found, escape_bits = model.tables.symbols(coded, numbers)
+        layers.append(layer)
+        symbols.append(found)
+        escapes.append(escape_bits)
+    sections = [b""] * (layers[-1] + 1)
+    for layer, words, escape_bits in zip(layers, rans.encode(model.tables, symbols), escapes):
+        sections[layer] += words + escape_bits
+    return sections
 
 
 def decode_tile(
     model: EntropyModel, sections: Sequence[bytes | None], shapes: Sequence[Shape], steps_index: int = 0
-) -> tuple[Values, list[np.ndarray]]:
+) -> DecodedValues:
     """The inverse of `encode_tile`, up to the first section that is None.
 
-    Returns:
-        The values, 0 where they are not known; and where they are, bool (channels, h, w) for each level.
-
     Raises:
-        CorruptError: for sections that do not fit the model and these shapes, naming the pass as `section`.
+        CorruptError: for sections that do not fit the model and these shapes, naming the layer as `section`.
     """
     passes = model.passes(shapes)
-    if len(passes) != len(sections):
-        raise CorruptError(f"it has {len(sections)} passes, and its entropy model {len(passes)}")
-    values = [np.zeros(shape, np.int64) for shape in shapes]
-    known = [np.zeros(shape, bool) for shape in shapes]
-    decoder = rans.Decoder(model.tables)
-    for number, (each, section) in enumerate(zip(passes, sections)):
-        if section is None:
-            break
-        try:
-            numbers = model.table_numbers(passes, number, values, steps_index)
-            symbols, escape_bits = decoder.decode(section, numbers)
-            decoded = model.tables.values(symbols, numbers, escape_bits)
-            if number == len(passes) - 1:
-                decoder.finish()
-        except CorruptError as error:
-            raise CorruptError(str(error), number) from error
-        values[each.level].reshape(-1)[each.positions] = decoded
-        known[each.level].reshape(-1)[each.positions] = True
-    return values, known
+    if passes[-1].layer + 1 != len(sections):
+        raise CorruptError(f"it has {len(sections)} layers, and its entropy model {passes[-1].layer + 1}")
+    found = DecodedValues.empty(shapes)
+    decoder, rest, is_whole = rans.Decoder(model.tables), b"", True
+    for number, each in enumerate(passes):
+        is_first_of_layer = number == 0 or passes[number - 1].layer != each.layer
+        is_last_of_layer = number == len(passes) - 1 or passes[number + 1].layer != each.layer
+        section = sections[each.layer]
+        is_whole = is_whole and section is not None
+        prediction = model.predict(passes, number, found.values, steps_index)
+        if is_whole:
+            try:
+                symbols, rest = decoder.decode(section if is_first_of_layer else rest, prediction.numbers)
+                decoded, rest = model.tables.values(symbols, prediction.numbers, rest)
+                if is_last_of_layer and rest:
+                    raise CorruptError(f"{len(rest)} bytes are left over")
+                if number == len(passes) - 1:
+                    decoder.finish()
+            except CorruptError as error:
+                raise CorruptError(str(error), each.layer) from error
+        else:
+            decoded = model.tables.likeliest[prediction.numbers]
+        for array, part in (
+            (found.values, decoded + prediction.offsets),
+            (found.known, is_whole),
+            ([level.numbers for level in found.predictions], prediction.numbers),
+            ([level.offsets for level in found.predictions], prediction.offsets),
+        ):
+            array[each.level].reshape(-1)[each.positions] = part
+    return found
 
 
 def encode_fixed_length(levels: Sequence[Level], values: Values) -> list[bytes]:
@@ -136,12 +188,11 @@ def encode_fixed_length(levels: Sequence[Level], values: Values) -> list[bytes]:
 
 def decode_fixed_length(
     levels: Sequence[Level], sections: Sequence[bytes | None], shapes: Sequence[Shape]
-) -> tuple[Values, list[np.ndarray]]:
+) -> DecodedValues:
     """The inverse of `encode_fixed_length`, up to the first section that is None, as `decode_tile` gives it."""
     if len(levels) != len(sections):
-        raise CorruptError(f"it has {len(sections)} passes for {len(levels)} levels of fixed length")
-    values = [np.zeros(shape, np.int64) for shape in shapes]
-    known = [np.zeros(shape, bool) for shape in shapes]
+        raise CorruptError(f"it has {len(sections)} layers for {len(levels)} levels of fixed length")
+    found = DecodedValues.empty(shapes)
     for number, (level, section, shape) in enumerate(zip(levels, sections, shapes)):
         if section is None:
             break
@@ -156,9 +207,9 @@ def decode_fixed_length(
             raise CorruptError(
                 f"an index is beyond the {level.codebook_size} codewords, or bits are left over", number
             )
-        values[number][:] = indices.reshape(shape)
-        known[number][:] = True
-    return values, known
+        found.values[number][:] = indices.reshape(shape)
+        found.known[number][:] = True
+    return found
 
 
 def _index_bits(level: Level) -> int:
@@ -169,12 +220,14 @@ def _parts(values: Values, tile: Tile, header: Header) -> Values:
     return [each[where] for each, where in zip(values, tile.slices(header.levels))]
 
 
-def _coded(model: EntropyModel, values: Values, steps_index: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each pass's values and the numbers of their tables, which are asked for with what a decoder knows by then."""
+def _coded(
+    model: EntropyModel, values: Values, steps_index: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Each pass's layer, values less their offsets, and tables, which are asked for with what a decoder knows by then."""
     passes = model.passes([each.shape for each in values])
     known = [np.zeros_like(each) for each in values]
     for number, each in enumerate(passes):
-        numbers = model.table_numbers(passes, number, known, steps_index)
+        prediction = model.predict(passes, number, known, steps_index)
         coded = values[each.level].reshape(-1)[each.positions]
-        yield coded, numbers
+        yield each.layer, coded - prediction.offsets, prediction.numbers
         known[each.level].reshape(-1)[each.positions] = coded

@@ -15,16 +15,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latent_codec.bitstream.coding import Values, decode_values, encode_values, values_bits
+from latent_codec.bitstream.coding import DecodedValues, decode_values, values_bits
 from latent_codec.bitstream.container import Container, Header, Level, unpack
 from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.bitstream.errors import CorruptError, WrongCodecError, WrongEntropyModelError
+from latent_codec.bitstream.quantization import reconstruct
+from latent_codec.bitstream.sidecars import load_entropy_model
+from latent_codec.bitstream.stored_entropy import FILE_NAME
+from latent_codec.bitstream.targets import (
+    RATE_WEIGHT,
+    compress_indices,
+    compress_latents,
+    compress_latents_to,
+)
 from latent_codec.codec import LatentCodec, Picture, as_output, decodes_codewords
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.pictures import to_image
 
 TILE = 1024
 """Pixels; pictures that are larger become several tiles."""
+DEFAULT_QUALITY = 50
 
 
 class PartialWarning(UserWarning):
@@ -32,14 +42,10 @@ class PartialWarning(UserWarning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
+class Decoded(DecodedValues):
     """What a file holds, before the codec decodes it."""
 
     container: Container
-    values: Values
-    """int64 (channels, h, w) for each level, 0 where unknown."""
-    known: list[np.ndarray]
-    """bool (h, w) for each level: whether all its channels are known there."""
 
 
 def compress(
@@ -48,59 +54,75 @@ def compress(
     *,
     entropy_model: EntropyModel | None = None,
     quality: int | None = None,
+    target_bytes: int | None = None,
+    rate_weight: float = RATE_WEIGHT,
     tile: int | None = TILE,
 ) -> bytes:
     """A picture as a compressed file, which has been decoded again before it is returned.
 
-    Indices are stored without loss, entropy coded or, where that is smaller or no model came, of fixed length. Latents
+    Indices are stored without loss, entropy coded or, where that is smaller or there is no model, of fixed length. Latents
     (the posterior mean) are quantised by the model's steps.
 
     Args:
         picture: one, of any size; what `LatentCodec.encode` takes.
-        entropy_model: fitted to this codec; latents need one.
-        quality: of latents: 0 (coarsest) to the model's num_steps - 1.
+        entropy_model: fitted to this codec; None: the entropy.safetensors in the codec's folder. Latents need one.
+        quality: of latents: 0 (coarsest) to the model's num_steps - 1; None: DEFAULT_QUALITY, or what `target_bytes` allow.
+        target_bytes: what the file may have at most. Latents: the finest steps that fit. Indices: all levels,
+            or those from the top on that fit.
+        rate_weight: of latents, what a bit is worth in squared steps when levels are chosen; 0 rounds.
         tile: side in pixels of the tiles of a larger picture, which decode independently: a multiple of the coarsest
             level's pixels per position. None: one tile.
 
     Raises:
-        ValueError: for a missing or superfluous quality, a model of another codec, a tile that does not fit, and
-            pictures that `LatentCodec.encode` refuses.
+        ValueError: for a missing model, a quality that does not fit or comes with `target_bytes`, bytes that are too few,
+            a model of another codec, a tile that does not fit, and pictures that `LatentCodec.encode` refuses.
         TooLargeError: for pictures beyond the format's bounds.
     """
-    if entropy_model is not None and entropy_model.space_fingerprint != codec.space_fingerprint:
+    if quality is not None and target_bytes is not None:
+        raise ValueError("quality and target_bytes came; each decides the file's size: give one of them")
+    if not rate_weight >= 0:
+        raise ValueError(f"rate_weight is {rate_weight}; 0 or more")
+    if entropy_model is None:
+        entropy_model = sidecar(codec)
+    elif entropy_model.space_fingerprint != codec.space_fingerprint:
         raise ValueError(
             f"the entropy model was fitted to another codec (space {entropy_model.space_fingerprint}) than {codec.name} "
             f"(space {codec.space_fingerprint}); fit one to it"
         )
     image = to_image(picture, channels=codec.channels)
     levels = _levels(codec)
+    outline = Header(
+        num_layers=1,
+        # Latents without a model are refused below; a header of theirs has to name one.
+        entropy_fingerprint=entropy_model.fingerprint if entropy_model else "0" * 16,
+        height=image.shape[1],
+        width=image.shape[2],
+        levels=levels,
+        space_fingerprint=codec.space_fingerprint,
+        tile=_tile_positions(tile, image.shape[1:], levels),
+    )
     if decodes_codewords(codec):
         if quality is not None:
             raise ValueError(
                 f"quality is {quality}; indices of {codec.name} are stored as they are: leave it out"
             )
-        values = [grid.cpu().numpy() for grid in codec.encode_indices(image)]
-        models = [None] if entropy_model is None else [entropy_model, None]
+        grids = [grid.cpu().numpy() for grid in codec.encode_indices(image)]
+        data, values = compress_indices(entropy_model, grids, outline, target_bytes)
     else:
         if entropy_model is None:
-            raise ValueError(f"latents of {codec.name} need an entropy model; fit one with fit_static")
-        num_steps = entropy_model.num_steps
-        if quality is None or not 0 <= quality < num_steps:
-            raise ValueError(f"quality is {quality}; this entropy model has 0 (coarsest) to {num_steps - 1}")
-        latents = codec.encode(image).float().cpu().numpy()
-        values = [entropy_model.quantize(latents[0], quality)]
-        models = [entropy_model]
-    outline = Header(
-        num_passes=1,
-        entropy_fingerprint=entropy_model and entropy_model.fingerprint,
-        height=image.shape[1],
-        width=image.shape[2],
-        levels=levels,
-        space_fingerprint=codec.space_fingerprint,
-        steps_index=quality or 0,
-        tile=_tile_positions(tile, image.shape[1:], levels),
-    )
-    data = min((encode_values(model, values, outline) for model in models), key=len)
+            raise ValueError(
+                f"latents of {codec.name} need an entropy model, and none lies beside it; `latent-codec fit-entropy` makes one"
+            )
+        latents = codec.encode(image)[0].float().cpu().numpy()
+        if target_bytes is None:
+            quality = min(DEFAULT_QUALITY, entropy_model.num_steps - 1) if quality is None else quality
+            if not 0 <= quality < entropy_model.num_steps:
+                raise ValueError(
+                    f"quality is {quality}; this entropy model has 0 (coarsest) to {entropy_model.num_steps - 1}"
+                )
+            data, values = compress_latents(entropy_model, latents, outline, quality, rate_weight)
+        else:
+            data, values = compress_latents_to(entropy_model, latents, outline, target_bytes, rate_weight)
     decoded = read(codec, data, entropy_model=entropy_model)
     if not all(map(np.array_equal, decoded.values, values)):
         raise RuntimeError("a file that was just written decodes to something else: please report this")
@@ -112,6 +134,7 @@ def decompress(
     data: bytes,
     *,
     entropy_model: EntropyModel | None = None,
+    region: tuple[int, int, int, int] | None = None,
     latents: bool = False,
     partial: bool = False,
     output_type: str = "pil",
@@ -119,21 +142,28 @@ def decompress(
     """A compressed file's picture; or with `latents` what a pipeline or a latent file takes, no pixel being decoded.
 
     Args:
-        entropy_model: the one it was coded with; none for indices of fixed length.
+        entropy_model: the one it was coded with; None: the entropy.safetensors in the codec's folder, where it is needed.
+        region: (top, left, height, width) in pixels: decode the tiles that it touches alone, and cut it out. A codec that
+            looks at the whole picture (attention, group norm) paints a region slightly differently. Not for `latents`.
         latents: give latents (1, C, h, w) in the codec's dtype, or int64 grids of indices [(1, h, w), ...], which are
             the same on every machine.
         partial: decode what is whole of a file that is cut short or damaged, with a PartialWarning. Where
-            a tile is lost the picture is grey; where only lower levels of indices are, the mean codeword stands in.
-            Unknown indices are 0, unknown latents those of level 0.
+            a tile is lost the picture is grey; for other lost values stands what the entropy model expects, or, on lower levels
+            of indices, the mean codeword.
         output_type: as `LatentCodec.decode` has it.
 
     Returns:
         One picture: PIL, (C, H, W) for "pt", (H, W, C) for "np".
 
     Raises:
+        ValueError: for a region that is not in the picture.
         BitstreamError: by its class (bitstream/errors.py), if it cannot be decoded, or if `partial` finds nothing.
     """
-    decoded = read(codec, data, entropy_model=entropy_model, partial=partial)
+    if region is not None and latents:
+        raise ValueError("region cuts out of the picture, and latents come whole: leave one of them out")
+    if entropy_model is None:
+        entropy_model = sidecar(codec)
+    decoded = read(codec, data, entropy_model=entropy_model, region=region, partial=partial)
     header = decoded.container.header
     _warn_of_missing(decoded.container)
     if header.is_indices:
@@ -146,27 +176,48 @@ def decompress(
         else:
             image = _decode_some_levels(codec, grids, decoded.known)
     else:
-        found = torch.from_numpy(entropy_model.reconstruct(decoded.values[0], header.steps_index))[None]
-        found = found.to(codec.device, codec.dtype)
+        found = reconstruct(entropy_model, decoded.values[0], decoded.predictions[0], header.steps_index)
+        found = torch.from_numpy(found)[None].to(codec.device, codec.dtype)
         if latents:
             return found
         image = codec.decode(found, output_type="pt")[0]
     image = torch.where(_lost_pixels(decoded.container).to(image.device), 0, image)
-    image = image[:, : header.height, : header.width]
-    return as_output([image], output_type)[0]
+    top, left, height, width = region or (0, 0, header.height, header.width)
+    top, left = top - decoded.container.top, left - decoded.container.left
+    return as_output([image[:, top : top + height, left : left + width]], output_type)[0]
 
 
 def read(
-    codec: LatentCodec, data: bytes, *, entropy_model: EntropyModel | None = None, partial: bool = False
+    codec: LatentCodec,
+    data: bytes,
+    *,
+    entropy_model: EntropyModel | None = None,
+    region: tuple[int, int, int, int] | None = None,
+    partial: bool = False,
 ) -> Decoded:
     """The values in a compressed file; arguments and errors are those of `decompress`."""
     container = unpack(data, partial=partial)
+    if region is not None:
+        container = container.around(*region)
     header = container.header
+    if entropy_model is None and header.entropy_fingerprint is not None:
+        entropy_model = sidecar(codec)
     _check(codec, header, entropy_model)
     if all(section is None for section in container.sections[: header.num_tiles]):
         unpack(data)  # which says what is wrong: there is nothing to decode
-    values, known = decode_values(entropy_model, container)
-    return Decoded(container=container, values=values, known=known)
+    found = decode_values(entropy_model, container)
+    return Decoded(found.values, found.known, found.predictions, container=container)
+
+
+def sidecar(codec: LatentCodec) -> EntropyModel | None:
+    """The entropy model in the codec's folder, if there is one.
+
+    Raises:
+        ValueError: if it is damaged, or of another codec.
+    """
+    if codec.folder is None or not (codec.folder / FILE_NAME).is_file():
+        return None
+    return load_entropy_model(codec.folder, codec=codec)
 
 
 def ideal_bits(decoded: Decoded, entropy_model: EntropyModel | None = None) -> float:
@@ -251,7 +302,7 @@ def _decode_some_levels(codec: LatentCodec, grids: Sequence[Tensor], known: Sequ
         codewords = autoencoder.mean_codeword(level).view(1, -1, 1, 1).expand(1, -1, *shape)
         if level < len(grids):
             found = autoencoder.quantizers[level].lookup(grids[level].to(codec.device))
-            mask = torch.from_numpy(known[level]).to(codec.device)
+            mask = torch.from_numpy(known[level][0]).to(codec.device)
             codewords = torch.where(mask, found, codewords)
         quantized.append(codewords)
     latents = codec.space.normalize(autoencoder.concatenate(quantized))

@@ -1,4 +1,4 @@
-"""The compressed file: a header that accounts for every byte, and sections, one for each pass over each tile.
+"""The compressed file: a header that accounts for every byte, and sections, one for each layer of each tile.
 
     magic | version | header length | what is coded, and for whom | length and CRC of each section | CRC | sections
 
@@ -8,7 +8,7 @@ FORMAT.md specifies it. Nothing is read, and no memory taken, before the header'
 import math
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from latent_codec.bitstream.errors import (
@@ -32,7 +32,7 @@ MAX_VALUES = 2**25
 """Of all tiles together: a quarter of a gigabyte as 64-bit integers."""
 MAX_TILE_VALUES = 2**22
 MAX_LEVELS = 16
-MAX_PASSES = 1024
+MAX_LAYERS = 1024
 
 _CRC_BYTES = 4
 _FINGERPRINT_BYTES = 8
@@ -89,7 +89,7 @@ class Header:
     """Of the picture in pixels, without padding."""
     levels: tuple[Level, ...]
     """Coarsest first; each level's side is a multiple of the next one's."""
-    num_passes: int
+    num_layers: int
     space_fingerprint: str
     """Of the codec, 16 hex digits."""
     entropy_fingerprint: str | None = None
@@ -100,8 +100,8 @@ class Header:
     """Side of a tile in positions of the first level; None: the picture is one tile."""
 
     def __post_init__(self):
-        if not 1 <= len(self.levels) <= MAX_LEVELS or not 1 <= self.num_passes <= MAX_PASSES:
-            raise ValueError(f"it has {len(self.levels)} levels and {self.num_passes} passes")
+        if not 1 <= len(self.levels) <= MAX_LEVELS or not 1 <= self.num_layers <= MAX_LAYERS:
+            raise ValueError(f"it has {len(self.levels)} levels and {self.num_layers} layers")
         if min(self.height, self.width, *(min(level.side, level.channels) for level in self.levels)) < 1:
             raise ValueError("a length, a side or a number of channels in it is 0")
         if any(upper.side % lower.side for upper, lower in pairwise(self.levels)):
@@ -161,11 +161,11 @@ class Header:
 
     @property
     def num_sections(self) -> int:
-        return self.num_passes * self.num_tiles
+        return self.num_layers * self.num_tiles
 
     def section_name(self, number: int) -> str:
-        """Sections are in the order of passes, and within a pass of tiles."""
-        return f"section {number} (pass {number // self.num_tiles}, tile {number % self.num_tiles})"
+        """Sections are in the order of layers, and within a layer of tiles."""
+        return f"section {number} (layer {number // self.num_tiles}, tile {number % self.num_tiles})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +180,9 @@ class Container:
     """None where a section is missing or damaged, which only a partial reading lets pass."""
     trailing_bytes: int = 0
     """Behind the last section, where only a partial reading lets them pass."""
+    top: int = 0
+    left: int = 0
+    """Pixels of the file's picture above and to the left, if this is a part of it."""
 
     @property
     def missing(self) -> list[str]:
@@ -189,6 +192,40 @@ class Container:
             for number, section in enumerate(self.sections)
             if section is None
         ]
+
+    def around(self, top: int, left: int, height: int, width: int) -> "Container":
+        """The tiles that a rectangle of pixels touches, as the file of a smaller picture.
+
+        Raises:
+            ValueError: if the rectangle is empty or not in the picture.
+        """
+        header = self.header
+        if not (0 <= top < top + height <= header.height and 0 <= left < left + width <= header.width):
+            raise ValueError(
+                f"a region of {height}x{width} pixels at ({top}, {left}) came; it has to lie in the picture of "
+                f"{header.height}x{header.width}"
+            )
+        if header.tile is None:
+            return self
+        side = header.tile * header.levels[0].side
+        per_row = -(-header.width // side)
+        rows = range(top // side, (top + height - 1) // side + 1)
+        columns = range(left // side, (left + width - 1) // side + 1)
+        tiles = [row * per_row + column for row in rows for column in columns]
+        numbers = [layer * header.num_tiles + tile for layer in range(header.num_layers) for tile in tiles]
+        first_row, first_column = rows[0] * side, columns[0] * side
+        return replace(
+            self,
+            header=replace(
+                header,
+                height=min(header.height, (rows[-1] + 1) * side) - first_row,
+                width=min(header.width, (columns[-1] + 1) * side) - first_column,
+            ),
+            lengths=tuple(self.lengths[number] for number in numbers),
+            sections=tuple(self.sections[number] for number in numbers),
+            top=first_row,
+            left=first_column,
+        )
 
 
 def pack(header: Header, sections: Sequence[bytes]) -> bytes:
@@ -208,7 +245,7 @@ def pack(header: Header, sections: Sequence[bytes]) -> bytes:
         numbers.append(header.steps_index)
     if header.tile is not None:
         numbers.append(header.tile)
-    numbers.append(header.num_passes)
+    numbers.append(header.num_layers)
     body = b"".join(map(write_varint, numbers))
     body += bytes.fromhex(header.space_fingerprint) + bytes.fromhex(header.entropy_fingerprint or "")
     body += b"".join(write_varint(len(section)) + _crc(section) for section in sections)
@@ -323,7 +360,7 @@ def _parse(start: bytes, position: int) -> tuple[Header, list[int], list[bytes]]
             levels=tuple(levels),
             steps_index=0 if is_indices else number(),
             tile=number() if features & TILED else None,
-            num_passes=number(),
+            num_layers=number(),
             space_fingerprint=taken(_FINGERPRINT_BYTES).hex(),
             entropy_fingerprint=taken(_FINGERPRINT_BYTES).hex() if features & ENTROPY_CODED else None,
         )

@@ -5,27 +5,17 @@
 A sidecar, `entropy.safetensors`, holds the integers as they are used, and the numbers that levels come back as.
 """
 
-import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from latent_codec.bitstream.entropy_model import Pass, Shape
+from latent_codec.bitstream.entropy_model import Pass, Prediction, Shape
+from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import TOTAL, Tables, cumulative_tables
 from latent_codec.codec import LatentCodec, Picture, decodes_codewords
-from latent_codec.files import replacing
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
-
-FILE_NAME = "entropy.safetensors"
-FORMAT = "latent-codec-entropy"
-VERSION = "1"
 
 NUM_STEPS = 96
 STEPS_PER_OCTAVE = 16
@@ -37,7 +27,7 @@ MAX_SYMBOLS = 2048
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StaticEntropy:
+class StaticEntropy(StoredEntropy):
     """Tables that know nothing of a value but its level, or its channel and step size.
 
     Indices are a pass for each level; latents are one pass, channel by channel.
@@ -45,6 +35,8 @@ class StaticEntropy:
     Raises:
         ValueError: for numbers of tables, steps and shifts that do not belong together.
     """
+
+    kind = "static"
 
     tables: Tables
     """Of indices: one per level, top first. Of latents: number steps_index * channels + channel."""
@@ -81,110 +73,32 @@ class StaticEntropy:
         """Step sizes to choose from; 0 for indices."""
         return 0 if self.steps is None else len(self.steps)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """16 hex digits over the tables, steps, shifts and the codec's space."""
-        digest = hashlib.sha256(f"static {self.space_fingerprint}\n".encode())
-        for name, array in sorted(self._arrays().items()):
-            little_endian = array.astype(array.dtype.newbyteorder("<"))
-            digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode() + little_endian.tobytes())
-        return digest.hexdigest()[:16]
-
     def passes(self, shapes: Sequence[Shape]) -> list[Pass]:
         """A pass for each level, row by row."""
         if len(shapes) > len(self.tables) or (not self.is_indices and shapes[0][0] != self.steps.shape[1]):
             raise ValueError(f"these tables are not for values of shapes {list(shapes)}")
-        return [Pass(level, np.arange(np.prod(shape))) for level, shape in enumerate(shapes)]
+        return [Pass(level, np.arange(np.prod(shape)), level) for level, shape in enumerate(shapes)]
 
-    def table_numbers(
+    def predict(
         self, passes: Sequence[Pass], number: int, values: Sequence[np.ndarray], steps_index: int
-    ) -> np.ndarray:
+    ) -> Prediction:
         count = len(passes[number].positions)
+        offsets = np.zeros(count, np.int64)
         if self.is_indices:
-            return np.full(count, number)
+            return Prediction(np.full(count, number), offsets)
         channels = self.steps.shape[1]
-        return steps_index * channels + np.arange(channels).repeat(count // channels)
+        return Prediction(steps_index * channels + np.arange(channels).repeat(count // channels), offsets)
 
-    def quantize(self, latents: np.ndarray, steps_index: int) -> np.ndarray:
-        """float32 (C, h, w) -> int64 levels."""
-        quantizer = ScalarQuantizer(steps=self.steps[steps_index].tolist())
-        return quantizer.encode(torch.from_numpy(latents)[None])[0].numpy()
-
-    def reconstruct(self, levels: np.ndarray, steps_index: int) -> np.ndarray:
-        """int64 levels (C, h, w) -> float32 latents, (level + shift) step: a sum and a product, rounded as IEEE 754 has it."""
-        channels = len(levels)
-        first = steps_index * channels
-        tables = slice(first, first + channels)
-        minimums = self.tables.minimums[tables, None, None]
-        last = (self.tables.sizes - self.tables.escapes)[tables, None, None] - 1
-        symbols = levels - minimums
-        shifts = self.shifts[
-            self.tables.offsets[tables, None, None] + np.clip(symbols, 0, np.maximum(last, 0))
-        ]
-        shifts = np.where((symbols < 0) | (symbols > last), np.float32(0), shifts)
-        return (levels.astype(np.float32) + shifts) * self.steps[steps_index][:, None, None]
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the sidecar, complete or not at all; a folder stands for its `entropy.safetensors`.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
-        metadata = {
-            "format": FORMAT,
-            "version": VERSION,
-            "kind": "static",
-            "codec": self.codec_name,
-            "space_fingerprint": self.space_fingerprint,
-        }
-        with replacing(_sidecar(path)) as written:
-            save_file(self._arrays(), written, metadata)
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {name: getattr(self.tables, name) for name in ("starts", "sizes", "minimums", "escapes")}
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = self.tables.arrays()
         if self.steps is not None:
             arrays |= {"steps": self.steps, "shifts": self.shifts}
         return arrays
 
-
-def load_entropy_model(path: str | os.PathLike, *, codec: LatentCodec | None = None) -> StaticEntropy:
-    """Open a sidecar, or the one in a codec's folder; with `codec`, check that it was fitted to it.
-
-    Raises:
-        ValueError: if it is none, damaged, of a newer version, or fitted to another codec.
-        OSError: if it cannot be read.
-    """
-    path = _sidecar(path)
-    path.open("rb").close()  # the system's own words if it is missing or forbidden
-    try:
-        with safe_open(path, framework="np") as stored:
-            metadata = stored.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError("it is a safetensors file of something else")
-            if (metadata.get("version"), metadata.get("kind")) != (VERSION, "static"):
-                raise ValueError(
-                    f"it has version {metadata.get('version')} and kind {metadata.get('kind')}, which this "
-                    f"latent-codec does not read. Update it."
-                )
-            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  no mapping
-        tables = Tables(**{name: arrays.pop(name) for name in ("starts", "sizes", "minimums", "escapes")})
-        model = StaticEntropy(
-            tables=tables,
-            space_fingerprint=metadata["space_fingerprint"],
-            codec_name=metadata["codec"],
-            steps=arrays.pop("steps", None),
-            shifts=arrays.pop("shifts", None),
-        )
-        if arrays:
-            raise ValueError(f"it holds {min(arrays)}, which does not belong there")
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no entropy model: {error}") from error
-    if codec is not None and model.space_fingerprint != codec.space_fingerprint:
-        raise ValueError(
-            f"{path} was fitted to {model.codec_name} (space {model.space_fingerprint}), not to {codec.name} "
-            f"(space {codec.space_fingerprint}); fit one to it"
-        )
-    return model
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], **names: str) -> "StaticEntropy":
+        tables = Tables.from_arrays(arrays)
+        return cls(tables=tables, steps=arrays.pop("steps", None), shifts=arrays.pop("shifts", None), **names)
 
 
 def fit_static(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:
@@ -268,8 +182,3 @@ def _fit_channel(values: np.ndarray, step: float) -> tuple[np.ndarray, int, np.n
     shifts = np.bincount(symbols, distances, num_symbols) / (counts + 8)
     starts = cumulative_tables(np.append(counts, len(levels) - len(symbols)) + 0.5)
     return starts, minimum, np.append(shifts, 0)
-
-
-def _sidecar(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    return path / FILE_NAME if path.is_dir() else path

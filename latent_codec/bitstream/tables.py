@@ -112,6 +112,19 @@ class Tables:
             escapes=np.full(len(starts), escapes),
         )
 
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Tables":
+        """The inverse of `arrays`, which are taken out.
+
+        Raises:
+            KeyError: for a missing array.
+        """
+        return cls(**{name: arrays.pop(name) for name in ("starts", "sizes", "minimums", "escapes")})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By the names in an entropy model's file."""
+        return {name: getattr(self, name) for name in ("starts", "sizes", "minimums", "escapes")}
+
     def __len__(self) -> int:
         return len(self.sizes)
 
@@ -183,18 +196,20 @@ class Tables:
         symbols = np.where(beyond, lengths, values - minimums)
         return self.offsets[numbers] + symbols, np.packbits(bits).tobytes()
 
-    def values(self, symbols: np.ndarray, numbers: np.ndarray, escape_bits: bytes) -> np.ndarray:
-        """The inverse of `symbols`: int64 (n,).
+    def values(self, symbols: np.ndarray, numbers: np.ndarray, data: bytes) -> tuple[np.ndarray, bytes]:
+        """The inverse of `symbols`: int64 (n,), and what `data` hold behind the escape bits that they begin with.
 
         Raises:
-            CorruptError: if the escape bits end early, are too many, or make no code.
+            CorruptError: if the escape bits end early or make no code.
         """
         numbers = self._checked(numbers, len(symbols))
         local = symbols - self.offsets[numbers]
         values = self.minimums[numbers] + local
-        bits = np.unpackbits(np.frombuffer(escape_bits, np.uint8)).tobytes()
+        escaped = np.flatnonzero(self.escapes[numbers] & (local == self._num_values[numbers])).tolist()
+        most = len(escaped) * (2 + 2 * MAX_PREFIX) + 7 >> 3
+        bits = np.unpackbits(np.frombuffer(data[:most], np.uint8)).tobytes()
         position = 0
-        for index in np.flatnonzero(self.escapes[numbers] & (local == self._num_values[numbers])).tolist():
+        for index in escaped:
             one = bits.find(1, position + 1, position + 2 + MAX_PREFIX)
             end = 2 * one - position
             if one < 0 or end > len(bits):
@@ -206,16 +221,42 @@ class Tables:
                 edge + self._num_values[number] + distance if bits[position] else edge - 1 - distance
             )
             position = end
-        if len(escape_bits) != -(-position // 8) or 1 in bits[position:]:
-            raise CorruptError(
-                f"{len(escape_bits)} bytes of escapes came, of which {-(-position // 8)} are used"
-            )
-        return values
+        num_bytes = -(-position // 8)
+        if 1 in bits[position : 8 * num_bytes]:
+            raise CorruptError("its escape bits do not end in zeros")
+        return values, data[num_bytes:]
+
+    def costs(self, values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """What an ideal coder needs for each value under these tables, in bits: -log2 p, and an escape's own. float64 (n,)."""
+        minimums, lengths = self.minimums[numbers].astype(np.int64), self._num_values[numbers]
+        above, below = values - minimums - lengths, minimums - 1 - values
+        distances = np.maximum(above, below)
+        symbols = np.where(distances >= 0, lengths, values - minimums)
+        costs = self._bits_of_symbols[self.offsets[numbers] + symbols]
+        beyond = np.flatnonzero(distances >= 0)
+        costs[beyond] += 2 * np.floor(np.log2(distances[beyond] + 1)) + 2
+        return costs
 
     def bits(self, values: np.ndarray, numbers: np.ndarray) -> float:
-        """What an ideal coder needs for the values under these tables: -sum log2 p, and the escape bits."""
-        symbols, escape_bits = self.symbols(values, numbers)
-        return float((PRECISION - np.log2(self.frequencies[symbols])).sum() + 8 * len(escape_bits))
+        """The sum of `costs`.
+
+        Raises:
+            ValueError: for a value that has no symbol.
+        """
+        self.symbols(values, numbers)
+        return float(self.costs(values, numbers).sum())
+
+    @cached_property
+    def _bits_of_symbols(self) -> np.ndarray:
+        return PRECISION - np.log2(self.frequencies)
+
+    @cached_property
+    def likeliest(self) -> np.ndarray:
+        """The value of each table that has the highest frequency, escapes aside: the first of equals. int64 (num_tables,)."""
+        found = []
+        for start, count in zip(self.offsets.tolist(), self._num_values.tolist()):
+            found.append(int(self.frequencies[start : start + count].argmax()) if count else 0)
+        return self.minimums + np.array(found, np.int64)
 
     @cached_property
     def _num_values(self) -> np.ndarray:

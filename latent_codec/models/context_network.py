@@ -1,0 +1,382 @@
+"""What surrounds a value on a grid says of it: small networks of whole numbers, one for each pass over the grid.
+
+A grid is coded from coarse to fine in five phases, each of which lies between the positions of those before:
+
+    phase 0, every 4th row and column        0 4 2 4 0      Neighbours of a position are the nearest ones of earlier
+    phase 1, the middles of its squares      4 3 4 3 4      phases, so that they surround it. Within a phase channels
+    phase 2, the other even ones             2 4 1 4 2      follow each other in groups, and see the groups before.
+    phase 3, odd row and odd column          4 3 4 3 4
+    phase 4, the rest                        0 4 2 4 0
+
+This is the order of interlaced pictures (PNG, ISO/IEC 15948, Adam7) on a quincunx, and context by passes instead of raster
+scan (He et al., "Checkerboard Context Model", arXiv:2103.15306). Networks are trained with the rounding that they
+run with (quantisation-aware training, Jacob et al., arXiv:1712.05877): weights and activations have 8 bits, a
+layer's sums stay below 2^24, and what follows a sum is a shift. So float32, int32 and any order of summation give
+the same numbers.
+"""
+
+from functools import lru_cache
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NUM_PHASES = 5
+NUM_NEIGHBOURS = 16
+NUM_SIBLINGS = 4
+"""Neighbours of a position's own phase, which later groups of channels see."""
+MARGIN = 8
+"""Positions around a grid that neighbours may lie in."""
+LIMIT = 127
+"""Of weights and activations, either side."""
+ONE = 32
+"""The activation that stands for 1: a standard deviation of a channel, and a neighbour that is in the grid."""
+MAX_SUM = 2**24
+"""Float32 adds whole numbers exactly up to here."""
+
+
+def phase_of(row: Tensor, column: Tensor) -> Tensor:
+    """The phase of positions, int64."""
+    even = (row % 2 == 0) & (column % 2 == 0)
+    fourth = (row % 4 == 0) & (column % 4 == 0)
+    middle = (row % 4 == 2) & (column % 4 == 2)
+    odd = (row % 2 == 1) & (column % 2 == 1)
+    phases = torch.where(odd, 3, 4)
+    return torch.where(fourth, 0, torch.where(middle, 1, torch.where(even, 2, phases)))
+
+
+@lru_cache
+def neighbour_offsets(phase: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(row, column) from a position of a phase to its neighbours of earlier phases, and to its siblings; nearest first."""
+    reach = range(-MARGIN + 1, MARGIN)
+    row, column = next(
+        (y, x) for y in range(8, 12) for x in range(8, 12) if phase_of(*torch.tensor([y, x])) == phase
+    )
+    offsets = sorted(
+        ((y, x) for y in reach for x in reach), key=lambda each: (each[0] ** 2 + each[1] ** 2, each)
+    )
+    phases = {each: int(phase_of(*torch.tensor([row + each[0], column + each[1]]))) for each in offsets}
+    neighbours = [each for each in offsets if phases[each] < phase][:NUM_NEIGHBOURS]
+    siblings = [each for each in offsets if phases[each] == phase and each != (0, 0)]
+    return neighbours, siblings[:NUM_SIBLINGS]
+
+
+@lru_cache(maxsize=64)
+def grid_places(height: int, width: int, phase: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the positions of a phase and their neighbours lie.
+
+    Returns:
+        int64 (n,): positions in the flattened grid, row by row. (K, n): neighbours, and (1 + S, n): the positions
+        themselves and their siblings, both in the flattened grid with MARGIN around it.
+    """
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rows, columns = (each[phase_of(rows, columns) == phase] for each in (rows, columns))
+
+    def places(offsets: list[tuple[int, int]]) -> Tensor:
+        moved = torch.tensor(offsets, dtype=torch.int64).reshape(-1, 2, 1) + MARGIN
+        return (rows + moved[:, 0]) * (width + 2 * MARGIN) + columns + moved[:, 1]
+
+    neighbours, siblings = neighbour_offsets(phase)
+    return rows * width + columns, places(neighbours), places([(0, 0), *siblings])
+
+
+def with_margin(grids: Tensor) -> Tensor:
+    """Integers (..., h, w) -> flattened with zeros around them, (..., (h + 2 MARGIN) (w + 2 MARGIN))."""
+    return F.pad(grids, (MARGIN,) * 4).flatten(-2)
+
+
+def inputs_of(
+    inside: Tensor, features: Tensor, places: tuple[Tensor, Tensor, Tensor], num_before: int
+) -> Tensor:
+    """What the network of a phase and group sees.
+
+    Args:
+        inside: ONE within the grid and 0 in its margin, (P,) as `with_margin` gives it.
+        features: -LIMIT to LIMIT, (F, P) or (B, F, P): of every position, channels one after another.
+        places: as `grid_places` gives them.
+        num_before: of the features, those that earlier groups of the same position have.
+
+    Returns:
+        (inputs, n) or (B, inputs, n).
+    """
+    _, neighbours, siblings = places
+    batch = features.shape[:-2]
+    parts = [inside[neighbours].expand(*batch, -1, -1), features[..., neighbours].flatten(-3, -2)]
+    if num_before:
+        parts.append(features[..., :num_before, :][..., siblings].flatten(-3, -2))
+    return torch.cat(parts, dim=-2)
+
+
+def num_inputs(phase: int, num_features: int, num_before: int) -> int:
+    """Of a phase and group."""
+    neighbours, siblings = neighbour_offsets(phase)
+    return len(neighbours) * (1 + num_features) + (1 + len(siblings)) * num_before
+
+
+class WholeNumberMLP(nn.Module):
+    """Two hidden layers of 8-bit numbers; their inputs reach the last layer directly, too.
+
+        h = clamp(floor((W x + b) / 2^s), 0, 127)          y = floor((V [h, x] + c) / 2^(s - e))
+
+    Each row has its own shift s. Until `freeze_shifts` is called nothing is rounded.
+
+    Args:
+        exponents: e of each output: how many bits finer than activations it is.
+        skip: whether the last layer sees the inputs.
+    """
+
+    def __init__(self, inputs: int, hidden: int, exponents: list[int], *, skip: bool = True):
+        super().__init__()
+        self.skip = skip
+        self.layers = nn.ModuleList(
+            [
+                nn.Linear(inputs, hidden),
+                nn.Linear(hidden, hidden),
+                nn.Linear(hidden + inputs * skip, len(exponents)),
+            ]
+        )
+        for index, layer in enumerate(self.layers):
+            self.register_buffer(f"shifts_{index}", torch.full((layer.out_features,), -1, dtype=torch.int64))
+        self.register_buffer("exponents", torch.tensor(exponents), persistent=False)
+
+    @property
+    def is_frozen(self) -> bool:
+        return bool(self.shifts_0[0] >= 0)
+
+    @torch.no_grad()
+    def freeze_shifts(self) -> None:
+        """Choose the finest weights of 8 bits for each row, and round from now on."""
+        for index, layer in enumerate(self.layers):
+            largest = layer.weight.abs().amax(1) if layer.in_features else torch.zeros(layer.out_features)
+            shifts = torch.floor(torch.log2(LIMIT / largest.clamp_min(2.0**-6)))
+            lowest = self.exponents.clamp_min(0) if index == 2 else torch.zeros_like(shifts)
+            getattr(self, f"shifts_{index}").copy_(
+                torch.maximum(shifts.to(torch.int64), lowest.to(torch.int64))
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whole numbers (..., inputs, n) -> (..., outputs, n), whole once shifts are frozen."""
+        hidden = self._layer(0, x).clamp(0, LIMIT)
+        hidden = self._layer(1, hidden).clamp(0, LIMIT)
+        return self._layer(2, torch.cat([hidden, x], dim=-2) if self.skip else hidden)
+
+    def _layer(self, index: int, x: Tensor) -> Tensor:
+        weight, bias, shifts = self.whole(index)
+        y = torch.matmul(weight, x) + bias[:, None]
+        y = y * torch.exp2(-shifts.float())[:, None]
+        return _floor(y) if self.is_frozen else y
+
+    def whole(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer's weights and biases, half a unit of the result included, times 2^shift, and what its sums are shifted by."""
+        layer, shifts = self.layers[index], getattr(self, f"shifts_{index}")
+        if not self.is_frozen:
+            shifts = torch.full_like(shifts, 7)
+        by = shifts - self.exponents if index == 2 else shifts
+        scale = torch.exp2(shifts.float())
+        weight, bias = layer.weight * scale[:, None], layer.bias * scale * ONE
+        if self.is_frozen:
+            weight = _round(weight.clamp(-LIMIT, LIMIT))
+            bias = _round(bias + torch.exp2(by.float() - 1))
+        return weight, bias, by
+
+
+def _round(x: Tensor) -> Tensor:
+    return x + (torch.round(x) - x).detach()
+
+
+def _floor(x: Tensor) -> Tensor:
+    return x + (torch.floor(x) - x).detach()
+
+
+class LatentContext(ModelMixin, ConfigMixin):
+    """Where the quantised latents of a codec are expected, and how surely: one model for all step sizes.
+
+        levels of earlier passes --steps, units--> 8-bit features --network of the pass--> mean and log2 deviation
+
+    A value is a mixture of Gaussians around that mean, whose shape all passes share.
+
+    Args:
+        units: standard deviation of each channel's latents, in the latents' unit.
+        hidden: width of the networks.
+        group: channels that are coded together.
+        num_components: of the mixture.
+        coarsest: step of each channel at steps index 0, in the latents' unit.
+        num_steps: step sizes, each 2^(1 / STEPS_PER_OCTAVE) finer than the one before.
+    """
+
+    MEAN_EXPONENT, DEVIATION_EXPONENT = 3, -1
+    STEPS_PER_OCTAVE = 16
+
+    @register_to_config
+    def __init__(
+        self,
+        units: list[float],
+        coarsest: list[float],
+        num_steps: int = 101,
+        hidden: int = 64,
+        group: int = 1,
+        num_components: int = 3,
+    ):
+        super().__init__()
+        if len(units) != len(coarsest):
+            raise ValueError(
+                f"{len(units)} units and {len(coarsest)} steps came; give one of each per channel."
+            )
+        self.networks = nn.ModuleList()
+        for phase, first, count in self.passes():
+            inputs = num_inputs(phase, len(units), first) if phase else 0
+            exponents = [self.MEAN_EXPONENT] * count + [self.DEVIATION_EXPONENT] * count
+            network = WholeNumberMLP(inputs, hidden, exponents)
+            with torch.no_grad():
+                network.layers[2].bias[count:] = 4.0  # a deviation of 2^4 = 16 of ONE = 32
+            self.networks.append(network)
+        self.component_weights = nn.Parameter(torch.zeros(num_components))
+        self.component_scales = nn.Parameter(torch.linspace(-0.5, 1.0, num_components))
+
+    @property
+    def num_channels(self) -> int:
+        return len(self.config.units)
+
+    def passes(self) -> list[tuple[int, int, int]]:
+        """Phase, first channel and number of channels of each; all channels together in phase 0."""
+        channels, group = self.num_channels, self.config.group
+        firsts = range(0, channels, group)
+        later = [
+            (phase, first, min(group, channels - first)) for phase in range(1, NUM_PHASES) for first in firsts
+        ]
+        return [(0, 0, channels), *later]
+
+    def steps(self) -> Tensor:
+        """float32 (num_steps, C)."""
+        octaves = torch.arange(self.config.num_steps, dtype=torch.float64) / self.STEPS_PER_OCTAVE
+        return (
+            torch.tensor(self.config.coarsest, dtype=torch.float64) * torch.exp2(-octaves)[:, None]
+        ).float()
+
+    def forward(self, levels: Tensor, steps: Tensor) -> Tensor:
+        """Bits of levels (B, C, h, w) at steps (B, C): (B, C)."""
+        units = torch.tensor(self.config.units, device=levels.device) / ONE
+        ratios = (steps / units)[..., None, None]
+        features = with_margin((levels * ratios).round().clamp(-LIMIT, LIMIT))
+        height, width = levels.shape[-2:]
+        inside = with_margin(torch.full((height, width), float(ONE), device=levels.device))
+        flat, ratios = levels.flatten(2), ratios[..., 0]
+        bits = torch.zeros_like(steps)
+        for (phase, first, count), network in zip(self.passes(), self.networks):
+            places = tuple(each.to(levels.device) for each in grid_places(height, width, phase))
+            if phase:
+                x = inputs_of(inside, features, places, first)
+            else:
+                x = features.new_zeros(len(levels), 0, len(places[0]))
+            channels = slice(first, first + count)
+            found = network(x)
+            mean = found[:, :count] / 2**self.MEAN_EXPONENT / ratios[:, channels]
+            deviation = torch.exp2((found[:, count:] / 16).clamp(-4, 12)) / ratios[:, channels]
+            bits[:, channels] += self.bits(flat[:, channels, places[0]] - mean, deviation).sum(-1)
+        return bits
+
+    def bits(self, distances: Tensor, deviations: Tensor) -> Tensor:
+        """-log2 of the chance of intervals of 1 around `distances` from the mean."""
+        weights = torch.softmax(self.component_weights, 0)
+        chances = 0
+        for weight, scale in zip(weights, self.component_scales):
+            spread = deviations * torch.exp2(scale) * 2**0.5
+            above, below = (distances.abs() - 0.5) / spread, (distances.abs() + 0.5) / spread
+            chances = chances + weight / 2 * (torch.special.erfc(above) - torch.special.erfc(below))
+        return -torch.log2(chances.clamp_min(2.0**-24))
+
+
+class IndexContext(ModelMixin, ConfigMixin):
+    """Which table of chances the indices of a codebook have: the networks choose, the tables learn what they are chosen for.
+
+        indices around, upper levels' too --embedding--> 8-bit features --network of the pass--> a score for each table
+
+    A table is softmax(U V + b): few numbers each, so that rare codewords have chances, too. Training minimises the
+    expected length of the code if tables are drawn by softmax(scores), which is least where each choice is certain.
+
+    Args:
+        codebook_sizes: of the levels, top first.
+        num_tables: of each level.
+        embedding: features of a codeword.
+        rank: numbers behind each table.
+        hidden: width of the networks.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        codebook_sizes: list[int],
+        num_tables: int = 192,
+        embedding: int = 12,
+        rank: int = 32,
+        hidden: int = 96,
+    ):
+        super().__init__()
+        self.embeddings = nn.ParameterList(
+            nn.Parameter(torch.randn(size, embedding)) for size in codebook_sizes
+        )
+        self.table_factors = nn.ParameterList(
+            nn.Parameter(torch.randn(num_tables, rank)) for _ in codebook_sizes
+        )
+        self.codeword_factors = nn.ParameterList(
+            nn.Parameter(torch.randn(rank, size) * 0.1) for size in codebook_sizes
+        )
+        self.frequencies = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in codebook_sizes)
+        self.networks = nn.ModuleList()
+        for level in range(len(codebook_sizes)):
+            above = embedding * (level > 0)
+            for phase in range(NUM_PHASES):
+                inputs = num_inputs(phase, embedding + above, above) if phase or above else 0
+                self.networks.append(WholeNumberMLP(inputs, hidden, [0] * num_tables, skip=False))
+
+    @torch.no_grad()
+    def start_from(self, counts: list[Tensor]) -> None:
+        """Let every table begin near how often each codeword was seen; counts (K,) for each level."""
+        for frequencies, count in zip(self.frequencies, counts):
+            frequencies.copy_(torch.log((count + 0.5) / (count + 0.5).sum()))
+
+    def table_logits(self, level: int) -> Tensor:
+        """(num_tables, K)."""
+        return self.table_factors[level] @ self.codeword_factors[level] + self.frequencies[level]
+
+    def whole_embedding(self, level: int) -> Tensor:
+        """(K, E), -LIMIT to LIMIT; whole once the networks' shifts are frozen."""
+        found = (self.embeddings[level] * ONE).clamp(-LIMIT, LIMIT)
+        return _round(found) if self.networks[0].is_frozen else found
+
+    def forward(self, grids: list[Tensor], *, choose: bool = False) -> Tensor:
+        """Bits of grids of indices, (B, h, w) for each level: (B, levels); of the best table's alone with `choose`."""
+        bits = []
+        for level, grid in enumerate(grids):
+            height, width = grid.shape[-2:]
+            features, above = self._features(level, grid), 0
+            if level:
+                scale = height // grids[level - 1].shape[-2]
+                upper = self._features(level - 1, grids[level - 1])
+                upper = upper.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+                features, above = torch.cat([upper, features], dim=1), upper.shape[1]
+            features = with_margin(features)
+            inside = with_margin(torch.full((height, width), float(ONE), device=grid.device))
+            costs = F.log_softmax(self.table_logits(level), -1).T / -torch.log(torch.tensor(2.0))
+            found = 0
+            for phase in range(NUM_PHASES):
+                places = tuple(each.to(grid.device) for each in grid_places(height, width, phase))
+                if phase or above:
+                    x = inputs_of(inside, features, places, above)
+                else:
+                    x = features.new_zeros(len(grid), 0, len(places[0]))
+                scores = self.networks[level * NUM_PHASES + phase](x)
+                its_costs = costs[grid.flatten(1)[:, places[0]]]  # (B, n, tables)
+                if choose:
+                    chosen = scores.argmax(1)[..., None]
+                    found = found + its_costs.gather(-1, chosen).sum((1, 2))
+                else:
+                    found = found + (torch.softmax(scores / ONE, 1).movedim(1, 2) * its_costs).sum((1, 2))
+            bits.append(found)
+        return torch.stack(bits, 1)
+
+    def _features(self, level: int, grid: Tensor) -> Tensor:
+        """(B, E, h, w)."""
+        return self.whole_embedding(level)[grid].movedim(-1, 1)
