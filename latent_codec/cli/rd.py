@@ -1,0 +1,302 @@
+"""Rate and distortion of a codec, beside JPEG, WebP, AVIF and JPEG XL.
+
+  latent-codec rd photos/                                the shipped codec
+  latent-codec rd photos/ --codec runs/mine --limit 20   your own, on 20 pictures
+  latent-codec rd photos/ --against webp,avif --bpp 0.1,0.2
+  latent-codec rd photos/ --json > figures.json
+
+Everything goes through real files: written, weighed by the file system, read back, decoded. Bits per pixel
+(bpp) are those of the whole file over the pixels of the original. Latents need an entropy model, which lies
+beside the codec as entropy.safetensors or is named by --entropy; indices of a codebook have one rate, and do
+without.
+
+prints three things:
+  curves        PSNR (dB), MS-SSIM and LPIPS (SqueezeNet; less is better) at several rates, means over pictures
+  BD-rate       how many percent fewer (negative) or more bytes the codec takes at equal quality: Bjontegaard's
+                mean difference of log rate over the range of quality that both curves have, "no overlap" where
+                they have none; nothing is extrapolated
+  equal bytes   for each picture, our file at --bpp, and of each format the finest quality whose file is not
+                larger than ours; and on how many pictures ours is better. Where a format's coarsest file is
+                larger, it counts all the same, to its advantage, and the table says of how many pictures
+
+and leaves in --out the curves (rd.png), pictures at equal bytes (grid.png), every figure (rd.json), and
+every file's (rd.csv). The dashed line of rd.png is the codec without quantisation, which no rate exceeds.
+"""
+
+import argparse
+from pathlib import Path
+
+from latent_codec.cli.arguments import (
+    add_codec_arguments,
+    add_data_argument,
+    add_json_argument,
+    load_codec,
+)
+from latent_codec.cli.compressed_files import add_entropy_argument
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_argument(parser)
+    add_codec_arguments(parser)
+    add_entropy_argument(parser)
+    parser.add_argument(
+        "--qualities",
+        metavar="Q,Q,...",
+        help="of the codec's curve, 0 being the coarsest (default: six that take about 0.05 to 0.5 bpp)",
+    )
+    parser.add_argument(
+        "--bpp",
+        metavar="BPP,...",
+        help="rates of the comparison at equal bytes (default: 0.15; indices: their own rate)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="FORMAT,...",
+        help="of jpeg, webp, avif, jxl (default: all that are installed; jxl needs pillow-jxl-plugin)",
+    )
+    parser.add_argument("--split", default="test", help="of data that has splits (default: test)")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="at most N pictures, spread evenly over DATA (default: all)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("latent-codec-out/rd"),
+        metavar="DIR",
+        help="where curves, pictures and figures go (default: %(default)s)",
+    )
+    parser.add_argument("--keep-files", action="store_true", help="keep the compressed files, in DIR/files")
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    import json
+    from contextlib import ExitStack
+    from functools import partial
+    from tempfile import TemporaryDirectory
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from latent_codec.codec import decodes_codewords
+    from latent_codec.evaluation.picture_formats import picture_formats
+    from latent_codec.evaluation.rate_distortion import measure_rate_distortion
+    from latent_codec.evaluation.rate_distortion_pictures import equal_bytes_grid, plot_rate_distortion
+    from latent_codec.evaluation.reconstruction import reconstruct
+    from latent_codec.files import replacing
+    from latent_codec.picture_sources import open_source
+    from latent_codec.pictures import write_picture
+
+    others = picture_formats(args.against and _words(args.against))
+    rates = _numbers("--bpp", args.bpp, float)
+    source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
+    ours = _compressor(args)
+    qualities = _checked_qualities(_numbers("--qualities", args.qualities, int), ours)
+    if rates and len(ours.qualities) == 1:
+        raise ValueError(f"{ours.name} has one rate, its own: leave --bpp {args.bpp} out")
+    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
+    files = {name: args.out / name for name in ("rd.png", "grid.png", "rd.json", "rd.csv")}
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        if args.keep_files:
+            files["files"] = args.out / "files"
+            folder = stack.enter_context(replacing(files["files"]))
+        else:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="latent-codec-rd-")))
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("compressing", total=None)
+            result = measure_rate_distortion(
+                ours,
+                others,
+                source,
+                folder,
+                channels=ours.codec.channels,
+                qualities=qualities,
+                rates=rates or (0.15,),
+                limit=args.limit,
+                device=ours.codec.device,
+                reconstruct=None if decodes_codewords(ours.codec) else partial(reconstruct, ours.codec),
+                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        grid = equal_bytes_grid(result, [ours, *others], source, folder, channels=ours.codec.channels)
+    write_picture(grid, files["grid.png"])
+    plot_rate_distortion(result, files["rd.png"])
+    found = {"data": [str(each) for each in args.data]} | result.to_dict()
+    with replacing(files["rd.json"]) as beside:
+        beside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    _write_csv(found["trials"], files["rd.csv"])
+    for reason in result.skipped:
+        console.print(f"skipped {reason}", style="yellow", markup=False)
+    if args.json:
+        paths = [str(path) for path in files.values()]
+        print(json.dumps(found | {"files": paths}, indent=1, allow_nan=False))
+    else:
+        _print_tables(result, " ".join(found["data"]))
+        print(f"Written: {', '.join(str(path) for path in files.values())}")
+
+
+class CodecCompressor:
+    """One of our codecs, by compressed files."""
+
+    def __init__(self, codec, entropy_model):
+        from latent_codec.bitstream.container import SUFFIX
+
+        self.suffix = SUFFIX
+        self.codec, self.entropy_model, self.name = codec, entropy_model, codec.name
+        num_steps = 0 if entropy_model is None else entropy_model.num_steps
+        self.qualities = range(num_steps) if num_steps else [None]
+
+    def encode(self, picture, quality: int | None) -> bytes:
+        from latent_codec.bitstream import compress
+
+        return compress(self.codec, picture, entropy_model=self.entropy_model, quality=quality)
+
+    def decode(self, data: bytes):
+        from latent_codec.bitstream import decompress
+
+        return decompress(self.codec, data, entropy_model=self.entropy_model)
+
+
+def _compressor(args: argparse.Namespace) -> CodecCompressor:
+    """The codec with its entropy model.
+
+    Raises:
+        ValueError: if latents have none, or the codec's pictures are transparent.
+    """
+    from latent_codec.bitstream import load_entropy_model, sidecar
+    from latent_codec.codec import decodes_codewords
+
+    codec = load_codec(args)
+    if codec.channels not in (1, 3):
+        raise ValueError(
+            f"{codec.name} takes pictures of {codec.channels} channels; grey and RGB can be compared, transparency cannot"
+        )
+    model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy, codec=codec)
+    if model is None and not decodes_codewords(codec):
+        raise ValueError(
+            f"latents of {codec.name} need an entropy model, and no entropy.safetensors lies beside it: `latent-codec "
+            "fit-entropy` makes one, --entropy names another"
+        )
+    return CodecCompressor(codec, model)
+
+
+def _words(given: str) -> list[str]:
+    return [word.strip() for word in given.split(",") if word.strip()]
+
+
+def _numbers(flag: str, given: str | None, kind: type) -> list | None:
+    """ "10,20" -> [10, 20], rising and each once."""
+    if given is None:
+        return None
+    try:
+        numbers = sorted({kind(word) for word in _words(given)})
+        if not numbers or (kind is float and not 0 < numbers[0] <= numbers[-1] < float("inf")):
+            raise ValueError
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers above 0"
+        raise ValueError(f"{flag} is {given!r}; {what} with commas between are needed") from None
+    return numbers
+
+
+def _checked_qualities(qualities: list[int] | None, ours: CodecCompressor) -> list[int] | None:
+    if qualities is None:
+        return None
+    if len(ours.qualities) == 1:
+        raise ValueError(f"{ours.name} has one rate, its own: leave --qualities out")
+    if not all(quality in ours.qualities for quality in qualities):
+        last = ours.qualities[-1]
+        raise ValueError(
+            f"--qualities are {', '.join(map(str, qualities))}; this entropy model has 0 (coarsest) to {last}"
+        )
+    return qualities
+
+
+def _write_csv(trials: list[dict], path: Path) -> None:
+    import csv
+
+    from latent_codec.files import replacing
+
+    with replacing(path) as beside, beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, trials[0].keys())
+        writer.writeheader()
+        writer.writerows(trials)
+
+
+def _print_tables(result, data: str) -> None:
+    from rich.console import Console
+
+    from latent_codec.evaluation.rate_distortion_result import METRICS
+
+    console = Console()
+    console.print(
+        f"{result.codec} on {data}: {result.num_pictures} pictures",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = _table("", "quality", "bpp", *METRICS.values())
+    for name in result.compressors:
+        for each in result.curve(name):
+            quality = "-" if each.quality is None else str(each.quality)
+            table.add_row(name, quality, f"{each.bits_per_pixel:.4f}", *_figures(each))
+        table.add_section()
+    if result.ceiling is not None:
+        table.add_row(result.codec, "unquantised", "-", *_figures(result.ceiling))
+    console.print(table)
+
+    if len(result.compressors) > 1:
+        console.print(
+            f"BD-rate of {result.codec}: bytes more (+) or fewer (-) at equal quality, over the range given",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        table = _table("against", *METRICS.values(), justify="left")
+        for name, by_metric in result.bd_rates().items():
+            table.add_row(name, *(_bd_figure(by_metric[metric]) for metric in METRICS))
+        console.print(table)
+
+    for comparison in result.comparisons:
+        console.print(f"Equal bytes, at {comparison}", highlight=False)
+        table = _table("", "bpp", *METRICS.values(), "ours better", "larger")
+        for rival in result.rivals(comparison):
+            is_ours = rival.mean.compressor == result.codec
+            counts = " / ".join(
+                "-" if count is None else str(count) for count in rival.num_ours_better.values()
+            )
+            rate = f"{rival.mean.bits_per_pixel:.4f}"
+            last = ("", "") if is_ours else (counts, str(rival.num_larger))
+            table.add_row(rival.mean.compressor, rate, *_figures(rival.mean), *last)
+        console.print(table)
+        console.print(
+            f"Ours better: on so many pictures by {' / '.join(METRICS.values())}. Larger: pictures of which even the "
+            "coarsest file is larger than ours.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        ours_larger = result.rivals(comparison)[0].num_larger
+        if ours_larger:
+            console.print(
+                f"Mind: of {ours_larger} pictures even our coarsest file takes more than {comparison}.",
+                highlight=False,
+            )
+
+
+def _table(first: str, *headings: str, justify: str = "right"):
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    table.add_column(first)
+    for heading in headings:
+        table.add_column(heading, justify=justify)
+    return table
+
+
+def _figures(found) -> list[str]:
+    values = ((found.psnr, ".2f"), (found.ms_ssim, ".4f"), (found.lpips, ".4f"))
+    return ["-" if value is None else format(value, form) for value, form in values]
+
+
+def _bd_figure(found) -> str:
+    return found.note if found.percent is None else f"{found.percent:+.1f} %\n{found.note}"

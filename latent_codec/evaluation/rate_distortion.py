@@ -1,0 +1,244 @@
+"""Rate and distortion of a codec beside other compressors, through files on disk.
+
+    picture --encode--> file, whose size counts --decode--> picture, measured beside the original
+
+Bits per pixel are those of the whole file, over the pixels of the original.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from statistics import mean
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latent_codec import metrics
+from latent_codec.evaluation.rate_distortion_result import CURVE, Fidelity, RateDistortion, Trial
+from latent_codec.evaluation.reconstruction import read_image, spread
+from latent_codec.picture_sources import PictureSource
+from latent_codec.pictures import PictureError, to_image, to_pil
+
+SAMPLES = 3
+"""Pictures that choose the qualities of curves."""
+PROBES = 6
+"""Qualities at which they are encoded for it."""
+
+
+class Compressor(Protocol):
+    """What turns a picture into a file and back."""
+
+    name: str
+    suffix: str
+    """Of its files."""
+    qualities: Sequence[int | None]
+    """All that it has, coarsest first; [None] where there is one rate."""
+
+    def encode(self, picture: Image.Image, quality: int | None) -> bytes: ...
+
+    def decode(self, data: bytes) -> Image.Image: ...
+
+
+def measure_rate_distortion(
+    ours: Compressor,
+    others: Sequence[Compressor],
+    source: PictureSource,
+    folder: Path,
+    *,
+    channels: int = 3,
+    qualities: Sequence[int | None] | None = None,
+    rates: Sequence[float] = (0.15,),
+    limit: int | None = None,
+    device: str | torch.device = "cpu",
+    reconstruct: Callable[[Tensor], Tensor] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> RateDistortion:
+    """Compress every picture by every compressor at several rates, and at equal bytes.
+
+    At equal bytes, picture by picture: our file is the largest of at most so many bits per pixel, each other one the
+    largest of at most as many bytes as ours. Where even the coarsest quality takes more, it stands, and is marked.
+    Files are searched by bisection, as if they grew with quality; what is found never exceeds its bound.
+
+    Args:
+        folder: where the files go, for each picture a folder of its own.
+        channels: of the pictures: 1 or 3.
+        qualities: of our curve; None: six that take about 0.05 to 0.5 bits per pixel. The others' follow ours.
+        rates: bits per pixel of the comparisons at equal bytes; of a codec with one rate there is one comparison, at
+            its own bytes, and these are not looked at.
+        limit: at most so many pictures, spread evenly over the source; None means all.
+        device: where metrics are computed.
+        reconstruct: images (N, C, H, W) to what would come back of them without any loss in the files.
+        on_progress: called with (trials done, trials in all).
+
+    Raises:
+        ValueError: if no picture could be read, or a compressor cannot take one.
+    """
+    has_rates = len(ours.qualities) > 1
+    comparisons = {f"{rate:g} bpp": rate for rate in rates} if has_rates else {"its own rate": math.inf}
+    compressors = [ours, *others]
+    result = RateDistortion(
+        codec=ours.name, compressors=[each.name for each in compressors], comparisons=list(comparisons)
+    )
+    indices = spread(len(source), limit)
+    curves = _qualities_of_curves(compressors, _sample(source, indices, channels), qualities)
+    per_picture = sum(map(len, curves.values())) + len(comparisons) * len(compressors)
+
+    def add(trial: Trial) -> Trial:
+        result.trials.append(trial)
+        if on_progress:
+            on_progress(len(result.trials) + per_picture * len(result.skipped), per_picture * len(indices))
+        return trial
+
+    for index, image in _read(source, indices, channels, result.skipped):
+        tests = _Tests(source.name(index), index, image.to(device), folder / f"{index:04d}")
+        for compressor in compressors:
+            for quality in curves[compressor.name]:
+                add(tests.run(CURVE, compressor, quality))
+        for comparison, rate in comparisons.items():
+            bound = rate * image[0].numel() / 8
+            ours_there = add(tests.run_within(comparison, ours, bound))
+            for compressor in others:
+                add(tests.run_within(comparison, compressor, ours_there.num_bytes))
+        if reconstruct is not None:
+            result.ceilings.append(fidelity(reconstruct(tests.original[None])[0], tests.original))
+    if not result.trials:
+        raise ValueError(f"no picture could be read; the first of {len(result.skipped)}: {result.skipped[0]}")
+    return result
+
+
+def fidelity(image: Tensor, original: Tensor) -> Fidelity:
+    """Measure an image beside its original, both (C, H, W) in [-1, 1] on one device."""
+    pair, side = (image[None], original[None]), min(original.shape[1:])
+    perceptual = metrics.lpips_available() and side >= metrics.LPIPS_MIN_SIDE["squeeze"]
+    return Fidelity(
+        psnr=metrics.psnr(*pair).item(),
+        ms_ssim=metrics.ms_ssim(*pair).item() if side >= metrics.MS_SSIM_MIN_SIDE else None,
+        lpips=metrics.lpips_distance(*pair).item() if perceptual else None,
+    )
+
+
+class _Tests:
+    """One picture and its files."""
+
+    def __init__(self, name: str, index: int, original: Tensor, folder: Path):
+        self.name, self.index, self.original, self.folder = name, index, original, folder
+        self._picture = to_pil(original)
+        self._encoded: dict[tuple[str, int | None], bytes] = {}
+        self._measured: dict[tuple[str, int | None], Trial] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run(
+        self, comparison: str, compressor: Compressor, quality: int | None, bound: float = math.inf
+    ) -> Trial:
+        """What the file of this quality takes and gives."""
+        key = compressor.name, quality
+        if key not in self._measured:
+            self._measured[key] = self._measure(compressor, quality)
+        found = self._measured[key]
+        return replace(found, comparison=comparison, fits=found.num_bytes <= bound)
+
+    def run_within(self, comparison: str, compressor: Compressor, bound: float) -> Trial:
+        """The finest quality that takes at most `bound` bytes; the coarsest where none does."""
+        return self.run(comparison, compressor, self._largest_within(bound, compressor), bound)
+
+    def _measure(self, compressor: Compressor, quality: int | None) -> Trial:
+        """Write the file, read it, decode it, measure."""
+        label = "" if quality is None else f"-q{quality}"
+        path = self.folder / f"{compressor.name.replace('/', '-')}{label}{compressor.suffix}"
+        path.write_bytes(self._encode(compressor, quality))
+        num_bytes = path.stat().st_size
+        decoded = to_image(compressor.decode(path.read_bytes()), channels=len(self.original))
+        return Trial(
+            comparison=CURVE,
+            compressor=compressor.name,
+            quality=quality,
+            num_bytes=num_bytes,
+            bits_per_pixel=8 * num_bytes / self.original[0].numel(),
+            picture=self.name,
+            index=self.index,
+            file=f"{self.folder.name}/{path.name}",
+            **asdict(fidelity(decoded.to(self.original.device), self.original)),
+        )
+
+    def _largest_within(self, num_bytes: float, compressor: Compressor) -> int | None:
+        qualities = compressor.qualities
+        # What the curve has encoded already narrows the search.
+        known = [place for place, each in enumerate(qualities) if (compressor.name, each) in self._encoded]
+        low = max(
+            (place for place in known if self._fits(compressor, qualities[place], num_bytes)), default=0
+        )
+        high = min((place for place in known if place > low), default=len(qualities))
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._fits(compressor, qualities[middle], num_bytes):
+                low = middle
+            else:
+                high = middle
+        return qualities[low]
+
+    def _fits(self, compressor: Compressor, quality: int | None, num_bytes: float) -> bool:
+        return len(self._encode(compressor, quality)) <= num_bytes
+
+    def _encode(self, compressor: Compressor, quality: int | None) -> bytes:
+        key = compressor.name, quality
+        if key not in self._encoded:
+            self._encoded[key] = compressor.encode(self._picture, quality)
+        return self._encoded[key]
+
+
+def _qualities_of_curves(
+    compressors: Sequence[Compressor], sample: Sequence[Image.Image], qualities: Sequence[int | None] | None
+) -> dict[str, list[int | None]]:
+    """Ours as given, or six over 0.05 to 0.5 bits per pixel; the others' eight from half our lowest rate to twice our highest."""
+    if not sample:
+        return {each.name: [] for each in compressors}
+    ours, *others = compressors
+    qualities = _qualities_between(ours, sample, 0.05, 0.5, 6) if qualities is None else list(qualities)
+    ends = [_rate(ours, sample, quality) for quality in (qualities[0], qualities[-1])]
+    return {ours.name: qualities} | {
+        each.name: _qualities_between(each, sample, min(ends) / 2, max(ends) * 2, 8) for each in others
+    }
+
+
+def _qualities_between(
+    compressor: Compressor, sample: Sequence[Image.Image], low: float, high: float, count: int
+) -> list[int | None]:
+    """Qualities near so many rates between two, in bits per pixel, coarsest first, by interpolation between a few.
+
+    A compressor that does not go as low starts where it does, and goes on to four times as much at least.
+    """
+    qualities = compressor.qualities
+    places = np.unique(np.linspace(0, len(qualities) - 1, PROBES).round().astype(int))
+    found = np.maximum.accumulate([_rate(compressor, sample, qualities[place]) for place in places])
+    low = max(low, found[0])
+    rates = np.geomspace(low, max(high, 4 * low), count)
+    chosen = np.interp(np.log(rates), np.log(found), places).round().astype(int)
+    return [qualities[place] for place in np.unique(chosen)]
+
+
+def _rate(compressor: Compressor, sample: Sequence[Image.Image], quality: int | None) -> float:
+    return mean(8 * len(compressor.encode(each, quality)) / (each.width * each.height) for each in sample)
+
+
+def _read(
+    source: PictureSource, indices: Sequence[int], channels: int, skipped: list[str]
+) -> Iterator[tuple[int, Tensor]]:
+    for index in indices:
+        try:
+            image = read_image(source, index, channels)
+        except PictureError as error:
+            skipped.append(str(error))
+            continue
+        yield index, image
+
+
+def _sample(source: PictureSource, indices: Sequence[int], channels: int) -> list[Image.Image]:
+    """SAMPLES pictures that can be read, spread over the source where all can be."""
+    first = [indices[place] for place in spread(len(indices), SAMPLES)]
+    order = [*first, *(index for index in indices if index not in first)]
+    return [to_pil(image) for _, image in islice(_read(source, order, channels, []), SAMPLES)]

@@ -1,0 +1,111 @@
+"""Rate and distortion for the eye: curves, and pictures at equal bytes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from latent_codec.evaluation.rate_distortion import Compressor
+from latent_codec.evaluation.rate_distortion_result import METRICS, RateDistortion, Trial
+from latent_codec.evaluation.reconstruction import read_image, spread
+from latent_codec.files import replacing
+from latent_codec.picture_sources import PictureSource
+from latent_codec.pictures import center_crop, picture_grid, to_image, to_pil
+
+CELL = 320
+"""Larger pictures show their middle, pixel by pixel."""
+
+
+def plot_rate_distortion(result: RateDistortion, path: Path) -> None:
+    """Draw a panel for each metric that has figures, bits per pixel on a logarithmic axis, as a PNG at `path`.
+
+    The dashed line is what the codec itself loses, with no file between.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    curves = {name: result.curve(name) for name in result.compressors}
+    panels = [metric for metric in METRICS if getattr(curves[result.codec][0], metric) is not None]
+    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+        for place, (name, curve) in enumerate(curves.items()):
+            points = [(each.bits_per_pixel, getattr(each, metric)) for each in curve]
+            is_ours = name == result.codec
+            axis.plot(
+                *zip(*points),
+                color=f"C{place}",
+                marker="o" if is_ours else ".",
+                linewidth=2 if is_ours else 1,
+                zorder=3 if is_ours else 2,
+                label=name,
+            )
+        if result.ceiling is not None:
+            axis.axhline(
+                getattr(result.ceiling, metric),
+                color="C0",
+                linestyle="--",
+                linewidth=1,
+                label=f"{result.codec}, unquantised",
+            )
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_locator(LogLocator(subs=()))
+        axis.set_xlabel("bits per pixel")
+        axis.set_title(
+            METRICS[metric] + {"psnr": ", dB", "lpips": " (less is better)"}.get(metric, ""), fontsize=10
+        )
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=130, format="png")
+
+
+def equal_bytes_grid(
+    result: RateDistortion,
+    compressors: Sequence[Compressor],
+    source: PictureSource,
+    folder: Path,
+    *,
+    channels: int = 3,
+    num_pictures: int = 3,
+) -> Image.Image:
+    """A row for each comparison and picture: the original, then every compressor's, decoded from its file.
+
+    Args:
+        compressors, source, folder, channels: of `measure_rate_distortion`.
+        num_pictures: at most so many, spread evenly over those measured.
+    """
+    measured = sorted({trial.index for trial in result.trials})
+    chosen = [measured[place] for place in spread(len(measured), num_pictures)]
+    cells = []
+    for comparison in result.comparisons:
+        for index in chosen:
+            original = to_pil(read_image(source, index, channels))
+            cells.append(_cell(original, [Path(source.name(index)).name, f"original, at {comparison}"]))
+            for compressor in compressors:
+                (trial,) = (
+                    each for each in result.select(comparison, compressor.name) if each.index == index
+                )
+                decoded = compressor.decode((folder / trial.file).read_bytes())
+                cells.append(_cell(decoded, [trial.compressor, _caption(trial)]))
+    return picture_grid(cells, len(compressors) + 1)
+
+
+def _caption(trial: Trial) -> str:
+    size = f"{trial.num_bytes:,} B" + ("" if trial.fits else " (too large)")
+    lpips = "" if trial.lpips is None else f", LPIPS {trial.lpips:.3f}"
+    return f"{size}, {trial.psnr:.2f} dB{lpips}"
+
+
+def _cell(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """The middle of a picture under two lines of text."""
+    image = to_image(picture)
+    shown = to_pil(center_crop(image, (min(CELL, image.shape[1]), min(CELL, image.shape[2]))))
+    font = ImageFont.load_default(12)
+    width = max(shown.width, *(int(font.getlength(line)) + 4 for line in lines))
+    cell = Image.new("RGB", (width, shown.height + 16 * len(lines)), "white")
+    for row, line in enumerate(lines):
+        ImageDraw.Draw(cell).text((2, 16 * row), line, fill="black", font=font)
+    cell.paste(shown, (0, 16 * len(lines)))
+    return cell

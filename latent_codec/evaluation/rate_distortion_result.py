@@ -1,0 +1,237 @@
+"""What rate-distortion trials found: curves, means at equal bytes, and Bjontegaard's differences.
+
+Bits per pixel are those of the whole file, over the pixels of the original. Means are over pictures, each counting the
+same whatever its size.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import mean
+
+from scipy.interpolate import PchipInterpolator  # comes with lpips
+
+METRICS = {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS"}
+CURVE = "curve"
+"""The comparison at each of a compressor's own rates; the others are at equal bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """How like its original a picture is; None where it is too small for a metric, or weights are absent."""
+
+    psnr: float | None
+    """In dB; infinite where nothing differs."""
+    ms_ssim: float | None
+    lpips: float | None
+    """By SqueezeNet."""
+
+    def better(self, other: "Fidelity", metric: str) -> bool:
+        """Whether this is nearer to the original; False where one has no figure."""
+        mine, others = upward(metric, getattr(self, metric)), upward(metric, getattr(other, metric))
+        return mine is not None and others is not None and mine > others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Fidelity):
+    """One picture through one compressor, or the mean of several."""
+
+    comparison: str
+    compressor: str
+    quality: int | None
+    """None of a compressor with one rate, and of means over different ones."""
+    num_bytes: float
+    bits_per_pixel: float
+    fits: bool = True
+    """False where even the coarsest quality takes more bytes than it may."""
+    picture: str = ""
+    index: int = -1
+    """Place in the source."""
+    file: str = ""
+    """Below the folder of files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """A compressor at equal bytes."""
+
+    mean: Trial
+    num_larger: int
+    """Pictures of which even its coarsest file is larger than it may be: these count against us."""
+    num_ours_better: dict[str, int | None]
+    """Pictures on which our codec is better, by metric; None where that has no figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BDRate:
+    """Bjontegaard's difference: how many percent more (less: negative) our files take at equal quality."""
+
+    percent: float | None
+    note: str
+    """The range of quality that both curves have, or why there is no figure."""
+
+
+@dataclass(kw_only=True)
+class RateDistortion:
+    """What `measure_rate_distortion` found."""
+
+    codec: str
+    compressors: list[str]
+    """Ours first."""
+    comparisons: list[str]
+    """At equal bytes."""
+    trials: list[Trial] = field(default_factory=list)
+    ceilings: list[Fidelity] = field(default_factory=list)
+    """What comes back of latents that nobody quantised, for each picture."""
+    skipped: list[str] = field(default_factory=list)
+    """One line for each picture that could not be read."""
+
+    @property
+    def num_pictures(self) -> int:
+        return len({trial.index for trial in self.trials})
+
+    @property
+    def ceiling(self) -> Fidelity | None:
+        return Fidelity(**_means(self.ceilings)) if self.ceilings else None
+
+    def select(self, comparison: str, compressor: str) -> list[Trial]:
+        return [
+            each for each in self.trials if (each.comparison, each.compressor) == (comparison, compressor)
+        ]
+
+    def curve(self, compressor: str) -> list[Trial]:
+        """The mean over pictures at each quality, coarsest first."""
+        trials = self.select(CURVE, compressor)
+        qualities = dict.fromkeys(trial.quality for trial in trials)
+        return [_mean_trial([each for each in trials if each.quality == quality]) for quality in qualities]
+
+    def rivals(self, comparison: str) -> list[Rival]:
+        """Every compressor at the bytes of our files, ours first."""
+        ours, found = self.select(comparison, self.codec), []
+        for name in self.compressors:
+            trials = self.select(comparison, name)
+            counts = {
+                metric: sum(mine.better(other, metric) for mine, other in zip(ours, trials, strict=True))
+                if any(getattr(mine, metric) is not None for mine in ours)
+                else None
+                for metric in METRICS
+            }
+            num_larger = sum(not trial.fits for trial in trials)
+            found.append(Rival(mean=_mean_trial(trials), num_larger=num_larger, num_ours_better=counts))
+        return found
+
+    def bd_rates(self) -> dict[str, dict[str, BDRate]]:
+        """By compressor and metric, of our codec against each of the others."""
+        return {
+            name: {metric: bd_rate(self.curve(name), self.curve(self.codec), metric) for metric in METRICS}
+            for name in self.compressors[1:]
+        }
+
+    def to_dict(self) -> dict:
+        """Plain data for JSON, which knows no infinity: an infinite PSNR becomes None."""
+        return _plain(
+            {
+                "codec": self.codec,
+                "num_pictures": self.num_pictures,
+                "curves": {name: [_figures(each) for each in self.curve(name)] for name in self.compressors},
+                "ceiling": self.ceiling and asdict(self.ceiling),
+                "bd_rates": {
+                    name: {metric: asdict(each) for metric, each in by_metric.items()}
+                    for name, by_metric in self.bd_rates().items()
+                },
+                "equal_bytes": {
+                    comparison: [
+                        {
+                            **_figures(rival.mean),
+                            "num_larger": rival.num_larger,
+                            "num_ours_better": rival.num_ours_better,
+                        }
+                        for rival in self.rivals(comparison)
+                    ]
+                    for comparison in self.comparisons
+                },
+                "trials": [asdict(trial) for trial in self.trials],
+                "skipped": self.skipped,
+            }
+        )
+
+
+def upward(metric: str, value: float | None) -> float | None:
+    """A figure on a scale where more is better and differences compare: MS-SSIM in dB, -10 log10(1 - x), and -LPIPS."""
+    if value is None or metric == "psnr":
+        return value
+    if metric == "lpips":
+        return -value
+    return -10 * math.log10(1 - value) if value < 1 else math.inf
+
+
+def bd_rate(anchor: Sequence[Trial], test: Sequence[Trial], metric: str) -> BDRate:
+    """Bjontegaard's difference of rate (VCEG-M33): the mean of log rate between two curves, over the quality of both.
+
+    exp(integral of (ln rate of test - ln rate of anchor) over quality / its length) - 1, negative where `test` takes fewer
+    bytes. Log rate is interpolated over `upward` quality by piecewise cubics that keep it monotone (PCHIP), as JCTVC-L1100
+    has it in place of one cubic, and never extrapolated. Points that cost more and are no better than others are left out.
+    """
+    curves = [_frontier(points, metric) for points in (anchor, test)]
+    if min(map(len, curves)) < 2:
+        one_rate = "one of the curves has fewer than two rates"
+        return BDRate(percent=None, note=one_rate if all(curves) else f"no figures of {METRICS[metric]}")
+    low, high = max(each[0][0] for each in curves), min(each[-1][0] for each in curves)
+    if low >= high:
+        reaches = [f"{_range(metric, each[0][0], each[-1][0])}" for each in curves]
+        return BDRate(percent=None, note=f"no overlap: theirs has {reaches[0]}, ours {reaches[1]}")
+    areas = [PchipInterpolator(*zip(*each)).integrate(low, high) for each in curves]
+    percent = 100 * math.expm1((areas[1] - areas[0]) / (high - low))
+    return BDRate(percent=percent, note=_range(metric, low, high))
+
+
+def _frontier(points: Sequence[Trial], metric: str) -> list[tuple[float, float]]:
+    """(quality, ln rate), both rising."""
+    found: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda each: each.bits_per_pixel):
+        quality = upward(metric, getattr(point, metric))
+        if quality is None or not math.isfinite(quality):
+            continue
+        if not found or quality > found[-1][0]:
+            found.append((quality, math.log(point.bits_per_pixel)))
+    return found
+
+
+def _range(metric: str, low: float, high: float) -> str:
+    """Upward qualities in the metric's own numbers, the worse one first."""
+    if metric == "psnr":
+        return f"{low:.2f} to {high:.2f} dB"
+    if metric == "lpips":
+        return f"{-low:.3f} to {-high:.3f}"
+    return f"{1 - 10 ** (-low / 10):.4f} to {1 - 10 ** (-high / 10):.4f}"
+
+
+def _mean_trial(trials: Sequence[Trial]) -> Trial:
+    first = trials[0]
+    return Trial(
+        comparison=first.comparison,
+        compressor=first.compressor,
+        quality=first.quality if len({trial.quality for trial in trials}) == 1 else None,
+        num_bytes=mean(trial.num_bytes for trial in trials),
+        bits_per_pixel=mean(trial.bits_per_pixel for trial in trials),
+        **_means(trials),
+    )
+
+
+def _means(found: Sequence[Fidelity]) -> dict[str, float | None]:
+    values = {metric: [x for each in found if (x := getattr(each, metric)) is not None] for metric in METRICS}
+    return {metric: mean(each) if each else None for metric, each in values.items()}
+
+
+def _figures(trial: Trial) -> dict:
+    """A mean without what belongs to one picture."""
+    single = ("comparison", "fits", "picture", "index", "file")
+    return {key: value for key, value in asdict(trial).items() if key not in single}
+
+
+def _plain(found):
+    if isinstance(found, dict):
+        return {key: _plain(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [_plain(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found

@@ -1,0 +1,134 @@
+"""The verb `rd`: what it prints, what it leaves, what it refuses."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_bitstream import build, picture
+
+from latent_codec import LatentCodec
+from latent_codec.bitstream import decompress, fit_static, load_entropy_model
+from latent_codec.cli import main
+from latent_codec.codec_folders import ASSETS
+from latent_codec.evaluation.reconstruction import reconstruct
+from latent_codec.metrics import psnr
+from latent_codec.pictures import to_image, write_picture
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The current folder, with two pictures in `photos`, and codecs `kl` (with its entropy model), `bare` and `vq`."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for seed, size in enumerate(((40, 48), (33, 50))):
+        write_picture(picture(*size, seed), f"photos/{seed}.png")
+    for name, folder in (("kl", "kl"), ("kl", "bare"), ("vq", "vq")):
+        build(name).save_pretrained(folder)
+    fit_static(LatentCodec.from_pretrained("kl"), [picture(64, 64, 9)]).save("kl")
+    return tmp_path
+
+
+def fails(capsys, *argv) -> str:
+    capsys.readouterr()
+    assert main(["rd", *map(str, argv)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("latent-codec rd: ") and err.count("\n") == 1
+    return err
+
+
+def test_figures_are_those_of_the_files_it_keeps(place, capsys):
+    argv = ["rd", "photos", "--codec", "kl", "--qualities", "40,5", "--against", "jpeg", "--bpp", "0.5,3"]
+    assert main([*argv, "--out", "o", "--keep-files", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert json.loads(Path("o/rd.json").read_text()) == {key: found[key] for key in found if key != "files"}
+    assert {Path(path).name for path in found["files"]} == {
+        "rd.png",
+        "grid.png",
+        "rd.json",
+        "rd.csv",
+        "files",
+    }
+    assert [each["quality"] for each in found["curves"]["kl"]] == [5, 40]
+    assert list(found["equal_bytes"]) == ["0.5 bpp", "3 bpp"]
+
+    codec, entropy = LatentCodec.from_pretrained("kl"), load_entropy_model("kl")
+    ours = [trial for trial in found["trials"] if trial["compressor"] == "kl"]
+    for trial in ours:
+        data = Path("o/files", trial["file"]).read_bytes()
+        original = to_image(Path(trial["picture"]))
+        assert trial["num_bytes"] == len(data)
+        decoded = to_image(decompress(codec, data, entropy_model=entropy))
+        assert trial["psnr"] == pytest.approx(psnr(decoded[None], original[None]).item())
+    with Path("o/rd.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["num_bytes"]) for row in rows] == [each["num_bytes"] for each in found["trials"]]
+
+    ceilings = [
+        psnr(reconstruct(codec, image), image).item()
+        for image in (to_image(Path(f"photos/{seed}.png"))[None] for seed in range(2))
+    ]
+    assert found["ceiling"]["psnr"] == pytest.approx(sum(ceilings) / 2)
+    for name in ("rd.png", "grid.png"):
+        with Image.open(Path("o", name)) as image:
+            image.load()
+
+
+def test_tables(place, capsys):
+    assert main(["rd", "photos", "--codec", "kl", "--qualities", "5,40", "--against", "jpeg, webp"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith("kl on photos: 2 pictures")
+    for expected in ("unquantised", "BD-rate of kl", "Equal bytes, at 0.15 bpp", "jpeg", "webp"):
+        assert expected in out
+    assert sorted(path.name for path in Path("latent-codec-out/rd").iterdir()) == [
+        "grid.png",
+        "rd.csv",
+        "rd.json",
+        "rd.png",
+    ]
+
+
+def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
+    assert main(["rd", "photos", "--codec", "vq", "--against", "webp", "--out", "o", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["quality"] for each in found["curves"]["vq"]] == [None]
+    assert list(found["equal_bytes"]) == ["its own rate"] and found["ceiling"] is None
+    fixed = LatentCodec.from_pretrained("vq")
+    fit_static(fixed, [picture(64, 64, 9)]).save("vq.safetensors")
+    argv = ["rd", "photos", "--codec", "vq", "--entropy", "vq.safetensors", "--limit", "1", "--out", "p"]
+    assert main([*argv, "--json"]) == 0
+    coded = json.loads(capsys.readouterr().out)
+    assert coded["num_pictures"] == 1
+    assert "leave --bpp 0.2 out" in fails(capsys, "photos", "--codec", "vq", "--bpp", "0.2")
+    assert "leave --qualities out" in fails(capsys, "photos", "--codec", "vq", "--qualities", "3")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--against", "gif"], "no format 'gif'"),
+        (["--qualities", "5,96"], "this entropy model has 0 (coarsest) to 95"),
+        (["--qualities", "five"], "--qualities is 'five'; whole numbers with commas between are needed"),
+        (["--bpp", "0"], "--bpp is '0'; numbers above 0"),
+        (["--bpp", "nan"], "--bpp is 'nan'; numbers above 0"),
+        (["--limit", "0"], "a limit of 0 pictures"),
+        (["--entropy", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--codec", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_wrong_arguments_measure_nothing(place, capsys, argv, message):
+    assert message in fails(capsys, "photos", "--codec", "kl", "--out", "o", *argv)
+    assert not Path("o").exists() or not any(Path("o").iterdir())
+
+
+def test_latents_without_an_entropy_model_or_with_anothers(place, capsys):
+    message = fails(capsys, "photos", "--codec", "bare")
+    assert "latents of bare need an entropy model" in message and "--entropy" in message
+    build("kl", seed=1).save_pretrained("other")
+    message = fails(capsys, "photos", "--codec", "other", "--entropy", "kl")
+    assert "was fitted to kl" in message
+    assert "nowhere" in fails(capsys, "nowhere", "--codec", "kl")
+    assert ASSETS.is_dir()

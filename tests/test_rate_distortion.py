@@ -1,0 +1,355 @@
+"""Rate and distortion through files, equal bytes, and Bjontegaard's difference."""
+
+import io
+import json
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, JpegImagePlugin
+
+from latent_codec.evaluation.picture_formats import PictureFormat, picture_formats
+from latent_codec.evaluation.rate_distortion import fidelity, measure_rate_distortion
+from latent_codec.evaluation.rate_distortion_pictures import (
+    CELL,
+    equal_bytes_grid,
+    plot_rate_distortion,
+)
+from latent_codec.evaluation.rate_distortion_result import Fidelity, Trial, bd_rate, upward
+from latent_codec.evaluation.reconstruction import read_image
+from latent_codec.metrics import psnr
+from latent_codec.picture_sources import open_source
+from latent_codec.pictures import to_image
+
+
+class Png:
+    """A compressor of one rate, without loss."""
+
+    name, suffix, qualities = "png", ".png", (None,)
+
+    def encode(self, picture, quality):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        return file.getvalue()
+
+    def decode(self, data):
+        return Image.open(io.BytesIO(data))
+
+
+def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for seed, (height, width) in enumerate(((61, 83), (40, 56), (48, 48))):
+        smooth(height, width, seed).save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture
+def measured(photos, tmp_path):
+    webp, jpeg = picture_formats(["webp", "jpeg"])
+    return measure_rate_distortion(
+        webp,
+        [jpeg, Png()],
+        open_source(photos),
+        tmp_path / "files",
+        qualities=[5, 60],
+        rates=(2.0, 1e-3),
+    )
+
+
+def point(rate: float, *, psnr=None, ms_ssim=None, lpips=None) -> Trial:
+    return Trial(
+        comparison="curve",
+        compressor="x",
+        quality=None,
+        num_bytes=0,
+        bits_per_pixel=rate,
+        psnr=psnr,
+        ms_ssim=ms_ssim,
+        lpips=lpips,
+    )
+
+
+# ------------------------------------------------------------------------------------------ through files
+
+
+def test_a_trial_is_the_file_on_disk(measured, photos, tmp_path):
+    formats = {"webp": PictureFormat("webp"), "jpeg": PictureFormat("jpeg"), "png": Png()}
+    originals = open_source(photos)
+    assert {trial.index for trial in measured.trials} == {0, 1, 2}
+    for trial in measured.trials:
+        path = tmp_path / "files" / trial.file
+        original = to_image(Path(trial.picture))
+        assert trial.picture == originals.name(trial.index)
+        assert trial.num_bytes == path.stat().st_size
+        assert trial.bits_per_pixel == 8 * trial.num_bytes / (original.shape[1] * original.shape[2])
+        decoded = to_image(formats[trial.compressor].decode(path.read_bytes()))
+        assert trial.psnr == psnr(decoded[None], original[None]).item()
+        assert trial.ms_ssim is None  # under 176 px
+
+
+def test_qualities_of_a_curve_are_those_asked_for_and_means_are_over_pictures(measured):
+    low, high = measured.curve("webp")
+    assert (low.quality, high.quality) == (5, 60)
+    trials = [each for each in measured.select("curve", "webp") if each.quality == 60]
+    assert len(trials) == 3
+    assert high.psnr == pytest.approx(sum(each.psnr for each in trials) / 3)
+    assert high.bits_per_pixel == pytest.approx(sum(each.bits_per_pixel for each in trials) / 3)
+    jpeg = [each.quality for each in measured.curve("jpeg")]
+    assert len(jpeg) >= 4 and jpeg == sorted(set(jpeg))
+
+
+def test_default_qualities_span_the_rates(tmp_path):
+    (tmp_path / "photos").mkdir()
+    smooth(112, 112).resize((448, 448), Image.Resampling.BICUBIC).save(tmp_path / "photos/a.png")
+    (webp,) = picture_formats(["webp"])
+    result = measure_rate_distortion(webp, [], open_source(tmp_path / "photos"), tmp_path / "files")
+    curve = result.curve("webp")
+    rates = [each.bits_per_pixel for each in curve]
+    assert 4 <= len(curve) <= 6 and rates == sorted(rates)
+    assert rates[0] < 0.2 < rates[-1] < 0.8
+    assert curve[0].ms_ssim < curve[-1].ms_ssim < 1
+
+
+def test_a_compressor_that_starts_above_the_rates_still_has_a_curve(photos, tmp_path):
+    source = open_source(photos)
+    result = measure_rate_distortion(PictureFormat("jpeg"), [], source, tmp_path / "files")
+    curve = result.curve("jpeg")
+    assert curve[0].quality == 1 and curve[0].bits_per_pixel > 0.5
+    assert len(curve) >= 4 and curve[-1].bits_per_pixel > 2 * curve[0].bits_per_pixel
+
+
+def test_equal_bytes_is_the_finest_that_is_not_larger(measured, photos):
+    for number in range(3):
+        ours, jpeg, png = (measured.select("2 bpp", name)[number] for name in ("webp", "jpeg", "png"))
+        picture = Image.open(ours.picture)
+        assert ours.fits and ours.bits_per_pixel <= 2
+        assert (
+            len(PictureFormat("webp").encode(picture, ours.quality + 1))
+            * 8
+            / (picture.width * picture.height)
+            > 2
+        )
+        if jpeg.fits:
+            assert jpeg.num_bytes <= ours.num_bytes
+            assert len(PictureFormat("jpeg").encode(picture, jpeg.quality + 1)) > ours.num_bytes
+        else:
+            assert jpeg.quality == 1 and jpeg.num_bytes > ours.num_bytes
+        assert not png.fits and png.num_bytes > ours.num_bytes and math.isinf(png.psnr)
+
+
+def test_where_even_the_coarsest_is_too_large_it_stands_and_is_marked(measured):
+    ours = measured.select("0.001 bpp", "webp")
+    assert [each.quality for each in ours] == [0, 0, 0] and not any(each.fits for each in ours)
+    webp, jpeg, png = measured.rivals("0.001 bpp")
+    assert (webp.num_larger, png.num_larger) == (3, 3)
+    assert png.num_ours_better["psnr"] == 0  # it has no loss
+    better = sum(mine.psnr > other.psnr for mine, other in zip(ours, measured.select("0.001 bpp", "jpeg")))
+    assert jpeg.num_ours_better == {
+        "psnr": better,
+        "ms_ssim": None,
+        "lpips": jpeg.num_ours_better["lpips"],
+    }
+
+
+def test_a_compressor_of_one_rate_is_compared_at_it(photos, tmp_path):
+    result = measure_rate_distortion(
+        Png(), picture_formats(["jpeg"]), open_source(photos), tmp_path / "files", rates=(0.1, 7)
+    )
+    assert result.comparisons == ["its own rate"]
+    for ours, jpeg in zip(
+        result.select("its own rate", "png"), result.select("its own rate", "jpeg"), strict=True
+    ):
+        assert ours.fits and jpeg.num_bytes <= ours.num_bytes
+    assert result.bd_rates()["jpeg"]["psnr"].percent is None
+    text = json.dumps(result.to_dict(), allow_nan=False)
+    assert json.loads(text)["curves"]["png"][0]["psnr"] is None  # infinite
+
+
+def test_pictures_that_cannot_be_read_are_named(photos, tmp_path):
+    (photos / "0.png").write_bytes(b"\x89PNG cut short")
+    webp = picture_formats(["webp"])[0]
+    done = []
+    result = measure_rate_distortion(
+        webp,
+        [],
+        open_source(photos),
+        tmp_path / "files",
+        qualities=[10],
+        on_progress=lambda *both: done.append(both),
+    )
+    assert result.num_pictures == 2
+    assert len(result.skipped) == 1 and "0.png" in result.skipped[0]
+    assert done[-1][0] == done[-1][1]
+    for number in "12":
+        (photos / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"no picture could be read; the first of 3: .*0\.png"):
+        measure_rate_distortion(webp, [], open_source(photos), tmp_path / "more")
+
+
+def test_limit_and_ceiling(photos, tmp_path):
+    result = measure_rate_distortion(
+        PictureFormat("webp"),
+        [],
+        open_source(photos),
+        tmp_path / "files",
+        qualities=[10],
+        limit=1,
+        reconstruct=lambda images: images * 0.5,
+    )
+    assert result.num_pictures == 1 and len(result.ceilings) == 1
+    original = to_image(photos / "0.png")
+    assert result.ceiling.psnr == pytest.approx(psnr(original[None] / 2, original[None]).item())
+
+
+def test_grey_pictures(photos, tmp_path):
+    result = measure_rate_distortion(
+        PictureFormat("avif"),
+        picture_formats(["jpeg", "webp"]),
+        open_source(photos),
+        tmp_path / "files",
+        channels=1,
+        qualities=[90],
+        limit=1,
+    )
+    original = read_image(open_source(photos), 0, 1)
+    (trial,) = result.select("curve", "avif")
+    decoded = to_image(Image.open(tmp_path / "files" / trial.file), channels=1)
+    assert trial.psnr == psnr(decoded[None], original[None]).item() > 30
+
+
+def test_fidelity_of_large_pictures_has_ms_ssim():
+    original = to_image(smooth(180, 176))
+    found = fidelity(original, original)
+    assert math.isinf(found.psnr) and found.ms_ssim == pytest.approx(1)
+    worse = fidelity(original * 0.9, original)
+    assert found.better(worse, "psnr") and found.better(worse, "ms_ssim")
+    assert not worse.better(found, "ms_ssim")
+
+
+def test_less_lpips_is_better():
+    near, far, none = (Fidelity(psnr=20, ms_ssim=None, lpips=each) for each in (0.1, 0.2, None))
+    assert near.better(far, "lpips") and not far.better(near, "lpips")
+    assert not near.better(none, "lpips") and not none.better(near, "lpips")
+    assert not near.better(far, "psnr")  # equal
+
+
+# ------------------------------------------------------------------------------------------ formats
+
+
+def test_jpeg_is_progressive_and_halves_its_chroma():
+    data = PictureFormat("jpeg").encode(smooth(64, 64), 50)
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.info["progressive"]
+        assert JpegImagePlugin.get_sampling(picture) == 2  # 4:2:0
+    plain = io.BytesIO()
+    smooth(64, 64).save(plain, "JPEG", quality=50)
+    assert len(data) < plain.tell()
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp", "avif", "jxl"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_every_format_takes_its_coarsest_and_finest_quality(name, mode):
+    if name == "jxl" and find_spec("pillow_jxl") is None:
+        pytest.skip("needs the package pillow-jxl-plugin")
+    (form,) = picture_formats([name])
+    picture = smooth(33, 47).convert(mode)
+    sizes = []
+    for quality in (form.qualities[0], form.qualities[-1]):
+        data = form.encode(picture, quality)
+        assert form.decode(data).size == (47, 33)
+        sizes.append(len(data))
+    assert sizes[0] < sizes[1]
+    with pytest.raises(OSError):
+        form.decode(Png().encode(picture, None))
+
+
+def test_formats_that_there_are_not():
+    with pytest.raises(ValueError, match=r"no format 'gif'.*allowed are jpeg, webp, avif, jxl"):
+        picture_formats(["webp", "gif"])
+    if find_spec("pillow_jxl") is None:
+        assert [each.name for each in picture_formats()] == ["jpeg", "webp", "avif"]
+        with pytest.raises(ValueError, match="pip install pillow-jxl-plugin`, or leave jxl out"):
+            picture_formats(["jxl"])
+
+
+# ------------------------------------------------------------------------------------------ BD-rate
+
+
+@pytest.mark.parametrize("metric", ["psnr", "ms_ssim", "lpips"])
+def test_half_the_bytes_at_every_quality_are_minus_fifty_percent(metric):
+    values = {"psnr": (22, 25, 29, 32), "ms_ssim": (0.7, 0.9, 0.95, 0.98), "lpips": (0.6, 0.4, 0.2, 0.15)}[
+        metric
+    ]
+    rates = (0.1, 0.2, 0.5, 0.7)
+    anchor = [point(rate, **{metric: value}) for rate, value in zip(rates, values)]
+    test = [point(rate / 2, **{metric: value}) for rate, value in zip(rates, values)]
+    assert bd_rate(anchor, test, metric).percent == pytest.approx(-50)
+    assert bd_rate(test, anchor, metric).percent == pytest.approx(100)
+    assert bd_rate(anchor[::-1], test, metric).percent == pytest.approx(-50)
+
+
+def test_it_is_the_mean_of_log_rate_over_the_quality_of_both():
+    """Straight lines: ln r = q / 10 and ln r = q / 5 - 6; over 26 to 32 they differ by q / 10 - 6, on average -3.1."""
+    anchor = [point(math.exp(q / 10), psnr=q) for q in (20, 24, 28, 32)]
+    test = [point(math.exp(q / 5 - 6), psnr=q) for q in (26, 29, 34, 40)]
+    found = bd_rate(anchor, test, "psnr")
+    assert found.percent == pytest.approx(100 * (math.exp(-3.1) - 1))
+    assert found.note == "26.00 to 32.00 dB"
+
+
+def test_curves_without_overlap_have_no_figure():
+    anchor = [point(rate, psnr=value) for rate, value in ((0.1, 26), (0.2, 28))]
+    test = [point(rate, psnr=value) for rate, value in ((0.1, 20), (0.2, 25.5))]
+    found = bd_rate(anchor, test, "psnr")
+    assert found.percent is None
+    assert found.note == "no overlap: theirs has 26.00 to 28.00 dB, ours 20.00 to 25.50 dB"
+    assert bd_rate(anchor, [point(0.1, psnr=27)], "psnr").note == "one of the curves has fewer than two rates"
+    assert bd_rate(anchor, [point(0.1), point(0.2)], "psnr").note == "no figures of PSNR"
+
+
+def test_points_that_cost_more_for_less_are_left_out():
+    anchor = [point(rate, psnr=value) for rate, value in ((0.1, 20), (0.2, 24), (0.4, 28))]
+    worse = [point(0.3, psnr=23.9), point(0.25, psnr=24.0), point(0.5, psnr=math.inf)]
+    test = [point(rate / 2, psnr=value) for rate, value in ((0.1, 20), (0.2, 24), (0.4, 28))]
+    assert bd_rate([*anchor, *worse], test, "psnr").percent == pytest.approx(-50)
+
+
+def test_ms_ssim_counts_in_decibels():
+    assert upward("ms_ssim", 0.99) == pytest.approx(20)
+    assert upward("ms_ssim", 1.0) == math.inf
+    assert upward("lpips", 0.2) == -0.2 and upward("psnr", 31.0) == 31.0
+
+
+# ------------------------------------------------------------------------------------------ for the eye
+
+
+def test_plot_and_grid(measured, photos, tmp_path):
+    compressors = [*picture_formats(["webp", "jpeg"]), Png()]
+    plot_rate_distortion(measured, tmp_path / "rd.png")
+    with Image.open(tmp_path / "rd.png") as plot:
+        assert plot.format == "PNG" and plot.width > 400
+    grid = equal_bytes_grid(measured, compressors, open_source(photos), tmp_path / "files", num_pictures=2)
+    rows, columns = 2 * 2, 4
+    assert grid.height >= rows * 48 and grid.width >= columns * 83
+    assert grid.width < columns * CELL * 2
+
+
+def test_the_grid_shows_the_middle_of_the_files_pictures(tmp_path):
+    (tmp_path / "photos").mkdir()
+    smooth(400, 500).save(tmp_path / "photos/a.png")
+    source, png = open_source(tmp_path / "photos"), Png()
+    result = measure_rate_distortion(png, [], source, tmp_path / "files")
+    grid = to_image(equal_bytes_grid(result, [png], source, tmp_path / "files"))
+    middle = to_image(tmp_path / "photos/a.png")[:, 40:360, 90:410]
+    assert torch.equal(grid[:, -CELL:, :CELL], middle)
+    assert torch.equal(grid[:, -CELL:, CELL + 4 : 2 * CELL + 4], middle)
