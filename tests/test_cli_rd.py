@@ -81,6 +81,8 @@ def test_tables(place, capsys):
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith("kl on photos: 2 pictures")
+    assert "Mind: of 2 pictures even our coarsest file takes more than 0.15 bpp." in out
+    assert "Mind: no MS-SSIM, which needs 176 px per side." in out
     for expected in ("unquantised", "BD-rate of kl", "Equal bytes, at 0.15 bpp", "jpeg", "webp"):
         assert expected in out
     assert sorted(path.name for path in Path("latent-codec-out/rd").iterdir()) == [

@@ -196,6 +196,12 @@ def test_pictures_that_cannot_be_read_are_named(photos, tmp_path):
         measure_rate_distortion(webp, [], open_source(photos), tmp_path / "more")
 
 
+def test_two_of_one_name_are_refused(photos, tmp_path):
+    webp = PictureFormat("webp")
+    with pytest.raises(ValueError, match="the codec is called webp"):
+        measure_rate_distortion(webp, [Png(), webp], open_source(photos), tmp_path / "files")
+
+
 def test_limit_and_ceiling(photos, tmp_path):
     result = measure_rate_distortion(
         PictureFormat("webp"),

@@ -13,14 +13,14 @@ without.
 prints three things:
   curves        PSNR (dB), MS-SSIM and LPIPS (SqueezeNet; less is better) at several rates, means over pictures
   BD-rate       how many percent fewer (negative) or more bytes the codec takes at equal quality: Bjontegaard's
-                mean difference of log rate over the range of quality that both curves have, "no overlap" where
-                they have none; nothing is extrapolated
+                mean difference of log rate over the range of quality that both curves have (MS-SSIM in dB), by
+                PCHIP; "no overlap" where they have none, since nothing is extrapolated
   equal bytes   for each picture, our file at --bpp, and of each format the finest quality whose file is not
                 larger than ours; and on how many pictures ours is better. Where a format's coarsest file is
                 larger, it counts all the same, to its advantage, and the table says of how many pictures
 
 and leaves in --out the curves (rd.png), pictures at equal bytes (grid.png), every figure (rd.json), and
-every file's (rd.csv). The dashed line of rd.png is the codec without quantisation, which no rate exceeds.
+every file's (rd.csv). The dashed line of rd.png is the codec without quantisation, which its curve nears.
 """
 
 import argparse
@@ -132,6 +132,8 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(found | {"files": paths}, indent=1, allow_nan=False))
     else:
         _print_tables(result, " ".join(found["data"]))
+        for note in _notes(result, ours.codec):
+            print(f"Mind: {note}.")
         print(f"Written: {', '.join(str(path) for path in files.values())}")
 
 
@@ -274,12 +276,27 @@ def _print_tables(result, data: str) -> None:
             highlight=False,
             soft_wrap=True,
         )
-        ours_larger = result.rivals(comparison)[0].num_larger
-        if ours_larger:
-            console.print(
-                f"Mind: of {ours_larger} pictures even our coarsest file takes more than {comparison}.",
-                highlight=False,
-            )
+
+
+def _notes(result, codec) -> list[str]:
+    """What to know of the figures."""
+    from latent_codec import metrics
+    from latent_codec.evaluation.reconstruction import lpips_trained
+
+    mean, notes = result.curve(result.codec)[0], []
+    for comparison in result.comparisons:
+        num_larger = result.rivals(comparison)[0].num_larger
+        if num_larger:
+            notes.append(f"of {num_larger} pictures even our coarsest file takes more than {comparison}")
+    if mean.ms_ssim is None:
+        notes.append(f"no MS-SSIM, which needs {metrics.MS_SSIM_MIN_SIDE} px per side")
+    if not metrics.lpips_available():
+        notes.append(f"no LPIPS, whose weights {metrics.lpips_weights()} are not there")
+    elif mean.lpips is None:
+        notes.append(f"no LPIPS, which needs {metrics.LPIPS_MIN_SIDE['squeeze']} px per side")
+    elif lpips_trained(codec):
+        notes.append(f"{codec.name} was trained on LPIPS, which flatters it")
+    return notes
 
 
 def _table(first: str, *headings: str, justify: str = "right"):

@@ -76,11 +76,15 @@ def measure_rate_distortion(
         on_progress: called with (trials done, trials in all).
 
     Raises:
-        ValueError: if no picture could be read, or a compressor cannot take one.
+        ValueError: if no picture could be read, a compressor cannot take one, or two have one name.
     """
     has_rates = len(ours.qualities) > 1
     comparisons = {f"{rate:g} bpp": rate for rate in rates} if has_rates else {"its own rate": math.inf}
     compressors = [ours, *others]
+    if ours.name in {each.name for each in others}:
+        raise ValueError(
+            f"the codec is called {ours.name}, as one of the others is: rename it, or leave that out"
+        )
     result = RateDistortion(
         codec=ours.name, compressors=[each.name for each in compressors], comparisons=list(comparisons)
     )
