@@ -1,4 +1,4 @@
-"""The verb `info` with --audit and --against: what it prints, and what it refuses."""
+"""The verb `info` with --audit, --against and of compressed files: what it prints, and what it refuses."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from latent_codec import LatentCodec
+from latent_codec.bitstream import compress, fit_static, ideal_bits, read, unpack
 from latent_codec.cli import main
 from latent_codec.evaluation.host_audit import audit_hosts
 
@@ -156,3 +157,92 @@ def test_plain_info_is_as_before(capsys):
     found = answer(capsys, "mine")
     assert found["kind"] == "codec" and found["latent_channels"] == 4
     assert Path("mine/config.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def compressed(place):
+    """`one.lcf` and `tiles.lcf` of codec `mine` and the entropy model in `entropy`, and the bytes of both."""
+    codec = LatentCodec.from_pretrained(place / "mine")
+    pictures = sorted((place / "photos").iterdir())
+    model = fit_static(codec, pictures)
+    (place / "entropy").mkdir()
+    model.save(place / "entropy")
+    fit_static(codec, pictures[:1]).save(place / "another.safetensors")
+    found = {}
+    for name, options in (("one", {"quality": 40}), ("tiles", {"quality": 20, "tile": 8})):
+        found[name] = compress(codec, pictures[0], entropy_model=model, **options)
+        (place / f"{name}.lcf").write_bytes(found[name])
+    return found
+
+
+def test_compressed_file_without_its_codec(compressed, capsys):
+    found, container = answer(capsys, "tiles.lcf"), unpack(compressed["tiles"])
+    assert found["kind"] == "compressed latents"
+    assert (found["height"], found["width"], found["quality"]) == (18, 24, 20)
+    assert (found["grids"], found["downsampling_factors"], found["latent_channels"]) == ([[9, 12]], [2], 4)
+    assert (found["tiles"], found["tile_pixels"]) == (9, 8)
+    assert found["bytes"] == len(compressed["tiles"])
+    assert found["bits_per_pixel"] == pytest.approx(8 * len(compressed["tiles"]) / (18 * 24), abs=1e-6)
+    assert found["space_fingerprint"] == LatentCodec.from_pretrained("mine").space_fingerprint
+    assert found["entropy_fingerprint"] == container.header.entropy_fingerprint
+    bits = 8 * (found["bytes"] - found["header_bytes"])
+    assert found["layers"] == [{"layer": 0, "sections": 9, "bits": bits, "damaged": 0}]
+    assert found["damage"] is None and found["damaged_sections"] == []
+    assert found["codec"] is None and found["bits_without_overhead"] is None
+
+    out = printed(capsys, "one.lcf")
+    assert f"\n  layer 0, sections 1, bits {8 * sum(unpack(compressed['one']).lengths):,}, damaged 0\n" in out
+
+
+def test_compressed_file_beside_its_codec(compressed, capsys):
+    codec = LatentCodec.from_pretrained("mine")
+    model = fit_static(codec, sorted(Path("photos").iterdir()))
+    expected = ideal_bits(read(codec, compressed["one"], entropy_model=model), model)
+    for name in ("mine", "tuned"):
+        found = answer(capsys, "one.lcf", "--codec", name, "--entropy", "entropy")
+        assert found["codec"] == name
+        assert found["bits_without_overhead"] == pytest.approx(expected, abs=0.1)
+    found = answer(capsys, "one.lcf", "--codec", "mine")  # beside which there is no entropy model
+    assert found["codec"] == "mine" and found["bits_without_overhead"] is None
+
+    data = compress(LatentCodec.from_pretrained("default-vq"), "photos/0.png")
+    Path("vq.lcf").write_bytes(data)
+    found = answer(capsys, "vq.lcf")
+    assert (found["kind"], found["codec"]) == ("compressed indices", "default-vq-f8")
+    assert found["codebook_sizes"] == [1024] and "quality" not in found
+    if found["coding"] == "fixed length":
+        assert found["bits_without_overhead"] == 10 * 3 * 3
+
+
+def test_damaged_compressed_files_are_reported(compressed, capsys):
+    data = compressed["tiles"]
+    container = unpack(data)
+    start = container.header_bytes + container.lengths[0]
+    Path("flipped.lcf").write_bytes(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :])
+    Path("cut.lcf").write_bytes(data[: start + 1])
+    for name, lost in (("flipped", [1]), ("cut", list(range(1, 9)))):
+        for flags in ([], ["--json"]):
+            capsys.readouterr()
+            assert main(["info", f"{name}.lcf", *flags]) == 2
+            out, err = capsys.readouterr()
+            assert err.startswith(f"latent-codec info: {name}.lcf: ") and err.count("\n") == 1
+            assert "`latent-codec decompress --partial` decodes what is whole" in err
+        found = json.loads(out)
+        assert found["damaged_sections"] == [f"section {each} (layer 0, tile {each})" for each in lost]
+        assert found["layers"][0]["damaged"] == len(lost)
+        assert found["damage"] in err
+
+
+def test_refusals_of_compressed_files(compressed, capsys):
+    Path("head.lcf").write_bytes(compressed["one"][:20])
+    Path("text.lcf").write_text("hello")
+    for argv, message in [
+        (("head.lcf",), "head.lcf: the file is cut short: its 20 bytes end in the header"),
+        (("text.lcf",), "text.lcf: the data are not a file of latent-codec's compression"),
+        (("one.lcf", "--codec", "wide"), "one.lcf was made by another codec"),
+        (("one.lcf", "--codec", "mine", "--entropy", "another.safetensors"), "not with another.safetensors"),
+        (("one.lcf", "--entropy", "entropy"), "--entropy needs --codec"),
+        (("mine", "--codec", "mine"), "--codec and --entropy are for"),
+        (("mine", "--audit", "--entropy", "entropy"), "--codec and --entropy are for"),
+    ]:
+        assert message in refused(capsys, *argv), argv

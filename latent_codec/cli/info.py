@@ -1,10 +1,15 @@
-"""Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint file or a latent file.
+"""Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint file, a latent file or a compressed file.
 
   latent-codec info                           the shipped codec
   latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
   latent-codec info runs/joined               a pipeline over priors, and what is in it
   latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures and labels
+  latent-codec info compressed/cat.lcf        a compressed file: what it holds, whose it is, where its bits go
   latent-codec info sd-v1-5.safetensors       a checkpoint of another layout: what it is, its keys by rule
+
+A compressed file says all this without its codec. Where that is at hand, a shipped one or the one that --codec names, there are
+also the bits without overhead: what the entropy model says that the values cost. Of a damaged file it says
+which sections are lost, and exits with 2.
 
 Of a codec it also answers two questions:
 
@@ -20,10 +25,16 @@ Of a codec it also answers two questions:
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from latent_codec.cli.arguments import add_json_argument, by, device_of, with_progress
+from latent_codec.cli.compressed_files import (
+    add_entropy_argument,
+    describe_compressed_file,
+    is_compressed_file,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,29 +55,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the pictures, spread evenly (default: %(default)s)",
     )
     parser.add_argument("--device", help="for --against: cpu, cuda ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--codec",
+        metavar="NAME_OR_PATH",
+        help="of a compressed file: the codec that made it (default: a shipped one, if it is that)",
+    )
+    add_entropy_argument(parser)
     add_json_argument(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     if args.pictures is not None and args.against is None:
         raise ValueError("--pictures are for --against REFERENCE; name the codec to compare with")
+    of_file = args.codec is not None or args.entropy is not None
+    if of_file and (args.audit or args.against is not None or not is_compressed_file(Path(args.thing))):
+        raise ValueError("--codec and --entropy are for what a compressed file (.lcf) is; leave them out")
     if args.audit:
         _audit_hosts(args)
-        return
+        return 0
     if args.against is not None:
         _audit_drop_in(args)
-        return
-    facts = describe(args.thing)
+        return 0
+    facts = describe(args.thing, args.codec, args.entropy)
     if args.json:
         print(json.dumps(facts))
-        return
-    width = max(map(len, facts))
-    for key, value in facts.items():
-        print(f"{key.replace('_', ' '):{width}}  {_for_people(value)}")
+    else:
+        width = max(map(len, facts))
+        for key, value in facts.items():
+            print(f"{key.replace('_', ' '):{width}}  {_for_people(value)}")
+    if damage := facts.get("damage"):
+        print(f"latent-codec info: {args.thing}: {damage}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def describe(thing: str) -> dict:
+def describe(thing: str, codec: str | None = None, entropy: Path | None = None) -> dict:
     """What `thing` is, as JSON-ready facts.
+
+    Args:
+        codec: of a compressed file, as `describe_compressed_file` takes it; None for other things.
+        entropy: likewise.
 
     Raises:
         ValueError: if it is nothing that is known here.
@@ -77,6 +105,8 @@ def describe(thing: str) -> dict:
     from latent_codec.latent_files import is_latent_file
 
     path = Path(thing)
+    if is_compressed_file(path):
+        return describe_compressed_file(path, codec, entropy)
     if path.is_file() and is_latent_file(path):
         return _describe_latent_file(path)
     if is_foreign_file(path):
@@ -344,21 +374,27 @@ def _print_drop_in(audit, where: str) -> None:
 
 
 def _for_people(value) -> str:
+    if value is None or value == []:
+        return "-"
     if isinstance(value, dict):
         return "".join(f"\n  {_spaced(key)}  {_for_people(each)}" for key, each in value.items())
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "".join(
-            f"\n  {each['name']}: {by(each['size'])} -> {' + '.join(map(by, each.get('grids') or [each['shape']]))}"
-            + (f", label {each['label']}" if "label" in each else "")
-            for each in value
-        )
+        return "".join(f"\n  {_picture(each) if 'size' in each else _pairs(each)}" for each in value)
     if isinstance(value, list) and value and isinstance(value[0], list):
         return " + ".join(map(by, value))
     if isinstance(value, list):
         return ", ".join(f"{each:.4g}" if isinstance(each, float) else str(each) for each in value)
-    if value is None:
-        return "-"
     return f"{value:,}" if type(value) is int else str(value)
+
+
+def _picture(facts: dict) -> str:
+    shapes = " + ".join(map(by, facts.get("grids") or [facts["shape"]]))
+    label = f", label {facts['label']}" if "label" in facts else ""
+    return f"{facts['name']}: {by(facts['size'])} -> {shapes}{label}"
+
+
+def _pairs(facts: dict) -> str:
+    return ", ".join(f"{_spaced(key)} {_for_people(value)}" for key, value in facts.items())
 
 
 def _spaced(key: str) -> str:

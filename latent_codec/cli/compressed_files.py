@@ -1,0 +1,183 @@
+"""What `compress`, `decompress` and `info` share: `--entropy`, finding compressed files, and the report on one."""
+
+import argparse
+from pathlib import Path
+
+
+def add_entropy_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--entropy",
+        type=Path,
+        metavar="PATH",
+        help="the entropy model: a file, or a folder with entropy.safetensors (default: beside the codec)",
+    )
+
+
+def named_files(arguments: list[str]) -> list[tuple[Path, Path]]:
+    """Each compressed file with a name without suffix for what comes out of it, as `named_pictures` does it.
+
+    Raises:
+        ValueError: if two files would get one name, or a folder holds none.
+        OSError: for a path that does not exist.
+    """
+    from latent_codec.bitstream.container import SUFFIX
+
+    named: dict[Path, Path] = {}
+    for root in map(Path, arguments):
+        root.stat()  # the system's own words if it is missing
+        files = sorted(root.rglob(f"*{SUFFIX}")) if root.is_dir() else [root]
+        if not files:
+            raise ValueError(f"no compressed files ({SUFFIX}) in {root}")
+        for path in files:
+            name = (path.relative_to(root) if root.is_dir() else Path(path.name)).with_suffix("")
+            if name in named:
+                raise ValueError(
+                    f"{named[name]} and {path} would both be written as {name}; name them in separate calls"
+                )
+            named[name] = path
+    return [(path, name) for name, path in named.items()]
+
+
+def shipped_codec(space_fingerprint: str):
+    """The shipped LatentCodec with this latent space, and the name to open it by; None twice if there is none."""
+    from latent_codec import LatentCodec
+    from latent_codec.codec_folders import SHIPPED
+
+    for name in SHIPPED:
+        codec = LatentCodec.from_pretrained(name)
+        if codec.space_fingerprint == space_fingerprint:
+            return codec, name
+    return None, None
+
+
+def first_sentence(error: ValueError) -> str:
+    """What is wrong; the sentences behind it say what to do with a function's arguments, not on the command line."""
+    return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+
+
+def what_is_whole(data: bytes) -> str:
+    """What to do with a truncated or corrupt file: a partial decoding helps if a tile's first layer is whole."""
+    from latent_codec.bitstream import BitstreamError, unpack
+
+    try:
+        container = unpack(data, partial=True)
+    except BitstreamError:
+        return "Get the file again: nothing of it can be decoded"
+    first_layer = container.sections[: container.header.num_tiles]
+    is_partial = container.missing or container.trailing_bytes
+    if is_partial and any(section is not None for section in first_layer):
+        return "`latent-codec decompress --partial` decodes what is whole"
+    return "Get the file again: nothing of it can be decoded"
+
+
+def is_compressed_file(path: Path) -> bool:
+    """Whether a file says of itself, or by its suffix, that it is a compressed one; it may be damaged all the same."""
+    if not path.is_file():
+        return False
+    from latent_codec.bitstream.container import MAGIC, SUFFIX
+
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC or path.suffix.lower() == SUFFIX
+
+
+def describe_compressed_file(path: Path, codec_name: str | None, entropy: Path | None) -> dict:
+    """What a compressed file says of itself, and, where its codec is at hand, what the entropy model alone says it costs.
+
+    Args:
+        codec_name: what `LatentCodec.from_pretrained` takes; None: a shipped codec, if one has the file's fingerprint.
+        entropy: the entropy model's file or folder; None: beside the codec.
+
+    Returns:
+        JSON-ready facts; `damage` says what is wrong with a file whose header is whole, and is None if nothing is.
+
+    Raises:
+        ValueError: if not even the header can be read, or if `codec_name` or `entropy` name another codec or entropy model than the file's.
+    """
+    from latent_codec.bitstream import BitstreamError, unpack
+
+    data, damage = path.read_bytes(), None
+    try:
+        container = unpack(data)
+    except BitstreamError as error:
+        try:
+            container = unpack(data, partial=True)
+        except BitstreamError:
+            raise ValueError(f"{path}: {error}") from error
+        damage = f"{first_sentence(error)}. {what_is_whole(data)}"
+    header = container.header
+    kind = "indices" if header.is_indices else "latents"
+    bits = 8 * len(data)
+    facts = {
+        "kind": f"compressed {kind}",
+        "height": header.height,
+        "width": header.width,
+        "bytes": len(data),
+        "bits_per_pixel": round(bits / (header.height * header.width), 6),
+        "grids": [list(shape[1:]) for shape in header.shapes],
+        "downsampling_factors": [level.side for level in header.levels],
+    }
+    if header.is_indices:
+        facts["codebook_sizes"] = [level.codebook_size for level in header.levels]
+    else:
+        facts |= {"latent_channels": header.levels[0].channels, "quality": header.steps_index}
+    facts |= {
+        "coding": "fixed length" if header.entropy_fingerprint is None else "entropy coded",
+        "tiles": header.num_tiles,
+        "tile_pixels": header.tile and header.tile * header.levels[0].side,
+        "space_fingerprint": header.space_fingerprint,
+        "entropy_fingerprint": header.entropy_fingerprint,
+        "header_bytes": container.header_bytes,
+        "layers": _layers(container),
+        "damage": damage,
+        "damaged_sections": container.missing,
+    }
+    return facts | _codecs_view(path, data, header, codec_name, entropy, damage is None)
+
+
+def _layers(container) -> list[dict]:
+    """Of each layer of all tiles together, as many sections as there are tiles."""
+    tiles = container.header.num_tiles
+    layers = []
+    for layer in range(container.header.num_layers):
+        sections = slice(layer * tiles, (layer + 1) * tiles)
+        lost = sum(section is None for section in container.sections[sections])
+        bits = 8 * sum(container.lengths[sections])
+        layers.append({"layer": layer, "sections": tiles, "bits": bits, "damaged": lost})
+    return layers
+
+
+def _codecs_view(
+    path: Path, data: bytes, header, codec_name: str | None, entropy: Path | None, is_whole: bool
+) -> dict:
+    """The codec's name, and the bits of the values by the entropy model; None where they cannot be known."""
+    from latent_codec import LatentCodec
+    from latent_codec.bitstream import ideal_bits, load_entropy_model, read
+    from latent_codec.bitstream.compression import sidecar
+
+    if codec_name is None:
+        codec, _ = shipped_codec(header.space_fingerprint)
+        if codec is None and entropy is not None:
+            raise ValueError(
+                f"{path} was made by no shipped codec (space {header.space_fingerprint}): --entropy needs --codec beside it"
+            )
+    else:
+        codec = LatentCodec.from_pretrained(codec_name)
+        if codec.space_fingerprint != header.space_fingerprint:
+            raise ValueError(
+                f"{path} was made by another codec (space {header.space_fingerprint}) than {codec.name} (space "
+                f"{codec.space_fingerprint}); without --codec it says what it holds all the same"
+            )
+    if codec is None:
+        return {"codec": None, "bits_without_overhead": None}
+    model = None
+    if header.entropy_fingerprint is not None:
+        model = sidecar(codec) if entropy is None else load_entropy_model(entropy, codec=codec)
+        fits = model is not None and model.fingerprint == header.entropy_fingerprint
+        if entropy is not None and not fits:
+            raise ValueError(
+                f"{path} was coded with the entropy model {header.entropy_fingerprint}, not with {entropy} "
+                f"({model.fingerprint})"
+            )
+        is_whole = is_whole and fits
+    bits = ideal_bits(read(codec, data, entropy_model=model), model) if is_whole else None
+    return {"codec": codec.name, "bits_without_overhead": bits and round(bits, 1)}
