@@ -171,11 +171,11 @@ class _Tests:
 
     def _largest_within(self, num_bytes: float, compressor: Compressor) -> int | None:
         qualities = compressor.qualities
+        if not self._fits(compressor, qualities[0], num_bytes):
+            return qualities[0]
         # What the curve has encoded already narrows the search.
         known = [place for place, each in enumerate(qualities) if (compressor.name, each) in self._encoded]
-        low = max(
-            (place for place in known if self._fits(compressor, qualities[place], num_bytes)), default=0
-        )
+        low = max(place for place in known if self._fits(compressor, qualities[place], num_bytes))
         high = min((place for place in known if place > low), default=len(qualities))
         while high - low > 1:
             middle = (low + high) // 2
