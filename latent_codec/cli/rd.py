@@ -216,10 +216,11 @@ def _checked_qualities(qualities: list[int] | None, ours: CodecCompressor) -> li
 def _write_csv(trials: list[dict], path: Path) -> None:
     import csv
 
+    from latent_codec.evaluation.rate_distortion_result import METRICS
     from latent_codec.files import replacing
 
     with replacing(path) as beside, beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, trials[0].keys())
+        writer = csv.DictWriter(file, [*(key for key in trials[0] if key not in METRICS), *METRICS])
         writer.writeheader()
         writer.writerows(trials)
 
