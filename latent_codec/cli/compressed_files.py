@@ -16,6 +16,8 @@ def add_entropy_argument(parser: argparse.ArgumentParser) -> None:
 def named_files(arguments: list[str]) -> list[tuple[Path, Path]]:
     """Each compressed file with a name without suffix for what comes out of it, as `named_pictures` does it.
 
+    Hidden ones in folders are left out.
+
     Raises:
         ValueError: if two files would get one name, or a folder holds none.
         OSError: for a path that does not exist.
@@ -25,17 +27,24 @@ def named_files(arguments: list[str]) -> list[tuple[Path, Path]]:
     named: dict[Path, Path] = {}
     for root in map(Path, arguments):
         root.stat()  # the system's own words if it is missing
-        files = sorted(root.rglob(f"*{SUFFIX}")) if root.is_dir() else [root]
+        files = {root: Path(root.name)}
+        if root.is_dir():
+            inside = {path: path.relative_to(root) for path in sorted(root.rglob(f"*{SUFFIX}"))}
+            files = {path: name for path, name in inside.items() if path.is_file() and not _is_hidden(name)}
         if not files:
             raise ValueError(f"no compressed files ({SUFFIX}) in {root}")
-        for path in files:
-            name = (path.relative_to(root) if root.is_dir() else Path(path.name)).with_suffix("")
+        for path, name in files.items():
+            name = name.with_suffix("")
             if name in named:
                 raise ValueError(
                     f"{named[name]} and {path} would both be written as {name}; name them in separate calls"
                 )
             named[name] = path
     return [(path, name) for name, path in named.items()]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def shipped_codec(space_fingerprint: str):
@@ -91,7 +100,8 @@ def describe_compressed_file(path: Path, codec_name: str | None, entropy: Path |
         JSON-ready facts; `damage` says what is wrong with a file whose header is whole, and is None if nothing is.
 
     Raises:
-        ValueError: if not even the header can be read, or if `codec_name` or `entropy` name another codec or entropy model than the file's.
+        ValueError: if not even the header can be read, or if `codec_name` or `entropy` name another codec or entropy model
+            than the file's.
     """
     from latent_codec.bitstream import BitstreamError, unpack
 
@@ -105,14 +115,12 @@ def describe_compressed_file(path: Path, codec_name: str | None, entropy: Path |
             raise ValueError(f"{path}: {error}") from error
         damage = f"{first_sentence(error)}. {what_is_whole(data)}"
     header = container.header
-    kind = "indices" if header.is_indices else "latents"
-    bits = 8 * len(data)
     facts = {
-        "kind": f"compressed {kind}",
+        "kind": f"compressed {'indices' if header.is_indices else 'latents'}",
         "height": header.height,
         "width": header.width,
         "bytes": len(data),
-        "bits_per_pixel": round(bits / (header.height * header.width), 6),
+        "bits_per_pixel": round(8 * len(data) / (header.height * header.width), 6),
         "grids": [list(shape[1:]) for shape in header.shapes],
         "downsampling_factors": [level.side for level in header.levels],
     }
@@ -131,7 +139,7 @@ def describe_compressed_file(path: Path, codec_name: str | None, entropy: Path |
         "damage": damage,
         "damaged_sections": container.missing,
     }
-    return facts | _codecs_view(path, data, header, codec_name, entropy, damage is None)
+    return facts | _by_codec(path, data if damage is None else None, header, codec_name, entropy)
 
 
 def _layers(container) -> list[dict]:
@@ -146,10 +154,8 @@ def _layers(container) -> list[dict]:
     return layers
 
 
-def _codecs_view(
-    path: Path, data: bytes, header, codec_name: str | None, entropy: Path | None, is_whole: bool
-) -> dict:
-    """The codec's name, and the bits of the values by the entropy model; None where they cannot be known."""
+def _by_codec(path: Path, data: bytes | None, header, codec_name: str | None, entropy: Path | None) -> dict:
+    """The codec's name, and what its entropy model says of the values in `data`; None where they are not at hand."""
     from latent_codec import LatentCodec
     from latent_codec.bitstream import ideal_bits, load_entropy_model, read
     from latent_codec.bitstream.compression import sidecar
@@ -169,15 +175,15 @@ def _codecs_view(
             )
     if codec is None:
         return {"codec": None, "bits_without_overhead": None}
-    model = None
-    if header.entropy_fingerprint is not None:
-        model = sidecar(codec) if entropy is None else load_entropy_model(entropy, codec=codec)
-        fits = model is not None and model.fingerprint == header.entropy_fingerprint
-        if entropy is not None and not fits:
-            raise ValueError(
-                f"{path} was coded with the entropy model {header.entropy_fingerprint}, not with {entropy} "
-                f"({model.fingerprint})"
-            )
-        is_whole = is_whole and fits
-    bits = ideal_bits(read(codec, data, entropy_model=model), model) if is_whole else None
-    return {"codec": codec.name, "bits_without_overhead": bits and round(bits, 1)}
+    facts = {"codec": codec.name, "bits_without_overhead": None}
+    model = sidecar(codec) if entropy is None else load_entropy_model(entropy, codec=codec)
+    fits = header.entropy_fingerprint in (None, model and model.fingerprint)
+    if not fits and entropy is not None:
+        raise ValueError(
+            f"{path} was coded with the entropy model {header.entropy_fingerprint}, not with {entropy} "
+            f"({model.fingerprint})"
+        )
+    if fits and data is not None:
+        bits = ideal_bits(read(codec, data, entropy_model=model), model)
+        facts["bits_without_overhead"] = round(bits, 1)
+    return facts

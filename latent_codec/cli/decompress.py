@@ -11,7 +11,7 @@ another decoder alone (a fine-tuned one) will do. `latent-codec info FILE` says 
 
 --latents stops before the decoder: latents, or grids of indices, exact to the bit on every machine, in the format that
 `latent-codec encode` writes, for `latent-codec decode`, denoisers and priors. --region decodes the tiles that it touches
-alone.
+alone, which a codec with attention or group norm paints slightly differently than in the whole picture.
 
 A file that is cut short or damaged is refused. With --partial what is whole of it is decoded, and what is missing is named on
 stderr: lost tiles come out grey, and lost layers as the entropy model expects them. A file that cannot be
@@ -83,12 +83,12 @@ def _decompress(codec, model, data: bytes, path: Path, name: Path, args: argpars
     import sys
     import warnings
 
-    from latent_codec.bitstream import decompress, unpack
+    from latent_codec.bitstream import PartialWarning, decompress, unpack
     from latent_codec.latent_files import save_indices, save_latents
     from latent_codec.pictures import write_picture
 
     with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", PartialWarning)
         found = decompress(
             codec,
             data,
