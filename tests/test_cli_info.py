@@ -239,6 +239,7 @@ def test_refusals_of_compressed_files(compressed, capsys):
     for argv, message in [
         (("head.lcf",), "head.lcf: the file is cut short: its 20 bytes end in the header"),
         (("text.lcf",), "text.lcf: the data are not a file of latent-codec's compression"),
+        (("nowhere.lcf", "--codec", "mine"), "No such file"),
         (("one.lcf", "--codec", "wide"), "one.lcf was made by another codec"),
         (("one.lcf", "--codec", "mine", "--entropy", "another.safetensors"), "not with another.safetensors"),
         (("one.lcf", "--entropy", "entropy"), "--entropy needs --codec"),

@@ -80,13 +80,15 @@ def what_is_whole(data: bytes) -> str:
 
 
 def is_compressed_file(path: Path) -> bool:
-    """Whether a file says of itself, or by its suffix, that it is a compressed one; it may be damaged all the same."""
-    if not path.is_file():
-        return False
+    """Whether a file says of itself, or by its suffix, that it is a compressed one; it may be damaged or missing all the same."""
     from latent_codec.bitstream.container import MAGIC, SUFFIX
 
+    if path.suffix.lower() == SUFFIX and not path.is_dir():
+        return True
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC or path.suffix.lower() == SUFFIX
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def describe_compressed_file(path: Path, codec_name: str | None, entropy: Path | None) -> dict:
