@@ -170,8 +170,7 @@ def rounded(model: StaticEntropy, latents: np.ndarray, steps_index: int) -> np.n
 
 
 def reconstructed(model: StaticEntropy, levels: np.ndarray, steps_index: int) -> np.ndarray:
-    (one_pass,) = model.passes([levels.shape])
-    found = model.predict([one_pass], 0, [levels], steps_index)
+    found = model.predictor([levels.shape], steps_index).predict(0, [levels])
     shaped = Prediction(found.numbers.reshape(levels.shape), found.offsets.reshape(levels.shape))
     return reconstruct(model, levels, shaped, steps_index)
 
@@ -195,7 +194,7 @@ def test_latents_far_beyond_the_fitted_range_escape(models):
     levels = quantize(model, latents[0].numpy(), 90)
     error = np.abs(reconstructed(model, levels, 90) - latents[0].numpy()) / model.steps[90][:, None, None]
     assert error.max() <= 1.001
-    numbers = model.predict(model.passes([levels.shape]), 0, [levels], 90).numbers
+    numbers = model.predictor([levels.shape], 90).predict(0, [levels]).numbers
     symbols, escape_bits = model.tables.symbols(levels.reshape(-1), numbers)
     assert len(escape_bits) > 64
     found, rest = model.tables.values(symbols, numbers, escape_bits)

@@ -456,25 +456,36 @@ class Alternating:
     space_fingerprint = SPACE
     fingerprint = "fedcba9876543210"
     tables = latent_model().tables
+    layers = (0, 1)
 
-    def passes(self, shapes):
-        ((_, height, width),) = shapes
-        is_second = np.add.outer(np.arange(height), np.arange(width)).reshape(-1) % 2
-        return [Pass(0, np.flatnonzero(is_second == number), number) for number in (0, 1)]
+    def predictor(self, shapes, steps_index):
+        return AlternatingPredictor(shapes, self.layers)
 
-    def predict(self, passes, number, values, steps_index):
-        count = len(passes[number].positions)
-        if number == 0:
-            return Prediction(np.zeros(count, np.int64), np.zeros(count, np.int64))
-        neighbours = np.roll(values[0], 1, axis=2).reshape(-1)[passes[1].positions]
-        return Prediction(np.clip(neighbours, -2, 2) + 3, neighbours // 2)
+    def codes(self, values):
+        return list(values)
+
+    def values(self, codes):
+        return list(codes)
 
 
 class OneLayer(Alternating):
     """Both passes in one section."""
 
-    def passes(self, shapes):
-        return [replace(each, layer=0) for each in super().passes(shapes)]
+    layers = (0, 0)
+
+
+class AlternatingPredictor:
+    def __init__(self, shapes, layers):
+        ((_, height, width),) = shapes
+        is_second = np.add.outer(np.arange(height), np.arange(width)).reshape(-1) % 2
+        self.passes = [Pass(0, np.flatnonzero(is_second == number), layers[number]) for number in (0, 1)]
+
+    def predict(self, number, values):
+        count = len(self.passes[number].positions)
+        if number == 0:
+            return Prediction(np.zeros(count, np.int64), np.zeros(count, np.int64))
+        neighbours = np.roll(values[0], 1, axis=2).reshape(-1)[self.passes[1].positions]
+        return Prediction(np.clip(neighbours, -2, 2) + 3, neighbours // 2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 17), (75, 101), (500, 500)])

@@ -8,7 +8,7 @@ import numpy as np
 
 from latent_codec.bitstream import rans
 from latent_codec.bitstream.container import Container, Header, Level, Tile, pack
-from latent_codec.bitstream.entropy_model import EntropyModel, Prediction, Shape
+from latent_codec.bitstream.entropy_model import EntropyModel, Pass, Prediction, Shape
 from latent_codec.bitstream.errors import CorruptError
 
 Values = list[np.ndarray]
@@ -144,7 +144,8 @@ def decode_tile(
     Raises:
         CorruptError: for sections that do not fit the model and these shapes, naming the layer as `section`.
     """
-    passes = model.passes(shapes)
+    predictor = model.predictor(shapes, steps_index)
+    passes = predictor.passes
     if passes[-1].layer + 1 != len(sections):
         raise CorruptError(f"it has {len(sections)} layers, and its entropy model {passes[-1].layer + 1}")
     found = DecodedValues.empty(shapes)
@@ -154,7 +155,7 @@ def decode_tile(
         is_last_of_layer = number == len(passes) - 1 or passes[number + 1].layer != each.layer
         section = sections[each.layer]
         is_whole = is_whole and section is not None
-        prediction = model.predict(passes, number, found.values, steps_index)
+        prediction = predictor.predict(number, found.values)
         if is_whole:
             try:
                 symbols, rest = decoder.decode(section if is_first_of_layer else rest, prediction.numbers)
@@ -167,14 +168,11 @@ def decode_tile(
                 raise CorruptError(str(error), each.layer) from error
         else:
             decoded = model.tables.likeliest[prediction.numbers]
-        for array, part in (
-            (found.values, decoded + prediction.offsets),
-            (found.known, is_whole),
-            ([level.numbers for level in found.predictions], prediction.numbers),
-            ([level.offsets for level in found.predictions], prediction.offsets),
-        ):
-            array[each.level].reshape(-1)[each.positions] = part
-    return found
+        _insert(found.values[each.level], each, decoded + prediction.offsets)
+        found.known[each.level].reshape(-1)[each.positions] = is_whole
+        found.predictions[each.level].numbers.reshape(-1)[each.positions] = prediction.numbers
+        found.predictions[each.level].offsets.reshape(-1)[each.positions] = prediction.offsets
+    return replace(found, values=model.values(found.values))
 
 
 def encode_fixed_length(levels: Sequence[Level], values: Values) -> list[bytes]:
@@ -224,10 +222,21 @@ def _coded(
     model: EntropyModel, values: Values, steps_index: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Each pass's layer, values less their offsets, and tables, which are asked for with what a decoder knows by then."""
-    passes = model.passes([each.shape for each in values])
-    known = [np.zeros_like(each) for each in values]
-    for number, each in enumerate(passes):
-        prediction = model.predict(passes, number, known, steps_index)
-        coded = values[each.level].reshape(-1)[each.positions]
+    codes = model.codes(values)
+    predictor = model.predictor([each.shape for each in codes], steps_index)
+    known = [np.zeros_like(each) for each in codes]
+    for number, each in enumerate(predictor.passes):
+        prediction = predictor.predict(number, known)
+        coded = codes[each.level].reshape(-1)[each.positions]
+        if each.bit is not None:
+            coded = coded >> each.bit & 1
         yield each.layer, coded - prediction.offsets, prediction.numbers
-        known[each.level].reshape(-1)[each.positions] = coded
+        _insert(known[each.level], each, coded)
+
+
+def _insert(array: np.ndarray, one_pass: Pass, coded: np.ndarray) -> None:
+    """Enter what a pass codes into a level's array, which is contiguous."""
+    if one_pass.bit is None:
+        array.reshape(-1)[one_pass.positions] = coded
+    else:
+        array.reshape(-1)[one_pass.positions] |= coded << one_pass.bit

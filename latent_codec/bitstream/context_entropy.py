@@ -1,11 +1,12 @@
 """Tables chosen by what surrounds a value, in whole numbers: see models/context_network.py for the order of passes.
 
 values so far --multiply, shift--> 8-bit features --network--> mean and deviation --steps--> table and offset    latents
-indices so far --embedding-------> 8-bit features --network--> the highest of its outputs: the table             indices
+indices so far --embedding-------> 8-bit features --network, fork--> a chance: the table                         indices
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from latent_codec.bitstream.context_tables import DEVIATIONS_PER_OCTAVE, FRACTIONS, SMALLEST, mixture_tables
 from latent_codec.bitstream.entropy_model import Pass, Prediction, Shape
+from latent_codec.bitstream.errors import CorruptError
 from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import Tables, cumulative_tables
-from latent_codec.bitstream.whole_numbers import KERNELS, WholeNumberNetwork
+from latent_codec.bitstream.whole_numbers import Arithmetic, WholeNumberLayer, WholeNumberNetwork
 from latent_codec.codec import LatentCodec
 from latent_codec.models.context_network import (
     LIMIT,
@@ -23,12 +25,15 @@ from latent_codec.models.context_network import (
     ONE,
     IndexContext,
     LatentContext,
+    channel_groups,
     grid_places,
     inputs_of,
     num_inputs,
     with_margin,
 )
 
+LARGEST_LOGIT = 320
+"""Of forks, times ONE: a chance of 2^-14.4."""
 PRECISION = 16
 """Bits behind the point of multipliers."""
 LAYER_OF_PHASE = (0, 1, 1, 2, 3)
@@ -48,7 +53,9 @@ class ContextEntropy(StoredEntropy):
     codec_name: str
     """For messages."""
     networks: tuple[WholeNumberNetwork, ...]
-    """One for each pass, in the order of passes."""
+    """One for each phase of each level, or for each phase and group of channels, in the order of passes."""
+    arithmetic: Arithmetic = field(default_factory=Arithmetic)
+    """Of the networks; no part of what is stored."""
 
     def on(self, device: str = "cpu", kernel: str = "float32") -> "ContextEntropy":
         """The same model, whose networks run on a device, by sums of "float32" or "int32" (slow): the results are the same.
@@ -56,41 +63,31 @@ class ContextEntropy(StoredEntropy):
         Raises:
             ValueError: for another kernel.
         """
-        if kernel not in KERNELS:
-            raise ValueError(f"kernel is {kernel}; allowed are {', '.join(KERNELS)}")
-        return replace(self, networks=tuple(network.on(device, kernel) for network in self.networks))
+        return replace(self, arithmetic=Arithmetic(device, kernel))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        arrays = self.tables.arrays()
+        arrays = self.tables.arrays() | {name: getattr(self, name) for name in self._own_fields()}
         for number, network in enumerate(self.networks):
             arrays |= network.arrays(f"networks.{number}")
-        own = {field.name for field in fields(self)} - {field.name for field in fields(ContextEntropy)}
-        return arrays | {name: getattr(self, name) for name in own}
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], **names: str) -> "ContextEntropy":
+        return cls(**cls._taken(arrays), **names)
+
+    @classmethod
+    def _taken(cls, arrays: dict[str, np.ndarray]) -> dict:
+        """The fields that `arrays` hold, which are taken out."""
         tables, networks = Tables.from_arrays(arrays), []
         while f"networks.{len(networks)}.0.weights" in arrays:
             networks.append(WholeNumberNetwork.from_arrays(arrays, f"networks.{len(networks)}"))
-        own = [
-            field.name
-            for field in fields(cls)
-            if field.name not in {each.name for each in fields(ContextEntropy)}
-        ]
-        found = {name: arrays.pop(name) for name in own}
-        return cls(tables=tables, networks=tuple(networks), **found, **names)
+        own = {name: arrays.pop(name) for name in cls._own_fields()}
+        return {"tables": tables, "networks": tuple(networks), **own}
 
-    def _outputs(
-        self, number: int, features: Tensor, shape: Shape, phase: int, num_before: int
-    ) -> np.ndarray:
-        """Of network `number`, int64 (outputs, n); features (F, h, w)."""
-        places = grid_places(*shape[1:], phase)
-        if phase == 0 and not num_before:
-            x = torch.zeros(0, len(places[0]))
-        else:
-            inside = with_margin(torch.full(shape[1:], ONE))
-            x = inputs_of(inside, with_margin(features), places, num_before)
-        return self.networks[number](x).cpu().numpy()
+    @classmethod
+    def _own_fields(cls) -> list[str]:
+        """Names of the arrays that a subclass adds."""
+        return [each.name for each in fields(cls) if each.type is np.ndarray or each.type == "np.ndarray"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,18 +114,14 @@ class LatentContextEntropy(ContextEntropy):
     def __post_init__(self):
         per_step = ("steps", "feature_multipliers", "mean_multipliers", "deviation_offsets")
         types = {"steps": np.float32, "shifts": np.float32}
-        for field in fields(LatentContextEntropy)[len(fields(ContextEntropy)) :]:
-            array, dtype = getattr(self, field.name), types.get(field.name, np.int32)
-            if (
-                array.dtype != dtype
-                or array.ndim != 1 + (field.name in per_step)
-                or not np.isfinite(array).all()
-            ):
+        for name in self._own_fields():
+            array, dtype = getattr(self, name), types.get(name, np.int32)
+            if array.dtype != dtype or array.ndim != 1 + (name in per_step) or not np.isfinite(array).all():
                 raise ValueError(
-                    f"{field.name} are {array.dtype} of shape {array.shape}; expected finite {np.dtype(dtype)}"
+                    f"{name} are {array.dtype} of shape {array.shape}; expected finite {np.dtype(dtype)}"
                 )
-            if field.name in per_step and array.shape != self.steps.shape:
-                raise ValueError(f"{field.name} have shape {array.shape}, and steps {self.steps.shape}")
+            if name in per_step and array.shape != self.steps.shape:
+                raise ValueError(f"{name} have shape {array.shape}, and steps {self.steps.shape}")
         if (self.steps <= 0).any() or self.shifts.shape != self.tables.starts.shape:
             raise ValueError("a step is not above 0, or shifts are not those of the tables")
         last = self.firsts + (FRACTIONS - 1 >> np.clip(self.drops, 0, 30))
@@ -136,9 +129,11 @@ class LatentContextEntropy(ContextEntropy):
             raise ValueError("firsts and drops are not one for each deviation")
         if last.max() >= len(self.tables):
             raise ValueError(f"{len(self.tables)} tables came, and deviations number them up to {last.max()}")
-        for network, (phase, first, count) in zip(self.networks, self._passes, strict=True):
+        if len(self.networks) != len(self.groups):
+            raise ValueError(f"{len(self.networks)} networks came for {len(self.groups)} passes")
+        for network, (phase, first, count) in zip(self.networks, self.groups):
             wanted = num_inputs(phase, self.num_channels, first) if phase else 0
-            if (network.inputs, network.outputs) != (wanted, 2 * count):
+            if (network.inputs, network.outputs, len(network.layers)) != (wanted, 2 * count, 3):
                 raise ValueError(f"a network has {network.inputs} inputs; its place in the grid has {wanted}")
 
     @property
@@ -150,47 +145,18 @@ class LatentContextEntropy(ContextEntropy):
         """Step sizes to choose from."""
         return len(self.steps)
 
-    @property
-    def _passes(self) -> list[tuple[int, int, int]]:
+    @cached_property
+    def groups(self) -> list[tuple[int, int, int]]:
         """Phase, first channel and number of channels of each network."""
         channels = self.num_channels
         if len(self.networks) < 2 or not 0 < self.networks[1].outputs // 2 <= channels:
             raise ValueError(f"{len(self.networks)} networks are not enough for {channels} channels")
-        group = self.networks[1].outputs // 2
-        firsts = range(0, channels, group)
-        later = [
-            (phase, first, min(group, channels - first)) for phase in range(1, NUM_PHASES) for first in firsts
-        ]
-        return [(0, 0, channels), *later]
+        return channel_groups(channels, self.networks[1].outputs // 2)
 
-    def passes(self, shapes: Sequence[Shape]) -> list[Pass]:
+    def predictor(self, shapes: Sequence[Shape], steps_index: int) -> "LatentPredictor":
         if len(shapes) != 1 or shapes[0][0] != self.num_channels:
             raise ValueError(f"this entropy model is not for values of shapes {list(shapes)}")
-        _, height, width = shapes[0]
-        found = []
-        for phase, first, count in self._passes:
-            positions = grid_places(height, width, phase)[0].numpy()
-            channels = np.arange(first, first + count)[:, None] * (height * width)
-            found.append(Pass(0, (channels + positions).reshape(-1), LAYER_OF_PHASE[phase]))
-        return found
-
-    def predict(
-        self, passes: Sequence[Pass], number: int, values: Sequence[np.ndarray], steps_index: int
-    ) -> Prediction:
-        phase, first, count = self._passes[number]
-        multipliers = self.feature_multipliers[steps_index].astype(np.int64)[:, None, None]
-        features = _scaled(values[0], multipliers).clip(-LIMIT, LIMIT)
-        outputs = self._outputs(number, torch.from_numpy(features), values[0].shape, phase, first)
-        channels = slice(first, first + count)
-        means = _scaled(
-            outputs[:count], self.mean_multipliers[steps_index, channels].astype(np.int64)[:, None]
-        )
-        offsets = means + FRACTIONS // 2 >> 4
-        fractions = means + FRACTIONS // 2 - FRACTIONS * offsets
-        deviations = outputs[count:] + self.deviation_offsets[steps_index, channels, None] >> 1
-        deviations = deviations.clip(0, len(self.firsts) - 1)
-        numbers = self.firsts[deviations] + (fractions >> self.drops[deviations])
-        return Prediction(numbers.reshape(-1).astype(np.int64), offsets.reshape(-1))
+        return LatentPredictor(self, shapes[0], steps_index)
 
     @classmethod
     def export(cls, context: LatentContext, codec: LatentCodec, rate_weight: float) -> "LatentContextEntropy":
@@ -224,115 +190,232 @@ class LatentContextEntropy(ContextEntropy):
         )
 
 
+class LatentPredictor:
+    """Of one tile of latents."""
+
+    def __init__(self, model: LatentContextEntropy, shape: Shape, steps_index: int):
+        self._model, self._steps_index = model, steps_index
+        self._inside = with_margin(torch.full(shape[1:], ONE))
+        self._places = [grid_places(*shape[1:], phase) for phase in range(NUM_PHASES)]
+        self.passes = []
+        for phase, first, count in model.groups:
+            channels = np.arange(first, first + count)[:, None] * (shape[1] * shape[2])
+            positions = (channels + self._places[phase][0].numpy()).reshape(-1)
+            self.passes.append(Pass(0, positions, LAYER_OF_PHASE[phase]))
+
+    def predict(self, number: int, values: Sequence[np.ndarray]) -> Prediction:
+        model, steps_index = self._model, self._steps_index
+        phase, first, count = model.groups[number]
+        places = self._places[phase]
+        if phase:
+            multipliers = model.feature_multipliers[steps_index].astype(np.int64)[:, None, None]
+            features = _scaled(values[0], multipliers).clip(-LIMIT, LIMIT).astype(np.int32)
+            x = inputs_of(self._inside, with_margin(torch.from_numpy(features)), places, first)
+        else:
+            x = torch.zeros(0, len(places[0]))
+        outputs = model.networks[number](x, model.arithmetic).cpu().numpy().astype(np.int64)
+        channels = slice(first, first + count)
+        means = _scaled(
+            outputs[:count], model.mean_multipliers[steps_index, channels].astype(np.int64)[:, None]
+        )
+        offsets = means + FRACTIONS // 2 >> 4
+        fractions = means + FRACTIONS // 2 - FRACTIONS * offsets
+        deviations = outputs[count:] + model.deviation_offsets[steps_index, channels, None] >> 1
+        deviations = deviations.clip(0, len(model.firsts) - 1)
+        numbers = model.firsts[deviations] + (fractions >> model.drops[deviations])
+        return Prediction(numbers.reshape(-1).astype(np.int64), offsets.reshape(-1))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IndexContextEntropy(ContextEntropy):
-    """Of indices: one of a level's tables for each (models/context_network.py, IndexContext)."""
+    """Of indices: a tree over each level's codewords (models/context_network.py, IndexContext).
+
+    Table t is for a fork whose right side has the chance sigmoid((t - LARGEST_LOGIT) / ONE).
+    """
 
     kind = "index context"
 
+    forks: tuple[WholeNumberLayer, ...]
+    """One for each level, a row for each fork: fork f is followed by 2 f + 1 and 2 f + 2."""
     embeddings: np.ndarray
     """int8 (codewords of all levels, E): each codeword's features."""
-    num_codewords: np.ndarray
-    """int32: of each level."""
-    first_tables: np.ndarray
-    """int32: of each level; its last network's outputs are as many tables."""
+    leaves: np.ndarray
+    """int32: the codeword of each leaf, -1 where there is none; all levels' trees, one after another."""
 
     def __post_init__(self):
         if self.embeddings.dtype != np.int8 or self.embeddings.ndim != 2 or (self.embeddings < -LIMIT).any():
             raise ValueError(
                 f"embeddings are {self.embeddings.dtype} of shape {self.embeddings.shape}; expected int8 (K, E)"
             )
-        for name in ("num_codewords", "first_tables"):
-            array = getattr(self, name)
-            if (
-                array.dtype != np.int32
-                or array.ndim != 1
-                or len(array) != len(self.num_codewords)
-                or (array < 0).any()
-            ):
-                raise ValueError(
-                    f"{name} are {array.dtype} of shape {array.shape}; expected int32, one for each level"
-                )
-        if self.num_codewords.sum(dtype=np.int64) != len(self.embeddings):
+        if self.leaves.dtype != np.int32 or self.leaves.ndim != 1:
             raise ValueError(
-                f"{len(self.embeddings)} embeddings came for {self.num_codewords.tolist()} codewords"
+                f"leaves are {self.leaves.dtype} of shape {self.leaves.shape}; expected int32, flat"
             )
-        if len(self.networks) != NUM_PHASES * len(self.num_codewords):
-            raise ValueError(f"{len(self.networks)} networks came for {len(self.num_codewords)} levels")
+        if len(self.networks) != NUM_PHASES * len(self.forks) or not self.forks:
+            raise ValueError(f"{len(self.networks)} networks came for {len(self.forks)} levels")
+        if sum(forks.outputs + 1 for forks in self.forks) != len(self.leaves):
+            raise ValueError(f"{len(self.leaves)} leaves do not belong to the forks that came")
+        for tree in self.trees:
+            present = np.sort(tree[tree >= 0])
+            if len(tree) & len(tree) - 1 or not np.array_equal(present, np.arange(len(present))):
+                raise ValueError("a tree's leaves are not the codewords, each once")
+        if sum(self.codebook_sizes) != len(self.embeddings):
+            raise ValueError(f"{len(self.embeddings)} embeddings came for {self.codebook_sizes} codewords")
+        if (self.tables.sizes != 2).any() or self.tables.minimums.any() or self.tables.escapes.any():
+            raise ValueError("tables are not of two symbols")
+        if len(self.tables) % 2 == 0:
+            raise ValueError(f"{len(self.tables)} tables came; there is one in the middle")
         for number, network in enumerate(self.networks):
             level, phase = divmod(number, NUM_PHASES)
-            wanted = self._num_inputs(level, phase)
-            tables = slice(self.first_tables[level], self.first_tables[level] + network.outputs)
-            if network.inputs != wanted or tables.stop > len(self.tables):
+            size = self.embeddings.shape[1]
+            above = size * (level > 0)
+            wanted = num_inputs(phase, size + above, above) if phase or above else 0
+            if (network.inputs, network.outputs, len(network.layers)) != (
+                wanted,
+                self.forks[level].inputs,
+                2,
+            ):
                 raise ValueError(
                     f"a network has {network.inputs} inputs; its place in the grids has {wanted}"
                 )
-            sizes, minimums = self.tables.sizes[tables], self.tables.minimums[tables]
-            if (
-                (sizes != self.num_codewords[level]).any()
-                or minimums.any()
-                or self.tables.escapes[tables].any()
-            ):
-                raise ValueError(
-                    f"tables of level {level} are not over its {self.num_codewords[level]} codewords"
-                )
 
-    def _num_inputs(self, level: int, phase: int) -> int:
-        size = self.embeddings.shape[1]
-        above = size * (level > 0)
-        return num_inputs(phase, size + above, above) if phase or above else 0
+    @cached_property
+    def trees(self) -> list[np.ndarray]:
+        """Of each level: the codeword of each leaf, -1 where there is none."""
+        sizes = [forks.outputs + 1 for forks in self.forks]
+        return np.split(self.leaves, np.cumsum(sizes)[:-1])
 
-    def passes(self, shapes: Sequence[Shape]) -> list[Pass]:
-        if len(shapes) > len(self.num_codewords) or any(shape[0] != 1 for shape in shapes):
+    @cached_property
+    def codebook_sizes(self) -> list[int]:
+        return [int((tree >= 0).sum()) for tree in self.trees]
+
+    @cached_property
+    def _leaf_of_codeword(self) -> list[np.ndarray]:
+        found = []
+        for tree, size in zip(self.trees, self.codebook_sizes):
+            codes = np.empty(size, np.int64)
+            codes[tree[tree >= 0]] = np.flatnonzero(tree >= 0)
+            found.append(codes)
+        return found
+
+    @cached_property
+    def leaf_features(self) -> list[Tensor]:
+        """int32 (2^depth, E) of each level: the features of each leaf's codeword, 0 where there is none."""
+        found, first = [], 0
+        for tree, size in zip(self.trees, self.codebook_sizes):
+            rows = np.where(tree[:, None] >= 0, self.embeddings[first + np.maximum(tree, 0)], 0)
+            found.append(torch.from_numpy(rows.astype(np.int32)))
+            first += size
+        return found
+
+    def codes(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        for level, (indices, size) in enumerate(zip(values, self.codebook_sizes)):
+            if indices.size and not 0 <= indices.min() <= indices.max() < size:
+                raise ValueError(f"an index of level {level} is not of its {size} codewords")
+        return [codes[indices] for codes, indices in zip(self._leaf_of_codeword, values)]
+
+    def values(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        found = [tree[leaves].astype(np.int64) for tree, leaves in zip(self.trees, codes)]
+        if any((indices < 0).any() for indices in found):
+            raise CorruptError("an index is of no codeword")
+        return found
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = super().arrays()
+        for level, forks in enumerate(self.forks):
+            arrays |= forks.arrays(f"forks.{level}")
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], **names: str) -> "IndexContextEntropy":
+        forks = []
+        while f"forks.{len(forks)}.weights" in arrays:
+            forks.append(WholeNumberLayer.from_arrays(arrays, f"forks.{len(forks)}"))
+        return cls(forks=tuple(forks), **cls._taken(arrays), **names)
+
+    def predictor(self, shapes: Sequence[Shape], steps_index: int) -> "IndexPredictor":
+        if len(shapes) > len(self.forks) or any(shape[0] != 1 for shape in shapes):
             raise ValueError(f"this entropy model is not for values of shapes {list(shapes)}")
-        layers = LAYER_OF_PHASE if len(shapes) == 1 and len(self.num_codewords) == 1 else None
-        return [
-            Pass(level, grid_places(*shape[1:], phase)[0].numpy(), layers[phase] if layers else level)
-            for level, shape in enumerate(shapes)
-            for phase in range(NUM_PHASES)
-        ]
-
-    def predict(
-        self, passes: Sequence[Pass], number: int, values: Sequence[np.ndarray], steps_index: int
-    ) -> Prediction:
-        level, phase = divmod(number, NUM_PHASES)
-        shape = values[level].shape
-        features = self._features(level, values[level][0])
-        above = 0
-        if level:
-            scale = shape[1] // values[level - 1].shape[1]
-            upper = self._features(level - 1, values[level - 1][0])
-            upper = upper.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-            features, above = torch.cat([upper, features]), len(upper)
-        outputs = self._outputs(number, features, shape, phase, above)
-        numbers = self.first_tables[level] + outputs.argmax(0)
-        return Prediction(numbers.astype(np.int64), np.zeros(len(numbers), np.int64))
-
-    def _features(self, level: int, indices: np.ndarray) -> Tensor:
-        """int64 (E, h, w)."""
-        first = int(self.num_codewords[:level].sum())
-        return torch.from_numpy(self.embeddings[first + indices].astype(np.int64)).movedim(-1, 0)
+        return IndexPredictor(self, shapes)
 
     @classmethod
     def export(cls, context: IndexContext, codec: LatentCodec) -> "IndexContextEntropy":
         """What a trained network says, as whole numbers."""
-        starts, firsts = [], []
+        levels = range(len(context.config.codebook_sizes))
+        chances = 1 / (1 + np.exp(-np.arange(-LARGEST_LOGIT, LARGEST_LOGIT + 1) / ONE))
         with torch.no_grad():
-            for level in range(len(context.config.codebook_sizes)):
-                firsts.append(len(starts))
-                starts += list(
-                    cumulative_tables(torch.softmax(context.table_logits(level).double(), -1).cpu().numpy())
-                )
-            embeddings = torch.cat([context.whole_embedding(level) for level in range(len(firsts))])
+            embeddings = torch.cat([context.whole_embedding(level) for level in levels])
         return cls(
-            tables=Tables.concatenate(starts, [0] * len(starts), escapes=False),
+            tables=Tables.concatenate(
+                list(cumulative_tables(np.stack([1 - chances, chances], 1))),
+                [0] * len(chances),
+                escapes=False,
+            ),
             space_fingerprint=codec.space_fingerprint,
             codec_name=codec.name,
             networks=tuple(map(WholeNumberNetwork.from_mlp, context.networks)),
+            forks=tuple(map(WholeNumberLayer.from_linear, context.forks)),
             embeddings=embeddings.cpu().numpy().astype(np.int8),
-            num_codewords=np.array(context.config.codebook_sizes, np.int32),
-            first_tables=np.array(firsts, np.int32),
+            leaves=torch.cat([context.tree(level) for level in levels]).numpy().astype(np.int32),
         )
+
+
+class IndexPredictor:
+    """Of one tile of indices, whose codes are leaves of trees."""
+
+    def __init__(self, model: IndexContextEntropy, shapes: Sequence[Shape]):
+        self._model = model
+        self._key, self._hidden = None, None
+        is_alone = len(model.forks) == 1
+        self.passes = [
+            Pass(
+                level,
+                grid_places(*shape[1:], phase)[0].numpy(),
+                LAYER_OF_PHASE[phase] if is_alone else level,
+                bit,
+            )
+            for level, shape in enumerate(shapes)
+            for phase in range(NUM_PHASES)
+            for bit in reversed(range((len(model.trees[level]) - 1).bit_length()))
+        ]
+        self._phases = [
+            phase
+            for level in range(len(shapes))
+            for phase in range(NUM_PHASES)
+            for _ in range((len(model.trees[level]) - 1).bit_length())
+        ]
+
+    def predict(self, number: int, values: Sequence[np.ndarray]) -> Prediction:
+        model, each, phase = self._model, self.passes[number], self._phases[number]
+        if self._key != (each.level, phase):
+            self._key, self._hidden = (each.level, phase), self._hidden_layer(each.level, phase, values)
+        depth = (len(model.trees[each.level]) - 1).bit_length()
+        prefixes = values[each.level].reshape(-1)[each.positions] >> each.bit + 1
+        forks = (1 << depth - 1 - each.bit) - 1 + prefixes
+        logits = model.forks[each.level].rows(forks, self._hidden, model.arithmetic)
+        largest = len(model.tables) // 2
+        numbers = logits.cpu().numpy().astype(np.int64).clip(-largest, largest) + largest
+        return Prediction(numbers, np.zeros_like(numbers))
+
+    def _hidden_layer(self, level: int, phase: int, values: Sequence[np.ndarray]) -> Tensor:
+        model, (height, width) = self._model, values[level].shape[1:]
+        places = grid_places(height, width, phase)
+        if phase == 0 and level == 0:
+            x = torch.zeros(0, len(places[0]))
+        else:
+            features, above = self._features(level, values[level][0]), 0
+            if level:
+                scale = height // values[level - 1].shape[1]
+                upper = self._features(level - 1, values[level - 1][0])
+                upper = upper.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+                features, above = torch.cat([upper, features]), len(upper)
+            inside = with_margin(torch.full((height, width), ONE))
+            x = inputs_of(inside, with_margin(features), places, above)
+        return model.networks[level * NUM_PHASES + phase](x, model.arithmetic)
+
+    def _features(self, level: int, leaves: np.ndarray) -> Tensor:
+        """int32 (E, h, w)."""
+        return self._model.leaf_features[level][torch.from_numpy(leaves)].movedim(-1, 0)
 
 
 def _scaled(values: np.ndarray, multipliers: np.ndarray) -> np.ndarray:

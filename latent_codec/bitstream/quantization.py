@@ -27,9 +27,9 @@ def quantize(
         latents.astype(np.float64) / model.steps[steps_index].astype(np.float64)[:, None, None]
     ).reshape(-1)
     levels = np.zeros(latents.shape, np.int64)
-    passes = model.passes([latents.shape])
-    for number, each in enumerate(passes):
-        prediction = model.predict(passes, number, [levels], steps_index)
+    predictor = model.predictor([latents.shape], steps_index)
+    for number, each in enumerate(predictor.passes):
+        prediction = predictor.predict(number, [levels])
         targets = scaled[each.positions] - prediction.offsets
         lower = np.floor(targets).astype(np.int64)
         candidates = np.stack([lower, lower + 1, model.tables.likeliest[prediction.numbers]])

@@ -73,21 +73,15 @@ class StaticEntropy(StoredEntropy):
         """Step sizes to choose from; 0 for indices."""
         return 0 if self.steps is None else len(self.steps)
 
-    def passes(self, shapes: Sequence[Shape]) -> list[Pass]:
+    def predictor(self, shapes: Sequence[Shape], steps_index: int) -> "StaticPredictor":
         """A pass for each level, row by row."""
         if len(shapes) > len(self.tables) or (not self.is_indices and shapes[0][0] != self.steps.shape[1]):
             raise ValueError(f"these tables are not for values of shapes {list(shapes)}")
-        return [Pass(level, np.arange(np.prod(shape)), level) for level, shape in enumerate(shapes)]
-
-    def predict(
-        self, passes: Sequence[Pass], number: int, values: Sequence[np.ndarray], steps_index: int
-    ) -> Prediction:
-        count = len(passes[number].positions)
-        offsets = np.zeros(count, np.int64)
+        passes = [Pass(level, np.arange(np.prod(shape)), level) for level, shape in enumerate(shapes)]
         if self.is_indices:
-            return Prediction(np.full(count, number), offsets)
-        channels = self.steps.shape[1]
-        return Prediction(steps_index * channels + np.arange(channels).repeat(count // channels), offsets)
+            return StaticPredictor(passes, [np.full(len(each.positions), each.level) for each in passes])
+        channels, height, width = shapes[0]
+        return StaticPredictor(passes, [steps_index * channels + np.arange(channels).repeat(height * width)])
 
     def arrays(self) -> dict[str, np.ndarray]:
         arrays = self.tables.arrays()
@@ -99,6 +93,18 @@ class StaticEntropy(StoredEntropy):
     def from_arrays(cls, arrays: dict[str, np.ndarray], **names: str) -> "StaticEntropy":
         tables = Tables.from_arrays(arrays)
         return cls(tables=tables, steps=arrays.pop("steps", None), shifts=arrays.pop("shifts", None), **names)
+
+
+@dataclass(frozen=True)
+class StaticPredictor:
+    """Tables that no value changes."""
+
+    passes: list[Pass]
+    numbers: list[np.ndarray]
+
+    def predict(self, number: int, values: Sequence[np.ndarray]) -> Prediction:
+        numbers = self.numbers[number]
+        return Prediction(numbers, np.zeros_like(numbers))
 
 
 def fit_static(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +24,14 @@ class StoredEntropy:
     """In the file's metadata."""
     space_fingerprint: str
     codec_name: str
+
+    def codes(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Values are their own codes, unless a subclass says otherwise."""
+        return list(values)
+
+    def values(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The inverse of `codes`."""
+        return list(codes)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that decoding depends on but the space fingerprint, by the names in the file."""

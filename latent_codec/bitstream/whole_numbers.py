@@ -1,131 +1,188 @@
 """The networks of entropy models in whole numbers: the same results on every machine, by every kernel.
 
-Weights and activations have 8 bits and a layer's sums stay below 2^24, which is proved when a network is made: float32 holds
+Weights and activations have 8 bits and a layer's sums stay below 2^24, which is proved when a layer is made: float32 holds
 every such number, so that no order of summation, fused or not, and no matrix kernel can change a result. There are only matrix
 products, no convolution, which a library might compute by another algorithm (Winograd, FFT) with other roundings.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latent_codec.models.context_network import LIMIT, MAX_SUM, WholeNumberMLP
+from latent_codec.models.context_network import LIMIT, MAX_SUM, WholeNumberLinear, WholeNumberMLP
 
-NUM_LAYERS = 3
 KERNELS = {"float32": torch.float32, "int32": torch.int32}
 
 
-@dataclass(frozen=True, eq=False)
-class WholeNumberNetwork:
-    """A trained WholeNumberMLP.
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where and how sums are computed; it changes no result.
 
     Raises:
-        ValueError: for layers that do not fit each other, or whose sums could reach 2^24.
+        ValueError: for another kernel.
     """
 
-    weights: tuple[np.ndarray, ...]
-    """int8 (outputs, inputs) of each layer."""
-    biases: tuple[np.ndarray, ...]
-    """int32 (outputs,)."""
-    shifts: tuple[np.ndarray, ...]
-    """int8 (outputs,): what each sum is divided by, as a power of 2, rounded down."""
     device: str = "cpu"
     kernel: str = "float32"
     """Of the sums: "float32", or "int32", which is slow."""
 
     def __post_init__(self):
-        hidden = self.weights[0].shape[0] if len(self.weights) == NUM_LAYERS else None
-        for name, dtype in (("weights", np.int8), ("biases", np.int32), ("shifts", np.int8)):
-            arrays = getattr(self, name)
-            if len(arrays) != NUM_LAYERS or any(each.dtype != dtype for each in arrays):
-                raise ValueError(f"a network needs {NUM_LAYERS} layers, and {name} of {np.dtype(dtype)}")
-        for index, (weight, bias, shift) in enumerate(zip(self.weights, self.biases, self.shifts)):
-            if weight.ndim != 2 or bias.shape != shift.shape or bias.shape != weight.shape[:1]:
-                raise ValueError(
-                    f"layer {index} has weights {weight.shape}, biases {bias.shape} and shifts {shift.shape}"
-                )
-            sums = np.abs(weight.astype(np.int64)).sum(1) * LIMIT + np.abs(bias.astype(np.int64))
-            if len(sums) and sums.max() >= MAX_SUM:
-                raise ValueError(
-                    f"sums of layer {index} could reach {sums.max()}; they have to stay below {MAX_SUM}"
-                )
-            if (shift < 0).any() or (shift > 30).any():
-                raise ValueError(
-                    f"shifts of layer {index} are {shift.min()} to {shift.max()}; allowed are 0 to 30"
-                )
-        widths = self.weights[1].shape[1], self.weights[2].shape[1]
-        if widths[0] != hidden or widths[1] not in (
-            self.weights[1].shape[0],
-            self.weights[1].shape[0] + self.inputs,
-        ):
+        if self.kernel not in KERNELS:
+            raise ValueError(f"kernel is {self.kernel}; allowed are {', '.join(KERNELS)}")
+
+    def tensor(self, array: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(array).to(self.device, KERNELS[self.kernel])
+
+
+@dataclass(frozen=True, eq=False)
+class WholeNumberLayer:
+    """A trained WholeNumberLinear.
+
+    Raises:
+        ValueError: for arrays that do not fit each other, or whose sums could reach 2^24.
+    """
+
+    weights: np.ndarray
+    """int8 (outputs, inputs)."""
+    biases: np.ndarray
+    """int32 (outputs,)."""
+    shifts: np.ndarray
+    """int8 (outputs,): what each sum is divided by, as a power of 2, rounded down."""
+
+    def __post_init__(self):
+        types = self.weights.dtype, self.biases.dtype, self.shifts.dtype
+        if types != (np.int8, np.int32, np.int8) or self.weights.ndim != 2:
+            raise ValueError(f"a layer has weights, biases and shifts of {', '.join(map(str, types))}")
+        if not self.biases.shape == self.shifts.shape == self.weights.shape[:1] or not len(self.biases):
             raise ValueError(
-                f"its layers take {self.inputs}, {widths[0]} and {widths[1]} inputs, which do not fit each other"
+                f"a layer has {len(self.biases)} biases for weights of shape {self.weights.shape}"
             )
+        sums = np.abs(self.weights.astype(np.int64)).sum(1) * LIMIT + np.abs(self.biases.astype(np.int64))
+        if sums.max() >= MAX_SUM:
+            raise ValueError(f"sums of a layer could reach {sums.max()}; they have to stay below {MAX_SUM}")
+        if (self.shifts < 0).any() or (self.shifts > 30).any():
+            raise ValueError(f"shifts are {self.shifts.min()} to {self.shifts.max()}; allowed are 0 to 30")
 
     @property
     def inputs(self) -> int:
-        return self.weights[0].shape[1]
+        return self.weights.shape[1]
 
     @property
     def outputs(self) -> int:
-        return self.weights[2].shape[0]
+        return len(self.weights)
 
     @classmethod
-    def from_mlp(cls, mlp: WholeNumberMLP) -> "WholeNumberNetwork":
-        """What a network was trained to be.
+    @torch.no_grad()
+    def from_linear(cls, linear: WholeNumberLinear) -> "WholeNumberLayer":
+        """What a layer was trained to be.
 
         Raises:
-            ValueError: if its shifts are not frozen yet, or its sums could reach 2^24.
+            ValueError: if it is not rounded yet, or its sums could reach 2^24.
         """
-        if not mlp.is_frozen:
+        if not linear.is_frozen:
             raise ValueError("the network is not rounded yet; train it on beyond the point where it is")
-        layers = []
-        with torch.no_grad():
-            for index in range(NUM_LAYERS):
-                weight, bias, shift = (each.cpu().numpy() for each in mlp.whole(index))
-                layers.append((weight.astype(np.int8), bias.astype(np.int32), shift.astype(np.int8)))
-        return cls(*zip(*layers))
+        weights, biases, shifts = (each.cpu().numpy() for each in linear.whole())
+        return cls(weights.astype(np.int8), biases.astype(np.int32), shifts.astype(np.int8))
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], name: str) -> "WholeNumberNetwork":
+    def from_arrays(cls, arrays: dict[str, np.ndarray], name: str) -> "WholeNumberLayer":
         """The inverse of `arrays`, which are taken out.
 
         Raises:
             KeyError: for a missing array.
-            ValueError: for arrays that are no network.
+            ValueError: for arrays that are no layer.
         """
-        kinds = ("weights", "biases", "shifts")
-        return cls(
-            *(tuple(arrays.pop(f"{name}.{index}.{kind}") for index in range(NUM_LAYERS)) for kind in kinds)
-        )
+        return cls(*(arrays.pop(f"{name}.{kind}") for kind in ("weights", "biases", "shifts")))
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """By the names in an entropy model's file."""
-        kinds = (("weights", self.weights), ("biases", self.biases), ("shifts", self.shifts))
-        return {f"{name}.{index}.{kind}": each for kind, layers in kinds for index, each in enumerate(layers)}
+        return {f"{name}.{kind}": getattr(self, kind) for kind in ("weights", "biases", "shifts")}
 
-    def on(self, device: str, kernel: str) -> "WholeNumberNetwork":
-        """The same network elsewhere."""
-        return replace(self, device=device, kernel=kernel)
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Whole numbers (inputs, n), -127 to 127, in any dtype -> int64 (outputs, n)."""
-        dtype = KERNELS[self.kernel]
-        x = inputs.to(self.device, dtype)
-        hidden = self._layer(0, x, dtype).clamp(0, LIMIT)
-        hidden = self._layer(1, hidden, dtype).clamp(0, LIMIT)
-        if self.weights[2].shape[1] > hidden.shape[0]:
-            hidden = torch.cat([hidden, x])
-        return self._layer(2, hidden, dtype).to(torch.int64)
-
-    def _layer(self, index: int, x: Tensor, dtype: torch.dtype) -> Tensor:
-        weight, bias, shift = (
-            torch.from_numpy(each[index]).to(self.device, dtype)
-            for each in (self.weights, self.biases, self.shifts)
+    def __call__(self, x: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """Whole numbers (inputs, n) -> (outputs, n)."""
+        weights, biases, _ = self._tensors(arithmetic)
+        sums = (
+            torch.addmm(biases[:, None], weights, x)
+            if self.inputs
+            else biases[:, None].expand(-1, x.shape[1])
         )
-        sums = torch.addmm(bias[:, None], weight, x) if len(x) else bias[:, None].expand(-1, x.shape[1])
-        if dtype == torch.int32:
-            return sums >> shift[:, None]
-        return torch.floor(sums * torch.exp2(-shift)[:, None])
+        return self._shifted(sums, slice(None), arithmetic)
+
+    def rows(self, rows: np.ndarray, x: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """One output for each column of (inputs, n): that of row `rows[i]`, int64 (n,). Gives (n,)."""
+        weights, biases, _ = self._tensors(arithmetic)
+        rows = torch.from_numpy(rows).to(x.device)
+        sums = (weights[rows] * x.T).sum(1, dtype=x.dtype) + biases[rows]
+        return self._shifted(sums[:, None], rows, arithmetic)[:, 0]
+
+    def _shifted(self, sums: Tensor, rows: slice | Tensor, arithmetic: Arithmetic) -> Tensor:
+        shifts = self._tensors(arithmetic)[2][rows, None]
+        if sums.dtype == torch.int32:
+            return sums >> shifts
+        return torch.floor(sums * torch.exp2(-shifts))
+
+    def _tensors(self, arithmetic: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
+        if arithmetic not in self._cache:
+            arrays = self.weights, self.biases, self.shifts
+            self._cache[arithmetic] = tuple(map(arithmetic.tensor, arrays))
+        return self._cache[arithmetic]
+
+    @cached_property
+    def _cache(self) -> dict[Arithmetic, tuple[Tensor, Tensor, Tensor]]:
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class WholeNumberNetwork:
+    """A trained WholeNumberMLP: two hidden layers, and where there is a third the outputs, which see the inputs, too.
+
+    Raises:
+        ValueError: for layers that do not fit each other.
+    """
+
+    layers: tuple[WholeNumberLayer, ...]
+
+    def __post_init__(self):
+        if len(self.layers) not in (2, 3) or self.layers[1].inputs != self.layers[0].outputs:
+            raise ValueError("the layers of a network do not fit each other")
+        if len(self.layers) == 3 and self.layers[2].inputs != self.layers[1].outputs + self.inputs:
+            raise ValueError("the last layer of a network does not fit those before")
+
+    @property
+    def inputs(self) -> int:
+        return self.layers[0].inputs
+
+    @property
+    def outputs(self) -> int:
+        return self.layers[-1].outputs
+
+    @classmethod
+    def from_mlp(cls, mlp: WholeNumberMLP) -> "WholeNumberNetwork":
+        """What a network was trained to be; errors are those of its layers."""
+        return cls(tuple(map(WholeNumberLayer.from_linear, mlp.layers)))
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], name: str) -> "WholeNumberNetwork":
+        """The inverse of `arrays`, which are taken out; errors are those of its layers."""
+        layers = []
+        while f"{name}.{len(layers)}.weights" in arrays:
+            layers.append(WholeNumberLayer.from_arrays(arrays, f"{name}.{len(layers)}"))
+        return cls(tuple(layers))
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """By the names in an entropy model's file."""
+        return {
+            key: array
+            for index, layer in enumerate(self.layers)
+            for key, array in layer.arrays(f"{name}.{index}").items()
+        }
+
+    def __call__(self, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
+        """Whole numbers (inputs, n), -127 to 127, in any dtype -> (outputs, n)."""
+        x = arithmetic.tensor(inputs)
+        hidden = self.layers[0](x, arithmetic).clamp(0, LIMIT)
+        hidden = self.layers[1](hidden, arithmetic).clamp(0, LIMIT)
+        return self.layers[2](torch.cat([hidden, x]), arithmetic) if len(self.layers) > 2 else hidden

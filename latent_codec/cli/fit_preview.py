@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 
 from latent_codec.cli.arguments import add_codec_arguments, add_json_argument, load_codec
+from latent_codec.cli.codec_copies import folder_for_sidecar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
     _check(args)
     codec = load_codec(args)
-    folder = _folder(args, codec)
+    folder = folder_for_sidecar(args.codec, codec, args.out)
     source = None
     if args.pictures:
         source = open_source(args.pictures if len(args.pictures) > 1 else args.pictures[0], split=args.split)
@@ -121,48 +122,6 @@ def _check(args: argparse.Namespace) -> None:
     for flag, value in (("run", args.run_folder), ("minutes", args.minutes), ("set", args.set)):
         if value and not args.tiny:
             raise ValueError(f"--{flag} is of --tiny, which is missing")
-
-
-def _folder(args: argparse.Namespace, codec) -> Path:
-    """Where the preview goes: the folder of the codec, or `--out` with a copy of it.
-
-    Raises:
-        ValueError: if the codec is nobody's folder and `--out` is missing, or `--out` holds something else.
-    """
-    import shutil
-
-    from latent_codec import LatentCodec
-    from latent_codec.codec_folders import WEIGHTS, check_folder_to_save, find_weights, is_foreign_file
-    from latent_codec.files import replacing
-    from latent_codec.previews.preview_files import NAME
-
-    weights = None if is_foreign_file(args.codec) else find_weights(args.codec, None)
-    if args.out is None:
-        named = Path(args.codec).resolve()
-        if weights is None or not named.is_dir() or not weights.resolve().is_relative_to(named):
-            raise ValueError(
-                f"{args.codec} is a shipped codec, one from the hub or a single file, and stays as it is; "
-                "give --out DIR for a copy with its preview"
-            )
-        return weights.parent
-    folder = check_folder_to_save(args.out)
-    if (folder / "config.json").is_file():
-        other = LatentCodec.from_pretrained(folder)
-        if other.fingerprint != codec.fingerprint:
-            raise ValueError(
-                f"{args.out} holds another codec ({other.fingerprint}) than {codec.name} ({codec.fingerprint}); give a "
-                "new folder"
-            )
-    elif weights is None:
-        codec.save_pretrained(folder)
-    else:
-        with replacing(folder) as new:
-            new.mkdir()
-            shutil.copyfile(weights, new / WEIGHTS)
-            for name in ("config.json", "README.md", NAME):
-                if (weights.parent / name).is_file():
-                    shutil.copyfile(weights.parent / name, new / name)
-    return folder
 
 
 def _train_tiny(args: argparse.Namespace, codec, source):

@@ -1,4 +1,4 @@
-"""Train a codec, a prior over its codes, a classifier or a preview, from a preset or a TOML file of your own.
+"""Train a codec, a prior or an entropy model over its codes, a classifier or a preview, from a preset or a TOML file of your own.
 
     latent-codec train default-f8c4 --data photos/ --out runs/mine
     latent-codec train finetune-decoder --data photos/ --codec default --out runs/sharper
@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _network_and_data(args: argparse.Namespace, config, out: Path):
     """What is trained, the pictures or their codes, and the stream if there is to be one."""
+    from latent_codec.training import entropy_task
     from latent_codec.training.build import build_autoencoder
     from latent_codec.training.classifier_task import build_classifier
     from latent_codec.training.prior_task import build_prior, load_codec
@@ -135,13 +136,17 @@ def _network_and_data(args: argparse.Namespace, config, out: Path):
     if config.kind == "preview":
         source, _ = _open(args, 0)
         return build_tiny_decoder(config, source), source, None
+    if config.kind == "entropy":
+        codec = entropy_task.load_codec(config)
+        source = _encode_once(args, config, out, codec)
+        return entropy_task.build_context(config, source, codec), source, None
     codec = load_codec(config)
     source = _encode_once(args, config, out, codec)
     return build_prior(config, source, codec), source, None
 
 
 def _encode_once(args: argparse.Namespace, config, out: Path, codec):
-    """A prior's data: codes, computed by the main process where there are none yet, or the pictures themselves."""
+    """A prior's or entropy model's data: codes, computed by the main process where there are none yet, or the pictures themselves."""
     from accelerate import PartialState
     from rich.console import Console
     from rich.progress import Progress

@@ -15,6 +15,7 @@ layer's sums stay below 2^24, and what follows a sum is a shift. So float32, int
 the same numbers.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -115,71 +116,88 @@ def num_inputs(phase: int, num_features: int, num_before: int) -> int:
     return len(neighbours) * (1 + num_features) + (1 + len(siblings)) * num_before
 
 
-class WholeNumberMLP(nn.Module):
-    """Two hidden layers of 8-bit numbers; their inputs reach the last layer directly, too.
+class WholeNumberLinear(nn.Linear):
+    """y = floor((W x + b) / 2^(s - e)), with weights of 8 bits and a shift s for each row.
 
-        h = clamp(floor((W x + b) / 2^s), 0, 127)          y = floor((V [h, x] + c) / 2^(s - e))
-
-    Each row has its own shift s. Until `freeze_shifts` is called nothing is rounded.
+    Until `freeze_shifts` is called nothing is rounded.
 
     Args:
         exponents: e of each output: how many bits finer than activations it is.
-        skip: whether the last layer sees the inputs.
     """
 
-    def __init__(self, inputs: int, hidden: int, exponents: list[int], *, skip: bool = True):
-        super().__init__()
-        self.skip = skip
-        self.layers = nn.ModuleList(
-            [
-                nn.Linear(inputs, hidden),
-                nn.Linear(hidden, hidden),
-                nn.Linear(hidden + inputs * skip, len(exponents)),
-            ]
-        )
-        for index, layer in enumerate(self.layers):
-            self.register_buffer(f"shifts_{index}", torch.full((layer.out_features,), -1, dtype=torch.int64))
+    def __init__(self, inputs: int, exponents: list[int]):
+        super().__init__(inputs, len(exponents))
+        self.register_buffer("shifts", torch.full((len(exponents),), -1, dtype=torch.int64))
         self.register_buffer("exponents", torch.tensor(exponents), persistent=False)
+
+    def reset_parameters(self) -> None:
+        if self.in_features:
+            super().reset_parameters()
+        else:
+            nn.init.zeros_(self.bias)
 
     @property
     def is_frozen(self) -> bool:
-        return bool(self.shifts_0[0] >= 0)
+        return bool(self.shifts[0] >= 0)
 
     @torch.no_grad()
     def freeze_shifts(self) -> None:
         """Choose the finest weights of 8 bits for each row, and round from now on."""
-        for index, layer in enumerate(self.layers):
-            largest = layer.weight.abs().amax(1) if layer.in_features else torch.zeros(layer.out_features)
-            shifts = torch.floor(torch.log2(LIMIT / largest.clamp_min(2.0**-6)))
-            lowest = self.exponents.clamp_min(0) if index == 2 else torch.zeros_like(shifts)
-            getattr(self, f"shifts_{index}").copy_(
-                torch.maximum(shifts.to(torch.int64), lowest.to(torch.int64))
-            )
+        largest = self.weight.abs().amax(1) if self.in_features else torch.zeros_like(self.bias)
+        shifts = torch.floor(torch.log2(LIMIT / largest.clamp_min(2.0**-6))).to(torch.int64)
+        self.shifts.copy_(torch.maximum(shifts, self.exponents.clamp_min(0)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Whole numbers (..., inputs, n) -> (..., outputs, n), whole once shifts are frozen."""
-        hidden = self._layer(0, x).clamp(0, LIMIT)
-        hidden = self._layer(1, hidden).clamp(0, LIMIT)
-        return self._layer(2, torch.cat([hidden, x], dim=-2) if self.skip else hidden)
+        weight, bias, by = self.whole()
+        return self.shifted(torch.matmul(weight, x) + bias[:, None], by[:, None])
 
-    def _layer(self, index: int, x: Tensor) -> Tensor:
-        weight, bias, shifts = self.whole(index)
-        y = torch.matmul(weight, x) + bias[:, None]
-        y = y * torch.exp2(-shifts.float())[:, None]
+    def shifted(self, sums: Tensor, by: Tensor) -> Tensor:
+        """sums / 2^by, rounded down once shifts are frozen."""
+        y = sums * torch.exp2(-by.to(sums.dtype))
         return _floor(y) if self.is_frozen else y
 
-    def whole(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A layer's weights and biases, half a unit of the result included, times 2^shift, and what its sums are shifted by."""
-        layer, shifts = self.layers[index], getattr(self, f"shifts_{index}")
-        if not self.is_frozen:
-            shifts = torch.full_like(shifts, 7)
-        by = shifts - self.exponents if index == 2 else shifts
-        scale = torch.exp2(shifts.float())
-        weight, bias = layer.weight * scale[:, None], layer.bias * scale * ONE
+    def whole(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights and biases, half a unit of the result included, times 2^shift, and what sums are shifted by."""
+        shifts = self.shifts if self.is_frozen else torch.full_like(self.shifts, 7)
+        by, scale = shifts - self.exponents, torch.exp2(shifts.float())
+        weight, bias = self.weight * scale[:, None], self.bias * scale * ONE
         if self.is_frozen:
             weight = _round(weight.clamp(-LIMIT, LIMIT))
             bias = _round(bias + torch.exp2(by.float() - 1))
         return weight, bias, by
+
+
+class WholeNumberMLP(nn.Module):
+    """Hidden layers h = clamp(W x + b, 0, 127), and where there are outputs a last layer that sees the inputs, too.
+
+    Args:
+        exponents: of the outputs; None: the last hidden layer is the result.
+    """
+
+    def __init__(self, inputs: int, hidden: int, exponents: list[int] | None = None):
+        super().__init__()
+        layers = [WholeNumberLinear(inputs, [0] * hidden), WholeNumberLinear(hidden, [0] * hidden)]
+        if exponents:
+            layers.append(WholeNumberLinear(hidden + inputs, exponents))
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whole numbers (..., inputs, n) -> (..., outputs, n), whole once shifts are frozen."""
+        hidden = self.layers[0](x).clamp(0, LIMIT)
+        hidden = self.layers[1](hidden).clamp(0, LIMIT)
+        return self.layers[2](torch.cat([hidden, x], dim=-2)) if len(self.layers) > 2 else hidden
+
+
+def freeze_shifts(context: nn.Module) -> None:
+    """Round all layers of a network from now on."""
+    for module in context.modules():
+        if isinstance(module, WholeNumberLinear):
+            module.freeze_shifts()
+
+
+def is_frozen(context: nn.Module) -> bool:
+    return all(module.is_frozen for module in context.modules() if isinstance(module, WholeNumberLinear))
 
 
 def _round(x: Tensor) -> Tensor:
@@ -188,6 +206,15 @@ def _round(x: Tensor) -> Tensor:
 
 def _floor(x: Tensor) -> Tensor:
     return x + (torch.floor(x) - x).detach()
+
+
+def channel_groups(num_channels: int, size: int) -> list[tuple[int, int, int]]:
+    """Phase, first channel and number of channels of each pass over latents; all channels together in phase 0."""
+    firsts = range(0, num_channels, size)
+    later = [
+        (phase, first, min(size, num_channels - first)) for phase in range(1, NUM_PHASES) for first in firsts
+    ]
+    return [(0, 0, num_channels), *later]
 
 
 class LatentContext(ModelMixin, ConfigMixin):
@@ -225,7 +252,7 @@ class LatentContext(ModelMixin, ConfigMixin):
                 f"{len(units)} units and {len(coarsest)} steps came; give one of each per channel."
             )
         self.networks = nn.ModuleList()
-        for phase, first, count in self.passes():
+        for phase, first, count in channel_groups(len(units), group):
             inputs = num_inputs(phase, len(units), first) if phase else 0
             exponents = [self.MEAN_EXPONENT] * count + [self.DEVIATION_EXPONENT] * count
             network = WholeNumberMLP(inputs, hidden, exponents)
@@ -238,15 +265,6 @@ class LatentContext(ModelMixin, ConfigMixin):
     @property
     def num_channels(self) -> int:
         return len(self.config.units)
-
-    def passes(self) -> list[tuple[int, int, int]]:
-        """Phase, first channel and number of channels of each; all channels together in phase 0."""
-        channels, group = self.num_channels, self.config.group
-        firsts = range(0, channels, group)
-        later = [
-            (phase, first, min(group, channels - first)) for phase in range(1, NUM_PHASES) for first in firsts
-        ]
-        return [(0, 0, channels), *later]
 
     def steps(self) -> Tensor:
         """float32 (num_steps, C)."""
@@ -264,7 +282,9 @@ class LatentContext(ModelMixin, ConfigMixin):
         inside = with_margin(torch.full((height, width), float(ONE), device=levels.device))
         flat, ratios = levels.flatten(2), ratios[..., 0]
         bits = torch.zeros_like(steps)
-        for (phase, first, count), network in zip(self.passes(), self.networks):
+        for (phase, first, count), network in zip(
+            channel_groups(self.num_channels, self.config.group), self.networks
+        ):
             places = tuple(each.to(levels.device) for each in grid_places(height, width, phase))
             if phase:
                 x = inputs_of(inside, features, places, first)
@@ -289,65 +309,75 @@ class LatentContext(ModelMixin, ConfigMixin):
 
 
 class IndexContext(ModelMixin, ConfigMixin):
-    """Which table of chances the indices of a codebook have: the networks choose, the tables learn what they are chosen for.
+    """How likely the indices of codebooks are: a binary tree over the codewords, with a chance at each fork.
 
-        indices around, upper levels' too --embedding--> 8-bit features --network of the pass--> a score for each table
+        indices around, upper levels' too --embedding--> 8-bit features --network of the pass--> hidden h
+        fork f on the way to a codeword: chance of its right side = sigmoid(w_f h + b_f)
 
-    A table is softmax(U V + b): few numbers each, so that rare codewords have chances, too. Training minimises the
-    expected length of the code if tables are drawn by softmax(scores), which is least where each choice is certain.
+    So every chance is a product of as many factors as an index has bits, each of them one of a few tables of two symbols
+    (hierarchical softmax; Morin and Bengio, 2005).
 
     Args:
         codebook_sizes: of the levels, top first.
-        num_tables: of each level.
         embedding: features of a codeword.
-        rank: numbers behind each table.
         hidden: width of the networks.
+        trees: codeword of each leaf, -1 where there is none, 2^depth for each level; None: as the codewords come.
     """
 
     @register_to_config
     def __init__(
         self,
         codebook_sizes: list[int],
-        num_tables: int = 192,
-        embedding: int = 12,
-        rank: int = 32,
+        embedding: int = 16,
         hidden: int = 96,
+        trees: list[list[int]] | None = None,
     ):
         super().__init__()
         self.embeddings = nn.ParameterList(
             nn.Parameter(torch.randn(size, embedding)) for size in codebook_sizes
         )
-        self.table_factors = nn.ParameterList(
-            nn.Parameter(torch.randn(num_tables, rank)) for _ in codebook_sizes
-        )
-        self.codeword_factors = nn.ParameterList(
-            nn.Parameter(torch.randn(rank, size) * 0.1) for size in codebook_sizes
-        )
-        self.frequencies = nn.ParameterList(nn.Parameter(torch.zeros(size)) for size in codebook_sizes)
-        self.networks = nn.ModuleList()
-        for level in range(len(codebook_sizes)):
+        self.networks, self.forks = nn.ModuleList(), nn.ModuleList()
+        for level, size in enumerate(codebook_sizes):
             above = embedding * (level > 0)
             for phase in range(NUM_PHASES):
                 inputs = num_inputs(phase, embedding + above, above) if phase or above else 0
-                self.networks.append(WholeNumberMLP(inputs, hidden, [0] * num_tables, skip=False))
+                self.networks.append(WholeNumberMLP(inputs, hidden))
+            tree = tree_of(size, trees and trees[level])
+            self.register_buffer(f"codes_{level}", _inverse(tree, size), persistent=False)
+            self.forks.append(WholeNumberLinear(hidden, [0] * (len(tree) - 1)))
 
     @torch.no_grad()
-    def start_from(self, counts: list[Tensor]) -> None:
-        """Let every table begin near how often each codeword was seen; counts (K,) for each level."""
-        for frequencies, count in zip(self.frequencies, counts):
-            frequencies.copy_(torch.log((count + 0.5) / (count + 0.5).sum()))
+    def start_from(self, level: int, codewords: Tensor, counts: Tensor) -> None:
+        """Let codewords be their own features, and forks begin with how often either side was seen.
 
-    def table_logits(self, level: int) -> Tensor:
-        """(num_tables, K)."""
-        return self.table_factors[level] @ self.codeword_factors[level] + self.frequencies[level]
+        Args:
+            codewords: (K, D), of variance 1.
+            counts: (K,).
+        """
+        embedding = self.embeddings[level]
+        width = min(embedding.shape[1], codewords.shape[1])
+        embedding[:, :width] = codewords[:, :width]
+        tree = self.tree(level)
+        seen = torch.where(tree >= 0, counts[tree] + 0.5, 0.0)
+        logits = []
+        while len(seen) > 1:
+            left, right = seen.view(-1, 2).unbind(1)
+            logits.insert(0, torch.log(right / left).clamp(-8, 8).nan_to_num())
+            seen = left + right
+        self.forks[level].bias.copy_(torch.cat(logits))
+
+    def tree(self, level: int) -> Tensor:
+        """Codeword of each leaf, int64 (2^depth,); -1 where there is none."""
+        trees = self.config.trees
+        return tree_of(self.config.codebook_sizes[level], trees and trees[level])
 
     def whole_embedding(self, level: int) -> Tensor:
-        """(K, E), -LIMIT to LIMIT; whole once the networks' shifts are frozen."""
+        """(K, E), -LIMIT to LIMIT; whole once shifts are frozen."""
         found = (self.embeddings[level] * ONE).clamp(-LIMIT, LIMIT)
-        return _round(found) if self.networks[0].is_frozen else found
+        return _round(found) if self.forks[level].is_frozen else found
 
-    def forward(self, grids: list[Tensor], *, choose: bool = False) -> Tensor:
-        """Bits of grids of indices, (B, h, w) for each level: (B, levels); of the best table's alone with `choose`."""
+    def forward(self, grids: list[Tensor]) -> Tensor:
+        """Bits of grids of indices, (B, h, w) for each level: (B, levels)."""
         bits = []
         for level, grid in enumerate(grids):
             height, width = grid.shape[-2:]
@@ -359,24 +389,74 @@ class IndexContext(ModelMixin, ConfigMixin):
                 features, above = torch.cat([upper, features], dim=1), upper.shape[1]
             features = with_margin(features)
             inside = with_margin(torch.full((height, width), float(ONE), device=grid.device))
-            costs = F.log_softmax(self.table_logits(level), -1).T / -torch.log(torch.tensor(2.0))
-            found = 0
+            hidden, coded = [], []
             for phase in range(NUM_PHASES):
                 places = tuple(each.to(grid.device) for each in grid_places(height, width, phase))
                 if phase or above:
                     x = inputs_of(inside, features, places, above)
                 else:
                     x = features.new_zeros(len(grid), 0, len(places[0]))
-                scores = self.networks[level * NUM_PHASES + phase](x)
-                its_costs = costs[grid.flatten(1)[:, places[0]]]  # (B, n, tables)
-                if choose:
-                    chosen = scores.argmax(1)[..., None]
-                    found = found + its_costs.gather(-1, chosen).sum((1, 2))
-                else:
-                    found = found + (torch.softmax(scores / ONE, 1).movedim(1, 2) * its_costs).sum((1, 2))
-            bits.append(found)
+                hidden.append(self.networks[level * NUM_PHASES + phase](x))
+                coded.append(grid.flatten(1)[:, places[0]])
+            bits.append(self._bits(level, torch.cat(hidden, -1).movedim(1, 2), torch.cat(coded, -1)))
         return torch.stack(bits, 1)
+
+    def _bits(self, level: int, hidden: Tensor, indices: Tensor) -> Tensor:
+        """Of indices (B, n) under hidden (B, n, H), (B,): at each of the forks on the way."""
+        forks, codes = self.forks[level], getattr(self, f"codes_{level}")[indices]
+        weight, bias, by = forks.whole()
+        depth = (forks.out_features + 1).bit_length() - 1
+        total = 0
+        for bit in reversed(range(depth)):
+            fork = (1 << depth - 1 - bit) - 1 + (codes >> bit + 1)
+            sums = (weight[fork] * hidden).sum(-1) + bias[fork]
+            logits = forks.shifted(sums, by[fork]) / ONE
+            right = (codes >> bit & 1).to(logits.dtype)
+            total = total + F.binary_cross_entropy_with_logits(logits, right, reduction="none").sum(1)
+        return total / math.log(2)
 
     def _features(self, level: int, grid: Tensor) -> Tensor:
         """(B, E, h, w)."""
         return self.whole_embedding(level)[grid].movedim(-1, 1)
+
+
+def tree_of(size: int, tree: list[int] | None) -> Tensor:
+    """The leaves of a tree over `size` codewords, int64 (2^depth,); None: in their order.
+
+    Raises:
+        ValueError: if not every codeword has a leaf.
+    """
+    depth = (size - 1).bit_length()
+    if size < 2:
+        raise ValueError("a codebook of one codeword needs no entropy model: it says nothing.")
+    if tree is None:
+        tree = [*range(size), *[-1] * (2**depth - size)]
+    if len(tree) != 2**depth or sorted(tree)[-size:] != list(range(size)):
+        raise ValueError(
+            f"a tree of {len(tree)} leaves came; {size} codewords need {2**depth}, one for each of them."
+        )
+    return torch.tensor(tree)
+
+
+def _inverse(tree: Tensor, size: int) -> Tensor:
+    """The leaf of each codeword."""
+    codes = torch.empty(size, dtype=torch.int64)
+    leaves = (tree >= 0).nonzero()[:, 0]
+    codes[tree[leaves]] = leaves
+    return codes
+
+
+def codeword_tree(codewords: Tensor) -> list[int]:
+    """A tree whose forks halve the codewords (K, D) along their principal axis: alike codewords lie in one branch."""
+    depth = (len(codewords) - 1).bit_length()
+    groups = [torch.arange(len(codewords))]
+    for _ in range(depth):
+        halves = []
+        for group in groups:
+            vectors = codewords[group].double() - codewords[group].double().mean(0)
+            axis = torch.linalg.svd(vectors, full_matrices=False).Vh[0] if len(group) > 2 else vectors.sum(0)
+            order = group[torch.argsort(vectors @ axis, stable=True)]
+            middle = (len(order) + 1) // 2
+            halves += [order[:middle], order[middle:]]
+        groups = halves
+    return [int(group[0]) if len(group) else -1 for group in groups]

@@ -33,9 +33,11 @@ class ModelConfig:
         "PixelSNAIL",
         "PictureClassifier",
         "TinyDecoder",
+        "LatentContext",
+        "IndexContext",
     ] = "AutoencoderKL"
-    """What a new one is: an autoencoder, diffusers' or one with a codebook; a prior; a classifier; or a decoder for
-    previews (models/)."""
+    """What a new one is: an autoencoder, diffusers' or one with a codebook; a prior; a classifier; a decoder for
+    previews; or an entropy model of latents or of indices (models/)."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Its constructor's arguments. What codec and data decide may be left out: a prior's codebook size, say."""
     pretrained: str | None = None
@@ -49,7 +51,7 @@ class ModelConfig:
     train: Literal["all", "decoder"] = "all"
     """`decoder` leaves encoder, quant_conv and codebook alone to the bit, so that existing latents stay valid."""
     teacher: str | None = None
-    """Name or folder of the codec whose decoder a TinyDecoder learns to imitate."""
+    """Name or folder of the codec whose decoder a TinyDecoder learns to imitate, or whose values an entropy model learns."""
 
     def __post_init__(self):
         _require(
@@ -344,7 +346,9 @@ class TrainingConfig:
             )
         for name in ("label", "held_out"):
             _require(
-                kind in ("prior", "classifier") or not getattr(self.data, name),
+                kind in ("prior", "classifier")
+                or (kind, name) == ("entropy", "held_out")
+                or not getattr(self.data, name),
                 f"data.{name} is for priors and classifiers; model.class_name is {self.model.class_name}, a {kind}.",
             )
         for name in ("initialization", "train"):
@@ -353,12 +357,12 @@ class TrainingConfig:
                 f"model.{name} is for codecs; model.class_name is {self.model.class_name}, a {kind}.",
             )
         _require(
-            kind == "preview" or not self.model.teacher,
-            f"model.teacher is for previews; model.class_name is {self.model.class_name}, a {kind}.",
+            kind in ("preview", "entropy") or not self.model.teacher,
+            f"model.teacher is for previews and entropy models; model.class_name is {self.model.class_name}, a {kind}.",
         )
 
     @property
-    def kind(self) -> Literal["codec", "prior", "classifier", "preview"]:
+    def kind(self) -> Literal["codec", "prior", "classifier", "preview", "entropy"]:
         """What is trained, and what its folder in the run folder is called."""
         return _KINDS.get(self.model.class_name, "codec")
 
@@ -382,6 +386,8 @@ _KINDS = {
     "PixelSNAIL": "prior",
     "PictureClassifier": "classifier",
     "TinyDecoder": "preview",
+    "LatentContext": "entropy",
+    "IndexContext": "entropy",
 }
 _KINDS_OF_SECTION = {"objective": ("codec",), "codebook": ("codec",), "prior": ("prior",)}
 
@@ -408,7 +414,7 @@ def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = 
         preset: a shipped preset's name, or the path of a .toml file.
         overrides: each `section.key=value`, the value in TOML; a bare word counts as a string.
         codec: what a codec starts from (model.pretrained), whose codes a prior learns (prior.codec), or whose
-            decoder a preview imitates (model.teacher).
+            decoder a preview imitates, or whose values an entropy model learns (model.teacher).
 
     Raises:
         ValueError: for an unknown preset, section, key or value, naming what is allowed.
@@ -442,7 +448,8 @@ def _codec_setting(table: dict[str, Any]) -> list[str]:
     model = table.get("model", {})
     kind = _KINDS.get(model.get("class_name") if isinstance(model, dict) else None, "codec")
     _require(kind != "classifier", "a classifier is trained on pictures, without a codec: leave --codec out.")
-    return {"prior": ["prior", "codec"], "preview": ["model", "teacher"]}.get(kind, ["model", "pretrained"])
+    settings = {"prior": ["prior", "codec"], "preview": ["model", "teacher"], "entropy": ["model", "teacher"]}
+    return settings.get(kind, ["model", "pretrained"])
 
 
 def dump_toml(table: dict[str, Any]) -> str:

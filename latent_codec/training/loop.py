@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.models.classifier import PictureClassifier
+from latent_codec.models.context_network import IndexContext, LatentContext
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.training import checkpoints, report
 from latent_codec.training.autoencoder_task import AutoencoderTask, check_autoencoder
 from latent_codec.training.classifier_task import ClassifierTask, check_classifier
 from latent_codec.training.config import TrainingConfig
+from latent_codec.training.entropy_task import EntropyTask, check_entropy_network
 from latent_codec.training.optimization import learning_rate, set_learning_rate
 from latent_codec.training.prior_task import PriorTask, check_prior
 from latent_codec.training.processes import emulates_bfloat16, on_cpu
@@ -182,6 +184,8 @@ def _task_of(network: nn.Module):
         return ClassifierTask, check_classifier
     if isinstance(network, TinyDecoder):
         return TinyDecoderTask, check_tiny_decoder
+    if isinstance(network, (LatentContext, IndexContext)):
+        return EntropyTask, check_entropy_network
     return AutoencoderTask, check_autoencoder
 
 

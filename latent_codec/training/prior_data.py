@@ -56,7 +56,7 @@ class GridWindows(Dataset):
 
     def __getitem__(self, position: int) -> Item:
         index = self._order[position]
-        grids = _grids(self.encoded, self.numbers[index], len(self.shapes))
+        grids = grids_of(self.encoded, self.numbers[index], len(self.shapes))
         rng = np.random.default_rng((self.seed, _WINDOW, position))
         top_height, top_width = self.shapes[0]
         row = int(rng.integers(grids[0].shape[-2] - top_height + 1))
@@ -96,7 +96,9 @@ class PriorData:
 
     def __init__(self, config: TrainingConfig, source: Pictures, codec: LatentCodec | None):
         self.labels = Labels(source, config.data.label) if config.data.label else None
-        self.shapes = [config.data.size] if codec is None else _window_shapes(config, codec)
+        self.shapes = (
+            [config.data.size] if codec is None else window_shapes(config, codec, config.prior.level + 1)
+        )
         train, held_out = hold_out(source, config.data.held_out, config.run.seed)
         if codec is None:
             self.train, self.held_out = (
@@ -132,10 +134,10 @@ class PriorData:
         large = [
             number
             for number in numbers
-            if (shape := _grids(source, number, 1)[0].shape[-2:])[0] >= height and shape[1] >= width
+            if (shape := grids_of(source, number, 1)[0].shape[-2:])[0] >= height and shape[1] >= width
         ]
         if numbers and not large:
-            first = "x".join(map(str, _grids(source, numbers[0], 1)[0].shape[-2:]))
+            first = "x".join(map(str, grids_of(source, numbers[0], 1)[0].shape[-2:]))
             raise ValueError(
                 f"none of the {len(numbers)} pictures is as large as the window of {config.data.size[0]}x"
                 f"{config.data.size[1]} pixels, {height}x{width} positions of the top grid; {source.name(numbers[0])} has "
@@ -167,23 +169,26 @@ def open_prior_source(
     return open_encoded(files, codec=codec)
 
 
-def _grids(encoded: EncodedPictures, number: int, num_levels: int) -> list[Tensor]:
+def grids_of(encoded: EncodedPictures, number: int, num_levels: int) -> list[Tensor]:
     """The upper grids of indices, or the latents in a list."""
     return encoded.indices(number)[:num_levels] if encoded.is_discrete else [encoded.latents(number)]
 
 
-def _window_shapes(config: TrainingConfig, codec: LatentCodec) -> list[tuple[int, int]]:
-    """The window's height and width on each level from the top to the prior's."""
+def window_shapes(config: TrainingConfig, codec: LatentCodec, num_levels: int) -> list[tuple[int, int]]:
+    """The window's height and width on so many levels from the top.
+
+    Raises:
+        ValueError: if the codec has fewer levels, or the window is no multiple of a position's side.
+    """
     sides = position_sides(codec) or [codec.space.downsampling_factor]
-    level = config.prior.level
-    if level >= len(sides):
-        raise ValueError(f"prior.level is {level}; {codec.name} has levels 0 to {len(sides) - 1}.")
+    if num_levels > len(sides):
+        raise ValueError(f"prior.level is {num_levels - 1}; {codec.name} has levels 0 to {len(sides) - 1}.")
     for name, side in zip(("height", "width"), config.data.size):
         if side % sides[0]:
             raise ValueError(
                 f"data.{name} is {side}; {codec.name} needs a multiple of {sides[0]}, a position's side of its top grid."
             )
-    return [(config.data.size[0] // side, config.data.size[1] // side) for side in sides[: level + 1]]
+    return [(config.data.size[0] // side, config.data.size[1] // side) for side in sides[:num_levels]]
 
 
 def _check_codes(config: TrainingConfig, source: Pictures, codec: LatentCodec) -> None:

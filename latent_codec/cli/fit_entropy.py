@@ -1,0 +1,182 @@
+"""Fit an entropy model to a codec: how likely its values are, which decides how small its compressed files get.
+
+  latent-codec fit-entropy photos/ --codec runs/mine                 trains a context model, in a quarter of an hour
+  latent-codec fit-entropy photos/ --codec default --out mine        the shipped codec, copied to mine/
+  latent-codec fit-entropy photos/ --codec runs/mine --static        counts alone, in a minute: larger files
+
+Everything goes into entropy.safetensors in the codec's folder, where compress, decompress and rd find it. One model serves
+all rates of a codec. Files are bound to it: another model, even of the same codec, does not open them.
+
+The context model is `latent-codec train latent-context` (or index-context, of a codec with a codebook), with its run folder in
+--run; the same command goes on with a run that was stopped. A shipped codec, one from the hub and a single file stay as they
+are: --out names a folder for a copy.
+"""
+
+import argparse
+from pathlib import Path
+
+from latent_codec.cli.arguments import add_codec_arguments, add_data_argument, add_json_argument, load_codec
+from latent_codec.cli.codec_copies import folder_for_sidecar
+
+PRESETS = {"LatentContext": "latent-context", "IndexContext": "index-context"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_argument(parser)
+    add_codec_arguments(parser)
+    parser.add_argument("--split", default="train", help="of data that has splits (default: train)")
+    parser.add_argument(
+        "--limit", type=int, default=400, metavar="N", help="fit to at most N pictures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="copy the codec here, with its entropy model, and leave --codec alone",
+    )
+    parser.add_argument("--static", action="store_true", help="count values alone, and train nothing")
+    parser.add_argument(
+        "--run", dest="run_folder", type=Path, metavar="RUN", help="run folder (default: runs/CODEC-entropy)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="checkpoint and stop after this long; the same command goes on"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.key=value",
+        help="override a setting of the training",
+    )
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    import json
+
+    import numpy as np
+
+    from latent_codec.picture_sources import open_source
+    from latent_codec.training.labelled_data import SomePictures
+
+    _check(args)
+    codec = load_codec(args)
+    folder = folder_for_sidecar(args.codec, codec, args.out)
+    source = open_source(args.data if len(args.data) > 1 else args.data[0], split=args.split)
+    if len(source) > args.limit:
+        chosen = np.random.default_rng(0).permutation(len(source))[: args.limit]
+        source = SomePictures(source, sorted(chosen.tolist()))
+    found = {"codec": codec.name, "space_fingerprint": codec.space_fingerprint, "pictures": len(source)}
+    if args.static:
+        model, trained = _count(codec, source), {}
+    else:
+        model, trained = _train(args, codec, source)
+    found |= trained
+    if model is not None:
+        model.save(folder)
+        path = folder / "entropy.safetensors"
+        found |= {"path": str(path), "bytes": path.stat().st_size, "fingerprint": model.fingerprint}
+    if model is not None or trained.get("is_main_process", True):
+        found.pop("is_main_process", None)
+        print(json.dumps(found, indent=1, allow_nan=False) if args.json else _report(found))
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse flags that do not go together, before the codec is loaded."""
+    if args.limit < 1:
+        raise ValueError(f"--limit is {args.limit}; at least 1")
+    if args.minutes is not None and args.minutes <= 0:
+        raise ValueError(f"--minutes is {args.minutes}; above 0")
+    for flag, value in (("run", args.run_folder), ("minutes", args.minutes), ("set", args.set)):
+        if value and args.static:
+            raise ValueError(f"--{flag} is of a training, and --static trains nothing: leave one of them out")
+
+
+def _count(codec, source):
+    """The tables of order 0."""
+    import sys
+
+    from latent_codec.bitstream import fit_static
+    from latent_codec.cli.arguments import with_progress
+    from latent_codec.pictures import PictureError
+
+    def pictures():
+        for number in with_progress(range(len(source)), "encoding"):
+            try:
+                pixels = source.read(number)
+            except PictureError as error:
+                print(f"skipped {error}", file=sys.stderr)
+                continue
+            yield pixels.float() / 127.5 - 1
+
+    return fit_static(codec, pictures())
+
+
+def _train(args: argparse.Namespace, codec, source):
+    """Train the preset; the model, None if the training is not at its end, and what to report."""
+    from accelerate import PartialState
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from latent_codec.bitstream import IndexContextEntropy, LatentContextEntropy
+    from latent_codec.bitstream.targets import RATE_WEIGHT
+    from latent_codec.encoded_pictures import encode_source, open_encoded
+    from latent_codec.training import loop
+    from latent_codec.training.config import load_config
+    from latent_codec.training.entropy_task import build_context, context_class
+    from latent_codec.training.processes import on_cpu
+    from latent_codec.training.report import read_metrics
+
+    class_name = context_class(codec).__name__
+    config = load_config(PRESETS[class_name], args.set, args.codec)
+    out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-entropy")
+    console = Console(stderr=True)
+    with (
+        PartialState(cpu=on_cpu()).main_process_first(),
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("encoding", total=None)
+        files = encode_source(
+            codec,
+            source,
+            out / "codes",
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    encoded = open_encoded(files, codec=codec)
+    try:
+        result = loop.train(
+            config, build_context(config, encoded, codec), encoded, out, max_minutes=args.minutes
+        )
+    except loop.NonFiniteLossError as error:
+        raise ValueError(str(error)) from error
+    last = (read_metrics(out) or [{}])[-1]
+    found = {
+        "run": str(out),
+        "step": result.step,
+        "finished": result.finished,
+        "bits_per_position": last.get("bits_per_position"),
+        "held_out_bits_per_position": last.get("held_out_bits_per_position"),
+        "is_main_process": result.is_main_process,
+    }
+    if not (result.finished and result.is_main_process):
+        return None, found
+    context = result.network.cpu()
+    if class_name == "IndexContext":
+        return IndexContextEntropy.export(context, codec), found
+    return LatentContextEntropy.export(context, codec, RATE_WEIGHT), found
+
+
+def _report(found: dict) -> str:
+    lines = [f"{found['codec']}: fitted to {found['pictures']} pictures"]
+    if found.get("bits_per_position") is not None:
+        held_out = found["held_out_bits_per_position"]
+        beside = "" if held_out is None else f", {held_out:.3f} of pictures held out"
+        lines.append(f"{found['bits_per_position']:.3f} bits per position of training windows{beside}")
+    if "path" not in found:
+        return "\n".join([*lines, f"stopped at step {found['step']}; the same command goes on from there"])
+    return "\n".join(
+        [
+            *lines,
+            f"Entropy model: {found['path']}, {found['bytes']} bytes, fingerprint {found['fingerprint']}",
+        ]
+    )

@@ -1,0 +1,235 @@
+"""Training the networks of an entropy model: the fewest bits for a codec's values, as they will be coded."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
+from latent_codec.codec import LatentCodec, decodes_codewords
+from latent_codec.encoded_pictures import EncodedPictures
+from latent_codec.models.context_network import (
+    IndexContext,
+    LatentContext,
+    codeword_tree,
+    freeze_shifts,
+    is_frozen,
+)
+from latent_codec.training.build import construct
+from latent_codec.training.config import TrainingConfig
+from latent_codec.training.labelled_data import hold_out
+from latent_codec.training.prior_data import GridWindows, grids_of, window_shapes
+from latent_codec.training.task import Task
+
+ROUNDED_FROM = 0.6
+"""The part of a training after which numbers are rounded as they will be."""
+COARSEST_PSNR = 20.0
+"""dB that the coarsest steps alone would leave of a picture."""
+_SURVEYED = 64  # windows that latents' spread, and indices' frequencies, are found from
+_DECODED = 4  # windows that the decoder's sensitivity is found from
+_MEASURED = 64  # held-out windows, at most
+
+Context = LatentContext | IndexContext
+
+
+def load_codec(config: TrainingConfig) -> LatentCodec:
+    """The codec whose values are learnt.
+
+    Raises:
+        ValueError: if none is named, or it is of the other kind than the network.
+    """
+    if not config.model.teacher:
+        raise ValueError(
+            "an entropy model learns a codec's values: name the codec by --codec, or model.teacher."
+        )
+    codec = LatentCodec.from_pretrained(config.model.teacher)
+    wanted = context_class(codec).__name__
+    if config.model.class_name != wanted:
+        raise ValueError(
+            f'{codec.name} needs model.class_name = "{wanted}"; "{config.model.class_name}" came.'
+        )
+    return codec
+
+
+def context_class(codec: LatentCodec) -> type[Context]:
+    """What learns the values that a codec's files hold."""
+    return IndexContext if decodes_codewords(codec) else LatentContext
+
+
+def build_context(config: TrainingConfig, source: EncodedPictures, codec: LatentCodec) -> Context:
+    """A new network from `model.arguments`, or `model.pretrained`, in float32.
+
+    Latents: units and coarsest steps follow from the data and the codec's decoder. Indices: codewords' features start as
+    the codewords, whose tree follows from them, too.
+
+    Raises:
+        ValueError: for an argument that it does not have or cannot use, or a network for another codec.
+    """
+    windows = _windows(config, source, codec)[0]
+    if config.model.pretrained:
+        context = context_class(codec).from_pretrained(config.model.pretrained).float().train()
+        if source.is_discrete:
+            fits = list(context.config.codebook_sizes) == list(codec.codebook_sizes)
+        else:
+            fits = context.num_channels == codec.space.channels
+        if not fits:
+            raise ValueError(
+                f"{config.model.pretrained} was made for a codec of other values than {codec.name}'s."
+            )
+        return context
+    arguments = dict(config.model.arguments)
+    items = [windows[position][0] for position in range(min(len(windows), _SURVEYED))]
+    if not source.is_discrete:
+        latents = torch.stack([grids[-1] for grids in items])
+        arguments.setdefault("units", latents.movedim(1, 0).flatten(1).std(1).tolist())
+        if "coarsest" not in arguments:
+            sensitivity = decoder_sensitivity(codec, latents[:_DECODED], config.run.seed)
+            arguments["coarsest"] = coarsest_steps(sensitivity, COARSEST_PSNR).tolist()
+        return construct(LatentContext, arguments, config.run.seed)
+    arguments["codebook_sizes"] = list(codec.codebook_sizes)
+    codewords = [_codewords(codec, level) for level in range(len(codec.codebook_sizes))]
+    arguments.setdefault("embedding", min(16, max(each.shape[1] for each in codewords)))
+    arguments.setdefault("trees", [codeword_tree(vectors) for vectors in codewords])
+    context = construct(IndexContext, arguments, config.run.seed)
+    for level, vectors in enumerate(codewords):
+        counts = sum(torch.bincount(grids[level].flatten(), minlength=len(vectors)) for grids in items)
+        context.start_from(level, vectors, counts)
+    return context
+
+
+def check_entropy_network(config: TrainingConfig, context: Context, source, stream) -> None:
+    """Refuse what an entropy model cannot be trained by, before anything is written."""
+    if stream is not None:
+        raise ValueError("an entropy model trains on codes on disk: leave --stream out.")
+    if (
+        config.data.scale != (1.0, 1.0)
+        or config.data.by_area
+        or config.data.pad_small
+        or config.data.binarize
+    ):
+        raise ValueError("data.scale, by_area, pad_small and binarize are for pictures: leave them out.")
+
+
+class EntropyTask(Task):
+    """Bits per position of windows of latents at random step sizes, or of indices.
+
+    Args:
+        config: of the run.
+        context: what `build_context` gave.
+        source: the codec's latents or indices.
+        accelerator: device, precision and processes.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        context: Context,
+        source: EncodedPictures,
+        accelerator: Accelerator,
+        *,
+        stream=None,
+        resumes: bool = False,
+    ):
+        super().__init__(config, context, accelerator)
+        self.codec = load_codec(config)
+        self.windows, self.held_out = _windows(config, source, self.codec)
+        self.num_pictures = len(self.windows)
+        self.train_directly(context)
+
+    @staticmethod
+    def headline(terms: dict[str, float]) -> str:
+        held_out = terms.get("held_out_bits_per_position")
+        beside = "" if held_out is None else f", {held_out:.3f} held out"
+        return f"{terms['bits_per_position']:.3f} bits per position{beside}"
+
+    def resume(self, state: dict[str, Any], out: Path) -> None:
+        found = self.codec.space_fingerprint
+        if state.get("space_fingerprint", found) != found:
+            raise ValueError(
+                f"{out} learnt the values of a codec with the space fingerprint {state['space_fingerprint']}, and "
+                f"{self.codec.name} has {found}: give the one it was started with, or another run folder."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"space_fingerprint": self.codec.space_fingerprint}
+
+    def batches(self, start: int) -> Iterator[tuple[list[int], list]]:
+        return self.positions(start, self.windows)
+
+    def begin_step(self, step: int) -> None:
+        self.seed_dropout(step)  # the draw of step sizes, too
+        if step >= ROUNDED_FROM * self.config.run.steps and not is_frozen(self.network):
+            freeze_shifts(self.network)
+
+    def terms(self, batch: tuple[list[int], list], step: int) -> dict[str, Tensor]:
+        _, (grids, _) = batch
+        bits = self._bits(self.model, grids)
+        return {"loss": bits, "bits_per_position": bits.detach()}
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """`held_out_bits_per_position`, of latents at the same step sizes each time."""
+        if not len(self.held_out):
+            return {}
+        context, total = self.ema.module.eval(), 0.0
+        count = min(len(self.held_out), _MEASURED)
+        torch.manual_seed(self.config.run.seed)
+        for positions in torch.arange(count).split(self.config.optimizer.batch_size):
+            items = torch.utils.data.default_collate([self.held_out[int(each)] for each in positions])
+            total += float(self._bits(context, items[0])) * len(positions)
+        return {"held_out_bits_per_position": total / count}
+
+    def check_end(self) -> None:
+        if not is_frozen(self.ema.module):
+            raise ValueError(
+                "the training ended before its numbers were rounded: set run.steps to at least 2."
+            )
+
+    def _bits(self, context, grids: Sequence[Tensor]) -> Tensor:
+        """Of all levels or channels together, per position of the last level; a scalar."""
+        device = self.accelerator.device
+        *_, last = grids = [grid.to(device, non_blocking=True) for grid in grids]
+        num_positions = len(last) * math.prod(last.shape[-2:])
+        if isinstance(self.network, IndexContext):
+            return context(grids).sum() / num_positions
+        steps = self.network.steps().to(device)
+        steps = steps[torch.randint(len(steps), (len(last),)).to(device)]
+        return context(torch.round(last / steps[..., None, None]), steps).sum() / num_positions
+
+
+def _windows(
+    config: TrainingConfig, source: EncodedPictures, codec: LatentCodec
+) -> tuple[GridWindows, GridWindows]:
+    """Those to train on, and those held out.
+
+    Raises:
+        ValueError: if the files are of another kind, or no picture is large enough.
+    """
+    if source.is_discrete != decodes_codewords(codec):
+        raise ValueError(
+            f"the files hold {'indices' if source.is_discrete else 'latents'}, which {codec.name} does not code."
+        )
+    shapes = window_shapes(config, codec, len(codec.codebook_sizes) if source.is_discrete else 1)
+    height, width = shapes[0]
+
+    def large(numbers: list[int]) -> list[int]:
+        found = ((number, grids_of(source, number, 1)[0].shape[-2:]) for number in numbers)
+        return [number for number, shape in found if shape[0] >= height and shape[1] >= width]
+
+    train, held_out = map(large, hold_out(source, config.data.held_out, config.run.seed))
+    if not train:
+        raise ValueError(
+            f"none of the {len(source)} pictures is as large as the window of {config.data.size[0]}x{config.data.size[1]} "
+            "pixels. Set data.height and data.width."
+        )
+    return tuple(GridWindows(source, numbers, shapes, seed=config.run.seed) for numbers in (train, held_out))
+
+
+def _codewords(codec: LatentCodec, level: int) -> Tensor:
+    """float32 (K, D), of variance 1."""
+    vectors = codec.autoencoder.quantizers[level].embedding.weight.detach().float().cpu()
+    return (vectors - vectors.mean(0)) / vectors.std().clamp_min(1e-8)
