@@ -6,6 +6,7 @@ from latent_codec.bitstream.compression import (
     compress,
     decompress,
     ideal_bits,
+    prepare,
     read,
     sidecar,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "fit_static",
     "ideal_bits",
     "load_entropy_model",
+    "prepare",
     "read",
     "sidecar",
     "unpack",

@@ -222,7 +222,7 @@ def _coded(
     model: EntropyModel, values: Values, steps_index: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Each pass's layer, values less their offsets, and tables, which are asked for with what a decoder knows by then."""
-    codes = model.codes(values)
+    codes = [np.ascontiguousarray(each, np.int64) for each in model.codes(values)]
     predictor = model.predictor([each.shape for each in codes], steps_index)
     known = [np.zeros_like(each) for each in codes]
     for number, each in enumerate(predictor.passes):

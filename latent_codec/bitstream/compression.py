@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latent_codec.bitstream.coding import DecodedValues, decode_values, values_bits
+from latent_codec.bitstream.coding import DecodedValues, Values, decode_values, values_bits
 from latent_codec.bitstream.container import Container, Header, Level, unpack
 from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.bitstream.errors import CorruptError, WrongCodecError, WrongEntropyModelError
@@ -78,10 +78,18 @@ def compress(
             a model of another codec, a tile that does not fit, and pictures that `LatentCodec.encode` refuses.
         TooLargeError: for pictures beyond the format's bounds.
     """
-    if quality is not None and target_bytes is not None:
-        raise ValueError("quality and target_bytes came; each decides the file's size: give one of them")
-    if not rate_weight >= 0:
-        raise ValueError(f"rate_weight is {rate_weight}; 0 or more")
+    prepared = prepare(codec, picture, entropy_model=entropy_model, tile=tile)
+    return prepared.compress(quality=quality, target_bytes=target_bytes, rate_weight=rate_weight)
+
+
+def prepare(
+    codec: LatentCodec,
+    picture: Picture,
+    *,
+    entropy_model: EntropyModel | None = None,
+    tile: int | None = TILE,
+) -> "PreparedPicture":
+    """Encode a picture once, for files of several sizes; arguments and errors are those of `compress`."""
     if entropy_model is None:
         entropy_model = sidecar(codec)
     elif entropy_model.space_fingerprint != codec.space_fingerprint:
@@ -89,12 +97,15 @@ def compress(
             f"the entropy model was fitted to another codec (space {entropy_model.space_fingerprint}) than {codec.name} "
             f"(space {codec.space_fingerprint}); fit one to it"
         )
+    if entropy_model is None and not decodes_codewords(codec):
+        raise ValueError(
+            f"latents of {codec.name} need an entropy model, and none lies beside it; `latent-codec fit-entropy` makes one"
+        )
     image = to_image(picture, channels=codec.channels)
     levels = _levels(codec)
     outline = Header(
         num_layers=1,
-        # Latents without a model are refused below; a header of theirs has to name one.
-        entropy_fingerprint=entropy_model.fingerprint if entropy_model else "0" * 16,
+        entropy_fingerprint=entropy_model and entropy_model.fingerprint,
         height=image.shape[1],
         width=image.shape[2],
         levels=levels,
@@ -102,31 +113,55 @@ def compress(
         tile=_tile_positions(tile, image.shape[1:], levels),
     )
     if decodes_codewords(codec):
-        if quality is not None:
-            raise ValueError(
-                f"quality is {quality}; indices of {codec.name} are stored as they are: leave it out"
-            )
-        grids = [grid.cpu().numpy() for grid in codec.encode_indices(image)]
-        data, values = compress_indices(entropy_model, grids, outline, target_bytes)
+        found = [grid.cpu().numpy() for grid in codec.encode_indices(image)]
     else:
-        if entropy_model is None:
-            raise ValueError(
-                f"latents of {codec.name} need an entropy model, and none lies beside it; `latent-codec fit-entropy` makes one"
-            )
-        latents = codec.encode(image)[0].float().cpu().numpy()
-        if target_bytes is None:
-            quality = min(DEFAULT_QUALITY, entropy_model.num_steps - 1) if quality is None else quality
-            if not 0 <= quality < entropy_model.num_steps:
+        found = codec.encode(image)[0].float().cpu().numpy()
+    return PreparedPicture(codec=codec, entropy_model=entropy_model, outline=outline, encoded=found)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedPicture:
+    """A picture's latents or indices, before anything is lost; made by `prepare`."""
+
+    codec: LatentCodec
+    entropy_model: EntropyModel | None
+    outline: Header
+    """What the header of each file says, but for the step sizes and how it is coded."""
+    encoded: np.ndarray | Values
+    """Latents, float32 (C, h, w), or grids of indices."""
+
+    def compress(
+        self,
+        *,
+        quality: int | None = None,
+        target_bytes: int | None = None,
+        rate_weight: float = RATE_WEIGHT,
+    ) -> bytes:
+        """A file; arguments and errors are those of the function `compress`."""
+        if quality is not None and target_bytes is not None:
+            raise ValueError("quality and target_bytes came; each decides the file's size: give one of them")
+        if not rate_weight >= 0:
+            raise ValueError(f"rate_weight is {rate_weight}; 0 or more")
+        model = self.entropy_model
+        if self.outline.is_indices:
+            if quality is not None:
                 raise ValueError(
-                    f"quality is {quality}; this entropy model has 0 (coarsest) to {entropy_model.num_steps - 1}"
+                    f"quality is {quality}; indices of {self.codec.name} are stored as they are: leave it out"
                 )
-            data, values = compress_latents(entropy_model, latents, outline, quality, rate_weight)
+            data, values = compress_indices(model, self.encoded, self.outline, target_bytes)
+        elif target_bytes is not None:
+            data, values = compress_latents_to(model, self.encoded, self.outline, target_bytes, rate_weight)
         else:
-            data, values = compress_latents_to(entropy_model, latents, outline, target_bytes, rate_weight)
-    decoded = read(codec, data, entropy_model=entropy_model)
-    if not all(map(np.array_equal, decoded.values, values)):
-        raise RuntimeError("a file that was just written decodes to something else: please report this")
-    return data
+            quality = min(DEFAULT_QUALITY, model.num_steps - 1) if quality is None else quality
+            if not 0 <= quality < model.num_steps:
+                raise ValueError(
+                    f"quality is {quality}; this entropy model has 0 (coarsest) to {model.num_steps - 1}"
+                )
+            data, values = compress_latents(model, self.encoded, self.outline, quality, rate_weight)
+        decoded = read(self.codec, data, entropy_model=model)
+        if not all(map(np.array_equal, decoded.values, values)):
+            raise RuntimeError("a file that was just written decodes to something else: please report this")
+        return data
 
 
 def decompress(

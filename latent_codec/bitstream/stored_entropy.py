@@ -25,6 +25,11 @@ class StoredEntropy:
     space_fingerprint: str
     codec_name: str
 
+    @property
+    def num_steps(self) -> int:
+        """Step sizes to choose from; 0 for indices."""
+        return 0
+
     def codes(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Values are their own codes, unless a subclass says otherwise."""
         return list(values)

@@ -33,6 +33,10 @@ class Arithmetic:
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel is {self.kernel}; allowed are {', '.join(KERNELS)}")
 
+    def exactly(self) -> torch.autocast:
+        """A context in which products are what they are written as, whatever the caller has torch do for speed."""
+        return torch.autocast(torch.device(self.device).type, enabled=False)
+
     def tensor(self, array: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(array).to(self.device, KERNELS[self.kernel])
 
@@ -104,11 +108,10 @@ class WholeNumberLayer:
     def __call__(self, x: Tensor, arithmetic: Arithmetic) -> Tensor:
         """Whole numbers (inputs, n) -> (outputs, n)."""
         weights, biases, _ = self._tensors(arithmetic)
-        sums = (
-            torch.addmm(biases[:, None], weights, x)
-            if self.inputs
-            else biases[:, None].expand(-1, x.shape[1])
-        )
+        if not self.inputs:
+            return self._shifted(biases[:, None].expand(-1, x.shape[1]), slice(None), arithmetic)
+        with arithmetic.exactly():
+            sums = torch.addmm(biases[:, None], weights, x)
         return self._shifted(sums, slice(None), arithmetic)
 
     def rows(self, rows: np.ndarray, x: Tensor, arithmetic: Arithmetic) -> Tensor:

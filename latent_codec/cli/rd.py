@@ -147,11 +147,15 @@ class CodecCompressor:
         self.codec, self.entropy_model, self.name = codec, entropy_model, codec.name
         num_steps = 0 if entropy_model is None else entropy_model.num_steps
         self.qualities = range(num_steps) if num_steps else [None]
+        self._picture, self._prepared = None, None
 
     def encode(self, picture, quality: int | None) -> bytes:
-        from latent_codec.bitstream import compress
+        from latent_codec.bitstream import prepare
 
-        return compress(self.codec, picture, entropy_model=self.entropy_model, quality=quality)
+        if picture is not self._picture:
+            self._picture = picture
+            self._prepared = prepare(self.codec, picture, entropy_model=self.entropy_model)
+        return self._prepared.compress(quality=quality)
 
     def decode(self, data: bytes):
         from latent_codec.bitstream import decompress
