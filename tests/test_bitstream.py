@@ -248,7 +248,7 @@ def test_wrong_entropy_models(codecs, models):
         ("vq", {"target_bytes": 30}, "one rate"),
         ("hierarchical", {"target_bytes": 30}, "its first level alone"),
         ("kl", {"rate_weight": -1}, "0 or more"),
-        ("kl", {"quality": 96}, r"quality is 96.*0 \(coarsest\) to 95"),
+        ("kl", {"quality": 101}, r"quality is 101.*0 \(coarsest\) to 100"),
         ("vq", {"quality": 3}, "leave it out"),
         ("vq", {"tile": 3}, "positive multiple of 2"),
         ("hierarchical", {"tile": 0}, "positive multiple of 4"),

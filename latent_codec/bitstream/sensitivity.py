@@ -7,6 +7,8 @@ from latent_codec.codec import LatentCodec
 
 NOISE = 0.1
 """Standard deviations of a channel."""
+COARSEST_PSNR = 20.0
+"""dB that the errors of the coarsest steps alone would leave of a picture."""
 
 
 @torch.no_grad()
@@ -39,7 +41,7 @@ def decoder_sensitivity(codec: LatentCodec, latents: Tensor, seed: int = 0) -> T
     return torch.stack(found).clamp_min(1e-12)
 
 
-def coarsest_steps(sensitivity: Tensor, psnr: float) -> Tensor:
+def coarsest_steps(sensitivity: Tensor, psnr: float = COARSEST_PSNR) -> Tensor:
     """Steps whose rounding errors, s^2 / 12 each, add up to a picture's error of `psnr` dB, in equal parts: float64 (C,).
 
     Equal parts are best where every channel spends bits: by a Lagrange multiplier, as in reverse water-filling

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 
 from latent_codec.bitstream.entropy_model import Pass, Prediction, Shape
+from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
 from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import TOTAL, Tables, cumulative_tables
 from latent_codec.codec import LatentCodec, Picture, decodes_codewords
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
 
-NUM_STEPS = 96
+NUM_STEPS = 101
 STEPS_PER_OCTAVE = 16
-COARSEST = 3.2
-"""The coarsest step in standard deviations of a channel; the finest is 2^(95 / 16) = 61 times smaller."""
 COVERAGE = 0.9999
 """Share of the levels that have symbols of their own; the others escape."""
 MAX_SYMBOLS = 2048
+CROP = 32
+"""Positions a side of the latents that the decoder's sensitivity is found from."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +111,7 @@ class StaticPredictor:
 def fit_static(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:
     """Count what a codec makes of pictures.
 
-    Unseen indices and levels count as half a time seen. Steps are in proportion to the channels' standard deviations.
+    Unseen indices and levels count as half a time seen. Steps follow from what the decoder makes of errors in each channel.
 
     Args:
         pictures: each of any size; a few dozen are enough for latents, for K indices some hundred K positions.
@@ -145,8 +146,12 @@ def _fit_indices(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntro
 
 
 def _fit_latents(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:
-    parts = [_flat_latents(codec, picture) for picture in pictures]
-    if not parts:
+    parts, crop = [], None
+    for picture in pictures:
+        latents = codec.encode(picture)
+        crop = latents[..., :CROP, :CROP] if crop is None else crop
+        parts.append(latents.float().cpu().movedim(1, 0).flatten(1).numpy())
+    if crop is None:
         raise ValueError("no pictures came; give at least one")
     channels = np.sort(np.concatenate(parts, 1), axis=1)
     deviations = channels.std(1, dtype=np.float64)
@@ -155,7 +160,8 @@ def _fit_latents(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntro
             f"channel {int(deviations.argmin())} of {codec.name} is the same everywhere in these pictures"
         )
     octaves = np.arange(NUM_STEPS) / STEPS_PER_OCTAVE
-    steps = (COARSEST * deviations * 2.0 ** -octaves[:, None]).astype(np.float32)
+    coarsest = coarsest_steps(decoder_sensitivity(codec, crop)).numpy()
+    steps = (coarsest * 2.0 ** -octaves[:, None]).astype(np.float32)
     fitted = [_fit_channel(values, step) for row in steps for values, step in zip(channels, row.tolist())]
     starts, minimums, shifts = zip(*fitted)
     return StaticEntropy(
@@ -165,12 +171,6 @@ def _fit_latents(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntro
         steps=steps,
         shifts=np.concatenate(shifts).astype(np.float32),
     )
-
-
-def _flat_latents(codec: LatentCodec, picture: Picture) -> np.ndarray:
-    """float32 (C, positions)."""
-    latents = codec.encode(picture)
-    return latents.float().cpu().movedim(1, 0).flatten(1).numpy()
 
 
 def _fit_channel(values: np.ndarray, step: float) -> tuple[np.ndarray, int, np.ndarray]:

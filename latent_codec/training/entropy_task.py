@@ -27,8 +27,6 @@ from latent_codec.training.task import Task
 
 ROUNDED_FROM = 0.6
 """The part of a training after which numbers are rounded as they will be."""
-COARSEST_PSNR = 20.0
-"""dB that the coarsest steps alone would leave of a picture."""
 _SURVEYED = 64  # windows that latents' spread, and indices' frequencies, are found from
 _DECODED = 4  # windows that the decoder's sensitivity is found from
 _MEASURED = 64  # held-out windows, at most
@@ -88,7 +86,7 @@ def build_context(config: TrainingConfig, source: EncodedPictures, codec: Latent
         arguments.setdefault("units", latents.movedim(1, 0).flatten(1).std(1).tolist())
         if "coarsest" not in arguments:
             sensitivity = decoder_sensitivity(codec, latents[:_DECODED], config.run.seed)
-            arguments["coarsest"] = coarsest_steps(sensitivity, COARSEST_PSNR).tolist()
+            arguments["coarsest"] = coarsest_steps(sensitivity).tolist()
         return construct(LatentContext, arguments, config.run.seed)
     arguments["codebook_sizes"] = list(codec.codebook_sizes)
     codewords = [_codewords(codec, level) for level in range(len(codec.codebook_sizes))]
