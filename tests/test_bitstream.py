@@ -380,3 +380,58 @@ def test_pixels_are_not_decoded_for_latents(codecs, models, monkeypatch):
     monkeypatch.setattr(LatentCodec, "decode_indices", refuse)
     for kind in KINDS:
         decompress(codecs[kind], data[kind], entropy_model=models[kind], latents=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("region", [(0, 0, 16, 16), (20, 5, 30, 11), (63, 47, 1, 1), (0, 0, 64, 48)])
+def test_a_region_is_decoded_from_its_tiles_alone(codecs, models, kind, region):
+    codec, model = codecs[kind], models[kind]
+    image = picture(64, 48)
+    data = compress(codec, image, **options(kind, model), tile=16)
+    header = unpack(data).header
+    found = read(codec, data, entropy_model=model, region=region)
+    top, left, height, width = region
+    whole = read(codec, data, entropy_model=model)
+    for level, (part, values) in enumerate(zip(found.values, whole.values)):
+        side = header.levels[level].side
+        rows = slice(found.container.top // side, found.container.top // side + part.shape[1])
+        columns = slice(found.container.left // side, found.container.left // side + part.shape[2])
+        np.testing.assert_array_equal(part, values[:, rows, columns])
+    assert found.container.top <= top and found.container.top + found.container.header.height >= top + height
+    assert (
+        found.container.left <= left and found.container.left + found.container.header.width >= left + width
+    )
+    pixels = decompress(codec, data, entropy_model=model, region=region, output_type="pt")
+    assert pixels.shape[1:] == (height, width)
+    if region == (0, 0, 64, 48):
+        torch.testing.assert_close(pixels, decompress(codec, data, entropy_model=model, output_type="pt"))
+
+
+def test_damage_elsewhere_does_not_reach_a_region(codecs, models):
+    codec, model = codecs["kl"], models["kl"]
+    data = bytearray(compress(codec, picture(64, 48), entropy_model=model, quality=40, tile=16))
+    data[-1] ^= 1  # the last tile
+    with pytest.raises(CorruptError, match="tile 11"):
+        decompress(codec, bytes(data), entropy_model=model)
+    decompress(codec, bytes(data), entropy_model=model, region=(0, 0, 20, 20))
+    with pytest.raises(CorruptError, match="tile 11"):
+        decompress(codec, bytes(data), entropy_model=model, region=(60, 40, 4, 8))
+    for outside in ((0, 0, 65, 4), (-1, 0, 4, 4), (0, 48, 1, 1), (3, 3, 0, 3)):
+        with pytest.raises(ValueError, match="has to lie in the picture of 64x48"):
+            decompress(codec, bytes(data), entropy_model=model, region=outside)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        decompress(codec, bytes(data), entropy_model=model, region=(0, 0, 4, 4), latents=True)
+
+
+def test_a_sidecar_in_the_codecs_folder_is_found(codecs, models, tmp_path):
+    codecs["kl"].save_pretrained(tmp_path)
+    codec = LatentCodec.from_pretrained(tmp_path)
+    image = picture(32, 24)
+    with pytest.raises(ValueError, match="latent-codec fit-entropy"):
+        compress(codec, image, quality=30)
+    models["kl"].save(tmp_path)
+    data = compress(codec, image, quality=30)
+    assert data == compress(codecs["kl"], image, entropy_model=models["kl"], quality=30)
+    assert decompress(codec, data).size == (24, 32)
+    with pytest.raises(WrongEntropyModelError, match="none came"):
+        decompress(codecs["kl"], data)

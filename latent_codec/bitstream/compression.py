@@ -231,9 +231,12 @@ def read(
     partial: bool = False,
 ) -> Decoded:
     """The values in a compressed file; arguments and errors are those of `decompress`."""
-    container = unpack(data, partial=partial)
-    if region is not None:
-        container = container.around(*region)
+    if region is None:
+        container = unpack(data, partial=partial)
+    else:  # what lies elsewhere may be damaged
+        container = unpack(data, partial=True).around(*region)
+        if container.missing and not partial:
+            unpack(data)  # which says what is wrong
     header = container.header
     if entropy_model is None and header.entropy_fingerprint is not None:
         entropy_model = sidecar(codec)

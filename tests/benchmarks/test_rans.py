@@ -45,7 +45,7 @@ def test_coder_alone(narrowest, widest):
     tables = Tables.concatenate(list(cumulative_tables(gaussian(widths))), [-HALF] * 64, escapes=False)
     numbers = random_state.integers(0, 64, COUNT)
     symbols = tables.ends.searchsorted((numbers << 16) + random_state.integers(0, 1 << 16, COUNT), "right")
-    values = tables.values(symbols, numbers, b"")
+    values, _ = tables.values(symbols, numbers, b"")
     ideal = tables.bits(values, numbers) / 8
     (stream,) = encode(tables, [symbols])
 
