@@ -12,6 +12,7 @@ import sys
 from pathlib import Path, PurePosixPath
 
 from latent_codec.cli.arguments import add_codec_arguments, add_tile_argument, load_codec, with_progress
+from latent_codec.cli.compressed_files import is_compressed_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,9 @@ def run(args: argparse.Namespace) -> None:
     from latent_codec.latent_files import load_latents
     from latent_codec.pictures import write_picture
 
+    for file in args.files:
+        if is_compressed_file(Path(file)):
+            raise ValueError(f"{file} is a compressed file: `latent-codec decompress` opens it")
     codec = load_codec(args)
     taken: set[str] = set()
     for file in with_progress(args.files, "decode"):

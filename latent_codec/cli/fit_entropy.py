@@ -5,7 +5,8 @@
   latent-codec fit-entropy photos/ --codec runs/mine --static        counts alone, in a minute: larger files
 
 Everything goes into entropy.safetensors in the codec's folder, where compress, decompress and rd find it. One model serves
-all rates of a codec. Files are bound to it: another model, even of the same codec, does not open them.
+all rates of a codec. Files are bound to it: another model, even of the same codec, does not open them. So one that was there
+is kept as entropy-FINGERPRINT.safetensors, by which `decompress --entropy` opens its files.
 
 The context model is `latent-codec train latent-context` (or index-context, of a codec with a codebook), with its run folder in
 --run; the same command goes on with a run that was stopped. A shipped codec, one from the hub and a single file stay as they
@@ -13,6 +14,7 @@ are: --out names a folder for a copy.
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 
 from latent_codec.cli.arguments import add_codec_arguments, add_data_argument, add_json_argument, load_codec
@@ -56,29 +58,36 @@ def run(args: argparse.Namespace) -> None:
 
     import numpy as np
 
+    from latent_codec.training.processes import on_cpu, start_missing_processes
+
+    _check(args)
+    start_missing_processes()
+
+    from accelerate import PartialState
+
     from latent_codec.picture_sources import open_source
     from latent_codec.training.labelled_data import SomePictures
 
-    _check(args)
+    processes = PartialState(cpu=on_cpu())
+    is_main_process = processes.is_main_process
     codec = load_codec(args)
-    folder = folder_for_sidecar(args.codec, codec, args.out)
+    with processes.main_process_first():
+        folder = folder_for_sidecar(args.codec, codec, args.out)
     source = open_source(args.data if len(args.data) > 1 else args.data[0], split=args.split)
     if len(source) > args.limit:
         chosen = np.random.default_rng(0).permutation(len(source))[: args.limit]
         source = SomePictures(source, sorted(chosen.tolist()))
-    found = {"codec": codec.name, "space_fingerprint": codec.space_fingerprint, "pictures": len(source)}
+    found = {"codec": codec.name, "space_fingerprint": codec.space_fingerprint}
     if args.static:
-        model, trained = _count(codec, source), {}
+        model, fitted = _count(codec, source) if is_main_process else (None, {})
     else:
-        model, trained = _train(args, codec, source)
-    found |= trained
+        model, fitted = _train(args, codec, source, processes)
+    if not is_main_process:
+        return
+    found |= fitted
     if model is not None:
-        model.save(folder)
-        path = folder / "entropy.safetensors"
-        found |= {"path": str(path), "bytes": path.stat().st_size, "fingerprint": model.fingerprint}
-    if model is not None or trained.get("is_main_process", True):
-        found.pop("is_main_process", None)
-        print(json.dumps(found, indent=1, allow_nan=False) if args.json else _report(found))
+        found |= _save(model, folder / "entropy.safetensors")
+    print(json.dumps(found, indent=1, allow_nan=False) if args.json else _report(found))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -92,29 +101,53 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{flag} is of a training, and --static trains nothing: leave one of them out")
 
 
+def _save(model, path: Path) -> dict:
+    """Write the sidecar, beside another one that was there; what to report."""
+    from latent_codec.bitstream import load_entropy_model
+
+    kept = None
+    if path.is_file():
+        with contextlib.suppress(ValueError):  # damaged
+            before = load_entropy_model(path)
+            if before.fingerprint != model.fingerprint:
+                kept = path.with_name(f"entropy-{before.fingerprint}.safetensors")
+                before.save(kept)
+    model.save(path)
+    return {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "fingerprint": model.fingerprint,
+        "kept": None if kept is None else str(kept),
+    }
+
+
 def _count(codec, source):
-    """The tables of order 0."""
+    """The tables of order 0, and what to report."""
     import sys
 
     from latent_codec.bitstream import fit_static
     from latent_codec.cli.arguments import with_progress
     from latent_codec.pictures import PictureError
 
+    num_pictures = 0
+
     def pictures():
+        nonlocal num_pictures
         for number in with_progress(range(len(source)), "encoding"):
             try:
-                pixels = source.read(number)
+                pixels = source.read(number, codec.channels)
             except PictureError as error:
-                print(f"skipped {error}", file=sys.stderr)
+                print(f"skipped: {error}", file=sys.stderr)
                 continue
+            num_pictures += 1
             yield pixels.float() / 127.5 - 1
 
-    return fit_static(codec, pictures())
+    model = fit_static(codec, pictures())
+    return model, {"pictures": num_pictures}
 
 
-def _train(args: argparse.Namespace, codec, source):
+def _train(args: argparse.Namespace, codec, source, processes):
     """Train the preset; the model, None if the training is not at its end, and what to report."""
-    from accelerate import PartialState
     from rich.console import Console
     from rich.progress import Progress
 
@@ -124,7 +157,6 @@ def _train(args: argparse.Namespace, codec, source):
     from latent_codec.training import loop
     from latent_codec.training.config import load_config
     from latent_codec.training.entropy_task import build_context, context_class
-    from latent_codec.training.processes import on_cpu
     from latent_codec.training.report import read_metrics
 
     class_name = context_class(codec).__name__
@@ -132,7 +164,7 @@ def _train(args: argparse.Namespace, codec, source):
     out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-entropy")
     console = Console(stderr=True)
     with (
-        PartialState(cpu=on_cpu()).main_process_first(),
+        processes.main_process_first(),
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("encoding", total=None)
@@ -147,16 +179,17 @@ def _train(args: argparse.Namespace, codec, source):
         result = loop.train(
             config, build_context(config, encoded, codec), encoded, out, max_minutes=args.minutes
         )
-    except loop.NonFiniteLossError as error:
-        raise ValueError(str(error)) from error
+    except (loop.NonFiniteLossError, ValueError) as error:
+        # They speak of the flags of `train`.
+        raise ValueError(str(error).replace("--out", "--run")) from error
     last = (read_metrics(out) or [{}])[-1]
     found = {
+        "pictures": len(encoded),
         "run": str(out),
         "step": result.step,
         "finished": result.finished,
         "bits_per_position": last.get("bits_per_position"),
         "held_out_bits_per_position": last.get("held_out_bits_per_position"),
-        "is_main_process": result.is_main_process,
     }
     if not (result.finished and result.is_main_process):
         return None, found
@@ -174,9 +207,9 @@ def _report(found: dict) -> str:
         lines.append(f"{found['bits_per_position']:.3f} bits per position of training windows{beside}")
     if "path" not in found:
         return "\n".join([*lines, f"stopped at step {found['step']}; the same command goes on from there"])
-    return "\n".join(
-        [
-            *lines,
-            f"Entropy model: {found['path']}, {found['bytes']} bytes, fingerprint {found['fingerprint']}",
-        ]
+    if found["kept"]:
+        lines.append(f"The model that was there opens its files still: it is kept as {found['kept']}")
+    lines.append(
+        f"Entropy model: {found['path']}, {found['bytes']:,} bytes, fingerprint {found['fingerprint']}"
     )
+    return "\n".join(lines)

@@ -1,10 +1,11 @@
-"""Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint file, a latent file or a compressed file.
+"""Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint, or a file of latents, compressed or of an entropy model.
 
   latent-codec info                           the shipped codec
   latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
   latent-codec info runs/joined               a pipeline over priors, and what is in it
   latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures and labels
   latent-codec info compressed/cat.lcf        a compressed file: what it holds, whose it is, where its bits go
+  latent-codec info mine/entropy.safetensors  an entropy model: of which codec, and the fingerprint that its files name
   latent-codec info sd-v1-5.safetensors       a checkpoint of another layout: what it is, its keys by rule
 
 A compressed file says all this without its codec. Where that is at hand, a shipped one or the one that --codec names, there are
@@ -109,6 +110,8 @@ def describe(thing: str, codec: str | None = None, entropy: Path | None = None) 
         return describe_compressed_file(path, codec, entropy)
     if path.is_file() and is_latent_file(path):
         return _describe_latent_file(path)
+    if path.is_file() and _is_entropy_model(path):
+        return _describe_entropy_model(path)
     if is_foreign_file(path):
         return _describe_checkpoint(path)
     if _class_name(path / "model_index.json").endswith("PriorPipeline"):
@@ -229,6 +232,43 @@ def _shapes(levels: list, are_indices: bool) -> dict:
     """`shape` of a picture's latents, or `grids`, of each level, of its indices."""
     shapes = [list(each.shape[1:]) for each in levels]
     return {"grids": shapes} if are_indices else {"shape": shapes[0]}
+
+
+def _is_entropy_model(path: Path) -> bool:
+    """Whether a file says of itself that it is one; it may be damaged all the same."""
+    from safetensors import SafetensorError, safe_open
+
+    from latent_codec.bitstream.stored_entropy import FORMAT
+
+    try:
+        with safe_open(path, framework="np") as stored:
+            return (stored.metadata() or {}).get("format") == FORMAT
+    except SafetensorError:
+        return False
+
+
+def _describe_entropy_model(path: Path) -> dict:
+    from latent_codec.bitstream import load_entropy_model
+
+    model = load_entropy_model(path)
+    sizes = {name: array.size for name, array in model.arrays().items()}
+    facts = {
+        "kind": "entropy model",
+        "model": model.kind,
+        "codec": model.codec_name,
+        "space_fingerprint": model.space_fingerprint,
+        "fingerprint": model.fingerprint,
+        "bytes": path.stat().st_size,
+        "tables": len(model.tables),
+        "networks": len(getattr(model, "networks", ())),
+        "weights": sum(size for name, size in sizes.items() if name.endswith(".weights")),
+        "num_steps": model.num_steps,
+    }
+    if not model.num_steps:
+        codebooks = model.tables.sizes if model.kind == "static" else model.codebook_sizes
+        return facts | {"values": "indices", "codebook_sizes": [int(size) for size in codebooks]}
+    ends = {"coarsest_steps": model.steps[0], "finest_steps": model.steps[-1]}
+    return facts | {"values": "latents"} | {name: row.tolist() for name, row in ends.items()}
 
 
 def _describe_checkpoint(path: Path) -> dict:

@@ -61,7 +61,8 @@ def context_class(codec: LatentCodec) -> type[Context]:
 def build_context(config: TrainingConfig, source: EncodedPictures, codec: LatentCodec) -> Context:
     """A new network from `model.arguments`, or `model.pretrained`, in float32.
 
-    Latents: units and coarsest steps follow from the data and the codec's decoder. Indices: codewords' features start as
+    Latents: units and coarsest steps follow from the data and the codec's decoder, and what has no neighbours is first
+    expected at the mean. Indices: codewords' features start as
     the codewords, whose tree follows from them, too.
 
     Raises:
@@ -87,7 +88,11 @@ def build_context(config: TrainingConfig, source: EncodedPictures, codec: Latent
         if "coarsest" not in arguments:
             sensitivity = decoder_sensitivity(codec, latents[:_DECODED], config.run.seed)
             arguments["coarsest"] = coarsest_steps(sensitivity).tolist()
-        return construct(LatentContext, arguments, config.run.seed)
+        context = construct(LatentContext, arguments, config.run.seed)
+        means = latents.mean((0, 2, 3)) / torch.tensor(context.config.units)
+        with torch.no_grad():
+            context.networks[0].layers[-1].bias[: len(means)] = means
+        return context
     arguments["codebook_sizes"] = list(codec.codebook_sizes)
     codewords = [_codewords(codec, level) for level in range(len(codec.codebook_sizes))]
     arguments.setdefault("embedding", min(16, max(each.shape[1] for each in codewords)))
@@ -160,7 +165,7 @@ class EntropyTask(Task):
 
     def begin_step(self, step: int) -> None:
         self.seed_dropout(step)  # the draw of step sizes, too
-        if step >= ROUNDED_FROM * self.config.run.steps and not is_frozen(self.network):
+        if step >= int(ROUNDED_FROM * self.config.run.steps) and not is_frozen(self.network):
             freeze_shifts(self.network)
 
     def terms(self, batch: tuple[list[int], list], step: int) -> dict[str, Tensor]:
@@ -180,12 +185,6 @@ class EntropyTask(Task):
             items = torch.utils.data.default_collate([self.held_out[int(each)] for each in positions])
             total += float(self._bits(context, items[0])) * len(positions)
         return {"held_out_bits_per_position": total / count}
-
-    def check_end(self) -> None:
-        if not is_frozen(self.ema.module):
-            raise ValueError(
-                "the training ended before its numbers were rounded: set run.steps to at least 2."
-            )
 
     def _bits(self, context, grids: Sequence[Tensor]) -> Tensor:
         """Of all levels or channels together, per position of the last level; a scalar."""
@@ -218,11 +217,16 @@ def _windows(
         found = ((number, grids_of(source, number, 1)[0].shape[-2:]) for number in numbers)
         return [number for number, shape in found if shape[0] >= height and shape[1] >= width]
 
-    train, held_out = map(large, hold_out(source, config.data.held_out, config.run.seed))
+    try:
+        parts = hold_out(source, config.data.held_out, config.run.seed)
+    except ValueError as error:
+        raise ValueError(f"{error} --set data.held_out=0 trains on all.") from error
+    train, held_out = map(large, parts)
     if not train:
+        first = "x".join(map(str, source.size(0)))
         raise ValueError(
             f"none of the {len(source)} pictures is as large as the window of {config.data.size[0]}x{config.data.size[1]} "
-            "pixels. Set data.height and data.width."
+            f"pixels; {source.name(0)} has {first}. Set data.height and data.width: --set data.height=..."
         )
     return tuple(GridWindows(source, numbers, shapes, seed=config.run.seed) for numbers in (train, held_out))
 
