@@ -9,8 +9,11 @@ import numpy as np
 
 from latent_codec.bitstream.coding import encode_values
 from latent_codec.bitstream.container import Header, Level
+from latent_codec.bitstream.context_entropy import IndexContextEntropy, LatentContextEntropy
 from latent_codec.bitstream.static_entropy import StaticEntropy
+from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import Tables
+from latent_codec.bitstream.whole_numbers import WholeNumberLayer, WholeNumberNetwork
 
 GOLDEN = Path(__file__).parent / "golden"
 SPACE = "0123456789abcdef"
@@ -53,6 +56,112 @@ def index_model() -> StaticEntropy:
     return StaticEntropy(tables=tables, space_fingerprint=SPACE, codec_name="golden")
 
 
+def layer(inputs: int, outputs: int, seed: int, largest: int, shift: int) -> WholeNumberLayer:
+    """Weights, biases and shifts that differ from row to row."""
+    weights = numbers(inputs * outputs, seed).reshape(outputs, inputs) % (2 * largest + 1) - largest
+    return WholeNumberLayer(
+        weights=weights.astype(np.int8),
+        biases=(numbers(outputs, seed + 1) % 2048 - 512).astype(np.int32),
+        shifts=(numbers(outputs, seed + 2) % 3 + shift).astype(np.int8),
+    )
+
+
+def network(inputs: int, hidden: int, outputs: int, seed: int) -> WholeNumberNetwork:
+    """Of two layers, or of three where there are outputs."""
+    layers = [layer(inputs, hidden, seed, 40, 5), layer(hidden, hidden, seed + 10, 100, 5)]
+    if outputs:
+        layers.append(layer(hidden + inputs, outputs, seed + 20, 20, 4))
+    return WholeNumberNetwork(tuple(layers))
+
+
+def peak(mean: int, width: int) -> np.ndarray:
+    """Starts of the table of -width to width and an escape, whose chances fall with the distance from mean / 16."""
+    distances = np.abs(16 * np.arange(-width, width + 1) - mean)
+    frequencies = np.append(2**20 // (16 + distances**2 // width), 2**8)
+    ends = frequencies.cumsum() * (2**16 - len(frequencies)) // frequencies.sum() + np.arange(
+        1, len(frequencies) + 1
+    )
+    return np.append(0, ends[:-1])
+
+
+def latent_context_model() -> LatentContextEntropy:
+    """Two step sizes of three channels, coded in groups of two and one; five deviations."""
+    drops = np.array([0, 1, 2, 3, 4], np.int32)
+    starts = [
+        peak(((place << drop) + (1 << drop) // 2) - 8, width)
+        for drop, width in zip(drops.tolist(), (1, 2, 4, 9, 20))
+        for place in range(16 >> drop)
+    ]
+    tables = Tables.concatenate(starts, [-((len(each) - 2) // 2) for each in starts], escapes=True)
+    groups = [(0, 0, 3), *((phase, first, 2 - first // 2) for phase in range(1, 5) for first in (0, 2))]
+    return LatentContextEntropy(
+        tables=tables,
+        space_fingerprint=SPACE,
+        codec_name="golden",
+        networks=tuple(
+            network(16 * 4 + 5 * first if phase else 0, 4, 2 * count, 100 * phase + first)
+            for phase, first, count in groups
+        ),
+        steps=np.array([[0.5, 0.25, 1.0], [0.3, 0.125, 0.7]], np.float32),
+        shifts=((numbers(len(tables.starts), 5) % 65 - 32) / 128).astype(np.float32),
+        firsts=np.array([0, 16, 24, 28, 30], np.int32),
+        drops=drops,
+        feature_multipliers=np.array([[2 << 20, 3 << 19, 2 << 20], [1400000, 999999, 2000001]], np.int32),
+        mean_multipliers=np.array([[9 << 13, 7 << 13, 5 << 13], [40000, 50001, 33333]], np.int32),
+        deviation_offsets=np.array([[4, 5, 6], [3, 5, 4]], np.int32),
+    )
+
+
+def index_context_model(leaves: list[list[int]], seed: int = 0) -> IndexContextEntropy:
+    """Trees over each level's codewords, a table for each of 81 logits."""
+    levels, size, hidden = range(len(leaves)), 3, 6
+    num_codewords = sum(leaf >= 0 for tree in leaves for leaf in tree)
+    embeddings = numbers(num_codewords * size, seed + 7).reshape(num_codewords, size) % 255 - 127
+    return IndexContextEntropy(
+        tables=Tables.concatenate(
+            [np.array([0, 2**16 * (81 - number) // 82]) for number in range(81)], [0] * 81, escapes=False
+        ),
+        space_fingerprint=SPACE,
+        codec_name="golden",
+        networks=tuple(
+            network(
+                (16 * (1 + size + size * (level > 0)) if phase else 0) + 5 * size * (level > 0),
+                hidden,
+                0,
+                seed + 1000 * level + 100 * phase,
+            )
+            for level in levels
+            for phase in range(5)
+        ),
+        forks=tuple(
+            layer(hidden, len(tree) - 1, seed + 50 + level, 100, 7) for level, tree in enumerate(leaves)
+        ),
+        embeddings=embeddings.astype(np.int8),
+        leaves=np.concatenate(leaves).astype(np.int32),
+    )
+
+
+TOP_TREE = [3, 0, 4, -1, 1, -1, 2, -1]
+"""Of 5 codewords."""
+BOTTOM_TREE = [5, 12, 0, 9, 15, 3, 7, 1, 14, 10, 2, 8, 4, 13, 6, 11]
+
+
+def models() -> dict[str, StoredEntropy]:
+    """Entropy models by the names of their sidecars."""
+    return {
+        "latents": latent_model(),
+        "indices": index_model(),
+        "latents-context": latent_context_model(),
+        "indices-context": index_context_model([TOP_TREE, BOTTOM_TREE]),
+        "grid-context": index_context_model([BOTTOM_TREE], seed=1),
+    }
+
+
+def model_name(name: str) -> str | None:
+    """The model of a file by its name; None: fixed length."""
+    return None if name.endswith("fixed") else name.removesuffix("-tiled").removesuffix("-top")
+
+
 def outline(levels: tuple[Level, ...], **fields) -> Header:
     size = {"height": 75, "width": 101}
     return Header(**(size | {"levels": levels, "num_layers": 1, "space_fingerprint": SPACE} | fields))
@@ -79,16 +188,36 @@ def index_values(header: Header) -> list[np.ndarray]:
     ]
 
 
+def outlines() -> dict[str, Header]:
+    """Headers of files by name; number of layers and entropy fingerprint aside."""
+    return {
+        "latents": latent_outline(),
+        "latents-tiled": latent_outline(tile=4),
+        "indices": index_outline(),
+        "indices-tiled": index_outline(tile=3),
+        "indices-fixed": index_outline(),
+        "latents-context": latent_outline(),
+        "latents-context-tiled": latent_outline(tile=6),
+        "indices-context": index_outline(),
+        "indices-context-tiled": index_outline(tile=3),
+        "indices-context-top": outline((Level(side=16, codebook_size=5),)),
+        "grid-context": outline((Level(side=8, codebook_size=16),)),
+        "grid-context-tiled": outline((Level(side=8, codebook_size=16),), tile=5),
+    }
+
+
+def values_of(name: str) -> list[np.ndarray]:
+    """Of a file."""
+    header = outlines()[name]
+    return index_values(header) if header.is_indices else latent_values(header)
+
+
 def samples() -> dict[str, bytes]:
     """Files by name."""
-    plain, tiled = latent_outline(), latent_outline(tile=4)
-    indices, index_tiles = index_outline(), index_outline(tile=3)
+    found = models()
     return {
-        "latents": encode_values(latent_model(), latent_values(plain), plain),
-        "latents-tiled": encode_values(latent_model(), latent_values(tiled), tiled),
-        "indices": encode_values(index_model(), index_values(indices), indices),
-        "indices-tiled": encode_values(index_model(), index_values(index_tiles), index_tiles),
-        "indices-fixed": encode_values(None, index_values(indices), indices),
+        name: encode_values(found.get(model_name(name)), values_of(name), header)
+        for name, header in outlines().items()
     }
 
 
@@ -96,5 +225,5 @@ if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     for name, data in samples().items():
         (GOLDEN / f"{name}.lcf").write_bytes(data)
-    latent_model().save(GOLDEN / "latents.entropy.safetensors")
-    index_model().save(GOLDEN / "indices.entropy.safetensors")
+    for name, model in models().items():
+        model.save(GOLDEN / f"{name}.entropy.safetensors")
