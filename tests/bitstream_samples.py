@@ -103,7 +103,7 @@ def latent_context_model() -> LatentContextEntropy:
             for phase, first, count in groups
         ),
         steps=np.array([[0.5, 0.25, 1.0], [0.3, 0.125, 0.7]], np.float32),
-        shifts=((numbers(len(tables.starts), 5) % 65 - 32) / 128).astype(np.float32),
+        shifts=((numbers(len(tables.starts), 5) % 6001 - 3000) / 10000).astype(np.float32),
         firsts=np.array([0, 16, 24, 28, 30], np.int32),
         drops=drops,
         feature_multipliers=np.array([[2 << 20, 3 << 19, 2 << 20], [1400000, 999999, 2000001]], np.int32),

@@ -88,7 +88,7 @@ def test_golden_files_are_written_to_the_byte_and_read(name):
 FINGERPRINTS = {
     "latents": "4df2380fa065c4a0",
     "indices": "cef217ee7dca7fdc",
-    "latents-context": "ffac5f9ad09972d9",
+    "latents-context": "5a9fe0cc87cc2c55",
     "indices-context": "62fee7e6faa8c713",
     "grid-context": "800a6f4953d56fdb",
 }
@@ -153,7 +153,7 @@ def test_latents_of_context_files_are_pinned(name):
     found = decode_values(model, container)
     latents = reconstruct(model, found.values[0], found.predictions[0], container.header.steps_index)
     assert latents.dtype == np.float32
-    pins = {"latents-context": 2645136785, "latents-context-tiled": 1775355021}
+    pins = {"latents-context": 959346784, "latents-context-tiled": 3438766198}
     assert zlib.crc32(latents.astype("<f4").tobytes()) == pins[name]
 
 
@@ -418,7 +418,7 @@ def test_no_accident_goes_unseen(count=10_000):
             unpack(damaged, partial=True)
 
 
-def test_damage_that_is_signed_anew_ends_in_an_error_or_in_values(count=600):
+def test_damage_that_is_signed_anew_ends_in_an_error_or_in_values(count=400):
     """What checksums would have caught: the decoders themselves neither crash nor run away."""
     dice = random.Random(1)
     for _ in range(count):
