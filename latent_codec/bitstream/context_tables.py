@@ -7,11 +7,11 @@ import numpy as np
 from latent_codec.bitstream.tables import Tables, cumulative_tables
 
 DEVIATIONS_PER_OCTAVE = 8
-SMALLEST, LARGEST = -5, 7
+SMALLEST, LARGEST = -5, 5
 """log2 of the deviations, in steps."""
 FRACTIONS = 16
 """Places of the mean between two levels, where the deviation is below a step; half as many for each octave above."""
-TAIL = 2.0**-13
+TAIL = 2.0**-12
 """Chance of values beyond a table's symbols, either side, at most; they escape."""
 _ROUNDS = 8
 
