@@ -315,7 +315,7 @@ def test_info_says_what_an_entropy_model_is(place, capsys, kind, static):
         ratios = [a / b for a, b in zip(facts["coarsest_steps"], facts["finest_steps"])]
         assert ratios == pytest.approx([2 ** (100 / 16)] * 3, rel=1e-5)
     else:
-        assert (facts["values"], facts["num_steps"]) == ("indices", 0) and "coarsest_steps" not in facts
+        assert facts["values"] == "indices" and not facts.keys() & {"num_steps", "coarsest_steps"}
         assert facts["codebook_sizes"] == list(LatentCodec.from_pretrained(kind).codebook_sizes)
     # five phases of each level; of latents each of the four with neighbours for each of three channels
     networks = {"kl": 1 + 4 * 3, "vq": 5, "hierarchical": 10}[kind]

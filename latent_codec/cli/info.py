@@ -262,13 +262,16 @@ def _describe_entropy_model(path: Path) -> dict:
         "tables": len(model.tables),
         "networks": len(getattr(model, "networks", ())),
         "weights": sum(size for name, size in sizes.items() if name.endswith(".weights")),
-        "num_steps": model.num_steps,
     }
     if not model.num_steps:
         codebooks = model.tables.sizes if model.kind == "static" else model.codebook_sizes
         return facts | {"values": "indices", "codebook_sizes": [int(size) for size in codebooks]}
-    ends = {"coarsest_steps": model.steps[0], "finest_steps": model.steps[-1]}
-    return facts | {"values": "latents"} | {name: row.tolist() for name, row in ends.items()}
+    return facts | {
+        "values": "latents",
+        "num_steps": model.num_steps,
+        "coarsest_steps": model.steps[0].tolist(),
+        "finest_steps": model.steps[-1].tolist(),
+    }
 
 
 def _describe_checkpoint(path: Path) -> dict:
