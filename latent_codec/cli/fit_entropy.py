@@ -200,7 +200,8 @@ def _train(args: argparse.Namespace, codec, source, processes):
 
 
 def _report(found: dict) -> str:
-    lines = [f"{found['codec']}: fitted to {found['pictures']} pictures"]
+    count = "1 picture" if found["pictures"] == 1 else f"{found['pictures']} pictures"
+    lines = [f"{found['codec']}: fitted to {count}"]
     if found.get("bits_per_position") is not None:
         held_out = found["held_out_bits_per_position"]
         beside = "" if held_out is None else f", {held_out:.3f} of pictures held out"
