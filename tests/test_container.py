@@ -330,19 +330,7 @@ def test_a_part_of_a_file_is_read_as_far_as_whole_sections_go(name):
         np.testing.assert_array_equal(decoded_parts.values[0], expected[0])
 
 
-LEADS_NOWHERE = pytest.mark.xfail(
-    raises=CorruptError, strict=True, reason="likeliest digits may lead to a leaf of no codeword"
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=LEADS_NOWHERE if name.startswith("indices-context") else ())
-        for name in NAMES
-        if "context" in name
-    ],
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if "context" in name])
 def test_a_lost_section_costs_the_rest_of_its_tile_alone(name):
     whole, expected, model = unpack(golden(name)), values_of(name), model_of(name)
     header, tiles = whole.header, list(whole.header.tiles())

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from test_bitstream import build, picture
 
 from latent_codec.bitstream import (
-    CorruptError,
     IndexContextEntropy,
     LatentContextEntropy,
     compress,
@@ -435,14 +434,34 @@ print(hashlib.sha256(reconstruct(model, found.values[0], found.predictions[0], 2
     assert len(digests) == 1
 
 
-def test_an_index_of_no_codeword_is_corrupt(models):
+def test_codes_of_no_codeword_and_codewords_that_there_are_not(models):
     model = models["vq"]
     (tree,) = model.trees
     empty = np.flatnonzero(tree < 0)[:1]
-    with pytest.raises(CorruptError, match="no codeword"):
-        model.values([empty])
+    assert model.values([empty])[0].tolist() == [-1]
     with pytest.raises(ValueError, match="not of its 24 codewords"):
         model.codes([np.array([24])])
+
+
+def test_lost_indices_are_always_codewords(models):
+    """Of 24 codewords in a tree of 32 leaves: the likeliest way may end at a leaf without one."""
+    for seed in range(8):
+        context = index_context([24], seed)
+        model = IndexContextEntropy.export(context, build("vq"))
+        values = [np.random.default_rng(seed).integers(0, 24, (1, 20, 20))]
+        sections = encode_tile(model, values)
+        for count in range(len(sections)):
+            found = decode_tile(model, [*sections[:count], *[None] * (4 - count)], [(1, 20, 20)])
+            assert found.values[0].min() >= 0 and found.values[0].max() < 24
+            np.testing.assert_array_equal(found.values[0][found.known[0]], values[0][found.known[0]])
+
+
+def test_multipliers_that_could_overflow_are_refused(models):
+    arrays, names = models["kl"].arrays(), {"space_fingerprint": "0" * 16, "codec_name": "other"}
+    for name, value in (("feature_multipliers", 2**28 + 1), ("mean_multipliers", -1), ("firsts", 2**31 - 1)):
+        changed = arrays | {name: np.full_like(arrays[name], value)}
+        with pytest.raises(ValueError):
+            LatentContextEntropy.from_arrays(changed, **names)
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])

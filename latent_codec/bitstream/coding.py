@@ -172,7 +172,23 @@ def decode_tile(
         found.known[each.level].reshape(-1)[each.positions] = is_whole
         found.predictions[each.level].numbers.reshape(-1)[each.positions] = prediction.numbers
         found.predictions[each.level].offsets.reshape(-1)[each.positions] = prediction.offsets
-    return replace(found, values=model.values(found.values))
+    return replace(found, values=_values_of(model, passes, found))
+
+
+def _values_of(model: EntropyModel, passes: Sequence[Pass], found: DecodedValues) -> Values:
+    """Of the codes that a tile was decoded to; where they are not known and no value has such a code, 0.
+
+    Raises:
+        CorruptError: for a known code that no value has, naming the layer.
+    """
+    if all(each.bit is None for each in passes):
+        return found.values
+    values = model.values(found.values)
+    for each in passes:
+        indices, known = (arrays[each.level].reshape(-1)[each.positions] for arrays in (values, found.known))
+        if ((indices < 0) & known).any():
+            raise CorruptError("an index is of no codeword", each.layer)
+    return [np.maximum(indices, 0) for indices in values]
 
 
 def encode_fixed_length(levels: Sequence[Level], values: Values) -> list[bytes]:

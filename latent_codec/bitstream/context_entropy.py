@@ -14,7 +14,6 @@ from torch import Tensor
 
 from latent_codec.bitstream.context_tables import DEVIATIONS_PER_OCTAVE, FRACTIONS, SMALLEST, mixture_tables
 from latent_codec.bitstream.entropy_model import Pass, Prediction, Shape
-from latent_codec.bitstream.errors import CorruptError
 from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import Tables, cumulative_tables
 from latent_codec.bitstream.whole_numbers import Arithmetic, WholeNumberLayer, WholeNumberNetwork
@@ -32,6 +31,8 @@ from latent_codec.models.context_network import (
     with_margin,
 )
 
+LARGEST_MULTIPLIER = 1 << 28
+"""So that a product with a value, which is below 2^33, has 64 bits."""
 LARGEST_LOGIT = 320
 """Of forks, times ONE: a chance of 2^-14.4."""
 PRECISION = 16
@@ -124,7 +125,13 @@ class LatentContextEntropy(ContextEntropy):
                 raise ValueError(f"{name} have shape {array.shape}, and steps {self.steps.shape}")
         if (self.steps <= 0).any() or self.shifts.shape != self.tables.starts.shape:
             raise ValueError("a step is not above 0, or shifts are not those of the tables")
-        last = self.firsts + (FRACTIONS - 1 >> np.clip(self.drops, 0, 30))
+        for name in ("feature_multipliers", "mean_multipliers"):
+            array = getattr(self, name)
+            if array.min() < 0 or array.max() > LARGEST_MULTIPLIER:
+                raise ValueError(
+                    f"{name} are {array.min()} to {array.max()}; allowed are 0 to {LARGEST_MULTIPLIER}"
+                )
+        last = self.firsts.astype(np.int64) + (FRACTIONS - 1 >> np.clip(self.drops, 0, 30))
         if not len(self.firsts) == len(self.drops) > 0 or (self.drops < 0).any() or (self.firsts < 0).any():
             raise ValueError("firsts and drops are not one for each deviation")
         if last.max() >= len(self.tables):
@@ -315,10 +322,7 @@ class IndexContextEntropy(ContextEntropy):
         return [codes[indices] for codes, indices in zip(self._leaf_of_codeword, values)]
 
     def values(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        found = [tree[leaves].astype(np.int64) for tree, leaves in zip(self.trees, codes)]
-        if any((indices < 0).any() for indices in found):
-            raise CorruptError("an index is of no codeword")
-        return found
+        return [tree[leaves].astype(np.int64) for tree, leaves in zip(self.trees, codes)]
 
     def arrays(self) -> dict[str, np.ndarray]:
         arrays = super().arrays()

@@ -81,11 +81,7 @@ class EntropyModel(Protocol):
         """Of values, int64 arrays of the same shapes."""
 
     def values(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The inverse of `codes`.
-
-        Raises:
-            CorruptError: for a code that no value has.
-        """
+        """The inverse of `codes`; -1 for a code that no value has."""
 
 
 class LatentEntropyModel(EntropyModel, Protocol):
