@@ -46,7 +46,11 @@ def start_missing_processes() -> None:
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={wanted}"]
     sys.stderr.flush()
-    os.execv(sys.executable, command + sys.orig_argv[1:])
+    program = sys.orig_argv[1:]
+    if program[0] == "-m":
+        command.append(program.pop(0))
+    # Behind "--" torchrun takes none of the program's flags for its own.
+    os.execv(sys.executable, [*command, "--", *program])
 
 
 def _processes_asked_for() -> int:

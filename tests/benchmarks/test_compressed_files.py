@@ -53,6 +53,20 @@ def order_zero_bits(arrays: list[np.ndarray]) -> float:
     return float(-(counts * np.log2(counts / counts.sum())).sum())
 
 
+def largest_within(num_bytes: int, compressor, picture) -> bytes:
+    """The finest file that is not larger, by bisection; the coarsest if all are."""
+    low, high = 0, len(compressor.qualities)
+    best = compressor.encode(picture, compressor.qualities[0])
+    while high - low > 1:
+        middle = (low + high) // 2
+        file = compressor.encode(picture, compressor.qualities[middle])
+        if len(file) <= num_bytes:
+            low, best = middle, file
+        else:
+            high = middle
+    return best
+
+
 def test_default_codec_at_a_rate(kodak):
     codec, model = codec_and_model("default")
     found, overheads, headers, misses = {}, [], [], []
@@ -68,15 +82,7 @@ def test_default_codec_at_a_rate(kodak):
         whole = codec.decode(codec.encode(original), output_type="pt")[0].clamp(-1, 1)
         rows = {"default-f8c4": (len(data), ours), "default-f8c4, unquantised": (None, whole)}
         for each in picture_formats():
-            picture = to_pil(original)
-            files = (each.encode(picture, quality) for quality in reversed(each.qualities))
-            smallest = best = None
-            for file in files:
-                smallest = file
-                if len(file) <= len(data):
-                    best = file
-                    break
-            file = best or smallest
+            file = largest_within(len(data), each, to_pil(original))
             rows[each.name] = (len(file), to_image(each.decode(file)))
         for name, (size, picture) in rows.items():
             figures = fidelity(picture, original)
