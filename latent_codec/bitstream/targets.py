@@ -14,6 +14,9 @@ RATE_WEIGHT = 0.12
 _STRONGEST = 16
 """Times the asked rate weight, at most, where steps alone would miss a size."""
 _TRIES = 6
+_FINER_STEPS = 4
+_ENOUGH = 0.99
+"""Part of the bytes asked for at which the search ends."""
 
 
 def compress_indices(
@@ -74,13 +77,15 @@ def compress_latents_to(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle, rate_weight) else (low, middle)
-    if high < model.num_steps:
-        # Finer steps by one are too many bytes unless bits weigh more: how much more, in octaves.
+    # Finer steps are too many bytes unless bits weigh more: how much more, in octaves. Sizes do not quite fall with the weight.
+    weight = max(rate_weight, RATE_WEIGHT / 4)
+    for finer in range(high, min(high + _FINER_STEPS, model.num_steps)):
         light, heavy = 0.0, float(np.log2(_STRONGEST))
-        weight = max(rate_weight, RATE_WEIGHT / 4)
         for _ in range(_TRIES):
+            if len(best[0]) >= _ENOUGH * target_bytes:
+                break
             middle = (light + heavy) / 2
-            light, heavy = (light, middle) if fits(high, weight * 2**middle) else (middle, heavy)
+            light, heavy = (light, middle) if fits(finer, weight * 2**middle) else (middle, heavy)
     if not best[0]:
         raise ValueError(
             f"target_bytes is {target_bytes}, and the smallest file of this picture has {smallest}: allow as many"

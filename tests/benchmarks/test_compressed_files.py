@@ -180,7 +180,7 @@ def test_sizes_are_hit_without_decoding_pixels(kodak):
     shares = []
     for image in kodak[:6]:
         prepared = prepare(codec, image[0], entropy_model=model)
-        for target in (2000, 4000, 7373, 12000, 20000):
+        for target in (2000, 3000, 5000, 7373, 10000):
             size = len(prepared.compress(target_bytes=target))
             shares.append(size / target)
             assert size <= target
