@@ -90,9 +90,7 @@ def _download(repository: str, subfolder: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     folders = [f"{subfolder}/"] if subfolder else ["", *(f"{component}/" for component in COMPONENTS)]
-    patterns = [
-        f"{folder}{name}" for folder in folders for name in ("config.json", WEIGHTS, *SIDECARS)
-    ]
+    patterns = [f"{folder}{name}" for folder in folders for name in ("config.json", WEIGHTS, *SIDECARS)]
     try:
         return Path(
             snapshot_download(repository, allow_patterns=["model_index.json", "README.md", *patterns])
