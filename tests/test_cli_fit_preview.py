@@ -108,7 +108,13 @@ def test_a_shipped_codec_is_copied_to_the_bit(place, capsys, monkeypatch):
         assert main(["fit-preview", "--codec", "default", "--out", "copy"]) == 0
     assert files_in(ASSETS / "default-f8c4") == before
     copied = files_in("copy")
-    assert copied.keys() == {"config.json", "README.md", "preview.safetensors", WEIGHTS}
+    assert copied.keys() == {
+        "config.json",
+        "README.md",
+        "preview.safetensors",
+        "entropy.safetensors",
+        WEIGHTS,
+    }
     for name in copied.keys() - {"preview.safetensors"}:
         assert copied[name] == before[name]
     assert LatentPreviewer.from_pretrained("copy").kind == "linear"

@@ -112,7 +112,7 @@ def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
     ("argv", "message"),
     [
         (["--against", "gif"], "no format 'gif'"),
-        (["--qualities", "5,96"], "this entropy model has 0 (coarsest) to 95"),
+        (["--qualities", "5,101"], "this entropy model has 0 (coarsest) to 100"),
         (["--qualities", "five"], "--qualities is 'five'; whole numbers with commas between are needed"),
         (["--bpp", "0"], "--bpp is '0'; numbers above 0"),
         (["--bpp", "nan"], "--bpp is 'nan'; numbers above 0"),
