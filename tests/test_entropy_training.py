@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
-from test_bitstream import build, picture
+from test_bitstream import BLOCKS, build, picture
 from tiny_training import weights
 
 from latent_codec import LatentCodec
@@ -214,6 +215,20 @@ def test_a_network_is_built_for_its_codec(place):
         shares = counts[counts > 0] / counts.sum()
         expected = -(shares * shares.log2()).sum() * counts.sum()
         assert float(bits) == pytest.approx(float(expected), rel=0.02)
+
+
+def test_many_channels_are_coded_in_four_groups(place, tmp_path):
+    """Passes, and networks, do not grow with the channels."""
+    torch.manual_seed(0)
+    codec = LatentCodec(diffusers.AutoencoderKL(**BLOCKS, latent_channels=6))
+    codec.save_pretrained(tmp_path / "six")
+    files = encode_source(codec, open_source(place / "photos"), tmp_path / "codes")
+    config = configuration(
+        place, "kl", model={"class_name": "LatentContext", "teacher": str(tmp_path / "six")}
+    )
+    network = build_context(config, open_encoded(files), codec)
+    assert network.config.group == 2
+    assert len(network.networks) == 1 + 4 * 3
 
 
 def test_a_network_goes_on_from_a_pretrained_one_of_the_same_codec(place, trained, tmp_path):

@@ -27,6 +27,8 @@ from latent_codec.training.task import Task
 
 ROUNDED_FROM = 0.6
 """The part of a training after which numbers are rounded as they will be."""
+CHANNEL_GROUPS = 4
+"""Passes over a position's channels, at most, unless model.arguments.group says otherwise."""
 _SURVEYED = 64  # windows that latents' spread, and indices' frequencies, are found from
 _DECODED = 4  # windows that the decoder's sensitivity is found from
 _MEASURED = 64  # held-out windows, at most
@@ -84,6 +86,7 @@ def build_context(config: TrainingConfig, source: EncodedPictures, codec: Latent
     items = [windows[position][0] for position in range(min(len(windows), _SURVEYED))]
     if not source.is_discrete:
         latents = torch.stack([grids[-1] for grids in items])
+        arguments.setdefault("group", -(-latents.shape[1] // CHANNEL_GROUPS))
         arguments.setdefault("units", latents.movedim(1, 0).flatten(1).std(1).tolist())
         if "coarsest" not in arguments:
             sensitivity = decoder_sensitivity(codec, latents[:_DECODED], config.run.seed)
