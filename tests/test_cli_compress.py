@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_bitstream import BLOCKS
 
 from latent_codec import LatentCodec
 from latent_codec.bitstream import compress, decompress, fit_static, ideal_bits, read, unpack
@@ -23,13 +24,6 @@ from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.pictures import read_picture, write_picture
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCKS = {
-    "block_out_channels": (8, 8),
-    "norm_num_groups": 4,
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "mid_block_add_attention": False,
-}
 
 
 def build(kind: str, seed: int = 0) -> LatentCodec:

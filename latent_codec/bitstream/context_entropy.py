@@ -293,6 +293,11 @@ class IndexContextEntropy(ContextEntropy):
         return np.split(self.leaves, np.cumsum(sizes)[:-1])
 
     @cached_property
+    def depths(self) -> list[int]:
+        """Of each level's tree: binary digits of a leaf's number."""
+        return [(len(tree) - 1).bit_length() for tree in self.trees]
+
+    @cached_property
     def codebook_sizes(self) -> list[int]:
         return [int((tree >= 0).sum()) for tree in self.trees]
 
@@ -371,29 +376,21 @@ class IndexPredictor:
         self._model = model
         self._key, self._hidden = None, None
         is_alone = len(model.forks) == 1
-        self.passes = [
-            Pass(
-                level,
-                grid_places(*shape[1:], phase)[0].numpy(),
-                LAYER_OF_PHASE[phase] if is_alone else level,
-                bit,
-            )
-            for level, shape in enumerate(shapes)
-            for phase in range(NUM_PHASES)
-            for bit in reversed(range((len(model.trees[level]) - 1).bit_length()))
-        ]
-        self._phases = [
-            phase
-            for level in range(len(shapes))
-            for phase in range(NUM_PHASES)
-            for _ in range((len(model.trees[level]) - 1).bit_length())
-        ]
+        self.passes, self._phases = [], []
+        for level, shape in enumerate(shapes):
+            for phase in range(NUM_PHASES):
+                positions = grid_places(*shape[1:], phase)[0].numpy()
+                layer = LAYER_OF_PHASE[phase] if is_alone else level
+                bits = reversed(range(model.depths[level]))
+                passes = [Pass(level, positions, layer, bit) for bit in bits]
+                self.passes += passes
+                self._phases += [phase] * len(passes)
 
     def predict(self, number: int, values: Sequence[np.ndarray]) -> Prediction:
         model, each, phase = self._model, self.passes[number], self._phases[number]
         if self._key != (each.level, phase):
             self._key, self._hidden = (each.level, phase), self._hidden_layer(each.level, phase, values)
-        depth = (len(model.trees[each.level]) - 1).bit_length()
+        depth = model.depths[each.level]
         prefixes = values[each.level].reshape(-1)[each.positions] >> each.bit + 1
         forks = (1 << depth - 1 - each.bit) - 1 + prefixes
         logits = model.forks[each.level].rows(forks, self._hidden, model.arithmetic)

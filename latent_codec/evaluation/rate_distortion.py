@@ -6,7 +6,7 @@ Bits per pixel are those of the whole file, over the pixels of the original.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from latent_codec import metrics
 from latent_codec.evaluation.rate_distortion_result import CURVE, Fidelity, RateDistortion, Trial
-from latent_codec.evaluation.reconstruction import read_image, spread
+from latent_codec.evaluation.reconstruction import read_images, spread
 from latent_codec.picture_sources import PictureSource
-from latent_codec.pictures import PictureError, to_image, to_pil
+from latent_codec.pictures import to_image, to_pil
 
 SAMPLES = 3
 """Pictures that choose the qualities of curves."""
@@ -98,7 +98,7 @@ def measure_rate_distortion(
             on_progress(len(result.trials) + per_picture * len(result.skipped), per_picture * len(indices))
         return trial
 
-    for index, image in _read(source, indices, channels, result.skipped):
+    for index, image in read_images(source, indices, channels, result.skipped):
         tests = _Tests(source.name(index), index, image.to(device), folder / f"{index:04d}")
         for compressor in compressors:
             for quality in curves[compressor.name]:
@@ -229,20 +229,8 @@ def _rate(compressor: Compressor, sample: Sequence[Image.Image], quality: int | 
     return mean(8 * len(compressor.encode(each, quality)) / (each.width * each.height) for each in sample)
 
 
-def _read(
-    source: PictureSource, indices: Sequence[int], channels: int, skipped: list[str]
-) -> Iterator[tuple[int, Tensor]]:
-    for index in indices:
-        try:
-            image = read_image(source, index, channels)
-        except PictureError as error:
-            skipped.append(str(error))
-            continue
-        yield index, image
-
-
 def _sample(source: PictureSource, indices: Sequence[int], channels: int) -> list[Image.Image]:
     """SAMPLES pictures that can be read, spread over the source where all can be."""
     first = [indices[place] for place in spread(len(indices), SAMPLES)]
     order = [*first, *(index for index in indices if index not in first)]
-    return [to_pil(image) for _, image in islice(_read(source, order, channels, []), SAMPLES)]
+    return [to_pil(image) for _, image in islice(read_images(source, order, channels, []), SAMPLES)]

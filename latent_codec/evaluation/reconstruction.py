@@ -1,7 +1,7 @@
 """Send pictures through a codec and measure what came back, what lay between, and what it cost."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -213,17 +213,25 @@ def lpips_trained(codec: LatentCodec) -> bool | None:
     return answer if isinstance(answer, bool) else None
 
 
-def _batches(
-    source: PictureSource, indices: list[int], channels: int, skipped: list[str]
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Neighbours of one size, stacked up to BATCH_PIXELS; unreadable pictures go to `skipped`."""
-    waiting: list[tuple[int, Tensor]] = []
+def read_images(
+    source: PictureSource, indices: Sequence[int], channels: int, skipped: list[str]
+) -> Iterator[tuple[int, Tensor]]:
+    """Pictures as `read_image` gives them, and their indices; messages on unreadable ones go to `skipped`."""
     for index in indices:
         try:
             image = read_image(source, index, channels)
         except PictureError as error:
             skipped.append(str(error))
             continue
+        yield index, image
+
+
+def _batches(
+    source: PictureSource, indices: list[int], channels: int, skipped: list[str]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Neighbours of one size, stacked up to BATCH_PIXELS; unreadable pictures go to `skipped`."""
+    waiting: list[tuple[int, Tensor]] = []
+    for index, image in read_images(source, indices, channels, skipped):
         full = (len(waiting) + 1) * image.shape[1] * image.shape[2] > BATCH_PIXELS
         if waiting and (full or image.shape != waiting[0][1].shape):
             yield [each for each, _ in waiting], torch.stack([each for _, each in waiting])

@@ -22,7 +22,7 @@ from latent_codec.models.context_network import (
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.labelled_data import hold_out
-from latent_codec.training.prior_data import GridWindows, grids_of, window_shapes
+from latent_codec.training.prior_data import GridWindows, large_enough, window_shapes
 from latent_codec.training.task import Task
 
 ROUNDED_FROM = 0.6
@@ -214,17 +214,11 @@ def _windows(
             f"the files hold {'indices' if source.is_discrete else 'latents'}, which {codec.name} does not code."
         )
     shapes = window_shapes(config, codec, len(codec.codebook_sizes) if source.is_discrete else 1)
-    height, width = shapes[0]
-
-    def large(numbers: list[int]) -> list[int]:
-        found = ((number, grids_of(source, number, 1)[0].shape[-2:]) for number in numbers)
-        return [number for number, shape in found if shape[0] >= height and shape[1] >= width]
-
     try:
         parts = hold_out(source, config.data.held_out, config.run.seed)
     except ValueError as error:
         raise ValueError(f"{error} --set data.held_out=0 trains on all.") from error
-    train, held_out = map(large, parts)
+    train, held_out = (large_enough(source, numbers, shapes[0]) for numbers in parts)
     if not train:
         first = "x".join(map(str, source.size(0)))
         raise ValueError(

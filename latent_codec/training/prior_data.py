@@ -131,11 +131,7 @@ class PriorData:
 
     def _codes(self, config: TrainingConfig, source: Pictures, numbers: list[int]) -> GridWindows:
         height, width = self.shapes[0]
-        large = [
-            number
-            for number in numbers
-            if (shape := grids_of(source, number, 1)[0].shape[-2:])[0] >= height and shape[1] >= width
-        ]
+        large = large_enough(source, numbers, self.shapes[0])
         if numbers and not large:
             first = "x".join(map(str, grids_of(source, numbers[0], 1)[0].shape[-2:]))
             raise ValueError(
@@ -167,6 +163,12 @@ def open_prior_source(
         return pictures
     files = encode_source(codec, pictures, run / "codes", mirrored=config.data.flip, on_progress=on_progress)
     return open_encoded(files, codec=codec)
+
+
+def large_enough(encoded: EncodedPictures, numbers: Sequence[int], shape: tuple[int, int]) -> list[int]:
+    """Those of the pictures whose top grids hold a window of this shape."""
+    found = ((number, grids_of(encoded, number, 1)[0].shape[-2:]) for number in numbers)
+    return [number for number, (height, width) in found if height >= shape[0] and width >= shape[1]]
 
 
 def grids_of(encoded: EncodedPictures, number: int, num_levels: int) -> list[Tensor]:

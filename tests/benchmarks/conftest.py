@@ -1,8 +1,18 @@
 import pytest
+import torch
 from torch import Tensor
 
 from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.picture_sources import open_source
+
+
+@pytest.fixture
+def one_thread():
+    """One thread of torch's, so that times compare."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -27,16 +27,10 @@ from latent_codec.evaluation.rate_distortion import fidelity
 from latent_codec.pictures import to_image, to_pil
 from latent_codec.prior_folders import load_prior
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUALITY = 50
 RATE = 0.15
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def codec_and_model(name: str):

@@ -18,16 +18,10 @@ from latent_codec.models.autoregressive import draw, draw_chances
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm}
 NUM_NAIVE = 64
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @torch.inference_mode()

@@ -37,6 +37,8 @@ from latent_codec.models.tiling import decode_tiled
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 side, tile = int(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -81,14 +83,6 @@ print(json.dumps({
     "sample": image[..., ::61, ::53].flatten().tolist(),
 }))
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def decode_in_a_process(side: int, tile: int | None) -> dict:
