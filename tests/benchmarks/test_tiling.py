@@ -25,6 +25,8 @@ from latent_codec.models.tiling import decode_tiled, encode_tiled
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 needs_default = pytest.mark.skipif(
     not (ASSETS / "default-f8c4").is_dir(), reason="needs the shipped codec latent_codec/assets/default-f8c4"
 )
@@ -36,8 +38,6 @@ import torch
 from latent_codec.models.tiling import decode_tiled
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 side, tile = int(sys.argv[1]), int(sys.argv[2])
 torch.set_num_threads(1)
