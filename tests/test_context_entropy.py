@@ -22,7 +22,7 @@ from latent_codec.bitstream import (
     read,
     unpack,
 )
-from latent_codec.bitstream.coding import decode_tile, encode_tile
+from latent_codec.bitstream.coding import decode_tile, encode_passes, encode_tile
 from latent_codec.bitstream.context_tables import mixture_tables
 from latent_codec.bitstream.quantization import quantize, reconstruct
 from latent_codec.bitstream.whole_numbers import Arithmetic, WholeNumberLayer, WholeNumberNetwork
@@ -374,8 +374,9 @@ def test_weighing_bits_shortens_files_more_than_it_costs(models):
     latents = rng.standard_normal((3, 32, 32)).astype(np.float32) * 0.5
 
     def rate_and_error(steps_index: int, weight: float) -> tuple[float, float]:
-        levels = quantize(model, latents, steps_index, weight)
-        sections = encode_tile(model, [levels], steps_index)
+        levels, coded = quantize(model, latents, steps_index, weight)
+        sections = encode_passes(model.tables, coded)
+        assert sections == encode_tile(model, [levels], steps_index)
         found = decode_tile(model, sections, [levels.shape], steps_index)
         values = reconstruct(model, found.values[0], found.predictions[0], steps_index)
         return sum(map(len, sections)), float(((values - latents) ** 2).mean())

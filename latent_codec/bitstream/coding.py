@@ -8,8 +8,9 @@ import numpy as np
 
 from latent_codec.bitstream import rans
 from latent_codec.bitstream.container import Container, Header, Level, Tile, pack
-from latent_codec.bitstream.entropy_model import EntropyModel, Pass, Prediction, Shape
+from latent_codec.bitstream.entropy_model import CodedPass, EntropyModel, Pass, Prediction, Shape
 from latent_codec.bitstream.errors import CorruptError
+from latent_codec.bitstream.tables import Tables
 
 Values = list[np.ndarray]
 """int64 (channels, h, w) for each level."""
@@ -67,6 +68,11 @@ def encode_values(model: EntropyModel | None, values: Values, outline: Header) -
             tiles.append(encode_fixed_length(outline.levels, parts))
         else:
             tiles.append(encode_tile(model, parts, outline.steps_index))
+    return pack_tiles(model, tiles, outline)
+
+
+def pack_tiles(model: EntropyModel | None, tiles: Sequence[list[bytes]], outline: Header) -> bytes:
+    """The file of a picture's tiles, each the sections of its layers; model and outline as `encode_values` takes them."""
     header = replace(outline, num_layers=len(tiles[0]), entropy_fingerprint=model and model.fingerprint)
     return pack(header, [section for sections in zip(*tiles, strict=True) for section in sections])
 
@@ -109,30 +115,31 @@ def values_bits(model: EntropyModel | None, values: Values, header: Header) -> f
     if model is None or header.entropy_fingerprint is None:
         return sum(each.size * math.log2(level.codebook_size) for each, level in zip(values, header.levels))
     return sum(
-        model.tables.bits(coded, numbers)
+        model.tables.bits(each.values, each.numbers)
         for tile in header.tiles()
-        for _, coded, numbers in _coded(model, _parts(values, tile, header), header.steps_index)
+        for each in _coded_passes(model, _parts(values, tile, header), header.steps_index)
     )
 
 
 def encode_tile(model: EntropyModel, values: Values, steps_index: int = 0) -> list[bytes]:
-    """Entropy code a tile; its passes are one stream of rANS, cut where each ends, escape bits behind each part.
-
-    Returns:
-        The sections of its layers.
+    """Entropy code a tile: the sections of its layers.
 
     Raises:
         ValueError: for a value that has no symbol.
     """
-    layers, symbols, escapes = [], [], []
-    for layer, coded, numbers in _coded(model, values, steps_index):
-        found, escape_bits = model.tables.symbols(coded, numbers)
-        layers.append(layer)
-        symbols.append(found)
-        escapes.append(escape_bits)
-    sections = [b""] * (layers[-1] + 1)
-    for layer, words, escape_bits in zip(layers, rans.encode(model.tables, symbols), escapes):
-        sections[layer] += words + escape_bits
+    return encode_passes(model.tables, list(_coded_passes(model, values, steps_index)))
+
+
+def encode_passes(tables: Tables, passes: Sequence[CodedPass]) -> list[bytes]:
+    """The sections of a tile's layers: one stream of rANS, cut where each pass ends, escape bits behind each part.
+
+    Raises:
+        ValueError: for a value that has no symbol.
+    """
+    symbols, escapes = zip(*[tables.symbols(each.values, each.numbers) for each in passes])
+    sections = [b""] * (passes[-1].layer + 1)
+    for each, words, escape_bits in zip(passes, rans.encode(tables, symbols), escapes):
+        sections[each.layer] += words + escape_bits
     return sections
 
 
@@ -234,10 +241,8 @@ def _parts(values: Values, tile: Tile, header: Header) -> Values:
     return [each[where] for each, where in zip(values, tile.slices(header.levels))]
 
 
-def _coded(
-    model: EntropyModel, values: Values, steps_index: int
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Each pass's layer, values less their offsets, and tables, which are asked for with what a decoder knows by then."""
+def _coded_passes(model: EntropyModel, values: Values, steps_index: int) -> Iterator[CodedPass]:
+    """Predictions are asked for with what a decoder knows by then."""
     codes = [np.ascontiguousarray(each, np.int64) for each in model.codes(values)]
     predictor = model.predictor([each.shape for each in codes], steps_index)
     known = [np.zeros_like(each) for each in codes]
@@ -246,7 +251,7 @@ def _coded(
         coded = codes[each.level].reshape(-1)[each.positions]
         if each.bit is not None:
             coded = coded >> each.bit & 1
-        yield each.layer, coded - prediction.offsets, prediction.numbers
+        yield CodedPass(each.layer, coded - prediction.offsets, prediction.numbers)
         _insert(known[each.level], each, coded)
 
 

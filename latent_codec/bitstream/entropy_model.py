@@ -35,6 +35,17 @@ class Prediction:
     """int64, same shape; 0 where binary digits are coded."""
 
 
+@dataclass(frozen=True)
+class CodedPass:
+    """What the coder gets of a pass."""
+
+    layer: int
+    values: np.ndarray
+    """int64, flat: less their offsets, or binary digits."""
+    numbers: np.ndarray
+    """int64, flat: of the tables."""
+
+
 class Predictor(Protocol):
     """Chances of the values of one tile, pass by pass, as numbers of integer tables.
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from latent_codec.bitstream.entropy_model import LatentEntropyModel, Prediction
+from latent_codec.bitstream.entropy_model import CodedPass, LatentEntropyModel, Prediction
 
 
 def quantize(
     model: LatentEntropyModel, latents: np.ndarray, steps_index: int, rate_weight: float = 0.0
-) -> np.ndarray:
+) -> tuple[np.ndarray, list[CodedPass]]:
     """Levels of a tile, pass by pass, each with the least
 
         (z / step - what the level comes back as, in steps)^2 + rate_weight bits
@@ -21,12 +21,13 @@ def quantize(
         rate_weight: of a bit, in squared steps; 0 rounds to the nearest.
 
     Returns:
-        int64 (C, h, w).
+        int64 (C, h, w), and what the coder gets of it.
     """
     scaled = (
         latents.astype(np.float64) / model.steps[steps_index].astype(np.float64)[:, None, None]
     ).reshape(-1)
     levels = np.zeros(latents.shape, np.int64)
+    coded = []
     predictor = model.predictor([latents.shape], steps_index)
     for number, each in enumerate(predictor.passes):
         prediction = predictor.predict(number, [levels])
@@ -42,7 +43,8 @@ def quantize(
             )
         best = np.take_along_axis(candidates, costs.argmin(0)[None], 0)[0]
         levels.reshape(-1)[each.positions] = best + prediction.offsets
-    return levels
+        coded.append(CodedPass(each.layer, best, prediction.numbers))
+    return levels, coded
 
 
 def reconstruct(

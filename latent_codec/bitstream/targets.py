@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from latent_codec.bitstream.coding import Values, encode_values
+from latent_codec.bitstream.coding import Values, encode_passes, encode_values, pack_tiles
 from latent_codec.bitstream.container import Header
 from latent_codec.bitstream.entropy_model import EntropyModel, LatentEntropyModel
 from latent_codec.bitstream.quantization import quantize
@@ -47,11 +47,12 @@ def compress_latents(
     model: LatentEntropyModel, latents: np.ndarray, outline: Header, steps_index: int, rate_weight: float
 ) -> tuple[bytes, Values]:
     """A file of latents, float32 (C, h, w), at a step size."""
-    levels = np.zeros(latents.shape, np.int64)
+    levels, tiles = np.zeros(latents.shape, np.int64), []
     for tile in outline.tiles():
         (where,) = tile.slices(outline.levels)
-        levels[where] = quantize(model, latents[where], steps_index, rate_weight)
-    return encode_values(model, [levels], replace(outline, steps_index=steps_index)), [levels]
+        levels[where], passes = quantize(model, latents[where], steps_index, rate_weight)
+        tiles.append(encode_passes(model.tables, passes))
+    return pack_tiles(model, tiles, replace(outline, steps_index=steps_index)), [levels]
 
 
 def compress_latents_to(
