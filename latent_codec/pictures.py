@@ -6,30 +6,22 @@ between that and the files people have. Channels are 1 (grey, Rec. 601 luma),
 3 (RGB) or 4 (RGB and straight alpha).
 """
 
-import io
 import os
-import threading
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from latent_codec.files import replacing
+from latent_codec.picture_decoding import PictureError, Source, decode_pixels, name_of, opened
 
-# Formats that Pillow may try (MPO, which phones write, opens as JPEG); left out are those that start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM")
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".pgm", ".pbm"}
 )
-MIN_SIDE = 8
 WHITE = (255, 255, 255)
 
 # How `write_picture` saves: without loss where the format can, close to it where not.
@@ -43,37 +35,7 @@ _SAVE_OPTIONS = {
     ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
 }
 
-# What a file that is no picture may start with, in lower case, and what that makes it.
-_FOREIGN = {
-    b"%pdf": "a PDF document",
-    b"<svg": "an SVG drawing: render it to PNG first",
-    b"<?xml": "XML (an SVG drawing?): render it to PNG first",
-    b"<!doctype": "a web page, so probably a failed download",
-    b"<html": "a web page, so probably a failed download",
-    b"pk\x03\x04": "a ZIP archive: unpack it first",
-    b"\x1f\x8b": "gzip data: unpack it first",
-    b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
-}
-_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"BM")
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
-
-# EXIF orientation -> swap rows and columns, then flip rows, flip columns.
-_ORIENTATIONS = {
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
-
 Color = tuple[int, int, int]
-Source = str | os.PathLike | bytes | BinaryIO | Image.Image
-
-
-class PictureError(ValueError):
-    """A picture that cannot be read; the message is one line and names the file."""
 
 
 def read_picture(
@@ -98,14 +60,14 @@ def read_picture(
     Raises:
         PictureError: for anything that is not a whole picture of at least 8 x 8 pixels, saying why.
     """
-    return _with_channels(_to_signed(_decode(source, name)), channels, background)
+    return _with_channels(_to_signed(decode_pixels(source, name)), channels, background)
 
 
 def read_pixels(
     source: Source, *, channels: int = 3, background: Color = WHITE, name: str | None = None
 ) -> Tensor:
     """`read_picture` rounded to uint8, (channels, height, width), 0 to 255: what a cache holds."""
-    pixels = _decode(source, name)
+    pixels = decode_pixels(source, name)
     if pixels.dtype == np.uint8 and pixels.shape[2] == channels:
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     image = _with_channels(_to_signed(pixels), channels, background)
@@ -114,7 +76,7 @@ def read_pixels(
 
 def picture_size(source: Source, *, name: str | None = None) -> tuple[int, int]:
     """(height, width) as stored, before EXIF orientation, from the header alone. Raises PictureError."""
-    with _opened(source, name or _name_of(source)) as picture:
+    with opened(source, name or name_of(source)) as picture:
         return picture.height, picture.width
 
 
@@ -201,238 +163,6 @@ def _with_channels(image: Tensor, channels: int, background: Color) -> Tensor:
     if channels == 4:
         return torch.cat((color, torch.ones_like(color[:1]) if alpha is None else alpha))
     return color.contiguous()
-
-
-def _decode(source: Source, name: str | None) -> np.ndarray:
-    """Pixels of a picture, upright and in sRGB: (H, W, 1 to 4), uint8, uint16 or float32 in [0, 1].
-
-    The last of two or four channels is alpha.
-    """
-    name = name or _name_of(source)
-    with _opened(source, name) as picture:
-        if min(picture.size) < MIN_SIDE:
-            raise PictureError(
-                f"{name}: {picture.width}x{picture.height} pixels (width x height) are too few, "
-                f"a picture has at least {MIN_SIDE}x{MIN_SIDE}"
-            )
-        picture.load()
-        pixels = _pixels(picture, name)
-        swap, flip_rows, flip_columns = _ORIENTATIONS.get(_orientation(picture), (False, False, False))
-    if swap:
-        pixels = pixels.swapaxes(0, 1)
-    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-
-
-@contextmanager
-def _opened(source: Source, name: str) -> Iterator[Image.Image]:
-    """Open a picture lazily; whatever goes wrong with it inside the block becomes a PictureError.
-
-    Pillow's decoders raise what they trip over (OSError, SyntaxError, ValueError, struct.error, KeyError,
-    zlib.error ...), so every Exception counts as a damaged picture.
-    """
-    closing = ExitStack()
-    try:
-        if isinstance(source, Image.Image):
-            yield source
-            return
-        file = _open_file(source, closing)
-        start = file.tell()
-        if not file.read(1):
-            raise PictureError(f"{name}: the file is empty")
-        file.seek(start)
-        with _without_warnings():
-            picture = Image.open(file, formats=FORMATS)
-        # Above its limit Pillow warns, and only above twice that it raises; here the limit itself holds.
-        if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError
-        yield picture
-    except PictureError:
-        raise
-    except UnidentifiedImageError as error:
-        file.seek(start)
-        raise PictureError(f"{name}: {_what_it_is(file.read(512))}") from error
-    except Exception as error:
-        raise PictureError(f"{name}: {_reason(error)}") from error
-    finally:
-        closing.close()
-
-
-_warning_filters = threading.Lock()
-
-
-def _renew_lock() -> None:
-    """A lock that another thread held during a fork would stay locked in the child for ever."""
-    global _warning_filters
-    _warning_filters = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keep back Pillow's remarks about odd metadata, which name no file.
-
-    Filters are global to the process, hence the lock: two threads could restore them in the wrong order.
-    """
-    with _warning_filters, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _name_of(source: Source) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    name = getattr(source, "filename", None) or getattr(source, "name", None)
-    return str(name or f"<{type(source).__name__}>")
-
-
-def _open_file(source: str | os.PathLike | bytes | BinaryIO, closing: ExitStack) -> BinaryIO:
-    """A seekable binary file; if it was opened here, `closing` will close it."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source)
-    if isinstance(source, (str, os.PathLike)):
-        source = closing.enter_context(open(source, "rb"))  # noqa: SIM115 - closed with the stack
-    elif not hasattr(source, "read"):
-        raise PictureError(
-            f"a {type(source).__name__} is no picture: give a path, bytes, a binary file or a PIL image"
-        )
-    return source if source.seekable() else io.BytesIO(source.read())  # a pipe is not seekable
-
-
-def _what_it_is(head: bytes) -> str:
-    """What to say about a file that no decoder wants, by its first bytes."""
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    for magic, what in _FOREIGN.items():
-        if start.startswith(magic):
-            return f"not a picture but {what}"
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
-        return "HEIC cannot be read: save it as JPEG, PNG or AVIF"
-    if head.startswith(_PICTURE_STARTS) or head[4:8] == b"ftyp":
-        return "damaged or cut short: its header cannot be read"
-    return f"not a picture in a known format ({', '.join(FORMATS)})"
-
-
-def _reason(error: Exception) -> str:
-    """Why a picture could not be read, in one line."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, IsADirectoryError):
-        return "a folder, not a picture"
-    if isinstance(error, PermissionError):
-        return "permission denied"
-    if isinstance(error, Image.DecompressionBombError):
-        return (
-            f"more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a decompression bomb: if you trust the file, "
-            "raise PIL.Image.MAX_IMAGE_PIXELS"
-        )
-    if isinstance(error, MemoryError):
-        return "does not fit into memory"
-    return f"damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})"
-
-
-def _orientation(picture: Image.Image) -> int:
-    """EXIF's orientation tag (0x0112); 1, upright, where there is none or the EXIF block is broken."""
-    try:
-        with _without_warnings():
-            return picture.getexif().get(0x0112, 1)
-    except Exception:  # as in `_opened`: Pillow raises what it trips over
-        return 1
-
-
-def _pixels(picture: Image.Image, name: str) -> np.ndarray:
-    """`_decode` for a loaded picture, before it is turned upright."""
-    deep = picture.mode == "F" or picture.mode.startswith("I")
-    grey = deep or picture.mode in ("1", "L", "LA", "La")
-    convert = _srgb_conversion(picture, "L" if grey else "CMYK" if picture.mode == "CMYK" else "RGB", name)
-
-    if deep:
-        pixels = _deep_pixels(picture, name)
-        if convert is None:
-            return pixels[:, :, None]
-        picture = Image.fromarray(
-            np.rint(pixels * (255 if pixels.dtype == np.float32 else 1 / 257)).astype(np.uint8)
-        )
-
-    alpha = []
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        alpha = [np.array(picture)[:, :, 3:]]
-    if convert is not None:
-        picture = convert(picture)
-    color = np.array(picture.convert("L" if grey and convert is None else "RGB"))
-    return np.concatenate([color.reshape(*color.shape[:2], -1), *alpha], axis=2)
-
-
-def _deep_pixels(picture: Image.Image, name: str) -> np.ndarray:
-    """Grey of more than 8 bits, (H, W): uint16, or float32 in [0, 1]."""
-    values = np.array(picture)
-    if picture.mode.startswith("I;16"):
-        return values.astype(np.uint16)
-    if picture.mode == "I" and picture.format in ("PPM", "PNG"):  # which Pillow scales to 16 bits
-        return values.clip(0, 65535).astype(np.uint16)
-    if picture.mode == "F" and values.min() >= 0 and values.max() <= 1:
-        return values
-    raise PictureError(
-        f"{name}: {'float' if picture.mode == 'F' else '32-bit integer'} pixels from {values.min():.6g} to "
-        f"{values.max():.6g} have no known white: save 8 or 16 bits, or floats in [0, 1]"
-    )
-
-
-def _srgb_conversion(picture: Image.Image, kind: str, name: str):
-    """A function that turns the picture into sRGB by its ICC profile; None where nothing is to be done.
-
-    Args:
-        kind: what the pixels mean: "L", "RGB" or "CMYK". A grey picture may carry an RGB profile.
-
-    A profile that is broken or for other pixels is ignored with a warning.
-    """
-    profile = picture.info.get("icc_profile")
-    if not profile or picture.mode == "LAB":  # Lab needs no profile: it is absolute
-        return None
-    try:
-        mode, transform = _srgb_transform(profile)
-        if mode != kind and (kind, mode) != ("L", "RGB"):
-            raise ValueError(f"it is for {mode} pixels, these are {kind}")
-    except Exception as error:  # LittleCMS's errors arrive as OSError, PyCMSError, ValueError ...
-        detail = " ".join(str(error).split())
-        warnings.warn(f"{name}: its colour profile is ignored ({detail})", stacklevel=2)
-        return None
-    if transform is None:
-        return None
-    return lambda pixels: ImageCms.applyTransform(pixels.convert(mode), transform)
-
-
-@lru_cache(maxsize=32)
-def _srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """The mode that a profile is for, and its transform to sRGB; None for sRGB itself.
-
-    A profile that moves no colour of a coarse cube by more than one level of 255 counts as sRGB, so that
-    the many files that carry the standard profile keep their very pixels. The intent is the one that
-    browsers use, relative colorimetric, with black point compensation.
-    """
-    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    space = opened.profile.xcolor_space.strip()
-    mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space)
-    if mode is None:
-        raise ValueError(f"it is for {space} pixels")
-    transform = ImageCms.buildTransform(
-        opened,
-        ImageCms.createProfile("sRGB"),
-        mode,
-        "RGB",
-        ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        ImageCms.Flags.BLACKPOINTCOMPENSATION,
-    )
-    if mode == "CMYK":
-        return mode, transform
-    levels = np.arange(0, 256, 17, dtype=np.uint8)
-    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(64, 64, 3)
-    probe = Image.fromarray(cube if mode == "RGB" else cube[:, :, 0])
-    before = np.array(probe.convert("RGB"), np.int16)
-    after = np.array(ImageCms.applyTransform(probe, transform), np.int16)
-    return mode, (transform if np.abs(after - before).max() > 1 else None)
 
 
 def to_pil(image: Tensor) -> Image.Image:

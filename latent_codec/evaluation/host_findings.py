@@ -1,0 +1,62 @@
+"""What is found of a codec in a host, and the rules that hosts share."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from latent_codec.codec import LatentCodec
+from latent_codec.latent_space import LatentSpace
+
+Verdict = Literal["as it is", "with limits", "no"]
+
+RELEASED_FACTOR = 8
+"""Pixels per latent position of every released denoiser here."""
+
+CHANGES_LATENTS = "it changes the latents, so before a denoiser is trained"
+
+
+@dataclass(frozen=True)
+class Finding:
+    verdict: Verdict
+    reason: str
+    remedy: str | None = None
+
+
+def no(reason: str, remedy: str | None = None) -> Finding:
+    return Finding("no", reason, remedy)
+
+
+def limit(reason: str, remedy: str | None = None) -> Finding:
+    return Finding("with limits", reason, remedy)
+
+
+def mind(reason: str) -> Finding:
+    return Finding("as it is", f"mind: {reason}")
+
+
+def factor_limits(codec: LatentCodec, by_config: int) -> Iterator[Finding]:
+    factor = codec.space.downsampling_factor
+    if by_config != factor:
+        yield limit(
+            f"it takes {by_config} pixels per latent position, and {factor} come out: pictures have another size than "
+            "was asked for",
+        )
+    elif factor != RELEASED_FACTOR:
+        yield limit(
+            f"a latent position is {factor}x{factor} pixels and {RELEASED_FACTOR}x{RELEASED_FACTOR} in released "
+            f"denoisers: at the grid that they were trained on, pictures have {factor}/{RELEASED_FACTOR} of the side; "
+            f"sides that are no multiple of {factor} shrink to one, of {2 * factor} where the denoiser takes 2x2 patches",
+        )
+
+
+def picture_limits(config) -> Iterator[Finding]:
+    if (config.get("in_channels"), config.get("out_channels", config.get("in_channels"))) != (3, 3):
+        yield limit(
+            f"pictures have {config.in_channels} channels: text-to-image works, and encoding fails, because pictures "
+            "are given to the encoder in RGB",
+        )
+
+
+def is_plain(space: LatentSpace) -> bool:
+    """Whether latents_mean and latents_std, if any, change nothing."""
+    return space.mean is None or (not any(space.mean) and set(space.std) == {1.0})
