@@ -56,7 +56,7 @@ def encode_tiled(
         OSError: if the scratch files find no room.
     """
     encoder = autoencoder.encoder
-    tiles = _Tiles(tile**2 * encoder.conv_in.out_channels)
+    tiles = _Tiles(int(tile) ** 2 * encoder.conv_in.out_channels)
     images = images.to(encoder.conv_in.weight.dtype)
     raw = torch.cat([tiles.encode(encoder, autoencoder.quant_conv, image) for image in images.split(1)])
     if isinstance(autoencoder, VQModel):
@@ -71,7 +71,7 @@ def decode_tiled(autoencoder: AutoencoderKL | VQModel, raw_latents: Tensor, tile
     Nothing is quantised here. `tile` and errors are those of `encode_tiled`.
     """
     decoder = autoencoder.decoder
-    tiles = _Tiles(tile**2 * decoder.conv_out.in_channels)
+    tiles = _Tiles(int(tile) ** 2 * decoder.conv_out.in_channels)
     raw_latents = raw_latents.to(decoder.conv_in.weight.dtype)
     return torch.cat(
         [tiles.decode(decoder, autoencoder.post_quant_conv, each) for each in raw_latents.split(1)]

@@ -54,17 +54,7 @@ class AutoencoderTask(Task):
     ):
         super().__init__(config, autoencoder, accelerator)
         self.is_discrete = hasattr(autoencoder, "quantizers")
-        self.crops = TrainingCrops(
-            source,
-            size=config.data.size,
-            channels=autoencoder.config.in_channels,
-            seed=config.run.seed,
-            flip=config.data.flip,
-            scale=config.data.scale,
-            pad_small=config.data.pad_small,
-            by_area=config.data.by_area,
-            cache_bytes=int(config.data.cache_gigabytes * 2**30),
-        )
+        self.crops = TrainingCrops.configured(config, source, autoencoder.config.in_channels)
         self.streamed = None if stream is None else self._streamed(stream)
         self.num_pictures = len(source) if stream is None else None
         self.samples = report.SamplePictures(source, autoencoder.config.in_channels, config)

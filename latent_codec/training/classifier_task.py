@@ -113,16 +113,9 @@ class ClassifierTask(Task):
         return {"held_out_accuracy": right / count}
 
     def _crops(self, source: PictureSource, numbers: list[int], labels: Labels) -> TrainingCrops:
-        config = self.config
-        return TrainingCrops(
+        return TrainingCrops.configured(
+            self.config,
             SomePictures(source, numbers),
-            size=config.data.size,
-            channels=self.network.config.in_channels,
-            seed=config.run.seed,
-            flip=config.data.flip,
-            scale=config.data.scale,
-            pad_small=config.data.pad_small,
-            by_area=config.data.by_area and bool(numbers),
-            cache_bytes=int(config.data.cache_gigabytes * 2**30),
+            self.network.config.in_channels,
             label_of=ClassOf(labels, numbers),
         )

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from latent_codec.picture_sources import DatasetPictures, PictureSource, encoded_picture, image_column
 from latent_codec.pictures import PictureError, read_pixels
+from latent_codec.training.config import TrainingConfig
 
 # Independent streams of randomness under one seed.
 _ORDER, _CROP = 0, 1
@@ -111,6 +112,28 @@ class TrainingCrops(Dataset):
         self._cached_bytes = 0
         # In shared memory, so that the parent sees what its workers could not read.
         self._unreadable = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+
+    @classmethod
+    def configured(
+        cls,
+        config: TrainingConfig,
+        source: PictureSource,
+        channels: int,
+        label_of: Callable[[int], int] | None = None,
+    ) -> "TrainingCrops":
+        """As a run's [data] says; `source` may have no pictures."""
+        return cls(
+            source,
+            size=config.data.size,
+            channels=channels,
+            seed=config.run.seed,
+            flip=config.data.flip,
+            scale=config.data.scale,
+            pad_small=config.data.pad_small,
+            by_area=config.data.by_area and len(source) > 0,
+            cache_bytes=int(config.data.cache_gigabytes * 2**30),
+            label_of=label_of,
+        )
 
     def __len__(self) -> int:
         """Pictures in an epoch; positions go on beyond it."""

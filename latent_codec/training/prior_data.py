@@ -115,16 +115,10 @@ class PriorData:
         return None if self.labels is None else self.labels.num_classes
 
     def _pixels(self, config: TrainingConfig, source: Pictures, numbers: list[int]) -> PixelWindows:
-        crops = TrainingCrops(
+        crops = TrainingCrops.configured(
+            config,
             SomePictures(source, numbers),
-            size=config.data.size,
-            channels=config.model.arguments.get("data_channels", 1),
-            seed=config.run.seed,
-            flip=config.data.flip,
-            scale=config.data.scale,
-            pad_small=config.data.pad_small,
-            by_area=config.data.by_area and bool(numbers),
-            cache_bytes=int(config.data.cache_gigabytes * 2**30),
+            config.model.arguments.get("data_channels", 1),
             label_of=ClassOf(self.labels, numbers),
         )
         return PixelWindows(crops)

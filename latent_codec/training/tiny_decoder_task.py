@@ -44,7 +44,7 @@ def build_tiny_decoder(config: TrainingConfig, source: PictureSource) -> TinyDec
         arguments.setdefault("block_out_channels", [64, 48, 32, *[16] * levels][:levels])
         arguments.setdefault("num_blocks", [*[3] * (levels - 1), 1])
         if "latent_magnitude" not in arguments:
-            crops = _crops(config, codec, source)
+            crops = TrainingCrops.configured(config, source, codec.channels)
             images = torch.stack([crops[position] for position in range(NUM_SAMPLES)])
             arguments["latent_magnitude"] = 3 * float(codec.encode(images).float().std())
         decoder = construct(TinyDecoder, arguments, config.run.seed)
@@ -90,7 +90,7 @@ class TinyDecoderTask(Task):
     ):
         super().__init__(config, decoder, accelerator)
         self.codec = LatentCodec.from_pretrained(config.model.teacher, device=accelerator.device)
-        self.crops = _crops(config, self.codec, source)
+        self.crops = TrainingCrops.configured(config, source, self.codec.channels)
         self.num_pictures = len(source)
         self.train_directly(decoder)
 
@@ -137,17 +137,3 @@ class TinyDecoderTask(Task):
         """Crops -> latents, and RGB as the codec decodes them."""
         latents = self.codec.encode(images)
         return latents, rgb(self.codec.decode(latents, output_type="pt"))
-
-
-def _crops(config: TrainingConfig, codec: LatentCodec, source: PictureSource) -> TrainingCrops:
-    return TrainingCrops(
-        source,
-        size=config.data.size,
-        channels=codec.channels,
-        seed=config.run.seed,
-        flip=config.data.flip,
-        scale=config.data.scale,
-        pad_small=config.data.pad_small,
-        by_area=config.data.by_area,
-        cache_bytes=int(config.data.cache_gigabytes * 2**30),
-    )
