@@ -74,7 +74,7 @@ class LatentPreviewCallback(PipelineCallback):
             so its modules should be its own: of a codec opened once more, not `pipe.vae`.
         sink: a function of a PIL picture (of a whole batch, as a grid) and the step, from 0; or several. PngFolder
             and AnimatedWebP in `preview_sinks` write files.
-        every_steps: shows each so-many-th step; the last is always shown.
+        every_steps: shows each so-many-th step; the last is always shown, also that of a run that `pipe._interrupt` ends.
         every_milliseconds: at least so long from one picture to the next.
         height, width: of the run's pictures in pixels, for pipelines that pack latents (FLUX); None: squares.
 
@@ -155,7 +155,7 @@ class LatentPreviewCallback(PipelineCallback):
         try:
             self._after_step(pipeline, step_index, timesteps, callback_kwargs.get("latents"))
         except Exception as error:  # whatever it is, the generation goes on
-            self._log_once("Previews fail: %s: %s", type(error).__name__, error)
+            self._log_once("Previews fail", error)
         return callback_kwargs
 
     def _observe(self, scheduler) -> None:
@@ -172,7 +172,7 @@ class LatentPreviewCallback(PipelineCallback):
             self._observe(pipe.scheduler)
         seen = self._observer and self._observer.take()
         num_steps = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
-        is_last = step >= num_steps - 1
+        is_last = step >= num_steps - 1 or getattr(pipe, "interrupt", False)
         milliseconds = (time.monotonic() - self._last_time) * 1000
         if is_last or (step % self.every_steps == 0 and milliseconds >= self.every_milliseconds):
             self._last_time = time.monotonic()
@@ -186,7 +186,7 @@ class LatentPreviewCallback(PipelineCallback):
         source = seen
         if seen is None:
             why = "x_0 is not known of it" if self._observer is None else "this step of it was not observed"
-            self._log_once("Previews with %s show the noisy x_t: %s.", type(pipe.scheduler).__name__, why)
+            self._log_once(f"Previews with {type(pipe.scheduler).__name__} show the noisy x_t", f"{why}.")
             if latents is None:
                 raise ValueError(
                     "the pipeline gave no latents; name them in callback_on_step_end_tensor_inputs"
@@ -206,31 +206,31 @@ class LatentPreviewCallback(PipelineCallback):
         self._last_time = -math.inf
         self._worker.run(self._finish)
 
-    def _log_once(self, message: str, *values) -> None:
-        if message not in self._logged:
-            self._logged.add(message)
-            logger.warning(message, *values)
+    def _log_once(self, what: str, why: str | BaseException) -> None:
+        if what not in self._logged:
+            self._logged.add(what)
+            logger.warning("%s: %s", what, why if isinstance(why, str) else f"{type(why).__name__}: {why}")
 
-    # The worker's thread runs what follows.
+    # The worker's thread runs what follows, and must outlive whatever is raised there, CancelledError and SystemExit too.
 
     def _show(self, frame: Frame) -> None:
         try:
             picture = self._picture(frame)
-        except Exception as error:
-            self._log_once("A preview failed: %s: %s", type(error).__name__, error)
+        except BaseException as error:
+            self._log_once("A preview failed", error)
             return
         for sink in self.sinks:
             try:
                 sink(picture, frame.step)
-            except Exception as error:
-                self._log_once(f"{sink!r} failed: %s: %s", type(error).__name__, error)
+            except BaseException as error:
+                self._log_once(f"{sink!r} failed", error)
 
     def _finish(self) -> None:
         for sink in self.sinks:
             try:
                 getattr(sink, "finish", lambda: None)()
-            except Exception as error:
-                self._log_once(f"{sink!r} failed at the end: %s: %s", type(error).__name__, error)
+            except BaseException as error:
+                self._log_once(f"{sink!r} failed at the end", error)
 
     @torch.no_grad()
     def _picture(self, frame: Frame) -> Image:

@@ -1,5 +1,6 @@
 """LatentPreviewCallback in real pipelines with tiny denoisers: what is shown, and that nothing else changes."""
 
+import asyncio
 import gc
 import logging
 import threading
@@ -194,13 +195,17 @@ def test_an_animation_holds_the_whole_run(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["previewer", "sink", "finish"])
-def test_a_failure_is_logged_once_and_the_run_goes_on(what, pipe, caplog):
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError, SystemExit])
+def test_a_failure_is_logged_once_and_the_run_goes_on(what, error, pipe, caplog):
     shown = []
 
     def fail(*args):
-        raise RuntimeError("no such thing")
+        raise error("no such thing")
 
     class Sink:
+        def __repr__(self):
+            return "the 50% sink"
+
         def __call__(self, picture, step):
             fail() if what == "sink" else None
 
@@ -217,8 +222,9 @@ def test_a_failure_is_logged_once_and_the_run_goes_on(what, pipe, caplog):
         for _ in range(2):
             assert torch.equal(run(pipe, callback_on_step_end=preview), plain)
     messages = [record.message for record in caplog.records if "no such thing" in record.message]
-    assert len(messages) == 1 and "RuntimeError" in messages[0]
-    assert (shown == []) == (what == "previewer")
+    assert len(messages) == 1 and error.__name__ in messages[0]
+    assert what == "previewer" or "the 50% sink failed" in messages[0]
+    assert shown.count(NUM_STEPS - 1) == (0 if what == "previewer" else 2)
 
 
 def test_a_wrong_size_of_packed_latents_is_logged_with_the_remedy(caplog):
@@ -342,6 +348,28 @@ def test_an_interrupted_run_ends_and_the_next_starts_anew():
         preview.wait()
         assert ended == [3, 9]
     assert ended == [3, 9] and shown == [0, 1, 2, *range(6)]
+
+
+def test_the_last_step_before_an_interruption_is_shown_and_ends_the_run(pipe):
+    ended, shown = [], []
+
+    class Sink:
+        def __call__(self, picture, step):
+            shown.append(step)
+
+        def finish(self):
+            ended.append(len(shown))
+
+    pipe.scheduler = build_scheduler("DDIMScheduler")
+    preview = LatentPreviewCallback(pipe, linear, Sink(), every_steps=4)
+
+    def stop(pipe, step, timestep, kwargs):
+        pipe._interrupt = step == 2
+        return preview(pipe, step, timestep, kwargs)
+
+    run(pipe, callback_on_step_end=stop)
+    preview.wait()
+    assert shown[-1] == 2 and ended == [len(shown)]
 
 
 PROGRAM = """

@@ -174,6 +174,7 @@ def test_full_is_reduced_to_a_side():
     assert images.shape == (1, 3, 8, 16)
     torch.testing.assert_close(images, codec.decode(F.avg_pool2d(latents, 2), output_type="pt"))
     assert LatentPreviewer.full(codec, max_side=13)(latents).shape == (1, 3, 6, 12)
+    assert LatentPreviewer.full(codec, max_side=30)(smooth(1, 4, 1, 22)).shape == (1, 3, 2, 30)
     assert torch.equal(
         LatentPreviewer.full(codec, max_side=500)(latents), codec.decode(latents, output_type="pt")
     )
@@ -261,6 +262,8 @@ def test_full_decodes_indices_and_fills_in_the_middle_codeword(kind):
     reduced = LatentPreviewer.full(codec, max_side=12).indices(grids)
     # of a HierarchicalVQ whole codewords of the top level, 8 px wide
     assert reduced.shape == ((2, 3, 8, 8) if kind is HierarchicalVQ else (2, 3, 8, 12))
+    alone = LatentPreviewer.full(codec, max_side=16).indices(grids[:1])
+    assert alone.shape == ((2, 3, 8, 16) if kind is HierarchicalVQ else (2, 3, 10, 16))
 
 
 # ------------------------------------------------------------------------------------------ fitting

@@ -148,6 +148,14 @@ def test_a_codec_encodes_and_decodes_the_same_with_tiles(build):
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
 
 
+def test_a_tile_may_be_a_number_of_few_bits():
+    """Its square is larger than they hold."""
+    codec, calls = LatentCodec(kl()), []
+    codec.autoencoder.decoder.conv_out.register_forward_hook(lambda *_: calls.append(1))
+    codec.decode(torch.zeros(1, 4, 8, 8), tile=np.int16(512))
+    assert calls == [1]
+
+
 def test_samples_follow_the_generator_as_untiled_ones_do():
     codec, image = LatentCodec(kl()), pictures(3, 16, 20, dtype=torch.float32)
     drawn = [

@@ -21,7 +21,7 @@ from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.picture_sources import PictureSource
 from latent_codec.pictures import PictureError, center_crop, pad_to_multiple
-from latent_codec.previews.full import codebooks, rgb
+from latent_codec.previews.full import codebooks, position_sides, rgb
 from latent_codec.previews.palette import Palette
 from latent_codec.previews.previewer import LatentPreviewer
 
@@ -275,7 +275,7 @@ def _random_samples(
 def _random_grids(codec: LatentCodec, side: int, generator: torch.Generator) -> list[Tensor]:
     """Grids of the codewords nearest to coloured noise that has the codebooks' own mean and covariance."""
     grids = []
-    sides = getattr(codec.autoencoder, "position_sides", [1])
+    sides = position_sides(codec)
     for codebook, position_side in zip(codebooks(codec), sides):
         codebook = codebook.cpu()
         length = side * sides[-1] // position_side

@@ -1,7 +1,5 @@
 """The codec itself as a preview, of fewer latents where asked."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,30 +29,29 @@ class FullPreview:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> RGB (B, 3, H, W)."""
-        height, width = latents.shape[2:]
-        share = self._share(max(height, width) * self.codec.space.downsampling_factor)
-        if share < 1:
-            size = [max(math.floor(side * share), 1) for side in (height, width)]
+        size = self._reduced(latents.shape[2:], self.codec.space.downsampling_factor)
+        if size != latents.shape[2:]:
             latents = F.interpolate(latents.float(), size=size, mode="area")
         return rgb(self.codec.decode(latents, output_type="pt"))
 
     def indices(self, grids: list[Tensor]) -> Tensor:
         """Grids (B, h, w) of the levels from the top to any other -> RGB; unknown indices as the middle codeword."""
-        top = grids[0].shape[1:]
-        ratios = [grid.shape[1] // top[0] for grid in grids]
-        side = max(top) * ratios[-1] * self.codec.space.downsampling_factor
-        share = self._share(side)
-        size = [max(math.floor(length * share), 1) for length in top] if share < 1 else top
+        top, sides = grids[0].shape[1:], position_sides(self.codec)
+        size = self._reduced(top, sides[0])
         filled = []
-        for grid, ratio, codebook in zip(grids, ratios, codebooks(self.codec)):
-            if share < 1:
-                wanted = [length * ratio for length in size]
+        for grid, side, codebook in zip(grids, sides, codebooks(self.codec)):
+            if size != top:
+                wanted = [length * sides[0] // side for length in size]
                 grid = F.interpolate(grid[:, None].double(), size=wanted, mode="nearest-exact")[:, 0].long()
             filled.append(torch.where(grid == UNKNOWN, _middle(codebook), grid))
         return rgb(self.codec.decode_indices(filled, output_type="pt"))
 
-    def _share(self, side: int) -> float:
-        return 1.0 if self.max_side is None else self.max_side / side
+    def _reduced(self, shape: torch.Size, side: int) -> tuple[int, int]:
+        """Rows and columns that `max_side` allows, one at least, of `shape` with positions `side` pixels wide."""
+        longest = max(shape) * side
+        if self.max_side is None or longest <= self.max_side:
+            return tuple(shape)
+        return tuple(max(length * self.max_side // longest, 1) for length in shape)
 
 
 def codebooks(codec: LatentCodec) -> list[Tensor]:
@@ -62,6 +59,11 @@ def codebooks(codec: LatentCodec) -> list[Tensor]:
     autoencoder = codec.autoencoder
     quantizers = getattr(autoencoder, "quantizers", None) or [autoencoder.quantize]
     return [quantizer.embedding.weight.detach().float() for quantizer in quantizers]
+
+
+def position_sides(codec: LatentCodec) -> list[int]:
+    """Side in pixels of what one index of each level stands for, top first."""
+    return getattr(codec.autoencoder, "position_sides", [codec.space.downsampling_factor])
 
 
 def rgb(images: Tensor) -> Tensor:
