@@ -16,11 +16,11 @@ from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivi
 from latent_codec.cli import main
 from latent_codec.encoded_pictures import encode_source, open_encoded
 from latent_codec.metrics import psnr
-from latent_codec.models.context_network import IndexContext, LatentContext, is_frozen
+from latent_codec.models.context_network import LIMIT, ONE, IndexContext, LatentContext, is_frozen
 from latent_codec.picture_sources import open_source
 from latent_codec.pictures import write_picture
 from latent_codec.training.config import TrainingConfig
-from latent_codec.training.entropy_task import build_context, load_codec
+from latent_codec.training.entropy_task import build_context, channel_units, load_codec
 from latent_codec.training.labelled_data import hold_out
 from latent_codec.training.loop import train
 from latent_codec.training.report import read_metrics
@@ -215,6 +215,18 @@ def test_a_network_is_built_for_its_codec(place):
         shares = counts[counts > 0] / counts.sum()
         expected = -(shares * shares.log2()).sum() * counts.sum()
         assert float(bits) == pytest.approx(float(expected), rel=0.02)
+
+
+def test_features_reach_channels_whose_mean_is_far_from_0():
+    noise = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    latents = noise * torch.tensor([0.5, 2.0, 1e-3]).view(3, 1, 1) + torch.tensor([0.2, -20.0, 0.01]).view(
+        3, 1, 1
+    )
+    units = channel_units(latents)
+    assert units[0] == pytest.approx(0.5, rel=0.05)  # as a channel around 0
+    features = latents / units.view(3, 1, 1) * ONE
+    assert ((features.abs() > LIMIT).float().mean((0, 2, 3)) < 0.003).all()
+    assert (features.std((0, 2, 3)) > 3).all()  # and are not all alike
 
 
 def test_many_channels_are_coded_in_four_groups(place, tmp_path):

@@ -225,7 +225,8 @@ class LatentContext(ModelMixin, ConfigMixin):
     A value is a mixture of Gaussians around that mean, whose shape all passes share.
 
     Args:
-        units: standard deviation of each channel's latents, in the latents' unit.
+        units: of each channel's features, in the latents' unit: about the standard deviation. Values beyond LIMIT / ONE = 4
+            of them are clipped where they are neighbours.
         hidden: width of the networks.
         group: channels that are coded together.
         num_components: of the mixture.

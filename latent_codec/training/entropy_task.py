@@ -13,6 +13,8 @@ from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivi
 from latent_codec.codec import LatentCodec, decodes_codewords
 from latent_codec.encoded_pictures import EncodedPictures
 from latent_codec.models.context_network import (
+    LIMIT,
+    ONE,
     IndexContext,
     LatentContext,
     codeword_tree,
@@ -87,7 +89,7 @@ def build_context(config: TrainingConfig, source: EncodedPictures, codec: Latent
     if not source.is_discrete:
         latents = torch.stack([grids[-1] for grids in items])
         arguments.setdefault("group", -(-latents.shape[1] // CHANNEL_GROUPS))
-        arguments.setdefault("units", latents.movedim(1, 0).flatten(1).std(1).tolist())
+        arguments.setdefault("units", channel_units(latents).tolist())
         if "coarsest" not in arguments:
             sensitivity = decoder_sensitivity(codec, latents[:_DECODED], config.run.seed)
             arguments["coarsest"] = coarsest_steps(sensitivity).tolist()
@@ -105,6 +107,17 @@ def build_context(config: TrainingConfig, source: EncodedPictures, codec: Latent
         counts = sum(torch.bincount(grids[level].flatten(), minlength=len(vectors)) for grids in items)
         context.start_from(level, vectors, counts)
     return context
+
+
+def channel_units(latents: Tensor) -> Tensor:
+    """Units of a LatentContext for latents (B, C, h, w): (C,).
+
+    The standard deviation; more where a channel's mean lies so far from 0 that values within 3 deviations of it would
+    exceed what features hold.
+    """
+    channels = latents.movedim(1, 0).flatten(1)
+    deviations = channels.std(1)
+    return torch.maximum(deviations, (channels.mean(1).abs() + 3 * deviations) * ONE / LIMIT)
 
 
 def check_entropy_network(config: TrainingConfig, context: Context, source, stream) -> None:
