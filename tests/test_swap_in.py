@@ -91,15 +91,17 @@ def sd_pipeline(codec, tokenizer=None):
     )
 
 
+SDXL_UNET = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 4,
+    "projection_class_embeddings_input_dim": WIDTH + 6 * 4,
+}
+
+
 def sdxl_pipeline(codec):
-    unet = build_unet(
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=WIDTH + 6 * 4,
-    )
     return diffusers.StableDiffusionXLPipeline(
         vae=codec.autoencoder,
-        unet=unet,
+        unet=build_unet(**SDXL_UNET),
         scheduler=diffusers.EulerDiscreteScheduler(),
         text_encoder=None,
         text_encoder_2=None,
@@ -339,13 +341,23 @@ def ldm_pipeline(codec):
     )
 
 
+def build_shifted_vq_codec():
+    """As SD3's and FLUX's pipelines need it: they read a shift, for which VQModel's config has no place of its own."""
+    codec = build_vq_codec()
+    codec.autoencoder.register_to_config(shift_factor=0.3)
+    return LatentCodec(codec.autoencoder)
+
+
 CODECS = {
     "KL, 4 channels": lambda: build_codec(scaling_factor=0.18215),
+    "KL, shift": lambda: build_codec(scaling_factor=0.3611, shift_factor=0.1159),
     "KL, mean and std": lambda: build_codec(
         scaling_factor=0.5, latents_mean=[-1.6, 1.2, 0.1, 0.3], latents_std=[8.4, 5.4, 6.0, 7.0]
     ),
-    "KL, 16 channels": build_sixteen_channel_codec,
+    "KL, 16 channels": lambda: build_codec(16, scaling_factor=0.3),
+    "KL, 16 channels, shift": build_sixteen_channel_codec,
     "VQ": build_vq_codec,
+    "VQ, shift": build_shifted_vq_codec,
     "tiny": build_tiny_codec,
     "tiny, 16 channels": lambda: build_tiny_codec(16),
     "default": LatentCodec.from_pretrained,
@@ -366,11 +378,13 @@ def ask_exactly(pipeline, x_0):
         known = pipeline._pack_latents(x_0, *x_0.shape) if flux else x_0
         know(pipeline.transformer, ExactFluxTransformer if flux else ExactSD3Transformer, x_0=known)
         return pipeline
+    is_sdxl = isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
     channels = x_0.shape[1]
     if channels != pipeline.unet.config.in_channels:
-        pipeline.register_modules(unet=build_unet(in_channels=channels, out_channels=channels))
+        config = SDXL_UNET if is_sdxl else {}
+        pipeline.register_modules(unet=build_unet(in_channels=channels, out_channels=channels, **config))
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    if isinstance(pipeline, diffusers.StableDiffusionXLPipeline):
+    if is_sdxl:
         pipeline.scheduler = diffusers.EulerDiscreteScheduler(timestep_spacing="leading", **schedule)
     else:
         pipeline.scheduler = diffusers.DDIMScheduler(clip_sample=False, **schedule)
@@ -388,11 +402,11 @@ def ask_exactly(pipeline, x_0):
 @pytest.mark.parametrize(
     ("build_pipeline", "kinds"),
     [
-        (sd_pipeline, ["KL, 4 channels", "VQ", "tiny", "default", "default-vq"]),
-        (sdxl_pipeline, ["KL, 4 channels", "KL, mean and std", "VQ", "tiny", "default"]),
-        (sd3_pipeline, ["KL, 16 channels", "tiny, 16 channels"]),
-        (flux_pipeline, ["KL, 16 channels", "tiny, 16 channels"]),
-        (ldm_pipeline, ["VQ", "KL, 4 channels", "tiny"]),
+        (sd_pipeline, ["KL, 4 channels", "KL, 16 channels", "VQ", "tiny", "default", "default-vq"]),
+        (sdxl_pipeline, ["KL, 4 channels", "KL, 16 channels", "KL, mean and std", "VQ", "tiny", "default"]),
+        (sd3_pipeline, ["KL, shift", "KL, 16 channels, shift", "VQ, shift", "tiny", "tiny, 16 channels"]),
+        (flux_pipeline, ["KL, shift", "KL, 16 channels, shift", "VQ, shift", "tiny", "tiny, 16 channels"]),
+        (ldm_pipeline, ["KL, 4 channels", "KL, 16 channels", "VQ", "tiny"]),
     ],
 )
 def test_a_denoiser_that_knows_the_latents_gives_the_codecs_own_reconstruction(build_pipeline, kinds):
@@ -452,7 +466,7 @@ def test_inpainting_keeps_what_is_known_as_the_codec_reconstructs_it(kind):
     torch.testing.assert_close(drawn, codec.decode(joined, output_type="pt") / 2 + 0.5, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["KL, 4 channels", "VQ", "tiny"])
+@pytest.mark.parametrize("kind", ["KL, 4 channels", "KL, 16 channels", "VQ", "tiny"])
 def test_img2img_that_adds_no_noise_gives_the_codecs_own_reconstruction(kind):
     codec = without_chance(CODECS[kind]())
     latents, encoded = codec.encode(picture()), []
@@ -481,7 +495,7 @@ def test_sdxl_and_flux_encode_pictures_as_the_codec_does():
             picture(), None, 1, 1, torch.float32, torch.device("cpu"), add_noise=False
         )
         torch.testing.assert_close(latents, codec.encode(picture()), rtol=1e-5, atol=1e-5)
-    for kind in ("KL, 16 channels", "tiny, 16 channels"):
+    for kind in ("KL, 16 channels, shift", "VQ, shift", "tiny, 16 channels"):
         codec = without_chance(CODECS[kind]())
         pipeline = diffusers.FluxImg2ImgPipeline(**flux_pipeline(codec).components)
         latents = pipeline._encode_vae_image(picture(), generator=None)
@@ -555,12 +569,7 @@ def pipelines_that_read(folder):
     sdxl = sdxl_pipeline(build_codec(latents_mean=[-1.6, 1.2, 0.1, 0.3], latents_std=[8.4, 5.4, 6.0, 7.0]))
     sdxl = with_components(
         sdxl,
-        unet=build_unet(
-            addition_embed_type="text_time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=WIDTH + 6 * 4,
-            cross_attention_dim=2 * WIDTH,
-        ),
+        unet=build_unet(cross_attention_dim=2 * WIDTH, **SDXL_UNET),
         text_encoder=clip_text_encoder(),
         text_encoder_2=clip_text_encoder(CLIPTextModelWithProjection),
         tokenizer=clip,
@@ -575,12 +584,15 @@ def pipelines_that_read(folder):
         tokenizer_2=clip,
         tokenizer_3=t5_tokenizer(),
     )
-    flux = with_components(
-        flux_pipeline(build_sixteen_channel_codec()),
-        text_encoder=clip_text_encoder(),
-        text_encoder_2=t5_text_encoder(WIDTH),
-        tokenizer=clip,
-        tokenizer_2=t5_tokenizer(),
+    flux, flux_vq = (
+        with_components(
+            flux_pipeline(codec),
+            text_encoder=clip_text_encoder(),
+            text_encoder_2=t5_text_encoder(WIDTH),
+            tokenizer=clip,
+            tokenizer_2=t5_tokenizer(),
+        )
+        for codec in (build_sixteen_channel_codec(), build_shifted_vq_codec())
     )
     options = {"num_inference_steps": 2}
     reading = {"prompt": "a cat", "height": 32, "width": 32, "output_type": "pt", **options}
@@ -590,6 +602,7 @@ def pipelines_that_read(folder):
         "sdxl": (sdxl, reading),
         "sd3": (sd3, {**reading, "max_sequence_length": 8}),
         "flux": (flux, {**reading, "max_sequence_length": 8}),
+        "flux-vq": (flux_vq, {**reading, "max_sequence_length": 8}),
         "ldm": (ldm_pipeline(build_vq_codec()), {"output_type": "np", **options}),
     }
 
@@ -614,6 +627,7 @@ def test_pipelines_reload_after_import_latent_codec_alone(tmp_path):
         assert torch.allclose(images[name], drawn, rtol=0, atol=1e-5), name
     assert LatentCodec.from_pretrained(tmp_path / "sd-vq").is_discrete
     assert LatentCodec.from_pretrained(tmp_path / "sd3").space.shift_factor == 0.0609
+    assert LatentCodec.from_pretrained(tmp_path / "flux-vq").space.shift_factor == 0.3
 
 
 @pytest.mark.parametrize(
