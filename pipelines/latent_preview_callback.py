@@ -221,7 +221,7 @@ class LatentPreviewCallback(PipelineCallback):
             return
         for sink in self.sinks:
             try:
-                sink(picture, frame.step)
+                sink(picture.copy(), frame.step)  # which it may scale or draw on
             except BaseException as error:
                 self._log_once(f"{sink!r} failed", error)
 

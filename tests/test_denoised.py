@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from exact_denoisers import (
+    ALPHAS_CUMPROD,
     ExactFluxTransformer,
     ExactSD3Transformer,
     ExactUNet,
@@ -50,10 +51,10 @@ def exact_pipeline():
     return sd_pipeline(build_codec())
 
 
-def run_exactly(scheduler, answer):
-    """A text-to-image run of two pictures with exact answers -> all x_0 observed, and the pictures' infos."""
-    pipe = exact_pipeline()
-    pipe.scheduler = scheduler
+def run_exactly(scheduler, answer, kind=diffusers.StableDiffusionPipeline, **options):
+    """A run of two pictures with exact answers -> all x_0 observed, and the pictures' infos."""
+    exact_pipeline().scheduler = scheduler
+    pipe = kind(**exact_pipeline().components, requires_safety_checker=False)
     latents, infos = [], []
 
     def previewer(x_0):
@@ -62,7 +63,7 @@ def run_exactly(scheduler, answer):
 
     with LatentPreviewCallback(pipe, previewer, lambda picture, step: infos.append(picture.info)) as preview:
         know(pipe.unet, ExactUNet, answer=answer, wait=preview.wait)
-        run(pipe, callback_on_step_end=preview)
+        run(pipe, callback_on_step_end=preview, **options)
     return latents, infos
 
 
@@ -70,8 +71,7 @@ def run(pipe, **options):
     pipe.set_progress_bar_config(disable=True)
     prompt = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(2))
     settings = {
-        "height": 32,
-        "width": 32,
+        **({} if "image" in options else {"height": 32, "width": 32}),
         "guidance_scale": 1.0,
         "output_type": "latent",
         "num_inference_steps": NUM_STEPS,
@@ -155,6 +155,38 @@ def test_x_0_of_schedulers_set_otherwise(name, config):
         lambda noisy, number, timestep: exact_answer(noisy, discrete_level(timestep), "epsilon", TRUE_X_0),
     )
     check_exact(*observed, num_steps=NUM_STEPS)
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_x_0_where_a_run_starts_from_a_picture(name):
+    scheduler = build_scheduler(name)
+    latents, infos = run_exactly(
+        scheduler,
+        lambda noisy, number, timestep: exact_answer(noisy, discrete_level(timestep), "epsilon", TRUE_X_0),
+        kind=diffusers.StableDiffusionImg2ImgPipeline,
+        image=torch.zeros(2, 3, 32, 32),
+        strength=0.6,
+    )
+    assert len(latents) < len(scheduler.timesteps)
+    check_exact(latents, infos, num_steps=len(latents))
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler"])
+def test_x_0_where_the_last_timestep_is_noise_alone(name):
+    """Rescaled as arXiv:2305.08891, algorithm 1: at the first step there is nothing of x_0 in what the denoiser sees."""
+    root = ALPHAS_CUMPROD**0.5
+    rescaled = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+    def answer(noisy, number, timestep):
+        alpha_cumprod = rescaled[int(timestep)]
+        assert number > 0 or alpha_cumprod == 0
+        level = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+        return exact_answer(noisy, level, "v_prediction", TRUE_X_0)
+
+    check_exact(
+        *run_exactly(build_scheduler(name, prediction_type="v_prediction", **config), answer), NUM_STEPS
+    )
 
 
 def test_x_0_where_the_runge_kutta_steps_of_pndm_come_first():

@@ -160,6 +160,17 @@ def test_a_picture_is_the_batch_as_a_grid_and_says_what_it_shows():
     torch.testing.assert_close(cell.float(), expected[1].permute(1, 2, 0), rtol=0, atol=1)
 
 
+def test_a_sink_may_draw_on_its_picture():
+    steps, pictures = Steps(2), []
+    sinks = [
+        lambda picture, step: picture.paste(0, (0, 0, 8, 8)),
+        lambda picture, step: pictures.append(picture),
+    ]
+    with LatentPreviewCallback(steps, linear, sinks) as preview:
+        steps.run(preview)
+    assert pictures[-1].getbbox() is not None and pictures[-1].info["step"] == 1
+
+
 def test_png_files_say_what_they_show(tmp_path):
     steps = Steps(3)
     with LatentPreviewCallback(steps, linear, PngFolder(tmp_path / "run")) as preview:
