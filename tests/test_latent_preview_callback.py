@@ -147,6 +147,14 @@ def test_every_step_and_every_millisecond():
     assert shown(every_milliseconds=1e6) == [0, 9]
     assert shown(every_steps=3, every_milliseconds=1e-6) == [0, 3, 6, 9]
 
+    steps, seen = Steps(3), []
+    preview = LatentPreviewCallback(
+        steps, linear, lambda picture, step: seen.append(step), every_milliseconds=1e6
+    )
+    for _ in range(2):  # the interval is of one run
+        steps.run(preview, after_each=preview.wait)
+    assert seen == [0, 2, 0, 2]
+
 
 def test_a_picture_is_the_batch_as_a_grid_and_says_what_it_shows():
     steps, pictures = Steps(2), []
@@ -248,19 +256,36 @@ def test_a_wrong_size_of_packed_latents_is_logged_with_the_remedy(caplog):
     assert "3 packed latents came for 1 rows of 1; give LatentPreviewCallback the height and width" in message
 
 
+class SomebodysScheduler:
+    """Knows only how to step."""
+
+    config = diffusers.configuration_utils.FrozenDict()
+    timesteps = torch.arange(3.0)
+
+    def step(self, model_output, timestep, sample):
+        return sample - model_output
+
+
+class Loop:
+    scheduler = SomebodysScheduler()
+
+
+def test_x_t_is_a_copy_too():
+    seen, may_decode, latents = [], threading.Event(), torch.ones(1, 4, 4, 4)
+
+    def late(x):
+        may_decode.wait()
+        seen.append(x)
+        return linear(x)
+
+    with LatentPreviewCallback(Loop(), late, nowhere) as preview:
+        preview(Loop, 0, 2, {"latents": latents})
+        latents.zero_()
+        may_decode.set()
+    assert seen[0].min() == 1
+
+
 def test_x_t_is_shown_where_x_0_is_unknown_and_called_so(caplog):
-    class SomebodysScheduler:
-        """Knows only how to step."""
-
-        config = diffusers.configuration_utils.FrozenDict()
-        timesteps = torch.arange(3.0)
-
-        def step(self, model_output, timestep, sample):
-            return sample - model_output
-
-    class Loop:
-        scheduler = SomebodysScheduler()
-
     pictures, latents = [], torch.randn(1, 4, 4, 4)
     seen = []
     with (

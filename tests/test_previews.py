@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -490,6 +491,21 @@ def test_damaged_previews_are_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="no preview, or damaged"):
             LatentPreviewer.from_pretrained(tmp_path)
+
+
+def test_a_full_disk_leaves_the_preview_that_was_there(tmp_path):
+    codec = build()
+    path = saved(codec, tmp_path / "codec") / NAME
+    before, names = path.read_bytes(), {each.name for each in path.parent.iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
+    try:
+        with pytest.raises(OSError):
+            write_preview(path, codec, stored(codec))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert {each.name for each in path.parent.iterdir()} == names
 
 
 @pytest.mark.parametrize("name", SHIPPED)

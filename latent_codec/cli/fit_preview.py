@@ -141,7 +141,8 @@ def _train_tiny(args: argparse.Namespace, codec, source):
 
 
 def _report(found: dict) -> str:
-    fitted_to = f"{found['pictures']} pictures" if found["pictures"] else "random latents"
+    number = found["pictures"]
+    fitted_to = f"{number} picture{'s' * (number > 1)}" if number else "random latents"
     lines = [f"{found['codec']}: linear preview fitted to {fitted_to} in {found['seconds']:.1f} s"]
     for name, what in (("correlation", "latents"), ("palette_correlation", "indices")):
         if found[name] is not None:
