@@ -404,7 +404,7 @@ class LatentCodec:
     def _check_discrete(self) -> None:
         if not self.is_discrete:
             raise ValueError(
-                f"{self.name} is a {type(self.autoencoder).__name__}, which has no codebook; use encode and decode"
+                f"{self.name} is of the class {type(self.autoencoder).__name__}, which has no codebook; use encode and decode"
             )
 
     def _encode_raw(

@@ -57,7 +57,7 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return _find_in_folder(_download(name, subfolder), subfolder, called=name) / WEIGHTS
     raise ValueError(
-        f"{name} does not exist; give a codec's folder, an id on the hub (owner/name) or a shipped codec "
+        f"{name} does not exist; give a codec's folder or file, an id on the hub (owner/name) or a shipped codec "
         f"({', '.join(SHIPPED)})"
     )
 

@@ -118,7 +118,7 @@ def open_encoded(
         ValueError: if there are none, or they are damaged, of several latent spaces or kinds, or not of `codec`.
         OSError: if one cannot be read.
     """
-    files = _latent_files([paths] if isinstance(paths, (str, os.PathLike)) else paths)
+    files = find_latent_files([paths] if isinstance(paths, (str, os.PathLike)) else paths)
     if codec is not None and (warning := load_latents(files[0]).check(codec)):
         warnings.warn(warning, stacklevel=2)
     return EncodedPictures(map(load_latents, files))
@@ -361,7 +361,8 @@ def _check_alike(first: LatentFile, other: LatentFile) -> None:
         )
 
 
-def _latent_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
+def find_latent_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """Files as given; folders walked to the bottom for theirs. Raises ValueError if there are none."""
     paths = list(map(Path, paths))
     files = [file for path in paths for file in (_walk(path) if path.is_dir() else [path])]
     if not files:

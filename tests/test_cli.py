@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -105,7 +106,8 @@ def test_usage_errors_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as end:
         main(argv)
     assert end.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("latent-codec") and "--help`" in err and err.count("\n") == 1
 
 
 def test_main_help_lists_every_verb(capsys):
@@ -163,7 +165,37 @@ def test_roundtrip_of_a_folder_prints_a_line_each(codecs, photos, capsys):
 def test_two_pictures_never_write_one_file(codecs, photos, capsys):
     (photos / "cat.jpg").write_bytes((photos / "cat.png").read_bytes())
     err = fails(capsys, "roundtrip", photos, "--codec", codecs / "mine")
-    assert "would both be written as cat" in err
+    assert "would both be written as cat" in err and "--out" in err
+
+
+def test_a_picture_named_twice_is_one_picture(codecs, photos, capsys):
+    assert (
+        main(["roundtrip", "photos/cat.png", str(photos / "cat.png"), "--codec", str(codecs / "mine")]) == 0
+    )
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["roundtrip", "encode"])
+def test_a_picture_that_cannot_be_read_is_left_out_and_named(verb, codecs, photos, capsys):
+    (photos / "bad.jpg").write_text("no picture")
+    assert main([verb, str(photos), "--codec", str(codecs / "mine"), "--out", "made"]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 2
+    assert (
+        err.startswith(f"latent-codec {verb}: {photos / 'bad.jpg'}: not a picture") and err.count("\n") == 1
+    )
+    made = sorted(path.stem.partition("-")[0] for path in Path("made").rglob("*.*"))
+    assert made == ["cat", "dog"]
+
+
+def test_json_of_a_round_trip_names_what_failed(codecs, photos, capsys):
+    Path("bad.jpg").write_text("no picture")
+    mine = ["--codec", str(codecs / "mine"), "--json"]
+    assert main(["roundtrip", str(photos / "cat.png"), "bad.jpg", *mine]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert [picture["name"] for picture in found["pictures"]] == ["cat"]
+    (failed,) = found["failed"]
+    assert failed.startswith("bad.jpg: not a picture")
 
 
 # ------------------------------------------------------------------------------------------ encode and decode
@@ -182,6 +214,28 @@ def test_encode_then_decode(codecs, photos, capsys):
     assert err == ""
     (expected,) = codec.decode(codec.encode(photos / "cat.png"), size=(33, 40))
     assert np.array_equal(np.asarray(Image.open("decoded/cat.png")), np.asarray(expected))
+
+
+def test_decode_takes_folders_and_keeps_their_subfolders(codecs, photos, capsys):
+    (photos / "trip" / "cat.png").write_bytes((photos / "cat.png").read_bytes())
+    mine = ["--codec", str(codecs / "mine")]
+    assert main(["encode", str(photos), *mine]) == 0
+    capsys.readouterr()
+    assert main(["decode", "latents", "--out", "seen", *mine]) == 0
+    names = {"cat.png", "trip/cat.png", "trip/dog.png"}
+    assert set(capsys.readouterr().out.split()) == {str(Path("seen", name)) for name in names}
+    assert all(Path("seen", name).is_file() for name in names)
+    Path("bare").mkdir()
+    assert "no latent files (.safetensors) in bare" in fails(capsys, "decode", "bare", *mine)
+
+
+def test_one_file_of_all_leaves_out_what_cannot_be_read(codecs, photos, capsys):
+    (photos / "bad.jpg").write_text("no picture")
+    mine = ["--codec", str(codecs / "mine")]
+    assert main(["encode", str(photos), "--out", "all.safetensors", *mine]) == 2
+    assert load_latents("all.safetensors").names == ["cat.png", "trip/dog.png"]
+    err = fails(capsys, "encode", photos / "bad.jpg", "--out", "none.safetensors", *mine)
+    assert "bad.jpg" in err and not Path("none.safetensors").exists()
 
 
 def test_one_latent_file_for_all(codecs, photos, capsys):
@@ -293,7 +347,9 @@ def test_flags_that_do_not_go_together_are_refused(codecs, photos, digits, capsy
     assert "--mirrored goes with files of many" in fails(capsys, "encode", photos, "--mirrored", *mine)
     assert "goes into a folder" in fails(capsys, "encode", digits, "--out", "all.safetensors", *mine)
     assert "--tile is for plain pictures" in fails(capsys, "encode", digits, "--tile", "64", *mine)
-    assert "both are at least 1" in fails(capsys, "encode", photos, "--shard", "0", *mine)
+    assert "--shard is 0; at least 1" in fails(capsys, "encode", photos, "--shard", "0", *mine)
+    assert "--batch-size is -1" in fails(capsys, "encode", digits, "--batch-size", "-1", *mine)
+    assert "leave --indices out" in fails(capsys, "encode", photos, "--indices", *mine)
     assert "has splits 'train' and 'test'" in fails(capsys, "encode", digits, "--split", "dev", *mine)
     assert "mine has no codebook" in fails(capsys, "encode", digits, "--indices", *mine)
     assert not Path("latents").exists()
@@ -383,7 +439,10 @@ def test_bad_input_gives_one_line_and_exit_code_2(codecs, photos, capsys):
             "tile is 0; it is a whole number of pixels",
         ),
         (("roundtrip", photos / "cat.png", *mine, "--device", "abacus"), "abacus"),
-        (("decode", "nowhere.safetensors", *mine), "No such file"),
+        (("decode", "nowhere.safetensors", *mine), "nowhere.safetensors: No such file"),
+        (("roundtrip", photos / "cat.png", *mine, "--out", "text.png"), "text.png is a file, where a folder"),
+        (("encode", photos / "cat.png", *mine, "--out", "text.png/in"), "text.png is a file, where a folder"),
+        (("encode", "text.png/in", *mine), "text.png/in: no such file"),
         (("decode", "foreign.safetensors", *mine), "not a latent file"),
         (("decode", photos / "cat.png", *mine), "is no latent file"),
         (("info", "nowhere"), "nowhere does not exist"),
@@ -392,6 +451,31 @@ def test_bad_input_gives_one_line_and_exit_code_2(codecs, photos, capsys):
     ]:
         assert message in fails(capsys, *argv), argv
     assert not [path for path in Path().iterdir() if path.name in ("latents", "decoded")]
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--list"], ["info", "default"]])
+def test_a_reader_that_leaves_early_hears_no_complaint(argv):
+    """As in `latent-codec ... | head`: the pipe's reading end is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "latent_codec.cli", *argv]
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    finally:
+        os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # argparse takes no notice where stdout is not buffered
+
+
+def test_short_memory_is_one_line_that_names_tiles(codecs, photos, capsys, monkeypatch):
+    def no_memory(*args, **kwargs):
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes\nframe 0"
+        )
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", no_memory)
+    err = fails(capsys, "roundtrip", photos / "cat.png", "--codec", codecs / "mine")
+    assert "--tile 512" in err and "DefaultCPUAllocator" in err
 
 
 def test_wrong_dtype_is_a_usage_error(capsys):

@@ -87,6 +87,21 @@ def test_calibrate_updates_a_run_in_place(place, capsys):
     assert Path("run/codec").resolve() == Path(out.strip().splitlines()[-1].removeprefix("Codec: "))
 
 
+def test_what_is_calibrated_already_keeps_its_latent_space(place, capsys):
+    """In particular the codec of a run, whose mean and scale the training has folded into its weights."""
+    for convention in ([], ["--normalize"]):
+        assert main(["calibrate", "photos", "--codec", "run", "--out", "once", *convention]) == 0
+        once = LatentCodec.from_pretrained("once")
+        capsys.readouterr()
+        assert main(["calibrate", "photos", "--codec", "once"]) == 0
+        out = capsys.readouterr().out
+        assert "Scale and shift were as measured before, and stay." in out and "no longer decode" not in out
+        again = LatentCodec.from_pretrained("once")
+        assert (again.space, again.space_fingerprint) == (once.space, once.space_fingerprint)
+    assert main(["calibrate", "photos/0.png", "--codec", "once"]) == 0
+    assert "no longer decode" in capsys.readouterr().out
+
+
 def test_calibrate_prints_json_and_writes_a_copy(place, capsys):
     before = files_in("run")
     assert main(["calibrate", "photos", "--codec", "run", "--per-channel", "--out", "copy", "--json"]) == 0
@@ -192,13 +207,16 @@ def test_full_disk_leaves_the_codec_as_it_was(place, capsys):
 
 
 def cells(path, height, width):
-    """The pictures of a grid with gaps of 4 px, row by row."""
+    """The pictures of a grid with gaps of 4 px, row by row, as small as they were before they were enlarged to 96 px a side
+    or more."""
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet)
+    factor = -(-96 // min(height, width))
+    height, width = factor * height, factor * width
     rows, columns = (pixels.shape[0] + 4) // (height + 4), (pixels.shape[1] + 4) // (width + 4)
     assert pixels.shape[:2] == (rows * (height + 4) - 4, columns * (width + 4) - 4)
     return [
-        pixels[row * (height + 4) :, column * (width + 4) :][:height, :width].astype(int)
+        pixels[row * (height + 4) :, column * (width + 4) :][:height:factor, :width:factor].astype(int)
         for row in range(rows)
         for column in range(columns)
     ]

@@ -201,7 +201,7 @@ def test_pictures_that_fail_are_named_and_the_others_written(codecs, photos, cap
     assert fails(capsys, "compress", photos / "a.png", "--codec", codecs / "kl")
 
     err = fails(capsys, "compress", photos / "trip", "--codec", codecs / "kl", "--target-bpp", "0.2")
-    assert re.search(r"dog\.png: target_bytes is 10, and the smallest file .* has \d+", err)
+    assert re.search(r"dog\.png: --target-bpp 0\.2 is, in bytes, 10, and the smallest file .* has \d+", err)
     assert not Path("compressed/dog.lcf").exists()
 
 

@@ -233,13 +233,19 @@ def test_damaged_compressed_files_are_reported(compressed, capsys):
         assert found["damage"] in err
 
 
+def test_info_of_the_shipped_pipeline_by_name(capsys):
+    assert main(["info", "fashion-mnist", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["class"], found["name"]) == ("pipeline", "PriorPipeline", "fashion-mnist")
+
+
 def test_refusals_of_compressed_files(compressed, capsys):
     Path("head.lcf").write_bytes(compressed["one"][:20])
     Path("text.lcf").write_text("hello")
     for argv, message in [
         (("head.lcf",), "head.lcf: the file is cut short: its 20 bytes end in the header"),
         (("text.lcf",), "text.lcf: the data are not a file of latent-codec's compression"),
-        (("nowhere.lcf", "--codec", "mine"), "No such file"),
+        (("nowhere.lcf", "--codec", "mine"), "nowhere.lcf: No such file"),
         (("one.lcf", "--codec", "wide"), "one.lcf was made by another codec"),
         (("one.lcf", "--codec", "mine", "--entropy", "another.safetensors"), "not with another.safetensors"),
         (("one.lcf", "--entropy", "entropy"), "--entropy needs --codec"),

@@ -110,13 +110,19 @@ def facts_of(capsys, *argv) -> dict:
 
 
 def cells(path, height=16, width=16) -> np.ndarray:
-    """The pictures of a grid with gaps of 4 px, (rows, columns, height, width, RGB)."""
+    """The pictures of a grid with gaps of 4 px, (rows, columns, height, width, RGB), as small as they were before they were
+    enlarged to 96 px a side or more."""
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
+    factor = -(-96 // min(height, width))
+    height, width = factor * height, factor * width
     rows, columns = (pixels.shape[0] + 4) // (height + 4), (pixels.shape[1] + 4) // (width + 4)
     assert pixels.shape[:2] == (rows * (height + 4) - 4, columns * (width + 4) - 4)
     pixels = np.pad(pixels, ((0, 4), (0, 4), (0, 0))).reshape(rows, height + 4, columns, width + 4, 3)
-    return pixels.transpose(0, 2, 1, 3, 4)[:, :, :height, :width]
+    pixels = pixels.transpose(0, 2, 1, 3, 4)[:, :, :height, :width]
+    small = pixels[:, :, ::factor, ::factor]
+    assert np.array_equal(small.repeat(factor, 2).repeat(factor, 3), pixels)
+    return small
 
 
 # ------------------------------------------------------------------------------------------ pipeline
@@ -410,7 +416,7 @@ def test_sample_refuses_what_it_cannot_do(place, capsys, monkeypatch):
         ("joined --temperature -1", "--temperature is -1"),
         ("joined --top-k 0", "top_k is 0"),
         ("joined --top-p 2", "top_p is 2"),
-        ("joined --out grid.xyz", "cannot write a .xyz"),
+        ("joined --out grid.xyz", "sample: grid.xyz: cannot write a .xyz"),
         ("joined --preview other", "other is a folder"),
         ("joined --device nonsense", "device nonsense cannot be used here"),
         ("nowhere", "nowhere does not exist; give a pipeline's folder or a shipped one (fashion-mnist)"),

@@ -506,6 +506,8 @@ def test_a_folder_in_half_precision_keeps_its_bits(foreign_file, tmp_path):
 
 def test_an_unknown_scale_is_asked_for_and_warned_of(foreign_file, tmp_path, capsys):
     _, path = foreign_file
+    assert main(["convert", str(path), str(tmp_path / "file.safetensors"), "--scale", "sd1"]) == 2
+    assert "file.safetensors is a file's name" in capsys.readouterr().err
     assert main(["convert", str(path), str(tmp_path / "folder")]) == 2
     assert "scale" in capsys.readouterr().err and not (tmp_path / "folder").exists()
     with pytest.warns(UserWarning, match="taken as 1"):

@@ -12,12 +12,12 @@ import torch
 from tiny_training import tiny_config, write_pictures
 
 from latent_codec import HierarchicalVQ, LatentCodec
-from latent_codec.cli import build_parser
+from latent_codec.cli import build_parser, main
 from latent_codec.encoded_pictures import encode_source, open_encoded
 from latent_codec.picture_sources import open_source
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.classifier_task import build_classifier
-from latent_codec.training.config import TrainingConfig, load_config, preset_names
+from latent_codec.training.config import TrainingConfig, load_config, preset_names, preset_notes
 from latent_codec.training.loop import train
 from latent_codec.training.prior_task import build_prior, load_codec
 from latent_codec.training.report import read_metrics
@@ -103,6 +103,23 @@ def test_a_preset_states_its_duration_result_and_source(name):
         assert re.search(rf"{what} \S+", text), f"{name} does not say its {what}"
     assert re.search(r"Duration:.*\d.*Expected:.*\d.*Source:", text), "figures, please"
     assert re.search(r"arXiv:\d{4}\.\d{5}|Science|ICML|ICLR|model card", text)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_presets_notes_are_the_first_sentences_of_its_comment(name):
+    what, duration = preset_notes(name)
+    text = " ".join(header(name).split())
+    assert f" {what}" in text and f"Duration: {duration}" in text
+    assert 30 < len(what) < 400 and duration
+
+
+def test_the_list_of_presets_says_what_each_is_and_takes(capsys):
+    assert main(["train", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == preset_names()
+    start = lines.index("autoencoder")
+    assert lines[start + 1].strip().startswith("The plain autoencoder: one picture in")
+    assert "10 minutes" in lines[start + 2]
 
 
 @pytest.mark.parametrize("name", preset_names())

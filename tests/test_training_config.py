@@ -52,6 +52,12 @@ def test_wrong_settings_say_what_came_and_what_is_allowed(table, message):
         TrainingConfig.from_dict(table)
 
 
+def test_a_codec_for_a_preset_that_builds_its_own_network_is_refused():
+    with pytest.raises(ValueError, match="--codec is default, and autoencoder builds a network of its own"):
+        load_config("autoencoder", codec="default")
+    assert load_config("finetune-decoder", codec="mine").model.pretrained == "mine"
+
+
 def test_configuration_survives_its_file():
     config = tiny_config(
         data={"width": 24, "scale": [0.5, 1.5]},

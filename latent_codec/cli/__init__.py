@@ -1,8 +1,10 @@
 """The command line: `latent-codec VERB`. One file per verb: it parses, calls, prints."""
 
 import argparse
+import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from latent_codec import __version__
 
@@ -25,12 +27,25 @@ VERBS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line: the usage, which `--help` prints, would hide what is wrong."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+
+
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     """Build the parser; only `verb`'s module is imported, so that `--help` answers at once."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="latent-codec",
         description="Train, measure and use the autoencoder side of latent diffusion.",
-        epilog="`latent-codec VERB --help` explains one verb. Results go to stdout, progress to stderr.",
+        epilog="""begin with:
+  latent-codec roundtrip                    a sample photograph through the shipped codec and back
+  latent-codec roundtrip cat.jpg --out seen a picture of your own
+  latent-codec roundtrip --help             what a verb does, with examples
+
+Results go to stdout, progress and complaints to stderr. The exit status is 0, or 2 where the input was at fault.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"latent-codec {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -51,27 +66,59 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; 0 when it succeeded, 2 with a one-line message when the input was at fault."""
+    """Run one verb.
+
+    Returns:
+        The exit status: 0 when it succeeded, 2 with a one-line message when the input was at fault, 130 when it was
+        interrupted, 141 (as of SIGPIPE) when nobody reads its results any more.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     verb = next((word for word in argv if not word.startswith("-")), None)
-    args = build_parser(verb).parse_args(argv)
+    args = None
     try:
-        return args.run(args) or 0
+        try:
+            args = build_parser(verb).parse_args(argv)
+            status = args.run(args) or 0
+        finally:
+            sys.stdout.flush()  # here, and not on leaving Python, where a closed pipe can only be complained of
+        return status
     except KeyboardInterrupt:
         print("latent-codec: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # who read the results has read enough: `latent-codec ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if not _is_foreseen(error):
             raise
-        message = " ".join(str(error).split())
-        print(f"latent-codec {args.verb}: {message or type(error).__name__}", file=sys.stderr)
+        message = " ".join(_in_words(error).split())
+        if _is_short_of_memory(error) and hasattr(args, "tile"):
+            message = f"the memory does not suffice: work in tiles, such as --tile 512 ({message or 'out of memory'})"
+        print(f"latent-codec {verb}: {message or type(error).__name__}", file=sys.stderr)
         return 2
+
+
+def _in_words(error: Exception) -> str:
+    """The message, without the number and the quotes that the system's own errors have."""
+    if not (isinstance(error, OSError) and error.strerror and isinstance(error.filename, str)):
+        return str(error)
+    path = Path(error.filename)
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        for each in (path, *path.parents):
+            if each.is_file():
+                return f"{each} is a file, where a folder is needed; name another"
+    return f"{path}: {error.strerror}"
 
 
 def _is_foreseen(error: Exception) -> bool:
     """Whether input, files or memory are at fault, and not this program, which shows a traceback."""
     if isinstance(error, (ValueError, OSError, MemoryError)):
         return True
-    # Asked by name, so that torch and safetensors need not be imported for it.
-    name = f"{type(error).__module__}.{type(error).__name__}"
-    return name.endswith(("OutOfMemoryError", "SafetensorError")) or "DefaultCPUAllocator" in str(error)
+    # Asked by name, so that safetensors need not be imported for it.
+    return _is_short_of_memory(error) or type(error).__name__ == "SafetensorError"
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Asked by name, so that torch need not be imported for it."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator" in str(error)

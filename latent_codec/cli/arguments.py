@@ -6,14 +6,15 @@ from pathlib import Path
 
 
 def add_codec_arguments(
-    parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "the shipped codec"
+    parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "default"
 ) -> None:
     """`--codec`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
     parser.add_argument(
         "--codec",
         default=default,
         metavar="NAME_OR_PATH",
-        help=f"a shipped codec's name, a diffusers folder, a hub id or a pipeline folder (default: {meaning})",
+        help="a shipped codec (default, default-vq), a run, diffusers or pipeline folder, a checkpoint file, or a hub id "
+        f"(default: {meaning})",
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
     parser.add_argument(
@@ -29,12 +30,12 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
         "data",
         metavar="DATA",
         nargs="+",
-        help="a folder of pictures, webdataset tars, an IDX folder, hf:owner/name",
+        help="pictures or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), or hf:owner/name",
     )
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
 def add_tile_argument(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +43,8 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="work in tiles of this size, where memory is short; exact for AutoencoderKL and AutoencoderVQ",
+        help="work in tiles of this side, such as 512, where memory is short; exact for AutoencoderKL and AutoencoderVQ "
+        "(default: the whole picture at once)",
     )
 
 
@@ -59,11 +61,13 @@ def named_pictures(arguments: list[str]) -> list[tuple[Path, Path]]:
         root = Path(argument)
         for path in find_pictures([argument]):
             name = (path.relative_to(root) if root.is_dir() else Path(path.name)).with_suffix("")
-            if name in named:
-                raise ValueError(
-                    f"{named[name]} and {path} would both be written as {name}; name them in separate calls"
-                )
-            named[name] = path
+            if named.get(name, path).resolve() == path.resolve():
+                named[name] = path
+                continue
+            raise ValueError(
+                f"{named[name]} and {path} would both be written as {name}; name them in separate calls, each with "
+                "its own --out"
+            )
     return [(path, name) for name, path in named.items()]
 
 

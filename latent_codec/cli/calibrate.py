@@ -15,7 +15,8 @@ pipelines that float16 is not safe. Scale and shift can be written in three ways
                  every pipeline agrees; pictures come back as before
 
 All three change the latents: those made before no longer decode, and a denoiser trained on them
-no longer fits. --keep-space leaves them alone and writes force_upcast only.
+no longer fits. --keep-space leaves them alone and writes force_upcast only. Where scale and shift are
+already those measured, the default leaves them alone too.
 
 A codec's own folder is updated in place, complete or not at all, its weights stored in the precision
 they had. A shipped codec, one from the hub and a single file stay as they are: name --out.
@@ -86,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
     for reason in measured.skipped:
         print(f"skipped {reason}", file=sys.stderr)
 
-    calibrate(codec, measured, args.convention)
+    is_calibrated = args.convention == "scale" and _is_calibrated(codec.space, measured)
+    calibrate(codec, measured, "keep" if is_calibrated else args.convention)
     _save(codec, folder, weights)
     saved = LatentCodec.from_pretrained(folder)
     found = {
@@ -106,6 +108,18 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(found, indent=1, allow_nan=False))
     else:
         _print_report(found, on_cpu=codec.device.type == "cpu")
+        if is_calibrated:
+            print("Scale and shift were as measured before, and stay.")
+
+
+def _is_calibrated(space, measured) -> bool:
+    """Whether the codec's scale and shift are those measured, but for rounding, which would make another latent space."""
+    return (
+        set(space.mean or [0.0]) == {0.0}
+        and set(space.std or [1.0]) == {1.0}
+        and abs(space.scaling_factor / measured.scaling_factor - 1) < 1e-5
+        and abs(space.shift_factor - measured.shift_factor) * measured.scaling_factor < 1e-5
+    )
 
 
 def _weights(name: str, codec) -> Path:

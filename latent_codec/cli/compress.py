@@ -146,14 +146,22 @@ def _compress(codec, model, path: Path, name: Path, args: argparse.Namespace) ->
     target = args.target_bytes
     if args.target_bpp is not None:
         target = int(args.target_bpp * height * width / 8)
-    data = compress(
-        codec,
-        image,
-        entropy_model=model,
-        quality=args.quality,
-        target_bytes=target,
-        tile=args.tile or None,
-    )
+    try:
+        data = compress(
+            codec,
+            image,
+            entropy_model=model,
+            quality=args.quality,
+            target_bytes=target,
+            tile=args.tile or None,
+        )
+    except ValueError as error:
+        asked = (
+            "--target-bytes is"
+            if args.target_bpp is None
+            else f"--target-bpp {args.target_bpp:g} is, in bytes,"
+        )
+        raise ValueError(str(error).replace("target_bytes is", asked)) from error
     decoded = read(codec, data, entropy_model=model)
     header, bits = decoded.container.header, ideal_bits(decoded, model)
     out = Path(args.out) / name.with_name(f"{name.name}{SUFFIX}")

@@ -82,6 +82,11 @@ def _check(args: argparse.Namespace) -> None:
     if args.shift_factor is not None and args.scaling_factor is None:
         raise ValueError("--shift-factor stands beside --scaling-factor; give both")
     if args.to == "diffusers":
+        if args.destination.suffix in SUFFIXES:
+            raise ValueError(
+                f"{args.destination} is a file's name, and a diffusers component is a folder: name one, or say by "
+                f"--to what the file is to hold ({', '.join(FOREIGN)})"
+            )
         check_folder_to_save(args.destination)
         return
     if args.destination.exists():

@@ -1,7 +1,7 @@
 """Turn latent files back into pictures, cropped to their first size.
 
   latent-codec decode latents/cat.safetensors       writes decoded/cat.png
-  latent-codec decode latents/*.safetensors --out pictures
+  latent-codec decode latents/ --out pictures           every latent file in it; subfolders are kept
 
 Latents of another latent space than the codec's are refused. A codec whose decoder alone differs
 (a fine-tuned one) decodes them, and it is said on stderr.
@@ -16,7 +16,7 @@ from latent_codec.cli.compressed_files import is_compressed_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="latent files")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="latent files, or folders of them")
     parser.add_argument(
         "--out", default="decoded", metavar="DIR", help="where to write PNGs (default: decoded)"
     )
@@ -28,12 +28,13 @@ def run(args: argparse.Namespace) -> None:
     from latent_codec.latent_files import load_latents
     from latent_codec.pictures import write_picture
 
-    for file in args.files:
-        if is_compressed_file(Path(file)):
+    files = _find_files(args.files)
+    for file, _ in files:
+        if is_compressed_file(file):
             raise ValueError(f"{file} is a compressed file: `latent-codec decompress` opens it")
     codec = load_codec(args)
-    taken: set[str] = set()
-    for file in with_progress(args.files, "decode"):
+    taken: set[Path] = set()
+    for file, folder in with_progress(files, "decode"):
         found = load_latents(file)
         if warning := found.check(codec):
             print(f"latent-codec decode: {warning}", file=sys.stderr)
@@ -42,17 +43,32 @@ def run(args: argparse.Namespace) -> None:
                 (image,) = codec.decode(found.latents[index], size=size, output_type="pt", tile=args.tile)
             else:
                 (image,) = codec.decode_indices(found.indices[index], size=size, output_type="pt")
-            path = Path(args.out) / f"{_free_stem(name, taken)}.png"
+            path = Path(args.out) / _free_path(folder, name, taken)
             write_picture(image.cpu(), path)
             print(path)
 
 
-def _free_stem(name: str, taken: set[str]) -> str:
-    """A file name for a picture: its own, numbered if taken; folders in it, which a stranger may have put there, go."""
+def _find_files(arguments: list[str]) -> list[tuple[Path, Path]]:
+    """Each latent file with the folder, below `--out`, for its pictures: the one that it has in a folder given.
+
+    Raises:
+        ValueError: if a folder holds none.
+    """
+    from latent_codec.encoded_pictures import find_latent_files
+
+    return [
+        (file, file.parent.relative_to(root) if root.is_dir() else Path())
+        for root in map(Path, arguments)
+        for file in find_latent_files([root])
+    ]
+
+
+def _free_path(folder: Path, name: str, taken: set[Path]) -> Path:
+    """A file for a picture: under its own name, numbered if taken; folders in the name, which a stranger may have put there, go."""
     stem = PurePosixPath(name.replace("\\", "/").replace("\0", "")).stem or "picture"
-    free, number = stem, 1
+    free, number = folder / f"{stem}.png", 1
     while free in taken:
         number += 1
-        free = f"{stem}-{number}"
+        free = folder / f"{stem}-{number}.png"
     taken.add(free)
     return free

@@ -11,9 +11,11 @@ A data set is written as files of 1000 pictures (--shard) with their labels, 000
   latent-codec encode hf:owner/name --codec runs/mine --out codes
   latent-codec encode photos/ --shard 1000 --out codes
 
-The same command again goes on where it was stopped: files that are complete are kept. Pictures that cannot
-be read are left out and named on stderr. --mirrored adds each picture's mirror image, which a prior may
-learn from as well where left and right mean the same. Give every data set a folder of its own.
+The same command again goes on where it was stopped: files that are complete are kept. --mirrored adds each
+picture's mirror image, which a prior may learn from as well where left and right mean the same. Give every data
+set a folder of its own.
+
+Pictures that cannot be read are left out and named on stderr. Of plain pictures the exit status is then 2.
 
 A codec with a codebook gives indices, every other codec latents. With --latents a codec with a codebook
 gives the latents that a denoiser takes. So does without it a codec whose latents pipelines decode
@@ -24,6 +26,8 @@ with a codec of another latent space.
 """
 
 import argparse
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from latent_codec.cli.arguments import (
@@ -72,29 +76,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tile_argument(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     from latent_codec.codec import decodes_codewords
     from latent_codec.picture_sources import FolderPictures, open_source
 
+    for flag, number in (("--shard", args.shard), ("--batch-size", args.batch_size)):
+        if number is not None and number < 1:
+            raise ValueError(f"{flag} is {number}; at least 1")
     source = open_source(args.data, split=args.split)
     if args.shard is not None or not isinstance(source, FolderPictures):
         _encode_source(source, args)
-        return
+        return 0
     if args.mirrored:
         raise ValueError(f"--mirrored goes with files of many pictures; add --shard {PICTURES_PER_FILE}")
     pictures = named_pictures(args.data)
     codec = load_codec(args)
     args.indices = args.indices or (decodes_codewords(codec) and not args.latents)
+    if args.indices and not codec.is_discrete:
+        raise ValueError(f"{codec.name} has no codebook, and so no indices; leave --indices out")
     if args.indices and args.tile:
         raise ValueError("indices have no tiled form; leave --tile out")
+    failed = []
     if args.out.endswith(".safetensors"):
-        _encode_into_one(codec, pictures, args)
-        return
-    for path, name in with_progress(pictures, "encode"):
-        out = Path(args.out) / name.with_name(f"{name.name}.safetensors")
-        codes, size = _encode(codec, path, args)
-        _save(out, [codes], codec, names=[path.name], sizes=[size], args=args)
-        print(out)
+        encoded = list(_encode_each(codec, pictures, args, failed))
+        if encoded:
+            names = [(name.parent / path.name).as_posix() for path, name, _, _ in encoded]
+            _save(
+                Path(args.out),
+                [codes for _, _, codes, _ in encoded],
+                codec,
+                names,
+                [size for *_, size in encoded],
+                args,
+            )
+            print(args.out)
+    else:
+        for path, name, codes, size in _encode_each(codec, pictures, args, failed):
+            out = Path(args.out) / name.with_name(f"{name.name}.safetensors")
+            _save(out, [codes], codec, names=[path.name], sizes=[size], args=args)
+            print(out)
+    return 2 if failed else 0
 
 
 def _encode_source(source, args: argparse.Namespace) -> None:
@@ -126,21 +147,21 @@ def _encode_source(source, args: argparse.Namespace) -> None:
         print(file)
 
 
-def _encode_into_one(codec, pictures: list[tuple[Path, Path]], args: argparse.Namespace) -> None:
-    encoded = [_encode(codec, path, args) for path, _ in with_progress(pictures, "encode")]
-    names = [(name.parent / path.name).as_posix() for path, name in pictures]
-    sizes = [size for _, size in encoded]
-    _save(Path(args.out), [codes for codes, _ in encoded], codec, names, sizes, args)
-    print(args.out)
+def _encode_each(
+    codec, pictures: list[tuple[Path, Path]], args: argparse.Namespace, failed: list[Path]
+) -> Iterator[tuple]:
+    """Path, name, latents (or index grids) and (height, width) of each picture; one that cannot be read goes to `failed`."""
+    from latent_codec.pictures import PictureError, to_image
 
-
-def _encode(codec, path: Path, args: argparse.Namespace):
-    """Latents (or index grids) of one picture, and its (height, width)."""
-    from latent_codec.pictures import to_image
-
-    image = to_image(path, channels=codec.channels)
-    codes = codec.encode_indices(image) if args.indices else codec.encode(image, tile=args.tile)
-    return codes, tuple(image.shape[-2:])
+    for path, name in with_progress(pictures, "encode"):
+        try:
+            image = to_image(path, channels=codec.channels)
+        except PictureError as error:
+            failed.append(path)
+            print(f"latent-codec encode: {error}", file=sys.stderr)
+            continue
+        codes = codec.encode_indices(image) if args.indices else codec.encode(image, tile=args.tile)
+        yield path, name, codes, tuple(image.shape[-2:])
 
 
 def _save(out: Path, codes, codec, names: list[str], sizes: list, args: argparse.Namespace) -> None:

@@ -46,7 +46,7 @@ from latent_codec.cli.arguments import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
-    add_codec_arguments(parser, None, "the shipped codec; with --prior the pipeline's own")
+    add_codec_arguments(parser, None, "default; with --prior the pipeline's own")
     parser.add_argument(
         "--prior",
         metavar="PATH",
@@ -145,7 +145,7 @@ def _measure_codec(args: argparse.Namespace) -> None:
         beside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
 
     for reason in evaluation.skipped:
-        Console(stderr=True).print(f"skipped {reason}", style="yellow", markup=False)
+        Console(stderr=True).print(f"skipped {reason}", style="yellow", markup=False, soft_wrap=True)
     if args.json:
         print(
             json.dumps(found | {"files": [str(path) for path in files.values()]}, indent=1, allow_nan=False)
@@ -186,9 +186,9 @@ def _measure_prior(args: argparse.Namespace) -> None:
     with replacing(file) as beside:
         beside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     for reason in likelihood.skipped:
-        Console(stderr=True).print(f"skipped {reason}", style="yellow", markup=False)
+        Console(stderr=True).print(f"skipped {reason}", style="yellow", markup=False, soft_wrap=True)
     for note in likelihood.notes:
-        Console(stderr=True).print(f"mind: {note}", style="yellow", markup=False)
+        Console(stderr=True).print(f"mind: {note}", style="yellow", markup=False, soft_wrap=True)
     if args.json:
         print(json.dumps(found | {"files": [str(file)]}, indent=1, allow_nan=False))
     else:

@@ -1,6 +1,6 @@
 """Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint, or a file of latents, compressed or of an entropy model.
 
-  latent-codec info                           the shipped codec
+  latent-codec info                           the shipped codec; default-vq is another, fashion-mnist a pipeline
   latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
   latent-codec info runs/joined               a pipeline over priors, and what is in it
   latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures and labels
@@ -102,10 +102,11 @@ def describe(thing: str, codec: str | None = None, entropy: Path | None = None) 
         OSError: if it cannot be read.
     """
     from latent_codec import LatentCodec
-    from latent_codec.codec_folders import is_foreign_file
+    from latent_codec.codec_folders import ASSETS, is_foreign_file
     from latent_codec.latent_files import is_latent_file
+    from latent_codec.pipelines.folders import SHIPPED as SHIPPED_PIPELINES
 
-    path = Path(thing)
+    path = ASSETS / thing if thing in SHIPPED_PIPELINES else Path(thing)
     if is_compressed_file(path):
         return describe_compressed_file(path, codec, entropy)
     if path.is_file() and is_latent_file(path):

@@ -8,10 +8,13 @@ For each picture NAME it writes NAME-roundtrip.png: original | reconstruction | 
 mid-grey means equal. A denoising codec shows the picture denoised. Of a codec with a codebook it prints
 the grid of indices and the bits per pixel that they take at fixed length, log2(codewords) each; with
 several levels it also writes NAME-levels.png, the picture from the top level alone to all of them.
+
+Sizes are height x width. A picture that cannot be read is left out and named on stderr; the exit status is then 2.
 """
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -38,31 +41,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    from latent_codec.pictures import center_crop, to_image
+def run(args: argparse.Namespace) -> int:
+    from latent_codec.pictures import PictureError, center_crop, to_image
 
     pictures = named_pictures(args.pictures)
     codec = load_codec(args)
     if not pictures:
         sample = _sample_photograph()
         image = center_crop(to_image(sample, channels=codec.channels), SAMPLE_SIZE)
-        results = [_roundtrip(codec, image, Path(sample.stem), args)]
+        results, failed = [_roundtrip(codec, image, Path(sample.stem), args)], []
     else:
-        results = [
-            _roundtrip(codec, to_image(path, channels=codec.channels), name, args)
-            for path, name in with_progress(pictures, "round trip")
-        ]
+        results, failed = [], []
+        for path, name in with_progress(pictures, "round trip"):
+            try:
+                image = to_image(path, channels=codec.channels)
+            except PictureError as error:
+                failed.append(str(error))
+                print(f"latent-codec roundtrip: {error}", file=sys.stderr)
+                continue
+            results.append(_roundtrip(codec, image, name, args))
     if args.json:
-        print(json.dumps({"codec": codec.name, "fingerprint": codec.fingerprint, "pictures": results}))
-        return
-    for result in results:
-        ssim = "n/a (under 11 px)" if result["ssim"] is None else f"{result['ssim']:.4f}"
-        seen = " and ".join(result[key] for key in ("path", "levels_path") if key in result)
-        print(
-            f"{result['name']}: PSNR {result['psnr']:.2f} dB, SSIM {ssim}, "
-            f"{by(result['size'])} -> {_between(result)}, "
-            f"encode {result['encode_seconds']:.2f} s, decode {result['decode_seconds']:.2f} s, see {seen}"
-        )
+        found = {"codec": codec.name, "fingerprint": codec.fingerprint, "pictures": results, "failed": failed}
+        print(json.dumps(found))
+    return 2 if failed else 0
 
 
 def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
@@ -85,7 +86,7 @@ def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
     path = Path(args.out) / name.with_name(f"{name.name}-roundtrip.png")
     write_picture(hstack_pictures([image, reconstruction, difference]), path)
     codes = _look_at_codes(codec, image, path) if decodes_codewords(codec) else {}
-    return {
+    result = {
         "name": str(name),
         "psnr": psnr(reconstruction[None], image[None]).item(),
         "ssim": ssim(reconstruction[None], image[None]).item() if min(image.shape[-2:]) >= 11 else None,
@@ -96,6 +97,19 @@ def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
         "path": str(path),
         **codes,
     }
+    if not args.json:
+        _print(result)
+    return result
+
+
+def _print(result: dict) -> None:
+    ssim = "n/a (under 11 px)" if result["ssim"] is None else f"{result['ssim']:.4f}"
+    seen = " and ".join(result[key] for key in ("path", "levels_path") if key in result)
+    print(
+        f"{result['name']}: PSNR {result['psnr']:.2f} dB, SSIM {ssim}, "
+        f"{by(result['size'])} -> {_between(result)}, "
+        f"encode {result['encode_seconds']:.2f} s, decode {result['decode_seconds']:.2f} s, see {seen}"
+    )
 
 
 def _look_at_codes(codec, image, roundtrip_path: Path) -> dict:

@@ -10,7 +10,7 @@ PIPELINE is a codec joined with its priors, as `latent-codec pipeline` writes it
 holds one under pipeline/. Without --size pictures are as large as those the prior was trained on. A row
 of the grid holds one label's pictures; those of a single label, or without labels, fill a square. A
 picture follows from the seed, its label and its number alone: a larger --num adds pictures to the same
-first ones.
+first ones. Pictures of fewer than 96 px a side are shown enlarged by a whole factor, pixel by pixel.
 
 --keep is classifier-based rejection sampling (VQ-VAE-2): of the --num pictures of a label it keeps a
 share (0.25) or a number (4), those whose label the pipeline's classifier finds likeliest, likeliest first.
@@ -45,6 +45,7 @@ from latent_codec.cli.arguments import (
 )
 
 BATCH_PIXELS = 512 * 512
+MIN_SIDE = 96  # smaller pictures are shown enlarged
 DEFAULT_SIDE = 256  # for codecs whose config names no size
 DEFAULT_PIPELINE = "fashion-mnist"
 BATCH_SIZE = 64  # pictures that a prior draws together
@@ -167,7 +168,8 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
     seconds = time.monotonic() - began
     num_rows = len(labels or [None])
     kept = len(drawn.images) // num_rows
-    sheet = picture_grid(drawn.images, kept if num_rows > 1 else math.ceil(math.sqrt(kept)))
+    columns_kept = kept if num_rows > 1 else math.ceil(math.sqrt(kept))
+    sheet = picture_grid([*map(_enlarged, drawn.images)], columns_kept)
     for path in filter(None, (args.out, args.preview)):
         write_picture(sheet, path)
 
@@ -240,12 +242,21 @@ class Preview:
         if began >= self.due:
             num_missing = self.num_drawn - len(self.finished) - len(pictures)
             blank = Image.new("RGB", pictures[0].size, "lightgrey")
-            sheet = picture_grid([*self.finished, *pictures, *[blank] * num_missing], self.columns)
+            shown = map(_enlarged, [*self.finished, *pictures, *[blank] * num_missing])
+            sheet = picture_grid([*shown], self.columns)
             write_picture(sheet, self.path)
             now = time.monotonic()
             self.due = now + max(0.5, 4 * (now - began))
         if is_finished:
             self.finished += pictures
+
+
+def _enlarged(picture):
+    """A small PIL picture as many times as large as it takes to be seen, pixel by pixel: 28 px a side become 112."""
+    from PIL import Image
+
+    factor = -(-MIN_SIDE // min(picture.size))
+    return picture.resize([factor * side for side in picture.size], Image.Resampling.NEAREST)
 
 
 def _labels(given: list[str] | None, pipe, priors: list) -> list[int | str] | None:
@@ -291,7 +302,11 @@ def _check_writable(path: Path) -> None:
         raise ValueError(f"{path} is a folder; give a picture's name")
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        write_picture(Image.new("L", (1, 1)), Path(folder) / path.name)
+        probe = Path(folder) / path.name
+        try:
+            write_picture(Image.new("L", (1, 1)), probe)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(probe), str(path))) from None
 
 
 def _sample_latents(args: argparse.Namespace) -> None:
@@ -305,7 +320,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
     codec = load_codec(args)
     if codec.is_discrete:
         raise ValueError(
-            f"{codec.name} is a {type(codec.autoencoder).__name__}: its codewords do not follow a normal distribution, "
+            f"{codec.name} has a codebook: its codewords do not follow a normal distribution, "
             "and sampling them needs a prior fitted to them; join the two by `latent-codec pipeline`, and give the "
             "PIPELINE"
         )
@@ -325,7 +340,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
         for batch in with_progress(batches, "sampling")
         for picture in codec.decode(batch.to(codec.device), size=(height, width))
     ]
-    write_picture(picture_grid(samples, math.ceil(math.sqrt(args.num))), args.out)
+    write_picture(picture_grid([*map(_enlarged, samples)], math.ceil(math.sqrt(args.num))), args.out)
 
     drawn = _what_was_drawn(codec.space, args.temperature)
     if args.json:

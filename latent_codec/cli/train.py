@@ -1,6 +1,8 @@
 """Train a codec, a prior or an entropy model over its codes, a classifier or a preview, from a preset or a TOML file of your own.
 
-    latent-codec train default-f8c4 --data photos/ --out runs/mine
+    latent-codec train --list
+    latent-codec train autoencoder --data photos/ --out runs/mine
+    latent-codec train autoencoder --data photos/ --out runs/mine --minutes 5
     latent-codec train finetune-decoder --data photos/ --codec default --out runs/sharper
     latent-codec train beta-vae --data photos/ --out runs/beta10 --set objective.kl_weight=10
     latent-codec train pixelsnail-faces --data faces.tar --codec runs/faces --out runs/prior
@@ -10,7 +12,8 @@ samples/, checkpoints/, curves.png and, at the end, codec/: a diffusers folder w
 averaged weights, calibrated, ready for `--codec runs/mine`. A prior's run ends with prior/,
 a classifier's with classifier/.
 
-The same command resumes a run that was stopped or killed, to the same weights. Ctrl-C stops
+A preset is a TOML file in latent_codec/presets: copy one, change it and name the copy, or change single settings
+by --set. The same command resumes a run that was stopped or killed, to the same weights. Ctrl-C stops
 after the step at hand, with a checkpoint. Several processes or machines:
 
     accelerate launch --num_processes 2 -m latent_codec.cli train ...
@@ -30,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "preset", metavar="PRESET", nargs="?", help="a shipped preset's name, or a .toml file"
     )
-    parser.add_argument("--list", action="store_true", help="list the shipped presets and stop")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="say what each shipped preset trains and how long that takes, and stop",
+    )
     parser.add_argument(
         "--data",
         nargs="+",
@@ -39,17 +46,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
     parser.add_argument(
-        "--codec", metavar="NAME_OR_PATH", help="the codec to start from, or whose codes a prior learns"
+        "--codec",
+        metavar="NAME_OR_PATH",
+        help="the codec to start from, or whose codes a prior learns (default: the preset's, if it names one)",
     )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="section.key=value",
-        help="override one setting; repeatable",
+        help="override one setting, such as run.steps=500; repeatable",
     )
     parser.add_argument(
-        "--minutes", type=float, help="checkpoint and stop after this long; the same command goes on"
+        "--minutes",
+        type=float,
+        help="checkpoint and stop after this long; the same command goes on (default: to the preset's last step)",
     )
     parser.add_argument(
         "--stream",
@@ -63,10 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from latent_codec.training.config import load_config, preset_names
+    from latent_codec.training.config import load_config, preset_names, preset_notes
 
     if args.list:
-        print("\n".join(preset_names()))
+        for name in preset_names():
+            what, duration = preset_notes(name)
+            print(f"{name}\n    {what}.\n    Duration: {duration}.")
         return 0
     if not args.preset:
         raise ValueError(f"name a preset ({', '.join(preset_names())}) or a .toml file.")

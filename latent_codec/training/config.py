@@ -407,6 +407,14 @@ def preset_names() -> list[str]:
     )
 
 
+def preset_notes(name: str) -> tuple[str, str]:
+    """What a shipped preset trains, and how long that takes: the first sentences on both in the comment that it opens with."""
+    lines = (_preset_folder() / f"{name}.toml").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    _, what, facts, *_ = "\n".join(line.removeprefix("#").strip() for line in lines).split("\n\n")
+    duration = facts.partition("Expected:")[0].removeprefix("Duration:")
+    return tuple(" ".join(text.split()).partition(". ")[0].rstrip(".") for text in (what, duration))
+
+
 def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = None) -> TrainingConfig:
     """Read a preset by name, or a TOML file by path, and apply `section.key=value` overrides.
 
@@ -439,7 +447,13 @@ def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = 
             raise ValueError(f"--set {override}: expected section.key=value, such as run.steps=500.")
         _set(table, keys, _parse_value(value.strip()))
     if codec is not None:
-        _set(table, _codec_setting(table), codec)
+        setting = _codec_setting(table)
+        _require(
+            setting != ["model", "pretrained"] or not table.get("model", {}).get("arguments"),
+            f"--codec is {codec}, and {preset} builds a network of its own (model.arguments): leave --codec out, or take a "
+            "preset that starts from a codec, such as finetune-decoder.",
+        )
+        _set(table, setting, codec)
     return TrainingConfig.from_dict(table)
 
 
