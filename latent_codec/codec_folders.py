@@ -32,7 +32,8 @@ def short_name(name_or_path: str | os.PathLike) -> str:
     if not path.exists():
         return name
     path = path.resolve().parent if path.is_file() else path.resolve()
-    return path.parent.name if path.name in (*COMPONENTS, "codec") else path.name
+    is_a_part = path.name == "codec" or (path.name in COMPONENTS and (path.parent / "model_index.json").is_file())
+    return path.parent.name if is_a_part else path.name
 
 
 def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path:

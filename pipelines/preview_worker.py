@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from threading import Lock, get_ident
 
 Job = Callable[[], None]
 
@@ -20,6 +20,7 @@ class PreviewWorker:
         self._lock = Lock()
         self._jobs: deque[tuple[Job, bool]] = deque()  # and whether it is a frame
         self._is_busy = False
+        self._thread: int | None = None
 
     def show(self, frame: Job) -> None:
         """Run `frame`, unless a newer one comes before there is time to."""
@@ -30,7 +31,13 @@ class PreviewWorker:
         self._add(job, is_frame=False)
 
     def wait(self) -> None:
-        """Return once all that came before is done."""
+        """Return once all that came before is done.
+
+        Raises:
+            RuntimeError: in a job, which would wait for itself.
+        """
+        if get_ident() == self._thread:
+            raise RuntimeError("a sink or previewer waits for the thread that it runs on; wait outside of it")
         self._executor.submit(lambda: None).result()
 
     def _add(self, job: Job, is_frame: bool) -> None:
@@ -44,6 +51,7 @@ class PreviewWorker:
         self._executor.submit(self._work)
 
     def _work(self) -> None:
+        self._thread = get_ident()
         while True:
             with self._lock:
                 if not self._jobs:

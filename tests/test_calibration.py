@@ -13,7 +13,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from PIL import Image
 from torch import nn
 
-from latent_codec import LatentCodec, LatentSpace
+from latent_codec import AutoencoderVQ, LatentCodec, LatentSpace
 from latent_codec.codec import NonFiniteError
 from latent_codec.evaluation import calibration
 from latent_codec.evaluation.calibration import (
@@ -67,6 +67,10 @@ def tiny():
 
 def vq():
     return build(diffusers.VQModel, num_vq_embeddings=16)
+
+
+def our_vq():
+    return build(AutoencoderVQ, num_vq_embeddings=16)
 
 
 def movq():
@@ -338,6 +342,7 @@ def test_a_dead_channel_is_not_turned_into_noise(source):
     "build, convention, written",
     [
         (vq, "scale", {"scaling_factor", "force_upcast"}),
+        (our_vq, "scale", {"scaling_factor", "force_upcast"}),
         (tiny, "scale", {"scaling_factor", "shift_factor", "force_upcast"}),
         (dc, "scale", {"scaling_factor"}),
         (movq, "keep", {"force_upcast"}),

@@ -246,6 +246,16 @@ def test_a_failure_is_logged_once_and_the_run_goes_on(what, error, pipe, caplog)
     assert shown.count(NUM_STEPS - 1) == (0 if what == "previewer" else 2)
 
 
+@pytest.mark.parametrize("call", ["wait", "close"])
+def test_a_sink_that_waits_for_itself_is_told(call, pipe, caplog):
+    pipe.scheduler = build_scheduler("DDIMScheduler")
+    with caplog.at_level(logging.WARNING):
+        preview = LatentPreviewCallback(pipe, linear, lambda picture, step: getattr(preview, call)())
+        run(pipe, callback_on_step_end=preview)
+        preview.close()
+    assert "waits for the thread that it runs on" in caplog.text
+
+
 def test_a_wrong_size_of_packed_latents_is_logged_with_the_remedy(caplog):
     pipe = flux_pipeline(build_codec(shift_factor=0.1))
     size = {"height": 48, "width": 16}

@@ -254,7 +254,7 @@ def test_stable_diffusion_runs_saves_and_reloads_with_a_codec_inside(tmp_path):
     assert LatentCodec.from_pretrained(tmp_path / "pipeline").fingerprint == codec.fingerprint
 
 
-def build_vq_codec():
+def build_vq_codec(**config):
     torch.manual_seed(0)
     autoencoder = AutoencoderVQ(
         block_out_channels=(WIDTH,) * 4,
@@ -264,6 +264,7 @@ def build_vq_codec():
         latent_channels=4,
         num_vq_embeddings=32,
         scaling_factor=0.5,
+        **config,
     )
     torch.nn.init.normal_(autoencoder.quantize.embedding.weight)
     return LatentCodec(autoencoder)
@@ -341,13 +342,6 @@ def ldm_pipeline(codec):
     )
 
 
-def build_shifted_vq_codec():
-    """As SD3's and FLUX's pipelines need it: they read a shift, for which VQModel's config has no place of its own."""
-    codec = build_vq_codec()
-    codec.autoencoder.register_to_config(shift_factor=0.3)
-    return LatentCodec(codec.autoencoder)
-
-
 CODECS = {
     "KL, 4 channels": lambda: build_codec(scaling_factor=0.18215),
     "KL, shift": lambda: build_codec(scaling_factor=0.3611, shift_factor=0.1159),
@@ -357,7 +351,7 @@ CODECS = {
     "KL, 16 channels": lambda: build_codec(16, scaling_factor=0.3),
     "KL, 16 channels, shift": build_sixteen_channel_codec,
     "VQ": build_vq_codec,
-    "VQ, shift": build_shifted_vq_codec,
+    "VQ, shift": lambda: build_vq_codec(shift_factor=0.3),
     "tiny": build_tiny_codec,
     "tiny, 16 channels": lambda: build_tiny_codec(16),
     "default": LatentCodec.from_pretrained,
@@ -405,7 +399,10 @@ def ask_exactly(pipeline, x_0):
         (sd_pipeline, ["KL, 4 channels", "KL, 16 channels", "VQ", "tiny", "default", "default-vq"]),
         (sdxl_pipeline, ["KL, 4 channels", "KL, 16 channels", "KL, mean and std", "VQ", "tiny", "default"]),
         (sd3_pipeline, ["KL, shift", "KL, 16 channels, shift", "VQ, shift", "tiny", "tiny, 16 channels"]),
-        (flux_pipeline, ["KL, shift", "KL, 16 channels, shift", "VQ, shift", "tiny", "tiny, 16 channels"]),
+        (
+            flux_pipeline,
+            ["KL, shift", "KL, 16 channels, shift", "VQ", "VQ, shift", "tiny", "tiny, 16 channels"],
+        ),
         (ldm_pipeline, ["KL, 4 channels", "KL, 16 channels", "VQ", "tiny"]),
     ],
 )
@@ -592,7 +589,7 @@ def pipelines_that_read(folder):
             tokenizer=clip,
             tokenizer_2=t5_tokenizer(),
         )
-        for codec in (build_sixteen_channel_codec(), build_shifted_vq_codec())
+        for codec in (build_sixteen_channel_codec(), build_vq_codec(shift_factor=0.3))
     )
     options = {"num_inference_steps": 2}
     reading = {"prompt": "a cat", "height": 32, "width": 32, "output_type": "pt", **options}

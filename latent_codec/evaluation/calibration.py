@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from latent_codec import metrics
@@ -225,7 +225,8 @@ def calibrate(codec: LatentCodec, calibration: Calibration, convention: Conventi
     """Write what was measured into the codec's config, in memory; `save_pretrained` then keeps it.
 
     `force_upcast` is written in every convention, and what a class's config lacks is left out:
-    `shift_factor` and `force_upcast` exist for some classes only.
+    `shift_factor` and `force_upcast` exist for some classes only. A VQModel's shift stays 0: the pipelines that it is
+    made for, latent diffusion's, know none.
 
     Args:
         codec: changed in place.
@@ -243,7 +244,8 @@ def calibrate(codec: LatentCodec, calibration: Calibration, convention: Conventi
     channels = codec.space.channels
     space = LatentSpace(channels, codec.space.downsampling_factor)
     if convention == "scale":
-        has_shift = "shift_factor" in codec.autoencoder.config
+        autoencoder = codec.autoencoder
+        has_shift = "shift_factor" in autoencoder.config and not isinstance(autoencoder, VQModel)
         space = dataclasses.replace(
             space,
             scaling_factor=calibration.scaling_factor,

@@ -40,6 +40,7 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
             1x1 convolution, `quantize.proj`, as a Gumbel VQGAN or a dVAE does (models/gumbel_quantizer.py), which has
             no use for the quantizer's other settings. Plain VQModel does not know that convolution: it decodes
             indices alike, and finds other ones for latents.
+        shift_factor: which SD3's and FLUX's pipelines subtract from latents, and VQModel's config lacks.
 
     Raises:
         ValueError: for settings that do not go together.
@@ -73,6 +74,7 @@ class AutoencoderVQ(VQModel, AutoencoderMixin):
         gradient: Literal["straight-through", "rotation"] = "straight-through",
         l2_normalized: bool = False,
         assignment: Literal["nearest", "linear"] = "nearest",
+        shift_factor: float = 0.0,
     ):
         if assignment not in ("nearest", "linear"):
             raise ValueError(f'assignment is {assignment!r}; allowed are "nearest" and "linear".')
