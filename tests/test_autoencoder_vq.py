@@ -221,7 +221,7 @@ def test_bfloat16(how, tmp_path):
     model, image = tiny(), picture().bfloat16()
     model.save_pretrained(tmp_path)
     if how == "opened":
-        half = AutoencoderVQ.from_pretrained(tmp_path, dtype=torch.bfloat16)
+        half = AutoencoderVQ.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
         # encoder and codebook stay in float32, so that the codes are those of any precision
         assert torch.equal(half.encode_indices(image), model.encode_indices(image.float()))
         assert half.quantize.embedding.weight.dtype == half.encoder.conv_in.weight.dtype == torch.float32
