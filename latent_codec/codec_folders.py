@@ -32,7 +32,8 @@ def short_name(name_or_path: str | os.PathLike) -> str:
     if not path.exists():
         return name
     path = path.resolve().parent if path.is_file() else path.resolve()
-    is_a_part = path.name == "codec" or (path.name in COMPONENTS and (path.parent / "model_index.json").is_file())
+    whole = [(path.parent / name).is_file() for name in ("model_index.json", "config.json")]
+    is_a_part = path.name == "codec" or (path.name in COMPONENTS and any(whole))
     return path.parent.name if is_a_part else path.name
 
 

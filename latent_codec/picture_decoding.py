@@ -170,7 +170,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return (
             f"more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a decompression bomb: if you trust the file, "
-            "raise PIL.Image.MAX_IMAGE_PIXELS"
+            "cut it in parts, or raise PIL.Image.MAX_IMAGE_PIXELS in Python"
         )
     if isinstance(error, MemoryError):
         return "does not fit into memory"

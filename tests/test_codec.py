@@ -555,6 +555,11 @@ def test_is_named_after_the_folder_that_people_know(inside, tmp_path):
     assert LatentCodec.from_pretrained(tmp_path / "moon" / inside).name == "moon"
 
 
+def test_a_folder_that_is_called_vae_and_is_no_part_of_a_pipeline_keeps_its_name(tmp_path):
+    kl().save_pretrained(tmp_path / "runs" / "vae")
+    assert LatentCodec.from_pretrained(tmp_path / "runs" / "vae").name == "vae"
+
+
 @pytest.mark.parametrize("place", ["", "vae/"])
 def test_hub_id_is_found_in_the_hubs_cache(place, tmp_path, monkeypatch):
     """The cache as huggingface_hub lays it out, so that no network is needed."""

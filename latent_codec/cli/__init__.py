@@ -40,9 +40,9 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         prog="latent-codec",
         description="Train, measure and use the autoencoder side of latent diffusion.",
         epilog="""begin with:
-  latent-codec roundtrip                    a sample photograph through the shipped codec and back
-  latent-codec roundtrip cat.jpg --out seen a picture of your own
-  latent-codec roundtrip --help             what a verb does, with examples
+  latent-codec roundtrip                     a sample photograph through the shipped codec and back
+  latent-codec roundtrip cat.jpg --out seen  a picture of your own
+  latent-codec roundtrip --help              what a verb does, with examples
 
 Results go to stdout, progress and complaints to stderr. The exit status is 0, or 2 where the input was at fault.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,

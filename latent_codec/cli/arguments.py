@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def add_codec_arguments(
-    parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "default"
+    parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "the one called default"
 ) -> None:
     """`--codec`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
     parser.add_argument(

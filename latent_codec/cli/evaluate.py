@@ -46,7 +46,7 @@ from latent_codec.cli.arguments import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
-    add_codec_arguments(parser, None, "default; with --prior the pipeline's own")
+    add_codec_arguments(parser, None, "the one called default; with --prior the pipeline's own")
     parser.add_argument(
         "--prior",
         metavar="PATH",
@@ -275,7 +275,10 @@ def _print_tables(evaluation, data: str) -> None:
 
     console = Console()
     console.print(
-        f"{evaluation.codec} on {data}: {len(evaluation.pictures)} pictures", markup=False, highlight=False
+        f"{evaluation.codec} on {data}: {len(evaluation.pictures)} pictures",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
     quality = Table(box=box.SIMPLE, show_header=False)
     for justify in ("left", "right", "left"):
@@ -334,6 +337,7 @@ def _print_codes(console, codes) -> None:
         "Bits per index: their order-0 entropy. Bits per pixel: the same, per pixel without\n"
         "padding. Fixed length: the bits per pixel at log2(size) bits for every index.",
         highlight=False,
+        soft_wrap=True,
     )
     if codes.note:
         console.print(f"Mind: {codes.note}.", highlight=False)
