@@ -449,6 +449,16 @@ def test_another_configuration_in_the_same_folder_is_refused_naming_the_keys(tmp
     assert "optimizer.learning_rate" not in message
 
 
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path, pictures):
+    (tmp_path / ".hidden").touch()  # what file managers leave
+    (tmp_path / "cat.png").touch()
+    with pytest.raises(ValueError, match=r"holds cat\.png and is no run's folder\. Give a new or empty --out"):
+        run_tiny(pictures, tmp_path, run={"steps": 1})
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".hidden", "cat.png"]
+    (tmp_path / "cat.png").unlink()
+    run_tiny(pictures, tmp_path, run={"steps": 1})
+
+
 def test_other_data_or_another_batch_is_refused_and_the_same_batch_cut_otherwise_is_not(tmp_path, pictures):
     run_tiny(pictures, tmp_path / "run", run={"steps": 1})
     with pytest.raises(ValueError, match="trained with pictures_per_step = 2, which is 4 now"):
@@ -468,6 +478,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, pictures):
 
 
 def test_only_the_newest_checkpoints_stay_and_half_written_ones_are_swept_away(tmp_path, pictures):
+    run_tiny(pictures, tmp_path, run={"steps": 1})
     half = tmp_path / "checkpoints" / ".4.abc.partial" / "4"
     half.mkdir(parents=True)
     (half / "model.safetensors").write_bytes(b"half")
@@ -614,7 +625,7 @@ def test_a_tracker_that_is_not_there_is_refused(tmp_path, pictures, capsys):
             ["train", "default-f8c4", "--data", "x", "--set", "run.seed=one"],
             "run.seed is 'one'; expected int",
         ),
-        (["train", "default-f8c4", "--data", "x", "--codec", "mine"], "exclude each other"),
+        (["train", "default-f8c4", "--data", "x", "--codec", "mine"], "leave --codec out, or"),
         (["train", "default-f8c4", "--data", "x", "--minutes", "0"], "--minutes is 0.0; above 0"),
         (["train", "default-f8c4", "--data", "x", "--stream"], "x cannot be streamed"),
         (["train", "default-f8c4", "--data", "hf:a/b", "hf:c/d", "--stream"], "takes one dataset"),

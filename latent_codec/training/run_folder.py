@@ -39,7 +39,7 @@ def open_run(out: Path, config: TrainingConfig) -> Path | None:
     Writes config.toml and removes what a killed process left half-written.
 
     Raises:
-        ValueError: if there is a run of another configuration, naming the settings that differ.
+        ValueError: if there is a run of another configuration, naming the settings that differ, or what is no run.
     """
     path, resume_from = out / "config.toml", latest_checkpoint(out)
     text = dump_toml(config.to_dict())
@@ -51,6 +51,9 @@ def open_run(out: Path, config: TrainingConfig) -> Path | None:
                 "Give another --out, or the settings it was started with."
             )
     out.mkdir(parents=True, exist_ok=True)
+    foreign = [each.name for each in sorted(out.iterdir()) if not each.name.startswith(".")]
+    if foreign and not path.is_file():
+        raise ValueError(f"{out} holds {foreign[0]} and is no run's folder. Give a new or empty --out.")
     for folder in (out, out / "checkpoints", out / "samples"):
         for leftover in folder.glob(".*.partial"):
             shutil.rmtree(leftover)
