@@ -82,7 +82,10 @@ class Foreign:
         component.eval()
         if self.scale is not None:
             scale = {"scaling_factor": self.scale.scaling_factor, "shift_factor": self.scale.shift_factor}
-            component.register_to_config(**{key: scale[key] for key in scale if key in component.config})
+            given = {
+                key: value for key, value in scale.items() if value is not None and key in component.config
+            }
+            component.register_to_config(**given)
         return component
 
 

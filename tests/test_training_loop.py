@@ -452,7 +452,9 @@ def test_another_configuration_in_the_same_folder_is_refused_naming_the_keys(tmp
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path, pictures):
     (tmp_path / ".hidden").touch()  # what file managers leave
     (tmp_path / "cat.png").touch()
-    with pytest.raises(ValueError, match=r"holds cat\.png and is no run's folder\. Give a new or empty --out"):
+    with pytest.raises(
+        ValueError, match=r"holds cat\.png and is no run's folder\. Give a new or empty --out"
+    ):
         run_tiny(pictures, tmp_path, run={"steps": 1})
     assert sorted(each.name for each in tmp_path.iterdir()) == [".hidden", "cat.png"]
     (tmp_path / "cat.png").unlink()

@@ -1,7 +1,7 @@
 """What diffusers' pipelines (0.42) make of a codec's autoencoder as their `vae`."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from latent_codec.codec import LatentCodec
@@ -73,7 +73,7 @@ def _failures(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
         )
     if config.get("scaling_factor") is None:
         yield no("it divides by scaling_factor, which is not set", _register(scaling_factor="1.0"))
-    if pipeline.passes_generator and "generator" not in inspect.signature(autoencoder.decode).parameters:
+    if pipeline.passes_generator and not _takes_generator(autoencoder.decode):
         yield no(
             f"it calls decode(..., generator=...), and {kind}.decode has no generator",
             "open the folder with latent_codec.AutoencoderVQ.from_pretrained" if kind == "VQModel" else None,
@@ -96,6 +96,12 @@ def _failures(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
             f"it takes latents_mean and latents_std for 4 channels whatever the denoiser, and these have {channels}",
             f"`latent-codec calibrate DATA --codec CODEC` writes a scale instead; {CHANGES_LATENTS}",
         )
+
+
+def _takes_generator(decode: Callable) -> bool:
+    """Also where diffusers (before 0.42) hides the method in a wrapper without its signature."""
+    method = inspect.getclosurevars(decode.__func__).nonlocals.get("method", decode)
+    return "generator" in inspect.signature(method).parameters
 
 
 def _unread(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:

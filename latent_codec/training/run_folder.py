@@ -51,7 +51,9 @@ def open_run(out: Path, config: TrainingConfig) -> Path | None:
                 "Give another --out, or the settings it was started with."
             )
     out.mkdir(parents=True, exist_ok=True)
-    foreign = [each.name for each in sorted(out.iterdir()) if not each.name.startswith(".")]
+    names = sorted(each.name for each in out.iterdir())
+    # Codes that `fit-entropy` trains on are there before the run is.
+    foreign = [name for name in names if name != "codes" and not name.startswith(".")]
     if foreign and not path.is_file():
         raise ValueError(f"{out} holds {foreign[0]} and is no run's folder. Give a new or empty --out.")
     for folder in (out, out / "checkpoints", out / "samples"):
