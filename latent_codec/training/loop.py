@@ -170,8 +170,6 @@ def train(
     task.check_end()
     skipped = gather_object(task.skipped)
     is_main_process = accelerator.is_main_process
-    # What was gathered must be freed before gloo's process group is, or torch (2.6) may wait for its own lock for ever.
-    accelerator.wait_for_everyone()
     accelerator.end_training()
     return TrainingResult(
         task.ema.module.eval(), step, step >= config.run.steps, tuple(dict.fromkeys(skipped)), is_main_process
