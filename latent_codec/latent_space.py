@@ -129,6 +129,11 @@ class LatentSpace:
                 "read the one, SDXL the other, so their latents would differ. Keep one of them."
             )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether latents_mean and latents_std, if any, change nothing."""
+        return self.mean is None or (not any(self.mean) and set(self.std) == {1.0})
+
     @classmethod
     def from_config(cls, autoencoder) -> "LatentSpace":
         """Read the space of a diffusers autoencoder (a model, not its config).

@@ -115,8 +115,7 @@ def run(args: argparse.Namespace) -> None:
 def _is_calibrated(space, measured) -> bool:
     """Whether the codec's scale and shift are those measured, but for rounding, which would make another latent space."""
     return (
-        set(space.mean or [0.0]) == {0.0}
-        and set(space.std or [1.0]) == {1.0}
+        space.is_plain
         and abs(space.scaling_factor / measured.scaling_factor - 1) < 1e-5
         and abs(space.shift_factor - measured.shift_factor) * measured.scaling_factor < 1e-5
     )

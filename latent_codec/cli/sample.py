@@ -136,7 +136,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
 
     import torch
 
-    from latent_codec.pictures import picture_grid, write_picture
+    from latent_codec.pictures import write_picture
     from latent_codec.pipelines.folders import find_pipeline, load_pipeline, priors_of
 
     if args.seed < 0:
@@ -169,7 +169,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
     num_rows = len(labels or [None])
     kept = len(drawn.images) // num_rows
     columns_kept = kept if num_rows > 1 else math.ceil(math.sqrt(kept))
-    sheet = picture_grid([*map(_enlarged, drawn.images)], columns_kept)
+    sheet = _sheet(drawn.images, columns_kept)
     for path in filter(None, (args.out, args.preview)):
         write_picture(sheet, path)
 
@@ -231,7 +231,7 @@ class Preview:
     def __call__(self, step: int, num_steps: int, grids: list, done) -> None:
         from PIL import Image
 
-        from latent_codec.pictures import picture_grid, write_picture
+        from latent_codec.pictures import write_picture
 
         steps_per_batch = num_steps // -(-self.num_drawn // BATCH_SIZE)
         is_finished = step % steps_per_batch == 0
@@ -242,13 +242,19 @@ class Preview:
         if began >= self.due:
             num_missing = self.num_drawn - len(self.finished) - len(pictures)
             blank = Image.new("RGB", pictures[0].size, "lightgrey")
-            shown = map(_enlarged, [*self.finished, *pictures, *[blank] * num_missing])
-            sheet = picture_grid([*shown], self.columns)
+            sheet = _sheet([*self.finished, *pictures, *[blank] * num_missing], self.columns)
             write_picture(sheet, self.path)
             now = time.monotonic()
             self.due = now + max(0.5, 4 * (now - began))
         if is_finished:
             self.finished += pictures
+
+
+def _sheet(pictures, columns: int):
+    """PIL pictures as a grid, small ones enlarged."""
+    from latent_codec.pictures import picture_grid
+
+    return picture_grid([*map(_enlarged, pictures)], columns)
 
 
 def _enlarged(picture):
@@ -314,7 +320,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
 
     import torch
 
-    from latent_codec.pictures import picture_grid, write_picture
+    from latent_codec.pictures import write_picture
 
     size = _parse_size(args.size) if args.size else None
     codec = load_codec(args)
@@ -340,7 +346,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
         for batch in with_progress(batches, "sampling")
         for picture in codec.decode(batch.to(codec.device), size=(height, width))
     ]
-    write_picture(picture_grid([*map(_enlarged, samples)], math.ceil(math.sqrt(args.num))), args.out)
+    write_picture(_sheet(samples, math.ceil(math.sqrt(args.num))), args.out)
 
     drawn = _what_was_drawn(codec.space, args.temperature)
     if args.json:

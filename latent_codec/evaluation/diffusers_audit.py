@@ -10,7 +10,6 @@ from latent_codec.evaluation.host_findings import (
     CHANGES_LATENTS,
     Finding,
     factor_limits,
-    is_plain,
     limit,
     mind,
     no,
@@ -110,7 +109,7 @@ def _unread(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
     entries = []
     if space.shift_factor and not pipeline.reads_shift:
         entries.append(f"shift_factor {space.shift_factor:.5g}")
-    if not pipeline.reads_mean_and_std and not is_plain(space):
+    if not pipeline.reads_mean_and_std and not space.is_plain:
         entries.append("latents_mean and latents_std")
     if not entries:
         return

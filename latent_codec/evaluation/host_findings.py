@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from latent_codec.codec import LatentCodec
-from latent_codec.latent_space import LatentSpace
 
 Verdict = Literal["as it is", "with limits", "no"]
 
@@ -55,8 +54,3 @@ def picture_limits(config) -> Iterator[Finding]:
             f"pictures have {config.in_channels} channels: text-to-image works, and encoding fails, because pictures "
             "are given to the encoder in RGB",
         )
-
-
-def is_plain(space: LatentSpace) -> bool:
-    """Whether latents_mean and latents_std, if any, change nothing."""
-    return space.mean is None or (not any(space.mean) and set(space.std) == {1.0})

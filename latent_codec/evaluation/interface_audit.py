@@ -11,7 +11,6 @@ from latent_codec.evaluation.host_findings import (
     RELEASED_FACTOR,
     Finding,
     factor_limits,
-    is_plain,
     limit,
     mind,
     no,
@@ -140,7 +139,7 @@ def in_invokeai(codec: LatentCodec) -> Iterator[Finding]:
 
 def _invokeai_4_channels(codec: LatentCodec) -> Iterator[Finding]:
     autoencoder, config = codec.autoencoder, codec.autoencoder.config
-    if codec.space.shift_factor or not is_plain(codec.space):
+    if codec.space.shift_factor or not codec.space.is_plain:
         yield limit(
             "it reads scaling_factor alone, and ignores shift_factor, latents_mean and latents_std",
             f"`latent-codec calibrate DATA --codec CODEC --normalize`; {CHANGES_LATENTS}"
@@ -219,7 +218,7 @@ def _families(space: LatentSpace, names: tuple[str, ...]) -> list[str]:
     return [
         name
         for name in names
-        if is_plain(space)
+        if space.is_plain
         and math.isclose(space.scaling_factor, SCALES[name][0])
         and math.isclose(space.shift_factor, SCALES[name][1] or 0.0)
     ]
