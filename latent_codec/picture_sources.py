@@ -60,6 +60,22 @@ class PictureSource:
         return picture_size(self._picture(index), name=self.name(index))
 
 
+def spread(count: int, limit: int | None) -> list[int]:
+    """Choose `limit` of range(count), evenly spread: floor(i * count / limit) for i = 0 .. limit - 1.
+
+    Every `--limit`, and every argument of that meaning, chooses by it, so that the same number is the same images.
+    All of them where `limit` is None or reaches `count`.
+
+    Raises:
+        ValueError: if `limit` is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"a limit of {limit} images leaves nothing to measure; give 1 or more")
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [position * count // limit for position in range(limit)]
+
+
 def open_source(data: Data, *, split: str = "train", column: str | None = None) -> PictureSource:
     """Open pictures for random access.
 

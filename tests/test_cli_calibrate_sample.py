@@ -164,7 +164,7 @@ def test_calibrate_refuses_before_it_measures(place, capsys):
         (("photos", "--codec", "vq", "--normalize"), "this VQModel has no quant convolutions"),
         (("photos", "--codec", "vq", "--per-channel"), "VQModel has no latents_mean"),
         (("photos", "--codec", "run", "--dtype", "float16"), "--dtype is float16; float32 is measured"),
-        (("photos", "--codec", "run", "--limit", "0"), "a limit of 0 pictures"),
+        (("photos", "--codec", "run", "--limit", "0"), "a limit of 0 images"),
     ]:
         assert message in fails(capsys, "calibrate", *argv), argv
     assert files_in(".") == before

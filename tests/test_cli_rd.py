@@ -116,7 +116,7 @@ def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
         (["--qualities", "five"], "--qualities is 'five'; whole numbers with commas between are needed"),
         (["--bpp", "0"], "--bpp is '0'; numbers above 0"),
         (["--bpp", "nan"], "--bpp is 'nan'; numbers above 0"),
-        (["--limit", "0"], "a limit of 0 pictures"),
+        (["--limit", "0"], "a limit of 0 images"),
         (["--entropy", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--codec", "nowhere"], "nowhere does not exist"),
     ],

@@ -29,7 +29,6 @@ from latent_codec.evaluation.reconstruction import (
     Figure,
     evaluate_codec,
     lpips_trained,
-    spread,
 )
 from latent_codec.metrics import frechet_distance, lpips_available
 from latent_codec.picture_sources import open_source
@@ -269,9 +268,6 @@ def test_a_limit_spreads_over_the_source_and_progress_counts_it(codec, folder):
 
     assert [picture.index for picture in evaluation.pictures] == [0, 2]
     assert seen[-1] == (2, 2)
-    assert spread(10, 3) == [0, 3, 6] and spread(3, 10) == spread(3, None) == [0, 1, 2]
-    with pytest.raises(ValueError, match="limit of 0"):
-        spread(10, 0)
 
 
 def test_grid_crops_are_the_centred_squares_row_by_row():

@@ -34,6 +34,17 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=default,
+        metavar="N",
+        help="take N images, items floor(i * total / N) of the listing, i = 0 .. N - 1 "
+        f"(default: {'all' if default is None else default})",
+    )
+
+
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 

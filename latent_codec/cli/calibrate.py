@@ -25,20 +25,20 @@ they had. A shipped codec, one from the hub and a single file stay as they are: 
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, add_data_argument, add_json_argument, load_codec
+from latent_codec.cli.arguments import (
+    add_codec_arguments,
+    add_data_argument,
+    add_json_argument,
+    add_limit_argument,
+    load_codec,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
     add_codec_arguments(parser)
     parser.add_argument("--split", default="train", help="of data that has splits (default: train)")
-    parser.add_argument(
-        "--limit",
-        type=int,
-        default=256,
-        metavar="N",
-        help="at most N pictures, spread evenly over DATA (default: %(default)s)",
-    )
+    add_limit_argument(parser, 256)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write the calibrated codec here, and leave --codec alone"
     )

@@ -38,6 +38,7 @@ from latent_codec.cli.arguments import (
     add_codec_arguments,
     add_data_argument,
     add_json_argument,
+    add_limit_argument,
     by,
     device_of,
     load_codec,
@@ -58,9 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='of priors with classes: an attribute of the labels (default: "class", labels that are numbers)',
     )
     parser.add_argument("--split", default="test", help="of data that has splits (default: test)")
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="at most N pictures, spread evenly over DATA (default: all)"
-    )
+    add_limit_argument(parser)
     parser.add_argument(
         "--frechet-crop",
         type=int,

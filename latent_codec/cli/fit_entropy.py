@@ -17,7 +17,13 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, add_data_argument, add_json_argument, load_codec
+from latent_codec.cli.arguments import (
+    add_codec_arguments,
+    add_data_argument,
+    add_json_argument,
+    add_limit_argument,
+    load_codec,
+)
 from latent_codec.cli.codec_copies import folder_for_sidecar
 
 PRESETS = {"LatentContext": "latent-context", "IndexContext": "index-context"}
@@ -27,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
     add_codec_arguments(parser)
     parser.add_argument("--split", default="train", help="of data that has splits (default: train)")
-    parser.add_argument(
-        "--limit", type=int, default=400, metavar="N", help="fit to at most N pictures (default: %(default)s)"
-    )
+    add_limit_argument(parser, 400)
     parser.add_argument(
         "--out",
         type=Path,
@@ -56,8 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import json
 
-    import numpy as np
-
     from latent_codec.training.processes import on_cpu, start_missing_processes
 
     _check(args)
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
     from accelerate import PartialState
 
-    from latent_codec.picture_sources import open_source
+    from latent_codec.picture_sources import open_source, spread
     from latent_codec.training.labelled_data import SomePictures
 
     processes = PartialState(cpu=on_cpu())
@@ -75,8 +77,7 @@ def run(args: argparse.Namespace) -> None:
         folder = folder_for_sidecar(args.codec, codec, args.out)
     source = open_source(args.data if len(args.data) > 1 else args.data[0], split=args.split)
     if len(source) > args.limit:
-        chosen = np.random.default_rng(0).permutation(len(source))[: args.limit]
-        source = SomePictures(source, sorted(chosen.tolist()))
+        source = SomePictures(source, spread(len(source), args.limit))
     found = {"codec": codec.name, "space_fingerprint": codec.space_fingerprint}
     if args.static:
         model, fitted = _count(codec, source) if is_main_process else (None, {})

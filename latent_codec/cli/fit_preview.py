@@ -15,7 +15,12 @@ stopped. A shipped codec, one from the hub and a single file stay as they are: -
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, add_json_argument, load_codec
+from latent_codec.cli.arguments import (
+    add_codec_arguments,
+    add_json_argument,
+    add_limit_argument,
+    load_codec,
+)
 from latent_codec.cli.codec_copies import folder_for_sidecar
 
 
@@ -28,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures to fit to: folders, webdataset tars, hf:owner/name (default: none, random latents)",
     )
     parser.add_argument("--split", default="train", help="of data that has splits (default: train)")
-    parser.add_argument(
-        "--limit", type=int, default=24, metavar="N", help="fit to at most N pictures (default: %(default)s)"
-    )
+    add_limit_argument(parser, 24)
     parser.add_argument(
         "--out",
         type=Path,

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=8,
         metavar="N",
-        help="of the pictures, spread evenly (default: %(default)s)",
+        help="take N of the images, items floor(i * total / N), i = 0 .. N - 1 (default: %(default)s)",
     )
     parser.add_argument("--device", help="for --against: cpu, cuda ... (default: a GPU if there is one)")
     parser.add_argument(
@@ -369,8 +369,8 @@ def _audit_drop_in(args: argparse.Namespace) -> None:
 def _pictures(args: argparse.Namespace, channels: int) -> Iterator:
     """Images in [-1, 1], cut to at most 512 px a side."""
     from latent_codec.cli.roundtrip import SAMPLE_SIZE, _sample_photograph
-    from latent_codec.evaluation.reconstruction import read_image, spread
-    from latent_codec.picture_sources import open_source
+    from latent_codec.evaluation.reconstruction import read_image
+    from latent_codec.picture_sources import open_source, spread
     from latent_codec.pictures import center_crop
 
     source = open_source(_sample_photograph() if args.pictures is None else args.pictures)

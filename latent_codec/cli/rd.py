@@ -30,6 +30,7 @@ from latent_codec.cli.arguments import (
     add_codec_arguments,
     add_data_argument,
     add_json_argument,
+    add_limit_argument,
     load_codec,
 )
 from latent_codec.cli.compressed_files import add_entropy_argument
@@ -55,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of jpeg, webp, avif, jxl (default: all that are installed; jxl needs pillow-jxl-plugin)",
     )
     parser.add_argument("--split", default="test", help="of data that has splits (default: test)")
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="at most N pictures, spread evenly over DATA (default: all)"
-    )
+    add_limit_argument(parser)
     parser.add_argument(
         "--out",
         type=Path,

@@ -192,6 +192,10 @@ def _open(args: argparse.Namespace, count: int):
     if len(args.data) > 1:
         raise ValueError(f"--stream takes one dataset, hf:owner/name, not {', '.join(args.data)}.")
     stream = open_stream(args.data[0], split=args.split)
+    print(
+        f"Note: samples and calibration take the first {count} images of the stream, whose length is not known",
+        file=sys.stderr,
+    )
     return first_pictures(stream, count, name=args.data[0]), stream
 
 

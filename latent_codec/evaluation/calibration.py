@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from latent_codec import metrics
 from latent_codec.codec import LatentCodec, NonFiniteError, to_precision
-from latent_codec.evaluation.reconstruction import read_image, spread
+from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.latent_space import LatentSpace, is_movq
-from latent_codec.picture_sources import PictureSource
+from latent_codec.picture_sources import PictureSource, spread
 from latent_codec.pictures import PictureError, center_crop
 
 Convention = Literal["scale", "channels", "normalize", "keep"]

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from latent_codec.codec import LatentCodec
 from latent_codec.encoded_pictures import EncodedPictures
-from latent_codec.evaluation.reconstruction import BATCH_PIXELS, spread
+from latent_codec.evaluation.reconstruction import BATCH_PIXELS
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.picture_labels import Pictures, class_of
+from latent_codec.picture_sources import spread
 from latent_codec.pictures import PictureError
 
 BATCH_POSITIONS = 2**13

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from latent_codec import metrics
 from latent_codec.evaluation.rate_distortion_result import CURVE, Fidelity, RateDistortion, Trial
-from latent_codec.evaluation.reconstruction import read_images, spread
-from latent_codec.picture_sources import PictureSource
+from latent_codec.evaluation.reconstruction import read_images
+from latent_codec.picture_sources import PictureSource, spread
 from latent_codec.pictures import to_image, to_pil
 
 SAMPLES = 3

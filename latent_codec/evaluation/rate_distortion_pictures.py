@@ -7,9 +7,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latent_codec.evaluation.rate_distortion import Compressor
 from latent_codec.evaluation.rate_distortion_result import METRICS, RateDistortion, Trial
-from latent_codec.evaluation.reconstruction import read_image, spread
+from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.files import replacing
-from latent_codec.picture_sources import PictureSource
+from latent_codec.picture_sources import PictureSource, spread
 from latent_codec.pictures import center_crop, picture_grid, to_image, to_pil
 
 CELL = 320

@@ -15,7 +15,7 @@ from latent_codec.evaluation.codes import CodeMeter, CodeStatistics
 from latent_codec.evaluation.cost import CostMeter
 from latent_codec.evaluation.frechet import FrechetMeter, load_feature_network
 from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
-from latent_codec.picture_sources import PictureSource
+from latent_codec.picture_sources import PictureSource, spread
 from latent_codec.pictures import PictureError
 
 BATCH_PIXELS = 512 * 512
@@ -182,19 +182,6 @@ def read_image(source: PictureSource, index: int, channels: int) -> Tensor:
         PictureError: if it cannot be read.
     """
     return source.read(index, channels=channels).float() / 127.5 - 1
-
-
-def spread(count: int, limit: int | None) -> list[int]:
-    """At most `limit` of range(count), evenly spread.
-
-    Raises:
-        ValueError: if `limit` is less than 1.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"a limit of {limit} pictures leaves nothing to measure; give 1 or more")
-    if limit is None or limit >= count:
-        return list(range(count))
-    return [position * count // limit for position in range(limit)]
 
 
 def lpips_trained(codec: LatentCodec) -> bool | None:

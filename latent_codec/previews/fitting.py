@@ -19,7 +19,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.latent_space import side_multiple
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import nearest_codewords
-from latent_codec.picture_sources import PictureSource
+from latent_codec.picture_sources import PictureSource, spread
 from latent_codec.pictures import PictureError, center_crop, pad_to_multiple
 from latent_codec.previews.full import codebooks, position_sides, rgb
 from latent_codec.previews.palette import Palette
@@ -114,7 +114,7 @@ def fit_linear(
     if source is None:
         samples = list(_random_samples(codec, seed, progress))
     else:
-        chosen = _spread(len(source), num_pictures)
+        chosen = spread(len(source), num_pictures)
         held_out = chosen[7::8][:NUM_HELD_OUT]
         fitted = [index for index in chosen if index not in held_out]
         samples = list(_picture_samples(codec, source, fitted, skipped, progress))
@@ -222,11 +222,6 @@ def colored_noise(shape: tuple[int, ...], exponent: float, generator: torch.Gene
     return noise / noise.std()
 
 
-def _spread(count: int, number: int) -> list[int]:
-    """`number` places at most, evenly over `count`."""
-    return torch.linspace(0, count - 1, min(count, number)).round().long().tolist()
-
-
 def _picture_samples(
     codec: LatentCodec,
     source: PictureSource,
@@ -281,8 +276,8 @@ def _random_grids(codec: LatentCodec, side: int, generator: torch.Generator) -> 
         length = side * sides[-1] // position_side
         noise = colored_noise((codebook.shape[1], length, length), SPECTRUM, generator).flatten(1).T
         values, vectors = torch.linalg.eigh(codebook.T.cov().view(codebook.shape[1], -1).double())
-        spread = (vectors * values.clamp_min(0).sqrt()).float()
-        grids.append(nearest_codewords(noise @ spread.T + codebook.mean(0), codebook).view(1, length, length))
+        scaled = (vectors * values.clamp_min(0).sqrt()).float()
+        grids.append(nearest_codewords(noise @ scaled.T + codebook.mean(0), codebook).view(1, length, length))
     return grids
 
 

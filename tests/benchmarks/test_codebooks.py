@@ -23,11 +23,11 @@ from torch.nn import functional as F
 
 from latent_codec import LatentCodec
 from latent_codec.codec_folders import ASSETS
-from latent_codec.evaluation.reconstruction import read_image, reconstruct, spread
+from latent_codec.evaluation.reconstruction import read_image, reconstruct
 from latent_codec.metrics import lpips_available, lpips_distance, psnr, round_to_8_bits, ssim
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import k_means, nearest_codewords, perplexity
-from latent_codec.picture_sources import PictureSource, open_source
+from latent_codec.picture_sources import PictureSource, open_source, spread
 from latent_codec.pictures import pad_to_multiple, picture_grid
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
