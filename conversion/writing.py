@@ -1,6 +1,5 @@
 """Converted checkpoints on disk: written, read again and compared before they take their name."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,9 @@ from latent_codec.conversion.checkpoints import open_checkpoint, save_checkpoint
 from latent_codec.conversion.foreign import Foreign, find_format, from_diffusers, read_foreign
 from latent_codec.conversion.renaming import ConversionError, Network
 from latent_codec.files import replacing
+from latent_codec.weight_files import WEIGHTS, config_metadata, save_component
 
 Dtypes = Mapping[str, torch.dtype] | torch.dtype | None
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def write_diffusers(
@@ -82,10 +81,10 @@ def write_foreign(
                 half = {
                     key.removeprefix(f"{side}."): each for key, each in state.items() if key.startswith(side)
                 }
-                save_checkpoint(half, file, _scale_metadata(component))
+                save_checkpoint(half, file, _metadata(component))
         else:
             files = [new]
-            metadata = _scale_metadata(component) if new.suffix == ".safetensors" else None
+            metadata = _metadata(component) if new.suffix == ".safetensors" else None
             save_checkpoint(state, new, metadata)
         again = read_foreign(files)
         again.keys.check("what was written")
@@ -95,11 +94,7 @@ def write_foreign(
 
 
 def _save(component: ModelMixin, folder: Path, card: str | None) -> None:
-    """diffusers' own saving, less what config.json says of this machine."""
-    component.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    save_component(component, folder)
     if card is not None:
         (folder / "README.md").write_text(card)
 
@@ -119,9 +114,11 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
-def _scale_metadata(component: ModelMixin) -> dict[str, str]:
+def _metadata(component: ModelMixin) -> dict[str, str]:
+    """Scale and shift, which other programs look for, and the whole config."""
     entries = {name: component.config.get(name) for name in ("scaling_factor", "shift_factor")}
-    return {name: repr(float(value)) for name, value in entries.items() if value is not None}
+    scale = {name: repr(float(value)) for name, value in entries.items() if value is not None}
+    return scale | config_metadata(component)
 
 
 def _check_equal(expected: Tensor, written: Tensor, key: str) -> None:

@@ -1,7 +1,6 @@
 """LatentCodec: pictures <-> latents through any diffusers autoencoder of pictures."""
 
 import hashlib
-import json
 import os
 import shutil
 import struct
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from latent_codec.codec_folders import (
@@ -33,6 +31,7 @@ from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.models.tiling import decode_tiled, encode_tiled, has_exact_tiles
 from latent_codec.pictures import pad_to_multiple, to_image, to_pil
+from latent_codec.weight_files import save_component
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -125,13 +124,7 @@ class LatentCodec:
             if self.folder is not None and (self.folder / "README.md").is_file():
                 new.mkdir(exist_ok=True)
                 shutil.copyfile(self.folder / "README.md", new / "README.md")
-            try:
-                self.autoencoder.save_pretrained(new)
-            except SafetensorError as error:
-                raise OSError(f"cannot write weights to {folder}: {error}") from error
-            config = json.loads((new / "config.json").read_text())
-            config.pop("_name_or_path", None)  # where it was opened on this machine is nobody's business
-            (new / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            save_component(self.autoencoder, new)
 
     @property
     def space(self) -> LatentSpace:

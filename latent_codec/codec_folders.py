@@ -13,12 +13,12 @@ from latent_codec.latent_space import supported_class
 from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.weight_files import WEIGHTS
 
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT = "default-f8c4"
 SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8"}
 COMPONENTS = ("vae", "vqvae", "movq")
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 SIDECARS = ("preview.safetensors", "entropy.safetensors")
 _WEIGHTS_NAME = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.safetensors")
 

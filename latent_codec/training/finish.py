@@ -15,6 +15,7 @@ from latent_codec.picture_sources import PictureSource
 from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import TrainingConfig, dump_toml
 from latent_codec.training.report import plot_curves, read_metrics
+from latent_codec.weight_files import save_component
 
 LEAST_LOG_VARIANCE = -30.0  # where diffusers clamps a posterior's: a standard deviation of 3e-7
 
@@ -75,7 +76,7 @@ def finish_network(config: TrainingConfig, network: ModelMixin, run: Path, *, da
     folder = run / config.kind
     dtype = getattr(torch, config.run.codec_dtype)
     with replacing(folder) as written:
-        torch.nn.Module.to(copy.deepcopy(network), dtype=dtype).save_pretrained(written)
+        save_component(torch.nn.Module.to(copy.deepcopy(network), dtype=dtype), written)
         card = network_card(config, run, data_name)
         (written / "README.md").write_text(card, encoding="utf-8")
     plot_curves(run)
