@@ -12,7 +12,7 @@ from latent_codec.conversion.checkpoints import open_checkpoint, save_checkpoint
 from latent_codec.conversion.foreign import Foreign, find_format, from_diffusers, read_foreign
 from latent_codec.conversion.renaming import ConversionError, Network
 from latent_codec.files import replacing
-from latent_codec.weight_files import WEIGHTS, config_metadata, save_component
+from latent_codec.weight_files import FORMER_WEIGHTS, WEIGHTS, config_metadata, save_component
 
 Dtypes = Mapping[str, torch.dtype] | torch.dtype | None
 
@@ -30,7 +30,7 @@ def write_diffusers(
         ConversionError: if a key has no place, or what was written differs from what was read.
         OSError: if it cannot be written.
     """
-    with replacing(folder) as new:
+    with replacing(folder, superseded=FORMER_WEIGHTS) as new:
         _save(foreign.component(dtype), new, card)
         written = open_checkpoint(new / WEIGHTS)
         for key, (ours, _) in foreign.keys.mapped.items():
@@ -45,7 +45,7 @@ def write_component(component: ModelMixin, folder: str | os.PathLike, *, dtypes:
         OSError: if it cannot be written.
     """
     component = _with_dtypes(component, dtypes)
-    with replacing(folder) as new:
+    with replacing(folder, superseded=FORMER_WEIGHTS) as new:
         _save(component, new, None)
         written = open_checkpoint(new / WEIGHTS)
         for key, tensor in component.state_dict().items():

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from latent_codec.codec_folders import (
-    WEIGHTS,
     check_folder_to_save,
     find_weights,
     is_foreign_file,
@@ -31,7 +30,7 @@ from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.models.tiling import decode_tiled, encode_tiled, has_exact_tiles
 from latent_codec.pictures import pad_to_multiple, to_image, to_pil
-from latent_codec.weight_files import save_component
+from latent_codec.weight_files import FORMER_WEIGHTS, save_component
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -118,9 +117,7 @@ class LatentCodec:
             OSError: if it cannot be written.
         """
         folder = check_folder_to_save(folder)
-        with replacing(folder) as new:
-            if folder.is_dir():
-                shutil.copytree(folder, new, ignore=shutil.ignore_patterns("config.json", WEIGHTS))
+        with replacing(folder, superseded=FORMER_WEIGHTS) as new:
             if self.folder is not None and (self.folder / "README.md").is_file():
                 new.mkdir(exist_ok=True)
                 shutil.copyfile(self.folder / "README.md", new / "README.md")

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FORMER_WEIGHTS = ("diffusion_pytorch_model*",)
+"""What `files.replacing` is not to carry over to a component's folder: shards and variants of the one before it."""
 CONFIG_KEY = "config"
 MAX_CONFIG_BYTES = 1 << 20
 

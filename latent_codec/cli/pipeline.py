@@ -162,8 +162,10 @@ def _save(pipe, cards: dict[str, Path], args: argparse.Namespace) -> None:
     import shutil
 
     from latent_codec.files import replacing
+    from latent_codec.weight_files import FORMER_WEIGHTS
 
-    with replacing(args.out) as folder:
+    former = ("*/config.json", "*/README.md", *(f"*/{pattern}" for pattern in FORMER_WEIGHTS))
+    with replacing(args.out, superseded=former) as folder:
         pipe.save_pretrained(folder)
         for config in folder.rglob("*.json"):
             entries = json.loads(config.read_text())

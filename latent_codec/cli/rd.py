@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         if args.keep_files:
             files["files"] = args.out / "files"
-            folder = stack.enter_context(replacing(files["files"]))
+            former = ("[0-9]*/*",)  # a folder for each image
+            folder = stack.enter_context(replacing(files["files"], superseded=former))
         else:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="latent-codec-rd-")))
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -50,7 +50,7 @@ def save_checkpoint(
     folder = run / "checkpoints" / str(step)
     entries = {"step": step, "format_version": FORMAT_VERSION, **(state or {})}
     try:
-        with replacing(folder) as written:
+        with replacing(folder, superseded=("*",)) as written:
             written.mkdir()
             for name, module in modules.items():
                 tensors = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}

@@ -9,13 +9,14 @@ from diffusers import AutoencoderKL, ModelMixin
 
 import latent_codec
 from latent_codec.codec import LatentCodec
+from latent_codec.codec_folders import SIDECARS
 from latent_codec.evaluation import calibration
 from latent_codec.files import replacing
 from latent_codec.picture_sources import PictureSource
 from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import TrainingConfig, dump_toml
 from latent_codec.training.report import plot_curves, read_metrics
-from latent_codec.weight_files import save_component
+from latent_codec.weight_files import FORMER_WEIGHTS, save_component
 
 LEAST_LOG_VARIANCE = -30.0  # where diffusers clamps a posterior's: a standard deviation of 3e-7
 
@@ -52,7 +53,7 @@ def finish_run(
     dtype = getattr(torch, config.run.codec_dtype)
     stored = LatentCodec(torch.nn.Module.to(copy.deepcopy(autoencoder), dtype=dtype), name=codec.name)
     folder = run / "codec"
-    with replacing(folder) as written:
+    with replacing(folder, superseded=(*FORMER_WEIGHTS, *SIDECARS)) as written:
         stored.save_pretrained(written)
         card = model_card(config, stored, data_name, read_metrics(run), measured)
         (written / "README.md").write_text(card, encoding="utf-8")
@@ -75,7 +76,7 @@ def finish_network(config: TrainingConfig, network: ModelMixin, run: Path, *, da
     """
     folder = run / config.kind
     dtype = getattr(torch, config.run.codec_dtype)
-    with replacing(folder) as written:
+    with replacing(folder, superseded=FORMER_WEIGHTS) as written:
         save_component(torch.nn.Module.to(copy.deepcopy(network), dtype=dtype), written)
         card = network_card(config, run, data_name)
         (written / "README.md").write_text(card, encoding="utf-8")
