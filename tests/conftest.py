@@ -28,3 +28,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the data folder {SHARED}, which is absent")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def no_progress_lines(monkeypatch):
+    """What is shown of work over 2 s depends on the machine's load; the tests of it set their own limits."""
+    from latent_codec.cli import progress
+
+    monkeypatch.setattr(progress, "FIRST_LINE_AFTER", float("inf"))

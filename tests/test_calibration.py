@@ -214,7 +214,7 @@ def test_unreadable_pictures_are_left_out_and_named(folder, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
     seen = []
-    found = measure(LatentCodec(uneven()), open_source(tmp_path), progress=lambda *at: seen.append(at))
+    found = measure(LatentCodec(uneven()), open_source(tmp_path), on_progress=lambda *at: seen.append(at))
     assert found.num_pictures == 4
     assert len(found.skipped) == 1 and "2.png" in found.skipped[0]
     assert seen == [(done, 5) for done in range(1, 6)]

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from latent_codec import __version__
+from latent_codec.cli import progress
 
 VERBS = {
     "roundtrip": "send pictures through a codec and back; with no picture, a sample photograph",
@@ -78,8 +79,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         try:
             args = build_parser(verb).parse_args(argv)
+            progress.starting("loading libraries")
             status = args.run(args) or 0
         finally:
+            progress.clear()
             sys.stdout.flush()  # here, and not on leaving Python, where a closed pipe can only be complained of
         return status
     except KeyboardInterrupt:

@@ -1,8 +1,10 @@
 """Flags that several verbs share, declared once."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+
+from latent_codec.cli.progress import showing
 
 
 def add_codec_arguments(
@@ -82,17 +84,6 @@ def named_pictures(arguments: list[str]) -> list[tuple[Path, Path]]:
     return [(path, name) for name, path in named.items()]
 
 
-def with_progress(items: Iterable, description: str) -> Iterator:
-    """The items, with a progress bar on stderr where there are several and someone looks at it."""
-    from rich.console import Console
-    from rich.progress import track
-
-    items = list(items)
-    console = Console(stderr=True)
-    quiet = len(items) < 2 or not console.is_terminal
-    yield from track(items, description, console=console, transient=True, disable=quiet)
-
-
 def by(shape: Iterable[int]) -> str:
     """[480, 640] -> "480x640"."""
     return "x".join(map(str, shape))
@@ -117,8 +108,11 @@ def device_of(args: argparse.Namespace) -> str:
 
 def load_codec(args: argparse.Namespace):
     """The LatentCodec that `--codec`, `--device` and `--dtype` name."""
-    import torch
+    with showing(f"opening {args.codec}"):
+        import torch
 
-    from latent_codec import LatentCodec
+        from latent_codec import LatentCodec
 
-    return LatentCodec.from_pretrained(args.codec, dtype=getattr(torch, args.dtype), device=device_of(args))
+        return LatentCodec.from_pretrained(
+            args.codec, dtype=getattr(torch, args.dtype), device=device_of(args)
+        )

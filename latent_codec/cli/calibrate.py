@@ -32,6 +32,7 @@ from latent_codec.cli.arguments import (
     add_limit_argument,
     load_codec,
 )
+from latent_codec.cli.progress import showing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +58,6 @@ def run(args: argparse.Namespace) -> None:
     import json
     import sys
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from latent_codec import LatentCodec
     from latent_codec.codec_folders import check_folder_to_save
     from latent_codec.evaluation.calibration import calibrate, check_convention, measure
@@ -74,16 +72,8 @@ def run(args: argparse.Namespace) -> None:
     folder = check_folder_to_save(args.out or _own_folder(args.codec, weights))
     before = codec.space_fingerprint
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("calibrating", total=None)
-        measured = measure(
-            codec,
-            source,
-            num_pictures=args.limit,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with showing("calibrating") as report:
+        measured = measure(codec, source, num_pictures=args.limit, on_progress=report)
     for reason in measured.skipped:
         print(f"skipped {reason}", file=sys.stderr)
 

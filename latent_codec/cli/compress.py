@@ -30,9 +30,9 @@ from latent_codec.cli.arguments import (
     add_json_argument,
     load_codec,
     named_pictures,
-    with_progress,
 )
 from latent_codec.cli.compressed_files import add_entropy_argument
+from latent_codec.cli.progress import with_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy, codec=codec)
     _check(args, codec, model)
     results, failed = [], []
-    for path, name in with_progress(pictures, "compress"):
+    for path, name in with_progress(pictures, "compressing"):
         try:
             result = _compress(codec, model, path, name, args)
         except ValueError as error:

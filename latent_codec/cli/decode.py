@@ -11,8 +11,9 @@ import argparse
 import sys
 from pathlib import Path, PurePosixPath
 
-from latent_codec.cli.arguments import add_codec_arguments, add_tile_argument, load_codec, with_progress
+from latent_codec.cli.arguments import add_codec_arguments, add_tile_argument, load_codec
 from latent_codec.cli.compressed_files import is_compressed_file
+from latent_codec.cli.progress import with_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{file} is a compressed file: `latent-codec decompress` opens it")
     codec = load_codec(args)
     taken: set[Path] = set()
-    for file, folder in with_progress(files, "decode"):
+    for file, folder in with_progress(files, "decoding"):
         found = load_latents(file)
         if warning := found.check(codec):
             print(f"latent-codec decode: {warning}", file=sys.stderr)

@@ -21,7 +21,7 @@ decoded is named on stderr, the others are written, and the exit status is 2.
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, load_codec, with_progress
+from latent_codec.cli.arguments import add_codec_arguments, load_codec
 from latent_codec.cli.compressed_files import (
     add_entropy_argument,
     first_sentence,
@@ -29,6 +29,7 @@ from latent_codec.cli.compressed_files import (
     shipped_codec,
     what_is_whole,
 )
+from latent_codec.cli.progress import with_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     codec = load_codec(args)
     model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy)
     failed = False
-    for path, name in with_progress(files, "decompress"):
+    for path, name in with_progress(files, "decompressing"):
         data = path.read_bytes()
         try:
             out = _decompress(codec, model, data, path, name, args)

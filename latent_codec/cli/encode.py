@@ -36,8 +36,8 @@ from latent_codec.cli.arguments import (
     add_tile_argument,
     load_codec,
     named_pictures,
-    with_progress,
 )
+from latent_codec.cli.progress import showing, with_progress
 
 PICTURES_PER_FILE = 1000
 
@@ -119,9 +119,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _encode_source(source, args: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from latent_codec.encoded_pictures import encode_source
 
     if args.out.endswith(".safetensors"):
@@ -129,10 +126,7 @@ def _encode_source(source, args: argparse.Namespace) -> None:
     if args.tile:
         raise ValueError("--tile is for plain pictures in a file each; leave it out of this")
     codec = load_codec(args)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("encode", total=None)
+    with showing("encoding") as report:
         files = encode_source(
             codec,
             source,
@@ -141,7 +135,7 @@ def _encode_source(source, args: argparse.Namespace) -> None:
             batch_size=args.batch_size,
             mirrored=args.mirrored,
             indices=True if args.indices else False if args.latents else None,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            on_progress=report,
         )
     for file in files:
         print(file)
@@ -153,7 +147,7 @@ def _encode_each(
     """Path, name, latents (or index grids) and (height, width) of each picture; one that cannot be read goes to `failed`."""
     from latent_codec.pictures import PictureError, to_image
 
-    for path, name in with_progress(pictures, "encode"):
+    for path, name in with_progress(pictures, "encoding"):
         try:
             image = to_image(path, channels=codec.channels)
         except PictureError as error:

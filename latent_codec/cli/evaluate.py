@@ -43,6 +43,7 @@ from latent_codec.cli.arguments import (
     device_of,
     load_codec,
 )
+from latent_codec.cli.progress import showing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,27 +106,14 @@ def _measure_codec(args: argparse.Namespace) -> None:
     source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     codec = load_codec(args)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
-    with _progress_bar() as progress:
-        task = progress.add_task("evaluating", total=None)
+    with showing("evaluating") as report:
         evaluation = evaluate_codec(
-            codec,
-            source,
-            limit=args.limit,
-            frechet_crop=args.frechet_crop,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            codec, source, limit=args.limit, frechet_crop=args.frechet_crop, on_progress=report
         )
-        tiles = []
-        for level in range(len(codec.codebook_sizes)):
-            task = progress.add_task("painting codewords", total=None)
-            tiles.append(
-                codeword_tiles(
-                    codec,
-                    level,
-                    on_progress=lambda done, total, task=task: progress.update(
-                        task, completed=done, total=total
-                    ),
-                )
-            )
+    tiles = []
+    for level in range(len(codec.codebook_sizes)):
+        with showing("decoding codewords") as report:
+            tiles.append(codeword_tiles(codec, level, on_progress=report))
 
     names = [
         "pictures.png",
@@ -134,11 +122,12 @@ def _measure_codec(args: argparse.Namespace) -> None:
         "evaluation.json",
     ]
     files = {name: args.out / name for name in names}
-    write_picture(comparison_picture(codec, source, evaluation), files["pictures.png"])
-    plot_latent_histograms(evaluation.latents, files["latents.png"], title=f"Latents of {codec.name}")
-    if tiles:
-        write_picture(codebook_sheet(codec, evaluation, tiles), files["codebook.png"])
-        write_picture(index_sheet(codec, source, evaluation, tiles), files["indices.png"])
+    with showing(f"writing {args.out}"):
+        write_picture(comparison_picture(codec, source, evaluation), files["pictures.png"])
+        plot_latent_histograms(evaluation.latents, files["latents.png"], title=f"Latents of {codec.name}")
+        if tiles:
+            write_picture(codebook_sheet(codec, evaluation, tiles), files["codebook.png"])
+            write_picture(index_sheet(codec, source, evaluation, tiles), files["indices.png"])
     found = {"data": [str(each) for each in args.data]} | evaluation.to_dict()
     with replacing(files["evaluation.json"]) as beside:
         beside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -170,15 +159,14 @@ def _measure_prior(args: argparse.Namespace) -> None:
     else:
         pictures = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     args.out.mkdir(parents=True, exist_ok=True)
-    with _progress_bar() as progress:
-        task = progress.add_task("measuring", total=None)
+    with showing("measuring") as report:
         likelihood = measure_likelihood(
             priors,
             pictures,
             codec,
             label=args.label or "class",
             limit=args.limit,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            on_progress=report,
         )
     found = {"data": [str(each) for each in args.data], "prior": args.prior} | likelihood.to_dict()
     file = args.out / "likelihood.json"
@@ -209,17 +197,9 @@ def _open_priors(args: argparse.Namespace) -> tuple:
         folders = [pipeline / name for name in PRIORS if (pipeline / name).is_dir()]
         if args.codec is None and (pipeline / "vae").is_dir():
             args.codec = str(pipeline)
-    priors = [load_prior(folder).to(device_of(args)) for folder in folders]
+    with showing(f"opening {args.prior}"):
+        priors = [load_prior(folder).to(device_of(args)) for folder in folders]
     return priors, None if args.codec is None else load_codec(args)
-
-
-def _progress_bar():
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _print_likelihood(likelihood, prior: str, data: str) -> None:

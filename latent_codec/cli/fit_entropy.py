@@ -25,6 +25,7 @@ from latent_codec.cli.arguments import (
     load_codec,
 )
 from latent_codec.cli.codec_copies import folder_for_sidecar
+from latent_codec.cli.progress import showing, with_progress
 
 PRESETS = {"LatentContext": "latent-context", "IndexContext": "index-context"}
 
@@ -127,7 +128,6 @@ def _count(codec, source):
     import sys
 
     from latent_codec.bitstream import fit_static
-    from latent_codec.cli.arguments import with_progress
     from latent_codec.pictures import PictureError
 
     num_pictures = 0
@@ -149,9 +149,6 @@ def _count(codec, source):
 
 def _train(args: argparse.Namespace, codec, source, processes):
     """Train the preset; the model, None if the training is not at its end, and what to report."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from latent_codec.bitstream import IndexContextEntropy, LatentContextEntropy
     from latent_codec.bitstream.targets import RATE_WEIGHT
     from latent_codec.encoded_pictures import encode_source, open_encoded
@@ -163,23 +160,13 @@ def _train(args: argparse.Namespace, codec, source, processes):
     class_name = context_class(codec).__name__
     config = load_config(PRESETS[class_name], args.set, args.codec)
     out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-entropy")
-    console = Console(stderr=True)
-    with (
-        processes.main_process_first(),
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        task = progress.add_task("encoding", total=None)
-        files = encode_source(
-            codec,
-            source,
-            out / "codes",
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with processes.main_process_first(), showing("encoding") as report:
+        files = encode_source(codec, source, out / "codes", on_progress=report)
     encoded = open_encoded(files, codec=codec)
     try:
-        result = loop.train(
-            config, build_context(config, encoded, codec), encoded, out, max_minutes=args.minutes
-        )
+        with showing("surveying latents"):
+            context = build_context(config, encoded, codec)
+        result = loop.train(config, context, encoded, out, max_minutes=args.minutes)
     except (loop.NonFiniteLossError, ValueError) as error:
         # They speak of the flags of `train`.
         raise ValueError(str(error).replace("--out", "--run")) from error
@@ -195,9 +182,10 @@ def _train(args: argparse.Namespace, codec, source, processes):
     if not (result.finished and result.is_main_process):
         return None, found
     context = result.network.cpu()
-    if class_name == "IndexContext":
-        return IndexContextEntropy.export(context, codec), found
-    return LatentContextEntropy.export(context, codec, RATE_WEIGHT), found
+    with showing("exporting the entropy model"):
+        if class_name == "IndexContext":
+            return IndexContextEntropy.export(context, codec), found
+        return LatentContextEntropy.export(context, codec, RATE_WEIGHT), found
 
 
 def _report(found: dict) -> str:

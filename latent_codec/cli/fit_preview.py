@@ -22,6 +22,7 @@ from latent_codec.cli.arguments import (
     load_codec,
 )
 from latent_codec.cli.codec_copies import folder_for_sidecar
+from latent_codec.cli.progress import showing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +65,6 @@ def run(args: argparse.Namespace) -> None:
     import json
     import sys
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from latent_codec.picture_sources import open_source
     from latent_codec.previews.fitting import fit_linear
     from latent_codec.previews.preview_files import NAME, StoredPreview, read_preview, write_preview
@@ -77,15 +75,8 @@ def run(args: argparse.Namespace) -> None:
     source = None
     if args.pictures:
         source = open_source(args.pictures if len(args.pictures) > 1 else args.pictures[0], split=args.split)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("fitting", total=None)
-        fit = fit_linear(
-            codec,
-            source,
-            num_pictures=args.limit,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with showing("fitting") as report:
+        fit = fit_linear(codec, source, num_pictures=args.limit, on_progress=report)
     for reason in fit.skipped:
         print(f"skipped {reason}", file=sys.stderr)
 

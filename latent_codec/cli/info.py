@@ -30,12 +30,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_json_argument, by, device_of, with_progress
+from latent_codec.cli.arguments import add_json_argument, by, device_of
 from latent_codec.cli.compressed_files import (
     add_entropy_argument,
     describe_compressed_file,
     is_compressed_file,
 )
+from latent_codec.cli.progress import with_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ from latent_codec.cli.arguments import (
     load_codec,
 )
 from latent_codec.cli.compressed_files import add_entropy_argument
+from latent_codec.cli.progress import showing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +76,6 @@ def run(args: argparse.Namespace) -> None:
     from tempfile import TemporaryDirectory
 
     from rich.console import Console
-    from rich.progress import Progress
 
     from latent_codec.codec import decodes_codewords
     from latent_codec.evaluation.picture_formats import picture_formats
@@ -103,8 +103,7 @@ def run(args: argparse.Namespace) -> None:
             folder = stack.enter_context(replacing(files["files"], superseded=former))
         else:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="latent-codec-rd-")))
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("compressing", total=None)
+        with showing("compressing") as report:
             result = measure_rate_distortion(
                 ours,
                 others,
@@ -116,11 +115,12 @@ def run(args: argparse.Namespace) -> None:
                 limit=args.limit,
                 device=ours.codec.device,
                 reconstruct=None if decodes_codewords(ours.codec) else partial(reconstruct, ours.codec),
-                on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+                on_progress=report,
             )
-        grid = equal_bytes_grid(result, [ours, *others], source, folder, channels=ours.codec.channels)
-    write_picture(grid, files["grid.png"])
-    plot_rate_distortion(result, files["rd.png"])
+        with showing(f"writing {args.out}"):
+            grid = equal_bytes_grid(result, [ours, *others], source, folder, channels=ours.codec.channels)
+            write_picture(grid, files["grid.png"])
+            plot_rate_distortion(result, files["rd.png"])
     found = {"data": [str(each) for each in args.data]} | result.to_dict()
     with replacing(files["rd.json"]) as beside:
         beside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")

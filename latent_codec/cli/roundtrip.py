@@ -25,8 +25,8 @@ from latent_codec.cli.arguments import (
     by,
     load_codec,
     named_pictures,
-    with_progress,
 )
+from latent_codec.cli.progress import with_progress
 
 SAMPLE_SIZE = 512
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         results, failed = [_roundtrip(codec, image, Path(sample.stem), args)], []
     else:
         results, failed = [], []
-        for path, name in with_progress(pictures, "round trip"):
+        for path, name in with_progress(pictures, "round trips"):
             try:
                 image = to_image(path, channels=codec.channels)
             except PictureError as error:

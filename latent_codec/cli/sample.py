@@ -41,8 +41,8 @@ from latent_codec.cli.arguments import (
     by,
     device_of,
     load_codec,
-    with_progress,
 )
+from latent_codec.cli.progress import with_progress
 
 BATCH_PIXELS = 512 * 512
 MIN_SIDE = 96  # smaller pictures are shown enlarged

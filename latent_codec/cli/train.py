@@ -26,6 +26,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from latent_codec.cli.progress import showing
+
 FIRST_PICTURES = 64  # at least as many of a stream are kept, for the samples and a linear start
 
 
@@ -97,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     from latent_codec.training.finish import finish_network, finish_run, is_finished
 
     out = Path(args.out or f"runs/{Path(args.preset).name.removesuffix('.toml')}")
-    network, source, stream = _network_and_data(args, config, out)
+    with showing("preparing the training"):
+        network, source, stream = _network_and_data(args, config, out)
     try:
         result = loop.train(
             config,
@@ -161,24 +164,18 @@ def _network_and_data(args: argparse.Namespace, config, out: Path):
 def _encode_once(args: argparse.Namespace, config, out: Path, codec):
     """A prior's or entropy model's data: codes, computed by the main process where there are none yet, or the pictures themselves."""
     from accelerate import PartialState
-    from rich.console import Console
-    from rich.progress import Progress
 
     from latent_codec.training.prior_data import open_prior_source
     from latent_codec.training.processes import on_cpu
 
-    with (
-        PartialState(cpu=on_cpu()).main_process_first(),
-        Progress(console=Console(stderr=True), transient=True) as progress,
-    ):
-        task = progress.add_task("encoding", total=None)
+    with PartialState(cpu=on_cpu()).main_process_first(), showing("encoding") as report:
         return open_prior_source(
             config,
             args.data,
             out,
             codec,
             split=args.split,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            on_progress=report,
         )
 
 

@@ -91,7 +91,7 @@ def measure(
     source: PictureSource,
     *,
     num_pictures: int = 256,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Measure latents and precision on pictures spread over `source`, cut to at most 512 px a side.
 
@@ -101,7 +101,7 @@ def measure(
         codec: in float32.
         source: pictures of the kind that the codec is for.
         num_pictures: at most; unreadable ones are left out.
-        progress: called with (done, total) after each picture.
+        on_progress: called with (done, total) after each picture.
 
     Raises:
         ValueError: if the codec is not in float32, no picture can be read, or the latents are the same
@@ -130,8 +130,8 @@ def measure(
                 if num_measured % between_parity_pictures == 0 and len(parity_images) < NUM_PARITY_PICTURES:
                     parity_images.append(image)
                 num_measured += 1
-            if progress:
-                progress(done, len(chosen))
+            if on_progress:
+                on_progress(done, len(chosen))
         if not num_measured:
             raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
         psnr = _mean_psnr(codec, parity_images)

@@ -92,7 +92,7 @@ def fit_linear(
     *,
     num_pictures: int = 24,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Fit:
     """Fit the 1x1 map, and of a discrete codec the palette.
 
@@ -104,7 +104,7 @@ def fit_linear(
         source: pictures of the kind that it is for; None: random latents, decoded once.
         num_pictures: at most, spread over `source`; of 8 or more every eighth, up to 4, are held out.
         seed: of random latents.
-        progress: called with (done, total).
+        on_progress: called with (done, total).
 
     Raises:
         ValueError: if no picture can be read.
@@ -112,12 +112,12 @@ def fit_linear(
     start, skipped = time.perf_counter(), []
     held_out: list[int] = []
     if source is None:
-        samples = list(_random_samples(codec, seed, progress))
+        samples = list(_random_samples(codec, seed, on_progress))
     else:
         chosen = spread(len(source), num_pictures)
         held_out = chosen[7::8][:NUM_HELD_OUT]
         fitted = [index for index in chosen if index not in held_out]
-        samples = list(_picture_samples(codec, source, fitted, skipped, progress))
+        samples = list(_picture_samples(codec, source, fitted, skipped, on_progress))
         if not samples:
             raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
     weight, bias = ridge_regression(
@@ -227,7 +227,7 @@ def _picture_samples(
     source: PictureSource,
     chosen: list[int],
     skipped: list[str],
-    progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Sample]:
     for done, index in enumerate(chosen, 1):
         try:
@@ -243,12 +243,12 @@ def _picture_samples(
             yield Sample(
                 latents.cpu(), [grid.cpu() for grid in grids], _blocks(image[None], latents.shape[2:])
             )
-        if progress:
-            progress(done, len(chosen))
+        if on_progress:
+            on_progress(done, len(chosen))
 
 
 def _random_samples(
-    codec: LatentCodec, seed: int, progress: Callable[[int, int], None] | None
+    codec: LatentCodec, seed: int, on_progress: Callable[[int, int], None] | None
 ) -> Iterator[Sample]:
     """Latents with the spectrum of pictures, decoded one picture at a time."""
     generator = torch.Generator().manual_seed(seed)
@@ -263,8 +263,8 @@ def _random_samples(
             grids, latents = [], colored_noise((1, codec.space.channels, side, side), SPECTRUM, generator)
             decoded = codec.decode(latents, output_type="pt")
         yield Sample(latents.cpu(), grids, _blocks(decoded, latents.shape[2:]))
-        if progress:
-            progress(done, NUM_RANDOM)
+        if on_progress:
+            on_progress(done, NUM_RANDOM)
 
 
 def _random_grids(codec: LatentCodec, side: int, generator: torch.Generator) -> list[Tensor]:
