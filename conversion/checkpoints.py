@@ -57,6 +57,10 @@ _DTYPES = {  # as safetensors calls them
     "BOOL": torch.bool,
 }
 
+MAX_TENSORS = 2**16
+"""In one safetensors file; the largest models have some thousands."""
+_MAX_HEADER = 2**25
+
 # Views that repeat their elements may be larger than the file, but not without bound.
 _LARGEST_REPETITION = 2**26
 
@@ -178,10 +182,15 @@ def save_checkpoint(
 
 def _open_safetensors(path: Path) -> Checkpoint:
     try:
-        # Checks the header: at most 100 MB, offsets without gap or overlap, sizes as shapes and dtypes say.
-        stored = safe_open(path, framework="pt")
         with path.open("rb") as file:
-            header = file.read(int.from_bytes(file.read(8), "little"))
+            length = int.from_bytes(file.read(8), "little")
+            if length > _MAX_HEADER:
+                raise ValueError(f"expected a header of at most {_MAX_HEADER} bytes, got {length}")
+            header = file.read(length)
+        if (number := header.count(b'"data_offsets"')) > MAX_TENSORS:
+            raise ValueError(f"expected at most {MAX_TENSORS} tensors, got {number}")
+        # Checks the header: offsets without gap or overlap, sizes as shapes and dtypes say.
+        stored = safe_open(path, framework="pt")
         places = json.loads(header, object_pairs_hook=_without_duplicates)
         places.pop("__metadata__", None)
         keys = sorted(places, key=lambda key: places[key]["data_offsets"])

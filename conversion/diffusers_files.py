@@ -37,13 +37,18 @@ def _own_names(network_class: type, config: Mapping) -> list[Rename]:
     return [Rename(key, key) for key in Network(network_class, config).on_meta().state_dict()]
 
 
+def old_name(key: str) -> str:
+    """The name that a key of AutoencoderKL's attention had before diffusers 0.12; other keys as they are."""
+    for new, old in _OLD_ATTENTION.items():
+        key = key.replace(f".{new}.", f".{old}.")
+    return key
+
+
 def _old_names(config: Mapping) -> list[Rename]:
-    """The names that AutoencoderKL's attention had before diffusers 0.12, which today's code still renames."""
+    """The old names, which today's code still renames."""
     rows = []
     for row in _own_names(AutoencoderKL, config):
-        old = row.ours
-        for new, name in _OLD_ATTENTION.items():
-            old = old.replace(f".{new}.", f".{name}.")
+        old = old_name(row.ours)
         rows.append(Rename(old, row.ours, Change.MATRIX if old != row.ours else Change.NONE))
     return rows
 

@@ -28,6 +28,7 @@ from latent_codec.conversion.renaming import (
     some,
 )
 from latent_codec.conversion.scales import known_scale
+from latent_codec.models.own_weights import own_copy
 
 FORMATS: tuple[Format, ...] = (
     ldm_kl.FORMAT,
@@ -75,7 +76,7 @@ class Foreign:
         state = {}
         for foreign_key, (ours, _) in self.keys.mapped.items():
             tensor = self.tensor(foreign_key)
-            state[ours] = tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+            state[ours] = own_copy(tensor, dtype if tensor.is_floating_point() else None)
         component = self.network.on_meta()
         component.load_state_dict(state, assign=True)
         component.requires_grad_(True)

@@ -105,7 +105,7 @@ class Format:
 
     def holds(self, component: torch.nn.Module) -> bool:
         """Whether `component` is of the class, or the diffusers class that ours derives from."""
-        return isinstance(component, self.network_class) or type(component) is self.network_class.__base__
+        return isinstance(component, self.network_class) or type(component) in self.network_class.__bases__
 
 
 @dataclass(frozen=True)

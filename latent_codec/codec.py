@@ -27,6 +27,7 @@ from latent_codec.files import replacing
 from latent_codec.latent_space import LatentSpace, is_movq, side_multiple, supported_class
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.models.own_weights import check_finite
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.models.tiling import decode_tiled, encode_tiled, has_exact_tiles
 from latent_codec.pictures import pad_to_multiple, to_image, to_pil
@@ -87,7 +88,7 @@ class LatentCodec:
             device: None means the CPU.
 
         Raises:
-            ValueError: if nothing usable is there, if weights are damaged, missing or superfluous, or for another
+            ValueError: if nothing usable is there, if weights are damaged, missing, superfluous or beyond `dtype`, or for another
                 dtype or a device that this machine lacks.
         """
         dtype = torch.float32 if dtype is None else dtype
@@ -104,6 +105,9 @@ class LatentCodec:
         if dtype != torch.float32:
             codec._weight_digests()  # of the weights as stored, so that a lower precision changes no fingerprint
         to_precision(codec.autoencoder.to(device), dtype)
+        if dtype != torch.float32:
+            for key, tensor in codec.autoencoder.state_dict().items():
+                check_finite(tensor, key, codec.folder or name_or_path, torch.float32)
         return codec
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:

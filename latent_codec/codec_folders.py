@@ -1,26 +1,23 @@
 """Codec folders: what a name, a path or a hub id stands for, opened strictly and saved safely."""
 
-import json
 import os
 import re
 import warnings
 from pathlib import Path
 
-import diffusers
 import torch
 
-from latent_codec.latent_space import supported_class
-from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN
-from latent_codec.models.autoencoder_vq import AutoencoderVQ
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.components import CONFIG, find_weights_in, is_weights_name, load_component, weight_patterns
+from latent_codec.latent_space import LatentSpace, supported_class
 from latent_codec.weight_files import WEIGHTS
 
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT = "default-f8c4"
 SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8"}
 COMPONENTS = ("vae", "vqvae", "movq")
+INDEXES = ("model_index.json", "modular_model_index.json")
+"""Of pipelines."""
 SIDECARS = ("preview.safetensors", "entropy.safetensors")
-_WEIGHTS_NAME = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.safetensors")
 
 
 def short_name(name_or_path: str | os.PathLike) -> str:
@@ -32,17 +29,21 @@ def short_name(name_or_path: str | os.PathLike) -> str:
     if not path.exists():
         return name
     path = path.resolve().parent if path.is_file() else path.resolve()
-    whole = [(path.parent / name).is_file() for name in ("model_index.json", "config.json")]
+    whole = [(path.parent / name).is_file() for name in (*INDEXES, CONFIG)]
     is_a_part = path.name == "codec" or (path.name in COMPONENTS and any(whole))
     return path.parent.name if is_a_part else path.name
 
 
-def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path:
-    """The weight file that a codec's name, path or hub id stands for; its config.json lies beside it."""
+def find_weights(name_or_path: str | os.PathLike, subfolder: str | None = None) -> Path:
+    """The weights that a codec's name, path or hub id stands for, next to its config.json: a file, or an index of shards.
+
+    Raises:
+        ValueError: if there are none.
+    """
     name = str(name_or_path)
     if name in SHIPPED or name in SHIPPED.values():
         folder = ASSETS / SHIPPED.get(name, name)
-        if not (folder / "config.json").is_file():
+        if not (folder / CONFIG).is_file():
             raise ValueError(
                 f"the shipped codec {folder.name} is missing from this installation; reinstall it"
             )
@@ -55,9 +56,9 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path
             )
         return path
     if path.is_dir():
-        return _find_in_folder(path, subfolder) / WEIGHTS
+        return find_weights_in(_find_in_folder(path, subfolder))
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return _find_in_folder(_download(name, subfolder), subfolder, called=name) / WEIGHTS
+        return _download(name, subfolder)
     raise ValueError(
         f"{name} does not exist; give a codec's folder or file, an id on the hub (owner/name) or a shipped codec "
         f"({', '.join(SHIPPED)})"
@@ -67,48 +68,56 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None) -> Path
 def _find_in_folder(folder: Path, subfolder: str | None, called: str | None = None) -> Path:
     called = called or str(folder)
     if subfolder is not None:
-        if not (folder / subfolder / "config.json").is_file():
-            raise ValueError(f"{called} has no {subfolder}/config.json; look for the autoencoder's subfolder")
+        if not (folder / subfolder / CONFIG).is_file():
+            raise ValueError(f"{called} has no {subfolder}/{CONFIG}; look for the autoencoder's subfolder")
         return folder / subfolder
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return folder
-    if (folder / "model_index.json").is_file():
+    if any((folder / index).is_file() for index in INDEXES):
         for component in COMPONENTS:
-            if (folder / component / "config.json").is_file():
+            if (folder / component / CONFIG).is_file():
                 return folder / component
         raise ValueError(
             f"the pipeline {called} has no autoencoder under {', '.join(COMPONENTS)}; name its subfolder"
         )
-    if (folder / "codec" / "config.json").is_file():
+    if (folder / "codec" / CONFIG).is_file():
         return folder / "codec"
     raise ValueError(
-        f"{called} is no codec: it has neither config.json, nor model_index.json (a pipeline), nor codec/ (a run folder)"
+        f"{called} is no codec: it has neither {CONFIG}, nor {' or '.join(INDEXES)} (a pipeline), nor codec/ (a run "
+        "folder)"
     )
 
 
 def _download(repository: str, subfolder: str | None) -> Path:
-    """Fetch config and weights from the hub, or find them in its cache."""
+    """Fetch config and weights from the hub, or find them in its cache: one layout after the other, until there is one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     folders = [f"{subfolder}/"] if subfolder else ["", *(f"{component}/" for component in COMPONENTS)]
-    patterns = [f"{folder}{name}" for folder in folders for name in ("config.json", WEIGHTS, *SIDECARS)]
-    try:
-        return Path(
-            snapshot_download(repository, allow_patterns=["model_index.json", "README.md", *patterns])
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{repository} is neither a folder here nor could it be had from the hub ({type(error).__name__})"
-        ) from error
+    wanted = [
+        *INDEXES,
+        "README.md",
+        *(f"{folder}{name}" for folder in folders for name in (CONFIG, *SIDECARS)),
+    ]
+    for names in weight_patterns():
+        wanted += [f"{folder}{name}" for folder in folders for name in names]
+        try:
+            path = Path(snapshot_download(repository, allow_patterns=wanted))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise ValueError(
+                f"{repository} is neither a folder here nor could it be had from the hub ({type(error).__name__})"
+            ) from error
+        folder = _find_in_folder(path, subfolder, called=repository)
+        weights = find_weights_in(folder)
+        if weights.is_file():
+            return weights
+    return weights
 
 
 def is_foreign_file(name_or_path: str | os.PathLike) -> bool:
     """Whether this is one file, and not diffusers' weights beside their config.json."""
     path = Path(name_or_path)
-    return path.is_file() and not (
-        _WEIGHTS_NAME.fullmatch(path.name) and (path.parent / "config.json").is_file()
-    )
+    return path.is_file() and not (is_weights_name(path.name) and (path.parent / CONFIG).is_file())
 
 
 def load_foreign(path: str | os.PathLike):
@@ -132,50 +141,30 @@ def load_foreign(path: str | os.PathLike):
 
 
 def load_autoencoder(weights: Path):
-    """Build the class that config.json names and load its weights in float32: every key must fit."""
-    if not weights.is_file():
-        raise ValueError(f"{weights} is missing; the folder needs it beside config.json")
-    config = weights.parent / "config.json"
+    """Build the class that config.json names and load its weights in float32: every key must fit.
+
+    Raises:
+        ValueError: as `components.load_component`, or for a class, scale or shift that cannot be used.
+    """
+    autoencoder = load_component(weights, _component_class)
     try:
-        class_name = str(json.loads(config.read_text())["_class_name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{config} is not the config of a diffusers model") from error
-    autoencoder_class = _component_class(class_name)
-    verbosity = diffusers.logging.get_verbosity()
-    diffusers.logging.set_verbosity_error()  # what it would warn about is an error here
-    try:
-        autoencoder, loaded = autoencoder_class.from_pretrained(
-            weights.parent,
-            variant=_WEIGHTS_NAME.fullmatch(weights.name)["variant"],
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (
-        Exception
-    ) as error:  # diffusers checks neither config nor weights: a wrong entry can raise anything
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{weights} is damaged or does not fit its config.json: {reason}") from error
-    finally:
-        diffusers.logging.set_verbosity(verbosity)
-    missing, unexpected = sorted(loaded["missing_keys"]), sorted(loaded["unexpected_keys"])
-    if missing or unexpected:
-        raise ValueError(
-            f"{weights} does not fit {class_name} in diffusers' key layout: "
-            f"{_some(missing)} missing, {_some(unexpected)} unexpected"
-        )
+        LatentSpace.from_config(autoencoder)
+    except ValueError as error:
+        raise ValueError(f"{weights.parent / CONFIG}: {error}") from error
     return autoencoder
 
 
 def _component_class(class_name: str) -> type:
     """Our own class of that name, or diffusers'."""
+    import diffusers
+
+    from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN
+    from latent_codec.models.autoencoder_vq import AutoencoderVQ
+    from latent_codec.models.hierarchical_vq import HierarchicalVQ
+
     ours = {each.__name__: each for each in (AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ)}
     name = supported_class(class_name)
     return ours.get(name) or getattr(diffusers, name)
-
-
-def _some(keys: list[str]) -> str:
-    return f"{len(keys)} keys" + (f" ({keys[0]}{', ...' if len(keys) > 1 else ''})" if keys else "")
 
 
 def check_folder_to_save(folder: str | os.PathLike) -> Path:

@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from latent_codec import LatentCodec
+    from latent_codec import LatentCodec, PictureClassifier
+    from latent_codec.components import find_component, open_component
     from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
     from latent_codec.prior_folders import load_prior
 
@@ -76,7 +77,9 @@ def run(args: argparse.Namespace) -> None:
     _check_folder(args.out)
     codec = None if args.codec is None else LatentCodec.from_pretrained(args.codec)
     priors = {name: load_prior(path) for name, path in zip(names, args.prior)}
-    classifier = None if args.classifier is None else _load_classifier(args.classifier)
+    classifier = None
+    if args.classifier is not None:
+        classifier = open_component(args.classifier, "classifier", [PictureClassifier])
     class_names = args.class_names.split(",") if args.class_names else None
     if class_names is None and classifier is not None and classifier.config.class_names:
         class_names = list(classifier.config.class_names)
@@ -91,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     if codec is not None:
         cards = {"vae": _card_of_codec(args.codec)} | cards
     if classifier is not None:
-        cards["classifier"] = _find_classifier(args.classifier) / "README.md"
+        cards["classifier"] = find_component(args.classifier, "classifier", [PictureClassifier]) / "README.md"
     _save(pipe, cards, args)
     print(f"{type(pipe).__name__} of {', '.join(cards)}")
     print(args.out)
@@ -102,39 +105,6 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} is a file; give a folder to save the pipeline in")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} holds other files and no pipeline; give a new or empty folder")
-
-
-def _find_classifier(path: str) -> Path:
-    """A PictureClassifier's folder: the path itself, or what lies under classifier/ of a run or a pipeline."""
-    import json
-
-    for folder in (Path(path), Path(path) / "classifier"):
-        config = folder / "config.json"
-        if not config.is_file():
-            continue
-        try:
-            class_name = json.loads(config.read_text())["_class_name"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{config} is not the config of a diffusers model") from error
-        if class_name != "PictureClassifier":
-            raise ValueError(f"{folder} holds a {class_name}; a PictureClassifier is needed")
-        return folder
-    raise ValueError(
-        f"{path} is no classifier: it has neither config.json nor classifier/, as run folders have"
-    )
-
-
-def _load_classifier(path: str):
-    from latent_codec import PictureClassifier
-
-    folder = _find_classifier(path)
-    try:
-        return PictureClassifier.from_pretrained(folder, use_safetensors=True, local_files_only=True).float()
-    except (
-        Exception
-    ) as error:  # diffusers checks neither config nor weights: a wrong entry can raise anything
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{folder} is damaged, or its weights do not fit its config: {reason}") from error
 
 
 def _round(dtype, codec, priors: dict, classifier) -> None:

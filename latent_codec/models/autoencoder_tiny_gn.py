@@ -9,9 +9,10 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from latent_codec.models.hierarchical_vq import CheckpointedSequential
+from latent_codec.models.own_weights import OwnWeights
 
 
-class AutoencoderTinyGN(ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     """A tiny autoencoder that imitates a large one's latents: TAESD, or TAEF2 for FLUX.2 (madebyollin/taesd).
 
         image --to [0, 1]--> conv --> [blocks --stride 2--> ... ] blocks + norms --> conv --> latents

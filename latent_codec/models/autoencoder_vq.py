@@ -12,10 +12,11 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from latent_codec.models.gumbel_quantizer import GumbelQuantizer
+from latent_codec.models.own_weights import OwnWeights
 from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
 
 
-class AutoencoderVQ(VQModel, AutoencoderMixin):
+class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
     """A VQ-VAE or VQGAN (arXiv:1711.00937, arXiv:2012.09841) whose folder loads in plain diffusers.VQModel.
 
         image --encoder--> --quant_conv--> latents --quantize--> indices

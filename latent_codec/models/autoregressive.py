@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_codec.models.causal import Surroundings, shift_down, shift_raster, shift_right
+from latent_codec.models.own_weights import OwnWeights
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-class AutoregressivePrior(ModelMixin, ConfigMixin):
+class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
     """A stack of causal layers between an embedding of indices and a head that predicts them.
 
     A subclass makes `embed`, `layers` and `head` in its constructor, with the channels that `_make_context` gives.

@@ -7,8 +7,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.models.own_weights import OwnWeights
 
-class PictureClassifier(ModelMixin, ConfigMixin):
+
+class PictureClassifier(OwnWeights, ModelMixin, ConfigMixin):
     """A residual network (He et al., arXiv:1603.05027) with group norm, so that no picture depends on its batch.
 
         image --conv_in--> [ResidualBlock x layers] --stride 2--> ... --norm, silu--> mean over positions --> logits

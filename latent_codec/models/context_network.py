@@ -24,6 +24,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.models.own_weights import OwnWeights
+
 NUM_PHASES = 5
 NUM_NEIGHBOURS = 16
 NUM_SIBLINGS = 4
@@ -128,7 +130,7 @@ class WholeNumberLinear(nn.Linear):
     def __init__(self, inputs: int, exponents: list[int]):
         super().__init__(inputs, len(exponents))
         self.register_buffer("shifts", torch.full((len(exponents),), -1, dtype=torch.int64))
-        self.register_buffer("exponents", torch.tensor(exponents), persistent=False)
+        self.register_buffer("exponents", torch.tensor(exponents, device="cpu"), persistent=False)
 
     def reset_parameters(self) -> None:
         if self.in_features:
@@ -217,7 +219,7 @@ def channel_groups(num_channels: int, size: int) -> list[tuple[int, int, int]]:
     return [(0, 0, num_channels), *later]
 
 
-class LatentContext(ModelMixin, ConfigMixin):
+class LatentContext(OwnWeights, ModelMixin, ConfigMixin):
     """Where the quantised latents of a codec are expected, and how surely: one model for all step sizes.
 
         levels of earlier passes --steps, units--> 8-bit features --network of the pass--> mean and log2 deviation
@@ -309,7 +311,7 @@ class LatentContext(ModelMixin, ConfigMixin):
         return -torch.log2(chances.clamp_min(2.0**-24))
 
 
-class IndexContext(ModelMixin, ConfigMixin):
+class IndexContext(OwnWeights, ModelMixin, ConfigMixin):
     """How likely the indices of codebooks are: a binary tree over the codewords, with a chance at each fork.
 
         indices around, upper levels' too --embedding--> 8-bit features --network of the pass--> hidden h
@@ -436,12 +438,12 @@ def tree_of(size: int, tree: list[int] | None) -> Tensor:
         raise ValueError(
             f"a tree of {len(tree)} leaves came; {size} codewords need {2**depth}, one for each of them."
         )
-    return torch.tensor(tree)
+    return torch.tensor(tree, device="cpu")
 
 
 def _inverse(tree: Tensor, size: int) -> Tensor:
     """The leaf of each codeword."""
-    codes = torch.empty(size, dtype=torch.int64)
+    codes = torch.empty(size, dtype=torch.int64, device="cpu")
     leaves = (tree >= 0).nonzero()[:, 0]
     codes[tree[leaves]] = leaves
     return codes

@@ -19,10 +19,11 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.models.own_weights import OwnWeights
 from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
 
 
-class HierarchicalVQ(ModelMixin, AutoencoderMixin, ConfigMixin):
+class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     """A VQ-VAE-2 of any number of levels, each told what the levels above it already say.
 
         image --encoders[1]--> features --encoders[0]--> features

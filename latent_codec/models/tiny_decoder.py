@@ -6,9 +6,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from latent_codec.models.autoencoder_tiny_gn import Decoder
+from latent_codec.models.own_weights import OwnWeights
 
 
-class TinyDecoder(ModelMixin, ConfigMixin):
+class TinyDecoder(OwnWeights, ModelMixin, ConfigMixin):
     """A small network that paints what a codec's own decoder would (TAESD, madebyollin/taesd).
 
         latents -- m tanh(z / m) --> conv --> [blocks --nearest x2, conv--> ... ] blocks --> conv --> RGB

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
 from latent_codec.codec_folders import find_weights
+from latent_codec.conversion.checkpoints import open_checkpoint
 from latent_codec.files import replacing
+from latent_codec.models.own_weights import check_finite, own_copy
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.palette import Palette
 
@@ -73,11 +74,10 @@ def read_preview(path: Path, codec: LatentCodec) -> StoredPreview:
         ValueError: if it was fitted to another, or is damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})[ENTRY])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        file = open_checkpoint(path)
+        facts = json.loads(file.metadata[ENTRY])
         version, fingerprint = facts["format"], facts["fingerprint"]
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no preview, or damaged ({error}); `latent-codec fit-preview` writes another"
         ) from error
@@ -89,6 +89,10 @@ def read_preview(path: Path, codec: LatentCodec) -> StoredPreview:
             f"({codec.fingerprint}); `latent-codec fit-preview` fits one to it"
         )
     try:
+        tensors = {}
+        for key in file:
+            tensors[key] = own_copy(file[key])
+            check_finite(tensors[key], key, path)
         return StoredPreview(
             weight=tensors["linear.weight"].view(3, codec.space.channels),
             bias=tensors["linear.bias"].view(3),

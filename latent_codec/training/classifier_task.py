@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
+from latent_codec.components import open_component
 from latent_codec.models.classifier import PictureClassifier
 from latent_codec.picture_sources import PictureSource
 from latent_codec.training.build import construct
@@ -26,7 +27,7 @@ def build_classifier(config: TrainingConfig, source: PictureSource) -> PictureCl
     if not config.data.label:
         raise ValueError('a classifier learns classes: set data.label, "class" or the name of an attribute.')
     if config.model.pretrained:
-        return PictureClassifier.from_pretrained(config.model.pretrained).float().train()
+        return open_component(config.model.pretrained, "classifier", [PictureClassifier]).train()
     arguments = dict(config.model.arguments)
     arguments.setdefault("num_classes", Labels(source, config.data.label).num_classes)
     arguments.setdefault("sample_size", config.data.size)

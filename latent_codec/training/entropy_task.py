@@ -11,6 +11,7 @@ from torch import Tensor
 
 from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
 from latent_codec.codec import LatentCodec, decodes_codewords
+from latent_codec.components import open_component
 from latent_codec.encoded_pictures import EncodedPictures
 from latent_codec.models.context_network import (
     LIMIT,
@@ -74,7 +75,7 @@ def build_context(config: TrainingConfig, source: EncodedPictures, codec: Latent
     """
     windows = _windows(config, source, codec)[0]
     if config.model.pretrained:
-        context = context_class(codec).from_pretrained(config.model.pretrained).float().train()
+        context = open_component(config.model.pretrained, "entropy", [context_class(codec)]).train()
         if source.is_discrete:
             fits = list(context.config.codebook_sizes) == list(codec.codebook_sizes)
         else:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
+from latent_codec.components import open_component
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.picture_sources import PictureSource
 from latent_codec.pictures import picture_grid, write_picture
@@ -36,7 +37,7 @@ def build_tiny_decoder(config: TrainingConfig, source: PictureSource) -> TinyDec
         )
     codec = LatentCodec.from_pretrained(config.model.teacher)
     if config.model.pretrained:
-        decoder = TinyDecoder.from_pretrained(config.model.pretrained).float().train()
+        decoder = open_component(config.model.pretrained, "preview", [TinyDecoder]).train()
     else:
         arguments = dict(config.model.arguments)
         levels = codec.space.downsampling_factor.bit_length()
