@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 
-from latent_codec.components import CONFIG, find_weights_in, is_weights_name, load_component, weight_patterns
+from latent_codec.components import (
+    CONFIG,
+    find_weights_in,
+    is_weights_name,
+    load_component,
+    read_config_file,
+    weight_patterns,
+)
 from latent_codec.latent_space import LatentSpace, supported_class
 from latent_codec.weight_files import WEIGHTS
 
@@ -17,6 +24,7 @@ SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8"}
 COMPONENTS = ("vae", "vqvae", "movq")
 INDEXES = ("model_index.json", "modular_model_index.json")
 """Of pipelines."""
+_HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<subfolder>[\w-][\w.-]*(/[\w-][\w.-]*)*))?")
 SIDECARS = ("preview.safetensors", "entropy.safetensors")
 
 
@@ -57,11 +65,27 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None = None) 
         return path
     if path.is_dir():
         return find_weights_in(_find_in_folder(path, subfolder))
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return _download(name, subfolder)
+    if match := _HUB_ID.fullmatch(name):
+        return _download(match["id"], subfolder or match["subfolder"])
     raise ValueError(
-        f"{name} does not exist; give a codec's folder or file, an id on the hub (owner/name) or a shipped codec "
+        f"{name} does not exist; give a codec's folder or file, an id on the hub (owner/name or owner/name/subfolder) or a shipped codec "
         f"({', '.join(SHIPPED)})"
+    )
+
+
+def in_subfolder(name_or_path: str | None, subfolder: str) -> str:
+    """The name of what is in a subfolder of a folder or of a hub repository, for `find_weights`.
+
+    Raises:
+        ValueError: if the folder has no such subfolder, or `name_or_path` is neither.
+    """
+    path = Path(name_or_path or "")
+    if name_or_path and path.is_dir():
+        return str(_find_in_folder(path, subfolder))
+    if name_or_path and not path.exists() and _HUB_ID.fullmatch(name_or_path):
+        return f"{name_or_path}/{subfolder.strip('/')}"
+    raise ValueError(
+        f"expected a folder or a hub id (owner/name) to look for the subfolder {subfolder} in, got {name_or_path}"
     )
 
 
@@ -78,7 +102,8 @@ def _find_in_folder(folder: Path, subfolder: str | None, called: str | None = No
             if (folder / component / CONFIG).is_file():
                 return folder / component
         raise ValueError(
-            f"the pipeline {called} has no autoencoder under {', '.join(COMPONENTS)}; name its subfolder"
+            f"the pipeline {called} has no autoencoder under {', '.join(COMPONENTS)}; "
+            f"{_elsewhere(folder) or 'name its subfolder'}"
         )
     if (folder / "codec" / CONFIG).is_file():
         return folder / "codec"
@@ -86,6 +111,21 @@ def _find_in_folder(folder: Path, subfolder: str | None, called: str | None = No
         f"{called} is no codec: it has neither {CONFIG}, nor {' or '.join(INDEXES)} (a pipeline), nor codec/ (a run "
         "folder)"
     )
+
+
+def _elsewhere(folder: Path) -> str | None:
+    """Where a modular pipeline's index says that its autoencoder is: in a repository of its own."""
+    if not (folder / INDEXES[1]).is_file():
+        return None
+    index = read_config_file(folder / INDEXES[1])
+    for component in COMPONENTS:
+        match index.get(component):
+            case [_, _, {**entries}]:
+                place = entries.get("pretrained_model_name_or_path") or entries.get("repo")
+                if isinstance(place, str):
+                    inside = entries.get("subfolder")
+                    return f"its index names {'/'.join([place, inside] if isinstance(inside, str) and inside else [place])}"
+    return None
 
 
 def _download(repository: str, subfolder: str | None) -> Path:

@@ -166,8 +166,13 @@ class Weights(Mapping):
         return self._parts[key].dtypes[key]
 
     @property
-    def dtypes(self) -> set[torch.dtype]:
-        return {self.dtype(key) for key in self}
+    def dtypes(self) -> dict[str, torch.dtype]:
+        return {key: self.dtype(key) for key in self}
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that a copy needs: the weight file, or the index and its shards."""
+        return sorted({self.path, *(part.path for part in self._parts.values())})
 
     @property
     def num_values(self) -> int:

@@ -80,6 +80,10 @@ def main(argv: list[str] | None = None) -> int:
         try:
             args = build_parser(verb).parse_args(argv)
             progress.starting("loading libraries")
+            if getattr(args, "subfolder", None) is not None:
+                from latent_codec.codec_folders import in_subfolder
+
+                args.codec = in_subfolder(args.codec, args.subfolder)
             status = args.run(args) or 0
         finally:
             progress.clear()

@@ -18,12 +18,22 @@ def add_codec_arguments(
         help="a shipped codec (default, default-vq), a run, diffusers or pipeline folder, a checkpoint file, or a hub id "
         f"(default: {meaning})",
     )
+    add_subfolder_argument(parser)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
         help="precision of the codec's arithmetic (default: float32)",
+    )
+
+
+def add_subfolder_argument(parser: argparse.ArgumentParser) -> None:
+    """`--subfolder`, which `main` joins to `--codec`."""
+    parser.add_argument(
+        "--subfolder",
+        metavar="NAME",
+        help="where in the folder or hub repository of --codec the autoencoder is (default: itself, vae, vqvae or movq)",
     )
 
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     import sys
 
     from latent_codec import LatentCodec
-    from latent_codec.codec_folders import check_folder_to_save
+    from latent_codec.codec_folders import check_folder_to_save, find_weights, is_foreign_file
     from latent_codec.evaluation.calibration import calibrate, check_convention, measure
     from latent_codec.picture_sources import open_source
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     codec = load_codec(args)
     check_convention(codec.autoencoder, args.convention)
-    weights = _weights(args.codec, codec)
+    weights = Path(args.codec) if is_foreign_file(args.codec) else find_weights(args.codec)
     folder = check_folder_to_save(args.out or _own_folder(args.codec, weights))
     before = codec.space_fingerprint
 
@@ -111,13 +111,6 @@ def _is_calibrated(space, measured) -> bool:
     )
 
 
-def _weights(name: str, codec) -> Path:
-    """The weight file that `codec` was opened from."""
-    from latent_codec.codec_folders import WEIGHTS
-
-    return Path(name) if Path(name).is_file() else Path(codec.autoencoder.config["_name_or_path"], WEIGHTS)
-
-
 def _own_folder(name: str, weights: Path) -> Path:
     """The codec's folder, if the person who named the codec named a folder of theirs.
 
@@ -135,12 +128,16 @@ def _own_folder(name: str, weights: Path) -> Path:
 def _save(codec, folder: Path, weights: Path) -> None:
     """Save in the precision in which the weights were stored, so that a half-precision codec stays half as large."""
     import torch
-    from safetensors import safe_open
 
-    with safe_open(weights, framework="pt") as stored:
-        dtypes = {stored.get_slice(key).get_dtype() for key in stored.keys()}  # noqa: SIM118
-    halves = {"F16": torch.float16, "BF16": torch.bfloat16}
-    dtype = halves.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
+    from latent_codec.codec_folders import is_foreign_file
+    from latent_codec.components import open_weights
+    from latent_codec.conversion.checkpoints import open_checkpoint
+
+    stored = open_checkpoint(weights) if is_foreign_file(weights) else open_weights(weights)
+    dtypes = set(stored.dtypes.values())
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    if dtype not in (torch.float16, torch.bfloat16):
+        dtype = torch.float32
     torch.nn.Module.to(codec.autoencoder, dtype=dtype)
     codec.save_pretrained(folder)
 

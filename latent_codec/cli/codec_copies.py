@@ -14,14 +14,14 @@ def folder_for_sidecar(name_or_path: str, codec, out: Path | None) -> Path:
     from latent_codec import LatentCodec
     from latent_codec.codec_folders import (
         SIDECARS,
-        WEIGHTS,
         check_folder_to_save,
         find_weights,
         is_foreign_file,
     )
+    from latent_codec.components import open_weights
     from latent_codec.files import replacing
 
-    weights = None if is_foreign_file(name_or_path) else find_weights(name_or_path, None)
+    weights = None if is_foreign_file(name_or_path) else find_weights(name_or_path)
     if out is None:
         named = Path(name_or_path).resolve()
         if weights is None or not named.is_dir() or not weights.resolve().is_relative_to(named):
@@ -43,8 +43,7 @@ def folder_for_sidecar(name_or_path: str, codec, out: Path | None) -> Path:
     else:
         with replacing(folder) as new:
             new.mkdir()
-            shutil.copyfile(weights, new / WEIGHTS)
-            for name in ("config.json", "README.md", *SIDECARS):
-                if (weights.parent / name).is_file():
-                    shutil.copyfile(weights.parent / name, new / name)
+            others = (weights.parent / name for name in ("config.json", "README.md", *SIDECARS))
+            for file in (*open_weights(weights).files, *filter(Path.is_file, others)):
+                shutil.copyfile(file, new / file.name)
     return folder

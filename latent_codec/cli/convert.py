@@ -152,7 +152,7 @@ def _convert_codec(args: argparse.Namespace, codec) -> dict:
     import torch
 
     from latent_codec.codec_folders import find_weights
-    from latent_codec.conversion.checkpoints import open_checkpoint
+    from latent_codec.components import open_weights
     from latent_codec.conversion.renaming import Scale
     from latent_codec.conversion.writing import write_component, write_foreign
 
@@ -166,7 +166,7 @@ def _convert_codec(args: argparse.Namespace, codec) -> dict:
         codec.autoencoder.register_to_config(
             **{key: value for key, value in scale.items() if key in codec.autoencoder.config}
         )
-    stored = open_checkpoint(find_weights(args.sources[0], None)).dtypes
+    stored = open_weights(find_weights(args.sources[0])).dtypes
     dtypes: dict[str, torch.dtype] | torch.dtype = _dtype(args) or stored
     if args.to == "diffusers":
         write_component(codec.autoencoder, args.destination, dtypes=dtypes)

@@ -30,7 +30,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_json_argument, by, device_of
+from latent_codec.cli.arguments import add_json_argument, add_subfolder_argument, by, device_of
 from latent_codec.cli.compressed_files import (
     add_entropy_argument,
     describe_compressed_file,
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="of a compressed file: the codec that made it (default: a shipped one, if it is that)",
     )
+    add_subfolder_argument(parser)
     add_entropy_argument(parser)
     add_json_argument(parser)
 

@@ -19,7 +19,7 @@ DIR is a diffusers pipeline with a model card, for
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import by
+from latent_codec.cli.arguments import add_subfolder_argument, by
 
 COMPONENTS = {
     1: ("prior",),
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="the codec that the priors learnt; none for a prior over pixels",
     )
+    add_subfolder_argument(parser)
     parser.add_argument(
         "--prior",
         nargs="+",

@@ -26,6 +26,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from latent_codec.cli.arguments import add_subfolder_argument
 from latent_codec.cli.progress import showing
 
 FIRST_PICTURES = 64  # at least as many of a stream are kept, for the samples and a linear start
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="the codec to start from, or whose codes a prior learns (default: the preset's, if it names one)",
     )
+    add_subfolder_argument(parser)
     parser.add_argument(
         "--set",
         action="append",
