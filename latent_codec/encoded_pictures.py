@@ -29,7 +29,7 @@ from latent_codec.latent_files import (
     save_indices,
     save_latents,
 )
-from latent_codec.picture_sources import FolderPictures, PictureSource
+from latent_codec.picture_sources import FolderPictures, LabelError, PictureSource
 
 MIRRORED = " (mirrored)"
 """What the name of a picture's mirror image ends with."""
@@ -140,6 +140,7 @@ def encode_source(
     batch_size: int = 32,
     mirrored: bool = False,
     indices: bool | None = None,
+    labels: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
     """Encode a source's pictures into `folder`/00000.safetensors, 00001.safetensors ..., with names and labels.
@@ -154,12 +155,14 @@ def encode_source(
         mirrored: each picture is followed by its mirror image, left to right, named "NAME (mirrored)".
         indices: True for codebook indices, False for latents; None: indices where the codec decodes from its
             codebook, else latents.
+        labels: False leaves them out, and does not read them.
         on_progress: called with (pictures of the source done, pictures in all).
 
     Returns:
         The files, in the order of the pictures.
 
     Raises:
+        LabelError: for a label that is neither an integer nor a dict.
         ValueError: if no picture can be read, for indices of a codec without a codebook, or if `folder` holds latent
             files of another encoding, which are never overwritten.
         OSError: if a file cannot be written.
@@ -177,6 +180,7 @@ def encode_source(
         batch_size=batch_size,
         mirrored=mirrored,
         indices=decodes_codewords(codec) if indices is None else indices,
+        labels=labels,
         on_progress=on_progress or (lambda done, total: None),
     )
     numbers = range(len(source))
@@ -217,6 +221,7 @@ class _Encoding:
     batch_size: int
     mirrored: bool
     indices: bool
+    labels: bool
     on_progress: Callable[[int, int], None]
 
     def is_complete(self, path: Path, part: range) -> bool:
@@ -288,6 +293,8 @@ class _Encoding:
             while reading:
                 try:
                     picture = reading.popleft().result()
+                except LabelError:  # as all of the source may be
+                    raise
                 except ValueError as error:  # PictureError, or a label that cannot be read
                     print(f"skipped: {error}", file=sys.stderr, flush=True)
                     picture = None
@@ -297,7 +304,9 @@ class _Encoding:
 
     def _picture(self, number: int) -> _Picture:
         pixels = self.source.read(number, self.codec.channels)
-        return _Picture(number=number, label=self.source.label(number), pixels=pixels)
+        return _Picture(
+            number=number, label=self.source.label(number) if self.labels else None, pixels=pixels
+        )
 
 
 def _batches(pictures: Iterable[_Picture], size: int) -> Iterator[list[_Picture]]:

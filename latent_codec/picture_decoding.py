@@ -1,7 +1,10 @@
 """A picture file's pixels, upright and in sRGB, or a PictureError that says in one line what the file is instead."""
 
+import errno
 import io
+import logging
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -12,9 +15,86 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-# Formats that Pillow may try (MPO, which phones write, opens as JPEG); left out are those that start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM")
+logger = logging.getLogger(__name__)
+
+# Raster formats that Pillow may try, each with its suffixes (MPO, which phones write, opens as JPEG). Left out are
+# those that start other programs (EPS, WMF), that are stubs for other programs' plugins (BUFR, GRIB, HDF5, MPEG), that
+# open what they hold as any format (IPTC) or inflate without bound (FITS), and those that no photograph is kept in.
+_SUFFIXES_BY_FORMAT = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif", ".avifs"),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "ICO": (".ico",),
+    "CUR": (".cur",),
+    "ICNS": (".icns",),
+    "PSD": (".psd",),
+    "PCX": (".pcx",),
+    "DCX": (".dcx",),
+    "DDS": (".dds",),
+    "QOI": (".qoi",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+    "MSP": (".msp",),
+    "BLP": (".blp",),
+    "FTEX": (".ftc", ".ftu"),
+    "FLI": (".fli", ".flc"),
+    "PCD": (".pcd",),
+    "PIXAR": (".pxr",),
+    "DIB": (".dib",),
+    "GBR": (".gbr",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+}
+FORMATS = tuple(_SUFFIXES_BY_FORMAT)
+SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
+# Formats without a mark at their start: many a file looks like one, so that only the suffix tells.
+_UNMARKED = ("DIB", "GBR", "PCD", "TGA")
+_MARKED = tuple(form for form in FORMATS if form not in _UNMARKED)
+
+# Images that are not read, by suffix: HEIF, JPEG XL, drawings, science's and film's floats, and raw data of cameras.
+UNSUPPORTED_SUFFIXES = frozenset(
+    [
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
+        ".svg",
+        ".svgz",
+        ".eps",
+        ".ps",
+        ".ai",
+        ".wmf",
+        ".emf",
+        ".fits",
+        ".fit",
+        ".exr",
+        ".hdr",
+        ".dng",
+        ".nef",
+        ".cr2",
+        ".cr3",
+        ".arw",
+        ".orf",
+        ".rw2",
+        ".raf",
+        ".pef",
+        ".srw",
+    ]
+)
+_UNSUPPORTED_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"<svg", b"%!PS", b"\xc5\xd0\xd3\xc6", b"v/1\x01")
+
 MIN_SIDE = 8
+
+# Formats whose further frames are images of their own; those of MPO and PSD are parts of the first.
+_FRAMED = ("PNG", "WEBP", "AVIF", "TIFF", "GIF", "DCX", "FLI")
+_MAX_FRAMED_NAMES = 5
 
 # What a file that is no picture may start with, in lower case, and what that makes it.
 _FOREIGN = {
@@ -60,6 +140,7 @@ def decode_pixels(source: Source, name: str | None) -> np.ndarray:
                 f"{name}: {picture.width}x{picture.height} pixels (width x height) are too few, "
                 f"a picture has at least {MIN_SIDE}x{MIN_SIDE}"
             )
+        _note_frames(picture, name)
         picture.load()
         pixels = _pixels(picture, name)
         swap, flip_rows, flip_columns = _ORIENTATIONS.get(_orientation(picture), (False, False, False))
@@ -87,6 +168,12 @@ def opened(source: Source, name: str) -> Iterator[Image.Image]:
         file.seek(start)
         with _without_warnings():
             picture = Image.open(file, formats=FORMATS)
+        if (
+            picture.format == "TIFF" and picture.tag_v2.get(0x00FE, 0) & 1
+        ):  # NewSubfileType: of reduced resolution
+            raise PictureError(
+                f"{name}: raw data of a camera, of which only a thumbnail can be read: save it as 16-bit TIFF or PNG"
+            )
         # Above its limit Pillow warns, and only above twice that it raises; here the limit itself holds.
         if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
@@ -100,6 +187,38 @@ def opened(source: Source, name: str) -> Iterator[Image.Image]:
         raise PictureError(f"{name}: {_reason(error)}") from error
     finally:
         closing.close()
+
+
+_framed_names: set[str] = set()
+
+
+def _note_frames(picture: Image.Image, name: str) -> None:
+    """Say once of an image with several frames that the first is taken; of many such images, of the first few."""
+    if picture.format not in _FRAMED or len(_framed_names) > _MAX_FRAMED_NAMES or name in _framed_names:
+        return
+    if getattr(picture, "is_animated", False):
+        _framed_names.add(name)
+        more = "; so it is with further images" if len(_framed_names) > _MAX_FRAMED_NAMES else ""
+        logger.warning("Note: %s has several frames; the first is taken%s", printable(name), more)
+
+
+def is_known_by_content(file: BinaryIO) -> bool:
+    """Whether a file, by its first bytes and header, is an image in one of the formats that mark their start."""
+    try:
+        with _without_warnings(), Image.open(file, formats=_MARKED):
+            return True
+    except Exception:  # as in `opened`: Pillow raises what it trips over
+        return False
+
+
+def is_unsupported(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of an image in a format that is not read."""
+    return head.startswith(_UNSUPPORTED_STARTS) or _is_heic(head)
+
+
+def printable(name: str) -> str:
+    """A name for a message: control characters, and bytes that are no UTF-8, as escapes."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
 
 
 _warning_filters = threading.Lock()
@@ -138,12 +257,37 @@ def _open_file(source: str | os.PathLike | bytes | BinaryIO, closing: ExitStack)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return io.BytesIO(source)
     if isinstance(source, (str, os.PathLike)):
-        source = closing.enter_context(open(source, "rb"))  # noqa: SIM115 - closed with the stack
+        source = closing.enter_context(open_regular(source))
     elif not hasattr(source, "read"):
         raise PictureError(
             f"a {type(source).__name__} is no picture: give a path, bytes, a binary file or a PIL image"
         )
     return source if source.seekable() else io.BytesIO(source.read())  # a pipe is not seekable
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file to read its bytes; a named pipe, on which opening would wait for ever, or a device is refused.
+
+    Raises:
+        OSError: for what is no file, or cannot be opened.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of a folder `open` says so itself
+        raise NotAFileError(errno.EINVAL, f"{special_kind(mode)}, not a file", os.fspath(path))
+    return open(path, "rb")
+
+
+class NotAFileError(OSError):
+    """A path names a pipe, socket or device."""
+
+
+def special_kind(mode: int) -> str:
+    """What `st_mode` says of something that is neither a file nor a folder."""
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def _is_heic(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
 
 
 def _what_it_is(head: bytes) -> str:
@@ -152,7 +296,7 @@ def _what_it_is(head: bytes) -> str:
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
             return f"not a picture but {what}"
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+    if _is_heic(head):
         return "HEIC cannot be read: save it as JPEG, PNG or AVIF"
     if head.startswith(_PICTURE_STARTS) or head[4:8] == b"ftyp":
         return "damaged or cut short: its header cannot be read"
@@ -167,6 +311,10 @@ def _reason(error: Exception) -> str:
         return "a folder, not a picture"
     if isinstance(error, PermissionError):
         return "permission denied"
+    if isinstance(error, NotAFileError):
+        return error.strerror
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "a symbolic link that leads back to itself"
     if isinstance(error, Image.DecompressionBombError):
         return (
             f"more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a decompression bomb: if you trust the file, "

@@ -1,5 +1,7 @@
 """Classes of pictures, from the labels that sources and latent files give them."""
 
+import reprlib
+
 from latent_codec.encoded_pictures import EncodedPictures
 from latent_codec.picture_sources import PictureSource
 
@@ -21,7 +23,7 @@ def class_of(pictures: Pictures, number: int, key: str, *, setting: str = "data.
     found = label.get(key) if isinstance(label, dict) else label if key == "class" else None
     if isinstance(found, (bool, int)) and found >= 0:
         return int(found)
-    has = "no label" if label is None else f"the label {label!r}"
+    has = "no label" if label is None else f"the label {reprlib.repr(label)}"
     raise ValueError(
         f'{setting} is "{key}", and {pictures.name(number)} has {has}; "class" takes whole numbers from 0, and any '
         "other name the attribute of that name."

@@ -9,9 +9,12 @@ A source is small and picklable, so that every DataLoader worker can hold one.
 
 import gzip
 import json
+import logging
+import math
 import os
 import re
-import tarfile
+import reprlib
+import zlib
 from collections.abc import Sequence
 from glob import glob
 from itertools import product
@@ -21,9 +24,16 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from latent_codec.pictures import SUFFIXES, PictureError, find_pictures, picture_size, read_pixels
+from latent_codec.files import human_bytes
+from latent_codec.picture_decoding import SUFFIXES, PictureError, open_regular, printable
+from latent_codec.picture_files import list_pictures
+from latent_codec.pictures import picture_size, read_pixels
+from latent_codec.tar_samples import Sample, read_tar_samples
+
+logger = logging.getLogger(__name__)
 
 HUB = "hf:"
+MAX_UNPACKED_BYTES = 768 * 2**20  # EMNIST's largest set takes 547 MB
 _TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 Data = str | os.PathLike | Sequence[str | os.PathLike]
@@ -148,10 +158,14 @@ def _alternatives(part: str) -> list[str]:
 
 
 class FolderPictures(PictureSource):
-    """Picture files. Where all of them lie in subfolders of one folder, the subfolder is the class."""
+    """Image files. Where all of them are in subfolders of one folder, the subfolder is the class.
+
+    `listing` has each path, and the path relative to the folder that it was found in.
+    """
 
     def __init__(self, paths: Sequence[Path], root: Path | None):
-        self.paths = find_pictures(paths)
+        self.listing = list_pictures(paths)
+        self.paths = [path for path, _ in self.listing]
         self.root = root
         self.classes: list[str] | None = None
         if root is not None:
@@ -175,84 +189,80 @@ class FolderPictures(PictureSource):
 
 
 class TarPictures(PictureSource):
-    """Pictures in uncompressed tars, webdataset layout: members of one sample share their name up to the first dot.
+    """Images in uncompressed tars, webdataset layout: members of one sample share their name up to the first dot.
 
-    One pass over the headers finds every member's place; the pictures themselves are read when asked for.
-    A sample's label is its `.json` (a dict), else its `.cls` (an int).
+    One pass over the headers finds every member's place; the images themselves are read when asked for.
+    A sample's label is its `.json` (a dict), else its `.cls` (an int). What is left out is counted and named in a note
+    on the log.
     """
 
     def __init__(self, tars: Sequence[Path], column: str | None = None):
         self.tars = [Path(tar) for tar in tars]
-        # name, which tar, picture (offset, size), label (kind, offset, size) or None
-        self._samples: list[tuple[str, int, tuple[int, int], tuple[str, int, int] | None]] = []
+        self._samples: list[Sample] = []
+        notes = []
         for number, tar in enumerate(self.tars):
-            for key, members in _index_tar(tar).items():
-                picture = _picture_member(members, column)
-                if picture is None:
-                    continue
-                label = next(((kind, *members[kind]) for kind in ("json", "cls") if kind in members), None)
-                self._samples.append((f"{tar.name}/{key}.{picture}", number, members[picture], label))
+            samples, left_out = read_tar_samples(tar, number, column)
+            self._samples += samples
+            if left_out:
+                notes.append(f"{printable(str(tar))}: left out {left_out}")
         if not self._samples:
-            kind = f".{column} members" if column else "pictures"
-            raise ValueError(f"no {kind} in {', '.join(map(str, self.tars))}")
+            kind = f".{column} members" if column else "images"
+            raise ValueError("; ".join([f"no {kind} in {', '.join(map(str, self.tars))}", *notes]))
+        for note in notes:
+            logger.warning("Note: %s", note)
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def name(self, index: int) -> str:
-        return self._samples[index][0]
+        return self._samples[index].name
 
     def label(self, index: int) -> int | dict | None:
-        name, number, _, label = self._samples[index]
-        if label is None:
+        """The sample's label.
+
+        Raises:
+            LabelError: if it is of another type, such as a list.
+            ValueError: if it cannot be read.
+        """
+        sample = self._samples[index]
+        if sample.label is None:
             return None
-        kind, *place = label
+        kind, *place = sample.label
         try:
-            value = json.loads(self._bytes(number, *place))
-        except ValueError as error:
-            raise ValueError(f"{name}: its .{kind} label cannot be read ({error})") from None
-        return value
+            label = json.loads(self._bytes(sample.tar, *place))
+        except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists ...
+            raise ValueError(f"{sample.name}: its .{kind} label cannot be read ({error})") from None
+        return checked_label(label, f"{sample.name}: its .{kind} label")
 
     def _picture(self, index: int) -> bytes:
-        _, number, place, _ = self._samples[index]
-        return self._bytes(number, *place)
+        sample = self._samples[index]
+        return self._bytes(sample.tar, *sample.place)
 
     def _bytes(self, number: int, offset: int, size: int) -> bytes:
-        with open(self.tars[number], "rb") as tar:
+        with open_regular(self.tars[number]) as tar:
             tar.seek(offset)
             return tar.read(size)
 
 
-def _index_tar(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Sample key -> suffix -> (offset, size) of the bytes in the tar."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            end = path.stat().st_size
-            for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                if not member.isreg() or not stem or not suffix:
-                    continue
-                if member.offset_data + member.size > end:
-                    raise tarfile.ReadError(f"{member.name} ends beyond the file")
-                key = f"{folder}/{stem}" if folder else stem
-                samples.setdefault(key, {})[suffix.lower()] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is no whole, uncompressed tar ({error}): unpack or copy it again") from None
-    return samples
+class LabelError(ValueError):
+    """A label of another type than an integer or a dict."""
 
 
-def _picture_member(members: dict[str, tuple[int, int]], column: str | None) -> str | None:
-    """The suffix of a sample's picture: `column`, or the first in the tar that is a picture's."""
-    if column is not None:
-        column = column.lower().removeprefix(".")
-        return column if column in members else None
-    return next((suffix for suffix in members if f".{suffix.rpartition('.')[2]}" in SUFFIXES), None)
+def checked_label(label, name: str) -> int | dict | None:
+    """A label, if it is one: an integer, a dict of attributes, or None.
+
+    Raises:
+        LabelError: for anything else, such as a list, naming it.
+    """
+    if label is None or isinstance(label, dict) or type(label) is int:  # which True is not
+        return label
+    raise LabelError(
+        f"{name} is {reprlib.repr(label)}; expected an integer or an object with attributes, got {type(label).__name__}"
+    )
 
 
 class IdxPictures(PictureSource):
-    """Grey pictures and class labels in IDX files, the layout of MNIST and its kin, held in memory."""
+    """Grey images and class labels in IDX files, the layout of MNIST and its kin; packed ones are held in memory."""
 
     def __init__(self, folder: Path, split: str = "train"):
         if split not in ("train", "test"):
@@ -291,19 +301,47 @@ def _idx_file(folder: Path, pattern: str) -> Path | None:
 
 
 def _read_idx(path: Path, num_dims: int) -> np.ndarray:
-    """An IDX file of bytes: two zeros, type 8 (uint8), the number of dimensions, then each of them, big-endian."""
+    """Read an IDX file of bytes: two zeros, type 8 (uint8), the number of dimensions, then each of them, big-endian.
+
+    The header is compared with the file before anything is allocated. What is not compressed stays in the file,
+    mapped into memory.
+    """
+    start = 4 + 4 * num_dims
+    is_packed = path.suffix == ".gz"
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error})") from None
-    if content[:4] != bytes((0, 0, 8, num_dims)):
-        raise ValueError(
-            f"{path} is no IDX file of bytes in {num_dims} dimensions: it starts {content[:4].hex()}"
-        )
-    shape = np.frombuffer(content, ">u4", num_dims, offset=4).astype(int)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dims)
-    if len(values) != shape.prod():
-        raise ValueError(f"{path} is cut short: {shape.prod()} values announced, {len(values)} there")
+        with open_regular(path) as stored, gzip.GzipFile(fileobj=stored) if is_packed else stored as file:
+            header = file.read(start)
+            if header[:4] != bytes((0, 0, 8, num_dims)):
+                raise ValueError(
+                    f"{path} is no IDX file of bytes in {num_dims} dimensions: it starts {header[:4].hex()}"
+                )
+            if len(header) < start:
+                raise ValueError(f"{path} is cut short: its header ends after {len(header)} of {start} bytes")
+            shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
+            count = math.prod(shape)
+            if is_packed and count > MAX_UNPACKED_BYTES:
+                raise ValueError(
+                    f"{path} announces {human_bytes(count)}, and packed files of at most "
+                    f"{human_bytes(MAX_UNPACKED_BYTES)} are unpacked into memory: unpack it by gunzip"
+                )
+            if is_packed:
+                values, num_read = np.empty(count, np.uint8), 0
+                while num_read < count and (more := file.readinto(values[num_read:])):
+                    num_read += more
+                values, is_longer = values[:num_read], bool(file.read(1))
+            else:
+                size = path.stat().st_size - start
+                is_longer = size > count
+                values = np.memmap(path, np.uint8, "r", start) if size == count > 0 else range(size)
+    except (EOFError, zlib.error, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"{path} cannot be read ({reason})") from None
+    if is_longer or len(values) != count:
+        found = "more are there" if is_longer else f"{len(values)} there"
+        damage = "is damaged" if is_longer else "is cut short"
+        raise ValueError(f"{path} {damage}: {count} values announced, {found}")
+    if not count:
+        raise ValueError(f"{path} is empty: it announces {'x'.join(map(str, shape))} values")
     return values.reshape(shape)
 
 

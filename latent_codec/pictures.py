@@ -7,7 +7,7 @@ between that and the files people have. Channels are 1 (grey, Rec. 601 luma),
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from latent_codec.files import replacing
-from latent_codec.picture_decoding import PictureError, Source, decode_pixels, name_of, opened
+from latent_codec.picture_decoding import PictureError as PictureError
+from latent_codec.picture_decoding import Source, decode_pixels, name_of, opened
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".pgm", ".pbm"}
-)
 WHITE = (255, 255, 255)
 
 # How `write_picture` saves: without loss where the format can, close to it where not.
@@ -229,35 +227,6 @@ def center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor:
         raise ValueError(f"cannot crop {height}x{width} (height x width) out of {there}")
     top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
     return image[..., top : top + height, left : left + width]
-
-
-def find_pictures(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
-    """Files as given; folders walked to the bottom, sorted by name, pictures known by suffix, hidden ones left out.
-
-    Raises:
-        PictureError: for a path that does not exist, or if no picture is found at all.
-    """
-    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found += _walk(path)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise PictureError(f"{path}: no such file or folder")
-    if not found:
-        given = ", ".join(map(str, paths)) or "an empty list"
-        raise PictureError(f"no pictures in {given} (known suffixes: {' '.join(sorted(SUFFIXES))})")
-    return found
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(root, name)
 
 
 def hstack_pictures(images: Sequence[Tensor | Image.Image], *, gap: int = 4) -> Image.Image:

@@ -1,6 +1,8 @@
 """Flags that several verbs share, declared once."""
 
 import argparse
+import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -72,26 +74,39 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def named_pictures(arguments: list[str]) -> list[tuple[Path, Path]]:
-    """Each picture with a name without suffix for what is made of it: a picture in a folder keeps its subfolders.
+    """The images that arguments name, as `output_names` gives them.
 
     Raises:
-        ValueError: if two pictures would get one name, or nothing is found.
+        ValueError: if two images would get one name, or nothing is found.
     """
-    from latent_codec.pictures import find_pictures
+    from latent_codec.picture_files import list_pictures
 
-    named: dict[Path, Path] = {}
-    for argument in arguments:
-        root = Path(argument)
-        for path in find_pictures([argument]):
-            name = (path.relative_to(root) if root.is_dir() else Path(path.name)).with_suffix("")
-            if named.get(name, path).resolve() == path.resolve():
-                named[name] = path
-                continue
+    return output_names(list_pictures(arguments)) if arguments else []
+
+
+def output_names(listing: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """Each image with a name for what is made of it.
+
+    That is its path below the folder given, without its suffix; of two that differ in their suffix alone (a.png,
+    a.jpg) both keep theirs.
+
+    Args:
+        listing: of images, each with its path relative to the folder given.
+
+    Raises:
+        ValueError: if two images would get one name all the same.
+    """
+    paths: dict[Path, Path] = {}
+    for path, relative in listing:
+        if os.path.realpath(paths.setdefault(relative, path)) != os.path.realpath(path):
             raise ValueError(
-                f"{named[name]} and {path} would both be written as {name}; name them in separate calls, each with "
-                "its own --out"
+                f"{paths[relative]} and {path} would both be written as {relative.with_suffix('')}; name them in separate "
+                "calls, each with its own --out"
             )
-    return [(path, name) for name, path in named.items()]
+    names = {relative: relative.with_suffix("") for relative in paths}
+    while twins := {name for name, count in Counter(names.values()).items() if count > 1}:
+        names = {relative: relative if name in twins else name for relative, name in names.items()}
+    return [(path, names[relative]) for relative, path in paths.items()]
 
 
 def by(shape: Iterable[int]) -> str:

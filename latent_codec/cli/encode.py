@@ -35,7 +35,7 @@ from latent_codec.cli.arguments import (
     add_data_argument,
     add_tile_argument,
     load_codec,
-    named_pictures,
+    output_names,
 )
 from latent_codec.cli.progress import showing, with_progress
 
@@ -60,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mirrored",
         action="store_true",
         help="add each picture's mirror image after it, in files of N pictures",
+    )
+    parser.add_argument(
+        "--no-labels",
+        action="store_true",
+        help="leave the labels of DATA out, such as lists, which a latent file does not hold",
     )
     parser.add_argument("--split", default="train", help="of data that has splits (default: train)")
     parser.add_argument(
@@ -87,9 +92,11 @@ def run(args: argparse.Namespace) -> int:
     if args.shard is not None or not isinstance(source, FolderPictures):
         _encode_source(source, args)
         return 0
+    if args.no_labels:
+        raise ValueError(f"--no-labels goes with files of many images; add --shard {PICTURES_PER_FILE}")
     if args.mirrored:
         raise ValueError(f"--mirrored goes with files of many pictures; add --shard {PICTURES_PER_FILE}")
-    pictures = named_pictures(args.data)
+    pictures = output_names(source.listing)
     codec = load_codec(args)
     args.indices = args.indices or (decodes_codewords(codec) and not args.latents)
     if args.indices and not codec.is_discrete:
@@ -120,23 +127,28 @@ def run(args: argparse.Namespace) -> int:
 
 def _encode_source(source, args: argparse.Namespace) -> None:
     from latent_codec.encoded_pictures import encode_source
+    from latent_codec.picture_sources import LabelError
 
     if args.out.endswith(".safetensors"):
         raise ValueError(f"this data goes into a folder of several files; {args.out} names a single one")
     if args.tile:
         raise ValueError("--tile is for plain pictures in a file each; leave it out of this")
     codec = load_codec(args)
-    with showing("encoding") as report:
-        files = encode_source(
-            codec,
-            source,
-            args.out,
-            pictures_per_file=PICTURES_PER_FILE if args.shard is None else args.shard,
-            batch_size=args.batch_size,
-            mirrored=args.mirrored,
-            indices=True if args.indices else False if args.latents else None,
-            on_progress=report,
-        )
+    try:
+        with showing("encoding") as report:
+            files = encode_source(
+                codec,
+                source,
+                args.out,
+                pictures_per_file=PICTURES_PER_FILE if args.shard is None else args.shard,
+                batch_size=args.batch_size,
+                mirrored=args.mirrored,
+                indices=True if args.indices else False if args.latents else None,
+                labels=not args.no_labels,
+                on_progress=report,
+            )
+    except LabelError as error:
+        raise ValueError(f"{error}; leave labels out by --no-labels") from error
     for file in files:
         print(file)
 

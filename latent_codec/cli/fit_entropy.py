@@ -161,7 +161,7 @@ def _train(args: argparse.Namespace, codec, source, processes):
     config = load_config(PRESETS[class_name], args.set, args.codec)
     out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-entropy")
     with processes.main_process_first(), showing("encoding") as report:
-        files = encode_source(codec, source, out / "codes", on_progress=report)
+        files = encode_source(codec, source, out / "codes", labels=False, on_progress=report)
     encoded = open_encoded(files, codec=codec)
     try:
         with showing("surveying latents"):

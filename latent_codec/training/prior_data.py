@@ -155,7 +155,14 @@ def open_prior_source(
     pictures = open_source(data if len(data) > 1 else data[0], split=split)
     if codec is None:
         return pictures
-    files = encode_source(codec, pictures, run / "codes", mirrored=config.data.flip, on_progress=on_progress)
+    files = encode_source(
+        codec,
+        pictures,
+        run / "codes",
+        mirrored=config.data.flip,
+        labels=config.data.label is not None,
+        on_progress=on_progress,
+    )
     return open_encoded(files, codec=codec)
 
 
