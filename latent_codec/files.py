@@ -375,6 +375,20 @@ def _let_others_read(written: Path) -> None:
         probe.unlink()
 
 
+@contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """Give a name in UTF-8 for a file, as safetensors wants to open one: its own, or, during the block, that of a link."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder, "link")
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
+
+
 def human_bytes(count: float) -> str:
     """Bytes for people, in powers of 1024: `7.8 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from latent_codec.files import replacing
+from latent_codec.files import named_in_utf8, replacing
 
 Label = int | dict | None
 
@@ -141,7 +141,7 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
         raise ValueError(f"{path} is a folder; give a latent file (.safetensors)")
     path.open("rb").close()  # the system's own words if it is missing or forbidden
     try:
-        with safe_open(path, framework="pt") as stored:
+        with named_in_utf8(path) as name, safe_open(name, framework="pt") as stored:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} is a safetensors file, but not a latent file of latent-codec")
@@ -167,7 +167,7 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
 def is_latent_file(path: str | os.PathLike) -> bool:
     """Whether a file says of itself that it is a latent file; it may be damaged all the same."""
     try:
-        with safe_open(path, framework="pt") as stored:
+        with named_in_utf8(Path(path)) as name, safe_open(name, framework="pt") as stored:
             return (stored.metadata() or {}).get("format") == FORMAT
     except (SafetensorError, OSError):
         return False

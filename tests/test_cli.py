@@ -164,7 +164,13 @@ def test_roundtrip_of_a_folder_prints_a_line_each(codecs, photos, capsys):
 
 def test_two_pictures_never_write_one_file(codecs, photos, capsys):
     (photos / "cat.jpg").write_bytes((photos / "cat.png").read_bytes())
-    err = fails(capsys, "roundtrip", photos, "--codec", codecs / "mine")
+    assert main(["encode", str(photos), "--codec", str(codecs / "mine"), "--out", "twins"]) == 0
+    written = sorted(path.relative_to("twins").as_posix() for path in Path("twins").rglob("*.safetensors"))
+    assert written == ["cat.jpg.safetensors", "cat.png.safetensors", "trip/dog.safetensors"]
+    Path("other").mkdir()
+    (photos / "cat.png").rename("other/cat.png")
+    (photos / "cat.jpg").rename(photos / "cat.png")
+    err = fails(capsys, "roundtrip", photos, "other", "--codec", codecs / "mine")
     assert "would both be written as cat" in err and "--out" in err
 
 

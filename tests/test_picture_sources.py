@@ -207,7 +207,8 @@ def test_damaged_idx(tmp_path):
 
     path.unlink()
     packed = tmp_path / "train-images-idx3-ubyte.gz"
-    packed.write_bytes(gzip.compress(bytes(1000))[:-12])
+    write_idx(packed, np.zeros((5, 8, 8), np.uint8))
+    packed.write_bytes(packed.read_bytes()[:-12])
     with pytest.raises(ValueError, match=r"ubyte\.gz cannot be read"):
         open_source(tmp_path)
     with pytest.raises(FileNotFoundError, match="no t10k-images-idx3-ubyte"):
@@ -306,10 +307,10 @@ def test_nothing_to_read(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"photos-001\.tar: no such file"):
         write_tar(tmp_path / "photos-000.tar", {"a.png": png(0)})
         open_source(f"{tmp_path}/photos-{{000..001}}.tar")
-    with pytest.raises(ValueError, match="no pictures in"):
+    with pytest.raises(ValueError, match="no images in"):
         open_source([tmp_path / "photos-000.tar"][:0])
     write_tar(tmp_path / "photos-000.tar", {"a.txt": b"x"})
-    with pytest.raises(ValueError, match=r"no pictures in .*photos-000\.tar"):
+    with pytest.raises(ValueError, match=r"no images in .*photos-000\.tar"):
         open_source(tmp_path)
 
 

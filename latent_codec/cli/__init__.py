@@ -1,6 +1,7 @@
 """The command line: `latent-codec VERB`. One file per verb: it parses, calls, prints."""
 
 import argparse
+import io
 import os
 import sys
 from importlib import import_module
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         interrupted, 141 (as of SIGPIPE) when nobody reads its results any more.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be UTF-8, and goes out as it is
+        sys.stdout.reconfigure(errors="surrogateescape")
     verb = next((word for word in argv if not word.startswith("-")), None)
     args = None
     try:

@@ -9,6 +9,7 @@
 
 Latents are quantised: --quality chooses one of the entropy model's step sizes, 0 the coarsest. Indices of a codebook
 are stored as they are, at one rate; with a target a codec of several levels leaves out the lowest that do not fit.
+Of a.png and a.jpg in one folder both keep their suffix: a.png.lcf, a.jpg.lcf.
 What is written is entropy coded by the model that lies beside the codec as entropy.safetensors, which
 `latent-codec fit-entropy` makes, or that --entropy names; indices do without one, too, at fixed length. A file names its
 codec and entropy model by their fingerprints and is decoded with these alone: keep both.

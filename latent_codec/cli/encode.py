@@ -4,6 +4,9 @@
   latent-codec encode photos/ --out latents         one file for each picture; subfolders are kept
   latent-codec encode photos/ --out all.safetensors one file for all
 
+Of a.png and a.jpg in one folder both keep their suffix: a.png.safetensors, a.jpg.safetensors. Of folders and tars every
+image in a raster format that Pillow reads is taken, whatever its suffix; the rest is counted and named on stderr.
+
 A data set is written as files of 1000 pictures (--shard) with their labels, 00000.safetensors and on:
 
   latent-codec encode "train-{000..003}.tar" --codec runs/mine --out codes

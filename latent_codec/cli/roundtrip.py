@@ -4,10 +4,10 @@
   latent-codec roundtrip cat.jpg dog.png    pictures of your own, a line each
   latent-codec roundtrip photos/ --codec runs/mine --out results
 
-For each picture NAME it writes NAME-roundtrip.png: original | reconstruction | difference, where
-mid-grey means equal. A denoising codec shows the picture denoised. Of a codec with a codebook it prints
+For each picture NAME it writes NAME-roundtrip.png: original | reconstruction | difference, where mid-grey means equal. A denoising codec shows the picture denoised. Of a codec with a codebook it prints
 the grid of indices and the bits per pixel that they take at fixed length, log2(codewords) each; with
 several levels it also writes NAME-levels.png, the picture from the top level alone to all of them.
+Of a.png and a.jpg in one folder both keep their suffix in NAME.
 
 Sizes are height x width. A picture that cannot be read is left out and named on stderr; the exit status is then 2.
 """
