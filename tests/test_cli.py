@@ -437,7 +437,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(codecs, photos, capsys):
         (("roundtrip", "text.png", *mine), "text.png: not a picture"),
         (("encode", "empty.png", *mine), "empty.png: the file is empty"),
         (("encode", "half.png", *mine), "half.png: damaged or cut short"),
-        (("encode", "bare", *mine), "no pictures in bare"),
+        (("encode", "bare", *mine), "no images in bare"),
         (("roundtrip", photos / "cat.png", "--codec", "nowhere"), "nowhere does not exist"),
         (("roundtrip", photos / "cat.png", "--codec", "bare"), "bare is no codec"),
         (
