@@ -9,6 +9,7 @@ import torch
 
 from latent_codec.components import (
     CONFIG,
+    download,
     find_weights_in,
     is_weights_name,
     load_component,
@@ -130,9 +131,6 @@ def _elsewhere(folder: Path) -> str | None:
 
 def _download(repository: str, subfolder: str | None) -> Path:
     """Fetch config and weights from the hub, or find them in its cache: one layout after the other, until there is one."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     folders = [f"{subfolder}/"] if subfolder else ["", *(f"{component}/" for component in COMPONENTS)]
     wanted = [
         *INDEXES,
@@ -141,12 +139,7 @@ def _download(repository: str, subfolder: str | None) -> Path:
     ]
     for names in weight_patterns():
         wanted += [f"{folder}{name}" for folder in folders for name in names]
-        try:
-            path = Path(snapshot_download(repository, allow_patterns=wanted))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise ValueError(
-                f"{repository} is neither a folder here nor could it be had from the hub ({type(error).__name__})"
-            ) from error
+        path = download(repository, wanted)
         folder = _find_in_folder(path, subfolder, called=repository)
         weights = find_weights_in(folder)
         if weights.is_file():

@@ -16,7 +16,7 @@ import os
 import re
 import reprlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
@@ -114,6 +114,26 @@ def open_component(path: str | os.PathLike, name: str, classes: Collection[type]
     """
     by_name = {each.__name__: each for each in classes}
     return load_component(find_weights_in(find_component(path, name, classes)), by_name.__getitem__)
+
+
+def download(repository: str, patterns: Sequence[str], **where) -> Path:
+    """Fetch the files of a hub repository that match `patterns`, or find them in its cache.
+
+    Args:
+        where: revision, token, cache_dir, local_files_only, as huggingface_hub has them.
+
+    Raises:
+        ValueError: if they could not be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(patterns), **where))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{repository} is neither a folder here nor could it be had from the hub ({type(error).__name__})"
+        ) from error
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

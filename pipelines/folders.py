@@ -1,15 +1,14 @@
 """Pipeline folders: what a name or a path stands for, and opening it."""
 
-import json
 import os
 from pathlib import Path
 
 import torch
-from diffusers.utils import logging
 
-from latent_codec.codec import to_precision
 from latent_codec.codec_folders import ASSETS
+from latent_codec.components import read_config_file
 from latent_codec.pipelines.hierarchical_prior_pipeline import HierarchicalPriorPipeline
+from latent_codec.pipelines.loading import INDEX
 from latent_codec.pipelines.prior_pipeline import PriorPipeline
 
 CLASSES = {each.__name__: each for each in (PriorPipeline, HierarchicalPriorPipeline)}
@@ -26,14 +25,14 @@ def find_pipeline(name_or_path: str | os.PathLike) -> Path:
     """
     if str(name_or_path) in SHIPPED:
         folder = ASSETS / str(name_or_path)
-        if not (folder / "model_index.json").is_file():
+        if not (folder / INDEX).is_file():
             raise ValueError(
                 f"the shipped pipeline {folder.name} is missing from this installation; reinstall it."
             )
         return folder
     given = Path(name_or_path)
     for folder in (given, given / "pipeline"):
-        if not (folder / "model_index.json").is_file():
+        if not (folder / INDEX).exists():
             continue
         class_name = pipeline_class(folder)
         if class_name not in CLASSES:
@@ -49,11 +48,7 @@ def find_pipeline(name_or_path: str | os.PathLike) -> Path:
 
 def pipeline_class(folder: Path) -> str:
     """The class that a pipeline's model_index.json names."""
-    index = folder / "model_index.json"
-    try:
-        return str(json.loads(index.read_text())["_class_name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is not the index of a diffusers pipeline.") from error
+    return read_config_file(folder / INDEX)["_class_name"]
 
 
 def load_pipeline(
@@ -65,22 +60,7 @@ def load_pipeline(
         ValueError: if there is none, its parts are damaged or do not fit together.
     """
     folder = find_pipeline(name_or_path)
-    shows_progress = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # of the files that are read, which takes a moment
-    try:
-        pipe = CLASSES[pipeline_class(folder)].from_pretrained(
-            folder, use_safetensors=True, local_files_only=True
-        )
-    except Exception as error:  # diffusers checks little of what it reads: a wrong entry can raise anything
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{folder} is damaged, or its parts do not fit: {reason}") from error
-    finally:
-        if shows_progress:
-            logging.enable_progress_bar()
-    for component in pipe.components.values():
-        if dtype != torch.float32 and isinstance(component, torch.nn.Module):
-            to_precision(component, dtype)
-    return pipe.to(device)
+    return CLASSES[pipeline_class(folder)].from_pretrained(folder, torch_dtype=dtype).to(device)
 
 
 def priors_of(pipe: PriorPipeline | HierarchicalPriorPipeline) -> dict:

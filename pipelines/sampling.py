@@ -1,22 +1,28 @@
 """What the pipelines over priors share: labels, chance, batches, rejection sampling and half-sampled pictures."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import count
+from itertools import chain, count
 from numbers import Integral
 from operator import index
+from pathlib import Path
+from typing import Self
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor, nn
 
-from latent_codec.codec import LatentCodec, as_output
+from latent_codec.codec import LatentCodec, as_output, to_precision
+from latent_codec.components import CONFIG, download, weight_patterns
 from latent_codec.latent_space import side_multiple
+from latent_codec.models.own_weights import check_finite
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
+from latent_codec.pipelines.loading import INDEX, load_components
 from latent_codec.pipelines.rejection import class_probabilities, likeliest, num_to_keep
 
 logger = logging.getLogger(__name__)
@@ -50,6 +56,44 @@ class SamplingPipeline(DiffusionPipeline):
 
     A subclass has `vae`, `classifier`, `class_names` and its priors, and says how their grids become pictures.
     """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        **given,
+    ) -> Self:
+        """Open a pipeline's folder, or one on the hub; every component is checked, and nothing in it is run.
+
+        Args:
+            torch_dtype: of the weights, but for those that a class keeps in float32; None means float32.
+            revision, token, cache_dir, local_files_only: for the hub.
+            given: components, `class_names` too, in place of the folder's.
+
+        Raises:
+            ValueError: if there is no such pipeline, a component is damaged, or they do not fit together.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            wanted = [INDEX, *(f"*/{name}" for name in (CONFIG, *chain(*weight_patterns())))]
+            hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+            name = str(pretrained_model_name_or_path)
+            folder = download(name, wanted, local_files_only=local_files_only, **hub)
+        pipe = cls(**load_components(folder, cls, given))
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        if torch_dtype not in (None, torch.float32):
+            for name, component in pipe.components.items():
+                if isinstance(component, nn.Module) and name not in given:
+                    to_precision(component, torch_dtype)
+                    for key, tensor in component.state_dict().items():
+                        check_finite(tensor, key, folder / name, torch.float32)
+        return pipe
 
     @property
     def _priors(self) -> dict[str, Prior]:

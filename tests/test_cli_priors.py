@@ -425,7 +425,10 @@ def test_sample_refuses_what_it_cannot_do(place, capsys, monkeypatch):
             "other",
             "holds a StableDiffusionPipeline; a PriorPipeline or a HierarchicalPriorPipeline is needed",
         ),
-        ("broken", "broken is damaged"),
+        (
+            "broken",
+            "broken/prior/config.json is not the config of a diffusers model: it names no _class_name",
+        ),
     ]:
         assert message in fails(capsys, "sample", *argv.split()), argv
     assert not Path("samples.png").exists()

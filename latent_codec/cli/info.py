@@ -128,9 +128,11 @@ def describe(thing: str, codec: str | None = None, entropy: Path | None = None) 
 
 def _class_name(config: Path) -> str:
     """The class that a diffusers config names; empty if there is none."""
+    from latent_codec.components import read_config_file
+
     try:
-        return str(json.loads(config.read_text())["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_config_file(config)["_class_name"]
+    except (OSError, ValueError):
         return ""
 
 
