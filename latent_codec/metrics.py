@@ -7,6 +7,7 @@ weights are absent says so (`lpips_available`).
 
 import warnings
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -22,6 +23,9 @@ LPIPS_TRUNKS = {
 
 LPIPS_MIN_SIDE = {"squeeze": 17, "alex": 31, "vgg": 16}
 """Pixels per side under which the trunk's pooling leaves nothing to compare."""
+
+PIQ_MIN_SIDE = 16
+"""Pixels per side of HaarPSI's largest wavelet; GMSD would take less."""
 
 MS_SSIM_MIN_SIDE = 176
 """Five scales, each half the last, under an 11-pixel window; torchmetrics asks for side // 16 > 10."""
@@ -61,6 +65,35 @@ def ms_ssim(images: Tensor, references: Tensor) -> Tensor:
     return multiscale_structural_similarity_index_measure(
         images.float() / 2 + 0.5, references.float() / 2 + 0.5, data_range=1.0, reduction="none"
     ).view(-1)
+
+
+def gmsd(images: Tensor, references: Tensor) -> Tensor:
+    """Gradient magnitude similarity deviation (Xue et al. 2014), by piq: 0 for equal images, less is better.
+
+    No codec here is trained on it.
+
+    Raises:
+        ValueError: if a side is shorter than `PIQ_MIN_SIDE`.
+        ModuleNotFoundError: if piq is not installed.
+    """
+    return _piq("gmsd", images, references)
+
+
+def haarpsi(images: Tensor, references: Tensor) -> Tensor:
+    """Haar wavelet-based perceptual similarity (Reisenhofer et al. 2018), by piq: 1 for equal images.
+
+    No codec here is trained on it.
+
+    Raises:
+        ValueError: if a side is shorter than `PIQ_MIN_SIDE`.
+        ModuleNotFoundError: if piq is not installed.
+    """
+    return _piq("haarpsi", images, references)
+
+
+def piq_available() -> bool:
+    """Whether `gmsd` and `haarpsi` can be computed: piq is an optional dependency."""
+    return find_spec("piq") is not None
 
 
 def lpips_distance(images: Tensor, references: Tensor, *, net: str = "squeeze") -> Tensor:
@@ -203,6 +236,17 @@ def _symmetric_root(matrix: Tensor) -> Tensor:
 @cache
 def _lpips_on(net: str, device: torch.device) -> PerceptualDistance:
     return load_lpips(net).to(device)
+
+
+def _piq(name: str, images: Tensor, references: Tensor) -> Tensor:
+    """A full-reference metric of piq's, (N,), of images scaled to [0, 1]."""
+    _check_pair(images, references, min_side=PIQ_MIN_SIDE, metric=name.upper())
+    if not piq_available():
+        raise ModuleNotFoundError(f"{name} needs the package piq: pip install piq, or latent-codec[metrics]")
+    import piq
+
+    pair = ((each.float() / 2 + 0.5).clamp(0, 1) for each in (images, references))
+    return getattr(piq, name)(*pair, data_range=1.0, reduction="none").view(-1)
 
 
 def _check_pair(

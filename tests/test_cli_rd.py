@@ -83,6 +83,7 @@ def test_tables(place, capsys):
     assert out.startswith("kl on photos: 2 pictures")
     assert "Mind: of 2 pictures even our coarsest file takes more than 0.15 bpp." in out
     assert "Mind: no MS-SSIM, which needs 176 px per side." in out
+    assert "kl minus the format, paired by image" in out and " of 2 " in out
     for expected in ("unquantised", "BD-rate of kl", "Equal bytes, at 0.15 bpp", "jpeg", "webp"):
         assert expected in out
     assert sorted(path.name for path in Path("latent-codec-out/rd").iterdir()) == [
@@ -91,6 +92,17 @@ def test_tables(place, capsys):
         "rd.json",
         "rd.png",
     ]
+
+
+def test_no_curves(place, capsys):
+    argv = ["rd", "photos", "--codec", "kl", "--no-curves", "--against", "jpeg", "--out", "o"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "BD-rate" not in out and "Equal bytes, at 0.15 bpp" in out and "unquantised" in out
+    assert sorted(path.name for path in Path("o").iterdir()) == ["grid.png", "rd.csv", "rd.json"]
+    assert "leave it or --no-curves out" in fails(
+        capsys, "photos", "--codec", "kl", "--no-curves", "--qualities", "5"
+    )
 
 
 def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):

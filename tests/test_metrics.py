@@ -8,19 +8,23 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import convolve, gaussian_filter
 from torch.nn import functional as F
 
 from latent_codec.metrics import (
     LPIPS_MIN_SIDE,
     MS_SSIM_MIN_SIDE,
+    PIQ_MIN_SIDE,
     as_rgb,
     frechet_distance,
     frechet_distance_of_gaussians,
+    gmsd,
+    haarpsi,
     load_lpips,
     lpips_available,
     lpips_distance,
     ms_ssim,
+    piq_available,
     psnr,
     round_to_8_bits,
     ssim,
@@ -29,6 +33,8 @@ from latent_codec.metrics import (
 needs_lpips = pytest.mark.skipif(
     not lpips_available("squeeze"), reason="needs the SqueezeNet weights in torch's hub folder (TORCH_HOME)"
 )
+
+needs_piq = pytest.mark.skipif(not piq_available(), reason="needs piq, of the extra `metrics`")
 
 
 def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -271,3 +277,46 @@ def test_8_bit_rounding_gives_the_nearest_of_256_levels():
     nearest = levels[(image.clamp(-1, 1).view(-1, 1) - levels).abs().argmin(1)]
     torch.testing.assert_close(rounded, nearest)
     assert torch.equal(as_rgb(image), image.repeat(1, 3, 1, 1))
+
+
+# ------------------------------------------------------------------------------------------ GMSD and HaarPSI
+
+
+@needs_piq
+def test_gmsd_is_the_papers_on_grey_images():
+    """Prewitt gradients of the image halved by 2x2 means; the deviation of (2 ga gb + c) / (ga^2 + gb^2 + c)."""
+    original, other = pair(1, 1, 32, 48)
+
+    def gradient(image: torch.Tensor) -> np.ndarray:
+        halved = F.avg_pool2d(image / 2 + 0.5, 2)[0, 0].double().numpy()
+        kernel = np.outer([1, 1, 1], [1, 0, -1]) / 3
+        return np.hypot(*(convolve(halved, each, mode="constant") for each in (kernel, kernel.T)))
+
+    a, b = gradient(original), gradient(other)
+    c = 170 / 255**2
+    similarity = (2 * a * b + c) / (a**2 + b**2 + c)
+    assert gmsd(other, original).item() == pytest.approx(similarity.std(), rel=1e-3)  # float32
+
+
+@needs_piq
+def test_gmsd_and_haarpsi_of_equal_and_of_noisier_images():
+    original = pictures(3, 3, 64, 48)
+    noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(2))
+    noisy, noisier = (original + strength * noise for strength in (0.1, 0.3))
+    torch.testing.assert_close(gmsd(original, original), torch.zeros(3))
+    torch.testing.assert_close(haarpsi(original, original), torch.ones(3))
+    assert (gmsd(noisy, original) < gmsd(noisier, original)).all()
+    assert (haarpsi(noisy, original) > haarpsi(noisier, original)).all()
+    assert haarpsi(noisy, original).shape == gmsd(noisy, original).shape == (3,)
+    side = PIQ_MIN_SIDE
+    for metric in (gmsd, haarpsi):
+        assert torch.isfinite(metric(*pair(1, 3, side, side))).all()
+        with pytest.raises(ValueError, match=f"{side} px"):
+            metric(*pair(1, 3, side - 1, side))
+
+
+@pytest.mark.skipif(piq_available(), reason="piq is installed")
+@pytest.mark.parametrize("metric", [gmsd, haarpsi])
+def test_without_piq_its_metrics_say_what_to_install(metric):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install piq, or latent-codec\[metrics\]"):
+        metric(*pair(1, 3, 16, 16))

@@ -3,6 +3,7 @@
   latent-codec rd photos/                                the shipped codec
   latent-codec rd photos/ --codec runs/mine --limit 20   your own, on 20 pictures
   latent-codec rd photos/ --against webp,avif --bpp 0.1,0.2
+  latent-codec rd photos/ --no-curves                    equal bytes only, in about a quarter of the time
   latent-codec rd photos/ --json > figures.json
 
 Everything goes through real files: written, weighed by the file system, read back, decoded. Bits per pixel
@@ -10,14 +11,19 @@ Everything goes through real files: written, weighed by the file system, read ba
 beside the codec as entropy.safetensors or is named by --entropy; indices of a codebook have one rate, and do
 without.
 
-prints three things:
-  curves        PSNR (dB), MS-SSIM and LPIPS (SqueezeNet; less is better) at several rates, means over pictures
+prints four things:
+  curves        PSNR (dB), MS-SSIM, LPIPS (SqueezeNet; less is better), and two metrics that no codec here is
+                trained on, GMSD (less is better) and HaarPSI (both need piq: `pip install latent-codec[metrics]`),
+                at several rates, means over pictures
   BD-rate       how many percent fewer (negative) or more bytes the codec takes at equal quality: Bjontegaard's
                 mean difference of log rate over the range of quality that both curves have (MS-SSIM in dB), by
                 PCHIP; "no overlap" where they have none, since nothing is extrapolated
   equal bytes   for each picture, our file at --bpp, and of each format the finest quality whose file is not
-                larger than ours; and on how many pictures ours is better. Where a format's coarsest file is
-                larger, it counts all the same, to its advantage, and the table says of how many pictures
+                larger than ours, with the bytes of all its files against those of ours. Where a format's coarsest
+                file is larger, it counts all the same, to its advantage, and a line says of how many images
+  differences   ours minus each format's at equal bytes, paired by image: the mean, its 95 % interval by
+                Student's t, and on how many images ours is better. Ours is ahead or behind only where the
+                interval does not hold 0
 
 and leaves in --out the curves (rd.png), pictures at equal bytes (grid.png), every figure (rd.json), and
 every file's (rd.csv). The dashed line of rd.png is the codec without quantisation, which its curve nears.
@@ -54,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="FORMAT,...",
-        help="of jpeg, webp, avif, jxl (default: all that are installed; jxl needs pillow-jxl-plugin)",
+        help="of jpeg, webp, avif, jxl (default: all that are installed; jxl needs latent-codec[jxl])",
     )
     parser.add_argument("--split", default="test", help="of data that has splits (default: test)")
     add_limit_argument(parser)
@@ -64,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("latent-codec-out/rd"),
         metavar="DIR",
         help="where curves, pictures and figures go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-curves", action="store_true", help="compare at equal bytes only; rd.png is not written"
     )
     parser.add_argument("--keep-files", action="store_true", help="keep the compressed files, in DIR/files")
     add_json_argument(parser)
@@ -93,8 +102,15 @@ def run(args: argparse.Namespace) -> None:
     qualities = _checked_qualities(_numbers("--qualities", args.qualities, int), ours)
     if rates and len(ours.qualities) == 1:
         raise ValueError(f"{ours.name} has one rate, its own: leave --bpp {args.bpp} out")
+    if args.no_curves:
+        if qualities:
+            raise ValueError(
+                f"--qualities {args.qualities} are those of a curve: leave it or --no-curves out"
+            )
+        qualities = []
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
-    files = {name: args.out / name for name in ("rd.png", "grid.png", "rd.json", "rd.csv")}
+    names = ("rd.png",) * (not args.no_curves) + ("grid.png", "rd.json", "rd.csv")
+    files = {name: args.out / name for name in names}
     console = Console(stderr=True)
     with ExitStack() as stack:
         if args.keep_files:
@@ -120,7 +136,8 @@ def run(args: argparse.Namespace) -> None:
         with showing(f"writing {args.out}"):
             grid = equal_bytes_grid(result, [ours, *others], source, folder, channels=ours.codec.channels)
             write_picture(grid, files["grid.png"])
-            plot_rate_distortion(result, files["rd.png"])
+            if not args.no_curves:
+                plot_rate_distortion(result, files["rd.png"])
     found = {"data": [str(each) for each in args.data]} | result.to_dict()
     with replacing(files["rd.json"]) as beside:
         beside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -236,11 +253,39 @@ def _print_tables(result, data: str) -> None:
 
     console = Console()
     console.print(
-        f"{result.codec} on {data}: {result.num_pictures} pictures",
+        f"{result.codec} on {data}: {result.num_pictures} pictures, on {result.device}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+    if result.has_curves:
+        _print_curves(console, result)
+    for comparison in result.comparisons:
+        console.print(f"Equal bytes, at {comparison}", highlight=False)
+        table = _table("", "bpp", "bytes", *METRICS.values())
+        rivals = result.rivals(comparison)
+        for rival in rivals:
+            is_ours = rival.mean.compressor == result.codec
+            more_bytes = "" if is_ours else f"{rival.more_bytes:+.1%}"
+            rate = f"{rival.mean.bits_per_pixel:.4f}"
+            table.add_row(rival.mean.compressor, rate, more_bytes, *_figures(rival.mean))
+        if result.ceiling is not None:
+            table.add_row("unquantised", "-", "", *_figures(result.ceiling))
+        console.print(table)
+        if len(rivals) > 1:
+            _print_differences(console, result, rivals[1:])
+        for rival in rivals[1:]:
+            if rival.num_larger:
+                console.print(
+                    f"{rival.mean.compressor}: of {rival.num_larger} images even the coarsest file is larger than ours.",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+
+
+def _print_curves(console, result) -> None:
+    from latent_codec.evaluation.rate_distortion_result import METRICS
+
     table = _table("", "quality", "bpp", *METRICS.values())
     for name in result.compressors:
         for each in result.curve(name):
@@ -258,29 +303,37 @@ def _print_tables(result, data: str) -> None:
             highlight=False,
             soft_wrap=True,
         )
-        table = _table("against", *METRICS.values(), justify="left")
-        for name, by_metric in result.bd_rates().items():
-            table.add_row(name, *(_bd_figure(by_metric[metric]) for metric in METRICS))
+        bd_rates = result.bd_rates()
+        table = _table("against", *bd_rates, justify="left")
+        for metric, name in METRICS.items():
+            table.add_row(name, *(_bd_figure(by_metric[metric]) for by_metric in bd_rates.values()))
         console.print(table)
 
-    for comparison in result.comparisons:
-        console.print(f"Equal bytes, at {comparison}", highlight=False)
-        table = _table("", "bpp", *METRICS.values(), "ours better", "larger")
-        for rival in result.rivals(comparison):
-            is_ours = rival.mean.compressor == result.codec
-            counts = " / ".join(
-                "-" if count is None else str(count) for count in rival.num_ours_better.values()
+
+def _print_differences(console, result, rivals) -> None:
+    """Ours minus each format's, a row for each metric."""
+    from latent_codec.evaluation.rate_distortion_result import LESS_IS_BETTER, METRICS
+
+    verdicts = {True: "ahead", False: "behind", None: "no difference seen"}
+    table = _table("against", "", "difference", "95 % interval", "ours better", "ours is", justify="left")
+    for rival in rivals:
+        for metric, name in METRICS.items():
+            found, form = rival.differences[metric], "+.2f" if metric == "psnr" else "+.4f"
+            if found is None:
+                continue
+            table.add_row(
+                rival.mean.compressor,
+                name + " (less is better)" * (metric in LESS_IS_BETTER),
+                format(found.mean, form),
+                f"{found.low:{form}} to {found.high:{form}}",
+                f"{rival.num_ours_better[metric]} of {result.num_pictures}",
+                verdicts[found.ahead],
             )
-            rate = f"{rival.mean.bits_per_pixel:.4f}"
-            last = ("", "") if is_ours else (counts, str(rival.num_larger))
-            table.add_row(rival.mean.compressor, rate, *_figures(rival.mean), *last)
-        console.print(table)
-        console.print(
-            f"Ours better: on so many pictures by {' / '.join(METRICS.values())}. Larger: pictures of which even the "
-            "coarsest file is larger than ours.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        table.add_section()
+    console.print(table)
+    console.print(
+        f"Difference: {result.codec} minus the format, paired by image.", highlight=False, soft_wrap=True
+    )
 
 
 def _notes(result, codec) -> list[str]:
@@ -288,7 +341,7 @@ def _notes(result, codec) -> list[str]:
     from latent_codec import metrics
     from latent_codec.evaluation.reconstruction import lpips_trained
 
-    mean, notes = result.curve(result.codec)[0], []
+    mean, notes = result.rivals(result.comparisons[0])[0].mean, []
     for comparison in result.comparisons:
         num_larger = result.rivals(comparison)[0].num_larger
         if num_larger:
@@ -301,6 +354,10 @@ def _notes(result, codec) -> list[str]:
         notes.append(f"no LPIPS, which needs {metrics.LPIPS_MIN_SIDE['squeeze']} px per side")
     elif lpips_trained(codec):
         notes.append(f"{codec.name} was trained on LPIPS, which flatters it")
+    if not metrics.piq_available():
+        notes.append("no GMSD and no HaarPSI, which need piq: `pip install latent-codec[metrics]`")
+    elif mean.gmsd is None:
+        notes.append(f"no GMSD and no HaarPSI, which need {metrics.PIQ_MIN_SIDE} px per side")
     return notes
 
 
@@ -316,8 +373,13 @@ def _table(first: str, *headings: str, justify: str = "right"):
 
 
 def _figures(found) -> list[str]:
-    values = ((found.psnr, ".2f"), (found.ms_ssim, ".4f"), (found.lpips, ".4f"))
-    return ["-" if value is None else format(value, form) for value, form in values]
+    from latent_codec.evaluation.rate_distortion_result import METRICS
+
+    values = {metric: getattr(found, metric) for metric in METRICS}
+    return [
+        "-" if value is None else format(value, ".2f" if metric == "psnr" else ".4f")
+        for metric, value in values.items()
+    ]
 
 
 def _bd_figure(found) -> str:

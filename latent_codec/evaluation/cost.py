@@ -1,5 +1,6 @@
 """What a call costs: seconds, and the most memory held meanwhile."""
 
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 
 from latent_codec.files import human_bytes
 
+_CPU_INFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -59,6 +61,25 @@ class CostMeter:
             f", {human_bytes(self.bytes_before)} of it before the first picture" if self.bytes_before else ""
         )
         return f"resident memory of the whole process{before}"
+
+
+def device_name(device: torch.device | str) -> str:
+    """What figures were measured on: the CPU's name and torch's threads, or the GPU's name."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return str(device)
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()}), {threads} thread{'s' * (threads > 1)}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = _CPU_INFO.read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # no Linux, or not x86
+        return platform.processor() or platform.machine() or "CPU"
 
 
 def _wait(device: torch.device) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from latent_codec.evaluation.rate_distortion import Compressor
-from latent_codec.evaluation.rate_distortion_result import METRICS, RateDistortion, Trial
+from latent_codec.evaluation.rate_distortion_result import LESS_IS_BETTER, METRICS, RateDistortion, Trial
 from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.files import replacing
 from latent_codec.picture_sources import PictureSource, spread
@@ -53,7 +53,9 @@ def plot_rate_distortion(result: RateDistortion, path: Path) -> None:
         axis.xaxis.set_minor_locator(LogLocator(subs=()))
         axis.set_xlabel("bits per pixel")
         axis.set_title(
-            METRICS[metric] + {"psnr": ", dB", "lpips": " (less is better)"}.get(metric, ""), fontsize=10
+            METRICS[metric]
+            + (", dB" if metric == "psnr" else " (less is better)" if metric in LESS_IS_BETTER else ""),
+            fontsize=10,
         )
         axis.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)

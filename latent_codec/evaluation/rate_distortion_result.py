@@ -7,11 +7,15 @@ same whatever its size.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import mean
+from statistics import mean, stdev
 
-from scipy.interpolate import PchipInterpolator  # comes with lpips
+from scipy.interpolate import PchipInterpolator  # scipy: a dependency of lpips
+from scipy.stats import t as student_t
 
-METRICS = {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS"}
+METRICS = {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "gmsd": "GMSD", "haarpsi": "HaarPSI"}
+LESS_IS_BETTER = ("lpips", "gmsd")
+CONFIDENCE = 0.95
+"""Of intervals of paired differences."""
 CURVE = "curve"
 """The comparison at each of a compressor's own rates; the others are at equal bytes."""
 
@@ -24,7 +28,10 @@ class Fidelity:
     """In dB; infinite where nothing differs."""
     ms_ssim: float | None
     lpips: float | None
-    """By SqueezeNet."""
+    """By SqueezeNet; less is better."""
+    gmsd: float | None = None
+    """Less is better."""
+    haarpsi: float | None = None
 
     def better(self, other: "Fidelity", metric: str) -> bool:
         """Whether this is nearer to the original; False where one has no figure."""
@@ -52,6 +59,18 @@ class Trial(Fidelity):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """Our figure minus another compressor's on the same image, over images."""
+
+    mean: float
+    low: float
+    """Lower end of the 95 % interval of the mean, by Student's t."""
+    high: float
+    ahead: bool | None
+    """Whether ours is better; None where the interval holds 0, and no difference is seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rival:
     """A compressor at equal bytes."""
 
@@ -60,6 +79,10 @@ class Rival:
     """Pictures of which even its coarsest file is larger than it may be: these count against us."""
     num_ours_better: dict[str, int | None]
     """Pictures on which our codec is better, by metric; None where that has no figures."""
+    more_bytes: float
+    """All its files over all of ours, minus 1."""
+    differences: dict[str, PairedDifference | None]
+    """By metric; None where fewer than two images have finite figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +108,16 @@ class RateDistortion:
     """What comes back of latents that nobody quantised, for each picture."""
     skipped: list[str] = field(default_factory=list)
     """One line for each picture that could not be read."""
+    device: str = ""
+    """What our codec and the metrics ran on."""
 
     @property
     def num_pictures(self) -> int:
         return len({trial.index for trial in self.trials})
+
+    @property
+    def has_curves(self) -> bool:
+        return any(trial.comparison == CURVE for trial in self.trials)
 
     @property
     def ceiling(self) -> Fidelity | None:
@@ -117,7 +146,16 @@ class RateDistortion:
                 for metric in METRICS
             }
             num_larger = sum(not trial.fits for trial in trials)
-            found.append(Rival(mean=_mean_trial(trials), num_larger=num_larger, num_ours_better=counts))
+            found.append(
+                Rival(
+                    mean=_mean_trial(trials),
+                    num_larger=num_larger,
+                    num_ours_better=counts,
+                    more_bytes=sum(each.num_bytes for each in trials) / sum(each.num_bytes for each in ours)
+                    - 1,
+                    differences={metric: paired_difference(ours, trials, metric) for metric in METRICS},
+                )
+            )
         return found
 
     def bd_rates(self) -> dict[str, dict[str, BDRate]]:
@@ -132,6 +170,7 @@ class RateDistortion:
         return _plain(
             {
                 "codec": self.codec,
+                "device": self.device,
                 "num_pictures": self.num_pictures,
                 "curves": {name: [_figures(each) for each in self.curve(name)] for name in self.compressors},
                 "ceiling": self.ceiling and asdict(self.ceiling),
@@ -145,6 +184,10 @@ class RateDistortion:
                             **_figures(rival.mean),
                             "num_larger": rival.num_larger,
                             "num_ours_better": rival.num_ours_better,
+                            "more_bytes": rival.more_bytes,
+                            "differences": {
+                                metric: each and asdict(each) for metric, each in rival.differences.items()
+                            },
                         }
                         for rival in self.rivals(comparison)
                     ]
@@ -157,12 +200,37 @@ class RateDistortion:
 
 
 def upward(metric: str, value: float | None) -> float | None:
-    """A figure on a scale where more is better and differences compare: MS-SSIM in dB, -10 log10(1 - x), and -LPIPS."""
-    if value is None or metric == "psnr":
+    """A figure on a scale where more is better: MS-SSIM in dB, -10 log10(1 - x), and -LPIPS and -GMSD."""
+    if value is None or metric in ("psnr", "haarpsi"):
         return value
-    if metric == "lpips":
+    if metric in LESS_IS_BETTER:
         return -value
     return -10 * math.log10(1 - value) if value < 1 else math.inf
+
+
+def paired_difference(
+    ours: Sequence[Fidelity], theirs: Sequence[Fidelity], metric: str
+) -> PairedDifference | None:
+    """Ours minus theirs over the images of both, in the metric's own unit, with the 95 % interval of the mean.
+
+    mean +- t_{n-1} s / sqrt(n), with s the standard deviation of the n differences.
+    """
+    pairs = [
+        (getattr(mine, metric), getattr(other, metric)) for mine, other in zip(ours, theirs, strict=True)
+    ]
+    differences = [a - b for a, b in pairs if a is not None and b is not None and math.isfinite(a - b)]
+    if len(differences) < 2:
+        return None
+    middle = mean(differences)
+    half = (
+        student_t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)
+        * stdev(differences)
+        / math.sqrt(len(differences))
+    )
+    low, high = middle - half, middle + half
+    more = None if low <= 0 <= high else middle > 0
+    ahead = None if more is None else more != (metric in LESS_IS_BETTER)
+    return PairedDifference(mean=middle, low=float(low), high=float(high), ahead=ahead)
 
 
 def bd_rate(anchor: Sequence[Trial], test: Sequence[Trial], metric: str) -> BDRate:
@@ -201,7 +269,9 @@ def _range(metric: str, low: float, high: float) -> str:
     """Upward qualities in the metric's own numbers, the worse one first."""
     if metric == "psnr":
         return f"{low:.2f} to {high:.2f} dB"
-    if metric == "lpips":
+    if metric == "haarpsi":
+        return f"{low:.4f} to {high:.4f}"
+    if metric in LESS_IS_BETTER:
         return f"{-low:.3f} to {-high:.3f}"
     return f"{1 - 10 ** (-low / 10):.4f} to {1 - 10 ** (-high / 10):.4f}"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from latent_codec import metrics
 from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.codes import CodeMeter, CodeStatistics
-from latent_codec.evaluation.cost import CostMeter
+from latent_codec.evaluation.cost import CostMeter, device_name
 from latent_codec.evaluation.frechet import FrechetMeter, load_feature_network
 from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
 from latent_codec.picture_sources import PictureSource, spread
@@ -149,7 +149,7 @@ def evaluate_codec(
     return Evaluation(
         codec=codec.name,
         fingerprint=codec.fingerprint,
-        device=str(device),
+        device=device_name(device),
         dtype=str(codec.dtype).removeprefix("torch."),
         psnr=_mean_psnr(pictures),
         ssim=_mean(pictures, "ssim", "too small: SSIM needs 6 px per side"),
