@@ -13,7 +13,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from PIL import Image
 from torch import nn
 
-from latent_codec import AutoencoderVQ, LatentCodec, LatentSpace
+from latent_codec import AutoencoderVQ, LatentCodec, LatentSpace, metrics
 from latent_codec.codec import NonFiniteError
 from latent_codec.evaluation import calibration
 from latent_codec.evaluation.calibration import (
@@ -23,6 +23,7 @@ from latent_codec.evaluation.calibration import (
     measure,
 )
 from latent_codec.picture_sources import open_source
+from latent_codec.pictures import center_crop, to_image
 
 
 def build(kind=AutoencoderKL, **config):
@@ -217,7 +218,8 @@ def test_unreadable_pictures_are_left_out_and_named(folder, tmp_path):
     found = measure(LatentCodec(uneven()), open_source(tmp_path), on_progress=lambda *at: seen.append(at))
     assert found.num_pictures == 4
     assert len(found.skipped) == 1 and "2.png" in found.skipped[0]
-    assert seen == [(done, 5) for done in range(1, 6)]
+    assert seen[:5] == [(done, 5, "measuring latents") for done in range(1, 6)]
+    assert seen[5:] == [(done, 4, "checking half precision") for done in range(1, 5)]
 
 
 def test_nothing_to_measure_is_refused(source, tmp_path):
@@ -377,7 +379,7 @@ def test_each_class_gets_what_its_config_has(build, convention, written, source,
 def test_conventions_without_a_reader_are_refused(build, convention, message):
     codec = LatentCodec(build())
     before = dict(codec.autoencoder.config)
-    found = Calibration(1, (0.0,) * 4, (1.0,) * 4, 0.5, 0.5, 1.0, (), True)
+    found = Calibration(1, (0.0,) * 4, (1.0,) * 4, 0.5, 0.5, 1.0, (), 1, 128, True, True)
     with pytest.raises(ValueError, match=message):
         check_convention(codec.autoencoder, convention)
     with pytest.raises(ValueError, match=message):
@@ -439,17 +441,57 @@ def test_lost_quality_forces_an_upcast(source):
     assert found.force_upcast is True
 
 
-def test_float16_on_a_cpu_agrees_with_real_float16(folder, source):
-    """Rounding after every layer against float16 arithmetic, which takes too long but for such a codec."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_a_cpu_agrees_with_real_arithmetic(folder, source, dtype):
+    """Rounding after every layer against arithmetic in the dtype, which takes too long but for such a codec."""
     found = measure(LatentCodec(offset()), source, num_pictures=4)
-    half = LatentCodec(offset().half())
+    half = LatentCodec(offset().to(dtype))
     figures = []
     for image in list(images_of(folder))[:4]:
         decoded = half.decode(half.encode(image), output_type="pt")
         figures.append(-10 * math.log10((decoded - image).square().mean() / 4))
-    real_loss, emulated_loss = found.parity[0].psnr - np.mean(figures), found.parity[2].psnr_lost
+    emulated_loss = next(each.psnr_lost for each in found.parity if str(dtype) == f"torch.{each.dtype}")
+    real_loss = found.parity[0].psnr - np.mean(figures)
     assert real_loss > 0.5
     assert emulated_loss == pytest.approx(real_loss, rel=0.5)  # both are one draw of rounding errors
+
+
+def test_half_precision_is_checked_on_small_crops_which_the_result_names(tmp_path):
+    for index, side in enumerate((300, 40)):
+        noise = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{index}.png")
+    codec = LatentCodec(uneven())
+    found = measure(codec, open_source(tmp_path))
+
+    assert (found.parity_num_images, found.parity_side, found.parity_emulated) == (2, 128, True)
+    assert found.parity_note.startswith(
+        "the middle of 2 images, at most 128x128; half precision is float32 rounded"
+    )
+    figures = []
+    for index in range(2):
+        image = center_crop(to_image(tmp_path / f"{index}.png"), (128, 128) if index == 0 else (40, 40))
+        decoded = codec.decode(codec.encode(image), size=tuple(image.shape[1:]), output_type="pt")
+        figures.append(metrics.psnr(decoded, image[None]).item())
+    assert found.parity[0].psnr == pytest.approx(np.mean(figures))
+
+
+def test_a_slow_check_of_half_precision_takes_fewer_images(source, monkeypatch):
+    monkeypatch.setattr(calibration, "LEAST_BUDGET", 0.0)
+    found = measure(LatentCodec(uneven()), source)
+    assert found.num_pictures == 5 and found.parity_num_images == 1
+    assert found.parity_note.startswith("the middle of 1 image, ")
+    assert all(each.psnr is not None for each in found.parity)
+
+
+def test_parts_that_stay_in_float32_are_not_rounded():
+    """AutoencoderVQ's encoder and codebook stay in float32 in half precision, so that indices are those of float32."""
+    codec = LatentCodec(build(AutoencoderVQ, num_vq_embeddings=8))
+    kept = set(codec.autoencoder._keep_in_fp32_modules)
+    assert "encoder" in kept and "decoder" not in kept
+    for dtype in calibration.HALVES:
+        half = calibration._in_half_precision(codec, dtype)
+        for name, part in half.autoencoder.named_children():
+            assert any(layer._forward_hooks for layer in part.modules()) is (name not in kept), name
 
 
 def test_measuring_changes_nothing(source):

@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, indent=1, allow_nan=False))
     else:
-        _print_report(found, on_cpu=codec.device.type == "cpu")
+        _print_report(found, measured.parity_note)
         if is_calibrated:
             print("Scale and shift were as measured before, and stay.")
 
@@ -142,7 +142,7 @@ def _save(codec, folder: Path, weights: Path) -> None:
     codec.save_pretrained(folder)
 
 
-def _print_report(found: dict, *, on_cpu: bool) -> None:
+def _print_report(found: dict, parity_note: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -168,8 +168,7 @@ def _print_report(found: dict, *, on_cpu: bool) -> None:
     console.print(f"{found['codec']}: {measured['num_pictures']} pictures, raw latents as measured")
     console.print(latents)
     console.print(precisions)
-    if on_cpu:
-        console.print("float16: float32 rounded to float16 after every layer, as a GPU computes it.")
+    console.print(f"Precisions: of {parity_note}.")
     console.print(f"Largest activation: {measured['largest_activation']:.4g}; float16 ends at 65504.")
     console.print("Written: " + ", ".join(f"{key} {_short(value)}" for key, value in written.items()))
     if found["space_fingerprint"] != found["space_fingerprint_before"]:

@@ -14,9 +14,12 @@ Diffusers' pipelines disagree on which entries they read: Stable Diffusion 1 and
 import copy
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -32,21 +35,21 @@ from latent_codec.pictures import PictureError, center_crop
 
 Convention = Literal["scale", "channels", "normalize", "keep"]
 
+HALVES = (torch.bfloat16, torch.float16)
 FLOAT16_MAX = 65504.0
 TOLERATED_LOSS = 0.05  # dB by which float16 may fall behind float32 before pipelines must upcast
 HEADROOM = 4.0  # other pictures may go higher than those measured
 MAX_SIDE = 512
 NUM_PARITY_PICTURES = 4
+EMULATED_SIDE = 128  # of the crops where half precision is emulated, at several times the cost of float32
+LEAST_BUDGET = 20.0  # seconds that the half-precision check may take, or a tenth of what the latents took
 MAX_PSNR = 100.0  # dB; a picture that comes back exactly would make every mean infinite
 MIN_RELATIVE_STD = 1e-3  # a channel that hardly varies is rounding noise, and not worth blowing up
 
 
 @dataclass(frozen=True)
 class PrecisionParity:
-    """One arithmetic precision against float32, over encode and decode.
-
-    On a CPU float16 is float32 whose weights and layers' outputs are rounded to float16.
-    """
+    """One arithmetic precision against float32, over encode and decode."""
 
     dtype: str
     psnr: float | None
@@ -70,10 +73,23 @@ class Calibration:
     largest_activation: float
     """Largest absolute value that any layer put out, in float32."""
     parity: tuple[PrecisionParity, ...]
+    parity_num_images: int
+    """Images that `parity` was measured on: the middle of each, at most `parity_side` pixels a side."""
+    parity_side: int
+    parity_emulated: bool
+    """On a CPU: half precision is float32 whose weights and layers' outputs are rounded to it, as a GPU does it."""
     force_upcast: bool
     """float16 overflows, comes within a factor of 4 of it, or loses more than 0.05 dB."""
     skipped: tuple[str, ...] = ()
     """One line for each picture that could not be read, naming it and the reason."""
+
+    @property
+    def parity_note(self) -> str:
+        """What `parity` was measured on, in words."""
+        one = self.parity_num_images == 1
+        images = "the middle of 1 image" if one else f"the middle of {self.parity_num_images} images"
+        emulated = "; half precision is float32 rounded after every layer, as a GPU computes it"
+        return f"{images}, at most {self.parity_side}x{self.parity_side}{emulated * self.parity_emulated}"
 
     @property
     def divisors(self) -> tuple[float, ...]:
@@ -91,17 +107,19 @@ def measure(
     source: PictureSource,
     *,
     num_pictures: int = 256,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Calibration:
     """Measure latents and precision on pictures spread over `source`, cut to at most 512 px a side.
 
-    All pictures are encoded; four of them, spread as well, are decoded and go through every precision.
+    All pictures are encoded; four of them, spread as well, are decoded and go through every precision. On a CPU, which
+    emulates half precision, these are cut to 128 px a side, and are fewer where they would take more than a tenth of
+    the time that the latents took, or 20 s if that is more.
 
     Args:
         codec: in float32.
         source: pictures of the kind that the codec is for.
         num_pictures: at most; unreadable ones are left out.
-        on_progress: called with (done, total) after each picture.
+        on_progress: called with (images done, images in all, phase).
 
     Raises:
         ValueError: if the codec is not in float32, no picture can be read, or the latents are the same
@@ -109,13 +127,16 @@ def measure(
     """
     if codec.dtype != torch.float32:
         raise ValueError(f"the codec is in {codec.dtype}; calibration wants float32")
+    report = on_progress or (lambda done, total, phase: None)
     chosen = spread(len(source), num_pictures)
     between_parity_pictures = max(len(chosen) // NUM_PARITY_PICTURES, 1)
     parity_images: list[Tensor] = []
     skipped: list[str] = []
     totals = squares = torch.zeros(codec.space.channels, dtype=torch.float64)
     positions = num_measured = 0
+    codecs = {torch.float32: codec} | {dtype: _in_half_precision(codec, dtype) for dtype in HALVES}
     peak = _PeakActivation()
+    start = time.thread_time()
     with _hooked(codec.autoencoder, peak):
         for done, index in enumerate(chosen, 1):
             try:
@@ -130,12 +151,18 @@ def measure(
                 if num_measured % between_parity_pictures == 0 and len(parity_images) < NUM_PARITY_PICTURES:
                     parity_images.append(image)
                 num_measured += 1
-            if on_progress:
-                on_progress(done, len(chosen))
+            report(done, len(chosen), "measuring latents")
         if not num_measured:
             raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
-        psnr = _mean_psnr(codec, parity_images)
-    if psnr is None or not torch.isfinite(squares).all():
+        emulated = codec.device.type == "cpu"
+        side = EMULATED_SIDE if emulated else MAX_SIDE
+        parity, num_parity_images = _parity(
+            codecs,
+            [_center(image, side) for image in parity_images],
+            budget=max(LEAST_BUDGET, (time.thread_time() - start) / 10),
+            on_progress=report,
+        )
+    if parity[0].psnr is None or not torch.isfinite(squares).all():
         raise NonFiniteError(f"{codec.name} is not finite even in float32: its weights are damaged")
     mean = totals / positions
     std = (squares / positions - mean.square()).clamp_min(0).sqrt()
@@ -146,7 +173,6 @@ def measure(
             f"the latents of {num_measured} pictures are the same everywhere, so that no scale can be taken; "
             "give more pictures, or look at how the codec was trained"
         )
-    parity = _parity(codec, parity_images, psnr)
     lost = next(each.psnr_lost for each in parity if each.dtype == "float16")
     return Calibration(
         num_pictures=num_measured,
@@ -156,6 +182,9 @@ def measure(
         shift_factor=float(overall_mean),
         largest_activation=peak.value,
         parity=parity,
+        parity_num_images=num_parity_images,
+        parity_side=side,
+        parity_emulated=emulated,
         force_upcast=lost is None or lost > TOLERATED_LOSS or peak.value * HEADROOM > FLOAT16_MAX,
         skipped=tuple(skipped),
     )
@@ -271,47 +300,76 @@ def _raw_moments(codec: LatentCodec, image: Tensor) -> tuple[Tensor, Tensor]:
     return mean[0].flatten(1).cpu().double(), variance[0].flatten(1).cpu().double()
 
 
-def _center(image: Tensor) -> Tensor:
+def _center(image: Tensor, side: int = MAX_SIDE) -> Tensor:
     height, width = image.shape[-2:]
-    return center_crop(image, (min(height, MAX_SIDE), min(width, MAX_SIDE)))
+    return center_crop(image, (min(height, side), min(width, side)))
 
 
-def _parity(codec: LatentCodec, images: list[Tensor], reference: float) -> tuple[PrecisionParity, ...]:
-    """PSNR in each precision, on copies: rounding the weights themselves would be for good.
+def _parity(
+    codecs: dict[torch.dtype, LatentCodec],
+    images: list[Tensor],
+    *,
+    budget: float,
+    on_progress: Callable[[int, int, str], None],
+) -> tuple[tuple[PrecisionParity, ...], int]:
+    """PSNR in each precision, and on how many of the images: at least one, and no more than `budget` allows.
 
-    `reference` is what `_mean_psnr` found in float32.
+    Args:
+        codecs: by precision, float32 first.
+        budget: seconds of this thread's processor time, which other programs do not use up.
     """
-    results = [PrecisionParity("float32", reference, 0.0)]
-    for dtype in (torch.bfloat16, torch.float16):
-        autoencoder = to_precision(copy.deepcopy(codec.autoencoder), dtype)
-        if "force_upcast" in autoencoder.config:
-            autoencoder.register_to_config(force_upcast=False)  # or float16 would run as float32
-        hook = None
-        if dtype == torch.float16 and codec.device.type == "cpu":
-            # CPUs without float16 units take 80 times as long over it. As on a GPU: products are summed in
-            # float32, and what a layer puts out is rounded.
-            autoencoder, hook = autoencoder.float(), _round_to_float16
-        with _hooked(autoencoder, hook):
-            psnr = _mean_psnr(LatentCodec(autoencoder, name=codec.name), images)
-        lost = None if psnr is None else max(reference - psnr, 0.0)
-        results.append(PrecisionParity(str(dtype).removeprefix("torch."), psnr, lost))
-    return tuple(results)
-
-
-def _mean_psnr(codec: LatentCodec, images: list[Tensor]) -> float | None:
-    """Of reconstructions, dB; None where one is not finite."""
-    figures = []
+    figures: dict[torch.dtype, list[float | None]] = {dtype: [] for dtype in codecs}
+    start, num_images = time.thread_time(), 0
     for image in images:
-        try:
-            decoded = codec.decode(codec.encode(image), size=tuple(image.shape[-2:]), output_type="pt")
-        except NonFiniteError:
-            return None
-        figures.append(metrics.psnr(decoded, image[None]).clamp(max=MAX_PSNR))
-    return float(torch.cat(figures).mean())
+        for dtype, each in codecs.items():
+            figures[dtype].append(_psnr(each, image))
+        num_images += 1
+        on_progress(num_images, len(images), "checking half precision")
+        spent = time.thread_time() - start
+        if spent + spent / num_images > budget:
+            break
+    means = {dtype: None if None in found else fmean(found) for dtype, found in figures.items()}
+    reference = means[torch.float32]
+    return tuple(
+        PrecisionParity(
+            str(dtype).removeprefix("torch."),
+            psnr,
+            None if psnr is None or reference is None else max(reference - psnr, 0.0),
+        )
+        for dtype, psnr in means.items()
+    ), num_images
 
 
-def _round_to_float16(layer: nn.Module, inputs, output):
-    return output.half().float() if isinstance(output, Tensor) and output.is_floating_point() else output
+def _in_half_precision(codec: LatentCodec, dtype: torch.dtype) -> LatentCodec:
+    """A copy, as rounding the weights themselves would be for good.
+
+    On a CPU it computes in float32 and rounds what each layer puts out, as on a GPU, where products are summed in
+    float32: CPUs without arithmetic in a dtype take 20 to 80 times as long over it. Parts that the class keeps in
+    float32 are not rounded.
+    """
+    autoencoder = to_precision(copy.deepcopy(codec.autoencoder), dtype)
+    if "force_upcast" in autoencoder.config:
+        autoencoder.register_to_config(force_upcast=False)  # or float16 would run as float32
+    if codec.device.type == "cpu":
+        for part in autoencoder.children():
+            if any(parameter.dtype == dtype for parameter in part.parameters()):
+                for layer in part.modules():
+                    layer.register_forward_hook(partial(_round_output, dtype))
+        autoencoder.float()
+    return LatentCodec(autoencoder, name=codec.name)
+
+
+def _psnr(codec: LatentCodec, image: Tensor) -> float | None:
+    """Of the reconstruction, dB; None where it is not finite."""
+    try:
+        decoded = codec.decode(codec.encode(image), size=tuple(image.shape[-2:]), output_type="pt")
+    except NonFiniteError:
+        return None
+    return metrics.psnr(decoded, image[None]).clamp(max=MAX_PSNR).item()
+
+
+def _round_output(dtype: torch.dtype, layer: nn.Module, inputs, output):
+    return output.to(dtype).float() if isinstance(output, Tensor) and output.is_floating_point() else output
 
 
 class _PeakActivation:
@@ -327,9 +385,9 @@ class _PeakActivation:
 
 
 @contextmanager
-def _hooked(module: nn.Module, hook: Callable | None) -> Iterator[None]:
-    """Call `hook`, if there is one, on the output of every layer and every block while the context is open."""
-    handles = [layer.register_forward_hook(hook) for layer in module.modules() if hook]
+def _hooked(module: nn.Module, hook: Callable) -> Iterator[None]:
+    """Call `hook` on the output of every layer and every block while the context is open."""
+    handles = [layer.register_forward_hook(hook) for layer in module.modules()]
     try:
         yield
     finally:

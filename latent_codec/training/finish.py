@@ -124,7 +124,7 @@ def model_card(
     facts = [f"Last terms of the training loss: {_terms(last)}"]
     if measured:
         facts += [
-            f"Reconstruction by precision: {', '.join(map(_parity, measured.parity))}",
+            f"Reconstruction by precision: {', '.join(map(_parity, measured.parity))} ({measured.parity_note})",
             f"Largest activation: {measured.largest_activation:.0f} (float16 ends at 65504)",
         ]
     if has_untrained_variance(config, codec.autoencoder):
