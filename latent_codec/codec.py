@@ -31,6 +31,7 @@ from latent_codec.models.own_weights import check_finite
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.models.tiling import decode_tiled, encode_tiled, has_exact_tiles
 from latent_codec.pictures import pad_to_multiple, to_image, to_pil
+from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict, uncompiled
 from latent_codec.weight_files import FORMER_WEIGHTS, save_component
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -49,10 +50,12 @@ class LatentCodec:
         pictures <- image [-1, 1] <- crop to size <- autoencoder.decode <- raw_latents <- space <-
 
     `autoencoder` is the component itself, as a pipeline takes it: `StableDiffusionPipeline(vae=codec.autoencoder)`.
-    The codec never computes gradients. Fingerprints are those of the weights as they were handed over.
+    The codec never computes gradients, and computes in its own dtype: autocast, a default dtype and a default device
+    change nothing. Fingerprints are those of the weights as they were handed over.
 
     Args:
-        autoencoder: a diffusers model of a class in `latent_space.SUPPORTED`; put into eval mode.
+        autoencoder: a diffusers model of a class in `latent_space.SUPPORTED`; put into eval mode. Parts of it may be
+            compiled; a model that is compiled as a whole is unwrapped, because `torch.compile` compiles only `forward`.
         name: what messages and latent files call it.
 
     Raises:
@@ -60,14 +63,16 @@ class LatentCodec:
     """
 
     def __init__(self, autoencoder, *, name: str = "codec"):
-        self.autoencoder = autoencoder.eval()
+        self.autoencoder = autoencoder
+        self.autoencoder.eval()
         self.name = name
-        self._space = LatentSpace.from_config(autoencoder)
+        self._space = LatentSpace.from_config(self.autoencoder)
         self._digests: dict[str, str] | None = None
         self.folder: Path | None = None
         """Where `from_pretrained` found it, and its sidecars lie; None for other origins."""
 
     @classmethod
+    @ignoring_caller_settings()
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike = "default",
@@ -126,6 +131,15 @@ class LatentCodec:
                 new.mkdir(exist_ok=True)
                 shutil.copyfile(self.folder / "README.md", new / "README.md")
             save_component(self.autoencoder, new)
+
+    @property
+    def autoencoder(self) -> torch.nn.Module:
+        """The component itself, as a pipeline takes it."""
+        return self._autoencoder
+
+    @autoencoder.setter
+    def autoencoder(self, autoencoder: torch.nn.Module) -> None:
+        self._autoencoder = uncompiled(autoencoder)
 
     @property
     def space(self) -> LatentSpace:
@@ -208,10 +222,11 @@ class LatentCodec:
     def _weight_digests(self) -> dict[str, str]:
         if self._digests is None:
             self._digests = {
-                key: _digest(tensor) for key, tensor in sorted(self.autoencoder.state_dict().items())
+                key: _digest(tensor) for key, tensor in sorted(plain_state_dict(self.autoencoder).items())
             }
         return self._digests
 
+    @ignoring_caller_settings()
     def _fingerprint(self, digests: dict[str, str]) -> str:
         space = {
             key: _digest(torch.tensor(value, dtype=torch.float32))
@@ -221,7 +236,7 @@ class LatentCodec:
         lines = [f"{key} {digest}\n" for key, digest in sorted((digests | space).items())]
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
-    @torch.no_grad()  # not inference_mode: latents may go into a denoiser that trains
+    @ignoring_caller_settings()
     def encode(
         self,
         images: Picture | Sequence[Picture],
@@ -261,7 +276,7 @@ class LatentCodec:
             self._check_finite(each, "latents")
         return latents[0] if len(latents) == 1 else latents
 
-    @torch.no_grad()
+    @ignoring_caller_settings()
     def posterior(self, images: Picture | Sequence[Picture]) -> DiagonalGaussianDistribution | None:
         """Pictures of one size, padded as `encode` does -> the Gaussian over their raw latents.
 
@@ -276,7 +291,7 @@ class LatentCodec:
             raise ValueError("the pictures differ in size; ask for their posteriors one by one")
         return getattr(self._encoder_output(batches[0], tile=None), "latent_dist", None)
 
-    @torch.no_grad()
+    @ignoring_caller_settings()
     def decode(
         self,
         latents: Tensor | Sequence[Tensor],
@@ -306,7 +321,7 @@ class LatentCodec:
         ]
         return as_output(self._crop(pictures, size), output_type)
 
-    @torch.no_grad()
+    @ignoring_caller_settings()
     def encode_indices(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
         """Pictures of one size -> codebook indices: a list of int64 grids (B, h, w), top level first.
 
@@ -328,7 +343,7 @@ class LatentCodec:
             return [self.autoencoder.encode_indices(batches[0])]  # in float32, whatever the codec's dtype
         return [self._assign(self._encode_raw(batches[0], sample=False, generator=None, tile=None))]
 
-    @torch.no_grad()
+    @ignoring_caller_settings()
     def decode_indices(
         self,
         grids: Sequence[Tensor],

@@ -20,6 +20,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from latent_codec.files import named_in_utf8, replacing
+from latent_codec.torch_settings import ignoring_caller_settings
 
 Label = int | dict | None
 
@@ -70,6 +71,7 @@ class LatentFile:
         return None
 
 
+@ignoring_caller_settings()
 def save_latents(
     path: str | os.PathLike,
     latents: Tensor | Sequence[Tensor],
@@ -98,6 +100,7 @@ def save_latents(
     _write(Path(path), tensors, len(pictures), codec, names, sizes, labels)
 
 
+@ignoring_caller_settings()
 def save_indices(
     path: str | os.PathLike,
     grids: Sequence[Tensor] | Sequence[Sequence[Tensor]],
@@ -129,6 +132,7 @@ def save_indices(
     _write(Path(path), tensors, len(pictures), codec, names, sizes, labels)
 
 
+@ignoring_caller_settings()
 def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
     """Read a latent file; with `codec`, check that it may decode it, and warn if its decoder is another one.
 

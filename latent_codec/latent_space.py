@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latent_codec.torch_settings import uncompiled
+
 SUPPORTED = (
     "AsymmetricAutoencoderKL",
     "AutoencoderDC",
@@ -142,7 +144,7 @@ class LatentSpace:
             ValueError: for a class of autoencoder that cannot be used, with the reason.
         """
         config = autoencoder.config
-        kind = supported_class(type(autoencoder))
+        kind = supported_class(type(uncompiled(autoencoder)))
         if kind in ("AutoencoderDC", "AutoencoderTiny", "AutoencoderTinyGN"):
             channels, factor = config.latent_channels, 2 ** (len(config.encoder_block_out_channels) - 1)
         elif kind == "AsymmetricAutoencoderKL":
@@ -207,7 +209,7 @@ class LatentSpace:
 
 def side_multiple(autoencoder) -> int:
     """What a picture's sides must be divisible by: the factor, or more where levels halve the grid again."""
-    if supported_class(type(autoencoder)) == "HierarchicalVQ":
+    if supported_class(type(uncompiled(autoencoder))) == "HierarchicalVQ":
         return autoencoder.multiple
     return LatentSpace.from_config(autoencoder).downsampling_factor
 

@@ -27,12 +27,15 @@ def save_component(component, folder: str | os.PathLike) -> None:
         OSError: if it cannot be written.
     """
     from latent_codec.conversion.checkpoints import save_checkpoint
+    from latent_codec.torch_settings import plain_state_dict
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_config_of(component), indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    save_checkpoint(component.state_dict(), folder / WEIGHTS, {"format": "pt"} | config_metadata(component))
+    save_checkpoint(
+        plain_state_dict(component), folder / WEIGHTS, {"format": "pt"} | config_metadata(component)
+    )
 
 
 def config_metadata(component) -> dict[str, str]:

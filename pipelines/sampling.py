@@ -24,6 +24,7 @@ from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
 from latent_codec.pipelines.loading import INDEX, load_components
 from latent_codec.pipelines.rejection import class_probabilities, likeliest, num_to_keep
+from latent_codec.torch_settings import ignoring_caller_settings
 
 logger = logging.getLogger(__name__)
 
@@ -272,18 +273,19 @@ class SamplingPipeline(DiffusionPipeline):
                         options,
                     )
                 )
-        grids = [torch.cat(level) for level in zip(*parts)]
-        images = None
-        if keep is not None or output_type != "indices":
-            images = torch.cat([self._decode([grid[batch] for grid in grids]) for batch in batches])
-        probabilities = None
-        if keep is not None:
-            each = [self._score(images[batch], drawn[batch]) for batch in batches]
-            kept, probabilities = likeliest(torch.cat(each).view(-1, num_images), num_kept)
-            grids, images = [grid[kept.to(grid.device)] for grid in grids], images[kept.to(images.device)]
-            drawn = [drawn[place] for place in kept.tolist()]
+        with ignoring_caller_settings():
+            grids = [torch.cat(level) for level in zip(*parts)]
+            images = None
+            if keep is not None or output_type != "indices":
+                images = torch.cat([self._decode([grid[batch] for grid in grids]) for batch in batches])
+            probabilities = None
+            if keep is not None:
+                each = [self._score(images[batch], drawn[batch]) for batch in batches]
+                kept, probabilities = likeliest(torch.cat(each).view(-1, num_images), num_kept)
+                grids, images = [grid[kept.to(grid.device)] for grid in grids], images[kept.to(images.device)]
+                drawn = [drawn[place] for place in kept.tolist()]
+            pictures = grids if output_type == "indices" else as_output(list(images), output_type)
         self.maybe_free_model_hooks()
-        pictures = grids if output_type == "indices" else as_output(list(images), output_type)
         if not return_dict:
             return pictures, grids, drawn, probabilities
         return PriorPipelineOutput(pictures, grids, drawn, probabilities)
@@ -300,7 +302,8 @@ class SamplingPipeline(DiffusionPipeline):
         """One batch of grids, top level first."""
         grids: list[Tensor] = []
         for level, (prior, shape) in enumerate(zip(self._priors.values(), shapes)):
-            condition = self._condition(level, grids)
+            with ignoring_caller_settings():
+                condition = self._condition(level, grids)
 
             def report_level(grid: Tensor, done: Tensor, above=tuple(grids), prior=prior) -> None:
                 report([*above, grid], done)
@@ -325,6 +328,7 @@ class SamplingPipeline(DiffusionPipeline):
             )
         return grids
 
+    @ignoring_caller_settings()
     def _check_classifier(self, labels: list[int] | None, height: int, width: int) -> None:
         """Judge a blank picture, so that a classifier that does not fit says so before anything is drawn."""
         name, prior = self._top_prior
@@ -345,7 +349,7 @@ class SamplingPipeline(DiffusionPipeline):
         probabilities = class_probabilities(self.classifier, images, self._num_classes)
         return probabilities[torch.arange(len(labels)), torch.tensor(labels)]
 
-    @torch.no_grad()
+    @ignoring_caller_settings()
     def partial_images(self, grids: Sequence[Tensor], done: Tensor) -> list[Image.Image]:
         """Half-sampled grids, as a callback gets them -> pictures.
 

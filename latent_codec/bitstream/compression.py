@@ -31,6 +31,7 @@ from latent_codec.bitstream.targets import (
 from latent_codec.codec import LatentCodec, Picture, as_output, decodes_codewords
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.pictures import to_image
+from latent_codec.torch_settings import ignoring_caller_settings
 
 TILE = 1024
 """Pixels; pictures that are larger become several tiles."""
@@ -48,6 +49,7 @@ class Decoded(DecodedValues):
     container: Container
 
 
+@ignoring_caller_settings()
 def compress(
     codec: LatentCodec,
     picture: Picture,
@@ -82,6 +84,7 @@ def compress(
     return prepared.compress(quality=quality, target_bytes=target_bytes, rate_weight=rate_weight)
 
 
+@ignoring_caller_settings()
 def prepare(
     codec: LatentCodec,
     picture: Picture,
@@ -130,6 +133,7 @@ class PreparedPicture:
     encoded: np.ndarray | Values
     """Latents, float32 (C, h, w), or grids of indices."""
 
+    @ignoring_caller_settings()
     def compress(
         self,
         *,
@@ -164,6 +168,7 @@ class PreparedPicture:
         return data
 
 
+@ignoring_caller_settings()
 def decompress(
     codec: LatentCodec,
     data: bytes,
@@ -222,6 +227,7 @@ def decompress(
     return as_output([image[:, top : top + height, left : left + width]], output_type)[0]
 
 
+@ignoring_caller_settings()
 def read(
     codec: LatentCodec,
     data: bytes,
@@ -330,7 +336,6 @@ def _warn_of_missing(container: Container) -> None:
         warnings.warn(f"decoded in part; missing or damaged: {shown}", PartialWarning, stacklevel=3)
 
 
-@torch.no_grad()
 def _decode_some_levels(codec: LatentCodec, grids: Sequence[Tensor], known: Sequence[np.ndarray]) -> Tensor:
     """An image (C, H, W) of a HierarchicalVQ's indices, with the mean codeword where none is known."""
     autoencoder, quantized = codec.autoencoder, []

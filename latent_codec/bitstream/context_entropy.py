@@ -30,6 +30,7 @@ from latent_codec.models.context_network import (
     num_inputs,
     with_margin,
 )
+from latent_codec.torch_settings import ignoring_caller_settings
 
 LARGEST_MULTIPLIER = 1 << 28
 """So that a product with a value, which is below 2^33, has 64 bits."""
@@ -166,15 +167,15 @@ class LatentContextEntropy(ContextEntropy):
         return LatentPredictor(self, shapes[0], steps_index)
 
     @classmethod
+    @ignoring_caller_settings()
     def export(cls, context: LatentContext, codec: LatentCodec, rate_weight: float) -> "LatentContextEntropy":
         """What a trained network says, as whole numbers.
 
         Args:
             rate_weight: that files will be quantised with, as a rule.
         """
-        with torch.no_grad():
-            weights = torch.softmax(context.component_weights.double(), 0).cpu().numpy()
-            scales = torch.exp2(context.component_scales.double()).cpu().numpy()
+        weights = torch.softmax(context.component_weights.double(), 0).cpu().numpy()
+        scales = torch.exp2(context.component_scales.double()).cpu().numpy()
         steps = context.steps().cpu().numpy()
         per_unit = steps.astype(np.float64) / (np.array(context.config.units) / ONE)
         found = mixture_tables(weights, scales, rate_weight)
@@ -200,6 +201,7 @@ class LatentContextEntropy(ContextEntropy):
 class LatentPredictor:
     """Of one tile of latents."""
 
+    @ignoring_caller_settings()
     def __init__(self, model: LatentContextEntropy, shape: Shape, steps_index: int):
         self._model, self._steps_index = model, steps_index
         self._inside = with_margin(torch.full(shape[1:], ONE))
@@ -210,6 +212,7 @@ class LatentPredictor:
             positions = (channels + self._places[phase][0].numpy()).reshape(-1)
             self.passes.append(Pass(0, positions, LAYER_OF_PHASE[phase]))
 
+    @ignoring_caller_settings()
     def predict(self, number: int, values: Sequence[np.ndarray]) -> Prediction:
         model, steps_index = self._model, self._steps_index
         phase, first, count = model.groups[number]
@@ -348,12 +351,12 @@ class IndexContextEntropy(ContextEntropy):
         return IndexPredictor(self, shapes)
 
     @classmethod
+    @ignoring_caller_settings()
     def export(cls, context: IndexContext, codec: LatentCodec) -> "IndexContextEntropy":
         """What a trained network says, as whole numbers."""
         levels = range(len(context.config.codebook_sizes))
         chances = 1 / (1 + np.exp(-np.arange(-LARGEST_LOGIT, LARGEST_LOGIT + 1) / ONE))
-        with torch.no_grad():
-            embeddings = torch.cat([context.whole_embedding(level) for level in levels])
+        embeddings = torch.cat([context.whole_embedding(level) for level in levels])
         return cls(
             tables=Tables.concatenate(
                 list(cumulative_tables(np.stack([1 - chances, chances], 1))),
@@ -372,6 +375,7 @@ class IndexContextEntropy(ContextEntropy):
 class IndexPredictor:
     """Of one tile of indices, whose codes are leaves of trees."""
 
+    @ignoring_caller_settings()
     def __init__(self, model: IndexContextEntropy, shapes: Sequence[Shape]):
         self._model = model
         self._key, self._hidden = None, None
@@ -386,6 +390,7 @@ class IndexPredictor:
                 self.passes += passes
                 self._phases += [phase] * len(passes)
 
+    @ignoring_caller_settings()
     def predict(self, number: int, values: Sequence[np.ndarray]) -> Prediction:
         model, each, phase = self._model, self.passes[number], self._phases[number]
         if self._key != (each.level, phase):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
+from latent_codec.torch_settings import ignoring_caller_settings
 
 NOISE = 0.1
 """Standard deviations of a channel."""
@@ -11,7 +12,7 @@ COARSEST_PSNR = 20.0
 """dB that the errors of the coarsest steps alone would leave of a picture."""
 
 
-@torch.no_grad()
+@ignoring_caller_settings()
 def decoder_sensitivity(codec: LatentCodec, latents: Tensor, seed: int = 0) -> Tensor:
     """Mean squared error of pictures, values in [0, 1], per squared error of each channel: what a little noise there does.
 

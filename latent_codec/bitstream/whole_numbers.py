@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from latent_codec.models.context_network import LIMIT, MAX_SUM, WholeNumberLinear, WholeNumberMLP
+from latent_codec.torch_settings import ignoring_caller_settings
 
 KERNELS = {"float32": torch.float32, "int32": torch.int32}
 
@@ -32,10 +33,6 @@ class Arithmetic:
     def __post_init__(self):
         if self.kernel not in KERNELS:
             raise ValueError(f"kernel is {self.kernel}; allowed are {', '.join(KERNELS)}")
-
-    def exactly(self) -> torch.autocast:
-        """A context in which products are what they are written as, whatever the caller has torch do for speed."""
-        return torch.autocast(torch.device(self.device).type, enabled=False)
 
     def tensor(self, array: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(array).to(self.device, KERNELS[self.kernel])
@@ -110,8 +107,7 @@ class WholeNumberLayer:
         weights, biases, _ = self._tensors(arithmetic)
         if not self.inputs:
             return self._shifted(biases[:, None].expand(-1, x.shape[1]), slice(None), arithmetic)
-        with arithmetic.exactly():
-            sums = torch.addmm(biases[:, None], weights, x)
+        sums = torch.addmm(biases[:, None], weights, x)
         return self._shifted(sums, slice(None), arithmetic)
 
     def rows(self, rows: np.ndarray, x: Tensor, arithmetic: Arithmetic) -> Tensor:
@@ -183,6 +179,7 @@ class WholeNumberNetwork:
             for key, array in layer.arrays(f"{name}.{index}").items()
         }
 
+    @ignoring_caller_settings()
     def __call__(self, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
         """Whole numbers (inputs, n), -127 to 127, in any dtype -> (outputs, n)."""
         x = arithmetic.tensor(inputs)

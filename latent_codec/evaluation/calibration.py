@@ -32,6 +32,7 @@ from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.latent_space import LatentSpace, is_movq
 from latent_codec.picture_sources import PictureSource, spread
 from latent_codec.pictures import PictureError, center_crop
+from latent_codec.torch_settings import ignoring_caller_settings
 
 Convention = Literal["scale", "channels", "normalize", "keep"]
 
@@ -101,7 +102,7 @@ class Calibration:
         return dataclasses.asdict(self)
 
 
-@torch.no_grad()
+@ignoring_caller_settings()
 def measure(
     codec: LatentCodec,
     source: PictureSource,
@@ -218,7 +219,7 @@ def check_convention(autoencoder, convention: Convention) -> None:
         )
 
 
-@torch.no_grad()
+@ignoring_caller_settings()
 def normalize_latents(autoencoder: AutoencoderKL, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Fold (raw - mean) / std into quant_conv and its inverse into post_quant_conv.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latent_codec.codec import LatentCodec, decodes_codewords
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.torch_settings import ignoring_caller_settings
 
 NEIGHBOURHOOD = 5
 """A codeword is shown amid equal ones on a grid of at least this side, because decoders see beyond a position.
@@ -193,7 +194,7 @@ def fixed_length_bits_per_pixel(codec: LatentCodec, height: int, width: int) -> 
     return bits / (height * width)
 
 
-@torch.no_grad()
+@ignoring_caller_settings()
 def codeword_tiles(
     codec: LatentCodec, level: int = 0, *, on_progress: Callable[[int, int], None] | None = None
 ) -> Tensor:

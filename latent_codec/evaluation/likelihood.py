@@ -20,6 +20,7 @@ from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.picture_labels import Pictures, class_of
 from latent_codec.picture_sources import spread
 from latent_codec.pictures import PictureError
+from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_POSITIONS = 2**13
 """Grids go through a prior together up to so many positions, whose attention is quadratic in a grid's."""
@@ -83,7 +84,7 @@ class Likelihood:
         return asdict(self) | {"levels": [level.to_dict() for level in self.levels]}
 
 
-@torch.no_grad()
+@ignoring_caller_settings()
 def measure_likelihood(
     priors: Sequence[AutoregressivePrior],
     pictures: Pictures,

@@ -17,6 +17,7 @@ from latent_codec.evaluation.frechet import FrechetMeter, load_feature_network
 from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
 from latent_codec.picture_sources import PictureSource, spread
 from latent_codec.pictures import PictureError
+from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_PIXELS = 512 * 512
 """Neighbouring pictures of one size go through together up to this many pixels."""
@@ -117,7 +118,7 @@ def evaluate_codec(
     skipped: list[str] = []
     has_posterior = not codec.is_discrete
 
-    with torch.no_grad():
+    with ignoring_caller_settings():
         for batch_indices, originals in _batches(source, indices, codec.channels, skipped):
             originals = originals.to(device)
             if not pictures:

@@ -12,6 +12,7 @@ position after the other from caches, by the same weights (models/causal.py).
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from latent_codec.models.causal import Surroundings, shift_down, shift_raster, shift_right
 from latent_codec.models.own_weights import OwnWeights
+from latent_codec.torch_settings import ignoring_caller_settings
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -157,30 +159,31 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"{len(generator)} generators came for {batch} grids; give one, or one for each."
             )
-        indices, done = self._start(batch, height, width, known, known_mask)
-        by_position = indices.permute(2, 3, 0, 1)  # views, which change with the grid
-        keep = done.clone().permute(1, 2, 0)
-        skips = keep.all(2).tolist()
-        any_known = keep.any(2).tolist()
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
-            context = self._context(batch, height, width, condition, class_labels)
-            walk = Walk(self, batch, height, width, context)
-            for row in range(height):
-                chances = draw_chances((width, self.data_channels), batch, generator, self.device)
-                for column in range(width):
-                    walk.advance()
-                    values = by_position[row, column]
-                    for channel in range(0 if skips[row][column] else self.data_channels):
-                        logits = filter_logits(walk.logits(values, channel), temperature, top_k, top_p)
-                        drawn = draw(logits, chances[column, channel])
-                        if any_known[row][column]:
-                            drawn = torch.where(keep[row, column], values[:, channel], drawn)
-                        values[:, channel] = drawn
-                    walk.append(values)
-                    if callback is not None:
-                        done[:, row, column] = True
-                        with torch.inference_mode(False), torch.no_grad():
-                            callback(indices if self.has_channels else indices[:, 0], done)
+        with ignoring_caller_settings():
+            indices, done = self._start(batch, height, width, known, known_mask)
+            by_position = indices.permute(2, 3, 0, 1)  # views, which change with the grid
+            keep = done.clone().permute(1, 2, 0)
+            skips = keep.all(2).tolist()
+            any_known = keep.any(2).tolist()
+            with torch.inference_mode():  # which is faster; the indices stay ordinary tensors
+                context = self._context(batch, height, width, condition, class_labels)
+                walk = Walk(self, batch, height, width, context)
+        for row, column in product(range(height), range(width)):
+            with ignoring_caller_settings(), torch.inference_mode():
+                if column == 0:
+                    chances = draw_chances((width, self.data_channels), batch, generator, self.device)
+                walk.advance()
+                values = by_position[row, column]
+                for channel in range(0 if skips[row][column] else self.data_channels):
+                    logits = filter_logits(walk.logits(values, channel), temperature, top_k, top_p)
+                    drawn = draw(logits, chances[column, channel])
+                    if any_known[row][column]:
+                        drawn = torch.where(keep[row, column], values[:, channel], drawn)
+                    values[:, channel] = drawn
+                walk.append(values)
+            if callback is not None:
+                done[:, row, column] = True
+                callback(indices if self.has_channels else indices[:, 0], done)
         return indices if self.has_channels else indices[:, 0]
 
     def _features(

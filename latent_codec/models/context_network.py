@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_codec.models.own_weights import OwnWeights
+from latent_codec.torch_settings import ignoring_caller_settings
 
 NUM_PHASES = 5
 NUM_NEIGHBOURS = 16
@@ -67,6 +68,7 @@ def neighbour_offsets(phase: int) -> tuple[list[tuple[int, int]], list[tuple[int
 
 
 @lru_cache(maxsize=64)
+@ignoring_caller_settings()
 def grid_places(height: int, width: int, phase: int) -> tuple[Tensor, Tensor, Tensor]:
     """Where the positions of a phase and their neighbours lie.
 

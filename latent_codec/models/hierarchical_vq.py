@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
+from latent_codec.torch_settings import ignoring_caller_settings
 
 
 class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -170,7 +171,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
             concatenation = torch.cat([upsampler(concatenation), codewords], 1)
         return concatenation
 
-    @torch.no_grad()
+    @ignoring_caller_settings()
     def upper_features(self, grids: list[Tensor]) -> Tensor:
         """What the indices of the upper levels say to a prior of the next: the codewords as the decoder takes them.
 

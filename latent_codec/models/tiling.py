@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_codec.models.feature_maps import FeatureMap
+from latent_codec.torch_settings import uncompiled
 
 QUERY_SIDE = 32
 """Of a tile of queries. Fewer at a time are slower; more may be too many where a device keeps a table of all scores."""
@@ -192,9 +193,9 @@ class _Tiles:
 def _layers(block: nn.Module) -> Iterator[nn.Module]:
     """The layers of a block of an encoder or decoder, in the order in which it runs them."""
     for pair in zip_longest(block.resnets, getattr(block, "attentions", ())):
-        yield from (layer for layer in pair if layer is not None)
+        yield from (uncompiled(layer) for layer in pair if layer is not None)
     for name in ("downsamplers", "upsamplers"):
-        yield from getattr(block, name, None) or ()
+        yield from map(uncompiled, getattr(block, name, None) or ())
 
 
 def _sequence(*modules: nn.Module | None) -> nn.Sequential:

@@ -24,6 +24,7 @@ from latent_codec.pictures import PictureError, center_crop, pad_to_multiple
 from latent_codec.previews.full import codebooks, position_sides, rgb
 from latent_codec.previews.palette import Palette
 from latent_codec.previews.previewer import LatentPreviewer
+from latent_codec.torch_settings import ignoring_caller_settings
 
 SIDE = 192
 """Pictures are cut to their middle, at most so many pixels a side, and random latents make pictures of at most this side."""
@@ -85,7 +86,7 @@ class Sample:
     """(B, 3, h, w) in [-1, 1]."""
 
 
-@torch.no_grad()
+@ignoring_caller_settings()
 def fit_linear(
     codec: LatentCodec,
     source: PictureSource | None = None,

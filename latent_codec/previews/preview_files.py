@@ -23,6 +23,7 @@ from latent_codec.files import replacing
 from latent_codec.models.own_weights import check_finite, own_copy
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.palette import Palette
+from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict
 
 NAME = "preview.safetensors"
 ENTRY = "latent_codec_preview"
@@ -58,7 +59,7 @@ def write_preview(path: Path, codec: LatentCodec, preview: StoredPreview) -> Non
         tensors["palette.mean"] = preview.palette.mean
         tensors |= {f"palette.{level}": table for level, table in enumerate(preview.palette.tables)}
     if preview.tiny is not None:
-        tensors |= {f"tiny.{key}": tensor.half() for key, tensor in preview.tiny.state_dict().items()}
+        tensors |= {f"tiny.{key}": tensor.half() for key, tensor in plain_state_dict(preview.tiny).items()}
         config = preview.tiny.config
         facts["tiny"] = {key: config[key] for key in config if not key.startswith("_")}
     metadata = {ENTRY: json.dumps(facts)}  # one entry, since safetensors writes several in any order
@@ -67,6 +68,7 @@ def write_preview(path: Path, codec: LatentCodec, preview: StoredPreview) -> Non
         written.write_bytes(save({key: each.cpu().contiguous() for key, each in tensors.items()}, metadata))
 
 
+@ignoring_caller_settings()
 def read_preview(path: Path, codec: LatentCodec) -> StoredPreview:
     """Read the preview of `codec`.
 

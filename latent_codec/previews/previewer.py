@@ -13,6 +13,7 @@ from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.full import FullPreview
 from latent_codec.previews.palette import Palette, checked_grids
 from latent_codec.previews.preview_files import preview_path, read_preview
+from latent_codec.torch_settings import ignoring_caller_settings
 
 KINDS = ("linear", "tiny", "full")
 
@@ -45,6 +46,7 @@ class LatentPreviewer:
         self._paint, self._paint_indices, self._codebook_sizes = paint, paint_indices, list(codebook_sizes)
 
     @classmethod
+    @ignoring_caller_settings()
     def from_pretrained(
         cls, name_or_path: str | os.PathLike = "default", *, kind: str | None = None
     ) -> "LatentPreviewer":
@@ -135,7 +137,7 @@ class LatentPreviewer:
     def latent_channels(self) -> int:
         return self.space.channels
 
-    @torch.no_grad()
+    @ignoring_caller_settings()
     def __call__(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w), of any float dtype, on any device -> RGB.
 
@@ -154,7 +156,7 @@ class LatentPreviewer:
             )
         return _finished(self._paint(latents.detach()))
 
-    @torch.no_grad()
+    @ignoring_caller_settings()
     def indices(
         self, grids: Tensor | Sequence[Tensor], *, known_mask: Tensor | Sequence[Tensor] | None = None
     ) -> Tensor:
