@@ -29,6 +29,7 @@ from latent_codec.conversion.renaming import (
 )
 from latent_codec.conversion.scales import known_scale
 from latent_codec.models.own_weights import own_copy
+from latent_codec.torch_settings import plain_state_dict
 
 FORMATS: tuple[Format, ...] = (
     ldm_kl.FORMAT,
@@ -176,7 +177,7 @@ def from_diffusers(component: ModelMixin, name: str) -> dict[str, Tensor]:
     reason = format.refuses(component)
     if reason is not None:
         raise ConversionError(f"this {type(component).__name__} cannot be written as {name}: {reason}.")
-    state = component.state_dict()
+    state = plain_state_dict(component)
     names = foreign_keys(format.table(component.config), state)
     return format.complete({theirs: change.to_foreign(state[key]) for key, (theirs, change) in names.items()})
 

@@ -12,6 +12,7 @@ from latent_codec.conversion.checkpoints import open_checkpoint, save_checkpoint
 from latent_codec.conversion.foreign import Foreign, find_format, from_diffusers, read_foreign
 from latent_codec.conversion.renaming import ConversionError, Network
 from latent_codec.files import replacing
+from latent_codec.torch_settings import plain_state_dict
 from latent_codec.weight_files import FORMER_WEIGHTS, WEIGHTS, config_metadata, save_component
 
 Dtypes = Mapping[str, torch.dtype] | torch.dtype | None
@@ -102,7 +103,7 @@ def _save(component: ModelMixin, folder: Path, card: str | None) -> None:
 def _with_dtypes(component: ModelMixin, dtypes: Dtypes) -> ModelMixin:
     """The component on the CPU, its floating-point tensors in these dtypes."""
     state = {}
-    for key, tensor in component.state_dict().items():
+    for key, tensor in plain_state_dict(component).items():
         dtype = dtypes.get(key) if isinstance(dtypes, Mapping) else dtypes
         state[key] = _cast(tensor, dtype).cpu()
     copy = Network(type(component), component.config).on_meta()

@@ -5,19 +5,28 @@ import contextlib
 import pytest
 import test_bitstream
 import test_codec
+import test_hierarchical_prior_pipeline
+import test_prior_pipeline
 import torch
+from safetensors.torch import load_file
 from test_autoencoder_tiny_gn import tiny as tiny_gn
 
 from latent_codec import LatentCodec
 from latent_codec.bitstream import compress, decompress, fit_static, load_entropy_model
-from latent_codec.codec_folders import WEIGHTS
+from latent_codec.codec_folders import ASSETS
+from latent_codec.conversion.writing import write_foreign
+from latent_codec.evaluation.drop_in_audit import audit_drop_in
 from latent_codec.latent_files import load_latents, save_latents
 from latent_codec.latent_space import side_multiple
+from latent_codec.models.context_network import grid_places
+from latent_codec.pipelines.folders import load_pipeline
 from latent_codec.previews import LatentPreviewer
+from latent_codec.prior_folders import load_prior
 from latent_codec.torch_settings import ignoring_caller_settings
+from latent_codec.weight_files import WEIGHTS
 
-BUILD = {build.__name__: build for build in [*test_codec.MODELS, tiny_gn]}
-CODECS = ["default", "default-vq", *test_bitstream.KINDS, *(f"diffusers {name}" for name in BUILD)]
+OWN = ["default", "default-vq", *test_bitstream.KINDS]
+OTHERS = {build.__name__: build for build in test_codec.MODELS} | {"tiny_gn": tiny_gn}
 
 
 @contextlib.contextmanager
@@ -71,16 +80,16 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """What `LatentCodec.from_pretrained` takes, for each of CODECS; those of KINDS with an entropy model."""
+    """What `LatentCodec.from_pretrained` takes, for each of OWN and OTHERS; those of KINDS with an entropy model."""
     root, found = tmp_path_factory.mktemp("codecs"), {}
-    for name in CODECS:
+    for name in (*OWN, *OTHERS):
         if name in ("default", "default-vq"):
             found[name] = name
             continue
         if name in test_bitstream.KINDS:
             codec = test_bitstream.build(name)
         else:
-            codec = LatentCodec(BUILD[name.split()[1]](), name=name)
+            codec = LatentCodec(OTHERS[name](), name=name)
         found[name] = root / name
         codec.save_pretrained(found[name])
         if name in test_bitstream.KINDS:
@@ -129,7 +138,9 @@ def answers(codec: LatentCodec, folder) -> dict:
     stored = load_latents(path, codec=codec)
     found["latent file"] = [stored.latents, stored.space_fingerprint, stored.fingerprint]
     codec.save_pretrained(folder / "codec")
-    found["weight file"] = (folder / "codec" / WEIGHTS).read_bytes()
+    found["saved config"] = (folder / "codec" / "config.json").read_text()
+    with ignoring_caller_settings():
+        found["saved weights"] = load_file(folder / "codec" / WEIGHTS)
     return found
 
 
@@ -171,10 +182,187 @@ def plain(folders, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize(
+    "name, setting",
+    [
+        *((name, setting) for name in OWN for setting in SETTINGS),
+        *((name, setting) for name in OTHERS for setting in ("default float64", "all")),
+    ],
+)
 def test_a_codec_opened_and_used_under_any_setting_is_the_plain_one(name, setting, folders, plain, tmp_path):
     expected = plain(name)
     with SETTINGS[setting]():
         found = answers(opened(folders[name]), tmp_path)
     assert_same(found, expected)
+
+
+def compiled_parts(autoencoder):
+    for name, part in list(autoencoder.named_children()):
+        if name in ("encoder", "decoder", "quant_conv"):
+            setattr(autoencoder, name, torch.compile(part, backend="eager"))
+        elif isinstance(part, torch.nn.ModuleList):  # of a HierarchicalVQ, which has no forward
+            part[0] = torch.compile(part[0], backend="eager")
+    return autoencoder
+
+
+def compiled_blocks(autoencoder):
+    for part in list(autoencoder.modules()):
+        for name, block in list(part.named_children()):
+            if type(block).__name__ in ("ResnetBlock2D", "ResidualBlock", "AutoencoderTinyBlock"):
+                part._modules[name] = torch.compile(block, backend="eager")
+    return autoencoder
+
+
+def compiled_in_place(autoencoder):
+    autoencoder.compile(backend="eager")
+    return autoencoder
+
+
+def compiled_methods(autoencoder):
+    autoencoder.decode = torch.compile(autoencoder.decode, backend="eager")
+    return autoencoder
+
+
+COMPILED = {
+    "parts": compiled_parts,
+    "blocks": compiled_blocks,
+    "whole": lambda autoencoder: torch.compile(autoencoder, backend="eager"),
+    "whole and parts": lambda autoencoder: torch.compile(compiled_parts(autoencoder), backend="eager"),
+    "in place": compiled_in_place,
+    "a method": compiled_methods,
+}
+
+
+@pytest.mark.parametrize(
+    "name, how", [("default", "parts"), *((name, how) for name in test_bitstream.KINDS for how in COMPILED)]
+)
+def test_a_compiled_codec_is_the_plain_one(name, how, folders, plain, tmp_path):
+    expected = plain(name)
+    codec = opened(folders[name])
+    codec.autoencoder = COMPILED[how](codec.autoencoder)
+    assert_same(answers(codec, tmp_path), expected)
+    assert LatentCodec.from_pretrained(tmp_path / "codec").fingerprint == codec.fingerprint
+    given = LatentCodec(COMPILED[how](opened(folders[name]).autoencoder))
+    assert (given.space, given.fingerprint) == (expected["space"], expected["fingerprints"][1])
+
+
+def test_a_compiled_codec_compares_and_converts_as_the_plain_one(tmp_path):
+    config = {"block_out_channels": (32, 32, 32)}  # 32 groups, as latent-diffusion's code has them
+    codec, plain_codec = (LatentCodec(test_codec.kl(norm_num_groups=32, **config)) for _ in range(2))
+    compiled_parts(codec.autoencoder)
+    report = audit_drop_in(codec, plain_codec)
+    assert report.encoder.num_equal == report.encoder.num_tensors > 0
+    for each, file in ((codec, "compiled.safetensors"), (plain_codec, "plain.safetensors")):
+        write_foreign(each.autoencoder, "ldm", tmp_path / file)
+    compiled, expected = (load_file(tmp_path / f"{name}.safetensors") for name in ("compiled", "plain"))
+    assert_same(compiled, expected)
+
+
+PIPELINES = {
+    **{
+        kind: lambda kind=kind: test_prior_pipeline.pipeline(kind, torch.float32)
+        for kind in test_prior_pipeline.KINDS
+    },
+    "levels": lambda: test_hierarchical_prior_pipeline.pipeline(dtype=torch.float32),
+}
+
+
+def drawn(pipe) -> list:
+    """What a pipeline draws, and what its callback sees half-way."""
+    seen = []
+
+    def look(step, num_steps, grids, done):
+        if step == num_steps // 2:
+            seen.append([grids[-1].clone(), done.clone()])
+            seen.append(pipe.partial_images(grids, done)[0].tobytes())
+
+    keep = {"keep": 1} if pipe.classifier is not None else {}
+    result = pipe(
+        [0, 2], 2, **keep, generator=torch.Generator().manual_seed(0), output_type="pt", callback=look
+    )
+    return [seen, result.images, result.indices, result.class_labels, result.probabilities]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_opened_and_sampled_under_any_setting_is_the_plain_one(name, setting, tmp_path):
+    pipe = PIPELINES[name]()
+    pipe.save_pretrained(tmp_path)
+    expected = drawn(load_pipeline(tmp_path))
+    with SETTINGS[setting]():
+        found = drawn(load_pipeline(tmp_path))
+    # The callback clones what it sees, which in the caller's inference mode makes its tensors.
+    assert_same(found[1:], expected[1:])
+    assert found[0][1::2] == expected[0][1::2]
+    for mine, theirs in zip(found[0][::2], expected[0][::2]):
+        assert all(map(torch.equal, mine, theirs))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_shipped_pipeline_and_its_prior_are_the_plain_ones(setting):
+    arguments = {"class_labels": torch.tensor([3, 7], device="cpu")}
+
+    def draw():
+        prior = load_prior(ASSETS / "fashion-mnist" / "prior")
+        pipe = load_pipeline("fashion-mnist")
+        seeded = torch.Generator().manual_seed(0)
+        images = pipe([5], 1, generator=seeded, output_type="pt").images
+        return [images, prior.sample((2, 3, 4), generator=seeded, **arguments)]
+
+    expected = draw()
+    with SETTINGS[setting]():
+        found = draw()
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_previews_are_the_plain_ones(setting, tmp_path):
+    def shown():
+        with ignoring_caller_settings():
+            torch.manual_seed(0)
+            latents = torch.randn(2, 4, 6, 5, dtype=torch.float32)
+            indices = torch.randint(-1, 16, (1, 4, 5))
+        linear = LatentPreviewer.from_pretrained("default", kind="linear")
+        best = LatentPreviewer.from_pretrained("default")
+        palette = LatentPreviewer.from_pretrained("default-vq", kind="linear")
+        return [
+            linear(latents[:, : linear.latent_channels]),
+            best(latents[:, : best.latent_channels]),
+            palette.indices(indices),
+        ]
+
+    expected = shown()
+    with SETTINGS[setting]():
+        found = shown()
+    assert_same(found, expected)
+
+
+def test_what_is_cached_under_a_setting_serves_a_later_training():
+    grid_places.cache_clear()
+    with torch.inference_mode(), torch.device("meta"):
+        places = grid_places(8, 6, 1)
+    features = torch.zeros(3, 4, requires_grad=True)
+    features[:, places[0] % 4].sum().backward()  # an index of inference mode could not be kept for this
+    assert features.grad.sum() == 3 * len(places[0])
+
+
+def test_a_callback_runs_under_the_callers_settings():
+    prior = test_prior_pipeline.codec_and_prior("pixels")[1]
+    seen = []
+
+    def look(indices, done):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.empty(0).device.type, torch.is_grad_enabled()))
+
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        labels = torch.zeros(1, dtype=torch.int64, device="cpu")
+        prior.sample((1, 3, 1, 2), class_labels=labels, callback=look)
+    assert seen == [(True, "meta", False)] * 2
+
+
+def test_settings_come_back_after_a_codec_and_after_an_error():
+    codec = LatentCodec(test_codec.kl())
+    with torch.autocast("cpu", torch.bfloat16), torch.device("meta"), torch.enable_grad():
+        for images in (image(), "not there.png"):
+            with contextlib.suppress(ValueError):
+                codec.encode(images)
+            assert torch.is_autocast_enabled("cpu") and torch.empty(0).is_meta and torch.is_grad_enabled()

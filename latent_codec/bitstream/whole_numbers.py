@@ -119,13 +119,13 @@ class WholeNumberLayer:
 
     def _shifted(self, sums: Tensor, rows: slice | Tensor, arithmetic: Arithmetic) -> Tensor:
         shifts = self._tensors(arithmetic)[2][rows, None]
-        if sums.dtype == torch.int32:
-            return sums >> shifts
-        return torch.floor(sums * torch.exp2(-shifts))
+        return sums >> shifts if sums.dtype == torch.int32 else torch.floor(sums * shifts)
 
     def _tensors(self, arithmetic: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, biases and shifts; for sums in float32 powers of 2 instead of shifts, exact on every machine."""
         if arithmetic not in self._cache:
-            arrays = self.weights, self.biases, self.shifts
+            shifts = self.shifts if arithmetic.kernel == "int32" else np.ldexp(1.0, -self.shifts)
+            arrays = self.weights, self.biases, shifts
             self._cache[arithmetic] = tuple(map(arithmetic.tensor, arrays))
         return self._cache[arithmetic]
 

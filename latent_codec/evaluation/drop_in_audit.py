@@ -21,6 +21,7 @@ from latent_codec import metrics
 from latent_codec.codec import LatentCodec, Picture
 from latent_codec.latent_space import LatentSpace
 from latent_codec.pictures import to_image
+from latent_codec.torch_settings import plain_state_dict
 
 CLOSE = 0.03
 """Drift up to which a denoiser fits: the least noise that Stable Diffusion's schedule trains on is
@@ -168,7 +169,7 @@ def _compare_weights(codec: LatentCodec, reference: LatentCodec, *, of_decoder: 
     mine, theirs = (
         {
             key: tensor
-            for key, tensor in each.autoencoder.state_dict().items()
+            for key, tensor in plain_state_dict(each.autoencoder).items()
             if each._is_of_decoder(key) == of_decoder
         }
         for each in (codec, reference)
