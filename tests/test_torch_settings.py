@@ -25,7 +25,7 @@ from latent_codec.prior_folders import load_prior
 from latent_codec.torch_settings import ignoring_caller_settings
 from latent_codec.weight_files import WEIGHTS
 
-OWN = ["default", "default-vq", *test_bitstream.KINDS]
+SHIPPED = ["default", "default-vq"]
 OTHERS = {build.__name__: build for build in test_codec.MODELS} | {"tiny_gn": tiny_gn}
 
 
@@ -76,14 +76,16 @@ SETTINGS = {
     "deterministic": deterministic,
     "all": in_bfloat16_on_meta,
 }
+SOME = ["default float64", "inference mode", "all"]
+"""For what takes long: the last one combines most of SETTINGS."""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """What `LatentCodec.from_pretrained` takes, for each of OWN and OTHERS; those of KINDS with an entropy model."""
+    """What `LatentCodec.from_pretrained` takes, for each of SHIPPED, KINDS and OTHERS; those of KINDS with an entropy model."""
     root, found = tmp_path_factory.mktemp("codecs"), {}
-    for name in (*OWN, *OTHERS):
-        if name in ("default", "default-vq"):
+    for name in (*SHIPPED, *test_bitstream.KINDS, *OTHERS):
+        if name in SHIPPED:
             found[name] = name
             continue
         if name in test_bitstream.KINDS:
@@ -185,8 +187,8 @@ def plain(folders, tmp_path_factory):
 @pytest.mark.parametrize(
     "name, setting",
     [
-        *((name, setting) for name in OWN for setting in SETTINGS),
-        *((name, setting) for name in OTHERS for setting in ("default float64", "all")),
+        *((name, setting) for name in test_bitstream.KINDS for setting in SETTINGS),
+        *((name, setting) for name in (*SHIPPED, *OTHERS) for setting in SOME),
     ],
 )
 def test_a_codec_opened_and_used_under_any_setting_is_the_plain_one(name, setting, folders, plain, tmp_path):
@@ -283,7 +285,7 @@ def drawn(pipe) -> list:
     return [seen, result.images, result.indices, result.class_labels, result.probabilities]
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", SOME)
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_pipeline_opened_and_sampled_under_any_setting_is_the_plain_one(name, setting, tmp_path):
     pipe = PIPELINES[name]()
@@ -298,7 +300,7 @@ def test_a_pipeline_opened_and_sampled_under_any_setting_is_the_plain_one(name, 
         assert all(map(torch.equal, mine, theirs))
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", SOME)
 def test_the_shipped_pipeline_and_its_prior_are_the_plain_ones(setting):
     arguments = {"class_labels": torch.tensor([3, 7], device="cpu")}
 
@@ -315,7 +317,7 @@ def test_the_shipped_pipeline_and_its_prior_are_the_plain_ones(setting):
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", SOME)
 def test_previews_are_the_plain_ones(setting, tmp_path):
     def shown():
         with ignoring_caller_settings():
