@@ -26,7 +26,7 @@ from latent_codec.torch_settings import ignoring_caller_settings
 from latent_codec.weight_files import WEIGHTS
 
 SHIPPED = ["default", "default-vq"]
-OTHERS = {build.__name__: build for build in test_codec.MODELS} | {"tiny_gn": tiny_gn}
+OTHERS = {f"class {build.__name__}": build for build in test_codec.MODELS} | {"class tiny_gn": tiny_gn}
 
 
 @contextlib.contextmanager
