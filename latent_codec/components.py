@@ -28,6 +28,7 @@ from torch import Tensor
 from latent_codec.conversion.checkpoints import MAX_TENSORS, Checkpoint, open_checkpoint
 from latent_codec.files import read_folder
 from latent_codec.models.own_weights import check_finite, own_copy
+from latent_codec.torch_settings import ignoring_caller_settings
 from latent_codec.weight_files import WEIGHTS
 
 CONFIG = "config.json"
@@ -263,6 +264,7 @@ def _open_shards(index: Path) -> Weights:
     return Weights(index, parts)
 
 
+@ignoring_caller_settings()
 def load_component(
     weights: Path, find_class: Callable[[str], type], config: dict[str, Any] | None = None
 ) -> torch.nn.Module:

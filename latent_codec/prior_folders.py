@@ -7,7 +7,6 @@ from latent_codec.components import find_component, open_component
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
-from latent_codec.torch_settings import ignoring_caller_settings
 
 CLASSES = {each.__name__: each for each in (PixelCNN, PixelSNAIL)}
 
@@ -21,7 +20,6 @@ def find_prior(path: str | os.PathLike) -> Path:
     return find_component(path, "prior", CLASSES.values())
 
 
-@ignoring_caller_settings()
 def load_prior(path: str | os.PathLike) -> AutoregressivePrior:
     """The prior that `find_prior` finds, in float32 and eval mode.
 

@@ -10,7 +10,6 @@ from latent_codec.components import read_config_file
 from latent_codec.pipelines.hierarchical_prior_pipeline import HierarchicalPriorPipeline
 from latent_codec.pipelines.loading import INDEX
 from latent_codec.pipelines.prior_pipeline import PriorPipeline
-from latent_codec.torch_settings import ignoring_caller_settings
 
 CLASSES = {each.__name__: each for each in (PriorPipeline, HierarchicalPriorPipeline)}
 SHIPPED = ("fashion-mnist",)
@@ -52,7 +51,6 @@ def pipeline_class(folder: Path) -> str:
     return read_config_file(folder / INDEX)["_class_name"]
 
 
-@ignoring_caller_settings()
 def load_pipeline(
     name_or_path: str | os.PathLike, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> PriorPipeline | HierarchicalPriorPipeline:

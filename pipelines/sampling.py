@@ -59,6 +59,7 @@ class SamplingPipeline(DiffusionPipeline):
     """
 
     @classmethod
+    @ignoring_caller_settings()
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
