@@ -368,6 +368,33 @@ def test_labels_of_other_types_are_refused_by_name(tmp_path, label):
         source.label(0)
 
 
+def test_encode_stops_at_such_a_label_and_can_leave_labels_out(tmp_path, capsys):
+    from test_bitstream import build
+
+    from latent_codec.cli import main
+    from latent_codec.latent_files import load_latents
+
+    build("vq").save_pretrained(tmp_path / "vq")
+    members = [("a.png", encoded()), ("a.json", b"[1, 2]"), ("b.png", encoded()), ("b.json", b"3")]
+    tar_of(members, tmp_path / "x.tar")
+    verb = [
+        "encode",
+        str(tmp_path / "x.tar"),
+        "--codec",
+        str(tmp_path / "vq"),
+        "--out",
+        str(tmp_path / "codes"),
+    ]
+
+    assert main(verb) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "x.tar/a.png: its .json label is [1, 2]" in line and "leave labels out by --no-labels" in line
+    assert not list(tmp_path.glob("codes/*"))
+    assert main([*verb, "--no-labels"]) == 0
+    found = load_latents(tmp_path / "codes/00000.safetensors")
+    assert (found.names, found.labels) == (["x.tar/a.png", "x.tar/b.png"], [None, None])
+
+
 def test_nested_labels_are_one_line(tmp_path):
     label = b'{"a":' * 100_000
     source = open_source(tar_of([("a.png", encoded()), ("a.json", label)], tmp_path / "x.tar"))

@@ -200,5 +200,7 @@ def _open(args: argparse.Namespace, count: int):
 
 def _name(data: str) -> str:
     """Data as the model card names it: without this machine's folders."""
+    from latent_codec.picture_decoding import printable
+
     path = Path(data.removeprefix("hf:"))
-    return data if data.startswith("hf:") and not path.exists() else path.resolve().name
+    return printable(data if data.startswith("hf:") and not path.exists() else path.resolve().name)

@@ -9,6 +9,7 @@ from latent_codec.evaluation.rate_distortion import Compressor
 from latent_codec.evaluation.rate_distortion_result import LESS_IS_BETTER, METRICS, RateDistortion, Trial
 from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.files import replacing
+from latent_codec.picture_decoding import printable
 from latent_codec.picture_sources import PictureSource, spread
 from latent_codec.pictures import center_crop, picture_grid, to_image, to_pil
 
@@ -84,7 +85,9 @@ def equal_bytes_grid(
     for comparison in result.comparisons:
         for index in chosen:
             original = to_pil(read_image(source, index, channels))
-            cells.append(_cell(original, [Path(source.name(index)).name, f"original, at {comparison}"]))
+            cells.append(
+                _cell(original, [printable(Path(source.name(index)).name), f"original, at {comparison}"])
+            )
             for compressor in compressors:
                 (trial,) = (
                     each for each in result.select(comparison, compressor.name) if each.index == index
