@@ -15,7 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -64,6 +64,10 @@ _MAX_HEADER = 2**25
 # Views that repeat their elements may be larger than the file, but not without bound.
 _LARGEST_REPETITION = 2**26
 
+# Of what a checkpoint holds in dicts and lists: real ones have ten levels, and a few values for each tensor.
+_DEEPEST = 64
+_MOST_VALUES = 2**21
+
 _LEGACY_MAGIC = torch.serialization.MAGIC_NUMBER.to_bytes(10, "little")
 
 _GLOBALS_LOCK = threading.Lock()
@@ -83,7 +87,9 @@ class Checkpoint(Mapping):
     wrapper: str | None
     """The key under which the state dict was found; None: it is the file's top level."""
     not_tensors: tuple[str, ...]
-    """Keys in the state dict that hold no tensor, and all keys beside a wrapped one; sorted."""
+    """Keys in the state dict that hold no tensor, and all keys next to a wrapped one; sorted."""
+    entries: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Of `open_entries`, where a file has several entries: key -> the entry in which its tensor is."""
     metadata: dict[str, str]
     """Of a safetensors header; empty for pickles."""
     _read: Callable[[str], Tensor] = field(repr=False)
@@ -113,10 +119,28 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
         ValueError: for what is no checkpoint, is damaged, would run code, or has more than one state dict.
         OSError: if the file cannot be read.
     """
+    return _open(path, _state_dict_of)
+
+
+def open_entries(path: str | os.PathLike) -> Checkpoint:
+    """`open_checkpoint` with every tensor of the file, however deep in dicts and lists.
+
+    Where all of them are in one dict, keys are that dict's own, and `wrapper` names it. Else a key begins with the names
+    of the dicts around it ("ema.encoder.conv_in.weight"), and `entries` says which dict that is ("ema").
+
+    Raises:
+        ValueError, OSError: as `open_checkpoint`, but for several state dicts.
+    """
+    return _open(path, _entries_of)
+
+
+def _open(path: str | os.PathLike, gather: Callable[[Path, int, object], Checkpoint]) -> Checkpoint:
     path = Path(path)
     size = path.stat().st_size
     if not path.is_file():
-        raise ValueError(f"{path} is a folder or a device; give one checkpoint file ({', '.join(_SUFFIXES)})")
+        raise ValueError(
+            f"{path} is a folder or a device, not a file; give one checkpoint file ({', '.join(_SUFFIXES)})"
+        )
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -124,13 +148,13 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     if head[8:9] == b"{":  # first, because the header's length before it may look like any magic number
         return _open_safetensors(path)
     if head.startswith(b"PK\x03\x04"):
-        return _state_dict_of(path, size, _load_zip(path, size))
+        return gather(path, size, _load_zip(path, size))
     for magic, what in _NO_CHECKPOINTS.items():
         if head.startswith(magic):
             raise ValueError(f"{path} is {what}")
     if head[257:262] == b"ustar":
         raise ValueError(f"{path} is a tar archive; unpack it, and give the checkpoint inside")
-    return _state_dict_of(path, size, _load_legacy(path, size, head))
+    return gather(path, size, _load_legacy(path, size, head))
 
 
 def save_checkpoint(
@@ -347,15 +371,71 @@ def _state_dict_of(path: Path, size: int, value: object) -> Checkpoint:
                 raise ValueError(
                     f"{path} has the key {each!r} of type {type(each).__name__}; keys must be strings"
                 )
-        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-            kind = f"{tensor.layout} on {tensor.device}"
-            raise ValueError(f"{path} holds {key!r} as {kind}; save it as a dense tensor on the CPU")
-        if tensor.nbytes > max(size, _LARGEST_REPETITION):
-            shape = tuple(tensor.shape)
-            raise ValueError(
-                f"{path} is damaged: {key!r} has shape {shape}, and the file {size} bytes; fetch it again"
-            )
-        tensors[key] = tensor.detach()
+        tensors[key] = _plain(path, size, key, tensor)
+    return _checkpoint(path, tensors, wrapper, left_out)
+
+
+def _entries_of(path: Path, size: int, value: object) -> Checkpoint:
+    tensors, entries, left_out = {}, {}, set()
+    visited = 0
+
+    def visit(each: object, parts: tuple[str, ...]) -> bool:
+        """Gather the tensors in a value, and give whether there are any."""
+        nonlocal visited
+        visited += 1
+        if len(parts) > _DEEPEST or visited > _MOST_VALUES:
+            raise ValueError(f"{path} holds dicts in dicts without end; save the state dict alone")
+        if isinstance(each, Tensor):
+            key = ".".join(parts)
+            if key in tensors:
+                raise ValueError(f"{path} holds two tensors called {key!r}; save one of them alone")
+            tensors[key] = _plain(path, size, key, each)
+            entries[key] = ".".join(parts[:-1])
+            return True
+        items = (
+            each.items() if isinstance(each, dict) else enumerate(each) if type(each) in (list, tuple) else ()
+        )
+        inner = [(str(name), visit(item, (*parts, str(name)))) for name, item in items]
+        found = any(holds for _, holds in inner)
+        if found or not parts:
+            left_out.update(".".join((*parts, name)) for name, holds in inner if not holds)
+        return found
+
+    visit(value if isinstance(value, dict) else {}, ())
+    if not tensors:
+        what = "no tensors" if isinstance(value, dict) else f"a {type(value).__name__}, not a state dict"
+        raise ValueError(f"{path} holds {what}; give a checkpoint with weights")
+    if len(names := set(entries.values())) > 1:
+        return replace(_checkpoint(path, tensors, None, left_out), entries=entries)
+    wrapper = names.pop()
+    start = wrapper and f"{wrapper}."
+    inner = {key.removeprefix(start): tensor for key, tensor in tensors.items()}
+    return _checkpoint(path, inner, wrapper or None, {key.removeprefix(start) for key in left_out})
+
+
+def _plain(path: Path, size: int, key: str, tensor: Tensor) -> Tensor:
+    """The tensor, if it is a dense one on the CPU with as many elements as the file can hold."""
+    if (
+        tensor.device.type != "cpu"
+        or tensor.layout is not torch.strided
+        or tensor.is_nested
+        or tensor.is_quantized
+    ):
+        kind = "nested" if tensor.is_nested else "quantized" if tensor.is_quantized else f"{tensor.layout}"
+        raise ValueError(
+            f"{path} holds {key!r} as a {kind} tensor on {tensor.device}; save it as a dense tensor on the CPU"
+        )
+    if tensor.nbytes > max(size, _LARGEST_REPETITION):
+        shape = tuple(tensor.shape)
+        raise ValueError(
+            f"{path} is damaged: {key!r} has shape {shape}, and the file {size} bytes; fetch it again"
+        )
+    return tensor.detach()
+
+
+def _checkpoint(
+    path: Path, tensors: dict[str, Tensor], wrapper: str | None, left_out: set[str]
+) -> Checkpoint:
     return Checkpoint(
         path=path,
         shapes={key: tensor.shape for key, tensor in tensors.items()},

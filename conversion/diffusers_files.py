@@ -1,19 +1,13 @@
-"""diffusers' own layouts as single files, without the config.json that belongs beside them."""
+"""Own key layouts of diffusers' and our classes as single files, without the config.json that belongs next to them."""
 
 from collections.abc import Mapping
-
-from diffusers import AutoencoderKL
 
 from latent_codec.conversion import ldm_kl, taming_vq
 from latent_codec.conversion.encoder_decoder import DIFFUSERS, infer_levels
 from latent_codec.conversion.renaming import Change, Format, Network, Rename, Shapes
-from latent_codec.models.autoencoder_vq import AutoencoderVQ
 
+_ANCHOR = "encoder.mid_block.resnets.0.norm1.weight"
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-
-
-def _is_diffusers(shapes: Shapes) -> bool:
-    return "encoder.mid_block.resnets.0.norm1.weight" in shapes
 
 
 def _has_old_attention(shapes: Shapes) -> bool:
@@ -32,9 +26,32 @@ def infer_vq(shapes: Shapes) -> dict:
     return infer_levels(shapes, DIFFUSERS) | taming_vq.infer_codebook(shapes, "quantize.embedding.weight")
 
 
-def _own_names(network_class: type, config: Mapping) -> list[Rename]:
+def infer_hierarchical(shapes: Shapes) -> dict:
+    """The config of a HierarchicalVQ but for what its layers compute."""
+    strides, sizes, blocks = [], [], 0
+    while (first := f"encoders.{len(sizes)}.downsampling.0.weight") in shapes:
+        convs = 1
+        while f"encoders.{len(sizes)}.downsampling.{2 * convs}.weight" in shapes:
+            convs += 1
+        strides.insert(0, 2 ** (convs - 1))
+        in_channels = shapes[first][1]
+        sizes.append(shapes[f"codebooks.{len(sizes)}.embedding.weight"][0])
+    while (block := f"encoders.0.residual.{blocks}.conv1.weight") in shapes:
+        residual_channels = shapes[block][0]
+        blocks += 1
+    return {
+        "in_channels": in_channels,
+        "strides": tuple(strides),
+        "hidden_channels": shapes["quantize_convs.0.weight"][1],
+        "num_residual_blocks": blocks,
+        "embed_dim": shapes["codebooks.0.embedding.weight"][1],
+        "codebook_sizes": tuple(sizes),
+    } | ({"residual_channels": residual_channels} if blocks else {})
+
+
+def _own_names(class_name: str, config: Mapping) -> list[Rename]:
     """Every tensor by its own name."""
-    return [Rename(key, key) for key in Network(network_class, config).on_meta().state_dict()]
+    return [Rename(key, key) for key in Network(class_name, config).on_meta().state_dict()]
 
 
 def old_name(key: str) -> str:
@@ -47,7 +64,7 @@ def old_name(key: str) -> str:
 def _old_names(config: Mapping) -> list[Rename]:
     """The old names, which today's code still renames."""
     rows = []
-    for row in _own_names(AutoencoderKL, config):
+    for row in _own_names("AutoencoderKL", config):
         old = old_name(row.ours)
         rows.append(Rename(old, row.ours, Change.MATRIX if old != row.ours else Change.NONE))
     return rows
@@ -56,26 +73,41 @@ def _old_names(config: Mapping) -> list[Rename]:
 KL = Format(
     names=("diffusers",),
     title="diffusers AutoencoderKL",
-    network_class=AutoencoderKL,
+    class_name="AutoencoderKL",
+    anchor=_ANCHOR,
     recognizes=lambda shapes: (
-        _is_diffusers(shapes) and not _has_codebook(shapes) and not _has_old_attention(shapes)
+        _ANCHOR in shapes and not _has_codebook(shapes) and not _has_old_attention(shapes)
     ),
     infer=infer_kl,
-    table=lambda config: _own_names(AutoencoderKL, config),
+    table=lambda config: _own_names("AutoencoderKL", config),
 )
 OLD_KL = Format(
     names=(),
     title="diffusers AutoencoderKL with its attention's names of 2022",
-    network_class=AutoencoderKL,
-    recognizes=lambda shapes: _is_diffusers(shapes) and _has_old_attention(shapes),
+    class_name="AutoencoderKL",
+    anchor=_ANCHOR,
+    recognizes=lambda shapes: _ANCHOR in shapes and _has_old_attention(shapes),
     infer=infer_kl,
     table=_old_names,
 )
 VQ = Format(
     names=("diffusers",),
     title="diffusers VQModel",
-    network_class=AutoencoderVQ,
-    recognizes=lambda shapes: _is_diffusers(shapes) and _has_codebook(shapes),
+    class_name="AutoencoderVQ",
+    anchor=_ANCHOR,
+    recognizes=lambda shapes: _ANCHOR in shapes and _has_codebook(shapes),
     infer=infer_vq,
-    table=lambda config: _own_names(AutoencoderVQ, config),
+    table=lambda config: _own_names("AutoencoderVQ", config),
+)
+HIERARCHICAL = Format(
+    names=("diffusers",),
+    title="HierarchicalVQ",
+    class_name="HierarchicalVQ",
+    anchor="encoders.0.downsampling.0.weight",
+    not_shown="l2_normalized and the scale of its latents",
+    recognizes=lambda shapes: (
+        {"encoders.0.downsampling.0.weight", "codebooks.0.embedding.weight"} <= shapes.keys()
+    ),
+    infer=infer_hierarchical,
+    table=lambda config: _own_names("HierarchicalVQ", config),
 )

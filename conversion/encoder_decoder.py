@@ -14,6 +14,8 @@ from latent_codec.conversion.renaming import Change, ConversionError, Rename, Sh
 
 NORM_GROUPS = 32
 """Of every group norm in both original codes; shapes do not show it."""
+FIXED = f"the original code, with {NORM_GROUPS} groups in its norms and silu as activation"
+ANCHOR = "encoder.mid.block_1.norm1.weight"
 
 _BLOCK = {
     "norm1": "norm1",
@@ -63,7 +65,7 @@ def infer_levels(shapes: Shapes, names: Names) -> dict:
     """What AutoencoderKL and VQModel share of a config: channels, levels, blocks and attention.
 
     Raises:
-        ConversionError: for widths that 32 groups do not divide, and for levels of different depth, which diffusers'
+        ConversionError: for widths that an original code's 32 groups do not divide, and for levels of different depth, which diffusers'
             classes cannot hold.
     """
     for key in (
@@ -107,7 +109,7 @@ def infer_levels(shapes: Shapes, names: Names) -> dict:
             f"the levels have {counts} residual blocks; diffusers' classes have as many at each."
         )
     uneven = [width for width in widths if width % NORM_GROUPS]
-    if uneven:
+    if uneven and names is LDM:
         raise ConversionError(
             f"the levels are {widths} channels wide; the original code normalises in {NORM_GROUPS} groups, which do not "
             f"divide {uneven[0]}."
@@ -120,7 +122,6 @@ def infer_levels(shapes: Shapes, names: Names) -> dict:
         "down_block_types": tuple(down),
         "up_block_types": tuple(reversed(up)),
         "mid_block_add_attention": names.middle_attention.format(side="encoder") in shapes,
-        "norm_num_groups": NORM_GROUPS,
     }
 
 

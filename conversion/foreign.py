@@ -1,21 +1,24 @@
 """Foreign checkpoints become diffusers components, and components foreign state dicts, with every key accounted for.
 
-file(s) --open_checkpoint--> tensors --read_foreign--> format, config, report of keys, scale
-                                                           |
-state dict <----------from_diffusers---------- component <-+
+file(s) --open_entries--> tensors --find_places--> autoencoders by prefix --choose--> one --recognize--> format, config,
+                                                                                                            report, scale
+state dict <----------from_diffusers---------- component <----------------------------------------------------+
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_codec.conversion import diffusers_files, ldm_kl, taef2, taesd, taming_vq, vq_vae_2
-from latent_codec.conversion.checkpoints import Checkpoint, open_checkpoint
+from latent_codec.conversion.checkpoints import Checkpoint, open_entries
+from latent_codec.conversion.other_families import OTHER_FAMILIES
 from latent_codec.conversion.renaming import (
     ConversionError,
     Format,
@@ -28,7 +31,8 @@ from latent_codec.conversion.renaming import (
     some,
 )
 from latent_codec.conversion.scales import known_scale
-from latent_codec.models.own_weights import own_copy
+from latent_codec.conversion.settings import Settings, combine, scale_of_config, settings_of_files, settle
+from latent_codec.models.own_weights import check_finite, own_copy
 from latent_codec.torch_settings import plain_state_dict
 
 FORMATS: tuple[Format, ...] = (
@@ -40,11 +44,25 @@ FORMATS: tuple[Format, ...] = (
     diffusers_files.KL,
     diffusers_files.OLD_KL,
     diffusers_files.VQ,
+    diffusers_files.HIERARCHICAL,
     taesd.DIFFUSERS,
     taef2.DIFFUSERS,
 )
-PREFIXES = ("", "first_stage_model.", "vae.")
-"""Where whole models keep their autoencoder."""
+_MOST_PLACES = 16
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|shadow)(?![a-z])", re.IGNORECASE)
+"""In the names of what holds moving averages of weights."""
+
+
+class Place(NamedTuple):
+    """Where keys of a format are in a state dict."""
+
+    prefix: str
+    """Of the keys, with its last point; empty at the top level."""
+    format: Format
+
+    @property
+    def is_averaged(self) -> bool:
+        return _AVERAGED.search(self.prefix) is not None
 
 
 @dataclass(frozen=True)
@@ -60,25 +78,33 @@ class Foreign:
     scale: Scale | None
     """None where nothing says it: the caller asks or calibrates."""
     wrapper: str | None = None
-    """The entry of the file that holds the state dict, in Lightning's files."""
+    """The entry of the file that holds all its tensors, such as Lightning's state_dict."""
+    settings: str = ""
+    """How what shapes do not show (groups of norms, activation) is known."""
+    averages: tuple[str, ...] = field(default=())
+    """Prefixes of averaged weights of the same autoencoder, which were not taken."""
 
     def tensor(self, foreign_key: str) -> Tensor:
         """One tensor as our component has it."""
         _, change = self.keys.mapped[foreign_key]
         return change.to_ours(self.tensors[foreign_key])
 
-    def component(self, dtype: torch.dtype | None = None) -> ModelMixin:
+    def component(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The diffusers component, its scale set where known; `dtype` None keeps the file's.
 
         Raises:
-            ConversionError: if a key is missing, unexpected or of another shape.
+            ConversionError: if a key is missing, unexpected or of another shape, or if a weight is an integer, NaN or
+                infinite, or too large for `dtype`.
         """
         self.keys.check(self.name)
+        component = self.network.on_meta()
+        expected = component.state_dict()
         state = {}
         for foreign_key, (ours, _) in self.keys.mapped.items():
             tensor = self.tensor(foreign_key)
-            state[ours] = own_copy(tensor, dtype if tensor.is_floating_point() else None)
-        component = self.network.on_meta()
+            if expected[ours].is_floating_point():
+                tensor = cast_weight(tensor, dtype, foreign_key, self.name)
+            state[ours] = own_copy(tensor)
         component.load_state_dict(state, assign=True)
         component.requires_grad_(True)
         component.eval()
@@ -91,83 +117,280 @@ class Foreign:
         return component
 
 
-def read_foreign(paths: str | os.PathLike | Sequence[str | os.PathLike]) -> Foreign:
-    """Recognise a checkpoint by its names and shapes: one file, or the two that hold encoder and decoder.
+def cast_weight(tensor: Tensor, dtype: torch.dtype | None, key: str, name: str) -> Tensor:
+    """A weight in another dtype; None keeps its own.
 
     Raises:
-        ConversionError: if nothing known is in it, or two autoencoders are.
+        ValueError: if it is not of a floating-point dtype, is NaN or infinite, or overflows `dtype`.
+    """
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ConversionError(f"{name}: {key} is of dtype {kind}, expected floating-point weights")
+    check_finite(tensor, key, name)
+    if dtype is None:
+        return tensor
+    cast = tensor.to(dtype)
+    check_finite(cast, key, name, stored=tensor.dtype)
+    return cast
+
+
+def read_foreign(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    entry: str | None = None,
+    settings: Settings | None = None,
+) -> Foreign:
+    """Recognise a checkpoint by its names and shapes: one file, or the two that hold encoder and decoder.
+
+    Args:
+        entry: the prefix of the autoencoder's keys, names of dicts in the file included, such as "ema" or
+            "state_dict.first_stage_model"; None: the only one, or the one that is no moving average.
+        settings: a diffusers config, or a part of one; None: the one in the file's metadata or next to it.
+
+    Raises:
+        ConversionError: if nothing known is in it, or several autoencoders are, or if nothing says the settings that
+            its weights do not show.
         ValueError: if a file is damaged or would run code.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    opened = [open_checkpoint(path) for path in paths]
     name = " and ".join(Path(path).name for path in paths)
-    if len(opened) > 2:
-        raise ConversionError(
-            f"{len(opened)} files came; an autoencoder is one file, or an encoder and a decoder."
-        )
-    tensors = opened[0] if len(opened) == 1 else Halves(opened)
-    return recognize(tensors, shapes_of(tensors), name, opened[0].metadata, opened[0].wrapper)
+    if len(paths) > 2:
+        raise ConversionError(f"expected one file, or an encoder's and a decoder's, got {len(paths)} files")
+    opened = [open_entries(path) for path in paths]
+    if settings is None or "_class_name" not in settings.config:
+        settings = combine(settings, settings_of_files(opened))
+    return recognize(
+        opened[0] if len(opened) == 1 else Halves(opened),
+        name=name,
+        metadata=opened[0].metadata,
+        wrapper=opened[0].wrapper,
+        entry=entry,
+        settings=settings,
+    )
 
 
 def recognize(
     tensors: Mapping[str, Tensor],
-    shapes: Shapes,
+    shapes: Shapes | None = None,
     name: str = "the state dict",
     metadata: Mapping[str, str] | None = None,
     wrapper: str | None = None,
+    entry: str | None = None,
+    settings: Settings | None = None,
 ) -> Foreign:
     """`read_foreign` for tensors that are at hand."""
-    format, prefix = detect(shapes, name)
-    inner = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
+    shapes = shapes_of(tensors) if shapes is None else shapes
+    chosen, others = choose(find_places(shapes, name), tensors, shapes, name, entry, wrapper)
+    format = chosen.format
+    inferred = _inferred(chosen, shapes, name)
+    class_name, config, rule = settle(name, format, inferred, settings)
+    network = Network(class_name, config)
     try:
-        network = Network(format.network_class, format.infer(inner))
-        ours = {key: tensor.shape for key, tensor in network.on_meta().state_dict().items()}
-    except (ValueError, IndexError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        built = network.on_meta()
+        table = format.table(config)
+    except Exception as error:  # of diffusers, which checks no entry of a config
+        raise ConversionError(
+            f"{name} is a {format.title}, but its config makes no network: {error}"
+        ) from error
+    ours = {key: tensor.shape for key, tensor in built.state_dict().items()}
+    expected = [chosen.prefix + theirs for theirs, _ in foreign_keys(table, ours).values()]
+    entries = getattr(tensors, "entries", {})
+    homes = {entries[key] for key in expected if key in entries}
+    regions = [(each.prefix, _rule(each, chosen, tensors, shapes)) for each in others]
+
+    def rule_elsewhere(key: str) -> str | None:
+        for prefix, region_rule in regions:
+            if key.startswith(prefix) and not chosen.prefix.startswith(prefix):
+                return region_rule
+        return None if entries.get(key, "") in homes or not homes else _other_entry(entries[key], homes)
+
+    report = match_keys(shapes, chosen.prefix, table, ours, format.left_out, rule_elsewhere)
+    kl_channels = config["latent_channels"] if class_name == "AutoencoderKL" else None
+    scale = (
+        scale_of_config(built.config, settings)
+        or known_scale(shapes, tensors, metadata or {}, kl_channels)
+        or format.scale
+    )
+    averages = tuple(each.prefix for each in others if each.is_averaged and not chosen.is_averaged)
+    return Foreign(name, tensors, format, chosen.prefix, network, report, scale, wrapper, rule, averages)
+
+
+def find_places(shapes: Shapes, name: str = "the state dict") -> list[Place]:
+    """Every autoencoder of a known format in a state dict, under whatever prefix.
+
+    Raises:
+        ConversionError: if there is none, with the name of what is there instead where it is known.
+    """
+    anchors = tuple({each.anchor for each in (*FORMATS, *OTHER_FAMILIES)})
+    prefixes = {}
+    for key in shapes:
+        if key.endswith(anchors):
+            found = (key.removesuffix(anchor) for anchor in anchors if key.endswith(anchor))
+            prefixes |= {prefix: None for prefix in found if not prefix or prefix.endswith(".")}
+    if len(prefixes) > _MOST_PLACES:
+        raise ConversionError(
+            f"{name} has {len(prefixes)} parts that look like autoencoders; save one of them alone"
+        )
+    places, others = [], []
+    for prefix in prefixes:
+        inner = under(shapes, prefix)
+        other = [each for each in OTHER_FAMILIES if each.anchor in inner and each.recognizes(inner)]
+        others += other[:1]
+        if not other:
+            places += [Place(prefix, each) for each in FORMATS if each.recognizes(inner)]
+    if places:
+        return places
+    if others:
+        raise ConversionError(
+            f"{name} holds {others[0].title}, which is not supported yet; nothing was converted"
+        )
+    side = side_of(shapes)
+    if side is not None:
+        other = "decoder" if side == "encoder" else "encoder"
+        raise ConversionError(f"{name} is the {side} of a tiny autoencoder; give the {other}'s file too")
+    known = ", ".join(dict.fromkeys(each.title for each in FORMATS))
+    raise ConversionError(
+        f"{name} holds no autoencoder that is known here: its keys are {some(list(shapes))}. Known are: {known}"
+    )
+
+
+def choose(
+    places: Sequence[Place],
+    tensors: Mapping[str, Tensor],
+    shapes: Shapes,
+    name: str = "the state dict",
+    entry: str | None = None,
+    wrapper: str | None = None,
+) -> tuple[Place, list[Place]]:
+    """The autoencoder that `entry` names, or the only one but for moving averages and copies; and the others.
+
+    Raises:
+        ConversionError: if `entry` names none, or several that differ are left.
+    """
+    if len(places) > 1:  # of which some may look like an autoencoder by a few keys alone
+        places = [each for each in places if _is_whole(each, shapes)] or places
+    candidates = places
+    if entry is not None:
+        candidates = [each for each in places if _is_in(entry.strip("."), each.prefix, wrapper)]
+        if not candidates:
+            raise ConversionError(f"{name} has no autoencoder in {entry!r}; it has {_listed(places)}")
+    candidates = [each for each in candidates if not each.is_averaged] or candidates
+    first, *rest = candidates
+    if not all(_are_twins(first, each, tensors, shapes) for each in rest):
+        count = {2: "two"}.get(len(candidates), str(len(candidates)))
+        raise ConversionError(
+            f"{name} holds {count} autoencoders, {_listed(candidates)}; choose one by its name (--entry NAME)"
+        )
+    return first, [each for each in places if each is not first]
+
+
+def _listed(places: Sequence[Place]) -> str:
+    return " and ".join(
+        f"a {each.format.title} under {each.prefix.rstrip('.') or 'no prefix'}" for each in places
+    )
+
+
+def _is_in(entry: str, prefix: str, wrapper: str | None) -> bool:
+    """Whether a prefix is what `entry` names, or in it."""
+    names = (prefix, f"{wrapper}.{prefix}") if wrapper else (prefix,)
+    return any(
+        each == f"{entry}." or (entry and each.startswith(f"{entry}.")) or each == entry for each in names
+    )
+
+
+def _inferred(place: Place, shapes: Shapes, name: str) -> dict:
+    """The config that names and shapes show."""
+    try:
+        return place.format.infer(under(shapes, place.prefix))
+    except (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError) as error:
         reason = str(error) if isinstance(error, ConversionError) else f"its shapes make no network: {error}"
-        raise ConversionError(f"{name} is a {format.title}, but {reason}") from error
-    report = match_keys(shapes, prefix, format.table(network.config), ours, format.left_out)
-    kl_channels = network.config["latent_channels"] if format.network_class is AutoencoderKL else None
-    scale = known_scale(shapes, tensors, metadata or {}, kl_channels) or format.scale
-    return Foreign(name, tensors, format, prefix, network, report, scale, wrapper)
+        raise ConversionError(f"{name} is a {place.format.title}, but {reason}") from error
+
+
+def _keys_of(place: Place, shapes: Shapes) -> list[str]:
+    """The keys, without prefix, of an autoencoder of the shapes that are there."""
+    config = _inferred(place, shapes, "it")
+    config.setdefault("norm_num_groups", 1)  # which names no key
+    ours = Network(place.format.class_name, config).on_meta().state_dict()
+    return [theirs for theirs, _ in foreign_keys(place.format.table(config), ours).values()]
+
+
+def _is_whole(place: Place, shapes: Shapes) -> bool:
+    try:
+        return all(place.prefix + key in shapes for key in _keys_of(place, shapes))
+    except Exception:  # of what shapes make no network
+        return False
+
+
+def _are_twins(one: Place, other: Place, tensors: Mapping[str, Tensor], shapes: Shapes) -> bool:
+    """Whether two places hold the same weights to the bit."""
+    if one.format is not other.format or not (_is_whole(one, shapes) and _is_whole(other, shapes)):
+        return False
+    keys = _keys_of(one, shapes)
+    return keys == _keys_of(other, shapes) and all(
+        same_bits(tensors[one.prefix + key], tensors[other.prefix + key]) for key in keys
+    )
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are of one dtype and shape, and equal to the bit, NaN included."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    one, other = (each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other))
+    return torch.equal(one, other)
+
+
+def _rule(place: Place, chosen: Place, tensors: Mapping[str, Tensor], shapes: Shapes) -> str:
+    """Why an autoencoder that is not the chosen one is left out."""
+    if _are_twins(chosen, place, tensors, shapes):
+        return f"{place.prefix}*, the same weights once more"
+    kind = "averaged weights of the autoencoder" if place.is_averaged else "another autoencoder"
+    return f"{place.prefix}*, {kind}"
+
+
+def _other_entry(entry: str, homes: set[str]) -> str:
+    """The rule for keys of an entry: the outermost one that holds nothing of the autoencoder."""
+    parts = entry.split(".") if entry else []
+    for count in range(1, len(parts) + 1):
+        outer = ".".join(parts[:count])
+        if not any(f"{home}.".startswith(f"{outer}.") for home in homes):
+            return f"{outer}.*, another entry of the file"
+    return "tensors next to the autoencoder's entry"
+
+
+def under(shapes: Shapes, prefix: str) -> Shapes:
+    """The shapes of keys that begin with a prefix, without it."""
+    if not prefix:
+        return shapes
+    return {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
 
 
 def detect(shapes: Shapes, name: str = "the state dict") -> tuple[Format, str]:
-    """The format of a state dict, and the prefix of the autoencoder's keys in it.
+    """The format of the only autoencoder in a state dict, and the prefix of its keys.
 
     Raises:
-        ConversionError: if it is none of the known ones, or two autoencoders are in it.
+        ConversionError: if it is none of the known ones, or several autoencoders are in it.
     """
-    found = []
-    for prefix in PREFIXES:
-        inner = {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
-        found += [(each, prefix) for each in FORMATS if each.recognizes(inner)]
-    if len(found) > 1:
-        both = " and ".join(f"a {each.title} under {prefix or 'no prefix'}" for each, prefix in found)
-        raise ConversionError(
-            f"{name} holds two autoencoders, {both}; save the one you mean to a file of its own."
-        )
-    if not found:
-        side = side_of(shapes)
-        if side is not None:
-            other = "decoder" if side == "encoder" else "encoder"
-            raise ConversionError(f"{name} is the {side} of a tiny autoencoder; give the {other}'s file too.")
-        known = ", ".join(dict.fromkeys(each.title for each in FORMATS))
-        raise ConversionError(
-            f"{name} holds no autoencoder that is known here: its keys are {some(list(shapes))}. Known are: {known}."
-        )
-    return found[0]
+    places = find_places(shapes, name)
+    if len(places) > 1:
+        raise ConversionError(f"{name} holds {len(places)} autoencoders, {_listed(places)}")
+    return places[0].format, places[0].prefix
 
 
-def to_diffusers(state_dict: Mapping[str, Tensor]) -> ModelMixin:
+def to_diffusers(state_dict: Mapping[str, Tensor], config: Mapping | None = None) -> nn.Module:
     """The component that a foreign state dict holds; scaling_factor stays the class's default where unknown.
+
+    Args:
+        config: of a diffusers model, for what weights in its own key layout do not show.
 
     Raises:
         ConversionError: as `recognize`, and if a key is missing, unexpected or of another shape.
     """
-    return recognize(state_dict, shapes_of(state_dict)).component()
+    settings = None if config is None else Settings(config, "the given config")
+    return recognize(state_dict, settings=settings).component()
 
 
-def from_diffusers(component: ModelMixin, name: str) -> dict[str, Tensor]:
+def from_diffusers(component: nn.Module, name: str) -> dict[str, Tensor]:
     """A component's state dict in the format that `--to` calls `name`; tensors share memory where they can.
 
     Raises:
@@ -182,7 +405,7 @@ def from_diffusers(component: ModelMixin, name: str) -> dict[str, Tensor]:
     return format.complete({theirs: change.to_foreign(state[key]) for key, (theirs, change) in names.items()})
 
 
-def find_format(component: ModelMixin, name: str) -> Format:
+def find_format(component: nn.Module, name: str) -> Format:
     """The format that `--to` calls `name`, for a component of this class."""
     possible = [each for each in FORMATS if each.holds(component)]
     fitting = [each for each in possible if name in each.names]
@@ -209,28 +432,40 @@ class Halves(Mapping):
             raise ConversionError(
                 f"{names} are not the encoder and the decoder of a tiny autoencoder; only those come as two files."
             )
-        self.shapes = {
-            f"{side}.{key}": shape
+        self._keys = {
+            f"{side}.{key.removeprefix(common_prefix(self.parts[side]))}": (self.parts[side], key)
             for side in ("encoder", "decoder")
-            for key, shape in self.parts[side].shapes.items()
+            for key in self.parts[side]
         }
+        self.shapes = {key: part.shapes[inner] for key, (part, inner) in self._keys.items()}
 
     def __getitem__(self, key: str) -> Tensor:
-        side, _, inner = key.partition(".")
-        return self.parts[side][inner]
+        part, inner = self._keys[key]
+        return part[inner]
 
     def __iter__(self):
-        return iter(self.shapes)
+        return iter(self._keys)
 
     def __len__(self) -> int:
-        return len(self.shapes)
+        return len(self._keys)
 
 
 def side_of(shapes: Shapes) -> str | None:
     """Which half of a tiny autoencoder a state dict is: layers are numbered, and the decoder's layer 0 is its clamp."""
-    if not all(key.partition(".")[0].isdigit() for key in shapes):
+    prefix = common_prefix(shapes)
+    if not all(key.removeprefix(prefix).partition(".")[0].isdigit() for key in shapes):
         return None
-    return "encoder" if "0.weight" in shapes else "decoder" if "1.weight" in shapes else None
+    return (
+        "encoder" if f"{prefix}0.weight" in shapes else "decoder" if f"{prefix}1.weight" in shapes else None
+    )
+
+
+def common_prefix(keys: Iterable[str]) -> str:
+    """The names that all keys begin with before the number of a layer, such as "module."."""
+    keys = list(keys)
+    first, last = (min(keys).split("."), max(keys).split(".")) if keys else ([], [])
+    shared = takewhile(lambda pair: pair[0] == pair[1] and not pair[0].isdigit(), zip(first[:-1], last[:-1]))
+    return "".join(f"{name}." for name, _ in shared)
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:

@@ -1,14 +1,19 @@
-"""The yaml beside a latent-diffusion or taming-transformers checkpoint, held against what the weights say."""
+"""The yaml next to a latent-diffusion or taming-transformers checkpoint, compared with what the weights say."""
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
 
+from latent_codec.conversion.encoder_decoder import FIXED, NORM_GROUPS
 from latent_codec.conversion.renaming import ConversionError, Scale
+from latent_codec.conversion.settings import Settings
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 17
+SETTINGS = Settings({"norm_num_groups": NORM_GROUPS}, FIXED)
+"""Of whatever such a yaml describes."""
 
 
 def read_config(path: str | os.PathLike) -> dict:
@@ -16,38 +21,68 @@ def read_config(path: str | os.PathLike) -> dict:
 
     Raises:
         ConversionError: if it is no yaml of this kind.
+        OSError: if it cannot be read.
     """
     path = Path(path)
+    if not path.is_file():
+        raise ConversionError(f"{path} is not a file; give a config.json, or the original's yaml")
     if path.stat().st_size > MAX_BYTES:
-        raise ConversionError(f"{path} has {path.stat().st_size:,} bytes; a config has a few thousand.")
+        raise ConversionError(f"{path} has {path.stat().st_size:,} bytes; a config has a few thousand")
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConversionError(f"{path} is no yaml: {' '.join(str(error).split())}") from error
-    found = [each for each in _mappings(content) if isinstance(each.get("ddconfig"), Mapping)]
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        TypeError,
+        AttributeError,
+    ) as error:  # as the damage is
+        reason = " ".join(str(error).split())[:200]
+        raise ConversionError(f"{path} is no yaml: {reason}") from error
+    mappings = list(_mappings(content))
+    found = [each for each in mappings if isinstance(each.get("ddconfig"), Mapping)]
     if len(found) != 1:
         raise ConversionError(
-            f"{path} describes {len(found)} autoencoders (a mapping with ddconfig each); give one."
+            f"{path} describes {len(found)} autoencoders (a mapping with ddconfig, or a config.json of diffusers); give one"
         )
-    scales = [each["scale_factor"] for each in _mappings(content) if "scale_factor" in each]
+    scales = [each["scale_factor"] for each in mappings if "scale_factor" in each]
+    if scales and (type(scales[0]) not in (int, float) or not math.isfinite(scales[0])):
+        raise ConversionError(
+            f"{path} has the scale_factor {str(scales[0])[:40]!r}, expected a finite number"
+        )
     return {**found[0], **({"scale_factor": scales[0]} if scales else {})}
 
 
-def _mappings(node):
-    """Every mapping in a yaml's tree."""
-    if isinstance(node, Mapping):
-        yield node
-    for each in node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ():
-        yield from _mappings(each)
+def _mappings(content: object) -> Iterator[Mapping]:
+    """Every mapping in a yaml's tree, once: by its aliases a short yaml can repeat them without end."""
+    seen, waiting = set(), [content]
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, (Mapping, list)) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, Mapping):
+            yield node
+        waiting += reversed(list(node.values()) if isinstance(node, Mapping) else node)
 
 
-def check_config(given: Mapping, inferred: Mapping) -> None:
+def check_config(given: Mapping, inferred: Mapping, name: str = "the config") -> None:
     """Raise ConversionError where a yaml says something else than names and shapes do.
 
     Args:
         given: of `read_config`.
         inferred: of AutoencoderKL or AutoencoderVQ.
+        name: of the yaml, for messages.
     """
+    try:
+        differing = _differing(given, inferred)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise ConversionError(f"{name} has an entry of another kind than expected: {error}") from error
+    if differing:
+        raise ConversionError(f"{name} does not describe these weights: {'; '.join(differing)}")
+
+
+def _differing(given: Mapping, inferred: Mapping) -> list[str]:
     dd = given["ddconfig"]
     channels = (
         tuple(dd["ch"] * multiple for multiple in dd["ch_mult"]) if {"ch", "ch_mult"} <= set(dd) else None
@@ -63,11 +98,11 @@ def check_config(given: Mapping, inferred: Mapping) -> None:
         ("n_embed", given.get("n_embed"), inferred.get("num_vq_embeddings")),
         ("attention levels", _attention_levels(dd), _levels_with_attention(inferred)),
     ]
-    differing = [
-        f"{name} is {said} there and {found} here" for name, said, found in pairs if said not in (None, found)
+    return [
+        f"{entry} is {str(said)[:80]} there and {found} here"
+        for entry, said, found in pairs
+        if said not in (None, found)
     ]
-    if differing:
-        raise ConversionError(f"the config does not describe these weights: {'; '.join(differing)}.")
 
 
 def _attention_levels(dd: Mapping) -> list[int] | None:

@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping
 
-from diffusers import AutoencoderKL
-
-from latent_codec.conversion.encoder_decoder import LDM, infer_levels, ldm_table, refuse_for_ldm
+from latent_codec.conversion.encoder_decoder import (
+    ANCHOR,
+    FIXED,
+    LDM,
+    NORM_GROUPS,
+    infer_levels,
+    ldm_table,
+    refuse_for_ldm,
+)
 from latent_codec.conversion.renaming import ConversionError, Format, LeftOut, Rename, Shapes
 
 LOSS = LeftOut(r"loss\.", "loss.*, the training's losses and discriminator")
@@ -12,13 +18,11 @@ EMA = LeftOut(r"model_ema\.", "model_ema.*, moving averages of the weights")
 
 
 def recognizes(shapes: Shapes) -> bool:
-    return "encoder.mid.block_1.norm1.weight" in shapes and not any(
-        key.startswith("quantize.") for key in shapes
-    )
+    return ANCHOR in shapes and not any(key.startswith("quantize.") for key in shapes)
 
 
 def infer(shapes: Shapes) -> dict:
-    return infer_levels(shapes, LDM) | infer_latents(shapes)
+    return infer_levels(shapes, LDM) | infer_latents(shapes) | {"norm_num_groups": NORM_GROUPS}
 
 
 def infer_latents(shapes: Shapes) -> dict:
@@ -60,7 +64,9 @@ def table(config: Mapping) -> list[Rename]:
 FORMAT = Format(
     names=("ldm",),
     title="latent-diffusion KL autoencoder",
-    network_class=AutoencoderKL,
+    class_name="AutoencoderKL",
+    anchor=ANCHOR,
+    fixed=FIXED,
     recognizes=recognizes,
     infer=infer,
     table=table,

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,11 @@ _DATA = re.compile(
     |   torch\.nn\.functional\.\w+ | torch\._C\._nn\.\w+""",
     re.VERBOSE,
 )
+
+# Of opcodes in one file, a few dozen for each tensor; and of marks that are open at once, one for each container around.
+_MOST_OPCODES = 2**22
+_MOST_MARKS = 1000
+_MOST_OPCODES_FOR_NAMES = 2**20  # of a pickle that is refused anyway, for its message
 
 # Others are slow without bound (idna, punycode).
 _BYTES_CODECS = ((), ("latin1",), ("latin-1",))
@@ -91,6 +97,7 @@ class PickleReader:
         self._names: dict[str, str] = {}  # as the pickle has it: as Python 3 has it
         self._containers: dict[str, type] = {}  # of names whose objects are given items: dict or list
         self._computed: set[str] = set()  # names whose results are called
+        self._num_opcodes = 0
 
     def refuse_code(self, path: Path) -> None:
         """End in an error if the pickle, opened without safety, would run code."""
@@ -136,6 +143,9 @@ class PickleReader:
     def _follow(self, stream: BinaryIO) -> object:
         stack, marks, memo = [], [], {}
         for opcode, argument, _ in pickletools.genops(stream):
+            self._num_opcodes += 1
+            if self._num_opcodes > _MOST_OPCODES or len(marks) > _MOST_MARKS:
+                raise ValueError("it has more opcodes, or deeper containers, than any checkpoint")
             match opcode.name:
                 case "BINPUT" | "LONG_BINPUT":
                     memo[argument] = stack[-1]
@@ -189,7 +199,7 @@ class PickleReader:
     def _find_names(self, stream: BinaryIO) -> None:
         """Names alone, of every pickle protocol."""
         strings = []
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in islice(pickletools.genops(stream), _MOST_OPCODES_FOR_NAMES):
             if opcode.name in ("GLOBAL", "INST"):
                 self._add_name(*argument.split(" ", 1))
             elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:

@@ -8,9 +8,11 @@ our key that nothing gave ---------> missing: an error
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -66,11 +68,27 @@ class LeftOut(NamedTuple):
     """What they are, for the report."""
 
 
+_OUR_CLASSES = {
+    "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
+    "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
+    "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
+}
+
+
+def component_class(name: str) -> type[torch.nn.Module]:
+    """Our class of that name, or diffusers', which takes seconds to import and is wanted only to build a network."""
+    return getattr(import_module(_OUR_CLASSES.get(name, "diffusers")), name)
+
+
 class Network(NamedTuple):
     """What a checkpoint's names and shapes say it is."""
 
-    network_class: type[torch.nn.Module]
+    class_name: str
     config: Mapping
+
+    @property
+    def network_class(self) -> type[torch.nn.Module]:
+        return component_class(self.class_name)
 
     def on_meta(self) -> torch.nn.Module:
         """The network without memory for its weights; entries that diffusers adds to a config are passed over."""
@@ -86,11 +104,18 @@ class Format:
     names: tuple[str, ...]
     """What `--to` calls it."""
     title: str
-    network_class: type[torch.nn.Module]
+    class_name: str
+    """Of the component that it becomes."""
+    anchor: str
+    """A key that every checkpoint of the format has, by which the prefix of its keys is found."""
     recognizes: Callable[[Shapes], bool]
     """Whether these keys, without their prefix, are of this format."""
     infer: Callable[[Shapes], dict]
     """The config, from names and shapes alone; raises ConversionError for what the class cannot hold."""
+    fixed: str | None = None
+    """How the settings that shapes do not show are known, where the original code fixes them; None: by a config."""
+    not_shown: str = "norm_num_groups, act_fn and the scale of its latents"
+    """Which settings these are."""
     table: Callable[[Mapping], Sequence[Rename]]
     """All modules of a network of this config."""
     left_out: tuple[LeftOut, ...] = ()
@@ -102,6 +127,10 @@ class Format:
     """Of the latents of every model of this format, if one rule holds for all."""
     halves: bool = False
     """Whether the original has encoder and decoder in two files, each without the prefix that the table has."""
+
+    @property
+    def network_class(self) -> type[torch.nn.Module]:
+        return component_class(self.class_name)
 
     def holds(self, component: torch.nn.Module) -> bool:
         """Whether `component` is of the class, or the diffusers class that ours derives from."""
@@ -124,10 +153,8 @@ class KeyReport:
 
     def counts(self) -> dict[str, int]:
         """Keys mapped, left out by each rule, missing and unexpected."""
-        rules = sorted(set(self.left_out.values()))
-        by_rule = {
-            f"left out: {rule}": sum(each == rule for each in self.left_out.values()) for rule in rules
-        }
+        counted = Counter(self.left_out.values())
+        by_rule = {f"left out: {rule}": counted[rule] for rule in sorted(counted)}
         return {
             "mapped": len(self.mapped),
             **by_rule,
@@ -148,9 +175,9 @@ class KeyReport:
 
 
 def some(names: Sequence[str], limit: int = 4) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, the long ones cut, and how many more there are."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    return ", ".join(name if len(name) <= 120 else f"{name[:117]}..." for name in names[:limit]) + rest
 
 
 def foreign_keys(table: Sequence[Rename], ours: Iterable[str]) -> dict[str, tuple[str, Change]]:
@@ -169,7 +196,12 @@ def foreign_keys(table: Sequence[Rename], ours: Iterable[str]) -> dict[str, tupl
 
 
 def match_keys(
-    shapes: Shapes, prefix: str, table: Sequence[Rename], ours: Shapes, left_out: Sequence[LeftOut]
+    shapes: Shapes,
+    prefix: str,
+    table: Sequence[Rename],
+    ours: Shapes,
+    left_out: Sequence[LeftOut],
+    rule_outside: Callable[[str], str | None] = lambda key: None,
 ) -> KeyReport:
     """Find the place of every foreign key, and every key that is missing.
 
@@ -178,6 +210,7 @@ def match_keys(
         prefix: of the autoencoder's keys in it; others are the rest of a whole model.
         table, left_out: of the format, without the prefix.
         ours: shapes of the network's tensors.
+        rule_outside: the rule that leaves a key out, if it is of something else in the file.
     """
     expected = {
         f"{prefix}{theirs}": (key, change) for key, (theirs, change) in foreign_keys(table, ours).items()
@@ -193,7 +226,7 @@ def match_keys(
                 wanted = tuple(change.to_foreign(torch.empty(ours[our_key], device="meta")).shape)
                 misshapen.append(f"{key} {tuple(shape)} instead of {wanted}")
             mapped[key] = our_key, change
-        elif rule is not None:
+        elif rule is not None or (rule := rule_outside(key)) is not None:
             dropped[key] = rule
         elif not key.startswith(prefix):
             dropped[key] = f"outside {prefix}*, the rest of a whole model"

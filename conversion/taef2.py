@@ -7,6 +7,7 @@ from torch import nn
 
 from latent_codec.conversion.renaming import ConversionError, Format, Shapes
 from latent_codec.conversion.taesd import (
+    FIXED,
     PARTS,
     SCALE,
     has_norms,
@@ -17,7 +18,6 @@ from latent_codec.conversion.taesd import (
     own_table,
     refuses,
 )
-from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN
 
 NORMED_PARTS = (*PARTS, ".pool.0", ".pool.1", ".pool.3")
 _HIDDEN = 4
@@ -48,7 +48,9 @@ def refuses_normless(component: nn.Module) -> str | None:
 FORMAT = Format(
     names=("taesd",),
     title="TAEF2",
-    network_class=AutoencoderTinyGN,
+    class_name="AutoencoderTinyGN",
+    anchor="encoder.0.weight",
+    fixed=FIXED,
     recognizes=lambda shapes: is_original(shapes) and has_norms(shapes),
     infer=infer,
     table=layer_table(NORMED_PARTS),
@@ -59,7 +61,9 @@ FORMAT = Format(
 DIFFUSERS = Format(
     names=("diffusers",),
     title="TAEF2 in diffusers' layout",
-    network_class=AutoencoderTinyGN,
+    class_name="AutoencoderTinyGN",
+    anchor="encoder.layers.0.weight",
+    not_shown="latent_magnitude and the scale of its latents",
     recognizes=lambda shapes: is_diffusers(shapes) and has_norms(shapes),
     infer=lambda shapes: infer(shapes, "layers."),
     table=own_table(NORMED_PARTS),

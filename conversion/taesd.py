@@ -7,13 +7,13 @@ that its decoder counts one less.
 
 from collections.abc import Callable, Mapping
 
-from diffusers import AutoencoderTiny
 from torch import nn
 
 from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes
 
 PARTS = ("", ".conv.0", ".conv.2", ".conv.4")
 """What has weights in a layer: a convolution itself, or the three of a block."""
+FIXED = "the original code, whose activation is relu"
 SCALE = Scale(1.0, 0.0, "a tiny autoencoder's latents are already those that a denoiser sees")
 _CLAMP = {"encoder": 0, "decoder": 1}
 _ORIGINAL = {
@@ -156,7 +156,9 @@ def refuses(component: nn.Module) -> str | None:
 FORMAT = Format(
     names=("taesd",),
     title="TAESD",
-    network_class=AutoencoderTiny,
+    class_name="AutoencoderTiny",
+    anchor="encoder.0.weight",
+    fixed=FIXED,
     recognizes=lambda shapes: is_original(shapes) and not has_norms(shapes),
     infer=infer,
     table=layer_table(PARTS),
@@ -167,7 +169,9 @@ FORMAT = Format(
 DIFFUSERS = Format(
     names=("diffusers",),
     title="diffusers AutoencoderTiny",
-    network_class=AutoencoderTiny,
+    class_name="AutoencoderTiny",
+    anchor="encoder.layers.0.weight",
+    not_shown="act_fn and the scale of its latents",
     recognizes=lambda shapes: is_diffusers(shapes) and not has_norms(shapes),
     infer=lambda shapes: infer(shapes, "layers."),
     table=own_table(PARTS),

@@ -5,10 +5,19 @@ The Gumbel variant chooses a codeword by a linear layer, `quantize.proj`, and ke
 
 from collections.abc import Mapping
 
-from latent_codec.conversion.encoder_decoder import LDM, infer_levels, ldm_table, refuse_for_ldm
+from torch import nn
+
+from latent_codec.conversion.encoder_decoder import (
+    ANCHOR,
+    FIXED,
+    LDM,
+    NORM_GROUPS,
+    infer_levels,
+    ldm_table,
+    refuse_for_ldm,
+)
 from latent_codec.conversion.ldm_kl import EMA, LOSS
 from latent_codec.conversion.renaming import ConversionError, Format, LeftOut, Rename, Scale, Shapes
-from latent_codec.models.autoencoder_vq import AutoencoderVQ
 
 AVERAGES = LeftOut(
     r"quantize\.embedding\.(cluster_size|embed_avg)$",
@@ -18,11 +27,12 @@ AVERAGES = LeftOut(
 
 def recognizes(shapes: Shapes) -> bool:
     codebooks = ("quantize.embedding.weight", "quantize.embed.weight")
-    return "encoder.mid.block_1.norm1.weight" in shapes and any(key in shapes for key in codebooks)
+    return ANCHOR in shapes and any(key in shapes for key in codebooks)
 
 
 def infer(shapes: Shapes) -> dict:
-    return infer_levels(shapes, LDM) | infer_codebook(shapes, "quantize.embed.weight")
+    codebook = infer_codebook(shapes, "quantize.embed.weight")
+    return infer_levels(shapes, LDM) | codebook | {"norm_num_groups": NORM_GROUPS}
 
 
 def infer_codebook(shapes: Shapes, linear_codebook: str) -> dict:
@@ -67,7 +77,7 @@ def table(config: Mapping) -> list[Rename]:
     return [*ldm_table(config), *quantize, *convs]
 
 
-def refuses(component: AutoencoderVQ) -> str | None:
+def refuses(component: nn.Module) -> str | None:
     if component.config.get("l2_normalized"):
         return "its codewords are l2-normalised; the original compares them as they are"
     return refuse_for_ldm(component)
@@ -76,7 +86,9 @@ def refuses(component: AutoencoderVQ) -> str | None:
 FORMAT = Format(
     names=("taming", "ldm"),
     title="taming-transformers VQGAN or latent-diffusion VQ autoencoder",
-    network_class=AutoencoderVQ,
+    class_name="AutoencoderVQ",
+    anchor=ANCHOR,
+    fixed=FIXED,
     recognizes=recognizes,
     infer=infer,
     table=table,

@@ -6,10 +6,9 @@ decoder's layers are numbered through, ReLUs included.
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_codec.conversion.renaming import Change, ConversionError, Format, LeftOut, Rename, Scale, Shapes
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
 
 STRIDES = (4, 2)
 """The original's: from the image to the bottom grid, and from there to the top one."""
@@ -73,7 +72,7 @@ def _residual(theirs: str, first: int, ours: str, count: int) -> list[Rename]:
     ]
 
 
-def refuses(component: HierarchicalVQ) -> str | None:
+def refuses(component: nn.Module) -> str | None:
     config = component.config
     if tuple(config.strides) != STRIDES:
         return f"its strides are {tuple(config.strides)}; the original has two levels, of strides {STRIDES}"
@@ -95,7 +94,9 @@ def complete(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 FORMAT = Format(
     names=("vq-vae-2",),
     title="VQ-VAE-2 of rosinality/vq-vae-2-pytorch",
-    network_class=HierarchicalVQ,
+    class_name="HierarchicalVQ",
+    anchor="enc_b.blocks.0.weight",
+    fixed="the original code, which compares codewords as they are",
     recognizes=recognizes,
     infer=infer,
     table=table,

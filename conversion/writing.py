@@ -5,11 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import ModelMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_codec.conversion.checkpoints import open_checkpoint, save_checkpoint
-from latent_codec.conversion.foreign import Foreign, find_format, from_diffusers, read_foreign
+from latent_codec.conversion.foreign import (
+    Foreign,
+    cast_weight,
+    find_format,
+    from_diffusers,
+    read_foreign,
+    same_bits,
+)
 from latent_codec.conversion.renaming import ConversionError, Network
 from latent_codec.files import replacing
 from latent_codec.torch_settings import plain_state_dict
@@ -31,14 +37,15 @@ def write_diffusers(
         ConversionError: if a key has no place, or what was written differs from what was read.
         OSError: if it cannot be written.
     """
+    component = foreign.component(dtype)
     with replacing(folder, superseded=FORMER_WEIGHTS) as new:
-        _save(foreign.component(dtype), new, card)
+        _save(component, new, card)
         written = open_checkpoint(new / WEIGHTS)
         for key, (ours, _) in foreign.keys.mapped.items():
-            _check_equal(_cast(foreign.tensor(key), dtype), written[ours], key)
+            _check_equal(_cast(foreign.tensor(key), dtype, key, foreign.name), written[ours], key)
 
 
-def write_component(component: ModelMixin, folder: str | os.PathLike, *, dtypes: Dtypes = None) -> None:
+def write_component(component: nn.Module, folder: str | os.PathLike, *, dtypes: Dtypes = None) -> None:
     """Write a component's diffusers folder in the given precision, compared with it once written.
 
     Raises:
@@ -54,7 +61,7 @@ def write_component(component: ModelMixin, folder: str | os.PathLike, *, dtypes:
 
 
 def write_foreign(
-    component: ModelMixin,
+    component: nn.Module,
     name: str,
     path: str | os.PathLike,
     *,
@@ -90,32 +97,32 @@ def write_foreign(
         again = read_foreign(files)
         again.keys.check("what was written")
         for key, (ours, change) in again.keys.mapped.items():
-            _check_equal(change.to_ours(state[key]), again.tensor(key), ours)
+            _check_equal(change.to_ours(state[key.removeprefix(again.prefix)]), again.tensor(key), ours)
     return [path / file.name for file in files] if path.is_dir() else [path]
 
 
-def _save(component: ModelMixin, folder: Path, card: str | None) -> None:
+def _save(component: nn.Module, folder: Path, card: str | None) -> None:
     save_component(component, folder)
     if card is not None:
         (folder / "README.md").write_text(card)
 
 
-def _with_dtypes(component: ModelMixin, dtypes: Dtypes) -> ModelMixin:
+def _with_dtypes(component: nn.Module, dtypes: Dtypes) -> nn.Module:
     """The component on the CPU, its floating-point tensors in these dtypes."""
     state = {}
     for key, tensor in plain_state_dict(component).items():
         dtype = dtypes.get(key) if isinstance(dtypes, Mapping) else dtypes
-        state[key] = _cast(tensor, dtype).cpu()
-    copy = Network(type(component), component.config).on_meta()
+        state[key] = _cast(tensor, dtype, key, "the codec").cpu()
+    copy = Network(type(component).__name__, component.config).on_meta()
     copy.load_state_dict(state, assign=True)
     return copy
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+def _cast(tensor: Tensor, dtype: torch.dtype | None, key: str, name: str) -> Tensor:
+    return cast_weight(tensor, dtype, key, name) if tensor.is_floating_point() else tensor
 
 
-def _metadata(component: ModelMixin) -> dict[str, str]:
+def _metadata(component: nn.Module) -> dict[str, str]:
     """Scale and shift, which other programs look for, and the whole config."""
     entries = {name: component.config.get(name) for name in ("scaling_factor", "shift_factor")}
     scale = {name: repr(float(value)) for name, value in entries.items() if value is not None}
@@ -123,9 +130,5 @@ def _metadata(component: ModelMixin) -> dict[str, str]:
 
 
 def _check_equal(expected: Tensor, written: Tensor, key: str) -> None:
-    if expected.dtype != written.dtype or not torch.equal(
-        expected.contiguous().view(torch.uint8), written.contiguous().view(torch.uint8)
-    ):
-        raise ConversionError(
-            f"{key} came back from the disk different from what was written; nothing was kept."
-        )
+    if not same_bits(expected, written):
+        raise ConversionError(f"{key} is not on the disk as it was written; nothing was kept")

@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from latent_codec.codec_folders import (
-    check_folder_to_save,
     find_weights,
     is_foreign_file,
     load_autoencoder,
@@ -32,7 +31,7 @@ from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.models.tiling import decode_tiled, encode_tiled, has_exact_tiles
 from latent_codec.pictures import pad_to_multiple, to_image, to_pil
 from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict, uncompiled
-from latent_codec.weight_files import FORMER_WEIGHTS, save_component
+from latent_codec.weight_files import FORMER_WEIGHTS, check_folder_to_save, save_component
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -78,6 +77,7 @@ class LatentCodec:
         name_or_path: str | os.PathLike = "default",
         *,
         subfolder: str | None = None,
+        config: str | os.PathLike | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
     ) -> "LatentCodec":
@@ -89,6 +89,7 @@ class LatentCodec:
                 config.json, an id on the Hugging Face hub ("owner/name"), or a foreign checkpoint file, which is
                 converted in memory: where nothing in it says the latents' scale, that is 1, with a warning.
             subfolder: where in it the autoencoder lies, if elsewhere.
+            config: the config.json of a lone weight file; None: the one in the file's metadata, or next to it.
             dtype: float32, bfloat16 or float16; None means float32.
             device: None means the CPU.
 
@@ -102,8 +103,10 @@ class LatentCodec:
             raise ValueError(f"dtype is {dtype}; allowed are {allowed}")
         device = _usable_device(device)
         if subfolder is None and is_foreign_file(name_or_path):
-            codec = cls(load_foreign(name_or_path), name=Path(name_or_path).stem)
+            codec = cls(load_foreign(name_or_path, config), name=Path(name_or_path).stem)
         else:
+            if config is not None:
+                raise ValueError(f"a config is for a lone weight file, and {name_or_path} has its own")
             weights = find_weights(name_or_path, subfolder)
             codec = cls(load_autoencoder(weights), name=short_name(name_or_path))
             codec.folder = weights.parent

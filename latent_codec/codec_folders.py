@@ -153,16 +153,27 @@ def is_foreign_file(name_or_path: str | os.PathLike) -> bool:
     return path.is_file() and not (is_weights_name(path.name) and (path.parent / CONFIG).is_file())
 
 
-def load_foreign(path: str | os.PathLike):
-    """The autoencoder in a checkpoint of another layout, in float32.
+def load_foreign(path: str | os.PathLike, config: str | os.PathLike | None = None):
+    """The autoencoder in a lone weight file or a checkpoint of another layout, in float32.
+
+    Args:
+        config: its config.json; None: the one in the file's metadata or next to it.
 
     Raises:
-        ValueError: if the file is damaged, would run code or holds no known autoencoder, or if a key has no place.
+        ValueError: if the file is damaged, would run code or holds no known autoencoder, if a key has no place, or if
+            nothing says what weights in diffusers' own key layout do not show.
     """
     from latent_codec.conversion.foreign import read_foreign
+    from latent_codec.conversion.settings import given_settings
 
-    foreign = read_foreign(path)
+    foreign = read_foreign(path, settings=None if config is None else given_settings(config))
     autoencoder = foreign.component(torch.float32)
+    for prefix in foreign.averages:
+        warnings.warn(
+            f"{foreign.name} holds averaged weights, too, under {prefix}*; `latent-codec convert --entry "
+            f"{prefix.rstrip('.')}` takes those",
+            stacklevel=3,
+        )
     if foreign.scale is None:
         autoencoder.register_to_config(scaling_factor=1.0)
         warnings.warn(
@@ -198,17 +209,3 @@ def _component_class(class_name: str) -> type:
     ours = {each.__name__: each for each in (AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ)}
     name = supported_class(class_name)
     return ours.get(name) or getattr(diffusers, name)
-
-
-def check_folder_to_save(folder: str | os.PathLike) -> Path:
-    """`folder`, absolute, if a codec may be saved there: it is new, empty or a codec's.
-
-    Raises:
-        ValueError: if it holds something else, or is a file.
-    """
-    folder = Path(folder).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a folder to save the codec in")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds other files and no codec; give a new or empty folder")
-    return folder

@@ -75,3 +75,17 @@ def read_config(weights: str | os.PathLike) -> dict | None:
 
     with safe_open(weights, framework="np") as stored:
         return config_in(stored.metadata())
+
+
+def check_folder_to_save(folder: str | os.PathLike) -> Path:
+    """`folder`, absolute, if a codec may be saved there: it is new, empty or a codec's.
+
+    Raises:
+        ValueError: if it holds something else, or is a file.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder to save the codec in")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds other files and no codec; give a new or empty folder")
+    return folder

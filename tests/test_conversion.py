@@ -16,6 +16,7 @@ from latent_codec.conversion.foreign import detect, recognize, shapes_of
 from latent_codec.conversion.scales import SCALES
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.weight_files import config_metadata
 
 KL_GOLDEN = ["ldm_kl_f8.ckpt", "sd_full_kl_f8.safetensors", "flux_style_c16.safetensors"]
 VQ_GOLDEN = ["taming_vqgan_f16_attn.ckpt", "ldm_vq_f4_noattn.ckpt"]
@@ -559,7 +560,7 @@ def test_a_given_config_has_to_agree_and_says_the_scale(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--shift-factor", "1"], "--shift-factor stands beside --scaling-factor"),
+        (["--shift-factor", "1"], "--shift-factor needs --scaling-factor"),
         (["--to", "ldm"], "has none of the suffixes"),
         (["--to", "taming", "--scale", "sd1", "NAME.pt"], "AutoencoderKL cannot be written as taming"),
     ],
@@ -587,19 +588,20 @@ def test_single_files_in_diffusers_names_open_too(tmp_path):
     little = {"widths": [32, 32], "blocks": 1, "attention": {1}}
     for component in (build(random_shape(4) | little), build(random_shape(5) | little)):
         path = tmp_path / "vae.safetensors"
-        save_file(component.state_dict(), path)
+        save_file(component.state_dict(), path, config_metadata(component))
         again = read_foreign(path).component()
         assert type(again) is type(component)
         assert from_diffusers(component, "diffusers").keys() == component.state_dict().keys()
         assert all(
             torch.equal(tensor, component.state_dict()[key]) for key, tensor in again.state_dict().items()
         )
-    old = build(random_shape(6) | little).state_dict()
+    component = build(random_shape(6) | little)
+    old, config = component.state_dict(), {"_class_name": "AutoencoderKL", **component.config}
     renames = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     for new, name in renames.items():
         old = {key.replace(f".{new}.", f".{name}."): tensor for key, tensor in old.items()}
     assert any(".query." in key for key in old)
-    again = to_diffusers(old).state_dict()
+    again = to_diffusers(old, config).state_dict()
     for new, name in renames.items():
         again = {key.replace(f".{new}.", f".{name}."): tensor for key, tensor in again.items()}
     assert again.keys() == old.keys() and all(torch.equal(again[key], old[key]) for key in old)
@@ -638,7 +640,7 @@ def hostile(kind, path, marker):
     if kind == "no convolution":
         state["encoder.conv_out.weight"] = torch.zeros(8)
     if kind == "two autoencoders":
-        state |= {f"vae.{key}": tensor.clone() for key, tensor in state.items()}
+        state |= {f"vae.{key}": tensor + 1 for key, tensor in state.items()}
     if kind == "two discriminators too many":
         state |= {"encoder.loss.a": torch.zeros(1), "encoder.loss.b": torch.zeros(1)}
     save_file(state, path)

@@ -124,7 +124,7 @@ def test_other_shapes_are_read_from_diffusers_layout(config):
         **{**three, "num_encoder_blocks": (1, 2, 3), "num_decoder_blocks": (3, 2, 1), **config},
         latent_channels=5,
     )
-    again = to_diffusers(model.state_dict())
+    again = to_diffusers(model.state_dict(), {"_class_name": "AutoencoderTinyGN", **model.config})
     assert type(again) is AutoencoderTinyGN
     assert {key: again.config[key] for key in config} == config
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in again.state_dict().items())

@@ -12,7 +12,7 @@ from latent_codec.cli.progress import showing
 def add_codec_arguments(
     parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "the one called default"
 ) -> None:
-    """`--codec`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
+    """`--codec`, `--config`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
     parser.add_argument(
         "--codec",
         default=default,
@@ -21,6 +21,12 @@ def add_codec_arguments(
         f"(default: {meaning})",
     )
     add_subfolder_argument(parser)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the config.json of a weight file that --codec names, if neither the file nor its folder has it",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
     parser.add_argument(
         "--dtype",
@@ -132,12 +138,12 @@ def device_of(args: argparse.Namespace) -> str:
 
 
 def load_codec(args: argparse.Namespace):
-    """The LatentCodec that `--codec`, `--device` and `--dtype` name."""
+    """The LatentCodec that `--codec`, `--config`, `--device` and `--dtype` name."""
     with showing(f"opening {args.codec}"):
         import torch
 
         from latent_codec import LatentCodec
 
         return LatentCodec.from_pretrained(
-            args.codec, dtype=getattr(torch, args.dtype), device=device_of(args)
+            args.codec, config=args.config, dtype=getattr(torch, args.dtype), device=device_of(args)
         )

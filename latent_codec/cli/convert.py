@@ -6,10 +6,19 @@
   latent-codec convert taesd_encoder.pth taesd_decoder.pth runs/taesd
   latent-codec convert runs/mine mine.safetensors --to ldm       a component -> latent-diffusion's names
   latent-codec convert default-vq taming.ckpt --to taming
+  latent-codec convert run.pt runs/ema --entry ema --scale sd1   the averaged weights of a training checkpoint
+  latent-codec convert my-vae.safetensors runs/vae --config config.json
+                                                                 a diffusers weight file without its folder
 
-The format is recognised by the keys and the shapes of the tensors, and so is the config; nothing is
-fetched. Every key is mapped, left out by a rule that is named, missing, or unexpected: one of the
-last two is an error, and nothing is written. What was written is read again and compared.
+The format is recognized by the keys and the shapes of the tensors, under any prefix and in any entry of
+the file, and so is most of the config; nothing is fetched. Every key is mapped, left out by a rule that
+is named, missing, or unexpected: one of the last two is an error, and nothing is written. So is a weight
+that is NaN, infinite or an integer. What was written is read again and compared.
+
+Weights do not show the groups of norms, the activation and the scale. Original codes fix the first two.
+A weight file in diffusers' own key layout needs its config.json: in the file's metadata (files written
+here have it), next to it, or by --config. --norm-num-groups N does for a file whose other settings are
+its class's defaults.
 
 Files are safetensors, or pickles of tensors; a pickle that would run code is refused.
 
@@ -19,6 +28,7 @@ autoencoders. Else say it (--scale, --scaling-factor), or let it be measured (--
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from latent_codec.cli.arguments import add_json_argument
@@ -48,7 +58,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of the written weights (default: as they are)",
     )
-    parser.add_argument("--config", type=Path, metavar="YAML", help="the original's yaml, which has to agree")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a diffusers config.json for the weights, or the original's yaml, which has to agree",
+    )
+    parser.add_argument(
+        "--norm-num-groups",
+        type=int,
+        metavar="N",
+        help="groups of the norms, for weights in diffusers' own key layout without their config.json",
+    )
+    parser.add_argument(
+        "--entry",
+        metavar="NAME",
+        help="which entry or prefix of the file to take, such as ema (default: the only autoencoder, or the one that is "
+        "not averaged)",
+    )
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument(
         "--scale", choices=("sd1", "sdxl", "sd3", "flux"), help="of the latents: this family's"
@@ -77,10 +104,17 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise ValueError for flags that do not fit together and for destinations that cannot be written."""
-    from latent_codec.codec_folders import check_folder_to_save
+    from latent_codec.weight_files import check_folder_to_save
 
     if args.shift_factor is not None and args.scaling_factor is None:
-        raise ValueError("--shift-factor stands beside --scaling-factor; give both")
+        raise ValueError("--shift-factor needs --scaling-factor; give both")
+    for flag, number in (("--scaling-factor", args.scaling_factor), ("--shift-factor", args.shift_factor)):
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"{flag} is {number}; expected a finite number")
+    if args.norm_num_groups is not None and args.norm_num_groups < 1:
+        raise ValueError(f"--norm-num-groups is {args.norm_num_groups}; expected 1 or more")
+    if args.to != "diffusers" and args.calibrate is not None:
+        raise ValueError("--calibrate measures a diffusers folder; convert to one first")
     if args.to == "diffusers":
         if args.destination.suffix in SUFFIXES:
             raise ValueError(
@@ -102,14 +136,22 @@ def _check(args: argparse.Namespace) -> None:
 
 def _open_codec(args: argparse.Namespace):
     """The codec that a folder, a shipped name or a hub id stands for; None for foreign files."""
-    from latent_codec import LatentCodec
-
-    files = [Path(source).is_file() for source in args.sources]
+    paths = [Path(source) for source in args.sources]
+    for path in paths:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is a pipe or a device; give a checkpoint file or a codec's folder")
+    files = [path.is_file() for path in paths]
     if all(files):
         return None
     if len(files) > 1:
         folder = args.sources[files.index(False)]
         raise ValueError(f"{folder} is no file; several sources are the two files of a tiny autoencoder")
+    if args.entry is not None or args.norm_num_groups is not None:
+        raise ValueError(
+            f"--entry and --norm-num-groups are for checkpoint files; {args.sources[0]} is a codec"
+        )
+    from latent_codec import LatentCodec
+
     return LatentCodec.from_pretrained(args.sources[0])
 
 
@@ -118,22 +160,21 @@ def _convert_files(args: argparse.Namespace) -> dict:
     from dataclasses import replace
 
     from latent_codec.conversion.foreign import read_foreign
-    from latent_codec.conversion.ldm_config import check_config, read_config, scale_of
-    from latent_codec.conversion.writing import write_diffusers, write_foreign
+    from latent_codec.conversion.ldm_config import check_config, scale_of
 
-    foreign = read_foreign(args.sources)
+    settings, original = _settings(args)
+    foreign = read_foreign(args.sources, entry=args.entry, settings=settings)
     foreign.keys.check(foreign.name)
-    config_scale = None
-    if args.config is not None:
-        given = read_config(args.config)
-        check_config(given, foreign.network.config)
-        config_scale = scale_of(given)
-    scale = _asked_scale(args) or config_scale or foreign.scale
+    if original is not None:
+        check_config(original, foreign.network.config, str(args.config))
+    scale = _asked_scale(args) or (original and scale_of(original)) or foreign.scale
     if scale is None and args.calibrate is None:
         raise ValueError(
             f"nothing in {foreign.name} says the scale of its latents; give --scale sd1, sdxl, sd3 or flux, or "
             "--scaling-factor X (1 leaves them as they are), or --calibrate PICTURES to measure it"
         )
+    from latent_codec.conversion.writing import write_diffusers, write_foreign
+
     foreign = replace(foreign, scale=scale)
     if args.to == "diffusers":
         write_diffusers(foreign, args.destination, dtype=_dtype(args), card=_card(foreign))
@@ -141,10 +182,33 @@ def _convert_files(args: argparse.Namespace) -> dict:
         if args.calibrate is not None:
             scale = _calibrate(args.destination, args.calibrate)
     else:
-        if args.calibrate is not None:
-            raise ValueError("--calibrate measures a diffusers folder; convert to one first")
         written = write_foreign(foreign.component(), args.to, args.destination, dtypes=_dtype(args))
-    return _facts(foreign.format.title, foreign.keys.counts(), scale, written)
+    place = {
+        "wrapper": foreign.wrapper,
+        "prefix": foreign.prefix.rstrip(".") or None,
+        "averaged_weights": [each.rstrip(".") for each in foreign.averages],
+        "settings_known_by": foreign.settings,
+    }
+    return _facts(foreign.format.title, foreign.keys.counts(), scale, written) | place
+
+
+def _settings(args: argparse.Namespace):
+    """The `Settings` that `--config` or `--norm-num-groups` give, and the original's yaml, if `--config` is that."""
+    from latent_codec.conversion.ldm_config import SETTINGS, read_config
+    from latent_codec.conversion.settings import Settings, combine, read_diffusers_config
+
+    asked, original = None, None
+    if args.norm_num_groups is not None:
+        rule = f"norm_num_groups {args.norm_num_groups} as asked, the class's defaults for the others"
+        asked = Settings({"norm_num_groups": args.norm_num_groups}, rule)
+    if args.config is None:
+        return asked, original
+    config = read_diffusers_config(args.config)
+    if config is None:
+        original = read_config(args.config)
+    return combine(
+        asked, SETTINGS if config is None else Settings(config, f"the given {args.config.name}")
+    ), original
 
 
 def _convert_codec(args: argparse.Namespace, codec) -> dict:
@@ -235,10 +299,15 @@ def _facts(title: str, counts: dict[str, int], scale, written: list[Path]) -> di
 def _print(facts: dict) -> None:
     import sys
 
-    print(f"{facts['source']}", file=sys.stderr)
+    place = " in ".join(each for each in (facts.get("prefix"), facts.get("wrapper")) if each)
+    print(facts["source"] + (f" under {place}" if place else ""), file=sys.stderr)
     for name, count in facts["keys"].items():
         print(f"{count:6,} keys {name}", file=sys.stderr)
     shift = "" if facts["shift_factor"] is None else f", shift_factor {facts['shift_factor']:g}"
     print(f"scaling_factor {facts['scaling_factor']:g}{shift}: {facts['scale_known_by']}", file=sys.stderr)
+    if facts.get("settings_known_by"):
+        print(f"settings that weights do not show: {facts['settings_known_by']}", file=sys.stderr)
+    for entry in facts.get("averaged_weights", ()):
+        print(f"Note: averaged weights are in {entry}; --entry {entry} takes those", file=sys.stderr)
     for path in facts["written"]:
         print(path)

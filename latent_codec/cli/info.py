@@ -281,11 +281,12 @@ def _describe_entropy_model(path: Path) -> dict:
 
 def _describe_checkpoint(path: Path) -> dict:
     """A checkpoint of another layout, by its names and shapes alone: what it is, its config, its keys by rule."""
-    from latent_codec.conversion.checkpoints import open_checkpoint
+    from latent_codec.conversion.checkpoints import open_entries
     from latent_codec.conversion.foreign import read_foreign
     from latent_codec.conversion.renaming import ConversionError
+    from latent_codec.conversion.settings import SettingsNeededError
 
-    opened = open_checkpoint(path)
+    opened = open_entries(path)
     facts = {
         "kind": "checkpoint",
         "tensors": len(opened),
@@ -297,7 +298,8 @@ def _describe_checkpoint(path: Path) -> dict:
         foreign = read_foreign(path)
     except ConversionError as error:
         prefixes = sorted({key.partition(".")[0] for key in opened})
-        return facts | {"format": "unknown", "reason": str(error), "prefixes": prefixes}
+        title = error.title if isinstance(error, SettingsNeededError) else "unknown"
+        return facts | {"format": title, "reason": str(error), "prefixes": prefixes}
     config = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in foreign.network.config.items()
@@ -312,6 +314,7 @@ def _describe_checkpoint(path: Path) -> dict:
         "prefix": foreign.prefix or None,
         "class": foreign.network.network_class.__name__,
         "config": config,
+        "settings_known_by": foreign.settings,
         "keys": foreign.keys.counts(),
         **{name: list(keys) for name, keys in problems.items() if keys},
         "scaling_factor": foreign.scale and foreign.scale.scaling_factor,
