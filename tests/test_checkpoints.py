@@ -814,3 +814,39 @@ def test_a_full_disk_leaves_the_former_file(tmp_path, name):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert os.listdir(tmp_path) == [name]
     assert_same(open_checkpoint(tmp_path / name), WEIGHTS)
+
+
+# What would take minutes or gigabytes
+
+
+LEGACY_HEAD = [torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {}]
+
+
+@pytest.mark.parametrize("form", ["legacy", "plain pickle", "zip"])
+def test_marks_without_end_are_refused_after_a_few(tmp_path, form):
+    opcodes, path = b"\x80\x02" + b"(" * 5_000_000, tmp_path / "a.pt"
+    if form == "zip":
+        write_zip(path, opcodes)
+    else:
+        head = b"".join(pickle.dumps(each, 2) for each in LEGACY_HEAD)
+        path.write_bytes((head if form == "legacy" else b"") + opcodes)
+    said = "begins with" if form == "plain pickle" else "deeper containers, than any checkpoint"
+    assert said in refusal(path)
+
+
+def test_opcodes_without_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("latent_codec.conversion.pickles._MOST_OPCODES", 1000)
+    save(tmp_path / "a.pt", {"a": torch.zeros(1), "history": list(range(400))})
+    assert list(open_checkpoint(tmp_path / "a.pt")) == ["a"]
+    save(tmp_path / "a.pt", {"a": torch.zeros(1), "history": list(range(1000))})
+    assert "more opcodes" in refusal(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("kind", ["quantized", "nested"])
+def test_tensors_of_other_kinds_are_named(tmp_path, kind):
+    if kind == "quantized":
+        tensor = torch.quantize_per_tensor(torch.zeros(2, 2), 0.1, 0, torch.qint8)
+    else:
+        tensor = torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)])
+    message = refusal(save(tmp_path / "a.pt", {"conv.weight": tensor}))
+    assert f"'conv.weight' as a {kind} tensor" in message

@@ -1,8 +1,11 @@
 """Conversion against what the original code answers, and against key lists written from its naming rules."""
 
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from latent_codec import LatentCodec
 from latent_codec.cli import main
 from latent_codec.conversion import ConversionError, from_diffusers, read_foreign, to_diffusers
 from latent_codec.conversion.foreign import detect, recognize, shapes_of
+from latent_codec.conversion.ldm_config import read_config
 from latent_codec.conversion.scales import SCALES
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
@@ -675,3 +679,59 @@ def test_hostile_files_convert_to_nothing(tmp_path, capsys, kind):
     with pytest.raises(ValueError, match=words):
         LatentCodec.from_pretrained(path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 50_000, "is no yaml: maximum recursion depth"),
+        ("[" * 2_000_000, "bytes; a config has a few thousand"),
+        ("ddconfig: {ch: " + "9" * 5000 + "}", "is no yaml: Exceeds the limit"),
+        ("ddconfig: {ch: x, ch_mult: [1, a]}", "has an entry of another kind than expected"),
+        ("ddconfig: {resolution: big, attn_resolutions: 3, ch_mult: 1}", "has an entry of another kind"),
+        ("{ddconfig: {}, scale_factor: [1]}", "has the scale_factor '[1]', expected a finite number"),
+        ("\0\1", "is no yaml"),
+        (None, "is not a file"),
+    ],
+    ids=["deep", "large", "digits", "words for numbers", "other kinds", "scale", "binary", "pipe"],
+)
+def test_hostile_configs_end_in_one_line(tmp_path, capsys, content, words):
+    save_file(small(), tmp_path / "vae.safetensors")
+    config = tmp_path / "model.yaml"
+    os.mkfifo(config) if content is None else config.write_text(content)
+    command = ["convert", str(tmp_path / "vae.safetensors"), str(tmp_path / "new"), "--config", str(config)]
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert words in message and "model.yaml" in message and message.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_aliases_of_a_yaml_are_followed_once(tmp_path):
+    lines = ["a0: &a0 {ddconfig: {ch: 1}}"]
+    lines += [
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 60)
+    ]  # 9^59 mappings by their paths
+    (tmp_path / "model.yaml").write_text("\n".join(lines))
+    assert read_config(tmp_path / "model.yaml") == {"ddconfig": {"ch": 1}}
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["convert", str(tmp_path / "pipe"), str(tmp_path / "new")]) == 2
+    assert "pipe is a pipe or a device" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="not a file"):
+        read_foreign(tmp_path / "pipe")
+
+
+def test_a_decoder_alone_is_refused_without_diffusers(tmp_path):
+    """Which takes longer to import than all else that this needs."""
+    save_file({"1.weight": torch.zeros(2)}, tmp_path / "decoder.safetensors")
+    code = (
+        "import sys; from latent_codec.cli import main; "
+        f"assert main(['convert', {str(tmp_path / 'decoder.safetensors')!r}, {str(tmp_path / 'new')!r}]) == 2; "
+        "assert 'diffusers' not in sys.modules; "
+        f"assert main(['convert', 'a.pt', {str(tmp_path / 'new')!r}, '--shift-factor', '1']) == 2"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "is the decoder of a tiny autoencoder" in done.stderr
