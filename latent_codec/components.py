@@ -290,7 +290,10 @@ def load_component(
 def _load(weights: Path, find_class: Callable[[str], type], config: dict[str, Any] | None) -> torch.nn.Module:
     path = weights.parent / CONFIG if config is None else weights
     config = read_config_file(path) if config is None else config
-    component_class = find_class(config["_class_name"])
+    try:
+        component_class = find_class(config["_class_name"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     stored = open_weights(weights)
     _check_entries(config, component_class, stored, path)
     component = _build(component_class, config, stored, path)
@@ -417,7 +420,7 @@ def _check_entries(config: dict[str, Any], component_class: type, stored: Weight
             raise ValueError(f"{path}: expected {key} of type {wanted}, got {reprlib.repr(value)}")
         if (largest := _largest(value)) > limit:
             raise ValueError(
-                f"{path}: {key} is {largest}, and {stored.path.name} has {stored.num_values} values in all"
+                f"{path}: {key} is {reprlib.repr(largest)}, and {stored.path.name} has {stored.num_values} values in all"
             )
 
 

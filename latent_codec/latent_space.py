@@ -4,7 +4,9 @@ It reads the conventions that diffusers' pipelines keep in an autoencoder's conf
 by name every autoencoder of diffusers and our own: those read here, and why the others are not.
 """
 
+import reprlib
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -106,6 +108,12 @@ class LatentSpace:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        for name in ("scaling_factor", "shift_factor"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"expected a number as {name}, got {reprlib.repr(getattr(self, name))}")
+        for name, values in (("latents_mean", self.mean), ("latents_std", self.std)):
+            if values is not None and not (isinstance(values, list | tuple) and all(map(_is_number, values))):
+                raise ValueError(f"expected a list of numbers as {name}, got {reprlib.repr(values)}")
         if not 0 < self.scaling_factor < float("inf"):
             raise ValueError(f"scaling_factor is {self.scaling_factor}; it must be a positive number")
         if not abs(self.shift_factor) < float("inf"):
@@ -169,7 +177,7 @@ class LatentSpace:
             channels=channels,
             downsampling_factor=factor,
             scaling_factor=scaling_factor,
-            shift_factor=config.get("shift_factor") or 0.0,
+            shift_factor=0.0 if config.get("shift_factor") is None else config["shift_factor"],
             mean=config.get("latents_mean"),
             std=config.get("latents_std"),
         )
@@ -205,6 +213,10 @@ class LatentSpace:
             torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
             for values in (self.mean, self.std)
         )
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def side_multiple(autoencoder) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from diffusers import VQModel
 from test_bitstream import build, picture
 from test_prior_training import TWO_PROCESSES
 
@@ -29,18 +30,24 @@ SMALL = [
     "--set=optimizer.batch_size=2",
     "--set=model.arguments.hidden=8",
 ]
-KINDS = {"kl": "latent context", "vq": "index context", "hierarchical": "index context"}
+KINDS = {
+    "kl": "latent context",
+    "vq": "index context",
+    "hierarchical": "index context",
+    "plain": "index context",
+}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """10 pictures in `photos`, and codecs `kl`, `vq` and `hierarchical` without entropy models."""
+    """10 pictures in `photos`, and codecs of all KINDS without entropy models."""
     folder = tmp_path_factory.mktemp("made")
     for seed in range(10):
         write_picture(picture(32, 40, seed), folder / f"photos/{seed}.png")
     for kind in KINDS:
-        build(kind).save_pretrained(folder / kind)
+        build("vq" if kind == "plain" else kind).save_pretrained(folder / kind)
         (folder / kind / "README.md").write_text("# the model card\n")
+    VQModel.from_pretrained(folder / "plain").save_pretrained(folder / "plain")  # diffusers' own class
     return folder
 
 

@@ -22,6 +22,7 @@ from latent_codec.models.context_network import (
     freeze_shifts,
     is_frozen,
 )
+from latent_codec.previews.full import codebooks
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.labelled_data import hold_out
@@ -244,5 +245,5 @@ def _windows(
 
 def _codewords(codec: LatentCodec, level: int) -> Tensor:
     """float32 (K, D), of variance 1."""
-    vectors = codec.autoencoder.quantizers[level].embedding.weight.detach().float().cpu()
+    vectors = codebooks(codec)[level].cpu()
     return (vectors - vectors.mean(0)) / vectors.std().clamp_min(1e-8)
