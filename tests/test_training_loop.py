@@ -23,7 +23,6 @@ from latent_codec.training.config import OptimizerConfig, dump_toml
 from latent_codec.training.data import TrainingCrops, first_pictures
 from latent_codec.training.loop import NonFiniteLossError, train
 from latent_codec.training.optimization import build_optimizer, learning_rate, set_learning_rate
-from latent_codec.training.processes import emulates_bfloat16
 from latent_codec.training.report import read_metrics
 
 LATENT_DIFFUSION = {
@@ -684,16 +683,3 @@ def test_a_codebook_that_begins_after_a_resumption_is_the_same(tmp_path, picture
 def test_a_codebook_that_would_never_begin_is_refused(tmp_path, pictures):
     with pytest.raises(ValueError, match=r"codebook.start_step is 4, and the run ends at 4"):
         run_tiny(pictures, tmp_path, **CODEBOOK | {"codebook": {"start_step": 4}})
-
-
-def test_a_cpu_that_emulates_bfloat16_is_told_from_its_flags(tmp_path):
-    info = tmp_path / "cpuinfo"
-    for text, emulated in [
-        ("processor : 0\nflags\t: fpu avx512f avx512_bf16\n", False),
-        ("processor : 0\nflags\t: fpu avx2 amx_bf16\n", False),
-        ("processor : 0\nflags\t: fpu avx2 avx512f\n", True),
-        ("processor : 0\nFeatures\t: fp asimd\n", False),  # not an x86
-    ]:
-        info.write_text(text)
-        assert emulates_bfloat16(info) == emulated
-    assert not emulates_bfloat16(tmp_path / "none")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +33,7 @@ def add_codec_arguments(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
         default="float32",
-        help="precision of the codec's arithmetic (default: float32)",
+        help="precision of the codec's arithmetic; bfloat16 is slow on a CPU without AVX512-BF16 or AMX (default: float32)",
     )
 
 
@@ -144,6 +145,17 @@ def load_codec(args: argparse.Namespace):
 
         from latent_codec import LatentCodec
 
+        device = device_of(args)
+        note_emulated(args.dtype, device)
         return LatentCodec.from_pretrained(
-            args.codec, config=args.config, dtype=getattr(torch, args.dtype), device=device_of(args)
+            args.codec, config=args.config, dtype=getattr(torch, args.dtype), device=device
         )
+
+
+def note_emulated(dtype: str, device: str) -> None:
+    """Say what bfloat16 costs on a CPU that emulates it."""
+    if dtype == "bfloat16" and device.startswith("cpu"):
+        from latent_codec.precision import EMULATED, computes_bfloat16
+
+        if computes_bfloat16(device) is False:
+            print(f"Note: {EMULATED}", file=sys.stderr)

@@ -41,6 +41,7 @@ from latent_codec.cli.arguments import (
     by,
     device_of,
     load_codec,
+    note_emulated,
 )
 from latent_codec.cli.progress import with_progress
 
@@ -145,7 +146,9 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
     for path in filter(None, (args.out, args.preview)):
         _check_writable(path)
     folder = find_pipeline(args.pipeline or DEFAULT_PIPELINE)
-    pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device_of(args))
+    device = device_of(args)
+    note_emulated(args.dtype, device)
+    pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device)
     pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not sys.stderr.isatty())
     labels = _labels(args.label, pipe, list(priors_of(pipe).values()))
     num_drawn = args.num * len(labels or [None])

@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except loop.NonFiniteLossError as error:
         raise ValueError(str(error)) from error
+    config = result.config
     if not result.is_main_process:
         return 0
     if result.skipped:

@@ -274,7 +274,8 @@ def check_autoencoder(
             )
         if config.codebook.start_step >= config.run.steps:
             raise ValueError(
-                f"codebook.start_step is {config.codebook.start_step}, and the run ends at {config.run.steps}: start earlier."
+                f"codebook.start_step is {config.codebook.start_step}, and the run ends at {config.run.steps}: start earlier, "
+                "or at a share of the run, such as 0.1."
             )
         if config.model.train != "decoder" and shape.get("assignment") == "linear":
             raise ValueError(

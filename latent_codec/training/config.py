@@ -14,11 +14,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 ACTIVATION_LIMIT = 65504.0  # the largest float16
+Steps = int | float
+"""A number of steps; or, below 1 and with a decimal point, a share of `run.steps`, which `resolve` makes a number of."""
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_steps(value: Steps, name: str, least: int = 0) -> None:
+    _require(value >= (0 if isinstance(value, float) else least), f"{name} is {value}; at least {least}.")
+    _require(
+        isinstance(value, int) or value < 1,
+        f"{name} is {value}; expected an integer number of steps, or a share of run.steps below 1, such as 0.1.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +147,15 @@ class ObjectiveConfig:
     """Weight of LPIPS (arXiv:1801.03924)."""
     lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
     """LPIPS' backbone; its weights must lie in torch's cache."""
-    lpips_start: int = 0
-    """First step with LPIPS."""
+    lpips_start: Steps = 0
+    """First step with LPIPS; below 1 a share of run.steps."""
     gan_weight: float = 0.0
     """Weight of the PatchGAN hinge loss, times the adaptive weight."""
-    gan_start: int = 0
-    """First step of the discriminator."""
-    gan_ramp: int = 1000
-    """Steps over which the generator's adversarial loss grows from 0, once the discriminator trains."""
+    gan_start: Steps = 0
+    """First step of the discriminator; below 1 a share of run.steps."""
+    gan_ramp: Steps = 1000
+    """Steps over which the generator's adversarial loss grows from 0, once the discriminator trains; below 1 a share of
+    run.steps."""
     gan_max_adaptive_weight: float = 10.0
     """Cap of the adaptive weight (VQGAN's equation 7, arXiv:2012.09841), which is unbounded as published."""
     discriminator_width: int = 64
@@ -161,9 +172,7 @@ class ObjectiveConfig:
             "kl_weight",
             "input_noise",
             "lpips_weight",
-            "lpips_start",
             "gan_weight",
-            "gan_start",
             "gan_max_adaptive_weight",
             "activation_weight",
         ):
@@ -184,7 +193,9 @@ class ObjectiveConfig:
             self.posterior == "sample" or self.kl_weight == 0,
             'objective.kl_weight needs objective.posterior = "sample": the mean alone has no divergence to pay.',
         )
-        for name in ("gan_ramp", "discriminator_width", "discriminator_layers"):
+        for name, least in (("lpips_start", 0), ("gan_start", 0), ("gan_ramp", 1)):
+            _require_steps(getattr(self, name), f"objective.{name}", least)
+        for name in ("discriminator_width", "discriminator_layers"):
             _require(getattr(self, name) >= 1, f"objective.{name} is {getattr(self, name)}; at least 1.")
         _require(
             self.activation_limit > 0, f"objective.activation_limit is {self.activation_limit}; above 0."
@@ -203,8 +214,9 @@ class CodebookConfig:
     """`ema`: a codeword is the moving average of the latents that chose it. `gradient`: the codebook loss moves it."""
     decay: float = 0.99
     """Of the moving averages, per step."""
-    start_step: int = 0
-    """Steps that the network trains without quantisation, as a plain autoencoder, before its codebook begins. Levels that
+    start_step: Steps = 0
+    """Steps, or below 1 the share of run.steps, that the network trains without quantization, as a plain autoencoder,
+    before its codebook begins. Levels that
     hardly matter yet would otherwise be quantised away; HierarchicalVQ's upper ones are."""
     kmeans_crops: int = 512
     """Crops whose latents the codebook starts from, by k-means; 0: it starts at random."""
@@ -215,7 +227,7 @@ class CodebookConfig:
 
     def __post_init__(self):
         _require(0 <= self.decay < 1, f"codebook.decay is {self.decay}; from 0 to below 1.")
-        _require(self.start_step >= 0, f"codebook.start_step is {self.start_step}; at least 0.")
+        _require_steps(self.start_step, "codebook.start_step")
         _require(self.kmeans_crops >= 0, f"codebook.kmeans_crops is {self.kmeans_crops}; at least 0.")
         _require(
             0 <= self.restart_below < 1,
@@ -246,8 +258,8 @@ class OptimizerConfig:
     encoder_factor: float = 1.0
     """The encoder's rate as a share of the decoder's: below 1 where latents should hardly move, because a codebook from
     k-means lies under them."""
-    warmup_steps: int = 100
-    """Steps of linear growth from 0."""
+    warmup_steps: Steps = 100
+    """Steps of linear growth from 0; below 1 a share of run.steps."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """Course from the peak to `final_fraction` of it at the last step."""
     final_fraction: float = 0.01
@@ -273,7 +285,8 @@ class OptimizerConfig:
         for name in ("learning_rate", "discriminator_learning_rate"):
             rate = getattr(self, name)
             _require(rate is None or rate > 0, f"optimizer.{name} is {rate}; above 0.")
-        for name in ("warmup_steps", "weight_decay", "encoder_factor"):
+        _require_steps(self.warmup_steps, "optimizer.warmup_steps")
+        for name in ("weight_decay", "encoder_factor"):
             _require(getattr(self, name) >= 0, f"optimizer.{name} is {getattr(self, name)}; at least 0.")
         _require(
             0 <= self.final_fraction <= 1,
@@ -302,8 +315,9 @@ class RunConfig:
 
     steps: int = 10_000
     seed: int = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Of the arithmetic; the weights stay float32. fp16 needs a GPU."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the arithmetic; the weights stay float32. `auto`: bf16 on a GPU (CUDA) or CPU (x86, told on Linux: AVX512-BF16 or
+    AMX) that computes in it, else fp32. fp16 needs a GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, a fraction of the memory."""
     log_every: int = 50
@@ -390,6 +404,12 @@ _KINDS = {
     "IndexContext": "entropy",
 }
 _KINDS_OF_SECTION = {"objective": ("codec",), "codebook": ("codec",), "prior": ("prior",)}
+IN_STEPS = {
+    "objective": ("lpips_start", "gan_start", "gan_ramp"),
+    "codebook": ("start_step",),
+    "optimizer": ("warmup_steps",),
+}
+"""By section: the settings that depend on the length of a run."""
 
 
 def _changed(section) -> list[str]:
@@ -418,6 +438,9 @@ def preset_notes(name: str) -> tuple[str, str]:
 def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = None) -> TrainingConfig:
     """Read a preset by name, or a TOML file by path, and apply `section.key=value` overrides.
 
+    What the file gives in steps (`IN_STEPS`) becomes a share of the file's `run.steps`, so that it fits a run of another length;
+    an override in steps stays one.
+
     Args:
         preset: a shipped preset's name, or the path of a .toml file.
         overrides: each `section.key=value`, the value in TOML; a bare word counts as a string.
@@ -440,9 +463,11 @@ def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = 
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{preset} is not valid TOML: {error}") from error
+    num_steps, overridden = _num_steps(table), set()
     for override in overrides:
         path, equals, value = override.partition("=")
         keys = path.strip().split(".")
+        overridden.add(path.strip())
         if not equals or len(keys) < 2:
             raise ValueError(f"--set {override}: expected section.key=value, such as run.steps=500.")
         _set(table, keys, _parse_value(value.strip()))
@@ -454,7 +479,35 @@ def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = 
             "preset that starts from a codec, such as finetune-decoder.",
         )
         _set(table, setting, codec)
+    for section, name in _given_in_steps(table):
+        steps = table.get(section, {}).get(name, _default(section, name))
+        if f"{section}.{name}" not in overridden and type(steps) is int and 0 < steps < num_steps:
+            _set(table, [section, name], steps / num_steps)
     return TrainingConfig.from_dict(table)
+
+
+def _num_steps(table: dict[str, Any]) -> int:
+    """`run.steps` of a file; 0 where it is no number."""
+    run = table.get("run", {})
+    steps = run.get("steps", _default("run", "steps")) if isinstance(run, dict) else 0
+    return steps if type(steps) is int else 0
+
+
+def _given_in_steps(table: dict[str, Any]) -> list[tuple[str, str]]:
+    """Section and name of each setting of `IN_STEPS` that this configuration reads."""
+    tables = {section: table.get(section, {} if section == "optimizer" else None) for section in IN_STEPS}
+    return [
+        (section, name)
+        for section, names in IN_STEPS.items()
+        for name in names
+        if isinstance(tables[section], dict)
+        and (name != "gan_ramp" or name in tables[section] or tables[section].get("gan_weight"))
+    ]
+
+
+def _default(section: str, name: str):
+    sections = {each.name: each.type for each in fields(TrainingConfig)}
+    return getattr(sections[section](), name)
 
 
 def _codec_setting(table: dict[str, Any]) -> list[str]:
@@ -539,9 +592,10 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
             raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, options))}.")
         return value
     if origin in (types.UnionType, typing.Union):
-        if value is None:
+        if value is None and type(None) in options:
             return None
-        return _typed(value, next(option for option in options if option is not type(None)), name)
+        options = [option for option in options if option is not type(None)]
+        return _typed(value, type(value) if type(value) in options else options[0], name)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(options):
             raise ValueError(f"{name} is {value!r}; expected a list of {len(options)}.")

@@ -1,15 +1,14 @@
 """The training loop: one function, whose phases stand in order."""
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, gather_object
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from latent_codec.models.autoregressive import AutoregressivePrior
@@ -23,7 +22,8 @@ from latent_codec.training.config import TrainingConfig
 from latent_codec.training.entropy_task import EntropyTask, check_entropy_network
 from latent_codec.training.optimization import learning_rate, set_learning_rate
 from latent_codec.training.prior_task import PriorTask, check_prior
-from latent_codec.training.processes import emulates_bfloat16, on_cpu
+from latent_codec.training.processes import on_cpu
+from latent_codec.training.resolution import resolve
 from latent_codec.training.run_folder import open_run
 from latent_codec.training.stopping import StopRequest
 from latent_codec.training.tiny_decoder_task import TinyDecoderTask, check_tiny_decoder
@@ -43,6 +43,8 @@ class TrainingResult:
     """Names of pictures that could not be read, by any process, since this call began."""
     is_main_process: bool
     """True in the process that writes files."""
+    config: TrainingConfig
+    """As it was run: precision and numbers of steps decided."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -80,15 +82,10 @@ def train(
     """
     out = Path(out)
     settings = config.optimizer
+    config = _resolved(config, out)
     task_class, check = _task_of(network)
     check(config, network, source, stream)
     accelerator = _start_accelerator(config, out, trackers)
-    if accelerator.is_main_process and config.run.precision == "bf16" and on_cpu() and emulates_bfloat16():
-        print(
-            "this CPU has no bfloat16 arithmetic, and emulates it at about a third of float32's speed: "
-            "begin with --set run.precision=fp32",
-            file=sys.stderr,
-        )
     pictures_per_step = settings.batch_size * settings.accumulation * accelerator.num_processes
     resume_from = _claim_run(accelerator, out, config)
     if trackers:
@@ -172,7 +169,12 @@ def train(
     is_main_process = accelerator.is_main_process
     accelerator.end_training()
     return TrainingResult(
-        task.ema.module.eval(), step, step >= config.run.steps, tuple(dict.fromkeys(skipped)), is_main_process
+        task.ema.module.eval(),
+        step,
+        step >= config.run.steps,
+        tuple(dict.fromkeys(skipped)),
+        is_main_process,
+        config,
     )
 
 
@@ -187,6 +189,13 @@ def _task_of(network: nn.Module):
     if isinstance(network, (LatentContext, IndexContext)):
         return EntropyTask, check_entropy_network
     return AutoencoderTask, check_autoencoder
+
+
+def _resolved(config: TrainingConfig, out: Path) -> TrainingConfig:
+    """`resolve`, by the main process for all."""
+    device = "cpu" if on_cpu() else torch.accelerator.current_accelerator().type
+    is_main_process = PartialState(cpu=on_cpu()).is_main_process
+    return broadcast_object_list([resolve(config, out, device) if is_main_process else None])[0]
 
 
 def _start_accelerator(config: TrainingConfig, out: Path, trackers: tuple[str, ...]) -> Accelerator:

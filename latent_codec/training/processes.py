@@ -19,16 +19,6 @@ def on_cpu() -> bool:
     return wanted or not torch.accelerator.is_available()
 
 
-def emulates_bfloat16(cpu_info: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this is an x86 CPU with neither AVX512-BF16 nor AMX; False where that cannot be known."""
-    try:
-        lines = cpu_info.read_text().splitlines()
-    except OSError:
-        return False
-    flags = next((line.split() for line in lines if line.startswith("flags")), None)
-    return flags is not None and not {"avx512_bf16", "amx_bf16"} & set(flags)
-
-
 def start_missing_processes() -> None:
     """Become torchrun with as many processes as the `accelerate launch` above this one was asked for.
 

@@ -33,6 +33,16 @@ _MAY_CHANGE = {
 }
 
 
+def configuration_to_resume(out: Path) -> TrainingConfig | None:
+    """What the run in `out` was started with; None where there is nothing to go on with.
+
+    Raises:
+        ValueError: if config.toml cannot be read.
+    """
+    path = out / "config.toml"
+    return _read(path) if latest_checkpoint(out) is not None and path.is_file() else None
+
+
 def open_run(out: Path, config: TrainingConfig) -> Path | None:
     """Claim `out` for a run of `config`; return the checkpoint to resume from, or None.
 
@@ -41,10 +51,9 @@ def open_run(out: Path, config: TrainingConfig) -> Path | None:
     Raises:
         ValueError: if there is a run of another configuration, naming the settings that differ, or what is no run.
     """
-    path, resume_from = out / "config.toml", latest_checkpoint(out)
-    text = dump_toml(config.to_dict())
-    if resume_from is not None and path.is_file():
-        differing = _differences(_read(path), text)
+    path, before = out / "config.toml", configuration_to_resume(out)
+    if before is not None:
+        differing = _differences(before, config)
         if differing:
             raise ValueError(
                 f"{out} holds a run of another configuration: {', '.join(differing)}. "
@@ -60,13 +69,14 @@ def open_run(out: Path, config: TrainingConfig) -> Path | None:
         for leftover in folder.glob(".*.partial"):
             shutil.rmtree(leftover)
     with replacing(path) as written:
-        written.write_text(text, encoding="utf-8")
-    return resume_from
+        written.write_text(dump_toml(config.to_dict()), encoding="utf-8")
+    return latest_checkpoint(out)
 
 
-def _differences(before: str, now: str) -> list[str]:
+def _differences(before: TrainingConfig, now: TrainingConfig) -> list[str]:
     """`section.key (before -> now)` for every setting that must not change."""
-    old, new = (TrainingConfig.from_dict(tomllib.loads(text)).to_dict() for text in (before, now))
+    # As config.toml will hold them, in which a list and a tuple are one.
+    old, new = (tomllib.loads(dump_toml(each.to_dict())) for each in (before, now))
     return [
         f"{section}.{key} ({old[section].get(key)} -> {new[section].get(key)})"
         for section in new
@@ -75,10 +85,8 @@ def _differences(before: str, now: str) -> list[str]:
     ]
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> TrainingConfig:
     try:
-        text = path.read_text(encoding="utf-8")
-        TrainingConfig.from_dict(tomllib.loads(text))
+        return TrainingConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read ({error}). Give another --out.") from error
-    return text
