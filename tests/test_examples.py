@@ -1,6 +1,10 @@
 """The scripts in examples/ run, on a tiny pipeline from a folder."""
 
+import os
 import runpy
+import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -21,7 +25,7 @@ def pipeline(tmp_path_factory):
 
 
 def run_example(name, *arguments):
-    runpy.run_path(str(EXAMPLES[name]))["main"]([str(argument) for argument in arguments])
+    return runpy.run_path(str(EXAMPLES[name]))["main"]([str(argument) for argument in arguments])
 
 
 def test_every_example_is_tested():
@@ -70,3 +74,27 @@ def test_finetune_decoder(pipeline, tmp_path):
     )
     assert after.space_fingerprint == before.space_fingerprint
     assert after.fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+def test_finetune_decoder_saves_what_there_is_when_it_is_stopped(pipeline, tmp_path, which, capsys):
+    pictures = write_pictures(tmp_path / "photos", size=(40, 40))
+    settings = ["run.steps=1000", "data.height=32", "optimizer.batch_size=2", "objective.lpips_weight=0"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    stop = threading.Thread(target=stop_once_there_is, args=(tmp_path / "out" / "run" / "config.toml", which))
+    stop.start()
+    status = run_example("finetune_decoder", pipeline, pictures, "--out", tmp_path / "out", *arguments)
+    stop.join()
+    assert status == 128 + which
+    assert "gets the decoder so far" in capsys.readouterr().err
+    before, after = (LatentCodec.from_pretrained(each) for each in (pipeline, tmp_path / "out" / "pipeline"))
+    assert after.space_fingerprint == before.space_fingerprint
+
+
+def stop_once_there_is(path, which) -> None:
+    while not path.exists():
+        time.sleep(0.05)
+    # Before the loop handles signals they end a program as they always do.
+    while signal.getsignal(which) in (signal.SIG_DFL, signal.default_int_handler):
+        time.sleep(0.05)
+    os.kill(os.getpid(), which)

@@ -120,4 +120,6 @@ def test_a_full_disk_leaves_no_half_codec(tmp_path, pictures):
             finish_run(tiny_config(), result.network, source, tmp_path / "mine", data_name="pictures")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not [path for path in (tmp_path / "mine").iterdir() if "codec" in path.name]
+    # What the checkpoint left stays as it is.
+    assert [path.name for path in (tmp_path / "mine").iterdir() if "codec" in path.name] == ["codec"]
+    assert "unfinished: true" in (tmp_path / "mine" / "codec" / "README.md").read_text()

@@ -390,7 +390,7 @@ def test_a_signal_stops_with_a_checkpoint_from_which_the_run_goes_on_to_the_same
     interrupt_at(autoencoder, 5, which)
     before = signal.getsignal(signal.SIGINT)
     stopped = train(config, autoencoder, open_source(pictures), tmp_path / "run")
-    assert (stopped.step, stopped.finished) == (5, False)
+    assert (stopped.step, stopped.finished, stopped.signal) == (5, False, which)
     assert "stopping after this step" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
     went_on = run_tiny(pictures, tmp_path / "run", **sections)
@@ -406,9 +406,12 @@ def test_minutes_stop_a_run_that_the_same_command_goes_on_with(tmp_path, picture
 
     assert main([*argv, "--minutes", "1e-9"]) == 0
     assert "stopped at step 1 of 3; the same command goes on from there" in capsys.readouterr().out
-    assert not (tmp_path / "run" / "codec").exists()
+    card = (tmp_path / "run" / "codec" / "README.md").read_text()
+    assert "training_steps: 1\nunfinished: true\n" in card and "after 1 of 3 steps" in card
+    assert LatentCodec.from_pretrained(tmp_path / "run").channels == 3
     assert main(argv) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "codec")
+    assert "nfinished" not in (tmp_path / "run" / "codec" / "README.md").read_text()
 
     # Once more: nothing is left to do, and nothing is done.
     weights_file = tmp_path / "run" / "codec" / "diffusion_pytorch_model.safetensors"
@@ -424,11 +427,14 @@ def test_minutes_stop_a_run_that_the_same_command_goes_on_with(tmp_path, picture
     assert "training_steps: 4" in (tmp_path / "run" / "codec" / "README.md").read_text()
 
 
-def test_a_run_killed_before_its_codec_was_written_writes_it(tmp_path, pictures, capsys):
+def test_a_run_killed_before_its_codec_was_finished_finishes_it(tmp_path, pictures, capsys):
     sections = {"objective": {"posterior": "mean"}}
     run_tiny(pictures, tmp_path / "run", **sections)  # trains, and does not finish as the command line does
     argv = ["train", preset_file(tmp_path, **sections), "--data", str(pictures)]
+    card = tmp_path / "run" / "codec" / "README.md"
+    assert "training_steps: 3\nunfinished: true\n" in card.read_text()
     assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+    assert "training_steps: 3\n" in card.read_text() and "unfinished" not in card.read_text()
     assert LatentCodec.from_pretrained(tmp_path / "run").channels == 3
 
 

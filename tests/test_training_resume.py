@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny_training import tiny_config, weights, write_pictures
 
+from latent_codec import LatentCodec
 from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import dump_toml
 from latent_codec.training.report import read_metrics
@@ -76,6 +77,14 @@ def wait_for_step(process, run, step) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
+def averages(run) -> dict[str, torch.Tensor]:
+    """The averaged weights of a run's newest checkpoint."""
+    stored = weights(latest_checkpoint(run), "ema")
+    return {
+        key.removeprefix("module."): tensor for key, tensor in stored.items() if key.startswith("module.")
+    }
+
+
 def test_killed_runs_go_on_to_the_weights_of_an_uninterrupted_one(command, tmp_path):
     whole, killed, torn = tmp_path / "whole", tmp_path / "killed", tmp_path / "torn"
 
@@ -90,6 +99,8 @@ def test_killed_runs_go_on_to_the_weights_of_an_uninterrupted_one(command, tmp_p
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert sorted(path.name[:4] for path in (torn / "checkpoints").iterdir()) == [".21.", "14", "7"]
+    averaged, codec = averages(torn), LatentCodec.from_pretrained(torn).autoencoder.state_dict()
+    assert averaged.keys() == codec.keys() and all(torch.equal(codec[key], averaged[key]) for key in codec)
 
     process = start(command, killed, torn, whole)
     error = process.communicate()[1]
@@ -115,7 +126,14 @@ def test_ctrl_c_reaches_the_loader_too_and_still_ends_on_a_checkpoint(command, t
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
     error = process.communicate()[1]
 
-    assert process.returncode == 0, error
+    assert process.returncode == 128 + signal.SIGINT, error
     assert "stopping after this step, with a checkpoint" in error
     stopped = int(latest_checkpoint(tmp_path / "run").name)
-    assert 5 <= stopped < STEPS and not (tmp_path / "run" / "codec").exists()
+    assert 5 <= stopped < STEPS
+    assert (
+        f"training_steps: {stopped}\nunfinished: true\n"
+        in (tmp_path / "run" / "codec" / "README.md").read_text()
+    )
+    averaged = averages(tmp_path / "run")
+    codec = LatentCodec.from_pretrained(tmp_path / "run").autoencoder.state_dict()
+    assert averaged.keys() == codec.keys() and all(torch.equal(codec[key], averaged[key]) for key in codec)

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 when it succeeded, 2 with a one-line message when the input was at fault, 130 when it was
-        interrupted, 141 (as of SIGPIPE) when nobody reads its results any more.
+        interrupted, 128 + the signal's number when a signal stopped a training, 141 (as of SIGPIPE) when nobody reads its results any more.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be UTF-8, and goes out as it is

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json_argument(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     import json
 
     from latent_codec.training.processes import on_cpu, start_missing_processes
@@ -85,11 +85,12 @@ def run(args: argparse.Namespace) -> None:
     else:
         model, fitted = _train(args, codec, source, processes)
     if not is_main_process:
-        return
+        return 0
     found |= fitted
     if model is not None:
         found |= _save(model, folder / "entropy.safetensors")
     print(json.dumps(found, indent=1, allow_nan=False) if args.json else _report(found))
+    return 128 + found["signal"] if found.get("signal") else 0
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -156,17 +157,21 @@ def _train(args: argparse.Namespace, codec, source, processes):
     from latent_codec.training.config import load_config
     from latent_codec.training.entropy_task import build_context, context_class
     from latent_codec.training.report import read_metrics
+    from latent_codec.training.run_lock import lock_run
 
     class_name = context_class(codec).__name__
     config = load_config(PRESETS[class_name], args.set, args.codec)
     out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-entropy")
-    with processes.main_process_first(), showing("encoding") as report:
-        files = encode_source(codec, source, out / "codes", labels=False, on_progress=report)
-    encoded = open_encoded(files, codec=codec)
     try:
-        with showing("surveying latents"):
-            context = build_context(config, encoded, codec)
-        result = loop.train(config, context, encoded, out, max_minutes=args.minutes)
+        with lock_run(out):
+            with processes.main_process_first(), showing("encoding") as report:
+                files = encode_source(codec, source, out / "codes", labels=False, on_progress=report)
+            encoded = open_encoded(files, codec=codec)
+            with showing("surveying latents"):
+                context = build_context(config, encoded, codec)
+            result = loop.train(
+                config, context, encoded, out, max_minutes=args.minutes, data_name=f"codes of {codec.name}"
+            )
     except (loop.NonFiniteLossError, ValueError) as error:
         # They speak of the flags of `train`.
         raise ValueError(str(error).replace("--out", "--run")) from error
@@ -176,6 +181,7 @@ def _train(args: argparse.Namespace, codec, source, processes):
         "run": str(out),
         "step": result.step,
         "finished": result.finished,
+        "signal": result.signal,
         "bits_per_position": last.get("bits_per_position"),
         "held_out_bits_per_position": last.get("held_out_bits_per_position"),
     }

@@ -8,13 +8,17 @@
     latent-codec train pixelsnail-faces --data faces.tar --codec runs/faces --out runs/prior
 
 The run folder receives config.toml (everything that decides the result), metrics.jsonl,
-samples/, checkpoints/, curves.png and, at the end, codec/: a diffusers folder with the
-averaged weights, calibrated, ready for `--codec runs/mine`. A prior's run ends with prior/,
-a classifier's with classifier/.
+samples/, checkpoints/, codec/ and, at the end, curves.png. codec/ is a diffusers folder with
+the averaged weights, ready for `--codec runs/mine`: written with each checkpoint and when the
+run is stopped, and calibrated at the end; until then its model card says that it is
+unfinished. A prior's run has prior/ instead, a classifier's classifier/.
 
 A preset is a TOML file in latent_codec/presets: copy one, change it and name the copy, or change single settings
-by --set. The same command resumes a run that was stopped or killed, to the same weights. Ctrl-C stops
-after the step at hand, with a checkpoint. Several processes or machines:
+by --set. Settings in steps shrink with `--set run.steps=100`. The same command resumes a run that
+was stopped or killed, to the same weights. Ctrl-C and SIGTERM stop after the step at hand, with
+a checkpoint; one process at a time trains in a run folder. Exit status: 0 at the end and after
+--minutes, 130 after Ctrl-C, 143 after SIGTERM (under a launcher, the launcher's own), 2 with
+one line where the input was at fault. Several processes or machines:
 
     accelerate launch --num_processes 2 -m latent_codec.cli train ...
 
@@ -97,12 +101,20 @@ def run(args: argparse.Namespace) -> int:
 
     start_missing_processes()
 
+    from latent_codec.training.run_lock import lock_run
+
+    out = Path(args.out or f"runs/{Path(args.preset).name.removesuffix('.toml')}")
+    with lock_run(out):
+        return _train_and_finish(args, config, out)
+
+
+def _train_and_finish(args: argparse.Namespace, config, out: Path) -> int:
     from latent_codec.training import loop
     from latent_codec.training.finish import finish_network, finish_run, is_finished
 
-    out = Path(args.out or f"runs/{Path(args.preset).name.removesuffix('.toml')}")
     with showing("preparing the training"):
         network, source, stream = _network_and_data(args, config, out)
+    data_name = ", ".join(map(_name, args.data))
     try:
         result = loop.train(
             config,
@@ -112,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
             stream=stream,
             trackers=tuple(args.tracker),
             max_minutes=args.minutes,
+            data_name=data_name,
         )
     except loop.NonFiniteLossError as error:
         raise ValueError(str(error)) from error
@@ -121,18 +134,21 @@ def run(args: argparse.Namespace) -> int:
     if result.skipped:
         names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
         print(f"{len(result.skipped)} picture(s) could not be read: {names}", file=sys.stderr)
+    folder = out / config.kind
     if not result.finished:
+        print(f"wrote {folder}: the averaged weights so far", file=sys.stderr)
         print(f"stopped at step {result.step} of {config.run.steps}; the same command goes on from there.")
-        return 0
+        return 128 + result.signal if result.signal else 0
     if is_finished(config, out, result.step):
         print(f"{out} is finished, all {result.step} steps of it.", file=sys.stderr)
-        print(out / config.kind)
+        print(folder)
         return 0
-    data_name = ", ".join(map(_name, args.data))
-    if config.kind == "codec":
-        print(finish_run(config, result.network, source, out, data_name=data_name))
-    else:
-        print(finish_network(config, result.network, out, data_name=data_name))
+    with showing("finishing the run") as report:
+        if config.kind == "codec":
+            finish_run(config, result.network, source, out, data_name=data_name, on_progress=report)
+        else:
+            finish_network(config, result.network, out, data_name=data_name)
+    print(folder)
     return 0
 
 

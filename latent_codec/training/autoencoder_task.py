@@ -165,6 +165,10 @@ class AutoencoderTask(Task):
     def write_samples(self, path: Path) -> None:
         self.samples.write(self.ema.module, path, self.accelerator)
 
+    def release(self) -> None:
+        super().release()
+        self.judge = None
+
     def check_end(self) -> None:
         assert not _changed(self.ema.module, self.frozen), "decoder-only training changed the encoder"
 

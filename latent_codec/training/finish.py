@@ -1,7 +1,8 @@
-"""The end of a run: calibrate a codec, and write the averaged weights, their model card and the curves."""
+"""What a run leaves: the averaged weights with each checkpoint, and at its end, a codec calibrated, with the curves."""
 
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ def finish_run(
     run: Path,
     *,
     data_name: str,
+    on_progress: Callable[..., None] | None = None,
 ) -> Path:
     """Write RUN/codec and RUN/curves.png, and return the codec's folder.
 
@@ -37,6 +39,7 @@ def finish_run(
         source: what scale, shift and half-precision safety are measured on.
         run: the run folder.
         data_name: what the model card calls the data.
+        on_progress: called by `calibration.measure`.
 
     Raises:
         OSError: if the codec cannot be written; there is no half of it then.
@@ -46,17 +49,13 @@ def finish_run(
     codec = LatentCodec(autoencoder, name=run.resolve().name)
     measured = None
     if config.run.calibration_pictures:
-        measured = calibration.measure(codec, source, num_pictures=config.run.calibration_pictures)
+        measured = calibration.measure(
+            codec, source, num_pictures=config.run.calibration_pictures, on_progress=on_progress
+        )
         keep = config.model.train == "decoder"  # the space that its encoder came with
         fold = calibration.can_normalize(autoencoder)
         calibration.calibrate(codec, measured, "keep" if keep else "normalize" if fold else "scale")
-    dtype = getattr(torch, config.run.codec_dtype)
-    stored = LatentCodec(torch.nn.Module.to(copy.deepcopy(autoencoder), dtype=dtype), name=codec.name)
-    folder = run / "codec"
-    with replacing(folder, superseded=(*FORMER_WEIGHTS, *SIDECARS)) as written:
-        stored.save_pretrained(written)
-        card = model_card(config, stored, data_name, read_metrics(run), measured)
-        (written / "README.md").write_text(card, encoding="utf-8")
+    folder = _write(config, autoencoder, run, data_name, read_metrics(run), measured)
     plot_curves(run)
     print(f"wrote {folder}", file=sys.stderr)
     return folder
@@ -74,21 +73,64 @@ def finish_network(config: TrainingConfig, network: ModelMixin, run: Path, *, da
     Raises:
         OSError: if it cannot be written; there is no half of it then.
     """
-    folder = run / config.kind
-    dtype = getattr(torch, config.run.codec_dtype)
-    with replacing(folder, superseded=FORMER_WEIGHTS) as written:
-        save_component(torch.nn.Module.to(copy.deepcopy(network), dtype=dtype), written)
-        card = network_card(config, run, data_name)
-        (written / "README.md").write_text(card, encoding="utf-8")
+    folder = _write(config, network, run, data_name, read_metrics(run))
     plot_curves(run)
     print(f"wrote {folder}", file=sys.stderr)
+    return folder
+
+
+def write_so_far(
+    config: TrainingConfig, network: ModelMixin, run: Path, step: int, *, data_name: str
+) -> Path:
+    """Write the averaged weights after `step` into RUN/codec, RUN/prior and so on, marked as unfinished.
+
+    A codec's latents are not measured: its scale and shift are what it began with.
+
+    Args:
+        config: of the run.
+        network: the averaged weights, float32; left as it is.
+        run: the run folder.
+        step: steps done.
+        data_name: what the model card calls the data.
+
+    Raises:
+        OSError: if it cannot be written; there is no half of it then.
+    """
+    if has_untrained_variance(config, network):
+        network = copy.deepcopy(network)
+        silence_posterior(network)
+    return _write(config, network, run, data_name, read_metrics(run), unfinished_at=step)
+
+
+def _write(
+    config: TrainingConfig,
+    network: ModelMixin,
+    run: Path,
+    data_name: str,
+    lines: list[dict[str, float]],
+    measured: calibration.Calibration | None = None,
+    unfinished_at: int | None = None,
+) -> Path:
+    """The network's folder, RUN/codec and so on, with its model card."""
+    folder = run / config.kind
+    network = torch.nn.Module.to(copy.deepcopy(network), dtype=getattr(torch, config.run.codec_dtype))
+    if config.kind == "codec":
+        codec = LatentCodec(network, name=run.resolve().name)
+        card = model_card(config, codec, data_name, lines, measured, unfinished_at)
+    else:
+        card = network_card(config, run, data_name, unfinished_at)
+    superseded = (*FORMER_WEIGHTS, *SIDECARS) if config.kind == "codec" else FORMER_WEIGHTS
+    with replacing(folder, superseded=superseded) as written:
+        save_component(network, written)
+        (written / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
 def is_finished(config: TrainingConfig, run: Path, step: int) -> bool:
     """Whether the run's finished network is that of `step`."""
     card = run / config.kind / "README.md"
-    return card.is_file() and f"training_steps: {step}" in card.read_text(encoding="utf-8").splitlines()
+    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    return f"training_steps: {step}" in lines and "unfinished: true" not in lines
 
 
 def has_untrained_variance(config: TrainingConfig, autoencoder: Autoencoder) -> bool:
@@ -111,6 +153,7 @@ def model_card(
     data_name: str,
     lines: list[dict[str, float]],
     measured: calibration.Calibration | None,
+    unfinished_at: int | None = None,
 ) -> str:
     """The codec folder's README.md: front matter that tools read, data, recipe and measured figures.
 
@@ -118,10 +161,14 @@ def model_card(
         codec: as stored.
         lines: of metrics.jsonl.
         measured: None if calibration was switched off.
+        unfinished_at: steps done so far; None at the end.
     """
     table = config.to_dict()
     last = lines[-1] if lines else {}
-    facts = [f"Last terms of the training loss: {_terms(last)}"]
+    facts = [
+        *_unfinished(config, unfinished_at, ", scale and shift are not measured"),
+        f"Last terms of the training loss: {_terms(last)}",
+    ]
     if measured:
         facts += [
             f"Reconstruction by precision: {', '.join(map(_parity, measured.parity))} ({measured.parity_note})",
@@ -145,12 +192,12 @@ def model_card(
 library_name: diffusers
 tags: [autoencoder, latent-codec]
 lpips_trained: {str(config.objective.lpips_weight > 0).lower()}
-training_steps: {last.get("step", 0)}
+{_progress(last, unfinished_at)}
 ---
 
 # {codec.name}
 
-Trained by latent-codec {latent_codec.__version__} for {last.get("step", 0)} steps on {data_name}.
+Trained by latent-codec {latent_codec.__version__} for {_steps(last, unfinished_at)} steps on {data_name}.
 
 {chr(10).join(f"- {fact}" for fact in facts)}
 
@@ -162,7 +209,7 @@ Trained by latent-codec {latent_codec.__version__} for {last.get("step", 0)} ste
 """
 
 
-def network_card(config: TrainingConfig, run: Path, data_name: str) -> str:
+def network_card(config: TrainingConfig, run: Path, data_name: str, unfinished_at: int | None = None) -> str:
     """The README.md of the folder of what is no codec."""
     table, lines = config.to_dict(), read_metrics(run)
     last = lines[-1] if lines else {}
@@ -173,17 +220,18 @@ def network_card(config: TrainingConfig, run: Path, data_name: str) -> str:
     for section in ("objective", "codebook", *(() if config.kind == "prior" else ("prior",))):
         del table[section]
     name = run.resolve().name
+    facts = [*_unfinished(config, unfinished_at), f"Last terms: {_terms(last)}"]
     return f"""---
 library_name: diffusers
 tags: [{config.kind}, latent-codec]
-training_steps: {last.get("step", 0)}
+{_progress(last, unfinished_at)}
 ---
 
 # {name}
 
-A {config.model.class_name}, trained by latent-codec {latent_codec.__version__} for {last.get("step", 0)} steps on {data_name}.
+A {config.model.class_name}, trained by latent-codec {latent_codec.__version__} for {_steps(last, unfinished_at)} steps on {data_name}.
 
-- Last terms: {_terms(last)}
+{chr(10).join(f"- {fact}" for fact in facts)}
 
 ## Configuration
 
@@ -191,6 +239,24 @@ A {config.model.class_name}, trained by latent-codec {latent_codec.__version__} 
 {dump_toml(table).strip()}
 ```
 """
+
+
+def _steps(last: dict[str, float], unfinished_at: int | None) -> int:
+    return last.get("step", 0) if unfinished_at is None else unfinished_at
+
+
+def _progress(last: dict[str, float], unfinished_at: int | None) -> str:
+    """What `is_finished` reads in a card."""
+    steps = f"training_steps: {_steps(last, unfinished_at)}"
+    return steps if unfinished_at is None else f"{steps}\nunfinished: true"
+
+
+def _unfinished(config: TrainingConfig, unfinished_at: int | None, also: str = "") -> list[str]:
+    if unfinished_at is None:
+        return []
+    return [
+        f"Unfinished: the averaged weights after {unfinished_at} of {config.run.steps} steps{also}. The same command goes on."
+    ]
 
 
 def _terms(line: dict[str, float]) -> str:

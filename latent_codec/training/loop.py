@@ -20,12 +20,15 @@ from latent_codec.training.autoencoder_task import AutoencoderTask, check_autoen
 from latent_codec.training.classifier_task import ClassifierTask, check_classifier
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.entropy_task import EntropyTask, check_entropy_network
+from latent_codec.training.finish import write_so_far
 from latent_codec.training.optimization import learning_rate, set_learning_rate
 from latent_codec.training.prior_task import PriorTask, check_prior
 from latent_codec.training.processes import on_cpu
 from latent_codec.training.resolution import resolve
 from latent_codec.training.run_folder import open_run
+from latent_codec.training.run_lock import lock_run
 from latent_codec.training.stopping import StopRequest
+from latent_codec.training.task import Task
 from latent_codec.training.tiny_decoder_task import TinyDecoderTask, check_tiny_decoder
 
 
@@ -39,6 +42,8 @@ class TrainingResult:
     """Steps done."""
     finished: bool
     """False if it was stopped before `run.steps`; the same call then goes on."""
+    signal: int | None
+    """The number of the signal that stopped it; None if none did."""
     skipped: tuple[str, ...]
     """Names of pictures that could not be read, by any process, since this call began."""
     is_main_process: bool
@@ -60,10 +65,11 @@ def train(
     stream=None,
     trackers: tuple[str, ...] = (),
     max_minutes: float | None = None,
+    data_name: str = "data that nobody named",
 ) -> TrainingResult:
     """Train `network` in place, resuming from the newest checkpoint in `out`.
 
-    Under several processes each calls this with the same arguments.
+    With each checkpoint the averaged weights go into `out`/codec, `out`/prior and so on (training/finish.py). Under several processes each calls this with the same arguments.
 
     Args:
         config: all that decides the result.
@@ -74,17 +80,35 @@ def train(
         stream: a `datasets.IterableDataset` to train an autoencoder on, as `open_stream` gives it.
         trackers: accelerate's names, such as "tensorboard".
         max_minutes: checkpoint and stop after this long; None: when done.
+        data_name: what model cards call the data.
 
     Raises:
-        ValueError: if `out` holds a run of another configuration, or this one cannot be run here.
+        ValueError: if `out` holds a run of another configuration or another process trains in it, or this configuration
+            cannot be run here.
         OSError: if the run folder cannot be written to, as on a full disk.
         NonFiniteLossError: naming step and term; the checkpoints before it stay.
     """
     out = Path(out)
-    settings = config.optimizer
-    config = _resolved(config, out)
     task_class, check = _task_of(network)
-    check(config, network, source, stream)
+    with lock_run(out):
+        config = _resolved(config, out)
+        check(config, network, source, stream)
+        return _train(config, network, source, out, task_class, stream, trackers, max_minutes, data_name)
+
+
+def _train(
+    config: TrainingConfig,
+    network: nn.Module,
+    source,
+    out: Path,
+    task_class: type[Task],
+    stream,
+    trackers: tuple[str, ...],
+    max_minutes: float | None,
+    data_name: str,
+) -> TrainingResult:
+    """`train`, of a configuration that is resolved and checked, in a run folder that is locked."""
+    settings = config.optimizer
     accelerator = _start_accelerator(config, out, trackers)
     pictures_per_step = settings.batch_size * settings.accumulation * accelerator.num_processes
     resume_from = _claim_run(accelerator, out, config)
@@ -117,6 +141,7 @@ def train(
         headline=task.headline,
         state=state.get("journal"),
     )
+    signalled = None
     with StopRequest(max_minutes) as stop, journal:
         while step < config.run.steps:
             # Gradients, over the micro-batches.
@@ -153,13 +178,14 @@ def train(
                 task.write_samples(out / "samples" / f"{step:08d}.png")
 
             # Checkpoint, stop.
-            stopping = _any_process(accelerator, stop.requested)
+            stopping, signalled = _any_process(accelerator, stop)
             if step % config.run.checkpoint_every == 0 or step == config.run.steps or stopping:
                 state = {**facts, "journal": journal.state_dict(), **task.state_dict()}
                 if accelerator.is_main_process:
                     checkpoints.save_checkpoint(
                         out, step, modules, optimizers, keep=config.run.keep_checkpoints, state=state
                     )
+                    write_so_far(config, task.ema.module, out, step, data_name=data_name)
                 accelerator.wait_for_everyone()
             if stopping:
                 break
@@ -167,11 +193,16 @@ def train(
     task.check_end()
     skipped = gather_object(task.skipped)
     is_main_process = accelerator.is_main_process
+    # With its wrappers alive torch 2.6 can wait for ever when the group of processes ends.
+    del batches, optimizer, optimizers
+    task.release()
+    accelerator.free_memory()
     accelerator.end_training()
     return TrainingResult(
         task.ema.module.eval(),
         step,
         step >= config.run.steps,
+        signalled,
         tuple(dict.fromkeys(skipped)),
         is_main_process,
         config,
@@ -261,7 +292,10 @@ def _check_finite(terms: dict[str, float], step: int, out: Path) -> None:
         )
 
 
-def _any_process(accelerator: Accelerator, flag: bool) -> bool:
+def _any_process(accelerator: Accelerator, stop: StopRequest) -> tuple[bool, int | None]:
+    """Whether any process is to stop, and the highest number of the signals that they got."""
     if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), reduction="sum") > 0)
+        return stop.requested, stop.signal
+    mine = torch.tensor([int(stop.requested), stop.signal or 0], device=accelerator.device)
+    requested, number = accelerator.gather(mine).view(-1, 2).amax(0).tolist()
+    return bool(requested), number or None

@@ -19,6 +19,13 @@ def on_cpu() -> bool:
     return wanted or not torch.accelerator.is_available()
 
 
+def is_main_process() -> bool:
+    """Whether this process writes files for all of a run's."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=on_cpu()).is_main_process
+
+
 def start_missing_processes() -> None:
     """Become torchrun with as many processes as the `accelerate launch` above this one was asked for.
 

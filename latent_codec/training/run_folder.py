@@ -1,11 +1,13 @@
 """The run folder: whose run it is, and what a killed process left in it.
 
 RUN/
+    .lock            held by the process that trains (run_lock.py)
     config.toml      the resolved configuration
     metrics.jsonl    one line every run.log_every steps
     samples/STEP.png
     checkpoints/STEP/
-    curves.png, codec/    at the end
+    codec/, prior/, ...    the averaged weights, with each checkpoint and at the end
+    curves.png       at the end
 """
 
 import shutil
@@ -43,13 +45,29 @@ def configuration_to_resume(out: Path) -> TrainingConfig | None:
     return _read(path) if latest_checkpoint(out) is not None and path.is_file() else None
 
 
+def check_run_folder(out: Path) -> None:
+    """Refuse a folder of something else.
+
+    Raises:
+        ValueError: naming what it holds.
+    """
+    if not out.is_dir() or (out / "config.toml").is_file():
+        return
+    # Codes that `fit-entropy` trains on are there before the run is.
+    foreign = sorted(
+        each.name for each in out.iterdir() if each.name != "codes" and not each.name.startswith(".")
+    )
+    if foreign:
+        raise ValueError(f"{out} holds {foreign[0]} and is no run's folder. Give a new or empty --out.")
+
+
 def open_run(out: Path, config: TrainingConfig) -> Path | None:
     """Claim `out` for a run of `config`; return the checkpoint to resume from, or None.
 
     Writes config.toml and removes what a killed process left half-written.
 
     Raises:
-        ValueError: if there is a run of another configuration, naming the settings that differ, or what is no run.
+        ValueError: if there is a run of another configuration, naming the settings that differ.
     """
     path, before = out / "config.toml", configuration_to_resume(out)
     if before is not None:
@@ -59,12 +77,6 @@ def open_run(out: Path, config: TrainingConfig) -> Path | None:
                 f"{out} holds a run of another configuration: {', '.join(differing)}. "
                 "Give another --out, or the settings it was started with."
             )
-    out.mkdir(parents=True, exist_ok=True)
-    names = sorted(each.name for each in out.iterdir())
-    # Codes that `fit-entropy` trains on are there before the run is.
-    foreign = [name for name in names if name != "codes" and not name.startswith(".")]
-    if foreign and not path.is_file():
-        raise ValueError(f"{out} holds {foreign[0]} and is no run's folder. Give a new or empty --out.")
     for folder in (out, out / "checkpoints", out / "samples"):
         for leftover in folder.glob(".*.partial"):
             shutil.rmtree(leftover)

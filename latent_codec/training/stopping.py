@@ -7,10 +7,13 @@ import time
 
 
 class StopRequest:
-    """`requested` once SIGINT or SIGTERM came or `max_minutes` are over; a second Ctrl-C interrupts at once.
+    """`requested` after SIGINT or SIGTERM, or once `max_minutes` are over; a second Ctrl-C interrupts at once.
 
     A context manager: outside of it, signals do what they did before.
     """
+
+    signal: int | None = None
+    """The first signal's number."""
 
     def __init__(self, max_minutes: float | None):
         self._deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -35,7 +38,7 @@ class StopRequest:
 
     def _on_signal(self, number, frame) -> None:
         if self._signalled_at is None:
-            self._signalled_at = time.monotonic()
+            self._signalled_at, self.signal = time.monotonic(), number
             print("stopping after this step, with a checkpoint; Ctrl-C stops at once", file=sys.stderr)
         # A launcher passes on the Ctrl-C that its processes have already seen.
         elif number == signal.SIGINT and time.monotonic() - self._signalled_at > 2:

@@ -120,6 +120,10 @@ class Task:
     def write_samples(self, path: Path) -> None:
         """Paint what the averaged network can do so far; in the main process."""
 
+    def release(self) -> None:
+        """Let go of what `prepare` wrapped: DistributedDataParallel must not outlive the processes' group."""
+        self.model = None
+
     def check_end(self) -> None:
         """Assert what must hold after the last step."""
 

@@ -1,0 +1,50 @@
+"""The package imports where Unix modules are missing: on Windows, and in part on macOS."""
+
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import latent_codec
+
+ROOT = Path(__file__).resolve().parent.parent
+UNIX_ONLY = (
+    "fcntl",
+    "resource",
+    "termios",
+    "tty",
+    "pty",
+    "pwd",
+    "grp",
+    "syslog",
+    "posix_ipc",
+    "readline",
+    "crypt",
+)
+
+# Libraries import some of these, each knowing what to do without: only our own imports are refused.
+SCRIPT = """
+import builtins, importlib, sys
+missing, modules = sys.argv[1].split(","), sys.argv[2].split(",")
+real = builtins.__import__
+def refuse(name, globals=None, *rest, **named):
+    if name in missing and (globals or {}).get("__name__", "").split(".")[0] == "latent_codec":
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return real(name, globals, *rest, **named)
+builtins.__import__ = refuse
+for module in modules:
+    importlib.import_module(module)
+print(len(modules))
+"""
+
+
+def test_every_module_imports_without_what_only_unix_has():
+    modules = [each.name for each in pkgutil.walk_packages(latent_codec.__path__, "latent_codec.")]
+    modules = [name for name in modules if not name.endswith("__main__")]
+    assert {"latent_codec.cli.train", "latent_codec.training.run_lock", "latent_codec.files"} <= set(modules)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SCRIPT, ",".join(UNIX_ONLY), ",".join(modules)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == str(len(modules))

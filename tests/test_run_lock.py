@@ -1,0 +1,200 @@
+"""Two trainings on one run folder: one trains, the other is told who does; a killed one is in nobody's way."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_training import tiny_config, write_pictures
+
+from latent_codec.training.config import dump_toml
+from latent_codec.training.report import read_metrics
+from latent_codec.training.run_lock import lock_run
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 60
+HOLD = """
+import sys, time
+from latent_codec.training.run_lock import lock_run
+with lock_run(__import__("pathlib").Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+# A process that has imported everything, and trains once it is told when: the starts of two are then a matter of our choosing.
+TRAIN = """
+import sys, time
+from latent_codec.cli import main
+import latent_codec.training.loop
+print("ready", flush=True)
+wait = float(sys.stdin.readline())
+time.sleep(wait)
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+# Python code that runs before `lock_run`, as on a file system that has no locks.
+NO_LOCKS = """
+import errno, fcntl
+def lockf(*arguments):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.lockf = lockf
+"""
+
+
+def python(code, *arguments, **options) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "ACCELERATE_USE_CPU": "true",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lock")
+    sections = {
+        "data": {"num_workers": 2},
+        "run": {"steps": STEPS, "checkpoint_every": 5, "log_every": 1, "calibration_pictures": 0},
+    }
+    (folder / "tiny.toml").write_text(dump_toml(tiny_config(**sections).to_dict()))
+    write_pictures(folder / "images")
+    return [folder / "tiny.toml", "--data", folder / "images", "--out"]
+
+
+def wait_for_steps(process, run, count: int) -> None:
+    deadline = time.monotonic() + 240
+    while len(read_metrics(run)) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """Loader processes, not what Python keeps for itself."""
+    import psutil
+
+    return [each.pid for each in psutil.Process(pid).children()]
+
+
+def test_the_second_is_told_who_trains_and_writes_nothing(tmp_path):
+    holder = python(HOLD, tmp_path / "run")
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        before = sorted(path.name for path in (tmp_path / "run").iterdir())
+        expected = rf"run is being trained by process {holder.pid} on {re.escape(socket.gethostname())} since \d{{4}}-"
+        with pytest.raises(ValueError, match=expected), lock_run(tmp_path / "run"):
+            raise AssertionError("both hold the lock")
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+    finally:
+        holder.communicate()
+    with lock_run(tmp_path / "run"):
+        assert json.loads((tmp_path / "run" / ".lock").read_text())["process"] == os.getpid()
+
+
+def test_a_folder_in_which_nothing_began_is_not_left_behind(tmp_path):
+    with lock_run(tmp_path / "run"), lock_run(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").is_file()
+    assert not (tmp_path / "run").exists()
+    with lock_run(tmp_path / "run"):
+        (tmp_path / "run" / "config.toml").touch()
+    assert (tmp_path / "run" / "config.toml").is_file()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds thesis.tex and is no run's folder"), lock_run(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_forked_process_does_not_keep_the_lock(tmp_path):
+    """Neither does one that lives on, nor one that ends while its parent trains."""
+    code = HOLD.replace(
+        "    sys.stdin.read()",
+        "    import os\n    if os.fork() == 0:\n        time.sleep(600)\n    sys.stdin.read()",
+    )
+    code = code.replace(
+        "    print(", "    import os\n    if os.fork() == 0:\n        os._exit(0)\n    os.wait()\n    print("
+    )
+    holder = python(code, tmp_path / "run")
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match="is being trained"), lock_run(tmp_path / "run"):
+            pass
+        while not children(holder.pid):
+            time.sleep(0.01)
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        with lock_run(tmp_path / "run"):
+            pass
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        for pipe in (holder.stdin, holder.stdout, holder.stderr):
+            pipe.close()
+
+
+def test_a_file_system_without_locks_is_told_and_trained_on(tmp_path):
+    holder = python(NO_LOCKS + HOLD, tmp_path / "run")
+    out, error = holder.communicate()
+    assert out == "locked\n" and holder.returncode == 0
+    assert "cannot be locked (No locks available), as on some network drives" in error
+
+
+def test_kill_with_two_loaders_alive_and_resume_at_once(arguments, tmp_path):
+    run = tmp_path / "run"
+    first, second = python(TRAIN, *arguments, run), python(TRAIN, *arguments, run, "--set", "run.steps=12")
+    assert first.stdout.readline() == second.stdout.readline() == "ready\n"
+    first.stdin.write("0\n")
+    first.stdin.flush()
+    wait_for_steps(first, run, 6)
+    loaders = children(first.pid)
+    os.kill(first.pid, signal.SIGKILL)
+    alive = [pid for pid in loaders if Path(f"/proc/{pid}").exists()]
+    first.wait()
+    _, error = second.communicate("0\n")
+    assert len(alive) == 2
+    assert second.returncode == 0, error
+    steps = [line["step"] for line in read_metrics(run)]
+    assert steps == list(range(1, max(steps) + 1)) and max(steps) >= 12
+    for pipe in (first.stdin, first.stdout, first.stderr):
+        pipe.close()
+
+
+def race(arguments, run, waits: tuple[float, float]) -> tuple[list[int], list[str]]:
+    """Two starts on one run folder; the exit codes and what each said."""
+    both = [python(TRAIN, *arguments, run) for _ in waits]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process, wait in zip(both, waits):
+        process.stdin.write(f"{wait}\n")
+        process.stdin.flush()
+    said = [process.communicate()[1] for process in both]
+    return [process.returncode for process in both], said
+
+
+@pytest.mark.parametrize("number", range(1))
+def test_of_two_starts_one_trains(arguments, tmp_path, number):
+    codes, said = race(arguments, tmp_path / "run", (0, random.uniform(0, 0.5)))
+    assert sorted(codes) == [0, 2], said
+    refused = said[codes.index(2)].strip().splitlines()
+    assert re.search(r"run is being trained by (process \d+ on .* since|another process)", refused[-1]), (
+        refused
+    )
+    steps = [line["step"] for line in read_metrics(tmp_path / "run")]
+    assert steps == list(range(1, STEPS + 1))
