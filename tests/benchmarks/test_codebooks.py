@@ -10,13 +10,13 @@ core, and as long again for the usage of the shipped codec over all photographs 
 
 import math
 import os
-import subprocess
 import sys
 from statistics import mean, median
 from time import perf_counter
 
 import pytest
 import torch
+from processes import run_script
 from tables import table
 from torch import Tensor
 from torch.nn import functional as F
@@ -133,10 +133,7 @@ print(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
 
 def peak_megabytes(search: str, dim: int) -> float:
     """What a fresh process holds at most. Not by getrusage, whose peak begins at that of the process before `exec`."""
-    command = [sys.executable, "-c", PEAK, search, str(dim)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return int(run.stdout) / 1024
+    return int(run_script(PEAK, search, dim).stdout) / 1024
 
 
 def seconds_by_turns(vectors: Tensor, codebook: Tensor) -> dict[str, float]:

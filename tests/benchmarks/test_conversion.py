@@ -4,13 +4,12 @@ pytest tests/benchmarks/test_conversion.py -s -o addopts=
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from processes import run_script
 from safetensors.torch import save_file
 from tables import table
 
@@ -55,9 +54,7 @@ def test_memory_and_time_of_a_stable_diffusion_shape(tmp_path, suffix):
         ("to a diffusers folder", [source, folder, "--scale", "sd1"]),
         ("and back", [folder, back, "--to", "ldm"]),
     ):
-        run = subprocess.run(
-            [sys.executable, "-c", CONVERT, *map(str, arguments)], capture_output=True, text=True, check=True
-        )
+        run = run_script(CONVERT, *arguments)
         seconds, memory = json.loads(run.stderr.strip().splitlines()[-1])
         rows.append([name, size / 1e6, seconds, memory / 1e6, memory / size])
     table(

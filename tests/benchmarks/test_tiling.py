@@ -7,14 +7,13 @@ hold at most. On one core of 2.5 GHz the decodes of 2048 px take about half an h
 """
 
 import json
-import subprocess
-import sys
 from contextlib import contextmanager
 from math import isfinite
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from processes import run_script
 from tables import table
 from torch import Tensor
 from torch.nn import functional as F
@@ -86,11 +85,7 @@ print(json.dumps({
 
 
 def decode_in_a_process(side: int, tile: int | None) -> dict:
-    result = subprocess.run(
-        [sys.executable, "-c", DECODE, str(side), str(tile or 0)], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+    return json.loads(run_script(DECODE, side, tile or 0).stdout.splitlines()[-1])
 
 
 @contextmanager
