@@ -2,8 +2,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from latent_codec.evaluation.cost import device_name
 from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.picture_sources import open_source
+
+
+def pytest_report_header() -> str:
+    return f"measured on {device_name('cpu')} unless a test takes fewer threads"
 
 
 @pytest.fixture
