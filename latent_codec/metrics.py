@@ -242,7 +242,7 @@ def _piq(name: str, images: Tensor, references: Tensor) -> Tensor:
     """A full-reference metric of piq's, (N,), of images scaled to [0, 1]."""
     _check_pair(images, references, min_side=PIQ_MIN_SIDE, metric=name.upper())
     if not piq_available():
-        raise ModuleNotFoundError(f"{name} needs the package piq: pip install piq, or latent-codec[metrics]")
+        raise ModuleNotFoundError(f"{name} needs the package piq: pip install piq")
     import piq
 
     pair = ((each.float() / 2 + 0.5).clamp(0, 1) for each in (images, references))

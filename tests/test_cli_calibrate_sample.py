@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
@@ -72,7 +72,11 @@ def test_calibrate_updates_a_run_in_place(place, capsys):
     assert err == ""
 
     after = files_in("run")
-    assert {name for name in after if after[name] != before[name]} == {str(Path("codec/config.json"))}
+    weights = "codec/diffusion_pytorch_model.safetensors"  # its metadata holds the config, too
+    assert {name for name in after if after[name] != before[name]} == {"codec/config.json", weights}
+    tensors = [load(files[weights]) for files in (before, after)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
     assert after.keys() == before.keys()
     config = json.loads(Path("run/codec/config.json").read_text())
     assert config["scaling_factor"] == pytest.approx(expected.scaling_factor)

@@ -32,6 +32,7 @@ import math
 from pathlib import Path
 
 from latent_codec.cli.arguments import add_json_argument
+from latent_codec.cli.progress import showing
 
 FOREIGN = ("ldm", "taming", "taesd", "vq-vae-2")
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
@@ -94,8 +95,9 @@ def run(args: argparse.Namespace) -> None:
     import json
 
     _check(args)
-    codec = _open_codec(args)
-    facts = _convert_codec(args, codec) if codec is not None else _convert_files(args)
+    with showing(f"converting {args.sources[0]}"):
+        codec = _open_codec(args)
+        facts = _convert_codec(args, codec) if codec is not None else _convert_files(args)
     if args.json:
         print(json.dumps(facts))
         return
@@ -262,7 +264,8 @@ def _calibrate(folder: Path, data: str):
     from latent_codec.picture_sources import open_source
 
     codec = LatentCodec.from_pretrained(folder)
-    calibrate(codec, measure(codec, open_source(data)), "scale")
+    with showing("calibrating") as report:
+        calibrate(codec, measure(codec, open_source(data), on_progress=report), "scale")
     codec.save_pretrained(folder)
     return Scale(codec.space.scaling_factor, codec.space.shift_factor, f"measured on {data}")
 

@@ -36,7 +36,7 @@ from latent_codec.cli.compressed_files import (
     describe_compressed_file,
     is_compressed_file,
 )
-from latent_codec.cli.progress import with_progress
+from latent_codec.cli.progress import showing, with_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -329,8 +329,10 @@ def _audit_hosts(args: argparse.Namespace) -> None:
     from latent_codec import LatentCodec
     from latent_codec.evaluation.host_audit import audit_hosts
 
-    codec = LatentCodec.from_pretrained(args.thing)
-    audits = audit_hosts(codec)
+    with showing(f"opening {args.thing}"):
+        codec = LatentCodec.from_pretrained(args.thing)
+    with showing(f"auditing {args.thing}"):
+        audits = audit_hosts(codec)
     if args.json:
         hosts = [audit.to_dict() for audit in audits]
         print(json.dumps({"codec": codec.name, "fingerprint": codec.fingerprint, "hosts": hosts}))
@@ -361,9 +363,10 @@ def _audit_drop_in(args: argparse.Namespace) -> None:
     from latent_codec.evaluation.drop_in_audit import audit_drop_in
 
     device = device_of(args)
-    codec, reference = (
-        LatentCodec.from_pretrained(each, device=device) for each in (args.thing, args.against)
-    )
+    with showing(f"opening {args.thing} and {args.against}"):
+        codec, reference = (
+            LatentCodec.from_pretrained(each, device=device) for each in (args.thing, args.against)
+        )
     audit = audit_drop_in(codec, reference, _pictures(args, codec.channels))
     if args.json:
         print(json.dumps(audit.to_dict() | {"pictures": args.pictures}, allow_nan=False))

@@ -13,7 +13,7 @@ without.
 
 prints four things:
   curves        PSNR (dB), MS-SSIM, LPIPS (SqueezeNet; less is better), and two metrics that no codec here is
-                trained on, GMSD (less is better) and HaarPSI (both need piq: `pip install latent-codec[metrics]`),
+                trained on, GMSD (less is better) and HaarPSI (both need piq: `pip install piq`),
                 at several rates, means over pictures
   BD-rate       how many percent fewer (negative) or more bytes the codec takes at equal quality: Bjontegaard's
                 mean difference of log rate over the range of quality that both curves have (MS-SSIM in dB), by
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against",
         metavar="FORMAT,...",
-        help="of jpeg, webp, avif, jxl (default: all that are installed; jxl needs latent-codec[jxl])",
+        help="of jpeg, webp, avif, jxl (default: all that are installed; jxl needs pillow-jxl-plugin)",
     )
     parser.add_argument("--split", default="test", help="of data that has splits (default: test)")
     add_limit_argument(parser)
@@ -355,7 +355,7 @@ def _notes(result, codec) -> list[str]:
     elif lpips_trained(codec):
         notes.append(f"{codec.name} was trained on LPIPS, which flatters it")
     if not metrics.piq_available():
-        notes.append("no GMSD and no HaarPSI, which need piq: `pip install latent-codec[metrics]`")
+        notes.append("no GMSD and no HaarPSI, which need piq: `pip install piq`")
     elif mean.gmsd is None:
         notes.append(f"no GMSD and no HaarPSI, which need {metrics.PIQ_MIN_SIDE} px per side")
     return notes

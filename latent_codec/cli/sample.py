@@ -31,7 +31,6 @@ positions together is learned by a denoiser or a prior. Discrete codecs are refu
 
 import argparse
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -43,7 +42,7 @@ from latent_codec.cli.arguments import (
     load_codec,
     note_emulated,
 )
-from latent_codec.cli.progress import with_progress
+from latent_codec.cli.progress import showing, with_progress
 
 BATCH_PIXELS = 512 * 512
 MIN_SIDE = 96  # smaller pictures are shown enlarged
@@ -148,26 +147,34 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
     folder = find_pipeline(args.pipeline or DEFAULT_PIPELINE)
     device = device_of(args)
     note_emulated(args.dtype, device)
-    pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device)
-    pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not sys.stderr.isatty())
+    with showing(f"opening {folder.name}"):
+        pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device)
+    pipe.set_progress_bar_config(disable=True)
     labels = _labels(args.label, pipe, list(priors_of(pipe).values()))
     num_drawn = args.num * len(labels or [None])
     columns = args.num if labels and len(labels) > 1 else math.ceil(math.sqrt(args.num))
     preview = Preview(pipe, args.preview, num_drawn, columns) if args.preview else None
     began = time.monotonic()
-    drawn = pipe(
-        labels,
-        args.num,
-        height=height,
-        width=width,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        keep=args.keep,
-        batch_size=BATCH_SIZE,
-        generator=_generators(args.seed, labels, args.num),
-        callback=preview,
-    )
+    with showing("sampling") as report:
+
+        def follow(step, num_steps, grids, done) -> None:
+            report(step, num_steps)
+            if preview is not None:
+                preview(step, num_steps, grids, done)
+
+        drawn = pipe(
+            labels,
+            args.num,
+            height=height,
+            width=width,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            keep=args.keep,
+            batch_size=BATCH_SIZE,
+            generator=_generators(args.seed, labels, args.num),
+            callback=follow,
+        )
     seconds = time.monotonic() - began
     num_rows = len(labels or [None])
     kept = len(drawn.images) // num_rows

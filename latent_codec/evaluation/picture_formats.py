@@ -79,7 +79,7 @@ def picture_formats(names: Iterable[str] | None = None) -> list[PictureFormat]:
 def _why_not(name: str) -> str | None:
     if name == "jxl":
         if find_spec("pillow_jxl") is None:
-            return "it needs the package pillow-jxl-plugin: `pip install latent-codec[jxl]`"
+            return "it needs the package pillow-jxl-plugin: `pip install pillow-jxl-plugin`"
         return None
     return (
         None
