@@ -134,7 +134,16 @@ def open_entries(path: str | os.PathLike) -> Checkpoint:
     return _open(path, _entries_of)
 
 
-def _open(path: str | os.PathLike, gather: Callable[[Path, int, object], Checkpoint]) -> Checkpoint:
+def read_pickled(path: str | os.PathLike) -> object:
+    """Read the object in a file of `torch.save`, whatever it is, running nothing that the file names.
+
+    Raises:
+        ValueError, OSError: as `open_checkpoint`.
+    """
+    return _open(path, lambda path, size, found: found)
+
+
+def _open(path: str | os.PathLike, gather: Callable[[Path, int, object], object]):
     path = Path(path)
     size = path.stat().st_size
     if not path.is_file():

@@ -1,9 +1,7 @@
 """LatentCodec: pictures <-> latents through any diffusers autoencoder of pictures."""
 
-import hashlib
 import os
 import shutil
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
@@ -15,6 +13,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
+from latent_codec.codec_facts import digest, fingerprint, is_of_decoder
 from latent_codec.codec_folders import (
     find_weights,
     is_foreign_file,
@@ -22,7 +21,7 @@ from latent_codec.codec_folders import (
     load_foreign,
     short_name,
 )
-from latent_codec.files import replacing
+from latent_codec.files import read_folder, replacing
 from latent_codec.latent_space import LatentSpace, is_movq, side_multiple, supported_class
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
@@ -30,6 +29,7 @@ from latent_codec.models.own_weights import check_finite
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.models.tiling import decode_tiled, encode_tiled, has_exact_tiles
 from latent_codec.pictures import pad_to_multiple, to_image, to_pil
+from latent_codec.tensors import check_dense, check_floating
 from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict, uncompiled
 from latent_codec.weight_files import FORMER_WEIGHTS, check_folder_to_save, save_component
 
@@ -108,7 +108,8 @@ class LatentCodec:
             if config is not None:
                 raise ValueError(f"a config is for a lone weight file, and {name_or_path} has its own")
             weights = find_weights(name_or_path, subfolder)
-            codec = cls(load_autoencoder(weights), name=short_name(name_or_path))
+            autoencoder = read_folder(weights.parent, lambda: load_autoencoder(weights))
+            codec = cls(autoencoder, name=short_name(name_or_path))
             codec.folder = weights.parent
         if dtype != torch.float32:
             codec._weight_digests()  # of the weights as stored, so that a lower precision changes no fingerprint
@@ -213,10 +214,7 @@ class LatentCodec:
         return self._fingerprint(self._weight_digests())
 
     def _is_of_decoder(self, key: str) -> bool:
-        if self._is_hierarchical:  # whose upper decoders are part of what the levels below encode
-            last = len(self.autoencoder.decoders) - 1
-            return key.startswith((f"decoders.{last}.", "usage_"))
-        return key.startswith(("decoder.", "post_quant_conv."))
+        return is_of_decoder(key, supported_class(type(self._autoencoder)), self._autoencoder.config)
 
     def weights_changed(self) -> None:
         """To be called by whoever changes the autoencoder's weights: fingerprints are then taken anew."""
@@ -229,15 +227,8 @@ class LatentCodec:
             }
         return self._digests
 
-    @ignoring_caller_settings()
     def _fingerprint(self, digests: dict[str, str]) -> str:
-        space = {
-            key: _digest(torch.tensor(value, dtype=torch.float32))
-            for key, value in self.space.to_config().items()
-            if value is not None
-        }
-        lines = [f"{key} {digest}\n" for key, digest in sorted((digests | space).items())]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+        return fingerprint(digests, self.space)
 
     @ignoring_caller_settings()
     def encode(
@@ -362,6 +353,8 @@ class LatentCodec:
             ValueError: if the codec has no codebook, or for grids of another form or out of its range.
         """
         self._check_discrete()
+        for grid in grids:
+            check_dense(grid, "indices")
         if self._is_hierarchical:  # which looks at the grids itself
             with self._precision():
                 pictures = self.autoencoder.decode_indices([grid.to(self.device) for grid in grids])
@@ -388,14 +381,12 @@ class LatentCodec:
         return [to_image(picture, channels=self.channels)]
 
     def _check_latents(self, latents: Tensor) -> None:
-        if not isinstance(latents, Tensor) or not latents.is_floating_point():
-            came = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
-            raise ValueError(f"latents are {came}; a floating-point tensor is needed")
+        check_floating(latents, "latents")
         if latents.ndim != 4 or latents.shape[1] != self.space.channels or 0 in latents.shape:
             raise ValueError(
                 f"latents of shape {tuple(latents.shape)} came; {self.name} takes (B, {self.space.channels}, h, w)"
             )
-        if not torch.isfinite(latents).all():
+        if not torch.isfinite(latents.float()).all():
             raise ValueError("the latents hold NaN or infinity; look at where they were made")
 
     def _single_grid(self, grids: Sequence[Tensor]) -> Tensor:
@@ -589,9 +580,7 @@ def as_output(
 
 def _digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's shape and float32 values."""
-    values = tensor.detach().to("cpu", torch.float32).contiguous()
-    header = struct.pack(f"<{values.ndim + 1}q", values.ndim, *values.shape)
-    return hashlib.sha256(header + values.numpy().tobytes()).hexdigest()
+    return digest(tensor.detach().to("cpu", torch.float32).numpy())
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:

@@ -5,23 +5,21 @@ import re
 import warnings
 from pathlib import Path
 
-import torch
-
-from latent_codec.components import (
+from latent_codec.files import check_is_file, restore
+from latent_codec.latent_space import LatentSpace, supported_class
+from latent_codec.weight_files import (
     CONFIG,
-    download,
+    WEIGHTS,
     find_weights_in,
     is_weights_name,
-    load_component,
     read_config_file,
     weight_patterns,
 )
-from latent_codec.latent_space import LatentSpace, supported_class
-from latent_codec.weight_files import WEIGHTS
 
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT = "default-f8c4"
 SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8"}
+SHIPPED_PIPELINES = ("fashion-mnist",)
 COMPONENTS = ("vae", "vqvae", "movq")
 INDEXES = ("model_index.json", "modular_model_index.json")
 """Of pipelines."""
@@ -58,6 +56,7 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None = None) 
             )
         return folder / WEIGHTS
     path = Path(name)
+    restore(path)
     if path.is_file():
         if is_foreign_file(path):
             raise ValueError(
@@ -68,6 +67,8 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None = None) 
         return find_weights_in(_find_in_folder(path, subfolder))
     if match := _HUB_ID.fullmatch(name):
         return _download(match["id"], subfolder or match["subfolder"])
+    if path.exists():
+        check_is_file(path)
     raise ValueError(
         f"{name} does not exist; give a codec's folder or file, an id on the hub (owner/name or owner/name/subfolder) or a shipped codec "
         f"({', '.join(SHIPPED)})"
@@ -92,6 +93,7 @@ def in_subfolder(name_or_path: str | None, subfolder: str) -> str:
 
 def _find_in_folder(folder: Path, subfolder: str | None, called: str | None = None) -> Path:
     called = called or str(folder)
+    restore(folder / "codec")
     if subfolder is not None:
         if not (folder / subfolder / CONFIG).is_file():
             raise ValueError(f"{called} has no {subfolder}/{CONFIG}; look for the autoencoder's subfolder")
@@ -131,6 +133,8 @@ def _elsewhere(folder: Path) -> str | None:
 
 def _download(repository: str, subfolder: str | None) -> Path:
     """Fetch config and weights from the hub, or find them in its cache: one layout after the other, until there is one."""
+    from latent_codec.components import download
+
     folders = [f"{subfolder}/"] if subfolder else ["", *(f"{component}/" for component in COMPONENTS)]
     wanted = [
         *INDEXES,
@@ -163,6 +167,8 @@ def load_foreign(path: str | os.PathLike, config: str | os.PathLike | None = Non
         ValueError: if the file is damaged, would run code or holds no known autoencoder, if a key has no place, or if
             nothing says what weights in diffusers' own key layout do not show.
     """
+    import torch
+
     from latent_codec.conversion.foreign import read_foreign
     from latent_codec.conversion.settings import given_settings
 
@@ -190,6 +196,8 @@ def load_autoencoder(weights: Path):
     Raises:
         ValueError: as `components.load_component`, or for a class, scale or shift that cannot be used.
     """
+    from latent_codec.components import load_component
+
     autoencoder = load_component(weights, _component_class)
     try:
         LatentSpace.from_config(autoencoder)

@@ -11,7 +11,6 @@ Nothing is allocated before the weight file's header bounds it, whatever a confi
 """
 
 import inspect
-import json
 import os
 import re
 import reprlib
@@ -29,58 +28,12 @@ from latent_codec.conversion.checkpoints import MAX_TENSORS, Checkpoint, open_ch
 from latent_codec.files import read_folder
 from latent_codec.models.own_weights import check_finite, own_copy
 from latent_codec.torch_settings import ignoring_caller_settings
-from latent_codec.weight_files import WEIGHTS
+from latent_codec.weight_files import BASES, CONFIG, find_weights_in, read_config_file, read_json
 
-CONFIG = "config.json"
-
-_BASES = ("diffusion_pytorch_model", "model")
-_SUFFIXES = ("safetensors", "bin")
-_WEIGHTS_NAME = re.compile(
-    rf"({'|'.join(_BASES)})"
-    r"((\.(?P<variant>\w+))?\.(safetensors|bin)|\.(safetensors|bin)\.index(\.(?P<shards>\w+))?\.json)"
-)
-_SHARD = re.compile(rf"({'|'.join(_BASES)})[\w.-]*\.(safetensors|bin)")
-_MAX_JSON = 2**22
+_SHARD = re.compile(rf"({'|'.join(BASES)})[\w.-]*\.(safetensors|bin)")
 _MAX_INDEX = 2**24
 _MAX_SHARDS = 1000
 _SMALL = 10**6
-
-
-def weight_patterns() -> list[tuple[str, ...]]:
-    """File names as `find_weights_in` looks for them, first choice first, in the language of fnmatch."""
-    layouts = []
-    for base in _BASES:
-        for suffix in _SUFFIXES:
-            layouts.append((f"{base}.{suffix}",))
-            layouts.append((f"{base}.{suffix}.index.json", f"{base}-*-of-*.{suffix}"))
-        for suffix in _SUFFIXES:
-            layouts.append((f"{base}.*.{suffix}", f"{base}.{suffix}.index.*.json"))
-    return layouts
-
-
-def is_weights_name(name: str) -> bool:
-    """Whether diffusers gives this name to a component's weights, or to the index of their shards."""
-    return _WEIGHTS_NAME.fullmatch(name) is not None
-
-
-def find_weights_in(folder: Path) -> Path:
-    """The weights in a component's folder: one file, or the index of several; where the file would be if there are none.
-
-    Safetensors go before `.bin`, whole files before shards, and all of these before a variant such as fp16.
-
-    Raises:
-        ValueError: if there are several variants, and nothing else.
-    """
-    for patterns in weight_patterns():
-        found = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
-        matches = [(path, match) for path in found if (match := _WEIGHTS_NAME.fullmatch(path.name))]
-        variants = sorted({match["variant"] or match["shards"] or "" for _, match in matches})
-        if len(variants) > 1:
-            names = " and ".join(path.name for path, _ in matches)
-            raise ValueError(f"{folder} holds the variants {', '.join(variants)}: name one file, {names}")
-        if matches:
-            return matches[0][0]
-    return folder / WEIGHTS
 
 
 def find_component(path: str | os.PathLike, name: str, classes: Collection[type]) -> Path:
@@ -135,39 +88,6 @@ def download(repository: str, patterns: Sequence[str], **where) -> Path:
         raise ValueError(
             f"{repository} is neither a folder here nor could it be had from the hub ({type(error).__name__})"
         ) from error
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """A diffusers config or index, which names its class.
-
-    Raises:
-        ValueError: if it is no file, too large or too deep, or not such a config.
-    """
-    try:
-        config = _read_json(path, _MAX_JSON)
-        if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
-            raise ValueError("it names no _class_name")
-    except ValueError as error:
-        raise ValueError(f"{path} is not the config of a diffusers model: {error}") from error
-    return config
-
-
-def _read_json(path: Path, max_bytes: int) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        ValueError: with the reason, without the file's name.
-    """
-    if not path.is_file():
-        raise ValueError("it is a folder or a device" if path.exists() else "it does not exist")
-    with path.open("rb") as file:
-        text = file.read(max_bytes + 1)
-    if len(text) > max_bytes:
-        raise ValueError(f"expected at most {max_bytes} bytes, got {path.stat().st_size}")
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("its values are nested too deep") from error
 
 
 class Weights(Mapping):
@@ -236,7 +156,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _open_shards(index: Path) -> Weights:
     try:
-        content = _read_json(index, _MAX_INDEX)
+        content = read_json(index, _MAX_INDEX)
         places = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(places, dict) or not places:
             raise ValueError("it has no weight_map")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec, decodes_codewords
+from latent_codec.files import find_files
 from latent_codec.latent_files import (
     Label,
     LatentFile,
@@ -34,6 +35,7 @@ from latent_codec.picture_sources import FolderPictures, LabelError, PictureSour
 MIRRORED = " (mirrored)"
 """What the name of a picture's mirror image ends with."""
 
+SUFFIXES = (".safetensors",)
 _INDEX_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
@@ -127,7 +129,7 @@ def open_encoded(
 def are_latent_files(data: Sequence[str | os.PathLike]) -> bool:
     """Whether `data` names latent files, or folders of them; pictures, tars and data sets are none."""
     paths = [Path(each) for each in data]
-    files = [next(iter(_walk(path)), path) if path.is_dir() else path for path in paths]
+    files = [next(iter(find_files(path, SUFFIXES)), path) if path.is_dir() else path for path in paths]
     return all(path.is_file() and is_latent_file(path) for path in files)
 
 
@@ -188,7 +190,7 @@ def encode_source(
         folder / f"{start // pictures_per_file:05d}.safetensors": numbers[start : start + pictures_per_file]
         for start in numbers[::pictures_per_file]
     }
-    strangers = [path for path in _walk(folder) if path not in parts]
+    strangers = [path for path in find_files(folder, SUFFIXES) if path not in parts]
     if strangers:
         raise ValueError(
             f"{strangers[0]} does not belong to this encoding, which has {len(parts)} files of "
@@ -373,17 +375,8 @@ def _check_alike(first: LatentFile, other: LatentFile) -> None:
 def find_latent_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """Files as given; folders walked to the bottom for theirs. Raises ValueError if there are none."""
     paths = list(map(Path, paths))
-    files = [file for path in paths for file in (_walk(path) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (find_files(path, SUFFIXES) if path.is_dir() else [path])]
     if not files:
         given = ", ".join(map(str, paths)) or "an empty list"
         raise ValueError(f"no latent files (.safetensors) in {given}; `latent-codec encode` writes them")
     return files
-
-
-def _walk(folder: Path) -> list[Path]:
-    """All .safetensors files below, sorted; hidden ones and folders, in which unfinished files lie, are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*.safetensors")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )

@@ -13,7 +13,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -104,11 +104,22 @@ def read_folder(folder: str | os.PathLike, read: Callable[[], Found]) -> Found:
             try:
                 found = read()
             except Exception:
+                restore(folder)
                 if is_same():
                     raise
             else:
                 if is_same():
                     return found
+
+
+def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """All files below with one of these suffixes, sorted; hidden ones and folders, in which unfinished files are, are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in suffixes
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def check_is_file(path: str | os.PathLike) -> None:

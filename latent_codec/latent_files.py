@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from latent_codec.files import named_in_utf8, replacing
+from latent_codec.files import check_is_file, named_in_utf8, replacing
+from latent_codec.tensors import check_dense, check_floating
 from latent_codec.torch_settings import ignoring_caller_settings
+from latent_codec.weight_files import LATENTS, metadata_of
 
 Label = int | dict | None
 
-FORMAT = "latent-codec"
 VERSION = "1"
 _FINGERPRINT = re.compile("[0-9a-f]{16}")
 
@@ -95,6 +96,10 @@ def save_latents(
         OSError: if the file cannot be written; then `path` is as it was.
     """
     batches = [latents] if isinstance(latents, Tensor) else list(latents)
+    for batch in batches:
+        check_floating(batch, "latents")
+        if batch.ndim != 4:
+            raise ValueError(f"expected latents (B, C, h, w), got the shape {tuple(batch.shape)}")
     pictures = [picture for batch in batches for picture in batch]
     tensors = {f"latents.{index}": picture for index, picture in enumerate(pictures)}
     _write(Path(path), tensors, len(pictures), codec, names, sizes, labels)
@@ -121,6 +126,13 @@ def save_indices(
         OSError: if the file cannot be written; then `path` is as it was.
     """
     batches = [grids] if isinstance(grids[0], Tensor) else list(grids)
+    for grid in (grid for batch in batches for grid in batch):
+        check_dense(grid, "indices")
+        if grid.ndim != 3 or grid.dtype != torch.int64:
+            raise ValueError(
+                f"expected indices as int64 (B, h, w), got {str(grid.dtype).removeprefix('torch.')} of the shape "
+                f"{tuple(grid.shape)}"
+            )
     pictures = [picture for batch in batches for picture in zip(*batch, strict=True)]
     tensors = {
         f"indices.{index}.{level}": grid
@@ -143,11 +155,12 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a latent file (.safetensors)")
-    path.open("rb").close()  # the system's own words if it is missing or forbidden
+    check_is_file(path)
+    path.open("rb").close()  # the system's own words if it is forbidden
     try:
         with named_in_utf8(path) as name, safe_open(name, framework="pt") as stored:
             metadata = stored.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") != LATENTS:
                 raise ValueError(f"{path} is a safetensors file, but not a latent file of latent-codec")
             if metadata.get("version") != VERSION:
                 raise ValueError(
@@ -170,11 +183,7 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
 
 def is_latent_file(path: str | os.PathLike) -> bool:
     """Whether a file says of itself that it is a latent file; it may be damaged all the same."""
-    try:
-        with named_in_utf8(Path(path)) as name, safe_open(name, framework="pt") as stored:
-            return (stored.metadata() or {}).get("format") == FORMAT
-    except (SafetensorError, OSError):
-        return False
+    return metadata_of(path).get("format") == LATENTS
 
 
 def _write(
@@ -199,7 +208,7 @@ def _write(
         if not _is_label(label):
             raise ValueError(f"the label of {name} is {label!r}; a label is an int, a dict or None")
     metadata = {
-        "format": FORMAT,
+        "format": LATENTS,
         "version": VERSION,
         "codec": codec.name,
         "space_fingerprint": codec.space_fingerprint,

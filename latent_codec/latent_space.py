@@ -5,13 +5,13 @@ by name every autoencoder of diffusers and our own: those read here, and why the
 """
 
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from latent_codec.torch_settings import uncompiled
+if TYPE_CHECKING:  # a space is read from a config without torch
+    from torch import Tensor
 
 SUPPORTED = (
     "AsymmetricAutoencoderKL",
@@ -151,26 +151,40 @@ class LatentSpace:
         Raises:
             ValueError: for a class of autoencoder that cannot be used, with the reason.
         """
-        config = autoencoder.config
-        kind = supported_class(type(uncompiled(autoencoder)))
+        from latent_codec.torch_settings import uncompiled
+
+        return cls.read(supported_class(type(uncompiled(autoencoder))), autoencoder.config)
+
+    @classmethod
+    def read(cls, class_name: str, config: Mapping) -> "LatentSpace":
+        """Read the space of an autoencoder from its config.json, all of whose entries are there.
+
+        Args:
+            class_name: one of SUPPORTED.
+
+        Raises:
+            ValueError: for another class, with the reason, or for entries that make no space.
+            KeyError: for a missing entry.
+        """
+        kind = supported_class(class_name)
         if kind in ("AutoencoderDC", "AutoencoderTiny", "AutoencoderTinyGN"):
-            channels, factor = config.latent_channels, 2 ** (len(config.encoder_block_out_channels) - 1)
+            channels, factor = config["latent_channels"], 2 ** (len(config["encoder_block_out_channels"]) - 1)
         elif kind == "AsymmetricAutoencoderKL":
-            channels, factor = config.latent_channels, 2 ** (len(config.down_block_out_channels) - 1)
+            channels, factor = config["latent_channels"], 2 ** (len(config["down_block_out_channels"]) - 1)
         elif kind == "AutoencoderKLHunyuanImage":
-            channels, factor = config.latent_channels, config.spatial_compression_ratio
+            channels, factor = config["latent_channels"], config["spatial_compression_ratio"]
         elif kind == "AutoencoderKLKVAE":
-            channels, factor = config.z_channels, 2 ** (len(config.ch_mult) - 1)
+            channels, factor = config["z_channels"], 2 ** (len(config["ch_mult"]) - 1)
         elif kind == "HierarchicalVQ":
-            channels, factor = len(config.strides) * config.embed_dim, config.strides[0]
+            channels, factor = len(config["strides"]) * config["embed_dim"], config["strides"][0]
         elif kind in ("AutoencoderVQ", "VQModel"):
-            channels = config.vq_embed_dim or config.latent_channels
-            factor = 2 ** (len(config.block_out_channels) - 1)
+            channels = config["vq_embed_dim"] or config["latent_channels"]
+            factor = 2 ** (len(config["block_out_channels"]) - 1)
         else:
-            channels, factor = config.latent_channels, 2 ** (len(config.block_out_channels) - 1)
+            channels, factor = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
 
         scaling_factor = config.get("scaling_factor")
-        if scaling_factor is None or is_movq(autoencoder):
+        if scaling_factor is None or _is_movq(config):
             # Kandinsky's pipelines hand MoVQ's latents to the denoiser as they are, whatever its config says.
             scaling_factor = 1.0
         return cls(
@@ -194,25 +208,22 @@ class LatentSpace:
             "latents_std": None if self.std is None else list(self.std),
         }
 
-    def normalize(self, raw_latents: Tensor) -> Tensor:
+    def normalize(self, raw_latents: "Tensor") -> "Tensor":
         """Raw latents of the encoder, (B, C, h, w) -> latents for a denoiser, in the same dtype."""
         if self.mean is None:
             return (raw_latents - self.shift_factor) * self.scaling_factor
         mean, std = self._statistics(raw_latents)
         return (raw_latents - mean) * self.scaling_factor / std
 
-    def denormalize(self, latents: Tensor) -> Tensor:
+    def denormalize(self, latents: "Tensor") -> "Tensor":
         """Latents of a denoiser, (B, C, h, w) -> raw latents for the decoder, in the same dtype."""
         if self.mean is None:
             return latents / self.scaling_factor + self.shift_factor
         mean, std = self._statistics(latents)
         return latents * std / self.scaling_factor + mean
 
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(
-            torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
-            for values in (self.mean, self.std)
-        )
+    def _statistics(self, like: "Tensor") -> tuple["Tensor", "Tensor"]:
+        return tuple(like.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
 
 
 def _is_number(value) -> bool:
@@ -221,6 +232,8 @@ def _is_number(value) -> bool:
 
 def side_multiple(autoencoder) -> int:
     """What a picture's sides must be divisible by: the factor, or more where levels halve the grid again."""
+    from latent_codec.torch_settings import uncompiled
+
     if supported_class(type(uncompiled(autoencoder))) == "HierarchicalVQ":
         return autoencoder.multiple
     return LatentSpace.from_config(autoencoder).downsampling_factor
@@ -228,4 +241,8 @@ def side_multiple(autoencoder) -> int:
 
 def is_movq(autoencoder) -> bool:
     """Whether this is Kandinsky's VQModel (spatial norm), whose pipelines decode latents unquantised."""
-    return autoencoder.config.get("norm_type") == "spatial"
+    return _is_movq(autoencoder.config)
+
+
+def _is_movq(config: Mapping) -> bool:
+    return config.get("norm_type") == "spatial"

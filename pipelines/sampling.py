@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from latent_codec.codec import LatentCodec, as_output, to_precision
-from latent_codec.components import CONFIG, download, weight_patterns
+from latent_codec.components import CONFIG, download
 from latent_codec.latent_space import side_multiple
 from latent_codec.models.own_weights import check_finite
 from latent_codec.models.pixelcnn import PixelCNN
@@ -25,6 +25,7 @@ from latent_codec.models.pixelsnail import PixelSNAIL
 from latent_codec.pipelines.loading import INDEX, load_components
 from latent_codec.pipelines.rejection import class_probabilities, likeliest, num_to_keep
 from latent_codec.torch_settings import ignoring_caller_settings
+from latent_codec.weight_files import weight_patterns
 
 logger = logging.getLogger(__name__)
 

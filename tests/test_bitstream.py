@@ -20,6 +20,8 @@ from latent_codec.bitstream import (
     read,
     unpack,
 )
+from latent_codec.bitstream.compression import tile_for
+from latent_codec.bitstream.container import Header, Level
 from latent_codec.bitstream.entropy_model import Prediction
 from latent_codec.bitstream.quantization import quantize, reconstruct
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
@@ -435,3 +437,62 @@ def test_a_sidecar_in_the_codecs_folder_is_found(codecs, models, tmp_path):
     assert decompress(codec, data).size == (24, 32)
     with pytest.raises(WrongEntropyModelError, match="none came"):
         decompress(codecs["kl"], data)
+
+
+@pytest.mark.parametrize("tile", [48, 128])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_decoded_one_by_one_give_the_image(codecs, models, kind, tile):
+    """The hierarchical codec sees less than MARGIN around a pixel and has no group norm, so that its tiles are exact."""
+    codec, model = codecs[kind], models[kind]
+    data = compress(codec, picture(150, 210), **options(kind, model), tile=32)
+    whole = decompress(codec, data, entropy_model=model, output_type="pt")
+    calls = []
+    found = decompress(
+        codec,
+        data,
+        entropy_model=model,
+        output_type="pt",
+        tile=tile,
+        on_progress=lambda done, total: calls.append((done, total)),
+    )
+    num_tiles = -(-150 // tile) * -(-210 // tile)
+    assert calls == [(done, num_tiles) for done in range(num_tiles)]
+    assert found.shape == whole.shape
+    if kind == "hierarchical":
+        torch.testing.assert_close(found, whole, atol=1e-5, rtol=0)  # sums of other groups of pixels
+    else:
+        assert (found - whole).abs().mean() < 0.1
+    image = decompress(codec, data, entropy_model=model, tile=tile)
+    assert image.size == (210, 150) and image.mode == "RGB"
+    pixels = torch.from_numpy(np.asarray(image).copy()).movedim(2, 0)
+    assert (pixels - (found + 1) * 127.5).abs().max() <= 3  # rounded at each blend
+    region = decompress(codec, data, entropy_model=model, tile=tile, region=(0, 0, 150, 210))
+    np.testing.assert_array_equal(region, image)
+
+
+def test_a_tile_that_is_lost_is_grey_in_an_image_of_tiles(codecs, models):
+    codec, model = codecs["kl"], models["kl"]
+    data = bytearray(compress(codec, picture(160, 160), entropy_model=model, quality=40, tile=80))
+    data[-1] ^= 1  # the last tile, which begins at (80, 80)
+    with pytest.warns(PartialWarning, match="tile 3"):
+        found = decompress(codec, bytes(data), entropy_model=model, partial=True, output_type="pt", tile=64)
+    assert (found[:, 80:, 80:] == 0).all()
+    assert found[:, :80].std() > 0
+
+
+@pytest.mark.parametrize("tile", [0, -16, 3])
+def test_a_tile_that_fits_no_position_is_refused(codecs, models, tile):
+    data = compress(codecs["kl"], picture(32, 24), entropy_model=models["kl"], quality=30)
+    with pytest.raises(ValueError, match=f"multiple of 2 pixels, got {tile}"):
+        decompress(codecs["kl"], data, entropy_model=models["kl"], tile=tile)
+
+
+def test_large_images_have_a_tile_and_others_none():
+    level = {"kl": (Level(side=8, channels=4),), "odd": (Level(side=12, channels=1),)}
+    outline = {"num_layers": 1, "space_fingerprint": "0" * 16, "entropy_fingerprint": "0" * 16}
+    for kind, height, width, tile in (
+        ("kl", 2048, 2048, None),
+        ("kl", 2048, 2056, 1024),
+        ("odd", 8192, 8192, 1020),
+    ):
+        assert tile_for(Header(height=height, width=width, levels=level[kind], tile=32, **outline)) == tile

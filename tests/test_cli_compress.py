@@ -208,12 +208,12 @@ def test_pictures_that_fail_are_named_and_the_others_written(codecs, photos, cap
 def test_flags_that_fit_no_picture_are_refused(codecs, photos, capsys):
     for codec, argv, message in [
         ("kl", ["--quality", "101"], r"--quality is 101; .* 0 \(coarsest\) to 100"),
-        ("kl", ["--quality", "-1"], "--quality is -1"),
+        ("kl", ["--quality", "-1"], "expected --quality of at least 0, got -1"),
         ("vq", ["--quality", "3"], "--quality is 3; indices of vq are stored as they are: leave it out"),
         ("kl", ["--target-bytes", "0"], "--target-bytes is 0; at least 1"),
         ("kl", ["--target-bpp", "nan"], "--target-bpp is nan; above 0"),
         ("kl", ["--tile", "33"], "--tile is 33; kl needs a multiple of 2 pixels, or 0"),
-        ("levels", ["--tile", "-4"], "--tile is -4; levels needs a multiple of 4 pixels"),
+        ("levels", ["--tile", "-4"], "expected --tile of at least 0, got -4"),
         ("bare", [], "latents of bare need an entropy model, .*fit-entropy`, or name one by --entropy"),
         ("other", ["--entropy", codecs / "kl"], r"was fitted to codec .*, not to other"),
         ("kl", ["--entropy", "nowhere"], "No such file"),

@@ -1,6 +1,10 @@
 """The verb `info` with --audit, --against and of compressed files: what it prints, and what it refuses."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import diffusers
@@ -12,7 +16,11 @@ from PIL import Image
 from latent_codec import LatentCodec
 from latent_codec.bitstream import compress, fit_static, ideal_bits, read, unpack
 from latent_codec.cli import main
+from latent_codec.codec_facts import facts_of, read_facts
+from latent_codec.codec_folders import ASSETS
+from latent_codec.evaluation.codes import grid_shapes
 from latent_codec.evaluation.host_audit import audit_hosts
+from latent_codec.latent_files import save_latents
 
 
 def build(seed=0, **config):
@@ -199,15 +207,18 @@ def test_compressed_file_beside_its_codec(compressed, capsys):
     model = fit_static(codec, sorted(Path("photos").iterdir()))
     expected = ideal_bits(read(codec, compressed["one"], entropy_model=model), model)
     for name in ("mine", "tuned"):
-        found = answer(capsys, "one.lcf", "--codec", name, "--entropy", "entropy")
+        found = answer(capsys, "one.lcf", "--verbose", "--codec", name, "--entropy", "entropy")
         assert found["codec"] == name
         assert found["bits_without_overhead"] == pytest.approx(expected, abs=0.1)
-    found = answer(capsys, "one.lcf", "--codec", "mine")  # beside which there is no entropy model
+    found = answer(
+        capsys, "one.lcf", "--verbose", "--codec", "mine"
+    )  # beside which there is no entropy model
     assert found["codec"] == "mine" and found["bits_without_overhead"] is None
 
     data = compress(LatentCodec.from_pretrained("default-vq"), "photos/0.png")
     Path("vq.lcf").write_bytes(data)
-    found = answer(capsys, "vq.lcf")
+    assert answer(capsys, "vq.lcf")["codec"] == "default-vq-f8"
+    found = answer(capsys, "vq.lcf", "--verbose")
     assert (found["kind"], found["codec"]) == ("compressed indices", "default-vq-f8")
     assert found["codebook_sizes"] == [1024] and "quality" not in found
     if found["coding"] == "fixed length":
@@ -245,11 +256,87 @@ def test_refusals_of_compressed_files(compressed, capsys):
     for argv, message in [
         (("head.lcf",), "head.lcf: the file is cut short: its 20 bytes end in the header"),
         (("text.lcf",), "text.lcf: the data are not a file of latent-codec's compression"),
-        (("nowhere.lcf", "--codec", "mine"), "nowhere.lcf: No such file"),
-        (("one.lcf", "--codec", "wide"), "one.lcf was made by another codec"),
-        (("one.lcf", "--codec", "mine", "--entropy", "another.safetensors"), "not with another.safetensors"),
-        (("one.lcf", "--entropy", "entropy"), "--entropy needs --codec"),
+        (("nowhere.lcf",), "nowhere.lcf: No such file"),
+        (("one.lcf", "--codec", "mine"), "--codec and --entropy are for counting bits; add --verbose"),
+        (("one.lcf", "--verbose", "--codec", "wide"), "one.lcf was made by another codec"),
+        (
+            ("one.lcf", "--verbose", "--codec", "mine", "--entropy", "another.safetensors"),
+            "not with another.safetensors",
+        ),
+        (("one.lcf", "--verbose", "--entropy", "entropy"), "--entropy needs --codec"),
         (("mine", "--codec", "mine"), "--codec and --entropy are for"),
         (("mine", "--audit", "--entropy", "entropy"), "--codec and --entropy are for"),
     ]:
         assert message in refused(capsys, *argv), argv
+
+
+@pytest.mark.parametrize(
+    ("thing", "kind", "unused"),
+    [
+        ("tiles.lcf", "compressed latents", {"torch", "diffusers"}),
+        ("default", "codec", {"torch", "diffusers"}),
+        ("mine", "codec", {"torch", "diffusers"}),
+        ("latents.safetensors", "latents", {"diffusers"}),
+    ],
+)
+def test_what_needs_no_model_is_said_without_its_libraries(thing, kind, unused, compressed, place):
+    codec = LatentCodec.from_pretrained("mine")
+    save_latents(
+        "latents.safetensors", codec.encode("photos/0.png"), codec=codec, names=["0"], sizes=[(18, 24)]
+    )
+    program = (
+        "import sys; from latent_codec.cli import main; status = main(sys.argv[1:]); "
+        f"assert not {unused} & sys.modules.keys(); sys.exit(status)"
+    )
+    call = [sys.executable, "-c", program, "info", thing, "--json"]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["kind"] == kind
+
+
+@pytest.mark.parametrize("name", ["default", "default-vq", str(ASSETS / "fashion-mnist"), "mine", "half"])
+def test_facts_of_files_are_those_of_the_codec_that_is_built_of_them(name, place):
+    codec = LatentCodec.from_pretrained("mine" if name == "half" else name)
+    if name == "half":
+        codec.autoencoder.to(torch.bfloat16)
+        codec.weights_changed()
+        codec.save_pretrained("half")
+        codec = LatentCodec.from_pretrained("half")
+    read, built = read_facts(name), facts_of(codec)
+    assert read.config.items() <= built.config.items()
+    assert read.class_name == built.class_name
+    for entry in (
+        "name",
+        "space",
+        "num_parameters",
+        "space_fingerprint",
+        "fingerprint",
+        "codebook_sizes",
+        "channels",
+    ):
+        assert getattr(read, entry) == getattr(built, entry)
+    if codec.is_discrete:
+        assert read.grid_shapes(100, 60) == grid_shapes(codec, 100, 60)
+
+
+def test_files_that_do_not_agree_are_built_to_be_sure(place, tmp_path, capsys):
+    shutil.copytree("mine", tmp_path / "codec")
+    config = json.loads((tmp_path / "codec" / "config.json").read_text())
+    (tmp_path / "codec" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
+    assert read_facts(tmp_path / "codec") is None
+    assert answer(capsys, str(tmp_path / "codec"))["scaling_factor"] == 0.5
+    weights = tmp_path / "codec" / "diffusion_pytorch_model.safetensors"
+    (tmp_path / "codec" / "config.json").write_text(json.dumps(config))
+    assert read_facts(tmp_path / "codec") is not None
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert read_facts(tmp_path / "codec") is None
+    assert "diffusion_pytorch_model.safetensors" in refused(capsys, str(tmp_path / "codec"))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("verb", ["info", "decompress", "decode"])
+@pytest.mark.parametrize("name", ["pipe.lcf", "pipe.safetensors", "pipe"])
+def test_a_pipe_is_refused_and_not_waited_for(verb, name, tmp_path, capsys):
+    os.mkfifo(tmp_path / name)
+    assert main([verb, str(tmp_path / name)]) == 2
+    err = capsys.readouterr().err
+    assert "pipe" in err and len([line for line in err.splitlines() if line.startswith("latent-codec")]) == 1

@@ -27,7 +27,16 @@ from other_reader import Sidecar
 from other_reader import read as read_otherwise
 
 from latent_codec.bitstream.coding import decode_values, encode_values
-from latent_codec.bitstream.container import MAGIC, Header, Level, Tile, pack, unpack
+from latent_codec.bitstream.container import (
+    MAGIC,
+    MAX_FILE_BYTES,
+    Header,
+    Level,
+    Tile,
+    pack,
+    read_file,
+    unpack,
+)
 from latent_codec.bitstream.entropy_model import Pass, Prediction
 from latent_codec.bitstream.errors import (
     BitstreamError,
@@ -477,3 +486,23 @@ def test_later_passes_may_depend_on_earlier_ones(model, num_layers, size):
     found = unpack(data)
     assert found.header.num_layers == num_layers
     np.testing.assert_array_equal(decode_values(model, found).values[0], values[0])
+
+
+def test_more_sections_than_a_reader_takes_on_are_refused_before_the_table_is_read():
+    levels = (Level(side=8, channels=1),)
+    fields = {"height": 8192, "width": 8192, "levels": levels, "space_fingerprint": "0" * 16}
+    Header(**fields, num_layers=1, entropy_fingerprint="0" * 16, tile=1)
+    with pytest.raises(TooLargeError, match="at most 1048576 sections, got 2097152"):
+        Header(**fields, num_layers=2, entropy_fingerprint="0" * 16, tile=1)
+
+
+def test_a_file_larger_than_any_image_needs_is_refused(tmp_path):
+    with (tmp_path / "sparse.lcf").open("wb") as file:
+        file.write(golden("latents"))
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(TooLargeError, match="no compressed image"):
+        read_file(tmp_path / "sparse.lcf")
+    (tmp_path / "whole.lcf").write_bytes(golden("latents"))
+    assert read_file(tmp_path / "whole.lcf") == golden("latents")
+    with pytest.raises(ValueError, match="folder"):
+        read_file(tmp_path)

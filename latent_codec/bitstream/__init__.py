@@ -1,51 +1,41 @@
 """Latents and indices as small files, exact to the bit on every machine; FORMAT.md specifies them."""
 
-from latent_codec.bitstream.compression import (
-    DEFAULT_QUALITY,
-    PartialWarning,
-    compress,
-    decompress,
-    ideal_bits,
-    prepare,
-    read,
-    sidecar,
-)
-from latent_codec.bitstream.container import unpack
-from latent_codec.bitstream.context_entropy import IndexContextEntropy, LatentContextEntropy
-from latent_codec.bitstream.errors import (
-    BitstreamError,
-    CorruptError,
-    NewerFormatError,
-    NotCompressedError,
-    TooLargeError,
-    TruncatedError,
-    WrongCodecError,
-    WrongEntropyModelError,
-)
-from latent_codec.bitstream.sidecars import load_entropy_model
-from latent_codec.bitstream.static_entropy import StaticEntropy, fit_static
+from importlib import import_module
 
-__all__ = [
-    "DEFAULT_QUALITY",
-    "BitstreamError",
-    "CorruptError",
-    "IndexContextEntropy",
-    "LatentContextEntropy",
-    "NewerFormatError",
-    "NotCompressedError",
-    "PartialWarning",
-    "StaticEntropy",
-    "TooLargeError",
-    "TruncatedError",
-    "WrongCodecError",
-    "WrongEntropyModelError",
-    "compress",
-    "decompress",
-    "fit_static",
-    "ideal_bits",
-    "load_entropy_model",
-    "prepare",
-    "read",
-    "sidecar",
-    "unpack",
-]
+_EXPORTS = {
+    "DEFAULT_QUALITY": "compression",
+    "BitstreamError": "errors",
+    "CorruptError": "errors",
+    "IndexContextEntropy": "context_entropy",
+    "LatentContextEntropy": "context_entropy",
+    "NewerFormatError": "errors",
+    "NotCompressedError": "errors",
+    "PartialWarning": "compression",
+    "StaticEntropy": "static_entropy",
+    "TooLargeError": "errors",
+    "TruncatedError": "errors",
+    "WrongCodecError": "errors",
+    "WrongEntropyModelError": "errors",
+    "compress": "compression",
+    "decompress": "compression",
+    "fit_static": "static_entropy",
+    "ideal_bits": "compression",
+    "load_entropy_model": "sidecars",
+    "prepare": "compression",
+    "read": "compression",
+    "sidecar": "compression",
+    "unpack": "container",
+}
+"""Name -> module, imported when the name is first used: what a file says of itself is read without torch."""
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(import_module(f"latent_codec.bitstream.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'latent_codec.bitstream' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

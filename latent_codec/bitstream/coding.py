@@ -222,8 +222,11 @@ def decode_fixed_length(
         if len(section) != -(-count * num_bits // 8):
             raise CorruptError(f"{len(section)} bytes came for {count} indices of {num_bits} bits", number)
         bits = np.unpackbits(np.frombuffer(section, np.uint8))
-        weights = 1 << np.arange(num_bits, dtype=np.int64)[::-1]
-        indices = bits[: count * num_bits].reshape(count, num_bits) @ weights
+        indices = np.zeros(count, np.int64)
+        for number_of_bit in range(
+            num_bits
+        ):  # a product with all powers of 2 would take 8 bytes for each bit
+            indices = indices << 1 | bits[number_of_bit : count * num_bits : num_bits]
         if bits[count * num_bits :].any() or (indices >= level.codebook_size).any():
             raise CorruptError(
                 f"an index is beyond the {level.codebook_size} codewords, or bits are left over", number

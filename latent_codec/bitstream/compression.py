@@ -7,8 +7,9 @@ The codec's own arithmetic may differ between machines; from the values on, and 
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from latent_codec.bitstream.coding import DecodedValues, Values, decode_values, values_bits
-from latent_codec.bitstream.container import Container, Header, Level, unpack
-from latent_codec.bitstream.entropy_model import EntropyModel
+from latent_codec.bitstream.container import Container, Header, Level, Tile, unpack
+from latent_codec.bitstream.entropy_model import EntropyModel, Prediction
 from latent_codec.bitstream.errors import CorruptError, WrongCodecError, WrongEntropyModelError
 from latent_codec.bitstream.quantization import reconstruct
 from latent_codec.bitstream.sidecars import load_entropy_model
@@ -36,6 +37,9 @@ from latent_codec.torch_settings import ignoring_caller_settings
 TILE = 1024
 """Pixels; pictures that are larger become several tiles."""
 DEFAULT_QUALITY = 50
+LARGE = 2**22
+MARGIN = 64
+"""Pixels that a decoder sees around each tile that it decodes by itself, and of which the outer half is not used."""
 
 
 class PartialWarning(UserWarning):
@@ -178,6 +182,8 @@ def decompress(
     latents: bool = False,
     partial: bool = False,
     output_type: str = "pil",
+    tile: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Image.Image | np.ndarray | Tensor | list[Tensor]:
     """A compressed file's picture; or with `latents` what a pipeline or a latent file takes, no pixel being decoded.
 
@@ -191,6 +197,10 @@ def decompress(
             a tile is lost the picture is grey; for other lost values stands what the entropy model expects, or, on lower levels
             of indices, the mean codeword.
         output_type: as `LatentCodec.decode` has it.
+        tile: side in pixels, a multiple of the coarsest level's pixels per position: of a larger image decode tiles of this
+            side one by one, each with MARGIN pixels around it, and blend them. Memory is then that of a tile and of
+            the image, in 8 bits for "pil"; attention and group norm look at a tile and not at all of the image. None: all at once.
+        on_progress: called with the numbers of tiles done and of all of them.
 
     Returns:
         One picture: PIL, (C, H, W) for "pt", (H, W, C) for "np".
@@ -199,6 +209,8 @@ def decompress(
         ValueError: for a region that is not in the picture.
         BitstreamError: by its class (bitstream/errors.py), if it cannot be decoded, or if `partial` finds nothing.
     """
+    if output_type not in ("pil", "pt", "np"):
+        raise ValueError(f'expected the output_type "pil", "pt" or "np", got {output_type!r}')
     if region is not None and latents:
         raise ValueError("region cuts out of the picture, and latents come whole: leave one of them out")
     if entropy_model is None:
@@ -206,25 +218,118 @@ def decompress(
     decoded = read(codec, data, entropy_model=entropy_model, region=region, partial=partial)
     header = decoded.container.header
     _warn_of_missing(decoded.container)
+    if latents and header.is_indices:
+        return [torch.from_numpy(values) for values in decoded.values]
+    whole = Tile.whole(header)
+    if latents:
+        return _latents(codec, entropy_model, decoded, whole)
+    top, left, height, width = region or (0, 0, header.height, header.width)
+    top, left = top - decoded.container.top, left - decoded.container.left
+    side = header.levels[0].side
+    if tile is not None and (tile < side or tile % side):
+        raise ValueError(f"expected a tile of a positive multiple of {side} pixels, got {tile}")
+    if tile is None or max(header.height, header.width) <= tile:
+        image = _decode_tile(codec, entropy_model, decoded, whole)
+        return as_output([image[:, top : top + height, left : left + width]], output_type)[0]
+    image = _decode_tiles(
+        codec,
+        entropy_model,
+        decoded,
+        tile // side,
+        torch.uint8 if output_type == "pil" else None,
+        on_progress,
+    )[:, top : top + height, left : left + width]
+    if output_type == "pil":
+        return Image.fromarray(np.squeeze(image.permute(1, 2, 0).numpy(), 2 if len(image) == 1 else ()))
+    return as_output([image], output_type)[0]
+
+
+def tile_for(header: Header) -> int | None:
+    """A tile for `decompress`, in pixels: None for images of up to LARGE pixels, which fit into memory as they are."""
+    side = header.levels[0].side
+    return None if header.height * header.width <= LARGE else max(TILE // side, 1) * side
+
+
+def _decode_tiles(
+    codec: LatentCodec,
+    entropy_model: EntropyModel | None,
+    decoded: Decoded,
+    tile: int,
+    dtype: torch.dtype | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> Tensor:
+    """An image (C, H, W) tile by tile: uint8, or float32 in [-1, 1].
+
+    A tile is decoded with MARGIN pixels around it. Half of them, next to where the decoder saw less than there is, are not used;
+    over the other half, on both sides of the border, one tile fades into the next.
+    """
+    header = decoded.container.header
+    side = header.levels[0].side
+    half = -(-MARGIN // (2 * side))  # of the margin, in positions
+    image = torch.zeros((codec.channels, header.height, header.width), dtype=dtype or torch.float32)
+    sizes = header.shapes[0][1:]
+    starts = list(product(*(range(0, size, tile) for size in sizes)))
+    for done, start in enumerate(starts):
+        if on_progress is not None:
+            on_progress(done, len(starts))
+        first = [max(0, each - 2 * half) for each in start]
+        last = [min(size, each + tile + 2 * half) for each, size in zip(start, sizes)]
+        part = Tile(top=first[0], left=first[1], height=last[0] - first[0], width=last[1] - first[1])
+        new = _decode_tile(codec, entropy_model, decoded, part).cpu()
+        kept = [min(size, each + tile + half) for each, size in zip(start, sizes)]
+        place = image[:, first[0] * side : kept[0] * side, first[1] * side : kept[1] * side]
+        new = new[:, : place.shape[1], : place.shape[2]]
+        fades = [
+            _fade(length, (each - half - begin) * side, 2 * half * side if each else 0)
+            for length, each, begin in zip(new.shape[1:], start, first)
+        ]
+        weights = fades[0][:, None] * fades[1]
+        if image.dtype == torch.uint8:
+            place.copy_(place.float().lerp_((new + 1) * 127.5, weights).round_())
+        else:
+            place.lerp_(new, weights)
+    return image
+
+
+def _fade(length: int, begin: int, rise: int) -> Tensor:
+    """Weights of a tile along one side, against the one before it: 0 up to `begin`, then rising to 1 over `rise` pixels."""
+    return ((torch.arange(length) + 0.5 - begin) / rise).clamp(0, 1) if rise else torch.ones(length)
+
+
+@torch.no_grad()
+def _decode_tile(
+    codec: LatentCodec, entropy_model: EntropyModel | None, decoded: Decoded, tile: Tile
+) -> Tensor:
+    """An image (C, H, W) of a tile by itself, padding included; grey where nothing is known."""
+    header = decoded.container.header
     if header.is_indices:
-        grids = [torch.from_numpy(values) for values in decoded.values]
-        if latents:
-            return grids
-        whole = all(known.all() for known in decoded.known) and len(grids) == len(codec.codebook_sizes)
+        places = tile.slices(header.levels)
+        grids = [
+            torch.from_numpy(values[place].copy())
+            for values, place in zip(decoded.values, places, strict=True)
+        ]
+        known = [each[place] for each, place in zip(decoded.known, places, strict=True)]
+        whole = all(each.all() for each in known) and len(grids) == len(codec.codebook_sizes)
         if whole or not isinstance(codec.autoencoder, HierarchicalVQ):
             image = codec.decode_indices(grids, output_type="pt")[0]
         else:
-            image = _decode_some_levels(codec, grids, decoded.known)
+            image = _decode_some_levels(codec, grids, known)
     else:
-        found = reconstruct(entropy_model, decoded.values[0], decoded.predictions[0], header.steps_index)
-        found = torch.from_numpy(found)[None].to(codec.device, codec.dtype)
-        if latents:
-            return found
-        image = codec.decode(found, output_type="pt")[0]
-    image = torch.where(_lost_pixels(decoded.container).to(image.device), 0, image)
-    top, left, height, width = region or (0, 0, header.height, header.width)
-    top, left = top - decoded.container.top, left - decoded.container.left
-    return as_output([image[:, top : top + height, left : left + width]], output_type)[0]
+        image = codec.decode(_latents(codec, entropy_model, decoded, tile), output_type="pt")[0]
+    return torch.where(_lost_pixels(decoded.container, tile).to(image.device), 0, image)
+
+
+def _latents(codec: LatentCodec, entropy_model: EntropyModel, decoded: Decoded, tile: Tile) -> Tensor:
+    """Latents (1, C, h, w) of a tile, on the codec's device."""
+    (place,) = tile.slices(decoded.container.header.levels)
+    prediction = decoded.predictions[0]
+    found = reconstruct(
+        entropy_model,
+        decoded.values[0][place],
+        Prediction(prediction.numbers[place], prediction.offsets[place]),
+        decoded.container.header.steps_index,
+    )
+    return torch.from_numpy(found)[None].to(codec.device, codec.dtype)
 
 
 @ignoring_caller_settings()
@@ -316,14 +421,15 @@ def _check(codec: LatentCodec, header: Header, entropy_model: EntropyModel | Non
         raise CorruptError(f"the header is damaged: the entropy model has no step sizes {header.steps_index}")
 
 
-def _lost_pixels(container: Container) -> Tensor:
-    """Where tiles lack even their first pass: bool, (height, width) of the padded picture."""
+def _lost_pixels(container: Container, part: Tile) -> Tensor:
+    """Where tiles lack even their first pass: bool, (height, width) of a part of the padded image."""
     header = container.header
     first = header.levels[0]
     lost = torch.zeros(header.shapes[0][1:], dtype=torch.bool)
     for tile, section in zip(header.tiles(), container.sections):
         if section is None:
             lost[tile.slices([first])[0][1:]] = True
+    lost = lost[part.slices([first])[0][1:]]
     return lost.repeat_interleave(first.side, 0).repeat_interleave(first.side, 1)
 
 

@@ -6,6 +6,7 @@ FORMAT.md specifies it. Nothing is read, and no memory taken, before the header'
 """
 
 import math
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from latent_codec.bitstream.errors import (
     TruncatedError,
 )
 from latent_codec.bitstream.varints import MAX_BYTES, read_varint, write_varint
+from latent_codec.files import check_is_file
 
 MAGIC = b"\x8cLCF"
 VERSION = 1
@@ -33,6 +35,9 @@ MAX_VALUES = 2**25
 MAX_TILE_VALUES = 2**22
 MAX_LEVELS = 16
 MAX_LAYERS = 1024
+MAX_SECTIONS = 2**20
+MAX_FILE_BYTES = 2**28 + 2**24
+"""Eight bytes for each value, and a header."""
 
 _CRC_BYTES = 4
 _FINGERPRINT_BYTES = 8
@@ -59,6 +64,12 @@ class Tile:
     width: int
     """In positions of the first level."""
 
+    @classmethod
+    def whole(cls, header: "Header") -> "Tile":
+        """All of the image, padded to multiples of the first level's side."""
+        side = header.levels[0].side
+        return cls(top=0, left=0, height=-(-header.height // side), width=-(-header.width // side))
+
     def slices(self, levels: Sequence[Level]) -> list[tuple[slice, slice, slice]]:
         """Where it lies in each level's array (channels, h, w)."""
         found = []
@@ -81,7 +92,7 @@ class Header:
 
     Raises:
         ValueError: for fields that no file can have.
-        TooLargeError: for more than MAX_PIXELS, MAX_VALUES or MAX_TILE_VALUES.
+        TooLargeError: for more than MAX_PIXELS, MAX_VALUES, MAX_TILE_VALUES or MAX_SECTIONS.
     """
 
     height: int
@@ -126,6 +137,10 @@ class Header:
             raise TooLargeError(
                 f"a tile of {largest} values came; {MAX_TILE_VALUES} are taken on. Use smaller tiles."
             )
+        if self.num_sections > MAX_SECTIONS:
+            raise TooLargeError(
+                f"expected at most {MAX_SECTIONS} sections, got {self.num_sections}; use larger tiles"
+            )
 
     @property
     def is_indices(self) -> bool:
@@ -134,21 +149,16 @@ class Header:
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
         """(channels, h, w) of each level's array, for the picture padded to multiples of the first level's side."""
-        return self._whole.shapes(self.levels)
-
-    @property
-    def _whole(self) -> Tile:
-        side = self.levels[0].side
-        return Tile(top=0, left=0, height=-(-self.height // side), width=-(-self.width // side))
+        return Tile.whole(self).shapes(self.levels)
 
     @property
     def num_tiles(self) -> int:
-        whole, side = self._whole, self.tile
+        whole, side = Tile.whole(self), self.tile
         return 1 if side is None else -(-whole.height // side) * -(-whole.width // side)
 
     def tiles(self) -> Iterator[Tile]:
         """Row by row; those at the bottom and on the right may be smaller."""
-        whole = self._whole
+        whole = Tile.whole(self)
         side = self.tile or max(whole.height, whole.width)
         for top in range(0, whole.height, side):
             for left in range(0, whole.width, side):
@@ -228,6 +238,22 @@ class Container:
         )
 
 
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a compressed file, for `unpack`.
+
+    Raises:
+        ValueError: for what is no file.
+        TooLargeError: for more than MAX_FILE_BYTES.
+        OSError: if it cannot be read.
+    """
+    check_is_file(path)
+    with open(path, "rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise TooLargeError(f"expected at most {MAX_FILE_BYTES} bytes, got more; this is no compressed image")
+    return data
+
+
 def pack(header: Header, sections: Sequence[bytes]) -> bytes:
     """The file of these sections.
 
@@ -266,7 +292,7 @@ def unpack(data: bytes, *, partial: bool = False) -> Container:
         NewerFormatError: if it has a later version, or features that are not known here.
         TruncatedError: if it is cut short; its header always has to be whole.
         CorruptError: if it is damaged.
-        TooLargeError: if it says that it holds more than MAX_PIXELS, MAX_VALUES or MAX_TILE_VALUES.
+        TooLargeError: if it says that it holds more than MAX_PIXELS, MAX_VALUES, MAX_TILE_VALUES or MAX_SECTIONS.
     """
     start, numbers_from = _checked_start(data)
     header, lengths, checksums = _parse(start, numbers_from)

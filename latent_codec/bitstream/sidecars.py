@@ -8,6 +8,7 @@ from latent_codec.bitstream.context_entropy import IndexContextEntropy, LatentCo
 from latent_codec.bitstream.static_entropy import StaticEntropy
 from latent_codec.bitstream.stored_entropy import FORMAT, VERSION, StoredEntropy, sidecar_path
 from latent_codec.codec import LatentCodec
+from latent_codec.files import check_is_file
 
 KINDS = {each.kind: each for each in (StaticEntropy, LatentContextEntropy, IndexContextEntropy)}
 
@@ -20,7 +21,8 @@ def load_entropy_model(path: str | os.PathLike, *, codec: LatentCodec | None = N
         OSError: if it cannot be read.
     """
     path = sidecar_path(path)
-    path.open("rb").close()  # the system's own words if it is missing or forbidden
+    check_is_file(path)
+    path.open("rb").close()  # the system's own words if it is forbidden
     try:
         with safe_open(path, framework="np") as stored:
             metadata = stored.metadata() or {}

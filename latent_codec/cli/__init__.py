@@ -79,6 +79,11 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")
     verb = next((word for word in argv if not word.startswith("-")), None)
     args = None
+    for name in ("stdout", "stderr"):
+        if (
+            getattr(sys, name) is None
+        ):  # closed by the caller (`>&-`); else the next file opened would get its number
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of this process
     try:
         try:
             args = build_parser(verb).parse_args(argv)
@@ -90,13 +95,13 @@ def main(argv: list[str] | None = None) -> int:
             status = args.run(args) or 0
         finally:
             progress.clear()
-            sys.stdout.flush()  # here, and not on leaving Python, where a closed pipe can only be complained of
+            _flush_results()  # here, and not on leaving Python, where a closed pipe can only be complained of
         return status
     except KeyboardInterrupt:
         print("latent-codec: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # who read the results has read enough: `latent-codec ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_results()
         return 141
     except Exception as error:
         if not _is_foreseen(error):
@@ -108,10 +113,27 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def _flush_results() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_results()
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _discard_results() -> None:
+    """Let what is not yet written go nowhere, or Python would complain of it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _in_words(error: Exception) -> str:
     """The message, without the number and the quotes that the system's own errors have."""
-    if not (isinstance(error, OSError) and error.strerror and isinstance(error.filename, str)):
+    if not (isinstance(error, OSError) and error.strerror):
         return str(error)
+    if not isinstance(error.filename, str):
+        return error.strerror
     path = Path(error.filename)
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         for each in (path, *path.parents):

@@ -80,6 +80,18 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_paths(arguments: Iterable[str]) -> None:
+    """Refuse files and folders that are not there, before the libraries that read them are loaded.
+
+    Raises:
+        ValueError: naming the first that is missing; names on the hub (hf:...) and patterns are not looked up.
+    """
+    for each in arguments:
+        is_pattern = each.startswith("hf:") or any(mark in each for mark in "{*?[")
+        if not is_pattern and not Path(each).exists():
+            raise ValueError(f"{each}: no such file or folder")
+
+
 def named_pictures(arguments: list[str]) -> list[tuple[Path, Path]]:
     """The images that arguments name, as `output_names` gives them.
 

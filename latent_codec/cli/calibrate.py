@@ -58,14 +58,15 @@ def run(args: argparse.Namespace) -> None:
     import json
     import sys
 
+    if args.dtype != "float32":
+        raise ValueError(f"--dtype is {args.dtype}; float32 is measured, and the others against it")
+
     from latent_codec import LatentCodec
     from latent_codec.codec_folders import find_weights, is_foreign_file
     from latent_codec.evaluation.calibration import calibrate, check_convention, measure
     from latent_codec.picture_sources import open_source
     from latent_codec.weight_files import check_folder_to_save
 
-    if args.dtype != "float32":
-        raise ValueError(f"--dtype is {args.dtype}; float32 is measured, and the others against it")
     source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     codec = load_codec(args)
     check_convention(codec.autoencoder, args.convention)

@@ -29,6 +29,7 @@ from pathlib import Path
 from latent_codec.cli.arguments import (
     add_codec_arguments,
     add_json_argument,
+    check_paths,
     load_codec,
     named_pictures,
 )
@@ -69,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
+    _check_flags(args)
+
     from latent_codec.bitstream import load_entropy_model
     from latent_codec.bitstream.compression import sidecar
     from latent_codec.pictures import PictureError
@@ -105,17 +108,26 @@ def run(args: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuse flags that fit no codec, before one is loaded."""
+    check_paths(args.pictures)
+    if args.quality is not None and args.quality < 0:
+        raise ValueError(f"expected --quality of at least 0, got {args.quality}")
+    if args.tile < 0:
+        raise ValueError(f"expected --tile of at least 0, got {args.tile}; 0 is for no tiles")
+    if args.target_bpp is not None and not 0 < args.target_bpp < float("inf"):
+        raise ValueError(f"--target-bpp is {args.target_bpp}; above 0")
+    if args.target_bytes is not None and args.target_bytes < 1:
+        raise ValueError(f"--target-bytes is {args.target_bytes}; at least 1")
+
+
 def _check(args: argparse.Namespace, codec, model) -> None:
     """Refuse flags that fit no picture, before the first is read."""
     from latent_codec.codec import decodes_codewords
     from latent_codec.latent_space import side_multiple
 
-    if args.target_bpp is not None and not 0 < args.target_bpp < float("inf"):
-        raise ValueError(f"--target-bpp is {args.target_bpp}; above 0")
-    if args.target_bytes is not None and args.target_bytes < 1:
-        raise ValueError(f"--target-bytes is {args.target_bytes}; at least 1")
     multiple = side_multiple(codec.autoencoder)
-    if args.tile < 0 or args.tile % multiple:
+    if args.tile % multiple:
         raise ValueError(
             f"--tile is {args.tile}; {codec.name} needs a multiple of {multiple} pixels, or 0 for no tiles"
         )

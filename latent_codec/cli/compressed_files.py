@@ -47,16 +47,15 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def shipped_codec(space_fingerprint: str):
-    """The shipped LatentCodec with this latent space, and the name to open it by; None twice if there is none."""
-    from latent_codec import LatentCodec
+def shipped_name(space_fingerprint: str) -> str | None:
+    """The name to open the shipped codec with this latent space by; None if there is none."""
+    from latent_codec.codec_facts import read_facts
     from latent_codec.codec_folders import SHIPPED
 
     for name in SHIPPED:
-        codec = LatentCodec.from_pretrained(name)
-        if codec.space_fingerprint == space_fingerprint:
-            return codec, name
-    return None, None
+        if read_facts(name).space_fingerprint == space_fingerprint:
+            return name
+    return None
 
 
 def first_sentence(error: ValueError) -> str:
@@ -91,12 +90,15 @@ def is_compressed_file(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def describe_compressed_file(path: Path, codec_name: str | None, entropy: Path | None) -> dict:
-    """What a compressed file says of itself, and, where its codec is at hand, what the entropy model alone says it costs.
+def describe_compressed_file(
+    path: Path, codec_name: str | None = None, entropy: Path | None = None, *, count_bits: bool = False
+) -> dict:
+    """What a compressed file says of itself: its header, its section table, and which sections are damaged.
 
     Args:
         codec_name: what `LatentCodec.from_pretrained` takes; None: a shipped codec, if one has the file's fingerprint.
-        entropy: the entropy model's file or folder; None: beside the codec.
+        entropy: the entropy model's file or folder; None: next to the codec.
+        count_bits: decode the values, too, for the bits that they cost by the entropy model; that takes the codec.
 
     Returns:
         JSON-ready facts; `damage` says what is wrong with a file whose header is whole, and is None if nothing is.
@@ -105,9 +107,15 @@ def describe_compressed_file(path: Path, codec_name: str | None, entropy: Path |
         ValueError: if not even the header can be read, or if `codec_name` or `entropy` name another codec or entropy model
             than the file's.
     """
-    from latent_codec.bitstream import BitstreamError, unpack
+    from latent_codec.bitstream.container import read_file, unpack
+    from latent_codec.bitstream.errors import BitstreamError
+    from latent_codec.codec_folders import short_name
 
-    data, damage = path.read_bytes(), None
+    damage = None
+    try:
+        data = read_file(path)
+    except BitstreamError as error:
+        raise ValueError(f"{path}: {error}") from error
     try:
         container = unpack(data)
     except BitstreamError as error:
@@ -141,6 +149,9 @@ def describe_compressed_file(path: Path, codec_name: str | None, entropy: Path |
         "damage": damage,
         "damaged_sections": container.missing,
     }
+    if not count_bits:
+        name = shipped_name(header.space_fingerprint)
+        return facts | {"codec": name and short_name(name), "bits_without_overhead": None}
     return facts | _by_codec(path, data if damage is None else None, header, codec_name, entropy)
 
 
@@ -163,7 +174,8 @@ def _by_codec(path: Path, data: bytes | None, header, codec_name: str | None, en
     from latent_codec.bitstream.compression import sidecar
 
     if codec_name is None:
-        codec, _ = shipped_codec(header.space_fingerprint)
+        name = shipped_name(header.space_fingerprint)
+        codec = None if name is None else LatentCodec.from_pretrained(name)
         if codec is None and entropy is not None:
             raise ValueError(
                 f"{path} was made by no shipped codec (space {header.space_fingerprint}): --entropy needs --codec beside it"

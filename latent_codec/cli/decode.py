@@ -3,8 +3,12 @@
   latent-codec decode latents/cat.safetensors       writes decoded/cat.png
   latent-codec decode latents/ --out pictures           every latent file in it; subfolders are kept
 
+  latent-codec decode cache/cat.npz --codec mine        latents of another program: an array (.npy, .npz) or tensor (.pt)
+
 Latents of another latent space than the codec's are refused. A codec whose decoder alone differs
-(a fine-tuned one) decodes them, and it is said on stderr.
+(a fine-tuned one) decodes them, and it is said on stderr. Plain arrays and tensors say nothing of their codec: --codec has to
+name it, and it cannot be checked. They are (C, h, w) or (N, C, h, w), scaled and shifted as a denoiser takes them; of several
+arrays in a file, those with "latent" in their names.
 """
 
 import argparse
@@ -14,28 +18,55 @@ from pathlib import Path, PurePosixPath
 from latent_codec.cli.arguments import add_codec_arguments, add_tile_argument, load_codec
 from latent_codec.cli.compressed_files import is_compressed_file
 from latent_codec.cli.progress import with_progress
+from latent_codec.files import check_is_file, find_files
+
+SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth")
+"""What folders are searched for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="latent files, or folders of them")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="latent files, .npy, .npz or .pt files, or folders of them"
+    )
     parser.add_argument(
         "--out", default="decoded", metavar="DIR", help="where to write PNGs (default: decoded)"
     )
-    add_codec_arguments(parser)
+    add_codec_arguments(parser, None, "the one called default; plain arrays and tensors need it")
     add_tile_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    from latent_codec.latent_files import load_latents
-    from latent_codec.pictures import write_picture
-
     files = _find_files(args.files)
     for file, _ in files:
         if is_compressed_file(file):
             raise ValueError(f"{file} is a compressed file: `latent-codec decompress` opens it")
+    names_codec, args.codec = args.codec is not None, args.codec or "default"
+
+    from latent_codec.latent_files import load_latents
+    from latent_codec.pictures import write_picture
+    from latent_codec.plain_latents import read_plain_latents
+
+    plain = {file: found for file, _ in files if (found := read_plain_latents(file)) is not None}
+    if plain and not names_codec:
+        file, found = next(iter(plain.items()))
+        raise ValueError(
+            f"{file} is {found}, and no latent file, which says whose latents they are; name it by --codec"
+        )
     codec = load_codec(args)
     taken: set[Path] = set()
     for file, folder in with_progress(files, "decoding"):
+        if file in plain:
+            print(
+                f"latent-codec decode: Note: {file} is {plain[file]}; whether its latents are of {codec.name} "
+                "cannot be checked",
+                file=sys.stderr,
+            )
+            for latents in plain[file].latents(codec.space.channels):
+                (image,) = codec.decode(latents, output_type="pt", tile=args.tile)
+                path = Path(args.out) / _free_path(folder, file.name, taken)
+                write_picture(image.cpu(), path)
+                print(path)
+            continue
         found = load_latents(file)
         if warning := found.check(codec):
             print(f"latent-codec decode: {warning}", file=sys.stderr)
@@ -50,18 +81,24 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _find_files(arguments: list[str]) -> list[tuple[Path, Path]]:
-    """Each latent file with the folder, below `--out`, for its pictures: the one that it has in a folder given.
+    """Each file with the folder, below `--out`, for its images: the one that it has in a folder given.
 
     Raises:
         ValueError: if a folder holds none.
     """
-    from latent_codec.encoded_pictures import find_latent_files
-
-    return [
-        (file, file.parent.relative_to(root) if root.is_dir() else Path())
-        for root in map(Path, arguments)
-        for file in find_latent_files([root])
-    ]
+    found = []
+    for root in map(Path, arguments):
+        if not root.is_dir():
+            check_is_file(root)
+            found.append((root, Path()))
+            continue
+        files = find_files(root, SUFFIXES)
+        if not files:
+            raise ValueError(
+                f"no latent files ({', '.join(SUFFIXES)}) in {root}; `latent-codec encode` writes them"
+            )
+        found += [(file, file.parent.relative_to(root)) for file in files]
+    return found
 
 
 def _free_path(folder: Path, name: str, taken: set[Path]) -> Path:

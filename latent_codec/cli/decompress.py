@@ -9,6 +9,10 @@
 It takes the codec and the entropy model that compressed the file, and refuses others by their fingerprints; a codec with
 another decoder alone (a fine-tuned one) will do. `latent-codec info FILE` says whose a file is.
 
+An image of more than 4 million pixels is decoded in tiles of 1024 pixels a side, one by one, so that it needs the memory of a tile
+and 7 bytes for each pixel. They overlap and fade into each other; a codec with attention or group norm paints them slightly
+differently than all at once. --tile chooses another side, and 0 decodes the image at once.
+
 --latents stops before the decoder: latents, or grids of indices, exact to the bit on every machine, in the format that
 `latent-codec encode` writes, for `latent-codec decode`, denoisers and priors. --region decodes the tiles that it touches
 alone, which a codec with attention or group norm paints slightly differently than in the whole picture.
@@ -26,10 +30,10 @@ from latent_codec.cli.compressed_files import (
     add_entropy_argument,
     first_sentence,
     named_files,
-    shipped_codec,
+    shipped_name,
     what_is_whole,
 )
-from latent_codec.cli.progress import with_progress
+from latent_codec.cli.progress import showing, with_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("png", "webp", "tif", "avif", "jpg"), help="of pictures (default: png)"
     )
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="side of the tiles to decode one by one; 0: never tile (default: 1024 above 4 million pixels)",
+    )
     add_entropy_argument(parser)
     add_codec_arguments(parser)
 
@@ -58,18 +68,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import sys
 
-    from latent_codec.bitstream import load_entropy_model
-    from latent_codec.bitstream.compression import sidecar
-
     if args.latents and args.format:
         raise ValueError(f"--format {args.format} is of pictures, and --latents writes none: leave one out")
+    if args.latents and args.tile is not None:
+        raise ValueError("--tile is for decoding pixels, and --latents decodes none: leave one out")
+    if args.tile is not None and args.tile < 0:
+        raise ValueError(f"expected --tile of at least 0, got {args.tile}")
     files = named_files(args.files)
+
+    from latent_codec.bitstream import load_entropy_model
+    from latent_codec.bitstream.compression import sidecar
+    from latent_codec.bitstream.container import read_file
+
     codec = load_codec(args)
     model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy)
     failed = False
     for path, name in with_progress(files, "decompressing"):
-        data = path.read_bytes()
+        data = b""
         try:
+            data = read_file(path)
             out = _decompress(codec, model, data, path, name, args)
         except ValueError as error:
             failed = True
@@ -85,10 +102,12 @@ def _decompress(codec, model, data: bytes, path: Path, name: Path, args: argpars
     import warnings
 
     from latent_codec.bitstream import PartialWarning, decompress, unpack
+    from latent_codec.bitstream.compression import tile_for
     from latent_codec.latent_files import save_indices, save_latents
     from latent_codec.pictures import write_picture
 
-    with warnings.catch_warnings(record=True) as warned:
+    header = unpack(data, partial=True).header
+    with warnings.catch_warnings(record=True) as warned, showing(f"decoding {path.name}") as report:
         warnings.simplefilter("always", PartialWarning)
         found = decompress(
             codec,
@@ -97,18 +116,18 @@ def _decompress(codec, model, data: bytes, path: Path, name: Path, args: argpars
             region=args.region,
             latents=args.latents,
             partial=args.partial,
-            output_type="pt",
+            tile=tile_for(header) if args.tile is None else args.tile or None,
+            on_progress=report,
         )
     for warning in warned:
         print(f"latent-codec decompress: {path}: {warning.message}", file=sys.stderr)
     suffix = "safetensors" if args.latents else args.format or "png"
     out = Path(args.out) / name.with_name(f"{name.name}.{suffix}")
     if args.latents:
-        header = unpack(data, partial=args.partial).header
         save = save_indices if header.is_indices else save_latents
         save(out, found, codec=codec, names=[path.name], sizes=[(header.height, header.width)])
     else:
-        write_picture(found.cpu(), out)
+        write_picture(found, out)
     return out
 
 
@@ -128,7 +147,7 @@ def _message(error: ValueError, path: Path, data: bytes) -> str:
     if isinstance(error, NotCompressedError) and is_latent_file(path):
         return f"{what}. It is a latent file: `latent-codec decode` opens it"
     if isinstance(error, WrongCodecError):
-        _, shipped = shipped_codec(unpack(data, partial=True).header.space_fingerprint)
+        shipped = shipped_name(unpack(data, partial=True).header.space_fingerprint)
         return f"{what}. Pass --codec {shipped or 'with the one that made it'}"
     if isinstance(error, WrongEntropyModelError):
         return f"{what}. Pass that one by --entropy"

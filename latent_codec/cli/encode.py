@@ -37,6 +37,7 @@ from latent_codec.cli.arguments import (
     add_codec_arguments,
     add_data_argument,
     add_tile_argument,
+    check_paths,
     load_codec,
     output_names,
 )
@@ -85,12 +86,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from latent_codec.codec import decodes_codewords
-    from latent_codec.picture_sources import FolderPictures, open_source
-
+    check_paths(args.data)
     for flag, number in (("--shard", args.shard), ("--batch-size", args.batch_size)):
         if number is not None and number < 1:
             raise ValueError(f"{flag} is {number}; at least 1")
+
+    from latent_codec.codec import decodes_codewords
+    from latent_codec.picture_sources import FolderPictures, open_source
+
     source = open_source(args.data, split=args.split)
     if args.shard is not None or not isinstance(source, FolderPictures):
         _encode_source(source, args)

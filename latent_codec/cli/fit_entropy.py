@@ -61,9 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import json
 
+    _check(args)
+
     from latent_codec.training.processes import on_cpu, start_missing_processes
 
-    _check(args)
     start_missing_processes()
 
     from accelerate import PartialState

@@ -65,11 +65,12 @@ def run(args: argparse.Namespace) -> None:
     import json
     import sys
 
+    _check(args)
+
     from latent_codec.picture_sources import open_source
     from latent_codec.previews.fitting import fit_linear
     from latent_codec.previews.preview_files import NAME, StoredPreview, read_preview, write_preview
 
-    _check(args)
     codec = load_codec(args)
     folder = folder_for_sidecar(args.codec, codec, args.out)
     source = None

@@ -8,9 +8,9 @@
   latent-codec info mine/entropy.safetensors  an entropy model: of which codec, and the fingerprint that its files name
   latent-codec info sd-v1-5.safetensors       a checkpoint of another layout: what it is, its keys by rule
 
-A compressed file says all this without its codec. Where that is at hand, a shipped one or the one that --codec names, there are
-also the bits without overhead: what the entropy model says that the values cost. Of a damaged file it says
-which sections are lost, and exits with 2.
+A compressed file says all this without its codec. With --verbose its values are decoded, too, where the codec is at hand (a
+shipped one, or the one that --codec names), for the bits without overhead: what the values cost by the entropy
+model. Of a damaged file it says which sections are lost, and exits with 2.
 
 Of a codec it also answers two questions:
 
@@ -29,6 +29,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latent_codec.cli.arguments import add_json_argument, add_subfolder_argument, by, device_of
 from latent_codec.cli.compressed_files import (
@@ -37,6 +38,9 @@ from latent_codec.cli.compressed_files import (
     is_compressed_file,
 )
 from latent_codec.cli.progress import showing, with_progress
+
+if TYPE_CHECKING:
+    from latent_codec.codec_facts import CodecFacts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec",
         metavar="NAME_OR_PATH",
-        help="of a compressed file: the codec that made it (default: a shipped one, if it is that)",
+        help="for --verbose: the codec that made a compressed file (default: a shipped one, if it is that)",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="of a compressed file: count the bits without overhead"
     )
     add_subfolder_argument(parser)
     add_entropy_argument(parser)
@@ -70,16 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.pictures is not None and args.against is None:
         raise ValueError("--pictures are for --against REFERENCE; name the codec to compare with")
-    of_file = args.codec is not None or args.entropy is not None
+    of_file = args.verbose or args.codec is not None or args.entropy is not None
     if of_file and (args.audit or args.against is not None or not is_compressed_file(Path(args.thing))):
-        raise ValueError("--codec and --entropy are for what a compressed file (.lcf) is; leave them out")
+        raise ValueError(
+            "--verbose, --codec and --entropy are for what a compressed file (.lcf) is; leave them out"
+        )
+    if of_file and not args.verbose:
+        raise ValueError("--codec and --entropy are for counting bits; add --verbose, or leave them out")
     if args.audit:
         _audit_hosts(args)
         return 0
     if args.against is not None:
         _audit_drop_in(args)
         return 0
-    facts = describe(args.thing, args.codec, args.entropy)
+    facts = describe(args.thing, args.codec, args.entropy, count_bits=args.verbose)
     if args.json:
         print(json.dumps(facts))
     else:
@@ -92,28 +103,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(thing: str, codec: str | None = None, entropy: Path | None = None) -> dict:
+def describe(
+    thing: str, codec: str | None = None, entropy: Path | None = None, *, count_bits: bool = False
+) -> dict:
     """What `thing` is, as JSON-ready facts.
 
     Args:
         codec: of a compressed file, as `describe_compressed_file` takes it; None for other things.
-        entropy: likewise.
+        entropy, count_bits: likewise.
 
     Raises:
         ValueError: if it is nothing that is known here.
         OSError: if it cannot be read.
     """
-    from latent_codec import LatentCodec
-    from latent_codec.codec_folders import ASSETS, is_foreign_file
-    from latent_codec.latent_files import is_latent_file
-    from latent_codec.pipelines.folders import SHIPPED as SHIPPED_PIPELINES
+    from latent_codec.bitstream.stored_entropy import FORMAT as ENTROPY_MODEL
+    from latent_codec.codec_facts import facts_of, read_facts
+    from latent_codec.codec_folders import ASSETS, SHIPPED_PIPELINES, is_foreign_file
+    from latent_codec.weight_files import LATENTS, metadata_of
 
     path = ASSETS / thing if thing in SHIPPED_PIPELINES else Path(thing)
     if is_compressed_file(path):
-        return describe_compressed_file(path, codec, entropy)
-    if path.is_file() and is_latent_file(path):
+        return describe_compressed_file(path, codec, entropy, count_bits=count_bits)
+    format_ = metadata_of(path).get("format")
+    if format_ == LATENTS:
         return _describe_latent_file(path)
-    if path.is_file() and _is_entropy_model(path):
+    if format_ == ENTROPY_MODEL:
         return _describe_entropy_model(path)
     if is_foreign_file(path):
         return _describe_checkpoint(path)
@@ -123,12 +137,17 @@ def describe(thing: str, codec: str | None = None, entropy: Path | None = None) 
         _class_name(folder / "config.json") in ("PixelCNN", "PixelSNAIL") for folder in (path, path / "prior")
     ):
         return _describe_prior(path)
-    return _describe_codec(LatentCodec.from_pretrained(thing))
+    facts = read_facts(thing)
+    if facts is None:
+        from latent_codec import LatentCodec
+
+        facts = facts_of(LatentCodec.from_pretrained(thing))
+    return _describe_codec(facts)
 
 
 def _class_name(config: Path) -> str:
     """The class that a diffusers config names; empty if there is none."""
-    from latent_codec.components import read_config_file
+    from latent_codec.weight_files import read_config_file
 
     try:
         return read_config_file(config)["_class_name"]
@@ -139,6 +158,7 @@ def _class_name(config: Path) -> str:
 def _describe_pipeline(folder: Path) -> dict:
     """Its parts by their names, top prior first."""
     from latent_codec import LatentCodec
+    from latent_codec.codec_facts import facts_of
     from latent_codec.pipelines.folders import load_pipeline, priors_of
 
     pipe = load_pipeline(folder)
@@ -150,7 +170,7 @@ def _describe_pipeline(folder: Path) -> dict:
     }
     facts |= {name: _prior_facts(prior) for name, prior in priors_of(pipe).items()}
     if pipe.vae is not None:
-        codec = _describe_codec(LatentCodec(pipe.vae))
+        codec = _describe_codec(facts_of(LatentCodec(pipe.vae)))
         facts["vae"] = {key: value for key, value in codec.items() if key not in ("kind", "name")}
     if pipe.classifier is not None:
         facts["classifier"] = {"class": type(pipe.classifier).__name__}
@@ -178,37 +198,37 @@ def _prior_facts(prior) -> dict:
     }
 
 
-def _describe_codec(codec) -> dict:
-    space, config = codec.space, codec.autoencoder.config
-    codebooks = _describe_codebooks(codec) if codec.is_discrete else {}
+def _describe_codec(codec: "CodecFacts") -> dict:
+    space = codec.space
     return {
         "kind": "codec",
         "name": codec.name,
-        "class": type(codec.autoencoder).__name__,
+        "class": codec.class_name,
         "parameters": codec.num_parameters,
         "picture_channels": codec.channels,
         "latent_channels": space.channels,
         "downsampling_factor": space.downsampling_factor,
-        **codebooks,
+        **(_describe_codebooks(codec) if codec.codebook_sizes else {}),
         **space.to_config(),
-        "force_upcast": bool(config.get("force_upcast")),
+        "force_upcast": bool(codec.config.get("force_upcast")),
         "space_fingerprint": codec.space_fingerprint,
         "fingerprint": codec.fingerprint,
     }
 
 
-def _describe_codebooks(codec) -> dict:
+def _describe_codebooks(codec: "CodecFacts") -> dict:
     """Of each level, top first; grids and bits of a square picture of `sample_size`, 256 where the config has none."""
-    from latent_codec.evaluation.codes import fixed_length_bits_per_pixel, grid_shapes
+    from latent_codec.codec_facts import fixed_length_bits
 
-    sizes, side = codec.codebook_sizes, codec.autoencoder.config.get("sample_size") or 256
+    sizes, side = codec.codebook_sizes, codec.config.get("sample_size") or 256
+    grids = codec.grid_shapes(side, side)
     dim = codec.space.channels // len(sizes)  # latents have all levels' codewords side by side
     return {
         "codebook_sizes": sizes,
         "codeword_dims": [dim] * len(sizes),
         "sample_size": side,
-        "grids": [list(shape) for shape in grid_shapes(codec, side, side)],
-        "bits_per_pixel_at_fixed_length": round(fixed_length_bits_per_pixel(codec, side, side), 6),
+        "grids": [list(shape) for shape in grids],
+        "bits_per_pixel_at_fixed_length": round(fixed_length_bits(grids, sizes) / side**2, 6),
     }
 
 
@@ -237,19 +257,6 @@ def _shapes(levels: list, are_indices: bool) -> dict:
     """`shape` of a picture's latents, or `grids`, of each level, of its indices."""
     shapes = [list(each.shape[1:]) for each in levels]
     return {"grids": shapes} if are_indices else {"shape": shapes[0]}
-
-
-def _is_entropy_model(path: Path) -> bool:
-    """Whether a file says of itself that it is one; it may be damaged all the same."""
-    from safetensors import SafetensorError, safe_open
-
-    from latent_codec.bitstream.stored_entropy import FORMAT
-
-    try:
-        with safe_open(path, framework="np") as stored:
-            return (stored.metadata() or {}).get("format") == FORMAT
-    except SafetensorError:
-        return False
 
 
 def _describe_entropy_model(path: Path) -> dict:

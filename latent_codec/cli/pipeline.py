@@ -59,13 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    import torch
-
-    from latent_codec import LatentCodec, PictureClassifier
-    from latent_codec.components import find_component, open_component
-    from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
-    from latent_codec.prior_folders import load_prior
-
     names = COMPONENTS.get(len(args.prior))
     if names is None:
         raise ValueError(
@@ -76,6 +69,14 @@ def run(args: argparse.Namespace) -> None:
             f"{len(names)} priors are of a codec's levels, and no codec came; give it by --codec"
         )
     _check_folder(args.out)
+
+    import torch
+
+    from latent_codec import LatentCodec, PictureClassifier
+    from latent_codec.components import find_component, open_component
+    from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
+    from latent_codec.prior_folders import load_prior
+
     codec = None if args.codec is None else LatentCodec.from_pretrained(args.codec)
     priors = {name: load_prior(path) for name, path in zip(names, args.prior)}
     classifier = None

@@ -84,6 +84,9 @@ def run(args: argparse.Namespace) -> None:
     from functools import partial
     from tempfile import TemporaryDirectory
 
+    rates = _numbers("--bpp", args.bpp, float)
+    asked = _numbers("--qualities", args.qualities, int)
+
     from rich.console import Console
 
     from latent_codec.codec import decodes_codewords
@@ -96,10 +99,9 @@ def run(args: argparse.Namespace) -> None:
     from latent_codec.pictures import write_picture
 
     others = picture_formats(args.against and _words(args.against))
-    rates = _numbers("--bpp", args.bpp, float)
     source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     ours = _compressor(args)
-    qualities = _checked_qualities(_numbers("--qualities", args.qualities, int), ours)
+    qualities = _checked_qualities(asked, ours)
     if rates and len(ours.qualities) == 1:
         raise ValueError(f"{ours.name} has one rate, its own: leave --bpp {args.bpp} out")
     if args.no_curves:

@@ -23,6 +23,7 @@ from latent_codec.cli.arguments import (
     add_json_argument,
     add_tile_argument,
     by,
+    check_paths,
     load_codec,
     named_pictures,
 )
@@ -42,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_paths(args.pictures)
+
     from latent_codec.pictures import PictureError, center_crop, to_image
 
     pictures = named_pictures(args.pictures)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from latent_codec import codec_facts
 from latent_codec.codec import LatentCodec, decodes_codewords
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.torch_settings import ignoring_caller_settings
@@ -182,16 +183,13 @@ def position_sides(codec: LatentCodec) -> list[int]:
 
 def grid_shapes(codec: LatentCodec, height: int, width: int) -> list[tuple[int, int]]:
     """Height and width of each level's grid, for a picture of `height` by `width`, padded as the codec does it."""
-    sides = position_sides(codec)
-    rows, columns = (-(-length // sides[0]) for length in (height, width))
-    return [(rows * sides[0] // side, columns * sides[0] // side) for side in sides]
+    return codec_facts.grid_shapes(position_sides(codec), height, width)
 
 
 def fixed_length_bits_per_pixel(codec: LatentCodec, height: int, width: int) -> float:
     """log2(codebook_size) bits for every index of every level, per pixel of a `height` by `width` picture."""
     shapes = grid_shapes(codec, height, width)
-    bits = sum(math.prod(shape) * math.log2(size) for shape, size in zip(shapes, codec.codebook_sizes))
-    return bits / (height * width)
+    return codec_facts.fixed_length_bits(shapes, codec.codebook_sizes) / (height * width)
 
 
 @ignoring_caller_settings()

@@ -1,0 +1,175 @@
+"""What a codec's folder says of it, without torch or diffusers: config.json, the weight file's header, and hashes of its tensors.
+
+Only folders whose weight file carries the very config that lies next to it are read here, as everything that this package
+writes does: that they fit was checked when they were written. All others are to be built (`LatentCodec`).
+"""
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from latent_codec.codec_folders import find_weights, is_foreign_file, short_name
+from latent_codec.files import read_folder
+from latent_codec.latent_space import LatentSpace
+from latent_codec.weight_files import CONFIG, config_in, read_config_file
+
+if TYPE_CHECKING:
+    from latent_codec.codec import LatentCodec
+
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""Of safetensors; bfloat16 is the upper half of a float32."""
+_MAX_HEADER = 2**24
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecFacts:
+    """A codec as its folder says it is; the attributes are those of `LatentCodec`."""
+
+    name: str
+    class_name: str
+    config: dict
+    space: LatentSpace
+    num_parameters: int
+    space_fingerprint: str
+    fingerprint: str
+
+    @property
+    def channels(self) -> int:
+        return self.config["in_channels"]
+
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """Of each level, top first; empty where there is no codebook."""
+        if self.class_name == "HierarchicalVQ":
+            sizes = self.config["codebook_sizes"]
+            return [sizes] * len(self.config["strides"]) if isinstance(sizes, int) else list(sizes)
+        return [self.config["num_vq_embeddings"]] if self.class_name in ("AutoencoderVQ", "VQModel") else []
+
+    @property
+    def position_sides(self) -> list[int]:
+        """Pixels that an index of each level stands for, along one side, top first."""
+        if self.class_name == "HierarchicalVQ":
+            return list(accumulate(self.config["strides"], mul))[::-1]
+        return [self.space.downsampling_factor]
+
+    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """`grid_shapes` of this codec's levels."""
+        return grid_shapes(self.position_sides, height, width)
+
+
+def grid_shapes(sides: Sequence[int], height: int, width: int) -> list[tuple[int, int]]:
+    """Height and width of each level's index map, for an image that is padded to positions of the top level.
+
+    Args:
+        sides: pixels that an index of each level stands for, along one side, top first.
+    """
+    rows, columns = (-(-length // sides[0]) for length in (height, width))
+    return [(rows * sides[0] // side, columns * sides[0] // side) for side in sides]
+
+
+def fixed_length_bits(shapes: Sequence[tuple[int, int]], sizes: Sequence[int]) -> float:
+    """Add up log2(codebook_size) bits for every index of index maps of these shapes."""
+    return sum(math.prod(shape) * math.log2(size) for shape, size in zip(shapes, sizes, strict=True))
+
+
+def facts_of(codec: "LatentCodec") -> CodecFacts:
+    """The facts of a codec that was built."""
+    return CodecFacts(
+        name=codec.name,
+        class_name=type(codec.autoencoder).__name__,
+        config=dict(codec.autoencoder.config),
+        space=codec.space,
+        num_parameters=codec.num_parameters,
+        space_fingerprint=codec.space_fingerprint,
+        fingerprint=codec.fingerprint,
+    )
+
+
+def read_facts(name_or_path: str | os.PathLike) -> CodecFacts | None:
+    """Read a codec without building it; None where only building tells whether its files fit.
+
+    Raises:
+        ValueError: if there is no codec.
+        OSError: if its files cannot be read.
+    """
+    if is_foreign_file(name_or_path):
+        return None
+    weights = find_weights(name_or_path, None)
+    return read_folder(weights.parent, lambda: _read(weights, short_name(name_or_path)))
+
+
+def digest(values: np.ndarray) -> str:
+    """SHA-256 of an array's shape and float32 values."""
+    header = struct.pack(f"<{values.ndim + 1}q", values.ndim, *values.shape)
+    return hashlib.sha256(header + np.ascontiguousarray(values, "<f4").tobytes()).hexdigest()
+
+
+def fingerprint(digests: Mapping[str, str], space: LatentSpace) -> str:
+    """16 hex digits over the digests of weights by their names, and over a latent space's scale and shift."""
+    entries = {
+        key: digest(np.asarray(value, np.float32))
+        for key, value in space.to_config().items()
+        if value is not None
+    }
+    lines = [f"{key} {each}\n" for key, each in sorted((dict(digests) | entries).items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+
+
+def is_of_decoder(key: str, class_name: str, config: Mapping) -> bool:
+    """Whether a weight can be changed without changing the latent space."""
+    if class_name == "HierarchicalVQ":  # whose upper decoders are part of what the levels below encode
+        return key.startswith((f"decoders.{len(config['strides']) - 1}.", "usage_"))
+    return key.startswith(("decoder.", "post_quant_conv."))
+
+
+def _read(weights: Path, name: str) -> CodecFacts | None:
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return None
+    try:
+        config = read_config_file(weights.parent / CONFIG)
+        with weights.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _MAX_HEADER:
+                return None
+            header = json.loads(file.read(length))
+            stored = config_in(header.pop("__metadata__", None))
+            if stored is None or stored != {key: each for key, each in config.items() if key in stored}:
+                return None
+            class_name = config["_class_name"]
+            space = LatentSpace.read(class_name, config)
+            end, num_parameters, digests = 0, 0, {}
+            for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                shape, (start, stop) = entry["shape"], entry["data_offsets"]
+                dtype = np.dtype(_DTYPES[entry["dtype"]])
+                if start != end or stop - start != math.prod(shape) * dtype.itemsize:
+                    return None
+                data, end = file.read(stop - start), stop
+                values = np.frombuffer(data, dtype).reshape(shape)
+                if entry["dtype"] == "BF16":
+                    values = (values.astype("<u4") << 16).view("<f4")
+                digests[key] = digest(values)
+                num_parameters += 0 if key.startswith("usage_") else values.size  # which are statistics
+            if file.read(1):
+                return None
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None  # building says what is wrong
+    in_space = {key: each for key, each in digests.items() if not is_of_decoder(key, class_name, config)}
+    return CodecFacts(
+        name=name,
+        class_name=class_name,
+        config=config,
+        space=space,
+        num_parameters=num_parameters,
+        space_fingerprint=fingerprint(in_space, space),
+        fingerprint=fingerprint(digests, space),
+    )

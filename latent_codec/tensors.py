@@ -1,0 +1,46 @@
+"""What a tensor has to be before its values are read."""
+
+import torch
+from torch import Tensor
+
+
+def check_dense(tensor: object, name: str) -> None:
+    """Refuse what holds no values that can be read in place, before an operation does in words of its own.
+
+    Args:
+        name: of what is expected, in the plural: "latents".
+
+    Raises:
+        ValueError: for a nested, sparse, quantized or meta tensor, and for what is no tensor, saying what to do.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"expected {name} as a tensor, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        kind, remedy = "nested", "give a list of tensors"
+    elif tensor.is_quantized:
+        kind, remedy = "quantized", "call dequantize() on it"
+    elif tensor.layout is not torch.strided:
+        kind, remedy = f"{str(tensor.layout).removeprefix('torch.')} (sparse)", "call to_dense() on it"
+    elif tensor.is_meta:
+        kind, remedy = "meta", "it has no values; give the one that it stands for"
+    else:
+        return
+    raise ValueError(f"expected {name} as a dense tensor, got a {kind} one; {remedy}")
+
+
+def check_floating(tensor: object, name: str) -> None:
+    """`check_dense`, and of a floating dtype that torch computes with or converts from (float8, too).
+
+    Raises:
+        ValueError: for every other tensor.
+    """
+    check_dense(tensor, name)
+    if tensor.is_floating_point():
+        try:
+            tensor.flatten()[:1].float()
+        except (RuntimeError, NotImplementedError):
+            pass
+        else:
+            return
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    raise ValueError(f"expected {name} as a floating-point tensor, got {dtype}; convert it to float32")
