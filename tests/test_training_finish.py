@@ -13,8 +13,8 @@ from tiny_training import run_tiny, tiny_config, write_pictures
 from latent_codec import LatentCodec
 from latent_codec.metrics import lpips_available
 from latent_codec.picture_sources import open_source
-from latent_codec.training.config import TrainingConfig
-from latent_codec.training.finish import finish_run, is_finished
+from latent_codec.training.config import TrainingConfig, load_config
+from latent_codec.training.finish import finish_run, is_finished, num_calibration_images
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,18 @@ def test_calibration_can_be_switched_off(tmp_path, pictures):
     config = json.loads((folder / "config.json").read_text())
     assert config["scaling_factor"] == 1, "what was not measured is not claimed"
     assert "Largest activation" not in card_of(folder)[1]
+
+
+def test_a_short_run_measures_fewer_images_and_never_none():
+    def asked(steps, **data):
+        config = load_config(
+            "default-f8c4", [f"run.steps={steps}", *(f"data.{k}={v}" for k, v in data.items())]
+        )
+        return num_calibration_images(config)
+
+    assert asked(20) == 8  # encoding 256 images of 512 px would take several times as long as these steps
+    assert 8 < asked(500) < 256 == asked(10**6)
+    assert asked(500, height=256, width=256) > asked(500)
 
 
 def test_a_full_disk_leaves_no_half_codec(tmp_path, pictures):

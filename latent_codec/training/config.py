@@ -329,7 +329,8 @@ class RunConfig:
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
     calibration_pictures: int = 256
-    """Pictures that scale, shift and half-precision safety are measured on at the end; 0: not measured."""
+    """Images that scale, shift and half-precision safety are measured on at the end, fewer (at least 8) after a run so
+    short that this would take over a tenth of it; 0: not measured."""
     codec_dtype: Literal["float32", "float16"] = "float32"
     """How the finished network's weights are stored: float16 halves the file; any precision can load it."""
 

@@ -19,6 +19,7 @@ from latent_codec.training.config import TrainingConfig, dump_toml
 from latent_codec.training.report import plot_curves, read_metrics
 from latent_codec.weight_files import FORMER_WEIGHTS, save_component
 
+LEAST_CALIBRATION_IMAGES = 8
 LEAST_LOG_VARIANCE = -30.0  # where diffusers clamps a posterior's: a standard deviation of 3e-7
 
 
@@ -50,7 +51,7 @@ def finish_run(
     measured = None
     if config.run.calibration_pictures:
         measured = calibration.measure(
-            codec, source, num_pictures=config.run.calibration_pictures, on_progress=on_progress
+            codec, source, num_pictures=num_calibration_images(config), on_progress=on_progress
         )
         keep = config.model.train == "decoder"  # the space that its encoder came with
         fold = calibration.can_normalize(autoencoder)
@@ -59,6 +60,17 @@ def finish_run(
     plot_curves(run)
     print(f"wrote {folder}", file=sys.stderr)
     return folder
+
+
+def num_calibration_images(config: TrainingConfig) -> int:
+    """`run.calibration_pictures`, or fewer after a short run, so that measuring takes at most about a tenth of it.
+
+    A training step costs about six times the encoding of as many pixels: forward and backward, encoder and decoder.
+    """
+    height, width = config.data.size
+    trained = config.run.steps * config.optimizer.batch_size * config.optimizer.accumulation * height * width
+    affordable = int(0.6 * trained / calibration.MAX_SIDE**2)
+    return min(config.run.calibration_pictures, max(affordable, LEAST_CALIBRATION_IMAGES))
 
 
 def finish_network(config: TrainingConfig, network: ModelMixin, run: Path, *, data_name: str) -> Path:
