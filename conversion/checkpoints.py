@@ -29,6 +29,7 @@ from latent_codec.files import replacing
 
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
+_IF_LATENTS = "if it holds latents, `latent-codec decode` opens it with --codec"
 _NO_CHECKPOINTS = {
     b"version https://git-lfs": "a Git LFS pointer, not the weights it stands for; run `git lfs pull`",
     b"<": "a web page; fetch the file itself, not the page that shows it",
@@ -36,6 +37,7 @@ _NO_CHECKPOINTS = {
     b"\x1f\x8b": "a gzip archive; unpack it, and give the checkpoint inside",
     b"GGUF": "a GGUF file; give a .safetensors file, or one of torch.save",
     b"\x89HDF": "an HDF5 file; give a .safetensors file, or one of torch.save",
+    b"\x93NUMPY": f"a NumPy array (.npy), no checkpoint; {_IF_LATENTS}",
 }
 
 _DTYPES = {  # as safetensors calls them
@@ -265,7 +267,9 @@ def _load_zip(path: Path, size: int) -> object:
             entries = archive.infolist()
             folder = entries[0].filename.partition("/")[0] + "/" if entries else ""  # as torch finds it
             sizes = {entry.filename.removeprefix(folder): entry.file_size for entry in entries}
-            if "data.pkl" not in sizes:
+            if entries and all(entry.filename.endswith(".npy") for entry in entries):
+                problem = f"is a NumPy archive (.npz), no checkpoint; {_IF_LATENTS}"
+            elif "data.pkl" not in sizes:
                 problem = "is a zip archive, but not one of torch.save; unpack it, and give what is inside"
             elif "constants.pkl" in sizes:
                 problem = "is a TorchScript program; save the state dict of its model instead"

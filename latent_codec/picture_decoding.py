@@ -103,7 +103,7 @@ _FOREIGN = {
     b"<?xml": "XML (an SVG drawing?): render it to PNG first",
     b"<!doctype": "a web page, so probably a failed download",
     b"<html": "a web page, so probably a failed download",
-    b"pk\x03\x04": "a ZIP archive: unpack it first",
+    b"\x93numpy": "a NumPy array (.npy)",
     b"\x1f\x8b": "gzip data: unpack it first",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
 }
@@ -296,11 +296,23 @@ def _what_it_is(head: bytes) -> str:
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
             return f"not a picture but {what}"
+    if head.startswith(b"PK\x03\x04"):
+        return f"not a picture but {_archive_kind(head)}"
     if _is_heic(head):
         return "HEIC cannot be read: save it as JPEG, PNG or AVIF"
     if head.startswith(_PICTURE_STARTS) or head[4:8] == b"ftyp":
         return "damaged or cut short: its header cannot be read"
     return f"not a picture in a known format ({', '.join(FORMATS)})"
+
+
+def _archive_kind(head: bytes) -> str:
+    """What a ZIP archive is, by the name of its first entry."""
+    first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+    if first.endswith(b".npy"):
+        return "a NumPy archive (.npz)"
+    if first.endswith(b"/data.pkl"):
+        return "a file of torch.save (.pt)"
+    return "a ZIP archive: unpack it first"
 
 
 def _reason(error: Exception) -> str:

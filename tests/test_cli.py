@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 
 import diffusers
@@ -506,3 +507,16 @@ def test_full_disk_is_one_line_and_leaves_nothing_half_written(verb, codecs, pho
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(Path("out").rglob("*"))
     assert main(list(map(str, argv))) == 0
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_code(codecs, photos, monkeypatch, capsys):
+    def show(*warning):  # as Python does; pytest keeps warnings for its own report
+        sys.stderr.write(warnings.formatwarning(*warning[:4]))
+
+    monkeypatch.setattr(warnings, "showwarning", show)
+    Image.open(photos / "cat.png").save("odd.png", icc_profile=b"no profile" * 20)
+    before = warnings.formatwarning
+    assert main(["encode", "odd.png", "--codec", str(codecs / "mine"), "--out", "z"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("latent-codec encode: Note: ") and "odd.png: its colour profile is ignored" in line
+    assert warnings.formatwarning is before

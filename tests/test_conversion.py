@@ -509,6 +509,20 @@ def test_a_folder_in_half_precision_keeps_its_bits(foreign_file, tmp_path):
     assert all(torch.equal(back[key], tensor.bfloat16()) for key, tensor in load_file(path).items())
 
 
+def test_a_codec_whose_config_leaves_the_scale_open_converts_with_the_one_it_computes_with(
+    foreign_file, tmp_path, capsys
+):
+    _, path = foreign_file
+    folder = tmp_path / "folder"
+    assert main(["convert", str(path), str(folder), "--scaling-factor", "1"]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"scaling_factor": None}))
+    assert LatentCodec.from_pretrained(folder).space.scaling_factor == 1
+    capsys.readouterr()
+    assert main(["convert", str(folder), str(tmp_path / "again")]) == 0
+    assert "scaling_factor 1: the codec's own config" in capsys.readouterr().err
+
+
 def test_an_unknown_scale_is_asked_for_and_warned_of(foreign_file, tmp_path, capsys):
     _, path = foreign_file
     assert main(["convert", str(path), str(tmp_path / "file.safetensors"), "--scale", "sd1"]) == 2

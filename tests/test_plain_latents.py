@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -237,3 +238,23 @@ def test_dense_tensors_pass():
     check_dense(torch.zeros(2, dtype=torch.int8), "indices")
     check_floating(torch.zeros(2, 3)[:, 1], "latents")
     check_floating(torch.zeros(0), "latents")
+
+
+@pytest.mark.parametrize("verb", ["roundtrip", "info", "convert"])
+@pytest.mark.parametrize("name", ["array.npy", "trainer.npz", "tensor.pt"])
+def test_every_other_verb_says_what_the_file_is(verb, name, codec, z, tmp_path, capsys):
+    write(tmp_path / name, z)
+    more = {"roundtrip": ["--codec", str(codec.folder)], "convert": [str(tmp_path / "new")]}.get(verb, [])
+    assert main([verb, str(tmp_path / name), *more]) == 2
+    (line,) = complaints(capsys.readouterr().err)
+    kind = {".npy": "a NumPy array", ".npz": "a NumPy archive", ".pt": "a file of torch.save|holds a Tensor"}
+    assert name in line and re.search(kind[Path(name).suffix], line) and "unpack" not in line
+
+
+def test_wrong_channels_are_one_line(codec, z, tmp_path, capsys):
+    np.save(tmp_path / "two.npy", z[:, :2].numpy())
+    assert (
+        main(["decode", str(tmp_path / "two.npy"), "--codec", str(codec.folder), "--out", str(tmp_path)]) == 2
+    )
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latent-codec ")]
+    assert len(lines) == 1 and "C = 4" in lines[0]

@@ -4,6 +4,9 @@ import argparse
 import io
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -92,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
                 from latent_codec.codec_folders import in_subfolder
 
                 args.codec = in_subfolder(args.codec, args.subfolder)
-            status = args.run(args) or 0
+            with _warnings_in_words(verb):
+                status = args.run(args) or 0
         finally:
             progress.clear()
             _flush_results()  # here, and not on leaving Python, where a closed pipe can only be complained of
@@ -111,6 +115,22 @@ def main(argv: list[str] | None = None) -> int:
             message = f"the memory does not suffice: work in tiles, such as --tile 512 ({message or 'out of memory'})"
         print(f"latent-codec {verb}: {message or type(error).__name__}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _warnings_in_words(verb: str) -> Iterator[None]:
+    """Show each warning as one line, without the place in the code that it is about, which users of a verb cannot change."""
+
+    def in_words(message, category, filename, lineno, line=None) -> str:
+        if issubclass(category, UserWarning):
+            return f"latent-codec {verb}: Note: {' '.join(str(message).split())}\n"
+        return before(message, category, filename, lineno, line)
+
+    before, warnings.formatwarning = warnings.formatwarning, in_words
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _flush_results() -> None:

@@ -240,7 +240,7 @@ def _convert_codec(args: argparse.Namespace, codec) -> dict:
     else:
         written = write_foreign(codec.autoencoder, args.to, args.destination, dtypes=dtypes)
     config = codec.autoencoder.config
-    own = Scale(config.get("scaling_factor", 1.0), config.get("shift_factor"), "the codec's own config")
+    own = Scale(codec.space.scaling_factor, config.get("shift_factor"), "the codec's own config")
     counts = {"mapped": len(codec.autoencoder.state_dict())}
     return _facts(f"diffusers {type(codec.autoencoder).__name__}", counts, asked or own, written)
 

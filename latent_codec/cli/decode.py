@@ -56,12 +56,13 @@ def run(args: argparse.Namespace) -> None:
     taken: set[Path] = set()
     for file, folder in with_progress(files, "decoding"):
         if file in plain:
+            batches = plain[file].latents(codec.space.channels)
             print(
                 f"latent-codec decode: Note: {file} is {plain[file]}; whether its latents are of {codec.name} "
                 "cannot be checked",
                 file=sys.stderr,
             )
-            for latents in plain[file].latents(codec.space.channels):
+            for latents in batches:
                 (image,) = codec.decode(latents, output_type="pt", tile=args.tile)
                 path = Path(args.out) / _free_path(folder, file.name, taken)
                 write_picture(image.cpu(), path)
