@@ -102,7 +102,18 @@ def test_module_form_and_version():
     assert (done.returncode, done.stdout) == (0, f"latent-codec {__version__}\n")
 
 
-@pytest.mark.parametrize("argv", [[], ["nonsense"], ["roundtrip", "--no-such-flag"], ["encode"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["roundtrip", "--no-such-flag"],
+        ["encode"],
+        ["sample", ""],
+        [""],
+        ["encode", "a.png", "--out", ""],
+    ],
+)
 def test_usage_errors_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as end:
         main(argv)

@@ -12,6 +12,7 @@ from latent_codec.conversion import ConversionError, from_diffusers, read_foreig
 from latent_codec.conversion.checkpoints import open_checkpoint, open_entries
 from latent_codec.conversion.foreign import recognize
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
+from latent_codec.weight_files import WEIGHTS
 
 
 def kl_state(seed=0):
@@ -361,3 +362,19 @@ def test_float8_weights_convert(tmp_path):
     found = read_foreign(tmp_path / "a.safetensors").component(torch.float32).state_dict()
     assert torch.equal(found["quant_conv.weight"], state["quant_conv.weight"].float())
     assert load_file(tmp_path / "a.safetensors").keys() == state.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_checkpoint_of_several_entries_is_calibrated_in_the_precision_of_its_autoencoder(dtype, tmp_path):
+    from PIL import Image
+
+    state = {key: tensor.to(dtype) for key, tensor in kl_state().items()}
+    rest = {"discriminator": {"main.0.weight": torch.zeros(3, dtype=torch.float64)}, "optimizer": OPTIMIZER}
+    torch.save({"model": state, **rest}, tmp_path / "a.ckpt")
+    Image.effect_noise((32, 32), 100).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    assert (
+        main(["calibrate", str(tmp_path / "a.png"), "--codec", str(tmp_path / "a.ckpt"), "--out", str(out)])
+        == 0
+    )
+    assert {each.dtype for each in load_file(out / WEIGHTS).values()} == {dtype}

@@ -89,7 +89,10 @@ def main(argv: list[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of this process
     try:
         try:
-            args = build_parser(verb).parse_args(argv)
+            parser = build_parser(verb)
+            if "" in argv:  # which would be the current folder
+                parser.error("an argument is empty, such as a variable that is not set; give a name")
+            args = parser.parse_args(argv)
             progress.starting("loading libraries")
             if getattr(args, "subfolder", None) is not None:
                 from latent_codec.codec_folders import in_subfolder

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
 
     is_calibrated = args.convention == "scale" and _is_calibrated(codec.space, measured)
     calibrate(codec, measured, "keep" if is_calibrated else args.convention)
-    _save(codec, folder, weights)
+    _save(codec, folder, _stored_dtypes(weights, args.config))
     saved = LatentCodec.from_pretrained(folder)
     found = {
         "codec": codec.name,
@@ -127,16 +127,24 @@ def _own_folder(name: str, weights: Path) -> Path:
     return weights.parent
 
 
-def _save(codec, folder: Path, weights: Path) -> None:
+def _stored_dtypes(weights: Path, config: Path | None) -> set:
+    """Dtypes of the codec's weights in their file, whatever else is in it; `config` is the one given for it."""
+    from latent_codec.codec_folders import is_foreign_file
+    from latent_codec.components import open_weights
+
+    if not is_foreign_file(weights):
+        return set(open_weights(weights).dtypes.values())
+    from latent_codec.conversion.foreign import read_foreign
+    from latent_codec.conversion.settings import given_settings
+
+    foreign = read_foreign(weights, settings=None if config is None else given_settings(config))
+    return {foreign.tensors[key].dtype for key in foreign.keys.mapped}
+
+
+def _save(codec, folder: Path, dtypes: set) -> None:
     """Save in the precision in which the weights were stored, so that a half-precision codec stays half as large."""
     import torch
 
-    from latent_codec.codec_folders import is_foreign_file
-    from latent_codec.components import open_weights
-    from latent_codec.conversion.checkpoints import open_checkpoint
-
-    stored = open_checkpoint(weights) if is_foreign_file(weights) else open_weights(weights)
-    dtypes = set(stored.dtypes.values())
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     if dtype not in (torch.float16, torch.bfloat16):
         dtype = torch.float32
