@@ -164,7 +164,7 @@ def encode_source(
         The files, in the order of the pictures.
 
     Raises:
-        LabelError: for a label that is neither an integer nor a dict.
+        LabelError: for a label that cannot be read, or is neither an integer nor a dict.
         ValueError: if no picture can be read, for indices of a codec without a codebook, or if `folder` holds latent
             files of another encoding, which are never overwritten.
         OSError: if a file cannot be written.
@@ -297,7 +297,7 @@ class _Encoding:
                     picture = reading.popleft().result()
                 except LabelError:  # as all of the source may be
                     raise
-                except ValueError as error:  # PictureError, or a label that cannot be read
+                except ValueError as error:  # PictureError, or a row of a data set that holds no image
                     print(f"skipped: {error}", file=sys.stderr, flush=True)
                     picture = None
                 reading.extend(threads.submit(self._picture, number) for number in islice(upcoming, 1))

@@ -156,7 +156,8 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give a latent file (.safetensors)")
     check_is_file(path)
-    path.open("rb").close()  # the system's own words if it is forbidden
+    with path.open("rb") as file:  # the system's own words if it is forbidden
+        num_bytes = path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
     try:
         with named_in_utf8(path) as name, safe_open(name, framework="pt") as stored:
             metadata = stored.metadata() or {}
@@ -166,6 +167,10 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
                 raise ValueError(
                     f"{path} has version {metadata.get('version')} of the latent file; "
                     f"this latent-codec reads version {VERSION}. Update it."
+                )
+            if len(stored.keys()) > num_bytes:  # each of which would take memory and time
+                raise ValueError(
+                    f"{path} is damaged: it has {len(stored.keys())} tensors in {num_bytes} bytes"
                 )
         tensors = load(path.read_bytes())  # `get_tensor` takes ten times as long for each of many small grids
     except (SafetensorError, KeyError) as error:  # KeyError: of a dtype that torch has not

@@ -221,8 +221,7 @@ class TarPictures(PictureSource):
         """The sample's label.
 
         Raises:
-            LabelError: if it is of another type, such as a list.
-            ValueError: if it cannot be read.
+            LabelError: if it cannot be read, or is of another type, such as a list.
         """
         sample = self._samples[index]
         if sample.label is None:
@@ -231,7 +230,9 @@ class TarPictures(PictureSource):
         try:
             label = json.loads(self._bytes(sample.tar, *place))
         except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists ...
-            raise ValueError(f"{sample.name}: its .{kind} label cannot be read ({error})") from None
+            raise LabelError(
+                f"{sample.name}: its .{kind} label cannot be read ({error}); expected an integer or an object in JSON"
+            ) from None
         return checked_label(label, f"{sample.name}: its .{kind} label")
 
     def _picture(self, index: int) -> bytes:
@@ -245,7 +246,7 @@ class TarPictures(PictureSource):
 
 
 class LabelError(ValueError):
-    """A label of another type than an integer or a dict."""
+    """A label that cannot be read, or is of another type than an integer or a dict."""
 
 
 def checked_label(label, name: str) -> int | dict | None:
@@ -419,9 +420,11 @@ def open_stream(data: str, *, split: str = "train"):
 
 
 def _load_hub(data: str, split: str, streaming: bool):
+    name, _, config = data.removeprefix(HUB).partition(":")
+    if not name.strip("/ "):
+        raise ValueError(f"expected {HUB}owner/name, got {data!r}; name a data set")
     import datasets
 
-    name, _, config = data.removeprefix(HUB).partition(":")
     return datasets.load_dataset(name, config or None, split=split, streaming=streaming)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec
 from latent_codec.encoded_pictures import encode_source, open_encoded
 from latent_codec.latent_files import load_latents, save_indices, save_latents
-from latent_codec.picture_sources import open_source
+from latent_codec.picture_sources import LabelError, open_source
 
 BLOCKS = {
     "block_out_channels": (8, 8),
@@ -329,12 +329,18 @@ def test_unreadable_pictures_are_left_out_and_named(photos, tmp_path, capsys):
     assert load_latents(files[0]).names == ["cat/0.png", "cat/1.png", "cat/2.png"]
 
 
-def test_label_that_cannot_be_read_leaves_its_picture_out(tmp_path, capsys):
-    members = {"0.png": png(pixels(0)), "0.json": b"{", "1.png": png(pixels(1)), "1.json": b"{}"}
+@pytest.mark.parametrize(
+    "kind, label", [("json", b"{"), ("cls", b"cat"), ("cls", b""), ("cls", b"\xff"), ("json", b"[" * 100_000)]
+)
+def test_label_that_cannot_be_read_is_no_fault_of_its_image(kind, label, tmp_path, capsys):
+    members = {"0.png": png(pixels(0)), f"0.{kind}": label, "1.png": png(pixels(1)), f"1.{kind}": b"{}"}
     write_tar(tmp_path / "photos.tar", members)
-    (file,) = encode_source(vq_codec(), open_source(tmp_path / "photos.tar"), tmp_path / "codes")
-    assert load_latents(file).names == ["photos.tar/1.png"]
-    assert "skipped: photos.tar/0.png: its .json label cannot be read" in capsys.readouterr().err
+    source, codec = open_source(tmp_path / "photos.tar"), vq_codec()
+    with pytest.raises(LabelError, match=rf"photos\.tar/0\.png: its \.{kind} label cannot be read"):
+        encode_source(codec, source, tmp_path / "codes")
+    assert not list(tmp_path.glob("codes/*")) and capsys.readouterr().err == ""
+    (file,) = encode_source(codec, source, tmp_path / "codes", labels=False)
+    assert load_latents(file).names == ["photos.tar/0.png", "photos.tar/1.png"]
 
 
 def test_nothing_readable_is_an_error(tmp_path):

@@ -317,6 +317,9 @@ def test_nothing_to_read(tmp_path):
 def test_hub_names():
     with pytest.raises(ValueError, match="one Hugging Face dataset at a time"):
         open_source(["hf:a/b", "hf:c/d"])
+    for nameless in ("hf:", "hf:/", "hf::config"):
+        with pytest.raises(ValueError, match=rf"expected hf:owner/name, got '{nameless}'"):
+            open_source(nameless)
     with pytest.raises(ValueError, match=r"photos cannot be streamed: only hf:owner/name can"):
         open_stream("photos")
     with pytest.raises((OSError, ValueError)):  # offline, and not cached

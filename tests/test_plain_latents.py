@@ -1,6 +1,7 @@
 """Latents that other programs saved, and tensors whose values cannot be read: decoded, or refused in one line."""
 
 import io
+import json
 import os
 import re
 import struct
@@ -258,3 +259,15 @@ def test_wrong_channels_are_one_line(codec, z, tmp_path, capsys):
     )
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latent-codec ")]
     assert len(lines) == 1 and "C = 4" in lines[0]
+
+
+def test_a_latent_file_of_very_many_empty_tensors_is_refused_before_they_are_made(tmp_path):
+    number = 2000
+    metadata = {"format": "latent-codec", "version": "1", "codec": "x", "names": "[]", "sizes": "[]"}
+    header = {
+        f"latents.{index}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for index in range(number)
+    }
+    text = json.dumps({"__metadata__": metadata} | header).encode()
+    (tmp_path / "many.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ValueError, match=r"many\.safetensors is damaged: it has 2000 tensors in 0 bytes"):
+        load_latents(tmp_path / "many.safetensors")

@@ -109,9 +109,12 @@ def test_a_file_of_ones_own_is_read_and_its_faults_named(tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text("[run]\nsteps = 5\n")
     assert load_config(str(mine)).run.steps == 5
-    mine.write_text("[run\n")
-    with pytest.raises(ValueError, match=r"mine\.toml is not valid TOML"):
-        load_config(str(mine))
+    for text in (b"[run\n", b"\xff", b"a = " + b"[" * 100_000):
+        mine.write_bytes(text)
+        with pytest.raises(ValueError, match=r"mine\.toml is not valid TOML"):
+            load_config(str(mine))
+    with pytest.raises(ValueError, match=r"expected a file, got /dev/zero, which is a device"):
+        load_config("/dev/zero")
     with pytest.raises(FileNotFoundError):
         load_config(str(tmp_path / "other.toml"))
 

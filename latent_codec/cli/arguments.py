@@ -143,7 +143,7 @@ def device_of(args: argparse.Namespace) -> str:
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which is where a device without values (meta) is told
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device {device} cannot be used here: {reason}") from error

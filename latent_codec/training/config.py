@@ -13,6 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from latent_codec.files import check_is_file
+
 ACTIVATION_LIMIT = 65504.0  # the largest float16
 Steps = int | float
 """A number of steps; or, below 1 and with a decimal point, a share of `run.steps`, which `resolve` makes a number of."""
@@ -452,17 +454,18 @@ def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = 
         ValueError: for an unknown preset, section, key or value, naming what is allowed.
     """
     if preset.endswith(".toml") or "/" in preset:
-        text = Path(preset).read_text(encoding="utf-8")
+        check_is_file(preset)
+        text = Path(preset).read_bytes()
     else:
         names = preset_names()
         if preset not in names:
             raise ValueError(
                 f"no preset {preset!r}{near_match(preset, names)}. There are: {', '.join(names)}."
             )
-        text = (_preset_folder() / f"{preset}.toml").read_text(encoding="utf-8")
+        text = (_preset_folder() / f"{preset}.toml").read_bytes()
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{preset} is not valid TOML: {error}") from error
     num_steps, overridden = _num_steps(table), set()
     for override in overrides:
@@ -549,7 +552,7 @@ def _set(table: dict[str, Any], keys: list[str], value: Any) -> None:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -14,7 +14,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
-from latent_codec.files import replacing
+from latent_codec.files import check_is_file, replacing
 from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import TrainingConfig, dump_toml
 
@@ -99,6 +99,7 @@ def _differences(before: TrainingConfig, now: TrainingConfig) -> list[str]:
 
 def _read(path: Path) -> TrainingConfig:
     try:
+        check_is_file(path)
         return TrainingConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}). Give another --out.") from error
