@@ -7,6 +7,7 @@ from latent_codec.conversion.encoder_decoder import DIFFUSERS, infer_levels
 from latent_codec.conversion.renaming import Change, Format, Network, Rename, Shapes
 
 _ANCHOR = "encoder.mid_block.resnets.0.norm1.weight"
+_ENCODER_DECODER = r"(encoder|decoder|quant_conv|post_quant_conv|quantize)\."
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -80,6 +81,7 @@ KL = Format(
     ),
     infer=infer_kl,
     table=lambda config: _own_names("AutoencoderKL", config),
+    own_keys=_ENCODER_DECODER,
 )
 OLD_KL = Format(
     names=(),
@@ -89,6 +91,7 @@ OLD_KL = Format(
     recognizes=lambda shapes: _ANCHOR in shapes and _has_old_attention(shapes),
     infer=infer_kl,
     table=_old_names,
+    own_keys=_ENCODER_DECODER,
 )
 VQ = Format(
     names=("diffusers",),
@@ -98,6 +101,7 @@ VQ = Format(
     recognizes=lambda shapes: _ANCHOR in shapes and _has_codebook(shapes),
     infer=infer_vq,
     table=lambda config: _own_names("AutoencoderVQ", config),
+    own_keys=_ENCODER_DECODER,
 )
 HIERARCHICAL = Format(
     names=("diffusers",),
@@ -110,4 +114,5 @@ HIERARCHICAL = Format(
     ),
     infer=infer_hierarchical,
     table=lambda config: _own_names("HierarchicalVQ", config),
+    own_keys=r"(encoders|decoders|codebooks|quantize_convs|upsamplers)\.|usage_\d",
 )

@@ -7,10 +7,12 @@ outwards, latent-diffusion from the picture inwards.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from latent_codec.conversion.renaming import Change, ConversionError, Rename, Shapes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 NORM_GROUPS = 32
 """Of every group norm in both original codes; shapes do not show it."""
@@ -154,7 +156,7 @@ def _attention(theirs: str, ours: str) -> list[Rename]:
     return [Rename(f"{theirs}.{a}", f"{ours}.{b}", Change.MATRIX) for a, b in _ATTENTION.items()]
 
 
-def refuse_for_ldm(component: nn.Module) -> str | None:
+def refuse_for_ldm(component: "nn.Module") -> str | None:
     """Why latent-diffusion's code could not hold this AutoencoderKL or VQModel; None if it can."""
     config = component.config
     types = (*config.down_block_types, *config.up_block_types)

@@ -7,14 +7,12 @@ state dict <----------from_diffusers---------- component <----------------------
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, NamedTuple
 
 from latent_codec.conversion import diffusers_files, ldm_kl, taef2, taesd, taming_vq, vq_vae_2
 from latent_codec.conversion.checkpoints import Checkpoint, open_entries
@@ -26,14 +24,18 @@ from latent_codec.conversion.renaming import (
     Network,
     Scale,
     Shapes,
+    counts_of,
     foreign_keys,
     match_keys,
+    other_keys,
     some,
 )
 from latent_codec.conversion.scales import known_scale
 from latent_codec.conversion.settings import Settings, combine, scale_of_config, settings_of_files, settle
-from latent_codec.models.own_weights import check_finite, own_copy
-from latent_codec.torch_settings import plain_state_dict
+
+if TYPE_CHECKING:  # what a file holds is recognized without torch, and without building a network
+    import torch
+    from torch import Tensor, nn
 
 FORMATS: tuple[Format, ...] = (
     ldm_kl.FORMAT,
@@ -70,32 +72,107 @@ class Foreign:
     """A recognised checkpoint, its weights not yet read."""
 
     name: str
-    tensors: Mapping[str, Tensor]
-    format: Format
-    prefix: str
+    tensors: "Mapping[str, Tensor]"
+    shapes: Shapes
+    place: Place
     network: Network
-    keys: KeyReport
     scale: Scale | None
     """None where nothing says it: the caller asks or calibrates."""
     wrapper: str | None = None
     """The entry of the file that holds all its tensors, such as Lightning's state_dict."""
     settings: str = ""
     """How what shapes do not show (groups of norms, activation) is known."""
-    averages: tuple[str, ...] = field(default=())
-    """Prefixes of averaged weights of the same autoencoder, which were not taken."""
+    others: tuple[Place, ...] = ()
+    """Autoencoders in the file that were not taken."""
 
-    def tensor(self, foreign_key: str) -> Tensor:
+    @property
+    def format(self) -> Format:
+        return self.place.format
+
+    @property
+    def prefix(self) -> str:
+        return self.place.prefix
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Prefixes of averaged weights of the same autoencoder, which were not taken."""
+        return tuple(each.prefix for each in self.others if each.is_averaged and not self.place.is_averaged)
+
+    @cached_property
+    def keys(self) -> KeyReport:
+        """What becomes of every key: the network is built, without memory for its weights, and its keys are looked for.
+
+        Raises:
+            ConversionError: if its config makes no network.
+        """
+        try:
+            ours = {key: tensor.shape for key, tensor in self.network.on_meta().state_dict().items()}
+            table = self.format.table(self.network.config)
+        except Exception as error:  # of diffusers, which checks no entry of a config
+            raise ConversionError(
+                f"{self.name} is a {self.format.title}, but its config makes no network: {error}"
+            ) from error
+        expected = [self.prefix + theirs for theirs, _ in foreign_keys(table, ours).values()]
+        rule = self._rule_outside(expected)
+        return match_keys(self.shapes, self.prefix, table, ours, self.format.left_out, rule)
+
+    def count_keys_by_name(self) -> dict[str, int]:
+        """`keys.counts()` without a network: keys of the format's modules count as mapped, and none as missing."""
+        named = set(filter(self._is_named_in_format(), self.shapes))
+        rule = self._rule_outside(named)
+        dropped, unexpected = other_keys(self.shapes, self.prefix, named, self.format.left_out, rule)
+        return counts_of(len(named), dropped, unexpected=len(unexpected))
+
+    def _is_named_in_format(self) -> Callable[[str], bool]:
+        """Whether a key of the file has the name of a module of the format, as far as it is known without a network."""
+        format, modules = self.format, set()
+        if format.own_keys is None:
+            modules = {row.foreign for row in format.table(self.network.config)}
+
+        def is_named(key: str) -> bool:
+            inner = key.removeprefix(self.prefix)
+            if not key.startswith(self.prefix) or any(
+                re.match(each.pattern, inner) for each in format.left_out
+            ):
+                return False
+            if format.own_keys is not None:
+                return re.match(format.own_keys, inner) is not None
+            return inner in modules or inner.rpartition(".")[0] in modules
+
+        return is_named
+
+    def _rule_outside(self, own: Iterable[str]) -> Callable[[str], str | None]:
+        """The rule that leaves a key out which is of something else in the file; None for other keys.
+
+        Args:
+            own: keys of the autoencoder.
+        """
+        entries = getattr(self.tensors, "entries", {})
+        homes = {entries[key] for key in own if key in entries}
+        regions = [(each.prefix, _rule(each, self.place, self.tensors, self.shapes)) for each in self.others]
+
+        def rule_outside(key: str) -> str | None:
+            for prefix, region_rule in regions:
+                if key.startswith(prefix) and not self.prefix.startswith(prefix):
+                    return region_rule
+            return None if entries.get(key, "") in homes or not homes else _other_entry(entries[key], homes)
+
+        return rule_outside
+
+    def tensor(self, foreign_key: str) -> "Tensor":
         """One tensor as our component has it."""
         _, change = self.keys.mapped[foreign_key]
         return change.to_ours(self.tensors[foreign_key])
 
-    def component(self, dtype: torch.dtype | None = None) -> nn.Module:
+    def component(self, dtype: "torch.dtype | None" = None) -> "nn.Module":
         """The diffusers component, its scale set where known; `dtype` None keeps the file's.
 
         Raises:
             ConversionError: if a key is missing, unexpected or of another shape, or if a weight is an integer, NaN or
                 infinite, or too large for `dtype`.
         """
+        from latent_codec.models.own_weights import own_copy
+
         self.keys.check(self.name)
         component = self.network.on_meta()
         expected = component.state_dict()
@@ -117,12 +194,14 @@ class Foreign:
         return component
 
 
-def cast_weight(tensor: Tensor, dtype: torch.dtype | None, key: str, name: str) -> Tensor:
+def cast_weight(tensor: "Tensor", dtype: "torch.dtype | None", key: str, name: str) -> "Tensor":
     """A weight in another dtype; None keeps its own.
 
     Raises:
         ValueError: if it is not of a floating-point dtype, is NaN or infinite, or overflows `dtype`.
     """
+    from latent_codec.models.own_weights import check_finite
+
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise ConversionError(f"{name}: {key} is of dtype {kind}, expected floating-point weights")
@@ -170,7 +249,7 @@ def read_foreign(
 
 
 def recognize(
-    tensors: Mapping[str, Tensor],
+    tensors: "Mapping[str, Tensor]",
     shapes: Shapes | None = None,
     name: str = "the state dict",
     metadata: Mapping[str, str] | None = None,
@@ -181,38 +260,15 @@ def recognize(
     """`read_foreign` for tensors that are at hand."""
     shapes = shapes_of(tensors) if shapes is None else shapes
     chosen, others = choose(find_places(shapes, name), tensors, shapes, name, entry, wrapper)
-    format = chosen.format
-    inferred = _inferred(chosen, shapes, name)
-    class_name, config, rule = settle(name, format, inferred, settings)
+    class_name, config, rule = settle(name, chosen.format, _inferred(chosen, shapes, name), settings)
     network = Network(class_name, config)
-    try:
-        built = network.on_meta()
-        table = format.table(config)
-    except Exception as error:  # of diffusers, which checks no entry of a config
-        raise ConversionError(
-            f"{name} is a {format.title}, but its config makes no network: {error}"
-        ) from error
-    ours = {key: tensor.shape for key, tensor in built.state_dict().items()}
-    expected = [chosen.prefix + theirs for theirs, _ in foreign_keys(table, ours).values()]
-    entries = getattr(tensors, "entries", {})
-    homes = {entries[key] for key in expected if key in entries}
-    regions = [(each.prefix, _rule(each, chosen, tensors, shapes)) for each in others]
-
-    def rule_elsewhere(key: str) -> str | None:
-        for prefix, region_rule in regions:
-            if key.startswith(prefix) and not chosen.prefix.startswith(prefix):
-                return region_rule
-        return None if entries.get(key, "") in homes or not homes else _other_entry(entries[key], homes)
-
-    report = match_keys(shapes, chosen.prefix, table, ours, format.left_out, rule_elsewhere)
     kl_channels = config["latent_channels"] if class_name == "AutoencoderKL" else None
     scale = (
-        scale_of_config(built.config, settings)
+        scale_of_config(network, settings)
         or known_scale(shapes, tensors, metadata or {}, kl_channels)
-        or format.scale
+        or chosen.format.scale
     )
-    averages = tuple(each.prefix for each in others if each.is_averaged and not chosen.is_averaged)
-    return Foreign(name, tensors, format, chosen.prefix, network, report, scale, wrapper, rule, averages)
+    return Foreign(name, tensors, shapes, chosen, network, scale, wrapper, rule, tuple(others))
 
 
 def find_places(shapes: Shapes, name: str = "the state dict") -> list[Place]:
@@ -256,7 +312,7 @@ def find_places(shapes: Shapes, name: str = "the state dict") -> list[Place]:
 
 def choose(
     places: Sequence[Place],
-    tensors: Mapping[str, Tensor],
+    tensors: "Mapping[str, Tensor]",
     shapes: Shapes,
     name: str = "the state dict",
     entry: str | None = None,
@@ -322,7 +378,7 @@ def _is_whole(place: Place, shapes: Shapes) -> bool:
         return False
 
 
-def _are_twins(one: Place, other: Place, tensors: Mapping[str, Tensor], shapes: Shapes) -> bool:
+def _are_twins(one: Place, other: Place, tensors: "Mapping[str, Tensor]", shapes: Shapes) -> bool:
     """Whether two places hold the same weights to the bit."""
     if one.format is not other.format or not (_is_whole(one, shapes) and _is_whole(other, shapes)):
         return False
@@ -332,15 +388,17 @@ def _are_twins(one: Place, other: Place, tensors: Mapping[str, Tensor], shapes: 
     )
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(one: "Tensor", other: "Tensor") -> bool:
     """Whether two tensors are of one dtype and shape, and equal to the bit, NaN included."""
+    import torch
+
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     one, other = (each.contiguous().reshape(-1).view(torch.uint8) for each in (one, other))
     return torch.equal(one, other)
 
 
-def _rule(place: Place, chosen: Place, tensors: Mapping[str, Tensor], shapes: Shapes) -> str:
+def _rule(place: Place, chosen: Place, tensors: "Mapping[str, Tensor]", shapes: Shapes) -> str:
     """Why an autoencoder that is not the chosen one is left out."""
     if _are_twins(chosen, place, tensors, shapes):
         return f"{place.prefix}*, the same weights once more"
@@ -377,7 +435,7 @@ def detect(shapes: Shapes, name: str = "the state dict") -> tuple[Format, str]:
     return places[0].format, places[0].prefix
 
 
-def to_diffusers(state_dict: Mapping[str, Tensor], config: Mapping | None = None) -> nn.Module:
+def to_diffusers(state_dict: "Mapping[str, Tensor]", config: Mapping | None = None) -> "nn.Module":
     """The component that a foreign state dict holds; scaling_factor stays the class's default where unknown.
 
     Args:
@@ -390,7 +448,7 @@ def to_diffusers(state_dict: Mapping[str, Tensor], config: Mapping | None = None
     return recognize(state_dict, settings=settings).component()
 
 
-def from_diffusers(component: nn.Module, name: str) -> dict[str, Tensor]:
+def from_diffusers(component: "nn.Module", name: str) -> "dict[str, Tensor]":
     """A component's state dict in the format that `--to` calls `name`; tensors share memory where they can.
 
     Raises:
@@ -400,12 +458,14 @@ def from_diffusers(component: nn.Module, name: str) -> dict[str, Tensor]:
     reason = format.refuses(component)
     if reason is not None:
         raise ConversionError(f"this {type(component).__name__} cannot be written as {name}: {reason}.")
+    from latent_codec.torch_settings import plain_state_dict
+
     state = plain_state_dict(component)
     names = foreign_keys(format.table(component.config), state)
     return format.complete({theirs: change.to_foreign(state[key]) for key, (theirs, change) in names.items()})
 
 
-def find_format(component: nn.Module, name: str) -> Format:
+def find_format(component: "nn.Module", name: str) -> Format:
     """The format that `--to` calls `name`, for a component of this class."""
     possible = [each for each in FORMATS if each.holds(component)]
     fitting = [each for each in possible if name in each.names]
@@ -439,7 +499,7 @@ class Halves(Mapping):
         }
         self.shapes = {key: part.shapes[inner] for key, (part, inner) in self._keys.items()}
 
-    def __getitem__(self, key: str) -> Tensor:
+    def __getitem__(self, key: str) -> "Tensor":
         part, inner = self._keys[key]
         return part[inner]
 
@@ -468,7 +528,7 @@ def common_prefix(keys: Iterable[str]) -> str:
     return "".join(f"{name}." for name, _ in shared)
 
 
-def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+def shapes_of(tensors: "Mapping[str, Tensor]") -> Shapes:
     """Shapes by key, without reading weights where they come from files."""
     if isinstance(tensors, (Checkpoint, Halves)):
         return tensors.shapes

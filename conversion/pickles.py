@@ -19,6 +19,8 @@ from typing import BinaryIO
 import torch
 from torch._weights_only_unpickler import _get_allowed_globals  # its public form knows zip files alone
 
+from latent_codec.conversion.checkpoints import gist, printable
+
 # Names of Python's library and of torch that only hold data, or look something up (what they give is never called).
 _DATA = re.compile(
     r"""builtins\.(bool|bytes|dict|float|frozenset|getattr|int|list|object|range|slice|str|tuple|type)
@@ -45,16 +47,6 @@ def unreadable(path: Path, error: Exception) -> ValueError:
         f"{path} is damaged, truncated or beyond torch.load(weights_only=True) ({gist(error)}); "
         "fetch it again, or save its state dict alone"
     )
-
-
-def gist(error: Exception) -> str:
-    """The line that says what is wrong: torch wraps it in advice to load without safety."""
-    text = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
-    return _printable(text.partition("\n")[0].strip().rstrip("."))
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +97,7 @@ class PickleReader:
         names += sorted(f"what {name} gives" for name in self._computed)
         if names:
             listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise ValueError(f"{path} is a pickle that would run {_printable(listed)}; it was not opened")
+            raise ValueError(f"{path} is a pickle that would run {printable(listed)}; it was not opened")
 
     @contextmanager
     def checked(self, path: Path) -> Iterator[None]:

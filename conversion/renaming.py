@@ -9,16 +9,16 @@ our key that nothing gave ---------> missing: an error
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # names and shapes are read without torch
+    from torch import Tensor, nn
 
-Shapes = Mapping[str, torch.Size]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Scale(NamedTuple):
@@ -40,12 +40,12 @@ class Change(Enum):
     MATRIX = "a 1x1 convolution's weight (C, D, 1, 1) as a matrix (C, D)"
     TRANSPOSED = "(D, K) as (K, D)"
 
-    def to_ours(self, tensor: Tensor) -> Tensor:
+    def to_ours(self, tensor: "Tensor") -> "Tensor":
         if self is Change.MATRIX and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
             return tensor[:, :, 0, 0]
         return tensor.T if self is Change.TRANSPOSED and tensor.ndim == 2 else tensor
 
-    def to_foreign(self, tensor: Tensor) -> Tensor:
+    def to_foreign(self, tensor: "Tensor") -> "Tensor":
         if self is Change.MATRIX and tensor.ndim == 2:
             return tensor[:, :, None, None]
         return tensor.T.contiguous() if self is Change.TRANSPOSED else tensor
@@ -75,7 +75,7 @@ _OUR_CLASSES = {
 }
 
 
-def component_class(name: str) -> type[torch.nn.Module]:
+def component_class(name: str) -> "type[nn.Module]":
     """Our class of that name, or diffusers', which takes seconds to import and is wanted only to build a network."""
     return getattr(import_module(_OUR_CLASSES.get(name, "diffusers")), name)
 
@@ -87,11 +87,20 @@ class Network(NamedTuple):
     config: Mapping
 
     @property
-    def network_class(self) -> type[torch.nn.Module]:
+    def network_class(self) -> "type[nn.Module]":
         return component_class(self.class_name)
 
-    def on_meta(self) -> torch.nn.Module:
+    def default(self, key: str, default):
+        """An entry of the config, or else its default in the class, or else `default`."""
+        if key in self.config:
+            return self.config[key]
+        parameter = inspect.signature(self.network_class.__init__).parameters.get(key)
+        return default if parameter is None else parameter.default
+
+    def on_meta(self) -> "nn.Module":
         """The network without memory for its weights; entries that diffusers adds to a config are passed over."""
+        import torch
+
         parameters = inspect.signature(self.network_class.__init__).parameters
         with torch.device("meta"):
             return self.network_class(**{key: self.config[key] for key in self.config if key in parameters})
@@ -118,10 +127,12 @@ class Format:
     """Which settings these are."""
     table: Callable[[Mapping], Sequence[Rename]]
     """All modules of a network of this config."""
+    own_keys: str | None = None
+    """A regular expression for the beginning of the format's keys, where only a built network gives `table`."""
     left_out: tuple[LeftOut, ...] = ()
-    refuses: Callable[[torch.nn.Module], str | None] = lambda component: None
+    refuses: "Callable[[nn.Module], str | None]" = lambda component: None
     """Why a component of the class cannot be written in this format; None if it can."""
-    complete: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state_dict: state_dict
+    complete: "Callable[[dict[str, Tensor]], dict[str, Tensor]]" = lambda state_dict: state_dict
     """Adds what the original code wants to load and our component does not have."""
     scale: Scale | None = None
     """Of the latents of every model of this format, if one rule holds for all."""
@@ -129,10 +140,10 @@ class Format:
     """Whether the original has encoder and decoder in two files, each without the prefix that the table has."""
 
     @property
-    def network_class(self) -> type[torch.nn.Module]:
+    def network_class(self) -> "type[nn.Module]":
         return component_class(self.class_name)
 
-    def holds(self, component: torch.nn.Module) -> bool:
+    def holds(self, component: "nn.Module") -> bool:
         """Whether `component` is of the class, or the diffusers class that ours derives from."""
         return isinstance(component, self.network_class) or type(component) in self.network_class.__bases__
 
@@ -153,14 +164,9 @@ class KeyReport:
 
     def counts(self) -> dict[str, int]:
         """Keys mapped, left out by each rule, missing and unexpected."""
-        counted = Counter(self.left_out.values())
-        by_rule = {f"left out: {rule}": counted[rule] for rule in sorted(counted)}
-        return {
-            "mapped": len(self.mapped),
-            **by_rule,
-            "missing": len(self.missing),
-            "unexpected": len(self.unexpected),
-        }
+        return counts_of(
+            len(self.mapped), self.left_out, missing=len(self.missing), unexpected=len(self.unexpected)
+        )
 
     def check(self, name: str) -> None:
         """Raise ConversionError unless every key has its place."""
@@ -172,6 +178,12 @@ class KeyReport:
         yield self.missing, "missing"
         yield self.unexpected, "unexpected"
         yield self.misshapen, "of another shape"
+
+
+def counts_of(mapped: int, left_out: Mapping[str, str], **others: int) -> dict[str, int]:
+    """How many keys are mapped, left out by each rule, and in the `others`."""
+    counted = Counter(left_out.values())
+    return {"mapped": mapped, **{f"left out: {rule}": counted[rule] for rule in sorted(counted)}, **others}
 
 
 def some(names: Sequence[str], limit: int = 4) -> str:
@@ -212,25 +224,45 @@ def match_keys(
         ours: shapes of the network's tensors.
         rule_outside: the rule that leaves a key out, if it is of something else in the file.
     """
+    import torch
+
     expected = {
         f"{prefix}{theirs}": (key, change) for key, (theirs, change) in foreign_keys(table, ours).items()
     }
-    mapped, dropped, unexpected, misshapen = {}, {}, [], []
-    for key, shape in shapes.items():
+    dropped, unexpected = other_keys(shapes, prefix, expected, left_out, rule_outside)
+    mapped, misshapen = {}, []
+    for key in (key for key in shapes if key in expected):
+        our_key, change = mapped[key] = expected[key]
+        changed = change.to_ours(torch.empty(shapes[key], device="meta")).shape
+        if changed != ours[our_key]:
+            wanted = tuple(change.to_foreign(torch.empty(ours[our_key], device="meta")).shape)
+            misshapen.append(f"{key} {tuple(shapes[key])} instead of {wanted}")
+    missing = tuple(sorted(set(expected) - set(shapes)))
+    return KeyReport(mapped, dropped, missing, unexpected, tuple(misshapen))
+
+
+def other_keys(
+    shapes: Shapes,
+    prefix: str,
+    taken: Container[str],
+    left_out: Sequence[LeftOut],
+    rule_outside: Callable[[str], str | None] = lambda key: None,
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Of the keys that are not `taken`: those left out, with the rule; and the unexpected ones.
+
+    Args:
+        shapes, prefix, left_out, rule_outside: as `match_keys` takes them.
+    """
+    dropped, unexpected = {}, []
+    for key in shapes:
+        if key in taken:
+            continue
         inner = key.removeprefix(prefix)
         rule = next((each.rule for each in left_out if re.match(each.pattern, inner)), None)
-        if key in expected:
-            our_key, change = expected[key]
-            changed = change.to_ours(torch.empty(shape, device="meta")).shape
-            if changed != ours[our_key]:
-                wanted = tuple(change.to_foreign(torch.empty(ours[our_key], device="meta")).shape)
-                misshapen.append(f"{key} {tuple(shape)} instead of {wanted}")
-            mapped[key] = our_key, change
-        elif rule is not None or (rule := rule_outside(key)) is not None:
+        if rule is not None or (rule := rule_outside(key)) is not None:
             dropped[key] = rule
         elif not key.startswith(prefix):
             dropped[key] = f"outside {prefix}*, the rest of a whole model"
         else:
             unexpected.append(key)
-    missing = tuple(sorted(set(expected) - set(shapes)))
-    return KeyReport(mapped, dropped, missing, tuple(sorted(unexpected)), tuple(misshapen))
+    return dropped, tuple(sorted(unexpected))

@@ -1,11 +1,14 @@
 """The scale and shift of known models' latents, by rules that the report states; files rarely hold them."""
 
+import math
 import re
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from latent_codec.conversion.renaming import Scale, Shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCALES = {
     "sd1": (0.18215, None),  # arXiv:2112.10752's code, and every model until SDXL
@@ -40,7 +43,7 @@ def named_scale(name: str) -> Scale:
 
 
 def known_scale(
-    shapes: Shapes, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], latent_channels: int | None
+    shapes: Shapes, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], latent_channels: int | None
 ) -> Scale | None:
     """The scale that a checkpoint states or gives away; None if it does neither.
 
@@ -51,7 +54,7 @@ def known_scale(
     if "scaling_factor" in metadata:
         shift = metadata.get("shift_factor")
         return Scale(float(metadata["scaling_factor"]), shift and float(shift), "the file's metadata")
-    if "scale_factor" in shapes and shapes["scale_factor"].numel() == 1:
+    if "scale_factor" in shapes and math.prod(shapes["scale_factor"]) == 1:
         return Scale(float(tensors["scale_factor"]), None, "the file's scale_factor")
     for name, sign, rule in _SIGNS:
         if latent_channels == _LATENTS[name] and any(re.match(sign, key) for key in shapes):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from latent_codec.conversion.checkpoints import Checkpoint
-from latent_codec.conversion.renaming import ConversionError, Format, Scale
+from latent_codec.conversion.renaming import ConversionError, Format, Network, Scale
 from latent_codec.weight_files import MAX_CONFIG_BYTES, config_in
 
 _SAME_LAYOUT = {
@@ -138,11 +138,11 @@ def settle(name: str, format: Format, inferred: Mapping, settings: Settings | No
     return class_name, given | dict(inferred), settings.rule
 
 
-def scale_of_config(config: Mapping, settings: Settings | None) -> Scale | None:
+def scale_of_config(network: Network, settings: Settings | None) -> Scale | None:
     """The scale that a diffusers config says, or leaves at its class's default.
 
     Args:
-        config: of the network, defaults included.
+        network: its class has the defaults.
         settings: what was given; parts of a config that do not name its class say nothing of the scale.
 
     Raises:
@@ -150,13 +150,16 @@ def scale_of_config(config: Mapping, settings: Settings | None) -> Scale | None:
     """
     if settings is None or "_class_name" not in settings.config:
         return None
-    values = [config.get("scaling_factor", 1.0), config.get("shift_factor")]
+    said = "scaling_factor" in settings.config
+    if said:
+        values = [network.config["scaling_factor"], network.config.get("shift_factor")]
+    else:
+        values = [network.default("scaling_factor", 1.0), network.default("shift_factor", None)]
     for value in values:
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             raise ConversionError(
                 f"{settings.rule} has the scale or shift {value!r}, expected a finite number"
             )
-    said = "scaling_factor" in settings.config
     rule = settings.rule if said else f"the class's default, since {settings.rule} does not say it"
     return Scale(*values, rule)
 

@@ -3,7 +3,7 @@
 The norm's branch is `pool` in the blocks of the encoder's last level and of the decoder's first.
 """
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from latent_codec.conversion.renaming import ConversionError, Format, Shapes
 from latent_codec.conversion.taesd import (
@@ -18,6 +18,9 @@ from latent_codec.conversion.taesd import (
     own_table,
     refuses,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
 
 NORMED_PARTS = (*PARTS, ".pool.0", ".pool.1", ".pool.3")
 _HIDDEN = 4
@@ -39,7 +42,7 @@ def infer(shapes: Shapes, infix: str = "") -> dict:
     return infer_tiny(shapes, infix) | {"use_midblock_gn": True}
 
 
-def refuses_normless(component: nn.Module) -> str | None:
+def refuses_normless(component: "nn.Module") -> str | None:
     if not component.config.use_midblock_gn:
         return "it has no group norms, and TAEF2 has; an AutoencoderTiny of its weights can be written"
     return refuses(component)

@@ -6,10 +6,12 @@ that its decoder counts one less.
 """
 
 from collections.abc import Callable, Mapping
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PARTS = ("", ".conv.0", ".conv.2", ".conv.4")
 """What has weights in a layer: a convolution itself, or the three of a block."""
@@ -140,7 +142,7 @@ def _layers(config: Mapping) -> list[tuple[str, int]]:
     return [(side, index) for side, count in counts.items() for index in range(count)]
 
 
-def refuses(component: nn.Module) -> str | None:
+def refuses(component: "nn.Module") -> str | None:
     config = component.config
     for key, expected in _ORIGINAL.items():
         value = tuple(config[key]) if isinstance(expected, tuple) else config[key]

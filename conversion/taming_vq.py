@@ -4,8 +4,7 @@ The Gumbel variant chooses a codeword by a linear layer, `quantize.proj`, and ke
 """
 
 from collections.abc import Mapping
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from latent_codec.conversion.encoder_decoder import (
     ANCHOR,
@@ -18,6 +17,9 @@ from latent_codec.conversion.encoder_decoder import (
 )
 from latent_codec.conversion.ldm_kl import EMA, LOSS
 from latent_codec.conversion.renaming import ConversionError, Format, LeftOut, Rename, Scale, Shapes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 AVERAGES = LeftOut(
     r"quantize\.embedding\.(cluster_size|embed_avg)$",
@@ -77,7 +79,7 @@ def table(config: Mapping) -> list[Rename]:
     return [*ldm_table(config), *quantize, *convs]
 
 
-def refuses(component: nn.Module) -> str | None:
+def refuses(component: "nn.Module") -> str | None:
     if component.config.get("l2_normalized"):
         return "its codewords are l2-normalised; the original compares them as they are"
     return refuse_for_ldm(component)

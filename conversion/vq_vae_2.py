@@ -5,10 +5,12 @@ decoder's layers are numbered through, ReLUs included.
 """
 
 from collections.abc import Mapping
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from latent_codec.conversion.renaming import Change, ConversionError, Format, LeftOut, Rename, Scale, Shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 STRIDES = (4, 2)
 """The original's: from the image to the bottom grid, and from there to the top one."""
@@ -72,7 +74,7 @@ def _residual(theirs: str, first: int, ours: str, count: int) -> list[Rename]:
     ]
 
 
-def refuses(component: nn.Module) -> str | None:
+def refuses(component: "nn.Module") -> str | None:
     config = component.config
     if tuple(config.strides) != STRIDES:
         return f"its strides are {tuple(config.strides)}; the original has two levels, of strides {STRIDES}"
@@ -81,7 +83,7 @@ def refuses(component: nn.Module) -> str | None:
     return None
 
 
-def complete(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def complete(state_dict: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """With the running sums, embed times cluster_size, which the original loads and training goes on from."""
     sums = {
         f"quantize_{name}.embed_avg": state_dict[f"quantize_{name}.embed"]

@@ -1,7 +1,8 @@
 """What a codec's folder says of it, without torch or diffusers: config.json, the weight file's header, and hashes of its tensors.
 
-Only folders whose weight file carries the very config that lies next to it are read here, as everything that this package
-writes does: that they fit was checked when they were written. All others are to be built (`LatentCodec`).
+Only folders whose weight file carries the very config that lies next to it are read here, and copies of such a file alone,
+as everything that this package writes does: that they fit was checked when they were written. All others are to be built
+(`LatentCodec`).
 """
 
 import hashlib
@@ -21,7 +22,7 @@ import numpy as np
 from latent_codec.codec_folders import find_weights, is_foreign_file, short_name
 from latent_codec.files import read_folder
 from latent_codec.latent_space import LatentSpace
-from latent_codec.weight_files import CONFIG, config_in, read_config_file
+from latent_codec.weight_files import CONFIG, config_in, metadata_of, read_config_file
 
 if TYPE_CHECKING:
     from latent_codec.codec import LatentCodec
@@ -103,7 +104,8 @@ def read_facts(name_or_path: str | os.PathLike) -> CodecFacts | None:
         OSError: if its files cannot be read.
     """
     if is_foreign_file(name_or_path):
-        return None
+        path = Path(name_or_path)
+        return _read(path, path.stem) if _is_own_copy(path) else None
     weights = find_weights(name_or_path, None)
     return read_folder(weights.parent, lambda: _read(weights, short_name(name_or_path)))
 
@@ -132,17 +134,32 @@ def is_of_decoder(key: str, class_name: str, config: Mapping) -> bool:
     return key.startswith(("decoder.", "post_quant_conv."))
 
 
+def _is_own_copy(path: Path) -> bool:
+    """Whether a weight file alone has diffusers' own key layout and carries the config that its shapes show."""
+    from latent_codec.conversion.foreign import read_foreign
+
+    if config_in(metadata_of(path)) is None:
+        return False
+    try:
+        foreign = read_foreign(path)
+    except ValueError:  # building says what is wrong
+        return False
+    is_own = "diffusers" in foreign.format.names and not foreign.prefix
+    return is_own and not foreign.count_keys_by_name()["unexpected"]
+
+
 def _read(weights: Path, name: str) -> CodecFacts | None:
     if weights.suffix != ".safetensors" or not weights.is_file():
         return None
     try:
-        config = read_config_file(weights.parent / CONFIG)
+        neighbor = None if is_foreign_file(weights) else read_config_file(weights.parent / CONFIG)
         with weights.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _MAX_HEADER:
                 return None
             header = json.loads(file.read(length))
             stored = config_in(header.pop("__metadata__", None))
+            config = stored if neighbor is None else neighbor
             if stored is None or stored != {key: each for key, each in config.items() if key in stored}:
                 return None
             class_name = config["_class_name"]

@@ -11,6 +11,7 @@ Nothing is allocated before the weight file's header bounds it, whatever a confi
 """
 
 import inspect
+import math
 import os
 import re
 import reprlib
@@ -100,7 +101,7 @@ class Weights(Mapping):
     def file(self, key: str) -> Path:
         return self._parts[key].path
 
-    def shape(self, key: str) -> torch.Size:
+    def shape(self, key: str) -> tuple[int, ...]:
         return self._parts[key].shapes[key]
 
     def dtype(self, key: str) -> torch.dtype:
@@ -117,7 +118,7 @@ class Weights(Mapping):
 
     @property
     def num_values(self) -> int:
-        return sum(self.shape(key).numel() for key in self)
+        return sum(math.prod(self.shape(key)) for key in self)
 
     def __getitem__(self, key: str) -> Tensor:
         """The tensor as stored, mapped from its file where it can be."""

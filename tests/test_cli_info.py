@@ -11,16 +11,20 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
-from latent_codec import LatentCodec
+from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec
 from latent_codec.bitstream import compress, fit_static, ideal_bits, read, unpack
 from latent_codec.cli import main
 from latent_codec.codec_facts import facts_of, read_facts
 from latent_codec.codec_folders import ASSETS
+from latent_codec.conversion import from_diffusers
+from latent_codec.conversion.checkpoints import save_checkpoint
 from latent_codec.evaluation.codes import grid_shapes
 from latent_codec.evaluation.host_audit import audit_hosts
 from latent_codec.latent_files import save_latents
+from latent_codec.weight_files import config_metadata, save_component
 
 
 def build(seed=0, **config):
@@ -277,6 +281,9 @@ def test_refusals_of_compressed_files(compressed, capsys):
         ("default", "codec", {"torch", "diffusers"}),
         ("mine", "codec", {"torch", "diffusers"}),
         ("latents.safetensors", "latents", {"diffusers"}),
+        ("foreign.safetensors", "checkpoint", {"torch", "diffusers"}),
+        ("foreign.ckpt", "checkpoint", {"diffusers"}),
+        ("lone.safetensors", "codec", {"torch", "diffusers"}),
     ],
 )
 def test_what_needs_no_model_is_said_without_its_libraries(thing, kind, unused, compressed, place):
@@ -284,6 +291,9 @@ def test_what_needs_no_model_is_said_without_its_libraries(thing, kind, unused, 
     save_latents(
         "latents.safetensors", codec.encode("photos/0.png"), codec=codec, names=["0"], sizes=[(18, 24)]
     )
+    shutil.copy("mine/diffusion_pytorch_model.safetensors", "lone.safetensors")
+    for suffix in ("safetensors", "ckpt"):
+        save_checkpoint(from_diffusers(AutoencoderKL(block_out_channels=(32,)), "ldm"), f"foreign.{suffix}")
     program = (
         "import sys; from latent_codec.cli import main; status = main(sys.argv[1:]); "
         f"assert not {unused} & sys.modules.keys(); sys.exit(status)"
@@ -316,6 +326,72 @@ def test_facts_of_files_are_those_of_the_codec_that_is_built_of_them(name, place
         assert getattr(read, entry) == getattr(built, entry)
     if codec.is_discrete:
         assert read.grid_shapes(100, 60) == grid_shapes(codec, 100, 60)
+
+
+@pytest.mark.parametrize(
+    "component",
+    [
+        build(scaling_factor=0.5, shift_factor=0.1),
+        AutoencoderKL(
+            norm_num_groups=8, block_out_channels=(16,), latents_mean=[0.5] * 4, latents_std=[2.0] * 4
+        ),
+        AutoencoderVQ(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=16),
+        HierarchicalVQ(hidden_channels=8, residual_channels=4, embed_dim=4, codebook_sizes=8),
+        AutoencoderTiny(
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        ),
+    ],
+    ids=lambda component: type(component).__name__,
+)
+def test_facts_of_a_copy_of_weights_alone_are_those_of_the_codec_that_it_opens_as(component, tmp_path):
+    save_component(component, tmp_path / "codec")
+    lone = shutil.copy(tmp_path / "codec/diffusion_pytorch_model.safetensors", tmp_path / "lone.safetensors")
+    read, built = read_facts(lone), facts_of(LatentCodec.from_pretrained(lone))
+    for entry in ("name", "class_name", "space", "num_parameters", "space_fingerprint", "fingerprint"):
+        assert getattr(read, entry) == getattr(built, entry)
+    assert read.codebook_sizes == built.codebook_sizes
+
+
+def test_only_whole_files_in_their_own_layout_are_codecs_alone(tmp_path, capsys):
+    component = AutoencoderKL(block_out_channels=(32,), scaling_factor=0.5)
+    state, metadata = component.state_dict(), config_metadata(component)
+    others = {
+        "ldm": (from_diffusers(component, "ldm"), metadata),
+        "more": (state | {"more": torch.zeros(1)}, metadata),
+        "prefixed": ({f"vae.{key}": tensor for key, tensor in state.items()}, metadata),
+        "wide": (state, config_metadata(AutoencoderKL(block_out_channels=(64,)))),
+    }
+    for name, (tensors, given) in others.items():
+        save_checkpoint(tensors, tmp_path / f"{name}.safetensors", given)
+        assert read_facts(tmp_path / f"{name}.safetensors") is None, name
+    assert answer(capsys, str(tmp_path / "ldm.safetensors"))["scaling_factor"] == 0.5
+    assert answer(capsys, str(tmp_path / "more.safetensors"))["keys"]["unexpected"] == 1
+    assert "does not describe the weights" in answer(capsys, str(tmp_path / "wide.safetensors"))["reason"]
+
+
+def test_keys_count_by_their_names_and_with_verbose_by_the_network(tmp_path, capsys):
+    state = from_diffusers(AutoencoderKL(block_out_channels=(32,)), "ldm")
+    whole = len(state)
+    del state["encoder.mid.block_2.conv1.bias"]
+    state["encoder.conv_in.weight"] = torch.zeros(32, 3, 1, 1)
+    state |= {"encoder.extra": torch.zeros(1), "loss.logvar": torch.zeros(())}
+    save_checkpoint(state, tmp_path / "a.ckpt")
+    loss = {"left out: loss.*, the training's losses and discriminator": 1}
+    facts = answer(capsys, str(tmp_path / "a.ckpt"))
+    assert facts["keys"] == {"mapped": whole - 1, "unexpected": 1} | loss
+    assert not {"missing", "unexpected", "misshapen"} & facts.keys()
+    facts = answer(capsys, str(tmp_path / "a.ckpt"), "--verbose")
+    assert facts["keys"] == {"mapped": whole - 1, "unexpected": 1, "missing": 1} | loss
+    assert facts["missing"] == ["encoder.mid.block_2.conv1.bias"] and facts["unexpected"] == ["encoder.extra"]
+    assert facts["misshapen"] == ["encoder.conv_in.weight (32, 3, 1, 1) instead of (32, 3, 3, 3)"]
+
+
+def test_verbose_is_for_files_that_have_more_to_say(compressed, place, capsys):
+    for thing in ("mine", "entropy/entropy.safetensors"):
+        assert "--verbose is for what a compressed file" in refused(capsys, thing, "--verbose")
 
 
 def test_files_that_do_not_agree_are_built_to_be_sure(place, tmp_path, capsys):

@@ -111,6 +111,7 @@ def test_every_key_is_counted(shared, name, counts, prefix, wrapper):
     } == counts
     assert found["mapped"] + sum(counts.values()) == len(foreign.tensors)
     assert found["missing"] == found["unexpected"] == 0
+    assert foreign.count_keys_by_name() | {"missing": 0} == found
 
 
 # ------------------------------------------------------------------ the original's naming rules, written once more
@@ -463,7 +464,7 @@ def test_info_says_what_a_foreign_file_is(shared, tmp_path, capsys):
     assert facts["config"]["block_out_channels"] == [32, 32, 64, 64] and facts["scaling_factor"] == 0.18215
     assert facts["keys"]["mapped"] == 244 and facts["tensors"] == 250
     save_file(without("quant_conv.bias"), tmp_path / "broken.safetensors")
-    assert main(["info", str(tmp_path / "broken.safetensors")]) == 0
+    assert main(["info", str(tmp_path / "broken.safetensors"), "--verbose"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^missing +quant_conv\.bias$", out, re.M)
 

@@ -121,6 +121,7 @@ def test_every_tensor_of_other_entries_is_counted(tmp_path, wrapper):
         "unexpected": 0,
     }
     assert sum(counts.values()) == len(open_entries(tmp_path / "a.pt"))
+    assert foreign.count_keys_by_name() | {"missing": 0} == counts
 
 
 def test_entries_around_a_bare_state_dict_are_counted(tmp_path):

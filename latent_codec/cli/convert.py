@@ -166,10 +166,11 @@ def _convert_files(args: argparse.Namespace) -> dict:
 
     settings, original = _settings(args)
     foreign = read_foreign(args.sources, entry=args.entry, settings=settings)
+    scale = _asked_scale(args) or (original and scale_of(original)) or foreign.scale
+    foreign = replace(foreign, scale=scale)
     foreign.keys.check(foreign.name)
     if original is not None:
         check_config(original, foreign.network.config, str(args.config))
-    scale = _asked_scale(args) or (original and scale_of(original)) or foreign.scale
     if scale is None and args.calibrate is None:
         raise ValueError(
             f"nothing in {foreign.name} says the scale of its latents; give --scale sd1, sdxl, sd3 or flux, or "
@@ -177,7 +178,6 @@ def _convert_files(args: argparse.Namespace) -> dict:
         )
     from latent_codec.conversion.writing import write_diffusers, write_foreign
 
-    foreign = replace(foreign, scale=scale)
     if args.to == "diffusers":
         write_diffusers(foreign, args.destination, dtype=_dtype(args), card=_card(foreign))
         written = [args.destination]

@@ -7,10 +7,13 @@
   latent-codec info compressed/cat.lcf        a compressed file: what it holds, whose it is, where its bits go
   latent-codec info mine/entropy.safetensors  an entropy model: of which codec, and the fingerprint that its files name
   latent-codec info sd-v1-5.safetensors       a checkpoint of another layout: what it is, its keys by rule
+  latent-codec info sd-v1-5.safetensors --verbose
+                                              and whether every key that its network needs is there, in its shape
 
 A compressed file says all this without its codec. With --verbose its values are decoded, too, where the codec is at hand (a
 shipped one, or the one that --codec names), for the bits without overhead: what the values cost by the entropy
-model. Of a damaged file it says which sections are lost, and exits with 2.
+model. Keys of a checkpoint count by their names; with --verbose its network is built, which takes longer, and keys that are
+missing, unexpected or of another shape are listed. Of a damaged file it says which sections are lost, and exits with 2.
 
 Of a codec it also answers two questions:
 
@@ -26,6 +29,7 @@ Of a codec it also answers two questions:
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for --verbose: the codec that made a compressed file (default: a shipped one, if it is that)",
     )
     parser.add_argument(
-        "--verbose", action="store_true", help="of a compressed file: count the bits without overhead"
+        "--verbose",
+        action="store_true",
+        help="of a compressed file: count the bits without overhead; of a checkpoint: hold every key against its network",
     )
     add_subfolder_argument(parser)
     add_entropy_argument(parser)
@@ -77,12 +83,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.pictures is not None and args.against is None:
         raise ValueError("--pictures are for --against REFERENCE; name the codec to compare with")
-    of_file = args.verbose or args.codec is not None or args.entropy is not None
-    if of_file and (args.audit or args.against is not None or not is_compressed_file(Path(args.thing))):
+    path = Path(args.thing)
+    with_codec = args.codec is not None or args.entropy is not None
+    if with_codec and (args.audit or args.against is not None or not is_compressed_file(path)):
+        raise ValueError("--codec and --entropy are for what a compressed file (.lcf) is; leave them out")
+    if args.verbose and (
+        args.audit or args.against is not None or not (is_compressed_file(path) or _is_checkpoint(path))
+    ):
         raise ValueError(
-            "--verbose, --codec and --entropy are for what a compressed file (.lcf) is; leave them out"
+            "--verbose is for what a compressed file (.lcf) or a checkpoint of another layout is; leave it out"
         )
-    if of_file and not args.verbose:
+    if with_codec and not args.verbose:
         raise ValueError("--codec and --entropy are for counting bits; add --verbose, or leave them out")
     if args.audit:
         _audit_hosts(args)
@@ -90,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.against is not None:
         _audit_drop_in(args)
         return 0
-    facts = describe(args.thing, args.codec, args.entropy, count_bits=args.verbose)
+    facts = describe(args.thing, args.codec, args.entropy, verbose=args.verbose)
     if args.json:
         print(json.dumps(facts))
     else:
@@ -104,13 +115,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(
-    thing: str, codec: str | None = None, entropy: Path | None = None, *, count_bits: bool = False
+    thing: str, codec: str | None = None, entropy: Path | None = None, *, verbose: bool = False
 ) -> dict:
     """What `thing` is, as JSON-ready facts.
 
     Args:
         codec: of a compressed file, as `describe_compressed_file` takes it; None for other things.
-        entropy, count_bits: likewise.
+        entropy: likewise.
+        verbose: count the bits of a compressed file, and hold a checkpoint's keys against its network.
 
     Raises:
         ValueError: if it is nothing that is known here.
@@ -123,14 +135,15 @@ def describe(
 
     path = ASSETS / thing if thing in SHIPPED_PIPELINES else Path(thing)
     if is_compressed_file(path):
-        return describe_compressed_file(path, codec, entropy, count_bits=count_bits)
+        return describe_compressed_file(path, codec, entropy, count_bits=verbose)
     format_ = metadata_of(path).get("format")
     if format_ == LATENTS:
         return _describe_latent_file(path)
     if format_ == ENTROPY_MODEL:
         return _describe_entropy_model(path)
     if is_foreign_file(path):
-        return _describe_checkpoint(path)
+        facts = None if verbose else read_facts(path)
+        return _describe_codec(facts) if facts is not None else _describe_checkpoint(path, verbose=verbose)
     if _class_name(path / "model_index.json").endswith("PriorPipeline"):
         return _describe_pipeline(path)
     if any(
@@ -143,6 +156,18 @@ def describe(
 
         facts = facts_of(LatentCodec.from_pretrained(thing))
     return _describe_codec(facts)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether this is one file of weights, and nothing else that this package writes as one."""
+    from latent_codec.codec_folders import is_foreign_file
+    from latent_codec.weight_files import LATENTS, metadata_of
+
+    if not is_foreign_file(path):
+        return False
+    from latent_codec.bitstream.stored_entropy import FORMAT as ENTROPY_MODEL
+
+    return metadata_of(path).get("format") not in (LATENTS, ENTROPY_MODEL)
 
 
 def _class_name(config: Path) -> str:
@@ -286,8 +311,12 @@ def _describe_entropy_model(path: Path) -> dict:
     }
 
 
-def _describe_checkpoint(path: Path) -> dict:
-    """A checkpoint of another layout, by its names and shapes alone: what it is, its config, its keys by rule."""
+def _describe_checkpoint(path: Path, *, verbose: bool) -> dict:
+    """A checkpoint of another layout, by its names and shapes alone: what it is, its config, its keys by rule.
+
+    Args:
+        verbose: build its network, and hold every key against it.
+    """
     from latent_codec.conversion.checkpoints import open_entries
     from latent_codec.conversion.foreign import read_foreign
     from latent_codec.conversion.renaming import ConversionError
@@ -297,12 +326,20 @@ def _describe_checkpoint(path: Path) -> dict:
     facts = {
         "kind": "checkpoint",
         "tensors": len(opened),
-        "parameters": sum(shape.numel() for shape in opened.shapes.values()),
-        "dtypes": sorted({str(dtype).removeprefix("torch.") for dtype in opened.dtypes.values()}),
+        "parameters": sum(map(math.prod, opened.shapes.values())),
+        "dtypes": sorted(set(opened.dtype_names.values())),
         "wrapper": opened.wrapper,
     }
+    problems = {}
     try:
         foreign = read_foreign(path)
+        keys = foreign.keys.counts() if verbose else foreign.count_keys_by_name()
+        if verbose:
+            problems = {
+                "missing": foreign.keys.missing,
+                "unexpected": foreign.keys.unexpected,
+                "misshapen": foreign.keys.misshapen,
+            }
     except ConversionError as error:
         prefixes = sorted({key.partition(".")[0] for key in opened})
         title = error.title if isinstance(error, SettingsNeededError) else "unknown"
@@ -311,19 +348,14 @@ def _describe_checkpoint(path: Path) -> dict:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in foreign.network.config.items()
     }
-    problems = {
-        "missing": foreign.keys.missing,
-        "unexpected": foreign.keys.unexpected,
-        "misshapen": foreign.keys.misshapen,
-    }
     return facts | {
         "format": foreign.format.title,
         "prefix": foreign.prefix or None,
-        "class": foreign.network.network_class.__name__,
+        "class": foreign.network.class_name,
         "config": config,
         "settings_known_by": foreign.settings,
-        "keys": foreign.keys.counts(),
-        **{name: list(keys) for name, keys in problems.items() if keys},
+        "keys": keys,
+        **{name: list(found) for name, found in problems.items() if found},
         "scaling_factor": foreign.scale and foreign.scale.scaling_factor,
         "shift_factor": foreign.scale and foreign.scale.shift_factor,
         "scale_known_by": foreign.scale.rule
