@@ -169,7 +169,7 @@ class Foreign:
 
         Raises:
             ConversionError: if a key is missing, unexpected or of another shape, or if a weight is an integer, NaN or
-                infinite, or too large for `dtype`.
+                infinite, or too large for `dtype`; or for a scale that no codec can have.
         """
         from latent_codec.models.own_weights import own_copy
 
@@ -186,6 +186,7 @@ class Foreign:
         component.requires_grad_(True)
         component.eval()
         if self.scale is not None:
+            self.scale.check(self.name)
             scale = {"scaling_factor": self.scale.scaling_factor, "shift_factor": self.scale.shift_factor}
             given = {
                 key: value for key, value in scale.items() if value is not None and key in component.config
@@ -265,7 +266,7 @@ def recognize(
     kl_channels = config["latent_channels"] if class_name == "AutoencoderKL" else None
     scale = (
         scale_of_config(network, settings)
-        or known_scale(shapes, tensors, metadata or {}, kl_channels)
+        or known_scale(shapes, tensors, metadata or {}, kl_channels, name)
         or chosen.format.scale
     )
     return Foreign(name, tensors, shapes, chosen, network, scale, wrapper, rule, tuple(others))

@@ -7,6 +7,7 @@ our key that nothing gave ---------> missing: an error
 """
 
 import inspect
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -27,6 +28,15 @@ class Scale(NamedTuple):
     scaling_factor: float
     shift_factor: float | None
     rule: str
+
+    def check(self, name: str) -> None:
+        """Raise ConversionError, naming the file, for what no codec can be opened with."""
+        if not (0 < self.scaling_factor < math.inf and math.isfinite(self.shift_factor or 0)):
+            shift = "" if self.shift_factor is None else f", shift_factor {self.shift_factor:g}"
+            raise ConversionError(
+                f"{name}: scaling_factor {self.scaling_factor:g}{shift} ({self.rule}); expected finite numbers, the "
+                "first above 0: give --scaling-factor"
+            )
 
 
 class ConversionError(ValueError):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from latent_codec.conversion.renaming import Scale, Shapes
+from latent_codec.conversion.renaming import ConversionError, Scale, Shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,17 +43,28 @@ def named_scale(name: str) -> Scale:
 
 
 def known_scale(
-    shapes: Shapes, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], latent_channels: int | None
+    shapes: Shapes,
+    tensors: "Mapping[str, Tensor]",
+    metadata: Mapping[str, str],
+    latent_channels: int | None,
+    name: str,
 ) -> Scale | None:
     """The scale that a checkpoint states or gives away; None if it does neither.
 
     Args:
         shapes, tensors, metadata: of the whole file.
         latent_channels: of a KL autoencoder, which have to be its family's; None for other kinds.
+        name: of the file.
+
+    Raises:
+        ConversionError: if the metadata have words in place of a number.
     """
     if "scaling_factor" in metadata:
-        shift = metadata.get("shift_factor")
-        return Scale(float(metadata["scaling_factor"]), shift and float(shift), "the file's metadata")
+        try:
+            shift = metadata.get("shift_factor")
+            return Scale(float(metadata["scaling_factor"]), shift and float(shift), "the file's metadata")
+        except ValueError as error:
+            raise ConversionError(f"{name}: the scale in its metadata is no number: {error}") from error
     if "scale_factor" in shapes and math.prod(shapes["scale_factor"]) == 1:
         return Scale(float(tensors["scale_factor"]), None, "the file's scale_factor")
     for name, sign, rule in _SIGNS:

@@ -153,12 +153,14 @@ def _read(weights: Path, name: str) -> CodecFacts | None:
         return None
     try:
         neighbor = None if is_foreign_file(weights) else read_config_file(weights.parent / CONFIG)
+        size = weights.stat().st_size
         with weights.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _MAX_HEADER:
                 return None
             header = json.loads(file.read(length))
-            stored = config_in(header.pop("__metadata__", None))
+            metadata = header.pop("__metadata__", None)
+            stored = config_in(metadata) if isinstance(metadata, dict) else None
             config = stored if neighbor is None else neighbor
             if stored is None or stored != {key: each for key, each in config.items() if key in stored}:
                 return None
@@ -168,7 +170,7 @@ def _read(weights: Path, name: str) -> CodecFacts | None:
             for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 shape, (start, stop) = entry["shape"], entry["data_offsets"]
                 dtype = np.dtype(_DTYPES[entry["dtype"]])
-                if start != end or stop - start != math.prod(shape) * dtype.itemsize:
+                if start != end or stop > size or stop - start != math.prod(shape) * dtype.itemsize:
                     return None
                 data, end = file.read(stop - start), stop
                 values = np.frombuffer(data, dtype).reshape(shape)

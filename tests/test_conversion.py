@@ -1,5 +1,6 @@
 """Conversion against what the original code answers, and against key lists written from its naming rules."""
 
+import itertools
 import json
 import os
 import random
@@ -591,6 +592,33 @@ def test_convert_refuses_flags_that_do_not_fit(foreign_file, tmp_path, capsys, f
         destination, flags = tmp_path / "new.pt", flags[:-1]
     assert main(["convert", str(path), str(destination), *flags]) == 2
     assert words in capsys.readouterr().err and not destination.exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "scale"),
+    [
+        *itertools.product(["flag", "metadata", "weights", "yaml"], ["0", "-1"]),
+        ("metadata", "abc"),
+        ("metadata", "nan"),
+        ("weights", "inf"),
+        ("yaml", ".inf"),
+    ],
+)
+def test_a_scale_that_no_codec_can_have_is_refused_wherever_it_stands(place, scale, tmp_path, capsys):
+    metadata = {"scaling_factor": scale} if place == "metadata" else None
+    weights = {"scale_factor": torch.tensor(float(scale))} if place == "weights" else {}
+    path, flags = tmp_path / "vae.safetensors", []
+    save_file(small() | weights, path, metadata)
+    if place == "flag":
+        flags = ["--scaling-factor", scale]
+    if place == "yaml":
+        config = config_file(tmp_path)
+        config.write_text(config.read_text().replace('"scale_factor": 0.3', f'"scale_factor": {scale}'))
+        flags = ["--config", str(config)]
+    assert main(["convert", str(path), str(tmp_path / "new"), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "scal" in line and not (tmp_path / "new").exists()
+    assert "vae.safetensors" in line or place in ("flag", "yaml")
 
 
 def test_nothing_is_written_when_a_key_has_no_place(foreign_file, tmp_path, capsys):

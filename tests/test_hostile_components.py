@@ -237,3 +237,16 @@ def test_a_file_of_very_many_tensors_is_refused(folder, capsys):
     header = b'{"a":"' + b" " * 2**25 + b'"}'
     (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
     assert "expected a header of at most 33554432 bytes" in refused(capsys, folder)
+
+
+@pytest.mark.parametrize("entry", [{"shape": [2**68], "data_offsets": [0, 2**70]}, None])
+def test_a_header_that_is_no_header_of_safetensors_is_refused(entry, folder, capsys):
+    metadata = {"format": "pt", "config": (folder / "config.json").read_text()}
+    header = {
+        "__metadata__": ["a list"] if entry is None else metadata,
+        "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    }
+    header["a"] |= entry or {}
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    assert WEIGHTS in refused(capsys, folder)

@@ -113,6 +113,8 @@ def _check(args: argparse.Namespace) -> None:
     for flag, number in (("--scaling-factor", args.scaling_factor), ("--shift-factor", args.shift_factor)):
         if number is not None and not math.isfinite(number):
             raise ValueError(f"{flag} is {number}; expected a finite number")
+    if args.scaling_factor is not None and args.scaling_factor <= 0:  # which no codec can be opened with
+        raise ValueError(f"--scaling-factor is {args.scaling_factor:g}; expected a number above 0")
     if args.norm_num_groups is not None and args.norm_num_groups < 1:
         raise ValueError(f"--norm-num-groups is {args.norm_num_groups}; expected 1 or more")
     if args.to != "diffusers" and args.calibrate is not None:
