@@ -51,7 +51,7 @@ def find_component(path: str | os.PathLike, name: str, classes: Collection[type]
                 [each.__name__ for each in classes],
             )
             if class_name not in names:
-                raise ValueError(f"{folder} holds a {class_name}; a {name} is a {' or a '.join(names)}")
+                raise ValueError(f"{folder}: expected {' or '.join(names)} as {name}, got {class_name}")
             return folder
     raise ValueError(
         f"{given} is no {name}: it has neither {CONFIG} nor {name}/ (as run folders and pipelines have)"

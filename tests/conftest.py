@@ -22,6 +22,12 @@ if (SHARED / "torch_home").is_dir():
     os.environ.setdefault("TORCH_HOME", str(SHARED / "torch_home"))
 
 
+def without_progress(stderr: str) -> str:
+    """What a process said, less the lines that it shows while libraries load on a busy machine."""
+    lines = stderr.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("loading libraries: "))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of data and golden files beside the checkout; tests that need it skip without it."""

@@ -244,7 +244,9 @@ def test_decode_takes_folders_and_keeps_their_subfolders(codecs, photos, capsys)
     assert set(capsys.readouterr().out.split()) == {str(Path("seen", name)) for name in names}
     assert all(Path("seen", name).is_file() for name in names)
     Path("bare").mkdir()
-    assert "no latent files (.safetensors) in bare" in fails(capsys, "decode", "bare", *mine)
+    assert "no latent files (.safetensors, .npy, .npz, .pt, .pth) in bare" in fails(
+        capsys, "decode", "bare", *mine
+    )
 
 
 def test_one_file_of_all_leaves_out_what_cannot_be_read(codecs, photos, capsys):

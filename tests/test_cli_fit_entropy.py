@@ -325,7 +325,7 @@ def test_info_says_what_an_entropy_model_is(place, capsys, kind, static):
         assert facts["values"] == "indices" and not facts.keys() & {"num_steps", "coarsest_steps"}
         assert facts["codebook_sizes"] == list(LatentCodec.from_pretrained(kind).codebook_sizes)
     # five phases of each level; of latents each of the four with neighbours for each of three channels
-    networks = {"kl": 1 + 4 * 3, "vq": 5, "hierarchical": 10}[kind]
+    networks = {"kl": 1 + 4 * 3, "vq": 5, "plain": 5, "hierarchical": 10}[kind]
     assert facts["networks"] == (0 if static else networks)
     assert (facts["weights"] == 0) == isinstance(model, StaticEntropy) == static
     assert main(["info", path]) == 0

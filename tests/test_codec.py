@@ -301,9 +301,12 @@ def test_refuses_wrong_arguments_of_decode(arguments, message):
     [
         (torch.zeros(1, 8, 6, 5), r"\(1, 8, 6, 5\) came; codec takes \(B, 4, h, w\)"),
         (torch.zeros(4, 6, 5), r"\(4, 6, 5\) came"),
-        (torch.zeros(1, 4, 6, 5, dtype=torch.int64), "latents are torch.int64"),
+        (
+            torch.zeros(1, 4, 6, 5, dtype=torch.int64),
+            "expected latents as a floating-point tensor, got int64",
+        ),
         (torch.full((1, 4, 6, 5), float("inf")), "latents hold NaN or infinity"),
-        ([np.zeros((1, 4, 6, 5))], "latents are ndarray"),
+        ([np.zeros((1, 4, 6, 5))], "expected latents as a tensor, got ndarray"),
     ],
 )
 def test_refuses_what_are_no_latents(latents, message):

@@ -95,6 +95,6 @@ def stop_once_there_is(path, which) -> None:
     while not path.exists():
         time.sleep(0.05)
     # Before the loop handles signals they end a program as they always do.
-    while signal.getsignal(which) in (signal.SIG_DFL, signal.default_int_handler):
+    while signal.getsignal(which) in (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler):
         time.sleep(0.05)
     os.kill(os.getpid(), which)

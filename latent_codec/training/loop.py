@@ -1,6 +1,7 @@
 """The training loop: one function, whose phases stand in order."""
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,9 +92,12 @@ def train(
     out = Path(out)
     task_class, check = _task_of(network)
     with lock_run(out):
-        config = _resolved(config, out)
+        notes: list[str] = []
+        config = _resolved(config, out, notes)
         check(config, network, source, stream)
-        return _train(config, network, source, out, task_class, stream, trackers, max_minutes, data_name)
+        return _train(
+            config, network, source, out, task_class, stream, trackers, max_minutes, data_name, notes
+        )
 
 
 def _train(
@@ -106,6 +110,7 @@ def _train(
     trackers: tuple[str, ...],
     max_minutes: float | None,
     data_name: str,
+    notes: list[str],
 ) -> TrainingResult:
     """`train`, of a configuration that is resolved and checked, in a run folder that is locked."""
     settings = config.optimizer
@@ -132,6 +137,8 @@ def _train(
     _check_resumption(state, facts, out)
     task.resume(state, out)
     batches = task.batches(step)
+    for note in notes:  # only now: an error is one line
+        print(note, file=sys.stderr)
     journal = report.Journal(
         accelerator,
         out,
@@ -222,11 +229,12 @@ def _task_of(network: nn.Module):
     return AutoencoderTask, check_autoencoder
 
 
-def _resolved(config: TrainingConfig, out: Path) -> TrainingConfig:
-    """`resolve`, by the main process for all."""
+def _resolved(config: TrainingConfig, out: Path, notes: list[str]) -> TrainingConfig:
+    """`resolve`, by the main process for all; it gets the `notes`."""
     device = "cpu" if on_cpu() else torch.accelerator.current_accelerator().type
     is_main_process = PartialState(cpu=on_cpu()).is_main_process
-    return broadcast_object_list([resolve(config, out, device) if is_main_process else None])[0]
+    resolved = resolve(config, out, device, say=notes.append) if is_main_process else None
+    return broadcast_object_list([resolved])[0]
 
 
 def _start_accelerator(config: TrainingConfig, out: Path, trackers: tuple[str, ...]) -> Accelerator:

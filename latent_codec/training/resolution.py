@@ -5,6 +5,8 @@ They are decided when a run begins, and config.toml holds what was decided. A ru
 
 import dataclasses
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from latent_codec.precision import EMULATED, computes_bfloat16
@@ -12,17 +14,21 @@ from latent_codec.training.config import IN_STEPS, TrainingConfig
 from latent_codec.training.run_folder import configuration_to_resume
 
 
-def resolve(config: TrainingConfig, out: Path, device: str) -> TrainingConfig:
-    """Decide what `config` leaves open, and say on stderr what is worth knowing of it.
+def resolve(
+    config: TrainingConfig, out: Path, device: str, *, say: Callable[[str], None] | None = None
+) -> TrainingConfig:
+    """Decide what `config` leaves open, and say what is worth knowing of it.
 
     Args:
         config: of the run.
         out: the run folder, which may hold a run to go on with.
         device: what will compute.
+        say: takes each line; None: prints it on stderr.
 
     Raises:
         ValueError: if the configuration in `out` cannot be read.
     """
+    say = say or partial(print, file=sys.stderr)
     before = configuration_to_resume(out)
     precision = config.run.precision
     if precision == "auto" and before is not None:
@@ -35,7 +41,7 @@ def resolve(config: TrainingConfig, out: Path, device: str) -> TrainingConfig:
             if before is None
             else f"{out} began in bf16 and goes on in it; a run in another --out can be in fp32"
         )
-        print(f"Note: {EMULATED}; {advice}", file=sys.stderr)
+        say(f"Note: {EMULATED}; {advice}")
     sections = {"run": dataclasses.replace(config.run, precision=precision)}
     decided = []
     for section, names in IN_STEPS.items():
@@ -50,7 +56,7 @@ def resolve(config: TrainingConfig, out: Path, device: str) -> TrainingConfig:
         decided += [f"{section}.{name} {count}" for name, count in steps.items()]
     if decided:
         why = f"shares of {config.run.steps} steps" if before is None else "as the run began"
-        print(f"{out}: {', '.join(decided)} ({why})", file=sys.stderr)
+        say(f"{out}: {', '.join(decided)} ({why})")
     return dataclasses.replace(config, **sections)
 
 
