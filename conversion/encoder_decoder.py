@@ -2,7 +2,7 @@
 
 Both have levels of residual blocks with attention after each where a level has any, one downsampling or upsampling
 between levels, and residual - attention - residual in the middle. diffusers counts the decoder's levels from the latents
-outwards, latent-diffusion from the picture inwards.
+outwards, latent-diffusion from the image inwards.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 
 @dataclass(frozen=True)
 class Names:
-    """Where a layout keeps what the config is read from; {i} is the level from the picture inwards."""
+    """Where a layout keeps what the config is read from; {i} is the level from the image inwards."""
 
     encoder_block: str
     encoder_attention: str

@@ -106,7 +106,7 @@ def _differing(given: Mapping, inferred: Mapping) -> list[str]:
 
 
 def _attention_levels(dd: Mapping) -> list[int] | None:
-    """Levels, from the picture inwards, whose side is among attn_resolutions."""
+    """Levels, from the image inwards, whose side is among attn_resolutions."""
     if not {"resolution", "attn_resolutions", "ch_mult"} <= set(dd):
         return None
     return [

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from latent_codec.components.weight_files import MAX_CONFIG_BYTES, config_in
 from latent_codec.conversion.checkpoints import Checkpoint
 from latent_codec.conversion.renaming import ConversionError, Format, Network, Scale
-from latent_codec.weight_files import MAX_CONFIG_BYTES, config_in
 
 _SAME_LAYOUT = {
     "AutoencoderVQ": ("VQModel",),

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from latent_codec.components.weight_files import FORMER_WEIGHTS, WEIGHTS, config_metadata, save_component
 from latent_codec.conversion.checkpoints import open_checkpoint, save_checkpoint
 from latent_codec.conversion.foreign import (
     Foreign,
@@ -19,7 +20,6 @@ from latent_codec.conversion.foreign import (
 from latent_codec.conversion.renaming import ConversionError, Network
 from latent_codec.files import replacing
 from latent_codec.torch_settings import plain_state_dict
-from latent_codec.weight_files import FORMER_WEIGHTS, WEIGHTS, config_metadata, save_component
 
 Dtypes = Mapping[str, torch.dtype] | torch.dtype | None
 

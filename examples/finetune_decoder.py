@@ -1,4 +1,4 @@
-"""Fine-tune the decoder of a pipeline's VAE on pictures of your own, and save the pipeline with it.
+"""Fine-tune the decoder of a pipeline's VAE on images of your own, and save the pipeline with it.
 
     python examples/finetune_decoder.py PIPELINE photos/ --out sharper --set run.steps=2000
 
@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("pipeline")
-    parser.add_argument("pictures")
+    parser.add_argument("images")
     parser.add_argument("--out", type=Path, default=Path("sharper"))
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     args = parser.parse_args(argv)
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         "--codec",
         args.pipeline,
         "--data",
-        args.pictures,
+        args.images,
         "--out",
         str(run),
     ]

@@ -38,14 +38,14 @@ def main(argv: list[str] | None = None) -> None:
     sinks = [
         PngFolder(args.out / "steps"),
         AnimatedWebP(args.out / "run.webp"),
-        lambda picture, step: print(f"step {step} shows {picture.info['shows']}"),
+        lambda image, step: print(f"step {step} shows {image.info['shows']}"),
     ]
     with LatentPreviewCallback(pipe, previewer, sinks) as preview:
         generator = torch.Generator().manual_seed(0)
         output = pipe(
             args.prompt, num_inference_steps=args.steps, generator=generator, callback_on_step_end=preview
         )
-    output.images[0].save(args.out / "picture.png")
+    output.images[0].save(args.out / "image.png")
 
 
 if __name__ == "__main__":

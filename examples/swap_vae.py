@@ -1,4 +1,4 @@
-"""Draw one picture twice: with a pipeline's own VAE, and with a codec in its place.
+"""Draw one image twice: with a pipeline's own VAE, and with a codec in its place.
 
     python examples/swap_vae.py PIPELINE "a lighthouse at dusk" --codec runs/sharper --out side-by-side.png
 
@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from latent_codec import LatentCodec
-from latent_codec.pictures import hstack_pictures, write_picture
+from latent_codec.images.tensors import hstack_images, write_image
 
 
 def draw(pipe: DiffusionPipeline, prompt: str, steps: int):
@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     codec = LatentCodec.from_pretrained(args.codec)
     own = DiffusionPipeline.from_pretrained(args.pipeline)
     swapped = DiffusionPipeline.from_pretrained(args.pipeline, vae=codec.autoencoder)
-    pictures = [draw(pipe, args.prompt, args.steps) for pipe in (own, swapped)]
-    write_picture(hstack_pictures(pictures), args.out)
+    images = [draw(pipe, args.prompt, args.steps) for pipe in (own, swapped)]
+    write_image(hstack_images(images), args.out)
     if LatentCodec(own.vae).space_fingerprint != codec.space_fingerprint:
         print(
             "The encoders or scales differ: the codec shows other latents than the denoiser learnt to draw."

@@ -21,8 +21,8 @@ _EXPORTS = {
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
     "LatentCodec": "latent_codec.codec",
-    "LatentSpace": "latent_codec.latent_space",
-    "PictureClassifier": "latent_codec.models.classifier",
+    "LatentSpace": "latent_codec.families.latent_space",
+    "ImageClassifier": "latent_codec.models.classifier",
     "PixelCNN": "latent_codec.models.pixelcnn",
     "PixelSNAIL": "latent_codec.models.pixelsnail",
 }

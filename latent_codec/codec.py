@@ -1,4 +1,4 @@
-"""LatentCodec: pictures <-> latents through any diffusers autoencoder of pictures."""
+"""LatentCodec: images <-> latents through any diffusers autoencoder of images."""
 
 import os
 import shutil
@@ -13,40 +13,40 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
-from latent_codec.codec_facts import digest, fingerprint, is_of_decoder
-from latent_codec.codec_folders import (
+from latent_codec.components.codec_facts import digest, fingerprint, is_of_decoder
+from latent_codec.components.codec_folders import (
     find_weights,
     is_foreign_file,
     load_autoencoder,
     load_foreign,
     short_name,
 )
+from latent_codec.components.weight_files import FORMER_WEIGHTS, check_folder_to_save, save_component
+from latent_codec.families.latent_space import LatentSpace, is_movq, side_multiple, supported_class
 from latent_codec.files import read_folder, replacing
-from latent_codec.latent_space import LatentSpace, is_movq, side_multiple, supported_class
+from latent_codec.images.tensors import pad_to_multiple, to_image, to_pil
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.own_weights import check_finite
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.models.tiling import decode_tiled, encode_tiled, has_exact_tiles
-from latent_codec.pictures import pad_to_multiple, to_image, to_pil
 from latent_codec.tensors import check_dense, check_floating
 from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict, uncompiled
-from latent_codec.weight_files import FORMER_WEIGHTS, check_folder_to_save, save_component
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-Picture = str | os.PathLike | Image.Image | np.ndarray | Tensor
+ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 
 class NonFiniteError(ValueError):
-    """Latents or pictures came out as NaN or infinity."""
+    """Latents or images came out as NaN or infinity."""
 
 
 class LatentCodec:
-    """Pictures to latents and back, through a diffusers autoencoder.
+    """Images to latents and back, through a diffusers autoencoder.
 
-        pictures -> image [-1, 1] -> pad to f -> autoencoder.encode -> raw_latents -> space -> latents
-        pictures <- image [-1, 1] <- crop to size <- autoencoder.decode <- raw_latents <- space <-
+        images -> image [-1, 1] -> pad to f -> autoencoder.encode -> raw_latents -> space -> latents
+        images <- image [-1, 1] <- crop to size <- autoencoder.decode <- raw_latents <- space <-
 
     `autoencoder` is the component itself, as a pipeline takes it: `StableDiffusionPipeline(vae=codec.autoencoder)`.
     The codec never computes gradients, and computes in its own dtype: autocast, a default dtype and a default device
@@ -176,7 +176,7 @@ class LatentCodec:
 
     @property
     def channels(self) -> int:
-        """Channels of the pictures: 1, 3 or 4."""
+        """Channels of the images: 1, 3 or 4."""
         return self.autoencoder.config.in_channels
 
     @property
@@ -233,19 +233,19 @@ class LatentCodec:
     @ignoring_caller_settings()
     def encode(
         self,
-        images: Picture | Sequence[Picture],
+        images: ImageLike | Sequence[ImageLike],
         *,
         sample: bool = False,
         generator: torch.Generator | None = None,
         tile: int | None = None,
     ) -> Tensor | list[Tensor]:
-        """Pictures -> latents, scaled and shifted, ready for a denoiser.
+        """Images -> latents, scaled and shifted, ready for a denoiser.
 
         Args:
-            images: one picture or a list: a path, PIL image, array (H, W, C) of uint8 or of floats in [0, 1],
+            images: one image or a list: a path, PIL image, array (H, W, C) of uint8 or of floats in [0, 1],
                 tensor (C, H, W) in [-1, 1]; or a batch, as array (N, H, W, C) or tensor (N, C, H, W).
                 Sides that are no multiple of the factor f are padded with their last row and column.
-                Grey, colour and alpha are brought to the codec's channels as `pictures.to_image` does it.
+                Grey, colour and alpha are brought to the codec's channels as `images.to_image` does it.
             sample: draw from the posterior, with `generator`; otherwise its mean.
             tile: side of the tiles to work in, in pixels, where memory is short. An AutoencoderKL, AutoencoderVQ or
                 VQModel then gives what it gives untiled, up to rounding, for any tile; what the tiles do not hold
@@ -253,7 +253,7 @@ class LatentCodec:
                 classes are blended by diffusers from overlapping tiles, which shifts tones, or refused.
 
         Returns:
-            Latents (B, C, ceil(H / f), ceil(W / f)) in the codec's dtype; where the pictures differ in size, a
+            Latents (B, C, ceil(H / f), ceil(W / f)) in the codec's dtype; where the images differ in size, a
             list of such tensors with B = 1. A VQModel's latents are unquantised: `decode` quantises. A
             HierarchicalVQ's are its levels' codewords, side by side on the bottom grid.
 
@@ -271,18 +271,18 @@ class LatentCodec:
         return latents[0] if len(latents) == 1 else latents
 
     @ignoring_caller_settings()
-    def posterior(self, images: Picture | Sequence[Picture]) -> DiagonalGaussianDistribution | None:
-        """Pictures of one size, padded as `encode` does -> the Gaussian over their raw latents.
+    def posterior(self, images: ImageLike | Sequence[ImageLike]) -> DiagonalGaussianDistribution | None:
+        """Images of one size, padded as `encode` does -> the Gaussian over their raw latents.
 
         Its `mean` and `var` are (B, C, ceil(H / f), ceil(W / f)), neither scaled nor shifted, and not checked
         for overflow. None where the class of autoencoder has no posterior.
 
         Raises:
-            ValueError: for pictures of different sizes, or input that is no picture.
+            ValueError: for images of different sizes, or input that is no image.
         """
         batches = self._image_batches(images)
         if len(batches) > 1:
-            raise ValueError("the pictures differ in size; ask for their posteriors one by one")
+            raise ValueError("the images differ in size; ask for their posteriors one by one")
         return getattr(self._encoder_output(batches[0], tile=None), "latent_dist", None)
 
     @ignoring_caller_settings()
@@ -294,41 +294,41 @@ class LatentCodec:
         output_type: str = "pil",
         tile: int | None = None,
     ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
-        """Latents -> pictures.
+        """Latents -> images.
 
         Args:
             latents: (B, C, h, w), or a list of such tensors, as `encode` gave them.
-            size: (height, width) to crop to, or a list with one for each picture; None keeps the padding.
+            size: (height, width) to crop to, or a list with one for each image; None keeps the padding.
             output_type: "pil", a list of PIL images; "pt", float32 (B, C, H, W) in [-1, 1] on the codec's device;
-                "np", float32 (B, H, W, C) in [0, 1]. For "pt" and "np" a list where pictures differ in size.
+                "np", float32 (B, H, W, C) in [0, 1]. For "pt" and "np" a list where images differ in size.
             tile: as for `encode`.
 
         Raises:
-            ValueError: for other shapes, sizes or tiles, non-finite latents, or pictures that overflow the dtype.
+            ValueError: for other shapes, sizes or tiles, non-finite latents, or images that overflow the dtype.
             OSError: as for `encode`.
         """
         batches = [latents] if isinstance(latents, Tensor) else list(latents)
         for batch in batches:
             self._check_latents(batch)
-        pictures = [
-            picture for batch in batches for picture in self._decode_raw(self.space.denormalize, batch, tile)
+        images = [
+            image for batch in batches for image in self._decode_raw(self.space.denormalize, batch, tile)
         ]
-        return as_output(self._crop(pictures, size), output_type)
+        return as_output(self._crop(images, size), output_type)
 
     @ignoring_caller_settings()
-    def encode_indices(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
-        """Pictures of one size -> codebook indices: a list of int64 grids (B, h, w), top level first.
+    def encode_indices(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
+        """Images of one size -> codebook indices: a list of int64 grids (B, h, w), top level first.
 
         There is one grid for each level of a HierarchicalVQ, and one for every other discrete codec.
 
         Raises:
-            ValueError: if the codec has no codebook, or for pictures of different sizes.
+            ValueError: if the codec has no codebook, or for images of different sizes.
         """
         self._check_discrete()
         batches = self._image_batches(images)
         if len(batches) > 1:
             raise ValueError(
-                "the pictures differ in size, and one grid cannot hold them; encode them one by one"
+                "the images differ in size, and one grid cannot hold them; encode them one by one"
             )
         if self._is_hierarchical:
             with self._precision() as dtype:
@@ -345,7 +345,7 @@ class LatentCodec:
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         output_type: str = "pil",
     ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
-        """Codebook indices, a list of int64 grids (B, h, w), top level first -> pictures, as `decode` gives them.
+        """Codebook indices, a list of int64 grids (B, h, w), top level first -> images, as `decode` gives them.
 
         Of a HierarchicalVQ's grids the lower ones may be left out: their mean codeword stands in.
 
@@ -357,28 +357,28 @@ class LatentCodec:
             check_dense(grid, "indices")
         if self._is_hierarchical:  # which looks at the grids itself
             with self._precision():
-                pictures = self.autoencoder.decode_indices([grid.to(self.device) for grid in grids])
-            self._check_finite(pictures, "pictures")
-            pictures = pictures.float().clamp(-1, 1)
+                images = self.autoencoder.decode_indices([grid.to(self.device) for grid in grids])
+            self._check_finite(images, "images")
+            images = images.float().clamp(-1, 1)
         else:
-            pictures = self._decode_raw(self._codewords, self._single_grid(grids), tile=None)
-        return as_output(self._crop(list(pictures), size), output_type)
+            images = self._decode_raw(self._codewords, self._single_grid(grids), tile=None)
+        return as_output(self._crop(list(images), size), output_type)
 
-    def _image_batches(self, images: Picture | Sequence[Picture]) -> list[Tensor]:
-        """Pictures of any kind -> padded batches (N, C, H, W): one where all sizes agree, else one for each."""
+    def _image_batches(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
+        """Images of any kind -> padded batches (N, C, H, W): one where all sizes agree, else one for each."""
         device = self.device  # asked once: diffusers walks through all modules for it
         singles = [image.to(device) for each in _listed(images) for image in self._to_images(each)]
         if not singles:
-            raise ValueError("no picture came; give at least one")
+            raise ValueError("no image came; give at least one")
         sizes = {image.shape[-2:] for image in singles}
         batches = [torch.stack(singles)] if len(sizes) == 1 else [image[None] for image in singles]
         return [pad_to_multiple(batch, side_multiple(self.autoencoder)) for batch in batches]
 
-    def _to_images(self, picture: Picture) -> list[Tensor]:
-        """One picture, or a batch as array or tensor -> images (C, H, W)."""
-        if isinstance(picture, (Tensor, np.ndarray)) and picture.ndim == 4:
-            return [to_image(each, channels=self.channels) for each in picture]
-        return [to_image(picture, channels=self.channels)]
+    def _to_images(self, image: ImageLike) -> list[Tensor]:
+        """One image, or a batch as array or tensor -> images (C, H, W)."""
+        if isinstance(image, (Tensor, np.ndarray)) and image.ndim == 4:
+            return [to_image(each, channels=self.channels) for each in image]
+        return [to_image(image, channels=self.channels)]
 
     def _check_latents(self, latents: Tensor) -> None:
         check_floating(latents, "latents")
@@ -444,7 +444,7 @@ class LatentCodec:
                 images = self.autoencoder.decode(raw_latents, force_not_quantize=True).sample
             else:
                 images = self._decode_grid(self._assign(raw_latents) if codes.is_floating_point() else codes)
-        self._check_finite(images, "pictures")
+        self._check_finite(images, "images")
         return images.float().clamp(-1, 1)
 
     def _decode_grid(self, indices: Tensor) -> Tensor:
@@ -485,7 +485,7 @@ class LatentCodec:
             yield
             return
         if not isinstance(tile, Integral) or isinstance(tile, bool) or tile < 1:
-            raise ValueError(f"tile is {tile!r}; it is a whole number of pixels, at least 1, or None")
+            raise ValueError(f"tile is {tile!r}; it is an integer of pixels, at least 1, or None")
         if has_exact_tiles(self.autoencoder):
             yield
             return
@@ -522,22 +522,22 @@ class LatentCodec:
             f"{self.name} gave non-finite {what}: its weights are damaged, or scale is far off"
         )
 
-    def _crop(self, pictures: list[Tensor], size) -> list[Tensor]:
+    def _crop(self, images: list[Tensor], size) -> list[Tensor]:
         if size is None:
-            return pictures
-        sizes = [size] * len(pictures) if isinstance(size[0], Integral) else list(size)
-        if len(sizes) != len(pictures):
-            raise ValueError(f"{len(sizes)} sizes came for {len(pictures)} pictures")
+            return images
+        sizes = [size] * len(images) if isinstance(size[0], Integral) else list(size)
+        if len(sizes) != len(images):
+            raise ValueError(f"{len(sizes)} sizes came for {len(images)} images")
         factor = side_multiple(self.autoencoder)
-        for picture, (height, width) in zip(pictures, sizes):
-            full_height, full_width = picture.shape[-2:]
+        for image, (height, width) in zip(images, sizes):
+            full_height, full_width = image.shape[-2:]
             if -(-height // factor) * factor != full_height or -(-width // factor) * factor != full_width:
                 raise ValueError(
                     f"size (height, width) = ({height}, {width}) does not belong to these latents, which decode to "
                     f"{full_height}x{full_width}; height may be {full_height - factor + 1} to {full_height}, "
                     f"width {full_width - factor + 1} to {full_width}"
                 )
-        return [picture[:, :height, :width] for picture, (height, width) in zip(pictures, sizes)]
+        return [image[:, :height, :width] for image, (height, width) in zip(images, sizes)]
 
 
 def decodes_codewords(codec: LatentCodec) -> bool:
@@ -553,14 +553,14 @@ def to_precision(autoencoder: torch.nn.Module, dtype: torch.dtype) -> torch.nn.M
     return autoencoder
 
 
-def _listed(images: Picture | Sequence[Picture]) -> list[Picture]:
+def _listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     if isinstance(images, list | tuple):
         return list(images)
     return [images]
 
 
 def as_output(
-    pictures: list[Tensor], output_type: str
+    images: list[Tensor], output_type: str
 ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
     """Images (C, H, W) in [-1, 1] as `LatentCodec.decode` gives them.
 
@@ -568,13 +568,13 @@ def as_output(
         ValueError: for another `output_type`.
     """
     if output_type == "pil":
-        return [to_pil(picture) for picture in pictures]
+        return [to_pil(image) for image in images]
     if output_type not in ("pt", "np"):
         raise ValueError(f'output_type is {output_type!r}; allowed are "pil", "pt" and "np"')
-    alike = len({picture.shape for picture in pictures}) == 1
+    alike = len({image.shape for image in images}) == 1
     if output_type == "pt":
-        return torch.stack(pictures) if alike else pictures
-    arrays = [(picture.permute(1, 2, 0).cpu().numpy() + 1) / 2 for picture in pictures]
+        return torch.stack(images) if alike else images
+    arrays = [(image.permute(1, 2, 0).cpu().numpy() + 1) / 2 for image in images]
     return np.stack(arrays) if alike else arrays
 
 

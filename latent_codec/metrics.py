@@ -1,7 +1,7 @@
-"""How like its original a picture is, and how like a set of pictures another set is.
+"""How like its original an image is, and how like a set of images another set is.
 
-Pictures are NCHW floats in [-1, 1]; every picture metric gives one float32 number
-per picture, shaped (N,). Nothing here is ever fetched from a network: a metric whose
+Images are NCHW floats in [-1, 1]; every image metric gives one float32 number
+per image, shaped (N,). Nothing here is ever fetched from a network: a metric whose
 weights are absent says so (`lpips_available`).
 """
 
@@ -47,7 +47,7 @@ def ssim(images: Tensor, references: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     _check_pair(images, references, min_side=6, metric="SSIM")
-    # The luminance term is not shift-invariant: the paper's constants are for pictures from 0 up.
+    # The luminance term is not shift-invariant: the paper's constants are for images from 0 up.
     return structural_similarity_index_measure(
         images.float() / 2 + 0.5, references.float() / 2 + 0.5, data_range=1.0, reduction="none"
     ).view(-1)
@@ -97,7 +97,7 @@ def piq_available() -> bool:
 
 
 def lpips_distance(images: Tensor, references: Tensor, *, net: str = "squeeze") -> Tensor:
-    """LPIPS between pictures, without gradients; see `load_lpips` for the differentiable module."""
+    """LPIPS between images, without gradients; see `load_lpips` for the differentiable module."""
     with torch.no_grad():
         return _lpips_on(net, images.device)(images.float(), references.float())
 
@@ -131,7 +131,7 @@ class PerceptualDistance(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor, references: Tensor) -> Tensor:
-        """Distance per picture, (N,), 0 for equal ones.
+        """Distance per image, (N,), 0 for equal ones.
 
         Args:
             images, references: (N, C, H, W) in [-1, 1]. One channel counts as grey;
@@ -181,13 +181,13 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     """Squared Frechet distance between Gaussians fitted to two sets of features (equation 6 of arXiv:1706.08500).
 
     Args:
-        features_a, features_b: (number of pictures, number of features); at least two rows each.
+        features_a, features_b: (number of images, number of features); at least two rows each.
     """
     for features in (features_a, features_b):
         if features.ndim != 2 or len(features) < 2:
             raise ValueError(
-                f"features are shaped {tuple(features.shape)}; a Frechet distance needs (pictures, features) "
-                "with two pictures or more"
+                f"features are shaped {tuple(features.shape)}; a Frechet distance needs (images, features) "
+                "with two images or more"
             )
     return frechet_distance_of_gaussians(
         features_a.double().mean(0),
@@ -218,12 +218,12 @@ def as_rgb(images: Tensor) -> Tensor:
     if channels == 1:
         return images.expand(-1, 3, -1, -1)
     if channels not in (3, 4):
-        raise ValueError(f"pictures of {channels} channels cannot be seen as colour; 1, 3 or 4 can")
+        raise ValueError(f"images of {channels} channels cannot be seen as colour; 1, 3 or 4 can")
     return images[:, :3]
 
 
 def round_to_8_bits(images: Tensor) -> Tensor:
-    """The pictures as a file of 8 bits per channel would hold them: clamped to [-1, 1], in steps of 2/255."""
+    """The images as a file of 8 bits per channel would hold them: clamped to [-1, 1], in steps of 2/255."""
     return (images.float().clamp(-1, 1) * 127.5 + 127.5).round() / 127.5 - 1
 
 
@@ -254,11 +254,9 @@ def _check_pair(
 ) -> None:
     if images.ndim != 4 or images.shape != references.shape:
         raise ValueError(
-            f"pictures of shapes {tuple(images.shape)} and {tuple(references.shape)} cannot be compared; "
+            f"images of shapes {tuple(images.shape)} and {tuple(references.shape)} cannot be compared; "
             "both must be (N, C, H, W) and equal"
         )
     if min(images.shape[2:]) < min_side:
         height, width = images.shape[2:]
-        raise ValueError(
-            f"{metric} needs sides of at least {min_side} px; these pictures are {width}x{height}"
-        )
+        raise ValueError(f"{metric} needs sides of at least {min_side} px; these images are {width}x{height}")

@@ -1,4 +1,4 @@
-"""The picture a denoiser has in mind: x_0, predicted from what a scheduler's step is given.
+"""The image a denoiser has in mind: x_0, predicted from what a scheduler's step is given.
 
 A pipeline's callback sees latents that still hold noise, x_t, and not the denoiser's answer. `SchedulerObserver`
 looks at both where they meet, in `scheduler.step`, and `ObservedStep` turns them into x_0.
@@ -34,7 +34,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# How a sample is made of picture and noise, by what the scheduler keeps of it.
+# How a sample is made of image and noise, by what the scheduler keeps of it.
 BY_TIMESTEP = (DDIMScheduler, DDPMScheduler, LCMScheduler, PNDMScheduler, TCDScheduler)
 """x_t = sqrt(alphas_cumprod[t]) x_0 + sqrt(1 - alphas_cumprod[t]) epsilon: DDPM, arXiv:2006.11239, equation 4."""
 EXPLODING = (
@@ -51,7 +51,7 @@ PRESERVING = (
     DPMSolverSinglestepScheduler,
     UniPCMultistepScheduler,
 )
-"""As BY_TIMESTEP, with sigma the ratio of noise to picture; or as FLOW, where `use_flow_sigmas` says so."""
+"""As BY_TIMESTEP, with sigma the ratio of noise to image; or as FLOW, where `use_flow_sigmas` says so."""
 PRECONDITIONED = (EDMEulerScheduler,)
 """x_0 = c_skip x + c_out F(c_in x): EDM, arXiv:2206.00364, equation 7."""
 FLOW = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
@@ -62,7 +62,7 @@ OBSERVABLE = BY_TIMESTEP + EXPLODING + PRESERVING + PRECONDITIONED + FLOW
 
 def is_observable(scheduler: SchedulerMixin) -> bool:
     """Whether x_0 is known at every step of this scheduler."""
-    # Inverted sigmas count the share of the picture, for denoisers whose answers mean something else.
+    # Inverted sigmas count the share of the image, for denoisers whose answers mean something else.
     is_inverted = scheduler.config.get("invert_sigmas", False)
     return isinstance(scheduler, OBSERVABLE) and hasattr(scheduler.step, "__func__") and not is_inverted
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from latent_codec.codec_folders import ASSETS
-from latent_codec.codec_folders import SHIPPED_PIPELINES as SHIPPED
+from latent_codec.components.codec_folders import ASSETS
+from latent_codec.components.codec_folders import SHIPPED_PIPELINES as SHIPPED
+from latent_codec.components.weight_files import read_config_file
 from latent_codec.pipelines.hierarchical_prior_pipeline import HierarchicalPriorPipeline
 from latent_codec.pipelines.loading import INDEX
 from latent_codec.pipelines.prior_pipeline import PriorPipeline
-from latent_codec.weight_files import read_config_file
 
 CLASSES = {each.__name__: each for each in (PriorPipeline, HierarchicalPriorPipeline)}
 PRIORS = ("prior", "top_prior", "middle_prior", "bottom_prior")

@@ -1,4 +1,4 @@
-"""HierarchicalPriorPipeline: pictures from the priors of a HierarchicalVQ's levels."""
+"""HierarchicalPriorPipeline: images from the priors of a HierarchicalVQ's levels."""
 
 from typing import ClassVar
 
@@ -19,11 +19,11 @@ from latent_codec.torch_settings import uncompiled
 
 
 class HierarchicalPriorPipeline(SamplingPipeline):
-    """Sample pictures level by level, each level given those above it (VQ-VAE-2, arXiv:1906.00446, section 3.2).
+    """Sample images level by level, each level given those above it (VQ-VAE-2, arXiv:1906.00446, section 3.2).
 
         labels, seeds --top_prior--> codes 0 --condition--> middle_prior --> codes 1 --condition--> bottom_prior --> codes 2
                                         |                                       |                                       |
-        likeliest <--classifier-- pictures <------------------------------- vae.decode_indices <------------------------+
+        likeliest <--classifier-- images <------------------------------- vae.decode_indices <------------------------+
 
     A condition is the codes of the level above (a prior with `condition_codebook_size`), or the codewords of all levels
     above as HierarchicalVQ.concatenate brings them to its grid (`condition_channels`).
@@ -137,7 +137,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
         return_dict: bool = True,
         callback: Callback = None,
     ) -> PriorPipelineOutput | tuple:
-        """Sample pictures, with PriorPipeline's arguments but for `known`.
+        """Sample images, with PriorPipeline's arguments but for `known`.
 
         Args:
             height, width: in pixels, multiples of those of a top position; by default what `top_prior` was trained on.
@@ -148,7 +148,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
             ValueError: for labels, sizes and numbers out of range.
         """
         labels = self._labels(class_labels)
-        height, width = self._picture_size(height, width)
+        height, width = self._image_size(height, width)
         return self._generate(
             labels,
             num_images,

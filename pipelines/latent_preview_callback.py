@@ -15,7 +15,7 @@ from diffusers.callbacks import PipelineCallback
 from PIL.Image import Image
 from torch import Tensor
 
-from latent_codec.pictures import picture_grid
+from latent_codec.images.tensors import image_grid
 from latent_codec.pipelines.denoised import ObservedStep, SchedulerObserver, is_observable
 from latent_codec.pipelines.preview_worker import PreviewWorker
 
@@ -55,7 +55,7 @@ class LatentPreviewCallback(PipelineCallback):
 
     A pipeline hands its callbacks x_t, which looks like noise for most of a run, and not the denoiser's answer; so
     `pipe.scheduler` is observed (`SchedulerObserver`) for as long as this object lives, or until `close`, also while it
-    serves several runs. Where x_0 cannot be had, x_t is shown and called so, once in the log and in each picture's
+    serves several runs. Where x_0 cannot be had, x_t is shown and called so, once in the log and in each image's
     `info["shows"]`: of schedulers other than `denoised.OBSERVABLE`, and after the first step with a scheduler that the
     pipeline got later. What steps read is copied, so that a run's results are the same to the bit. Its own work per
     step is those copies; x_0, the previewer and the sinks have a thread of their own, on a GPU with a stream of
@@ -64,7 +64,7 @@ class LatentPreviewCallback(PipelineCallback):
         with LatentPreviewCallback(pipe, previewer, AnimatedWebP("run.webp")) as preview:
             pipe(prompt, callback_on_step_end=preview)
 
-    leaves the block once all is shown and written, also after an error. Without `with`, the last pictures come shortly
+    leaves the block once all is shown and written, also after an error. Without `with`, the last images come shortly
     after the pipeline returns; `wait` waits for them.
 
     Args:
@@ -72,11 +72,11 @@ class LatentPreviewCallback(PipelineCallback):
         previewer: latents (B, C, h, w), scaled, as denoisers know them -> images (B, 1, 3 or 4, H, W) in [-1, 1]:
             a LatentPreviewer, or `lambda latents: codec.decode(latents, output_type="pt")`. It runs beside the pipeline,
             so its modules should be its own: of a codec opened once more, not `pipe.vae`.
-        sink: a function of a PIL picture (of a whole batch, as a grid) and the step, from 0; or several. PngFolder
+        sink: a function of a PIL image (of a whole batch, as a grid) and the step, from 0; or several. PngFolder
             and AnimatedWebP in `preview_sinks` write files.
         every_steps: shows each so-many-th step; the last is always shown, also that of a run that `pipe._interrupt` ends.
-        every_milliseconds: at least so long from one picture to the next.
-        height, width: of the run's pictures in pixels, for pipelines that pack latents (FLUX); None: squares.
+        every_milliseconds: at least so long from one image to the next.
+        height, width: of the run's images in pixels, for pipelines that pack latents (FLUX); None: squares.
 
     Raises:
         ValueError: for intervals below 1 step or 0 ms, one of height and width, a pipe without scheduler, or sinks that
@@ -101,7 +101,7 @@ class LatentPreviewCallback(PipelineCallback):
         if not callable(previewer) or not sinks or not all(map(callable, sinks)):
             raise ValueError(
                 f"previewer is a {type(previewer).__name__} and sink {sink!r}; give functions: latents -> images, and "
-                "(picture, step) -> anything, or a list of those."
+                "(image, step) -> anything, or a list of those."
             )
         if every_steps < 1 or every_milliseconds < 0:
             raise ValueError(
@@ -133,7 +133,7 @@ class LatentPreviewCallback(PipelineCallback):
         self.close()
 
     def wait(self) -> None:
-        """Return once all pictures so far are shown, and written where their run is over."""
+        """Return once all images so far are shown, and written where their run is over."""
         self._worker.wait()
 
     def close(self) -> None:
@@ -215,13 +215,13 @@ class LatentPreviewCallback(PipelineCallback):
 
     def _show(self, frame: Frame) -> None:
         try:
-            picture = self._picture(frame)
+            image = self._image(frame)
         except BaseException as error:
             self._log_once("A preview failed", error)
             return
         for sink in self.sinks:
             try:
-                sink(picture.copy(), frame.step)  # which it may scale or draw on
+                sink(image.copy(), frame.step)  # which it may scale or draw on
             except BaseException as error:
                 self._log_once(f"{sink!r} failed", error)
 
@@ -233,13 +233,13 @@ class LatentPreviewCallback(PipelineCallback):
                 self._log_once(f"{sink!r} failed at the end", error)
 
     @torch.no_grad()
-    def _picture(self, frame: Frame) -> Image:
+    def _image(self, frame: Frame) -> Image:
         with self._own_stream(frame):
             timestep = float(frame.timestep)
             images = list(self.previewer(frame.latents()).cpu())
-        picture = picture_grid(images, columns=math.ceil(len(images) ** 0.5), gap=0)
-        picture.info.update(step=frame.step, timestep=timestep, shows=frame.shows)
-        return picture
+        image = image_grid(images, columns=math.ceil(len(images) ** 0.5), gap=0)
+        image.info.update(step=frame.step, timestep=timestep, shows=frame.shows)
+        return image
 
     def _own_stream(self, frame: Frame):
         """On a GPU, a stream that waits for the copies and for nothing else."""
@@ -266,7 +266,7 @@ def unpack_latents(packed: Tensor, grid: tuple[int, int] | None) -> Tensor:
     if rows * columns != num_places:
         raise ValueError(
             f"{num_places} packed latents came for {rows} rows of {columns}; give LatentPreviewCallback the height and "
-            "width of the pictures that the pipeline draws."
+            "width of the images that the pipeline draws."
         )
     latents = packed.view(batch, rows, columns, packed_channels // 4, 2, 2)
     return latents.permute(0, 3, 1, 4, 2, 5).reshape(batch, packed_channels // 4, 2 * rows, 2 * columns)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from latent_codec.codec_folders import load_autoencoder
-from latent_codec.components import find_weights_in, open_component, read_config_file
-from latent_codec.models.classifier import PictureClassifier
+from latent_codec.components.codec_folders import load_autoencoder
+from latent_codec.components.loading import find_weights_in, open_component, read_config_file
+from latent_codec.components.prior_folders import load_prior
+from latent_codec.models.classifier import ImageClassifier
 from latent_codec.models.own_weights import check_finite, own_weights
-from latent_codec.prior_folders import load_prior
 
 INDEX = "model_index.json"
 
@@ -67,7 +67,7 @@ def _load_component(folder: Path, name: str, entry: object) -> nn.Module | None:
             if name == "vae":
                 component = load_autoencoder(find_weights_in(folder / name))
             elif name == "classifier":
-                component = open_component(folder / name, name, [PictureClassifier])
+                component = open_component(folder / name, name, [ImageClassifier])
             else:
                 component = load_prior(folder / name)
             if type(component).__name__ != class_name:

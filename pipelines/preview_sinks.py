@@ -1,7 +1,7 @@
-"""Where previews go: any function of a PIL picture and the number of its step, and the two files here.
+"""Where previews go: any function of a PIL image and the number of its step, and the two files here.
 
-A picture's `info` tells its `step`, its `timestep` and what it `shows`, "x_0" or "x_t". A sink may have a method
-`finish()`, which is called when a run has shown its last picture. Both are called on the thread that makes the
+An image's `info` tells its `step`, its `timestep` and what it `shows`, "x_0" or "x_t". A sink may have a method
+`finish()`, which is called when a run has shown its last image. Both are called on the thread that makes the
 previews, one after the other.
 """
 
@@ -24,12 +24,12 @@ class PngFolder:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
-    def __call__(self, picture: Image, step: int) -> None:
+    def __call__(self, image: Image, step: int) -> None:
         text = PngInfo()
-        for key, value in picture.info.items():
+        for key, value in image.info.items():
             text.add_text(str(key), str(value))
         with replacing(self.folder / f"step_{step:04d}.png") as path:
-            picture.save(path, pnginfo=text)
+            image.save(path, pnginfo=text)
 
 
 class AnimatedWebP:
@@ -52,15 +52,15 @@ class AnimatedWebP:
             raise ValueError(f"path is {self.path}; an animated WebP needs a name that ends in .webp.")
         self.frame_milliseconds = frame_milliseconds
         self.last_milliseconds = last_milliseconds
-        self._pictures: list[Image] = []
+        self._images: list[Image] = []
 
-    def __call__(self, picture: Image, step: int) -> None:
-        self._pictures.append(picture)
+    def __call__(self, image: Image, step: int) -> None:
+        self._images.append(image)
 
     def finish(self) -> None:
-        if not self._pictures:
+        if not self._images:
             return
-        (first, *rest), self._pictures = self._pictures, []
+        (first, *rest), self._images = self._images, []
         durations = [self.frame_milliseconds] * len(rest) + [self.last_milliseconds]
         with replacing(self.path) as path:
             first.save(path, format="WEBP", save_all=True, append_images=rest, duration=durations, loop=0)

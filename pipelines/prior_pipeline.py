@@ -1,11 +1,11 @@
-"""PriorPipeline: pictures from a prior over pixels, or over what a codec makes of them."""
+"""PriorPipeline: images from a prior over pixels, or over what a codec makes of them."""
 
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from latent_codec.latent_space import side_multiple
+from latent_codec.families.latent_space import side_multiple
 from latent_codec.pipelines.sampling import (
     Callback,
     Generators,
@@ -18,17 +18,17 @@ from latent_codec.pipelines.sampling import (
 
 
 class PriorPipeline(SamplingPipeline):
-    """Sample pictures from a PixelCNN or a PixelSNAIL, with or without class labels.
+    """Sample images from a PixelCNN or a PixelSNAIL, with or without class labels.
 
-        labels, seeds --prior--> pixels --------------------------> pictures --classifier--> the likeliest, if asked
-                             +-> codes --vae.decode---------------> pictures
-                             +-> levels --dequantise, vae.decode--> pictures
+        labels, seeds --prior--> pixels --------------------------> images --classifier--> the likeliest, if asked
+                             +-> codes --vae.decode---------------> images
+                             +-> levels --dequantise, vae.decode--> images
 
     Args:
         prior: over pixels, codes or latents.
         vae: the autoencoder whose codes (AutoencoderVQ, diffusers' VQModel, a HierarchicalVQ of one level) or latents
             (AutoencoderKL) the prior learnt; None for pixels.
-        classifier: for `keep`: a PictureClassifier, or any model of images in [-1, 1] whose output is logits or has
+        classifier: for `keep`: an ImageClassifier, or any model of images in [-1, 1] whose output is logits or has
             `logits`, such as transformers' image classifiers. Put into eval mode.
         class_names: one for each class, in the order of labels.
 
@@ -93,7 +93,7 @@ class PriorPipeline(SamplingPipeline):
         if self._data == "latents":
             if codec.is_discrete:
                 raise ValueError(
-                    f"prior is a {kind} over latents and vae a {type(vae).__name__}, whose pictures are codes; {advice}"
+                    f"prior is a {kind} over latents and vae a {type(vae).__name__}, whose images are codes; {advice}"
                 )
             if codec.space.channels != prior.data_channels:
                 raise ValueError(
@@ -131,7 +131,7 @@ class PriorPipeline(SamplingPipeline):
         return_dict: bool = True,
         callback: Callback = None,
     ) -> PriorPipelineOutput | tuple:
-        """Sample pictures.
+        """Sample images.
 
         Args:
             class_labels: a label or class name, or several, for priors with classes.
@@ -169,11 +169,11 @@ class PriorPipeline(SamplingPipeline):
             rows, columns = completed[0].shape[-2:]
             height = rows * side if height is None else height
             width = columns * side if width is None else width
-        height, width = self._picture_size(height, width)
+        height, width = self._image_size(height, width)
         shape = (height // side, width // side)
         if completed is not None and shape != (rows, columns):
             raise ValueError(
-                f"known is {rows}x{columns} and a picture of {height}x{width} pixels has {shape[0]}x{shape[1]} positions; "
+                f"known is {rows}x{columns} and an image of {height}x{width} pixels has {shape[0]}x{shape[1]} positions; "
                 "leave height and width out."
             )
         return self._generate(

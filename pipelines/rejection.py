@@ -1,4 +1,4 @@
-"""Classifier-based rejection sampling: of many pictures of a label, the ones that look most like it.
+"""Classifier-based rejection sampling: of many images of a label, the ones that look most like it.
 
 VQ-VAE-2 (Razavi et al., arXiv:1906.00446, section 3.4) trades diversity for fidelity this way: a classifier ranks what
 was drawn by the probability of the label it was drawn for.

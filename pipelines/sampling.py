@@ -1,4 +1,4 @@
-"""What the pipelines over priors share: labels, chance, batches, rejection sampling and half-sampled pictures."""
+"""What the pipelines over priors share: labels, chance, batches, rejection sampling and half-sampled images."""
 
 import logging
 import os
@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from latent_codec.codec import LatentCodec, as_output, to_precision
-from latent_codec.components import CONFIG, download
-from latent_codec.latent_space import side_multiple
+from latent_codec.components.loading import CONFIG, download
+from latent_codec.components.weight_files import weight_patterns
+from latent_codec.families.latent_space import side_multiple
 from latent_codec.models.own_weights import check_finite
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
 from latent_codec.pipelines.loading import INDEX, load_components
 from latent_codec.pipelines.rejection import class_probabilities, likeliest, num_to_keep
 from latent_codec.torch_settings import ignoring_caller_settings
-from latent_codec.weight_files import weight_patterns
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class PriorPipelineOutput(ImagePipelineOutput):
 class SamplingPipeline(DiffusionPipeline):
     """Draw a grid of indices from each prior, top level first, and decode them.
 
-    A subclass has `vae`, `classifier`, `class_names` and its priors, and says how their grids become pictures.
+    A subclass has `vae`, `classifier`, `class_names` and its priors, and says how their grids become images.
     """
 
     @classmethod
@@ -158,13 +158,13 @@ class SamplingPipeline(DiffusionPipeline):
             if fingerprint not in (None, found):
                 logger.warning(
                     "%s learnt the indices of the codec with space %s, and vae has space %s: it decodes them to other "
-                    "pictures. Load the autoencoder that the prior was trained with.",
+                    "images. Load the autoencoder that the prior was trained with.",
                     name,
                     fingerprint,
                     found,
                 )
 
-    def _picture_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, those left out as the top prior was trained."""
         name, prior = self._top_prior
         side, codec = (
@@ -238,7 +238,7 @@ class SamplingPipeline(DiffusionPipeline):
 
         Args:
             labels: as `_labels` gives them.
-            height, width: of the pictures.
+            height, width: of the images.
             shapes: (height, width) of the grids, top first.
             known: indices and mask of the first prior's grids, one for each image drawn.
             options: temperature, top_k and top_p.
@@ -286,11 +286,11 @@ class SamplingPipeline(DiffusionPipeline):
                 kept, probabilities = likeliest(torch.cat(each).view(-1, num_images), num_kept)
                 grids, images = [grid[kept.to(grid.device)] for grid in grids], images[kept.to(images.device)]
                 drawn = [drawn[place] for place in kept.tolist()]
-            pictures = grids if output_type == "indices" else as_output(list(images), output_type)
+            images = grids if output_type == "indices" else as_output(list(images), output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
-            return pictures, grids, drawn, probabilities
-        return PriorPipelineOutput(pictures, grids, drawn, probabilities)
+            return images, grids, drawn, probabilities
+        return PriorPipelineOutput(images, grids, drawn, probabilities)
 
     def _sample(
         self,
@@ -332,7 +332,7 @@ class SamplingPipeline(DiffusionPipeline):
 
     @ignoring_caller_settings()
     def _check_classifier(self, labels: list[int] | None, height: int, width: int) -> None:
-        """Judge a blank picture, so that a classifier that does not fit says so before anything is drawn."""
+        """Judge a blank image, so that a classifier that does not fit says so before anything is drawn."""
         name, prior = self._top_prior
         if self.classifier is None:
             raise ValueError(
@@ -353,7 +353,7 @@ class SamplingPipeline(DiffusionPipeline):
 
     @ignoring_caller_settings()
     def partial_images(self, grids: Sequence[Tensor], done: Tensor) -> list[Image.Image]:
-        """Half-sampled grids, as a callback gets them -> pictures.
+        """Half-sampled grids, as a callback gets them -> images.
 
         What is not sampled yet shows the commonest index of the grid (`most_frequent` of the prior's config), and
         levels not begun their mean codeword (HierarchicalVQ.decode_indices).
@@ -415,7 +415,7 @@ def check_codes(name: str, prior: Prior, level: str, vae, codebook_size: int) ->
     kind, codec = type(prior).__name__, type(vae).__name__
     data = prior.config.get("data", "codes")
     if data != "codes":
-        raise ValueError(f"{name} is a {kind} over {data}, and vae a {codec}, whose pictures are codes.")
+        raise ValueError(f"{name} is a {kind} over {data}, and vae a {codec}, whose images are codes.")
     if prior.num_values != codebook_size:
         raise ValueError(
             f"{name} is a {kind} with codebook_size {prior.num_values}, and {level}, a {codec}, has a codebook of "

@@ -1,4 +1,4 @@
-"""Small compressed files of values that are computed by whole numbers, so that they are the same everywhere.
+"""Small compressed files of values that are computed by integers, so that they are the same everywhere.
 
 Run as a script it writes tests/golden, which is right only for a new version of the format.
 """
@@ -10,10 +10,10 @@ import numpy as np
 from latent_codec.bitstream.coding import encode_values
 from latent_codec.bitstream.container import Header, Level
 from latent_codec.bitstream.context_entropy import IndexContextEntropy, LatentContextEntropy
+from latent_codec.bitstream.integer_inference import IntegerLayer, IntegerNetwork
 from latent_codec.bitstream.static_entropy import StaticEntropy
 from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import Tables
-from latent_codec.bitstream.whole_numbers import WholeNumberLayer, WholeNumberNetwork
 
 GOLDEN = Path(__file__).parent / "golden"
 SPACE = "0123456789abcdef"
@@ -29,7 +29,7 @@ def numbers(count: int, seed: int) -> np.ndarray:
 
 
 def bell(count: int, seed: int) -> np.ndarray:
-    """Whole numbers around 0, the sum of four dice; one of 64 is far off."""
+    """Integers around 0, the sum of four dice; one of 64 is far off."""
     dice = sum(numbers(count, seed + number) % 5 - 2 for number in range(4))
     return np.where(numbers(count, seed + 9) % 64 == 0, dice * 1000, dice)
 
@@ -56,22 +56,22 @@ def index_model() -> StaticEntropy:
     return StaticEntropy(tables=tables, space_fingerprint=SPACE, codec_name="golden")
 
 
-def layer(inputs: int, outputs: int, seed: int, largest: int, shift: int) -> WholeNumberLayer:
+def layer(inputs: int, outputs: int, seed: int, largest: int, shift: int) -> IntegerLayer:
     """Weights, biases and shifts that differ from row to row."""
     weights = numbers(inputs * outputs, seed).reshape(outputs, inputs) % (2 * largest + 1) - largest
-    return WholeNumberLayer(
+    return IntegerLayer(
         weights=weights.astype(np.int8),
         biases=(numbers(outputs, seed + 1) % 2048 - 512).astype(np.int32),
         shifts=(numbers(outputs, seed + 2) % 3 + shift).astype(np.int8),
     )
 
 
-def network(inputs: int, hidden: int, outputs: int, seed: int) -> WholeNumberNetwork:
+def network(inputs: int, hidden: int, outputs: int, seed: int) -> IntegerNetwork:
     """Of two layers, or of three where there are outputs."""
     layers = [layer(inputs, hidden, seed, 40, 5), layer(hidden, hidden, seed + 10, 100, 5)]
     if outputs:
         layers.append(layer(hidden + inputs, outputs, seed + 20, 20, 4))
-    return WholeNumberNetwork(tuple(layers))
+    return IntegerNetwork(tuple(layers))
 
 
 def peak(mean: int, width: int) -> np.ndarray:

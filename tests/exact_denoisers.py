@@ -11,7 +11,7 @@ from torch import Tensor
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
 ALPHAS_CUMPROD = np.cumprod(1 - BETAS)
 LOG_RATIOS = np.log((1 - ALPHAS_CUMPROD) / ALPHAS_CUMPROD) / 2
-"""Of noise to picture; between two timesteps they are interpolated, as k-diffusion's samplers define it."""
+"""Of noise to image; between two timesteps they are interpolated, as k-diffusion's samplers define it."""
 
 Level = tuple[float, float]
 

@@ -1,4 +1,4 @@
-"""A second reader of compressed files, written from FORMAT.md alone: one whole number at a time, nothing but Python.
+"""A second reader of compressed files, written from FORMAT.md alone: one integer at a time, nothing but Python.
 
 It trusts the file in so far as it asserts what has to hold. Values are dictionaries by (channel, row, column).
 """

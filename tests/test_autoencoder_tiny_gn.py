@@ -33,7 +33,7 @@ def tiny(seed: int = 0, **config) -> AutoencoderTinyGN:
     return model.eval()
 
 
-def picture(height: int = 16, width: int = 24, batch: int = 2, channels: int = 3) -> torch.Tensor:
+def make_image(height: int = 16, width: int = 24, batch: int = 2, channels: int = 3) -> torch.Tensor:
     return torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -49,7 +49,7 @@ def taef2(shared) -> AutoencoderTinyGN:
 
 
 @torch.no_grad()
-def test_taef2_gives_the_latents_and_the_picture_of_the_original_code(shared):
+def test_taef2_gives_the_latents_and_the_image_of_the_original_code(shared):
     model = taef2(shared)
     expected = load_file(shared / "checkpoints" / "taef2.expected.safetensors")
     latents = model.encode(expected["input_01"] * 2 - 1).latents
@@ -65,7 +65,7 @@ def test_without_norms_it_is_autoencoder_tiny():
         **{key: value for key, value in model.config.items() if key in SMALL}
     ).eval()
     theirs.load_state_dict(model.state_dict())
-    image = picture()
+    image = make_image()
     with torch.no_grad():
         latents = model.encode(image).latents
         assert latents.abs().max() > 0.5
@@ -103,7 +103,7 @@ def test_other_widths_levels_and_channels(widths, encoder_blocks, decoder_blocks
         num_decoder_blocks=decoder_blocks,
     )
     factor = 2 ** (len(widths) - 1)
-    image = picture(2 * factor, 3 * factor, channels=channels)
+    image = make_image(2 * factor, 3 * factor, channels=channels)
     latents = model.encode(image).latents
     assert latents.shape == (2, 5, 2, 3) and LatentCodec(model).space.downsampling_factor == factor
     assert model(image).sample.shape == image.shape
@@ -140,7 +140,7 @@ def gradients(model, image) -> dict[str, torch.Tensor]:
 
 
 def test_forward_has_gradients_and_checkpointing_keeps_them():
-    model, image = tiny().train(), picture()
+    model, image = tiny().train(), make_image()
     whole = gradients(model, image)
     for name, gradient in whole.items():
         assert gradient.isfinite().all() and gradient.abs().sum() > 0, name
@@ -156,7 +156,7 @@ def test_forward_has_gradients_and_checkpointing_keeps_them():
 
 @torch.no_grad()
 def test_forms_that_pipelines_call_and_slicing():
-    model, image = tiny(), picture(batch=3)
+    model, image = tiny(), make_image(batch=3)
     (latents,) = model.encode(image, return_dict=False)
     assert torch.equal(latents, model.encode(image).latents)
     (sample,) = model.decode(latents, return_dict=False, generator=torch.Generator())
@@ -166,7 +166,7 @@ def test_forms_that_pipelines_call_and_slicing():
     for part in (model.encoder, model.decoder):
         part.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
     model.enable_slicing()
-    # one picture or three at once may be summed in another order
+    # one image or three at once may be summed in another order
     torch.testing.assert_close(model(image).sample, sample, rtol=0, atol=1e-4)
     assert batches == [1] * 6
     model.disable_slicing()
@@ -193,7 +193,7 @@ save_file({"latents": pipeline.vae.encode(image).latents.detach(), "codec": code
 
 @torch.no_grad()
 def test_a_pipeline_with_one_inside_reloads_after_import_latent_codec_alone(tmp_path):
-    model, image = tiny(), picture()
+    model, image = tiny(), make_image()
     parts = ("text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor")
     pipeline = diffusers.StableDiffusionPipeline(
         vae=model, **dict.fromkeys(parts), requires_safety_checker=False
@@ -226,7 +226,7 @@ def test_loading_is_silent_and_complete(tmp_path, caplog):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 23), (16, 24)])
 def test_codec_pads_odd_sizes_and_crops_them_back(height, width):
-    codec, image = LatentCodec(tiny()), picture(height, width)
+    codec, image = LatentCodec(tiny()), make_image(height, width)
     latents = codec.encode(image)
     assert latents.shape == (2, 5, -(-height // 4), -(-width // 4))
     padded = torch.nn.functional.pad(image, (0, -width % 4, 0, -height % 4), mode="replicate")
@@ -249,10 +249,10 @@ def test_codec_of_a_saved_folder_has_its_space_and_fingerprints(tmp_path):
         again.autoencoder.decoder.layers[0].weight.mul_(2)
     again.weights_changed()
     assert again.space_fingerprint == codec.space_fingerprint and again.fingerprint != codec.fingerprint
-    raw = codec.autoencoder.encode(picture()).latents.detach()
-    torch.testing.assert_close(codec.encode(picture()), (raw - 0.25) * 0.5)
+    raw = codec.autoencoder.encode(make_image()).latents.detach()
+    torch.testing.assert_close(codec.encode(make_image()), (raw - 0.25) * 0.5)
     with pytest.raises(ValueError, match="cannot tile AutoencoderTinyGN"):
-        codec.encode(picture(), tile=16)
+        codec.encode(make_image(), tile=16)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def tiny(seed: int = 0, levels: int = 2, **config) -> AutoencoderVQ:
     return model.eval()
 
 
-def picture(height: int = 16, width: int = 24, batch: int = 2, channels: int = 3) -> torch.Tensor:
+def make_image(height: int = 16, width: int = 24, batch: int = 2, channels: int = 3) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.rand(batch, channels, height, width, generator=generator) * 2 - 1
 
@@ -70,7 +70,7 @@ def test_diffusers_vqmodel_reads_the_folder_as_its_own(name, tmp_path):
     assert not loaded["missing_keys"] and not loaded["unexpected_keys"] and not loaded["mismatched_keys"]
     assert type(plain) is VQModel
 
-    image = picture(channels=model.config.in_channels)
+    image = make_image(channels=model.config.in_channels)
     latents = model.encode(image).latents
     assert torch.equal(latents, plain.encode(image).latents)
     indices = model.encode_indices(image)
@@ -106,7 +106,7 @@ def test_settings_and_weights_survive_saving(name, tmp_path):
         assert getattr(again.quantize, setting) == again.config[setting] == expected, setting
     assert json.loads((tmp_path / "config.json").read_text())["_class_name"] == "AutoencoderVQ"
     assert all(torch.equal(again.state_dict()[key], value) for key, value in model.state_dict().items())
-    image = picture(channels=model.config.in_channels)
+    image = make_image(channels=model.config.in_channels)
     torch.testing.assert_close(again(image).sample, model(image).sample, rtol=0, atol=1e-5)
 
 
@@ -127,7 +127,7 @@ def test_loading_makes_no_weights_of_its_own_first(tmp_path, caplog):
 
 @torch.no_grad()
 def test_forms_that_pipelines_call():
-    model, image = tiny(), picture()
+    model, image = tiny(), make_image()
     (latents,) = model.encode(image, return_dict=False)
     assert torch.equal(latents, model.encode(image).latents)
     output = model.decode(latents, generator=torch.Generator().manual_seed(0))
@@ -143,28 +143,28 @@ def test_forms_that_pipelines_call():
 @torch.no_grad()
 def test_latents_are_unquantised_and_quantize_latents_quantises_them():
     model = tiny()
-    latents = model.encode(picture()).latents
+    latents = model.encode(make_image()).latents
     output = model.quantize_latents(latents)
     assert not torch.equal(output.quantized, latents)
-    assert torch.equal(output.indices, model.encode_indices(picture()))
+    assert torch.equal(output.indices, model.encode_indices(make_image()))
     vectors = latents.movedim(1, -1).reshape(-1, 4).double()
     distances = (vectors[:, None] - model.quantize.embedding.weight.double()).square().sum(2)
     assert torch.equal(output.indices.flatten(), distances.argmin(1))
     torch.testing.assert_close(output.commitment_loss, (distances.min(1).values.mean() / 4).float())
-    assert torch.equal(model.encode_quantized(picture())[0].quantized, output.quantized)
+    assert torch.equal(model.encode_quantized(make_image())[0].quantized, output.quantized)
     assert torch.equal(model.decode_quantized([output.quantized]), model.decode(latents).sample)
 
 
 @torch.no_grad()
 def test_slicing_changes_nothing(monkeypatch):
-    model, image = tiny(), picture(batch=3)
+    model, image = tiny(), make_image(batch=3)
     latents, indices = model.encode(image).latents, model.encode_indices(image)
     sample, commit_loss = model.decode(latents, return_dict=False)
     model.enable_slicing()
     batches = []
     for part in (model.encoder, model.decoder):
         part.register_forward_pre_hook(lambda module, inputs: batches.append(len(inputs[0])))
-    # one picture or three at once may be summed in another order
+    # one image or three at once may be summed in another order
     torch.testing.assert_close(model.encode(image).latents, latents, rtol=0, atol=1e-5)
     assert torch.equal(model.encode_indices(image), indices)
     torch.testing.assert_close(model.decode(latents).sample, sample, rtol=0, atol=1e-5)
@@ -196,7 +196,7 @@ def saved_megabytes(model, image) -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("name", ["plain", "attention", "unit"])
 def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(name):
-    model, image = tiny(**CONFIGS[name]).train(), picture()
+    model, image = tiny(**CONFIGS[name]).train(), make_image()
     whole, expected = saved_megabytes(model, image)
     model.enable_gradient_checkpointing()
     assert model.is_gradient_checkpointing
@@ -210,7 +210,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(name):
 @pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
 def test_gradients_reach_every_parameter(gradient):
     model = tiny(gradient=gradient).train()
-    _, gradients = saved_megabytes(model, picture())
+    _, gradients = saved_megabytes(model, make_image())
     for name, each in gradients.items():
         assert each.isfinite().all() and each.abs().sum() > 0, name
 
@@ -218,7 +218,7 @@ def test_gradients_reach_every_parameter(gradient):
 @pytest.mark.parametrize("how", ["opened", "converted"])
 @torch.no_grad()
 def test_bfloat16(how, tmp_path):
-    model, image = tiny(), picture().bfloat16()
+    model, image = tiny(), make_image().bfloat16()
     model.save_pretrained(tmp_path)
     if how == "opened":
         half = AutoencoderVQ.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
@@ -285,7 +285,7 @@ def test_linear_assignment_survives_saving_and_is_used_everywhere(name, tmp_path
     model, loaded = AutoencoderVQ.from_pretrained(tmp_path, output_loading_info=True)
     assert not loaded["missing_keys"] and not loaded["unexpected_keys"]
     assert model.config.assignment == "linear"
-    image = picture()
+    image = make_image()
     latents = model.encode(image).latents
     expected = linear_indices(model, latents)
     assert len(expected.unique()) > 3
@@ -309,7 +309,7 @@ def test_linear_assignment_survives_saving_and_is_used_everywhere(name, tmp_path
 
 @torch.no_grad()
 def test_plain_vqmodel_is_exact_from_linear_indices_only(tmp_path):
-    model, image = gumbel(), picture()
+    model, image = gumbel(), make_image()
     model.save_pretrained(tmp_path)
     plain, loaded = VQModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not loaded["missing_keys"] and not loaded["mismatched_keys"]
@@ -334,13 +334,13 @@ def test_nearest_assignment_adds_nothing_to_the_weights_and_is_what_older_folder
     (tmp_path / "config.json").write_text(json.dumps(saved))
     again = AutoencoderVQ.from_pretrained(tmp_path)
     assert again.config.assignment == "nearest"
-    assert torch.equal(again.encode_indices(picture()), model.encode_indices(picture()))
+    assert torch.equal(again.encode_indices(make_image()), model.encode_indices(make_image()))
 
 
 def test_linear_assignment_trains_by_itself():
-    """Gradients reach every weight, and an optimizer lowers the picture's error through the draws."""
+    """Gradients reach every weight, and an optimizer lowers the image's error through the draws."""
     torch.manual_seed(0)
-    model, image = gumbel().train(), picture()
+    model, image = gumbel().train(), make_image()
     model.quantize.temperature = 0.5
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     errors = []
@@ -372,7 +372,7 @@ def test_assignments_that_do_not_go_together_are_refused(config, message):
 
 def test_a_linear_start_is_refused_since_its_codewords_would_not_be_chosen():
     with pytest.raises(ValueError, match='which assignment "linear" would not choose by distance'):
-        initialize_linear_code(gumbel(), picture())
+        initialize_linear_code(gumbel(), make_image())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -383,7 +383,7 @@ def test_codec_has_the_linear_indices_and_decodes_latents_by_them(dtype, lookup,
     codec = LatentCodec.from_pretrained(tmp_path / "codec", dtype=dtype)
     assert codec.is_discrete and codec.codebook_sizes == [16]
     assert codec.space_fingerprint == whole.space_fingerprint
-    image = picture(17, 23)  # padded to 18 x 24
+    image = make_image(17, 23)  # padded to 18 x 24
     (indices,) = codec.encode_indices(image)
     assert indices.shape == (2, 9, 12)
     padded = torch.nn.functional.pad(image, (0, 1, 0, 1), mode="replicate")
@@ -425,12 +425,12 @@ BUILDERS = {"AutoencoderVQ": tiny, "HierarchicalVQ": hierarchical}
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_codec_of_a_saved_folder_has_the_models_indices_and_pictures(name, tmp_path):
+def test_codec_of_a_saved_folder_has_the_models_indices_and_images(name, tmp_path):
     LatentCodec(BUILDERS[name]()).save_pretrained(tmp_path / "codec")
     codec = LatentCodec.from_pretrained(tmp_path / "codec")
     model = codec.autoencoder
     assert type(model).__name__ == name and codec.is_discrete
-    image = picture(16, 24)
+    image = make_image(16, 24)
     grids = codec.encode_indices(image)
     expected = model.encode_indices(image)
     expected = expected if name == "HierarchicalVQ" else [expected]
@@ -450,7 +450,7 @@ def test_codec_of_a_saved_folder_has_the_models_indices_and_pictures(name, tmp_p
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 23), (16, 24), (15, 9)])
 def test_codec_pads_odd_sizes_to_the_multiple_and_crops_them_back(name, multiple, height, width):
     codec = LatentCodec(BUILDERS[name]())
-    image = picture(height, width)
+    image = make_image(height, width)
     padded = torch.nn.functional.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")
     grids = codec.encode_indices(image)
     assert all(torch.equal(*pair) for pair in zip(grids, codec.encode_indices(padded)))
@@ -463,18 +463,18 @@ def test_codec_pads_odd_sizes_to_the_multiple_and_crops_them_back(name, multiple
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_codec_takes_pictures_of_different_sizes_one_by_one(name):
+def test_codec_takes_images_of_different_sizes_one_by_one(name):
     codec = LatentCodec(BUILDERS[name]())
-    pictures = [picture(16, 24)[0], picture(9, 13)[0]]
-    latents = codec.encode(pictures)
-    sizes = [tuple(each.shape[1:]) for each in pictures]
+    images = [make_image(16, 24)[0], make_image(9, 13)[0]]
+    latents = codec.encode(images)
+    sizes = [tuple(each.shape[1:]) for each in images]
     decoded = codec.decode(latents, size=sizes, output_type="pt")
     assert [tuple(each.shape[1:]) for each in decoded] == sizes
-    for each, one in zip(pictures, decoded):
+    for each, one in zip(images, decoded):
         alone = codec.decode_indices(codec.encode_indices(each), size=tuple(each.shape[1:]), output_type="pt")
         torch.testing.assert_close(one, alone[0], rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="differ in size"):
-        codec.encode_indices(pictures)
+        codec.encode_indices(images)
 
 
 SPACE_CHANGES = {

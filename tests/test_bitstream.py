@@ -62,13 +62,13 @@ def build(kind: str, seed: int = 0) -> LatentCodec:
 @torch.no_grad()
 def spread_codewords(autoencoder, level: int, codewords: torch.Tensor) -> None:
     """Make codewords of what the encoder gives here and there, so that an untrained one uses them all."""
-    latents = autoencoder.encode_quantized(picture(64, 64, 100)[None])[level].latents
+    latents = autoencoder.encode_quantized(make_image(64, 64, 100)[None])[level].latents
     codewords.copy_(
         latents.movedim(1, -1).flatten(0, 2)[:: latents[0, 0].numel() // len(codewords)][: len(codewords)]
     )
 
 
-def picture(height: int, width: int, seed: int = 0, channels: int = 3) -> torch.Tensor:
+def make_image(height: int, width: int, seed: int = 0, channels: int = 3) -> torch.Tensor:
     """Smooth noise, (channels, H, W) in [-1, 1]."""
     noise = torch.randn(
         1, channels, height // 4 + 2, width // 4 + 2, generator=torch.Generator().manual_seed(seed)
@@ -83,8 +83,8 @@ def codecs():
 
 @pytest.fixture(scope="module")
 def models(codecs):
-    pictures = [picture(40, 48, seed) for seed in range(4)]
-    return {kind: fit_static(codec, pictures) for kind, codec in codecs.items()}
+    images = [make_image(40, 48, seed) for seed in range(4)]
+    return {kind: fit_static(codec, images) for kind, codec in codecs.items()}
 
 
 def options(kind: str, model) -> dict:
@@ -96,7 +96,7 @@ def options(kind: str, model) -> dict:
 @pytest.mark.parametrize("tile", [None, 16, 1024])
 def test_round_trip(codecs, models, kind, size, tile):
     codec, model = codecs[kind], models[kind]
-    image = picture(*size)
+    image = make_image(*size)
     data = compress(codec, image, **options(kind, model), tile=tile)
     assert compress(codec, image, **options(kind, model), tile=tile) == data
     found = decompress(codec, data, entropy_model=model, latents=True)
@@ -117,7 +117,7 @@ def test_round_trip(codecs, models, kind, size, tile):
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiles_and_lanes_change_no_value(codecs, models, kind):
     codec, model = codecs[kind], models[kind]
-    image = picture(50, 70)
+    image = make_image(50, 70)
     found = [
         read(codec, compress(codec, image, **options(kind, model), tile=tile), entropy_model=model)
         for tile in (None, 8, 16, 32)
@@ -131,7 +131,7 @@ def test_tiles_and_lanes_change_no_value(codecs, models, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_payload_is_near_the_models_own_bits(codecs, models, kind):
     codec, model = codecs[kind], models[kind]
-    data = compress(codec, picture(160, 160), **options(kind, model))
+    data = compress(codec, make_image(160, 160), **options(kind, model))
     found = read(codec, data, entropy_model=model)
     ideal = ideal_bits(found, model) / 8
     assert found.container.header_bytes <= 64
@@ -140,21 +140,21 @@ def test_payload_is_near_the_models_own_bits(codecs, models, kind):
 
 def test_fixed_length_needs_no_model_and_is_chosen_where_smaller(codecs, models):
     codec, model = codecs["vq"], models["vq"]
-    image = picture(32, 32)
+    image = make_image(32, 32)
     fixed = compress(codec, image)
     assert unpack(fixed).header.entropy_fingerprint is None
     assert sum(unpack(fixed).lengths) == 16 * 16 * 5 // 8
     assert torch.equal(decompress(codec, fixed, latents=True)[0], codec.encode_indices(image)[0])
 
-    coded = compress(codec, picture(96, 96), entropy_model=model)
+    coded = compress(codec, make_image(96, 96), entropy_model=model)
     assert unpack(coded).header.entropy_fingerprint == model.fingerprint
-    assert len(coded) < len(compress(codec, picture(96, 96)))
-    assert compress(codec, picture(2, 2), entropy_model=model) == compress(codec, picture(2, 2))
+    assert len(coded) < len(compress(codec, make_image(96, 96)))
+    assert compress(codec, make_image(2, 2), entropy_model=model) == compress(codec, make_image(2, 2))
 
 
 def test_finer_steps_cost_more_and_come_nearer(codecs, models):
     codec, model = codecs["kl"], models["kl"]
-    image = picture(64, 64)
+    image = make_image(64, 64)
     latents = codec.encode(image)
     sizes, errors = [], []
     for quality in (0, 32, 64, model.num_steps - 1):
@@ -178,11 +178,11 @@ def reconstructed(model: StaticEntropy, levels: np.ndarray, steps_index: int) ->
 
 
 def test_levels_come_back_as_the_mean_of_their_latents(codecs, models):
-    """Shifts move towards the densest part: the error is below that of midpoints on the pictures fitted to."""
+    """Shifts move towards the densest part: the error is below that of midpoints on the images fitted to."""
     codec, model = codecs["kl"], models["kl"]
     errors = {True: 0.0, False: 0.0}
     for seed in range(4):
-        latents = codec.encode(picture(40, 48, seed))[0].numpy()
+        latents = codec.encode(make_image(40, 48, seed))[0].numpy()
         levels = rounded(model, latents, 8)
         steps = model.steps[8][:, None, None]
         errors[True] += np.square(reconstructed(model, levels, 8) - latents).sum()
@@ -209,14 +209,14 @@ def test_half_precision_codecs(models, kind):
     codec = build(kind)
     codec.space_fingerprint  # noqa: B018  of the weights before they are rounded
     codec.autoencoder.to(torch.bfloat16)
-    image = picture(16, 16)
+    image = make_image(16, 16)
     data = compress(codec, image, **options(kind, models[kind]))
     found = decompress(codec, data, entropy_model=models[kind], latents=True)
     assert found.dtype == torch.bfloat16 if kind == "kl" else found[0].dtype == torch.int64
 
 
 def test_a_fine_tuned_decoder_reads_the_file_and_another_codec_does_not(codecs, models):
-    data = compress(codecs["kl"], picture(16, 16), **options("kl", models["kl"]))
+    data = compress(codecs["kl"], make_image(16, 16), **options("kl", models["kl"]))
     tuned = build("kl")
     with torch.no_grad():
         tuned.autoencoder.decoder.conv_out.bias += 0.1
@@ -226,15 +226,15 @@ def test_a_fine_tuned_decoder_reads_the_file_and_another_codec_does_not(codecs, 
     with pytest.raises(WrongCodecError, match=codecs["kl"].space_fingerprint):
         decompress(build("kl", seed=1), data, entropy_model=models["kl"])
     with pytest.raises(ValueError, match="fitted to another codec"):
-        compress(build("kl", seed=1), picture(16, 16), **options("kl", models["kl"]))
+        compress(build("kl", seed=1), make_image(16, 16), **options("kl", models["kl"]))
 
 
 def test_wrong_entropy_models(codecs, models):
     codec = codecs["kl"]
-    data = compress(codec, picture(16, 16), **options("kl", models["kl"]))
+    data = compress(codec, make_image(16, 16), **options("kl", models["kl"]))
     with pytest.raises(WrongEntropyModelError, match="none came"):
         decompress(codec, data)
-    other = fit_static(codec, [picture(40, 40, 9)])
+    other = fit_static(codec, [make_image(40, 40, 9)])
     with pytest.raises(
         WrongEntropyModelError, match=f"{models['kl'].fingerprint}, not with {other.fingerprint}"
     ):
@@ -246,7 +246,7 @@ def test_wrong_entropy_models(codecs, models):
     [
         ("kl", {"entropy_model": None}, "need an entropy model"),
         ("kl", {"quality": 1, "target_bytes": 900}, "give one of them"),
-        ("kl", {"quality": None, "target_bytes": 30}, "smallest file of this picture"),
+        ("kl", {"quality": None, "target_bytes": 30}, "smallest file of this image"),
         ("vq", {"target_bytes": 30}, "one rate"),
         ("hierarchical", {"target_bytes": 30}, "its first level alone"),
         ("kl", {"rate_weight": -1}, "0 or more"),
@@ -258,13 +258,13 @@ def test_wrong_entropy_models(codecs, models):
 )
 def test_arguments_that_mean_nothing_are_refused(codecs, models, kind, changes, words):
     with pytest.raises(ValueError, match=words):
-        compress(codecs[kind], picture(8, 8), **(options(kind, models[kind]) | changes))
+        compress(codecs[kind], make_image(8, 8), **(options(kind, models[kind]) | changes))
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_loss_of_a_section_is_confined_to_its_tile_and_flagged(codecs, models, kind):
     codec, model = codecs[kind], models[kind]
-    image = picture(48, 32)
+    image = make_image(48, 32)
     data = compress(codec, image, **options(kind, model), tile=16)
     container = unpack(data)
     damaged = bytearray(data)
@@ -277,7 +277,7 @@ def test_loss_of_a_section_is_confined_to_its_tile_and_flagged(codecs, models, k
     found, whole = (each if kind == "kl" else each[0][:, None] for each in (found, whole))
     lost = torch.zeros(24, 16, dtype=torch.bool)
     lost[:8, 8:] = True
-    expected = torch.tensor(0)  # a small picture's indices are of fixed length, without an opinion
+    expected = torch.tensor(0)  # a small image's indices are of fixed length, without an opinion
     assert (container.header.entropy_fingerprint is None) == (kind == "vq")
     if kind == "kl":
         likeliest = model.tables.likeliest[60 * 3 : 61 * 3]
@@ -293,7 +293,7 @@ def test_loss_of_a_section_is_confined_to_its_tile_and_flagged(codecs, models, k
 
 def test_the_first_pass_of_levels_is_a_preview(codecs, models):
     codec, model = codecs["hierarchical"], models["hierarchical"]
-    image = picture(32, 32)
+    image = make_image(32, 32)
     data = compress(codec, image, entropy_model=model)
     container = unpack(data)
     first = data[: container.header_bytes + container.lengths[0]]
@@ -309,7 +309,7 @@ def test_the_first_pass_of_levels_is_a_preview(codecs, models):
 
 def test_one_tile_of_two_may_lack_its_lower_level(codecs, models):
     codec, model = codecs["hierarchical"], models["hierarchical"]
-    data = compress(codec, picture(16, 32), entropy_model=model, tile=16)
+    data = compress(codec, make_image(16, 32), entropy_model=model, tile=16)
     cut = data[: -unpack(data).lengths[-1]]
     with pytest.warns(PartialWarning, match=r"section 3 \(layer 1, tile 1\)"):
         pixels = decompress(codec, cut, entropy_model=model, partial=True, output_type="pt")
@@ -324,7 +324,7 @@ def test_a_sidecar_comes_back(codecs, models, kind, tmp_path):
     model.save(tmp_path)
     stored = load_entropy_model(tmp_path, codec=codec)
     assert stored.fingerprint == model.fingerprint
-    data = compress(codec, picture(20, 20), **options(kind, model))
+    data = compress(codec, make_image(20, 20), **options(kind, model))
     assert (
         read(codec, data, entropy_model=stored).container.header.space_fingerprint == codec.space_fingerprint
     )
@@ -366,14 +366,14 @@ def test_damaged_sidecars_are_refused(models, tmp_path):
         load_entropy_model(tmp_path / "nothing.safetensors")
 
 
-def test_fitting_needs_pictures(codecs):
+def test_fitting_needs_images(codecs):
     for codec in codecs.values():
-        with pytest.raises(ValueError, match="no pictures"):
+        with pytest.raises(ValueError, match="no images"):
             fit_static(codec, [])
 
 
 def test_pixels_are_not_decoded_for_latents(codecs, models, monkeypatch):
-    data = {kind: compress(codecs[kind], picture(16, 16), **options(kind, models[kind])) for kind in KINDS}
+    data = {kind: compress(codecs[kind], make_image(16, 16), **options(kind, models[kind])) for kind in KINDS}
 
     def refuse(*arguments, **keywords):
         raise AssertionError("pixels were decoded")
@@ -388,7 +388,7 @@ def test_pixels_are_not_decoded_for_latents(codecs, models, monkeypatch):
 @pytest.mark.parametrize("region", [(0, 0, 16, 16), (20, 5, 30, 11), (63, 47, 1, 1), (0, 0, 64, 48)])
 def test_a_region_is_decoded_from_its_tiles_alone(codecs, models, kind, region):
     codec, model = codecs[kind], models[kind]
-    image = picture(64, 48)
+    image = make_image(64, 48)
     data = compress(codec, image, **options(kind, model), tile=16)
     header = unpack(data).header
     found = read(codec, data, entropy_model=model, region=region)
@@ -411,7 +411,7 @@ def test_a_region_is_decoded_from_its_tiles_alone(codecs, models, kind, region):
 
 def test_damage_elsewhere_does_not_reach_a_region(codecs, models):
     codec, model = codecs["kl"], models["kl"]
-    data = bytearray(compress(codec, picture(64, 48), entropy_model=model, quality=40, tile=16))
+    data = bytearray(compress(codec, make_image(64, 48), entropy_model=model, quality=40, tile=16))
     data[-1] ^= 1  # the last tile
     with pytest.raises(CorruptError, match="tile 11"):
         decompress(codec, bytes(data), entropy_model=model)
@@ -419,7 +419,7 @@ def test_damage_elsewhere_does_not_reach_a_region(codecs, models):
     with pytest.raises(CorruptError, match="tile 11"):
         decompress(codec, bytes(data), entropy_model=model, region=(60, 40, 4, 8))
     for outside in ((0, 0, 65, 4), (-1, 0, 4, 4), (0, 48, 1, 1), (3, 3, 0, 3)):
-        with pytest.raises(ValueError, match="has to lie in the picture of 64x48"):
+        with pytest.raises(ValueError, match="has to lie in the image of 64x48"):
             decompress(codec, bytes(data), entropy_model=model, region=outside)
     with pytest.raises(ValueError, match="leave one of them out"):
         decompress(codec, bytes(data), entropy_model=model, region=(0, 0, 4, 4), latents=True)
@@ -428,7 +428,7 @@ def test_damage_elsewhere_does_not_reach_a_region(codecs, models):
 def test_a_sidecar_in_the_codecs_folder_is_found(codecs, models, tmp_path):
     codecs["kl"].save_pretrained(tmp_path)
     codec = LatentCodec.from_pretrained(tmp_path)
-    image = picture(32, 24)
+    image = make_image(32, 24)
     with pytest.raises(ValueError, match="latent-codec fit-entropy"):
         compress(codec, image, quality=30)
     models["kl"].save(tmp_path)
@@ -444,7 +444,7 @@ def test_a_sidecar_in_the_codecs_folder_is_found(codecs, models, tmp_path):
 def test_tiles_decoded_one_by_one_give_the_image(codecs, models, kind, tile):
     """The hierarchical codec sees less than MARGIN around a pixel and has no group norm, so that its tiles are exact."""
     codec, model = codecs[kind], models[kind]
-    data = compress(codec, picture(150, 210), **options(kind, model), tile=32)
+    data = compress(codec, make_image(150, 210), **options(kind, model), tile=32)
     whole = decompress(codec, data, entropy_model=model, output_type="pt")
     calls = []
     found = decompress(
@@ -472,7 +472,7 @@ def test_tiles_decoded_one_by_one_give_the_image(codecs, models, kind, tile):
 
 def test_a_tile_that_is_lost_is_grey_in_an_image_of_tiles(codecs, models):
     codec, model = codecs["kl"], models["kl"]
-    data = bytearray(compress(codec, picture(160, 160), entropy_model=model, quality=40, tile=80))
+    data = bytearray(compress(codec, make_image(160, 160), entropy_model=model, quality=40, tile=80))
     data[-1] ^= 1  # the last tile, which begins at (80, 80)
     with pytest.warns(PartialWarning, match="tile 3"):
         found = decompress(codec, bytes(data), entropy_model=model, partial=True, output_type="pt", tile=64)
@@ -482,7 +482,7 @@ def test_a_tile_that_is_lost_is_grey_in_an_image_of_tiles(codecs, models):
 
 @pytest.mark.parametrize("tile", [0, -16, 3])
 def test_a_tile_that_fits_no_position_is_refused(codecs, models, tile):
-    data = compress(codecs["kl"], picture(32, 24), entropy_model=models["kl"], quality=30)
+    data = compress(codecs["kl"], make_image(32, 24), entropy_model=models["kl"], quality=30)
     with pytest.raises(ValueError, match=f"multiple of 2 pixels, got {tile}"):
         decompress(codecs["kl"], data, entropy_model=models["kl"], tile=tile)
 

@@ -22,8 +22,8 @@ from latent_codec.evaluation.calibration import (
     check_convention,
     measure,
 )
-from latent_codec.picture_sources import open_source
-from latent_codec.pictures import center_crop, to_image
+from latent_codec.images.sources import open_source
+from latent_codec.images.tensors import center_crop, to_image
 
 
 def build(kind=AutoencoderKL, **config):
@@ -86,8 +86,8 @@ def movq():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Smooth pictures, one of them of odd size."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Smooth images, one of them of odd size."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for i, size in enumerate([(24, 24), (32, 16), (17, 23), (16, 16), (24, 16)]):
         coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
@@ -108,7 +108,7 @@ def images_of(folder):
 
 
 def draws_of_raw_latents(autoencoder, folder, count=200):
-    """Sampled posteriors of all pictures, (C, values): what calibration describes by two moments."""
+    """Sampled posteriors of all images, (C, values): what calibration describes by two moments."""
     torch.manual_seed(1)
     with torch.no_grad():
         posteriors = [autoencoder.encode(image).latent_dist for image in images_of(folder)]
@@ -119,7 +119,7 @@ def draws_of_raw_latents(autoencoder, folder, count=200):
 # ------------------------------------------------------------------------------------------ LatentCodec's part
 
 
-def test_posterior_is_diffusers_own_over_the_padded_picture():
+def test_posterior_is_diffusers_own_over_the_padded_image():
     codec = LatentCodec(uneven(scaling_factor=0.5, shift_factor=1.0))
     image = torch.rand(3, 15, 16) * 2 - 1
     padded = torch.cat([image, image[:, -1:]], 1)[None]
@@ -163,7 +163,7 @@ def test_mean_and_std_are_those_of_sampled_posteriors(folder, source):
     assert torch.tensor(found.std).div(std).sub(1).abs().max() < 0.02
     assert found.shift_factor == pytest.approx(float(draws.mean()), abs=0.02 * float(draws.std()))
     assert 1 / found.scaling_factor == pytest.approx(float(draws.std()), rel=0.02)
-    assert found.num_pictures == 5
+    assert found.num_images == 5
 
 
 @pytest.mark.parametrize("build", [vq, tiny, dc])
@@ -210,21 +210,21 @@ def test_a_known_codec_gives_its_known_scale_and_shift(tmp_path):
     assert torch.allclose(codec.encode(torch.ones(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 4 / 5), atol=1e-6)
 
 
-def test_unreadable_pictures_are_left_out_and_named(folder, tmp_path):
+def test_unreadable_images_are_left_out_and_named(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
     seen = []
     found = measure(LatentCodec(uneven()), open_source(tmp_path), on_progress=lambda *at: seen.append(at))
-    assert found.num_pictures == 4
+    assert found.num_images == 4
     assert len(found.skipped) == 1 and "2.png" in found.skipped[0]
     assert seen[:5] == [(done, 5, "measuring latents") for done in range(1, 6)]
     assert seen[5:] == [(done, 4, "checking half precision") for done in range(1, 5)]
 
 
 def test_nothing_to_measure_is_refused(source, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"no picture could be read; the first of 1: .*broken.png"):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"no image could be read; the first of 1: .*broken.png"):
         measure(LatentCodec(uneven()), open_source(tmp_path))
     with pytest.raises(ValueError, match="bfloat16; calibration wants float32"):
         measure(LatentCodec(uneven().to(torch.bfloat16)), source)
@@ -354,7 +354,7 @@ def test_a_dead_channel_is_not_turned_into_noise(source):
 def test_each_class_gets_what_its_config_has(build, convention, written, source, tmp_path):
     codec = LatentCodec(build())
     before = dict(codec.autoencoder.config)
-    found = dataclasses.replace(measure(codec, source, num_pictures=1), force_upcast=True)
+    found = dataclasses.replace(measure(codec, source, num_images=1), force_upcast=True)
     calibrate(codec, found, convention)
     config = codec.autoencoder.config
     assert {key for key in config if config[key] != before.get(key)} == written
@@ -444,7 +444,7 @@ def test_lost_quality_forces_an_upcast(source):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_on_a_cpu_agrees_with_real_arithmetic(folder, source, dtype):
     """Rounding after every layer against arithmetic in the dtype, which takes too long but for such a codec."""
-    found = measure(LatentCodec(offset()), source, num_pictures=4)
+    found = measure(LatentCodec(offset()), source, num_images=4)
     half = LatentCodec(offset().to(dtype))
     figures = []
     for image in list(images_of(folder))[:4]:
@@ -478,7 +478,7 @@ def test_half_precision_is_checked_on_small_crops_which_the_result_names(tmp_pat
 def test_a_slow_check_of_half_precision_takes_fewer_images(source, monkeypatch):
     monkeypatch.setattr(calibration, "LEAST_BUDGET", 0.0)
     found = measure(LatentCodec(uneven()), source)
-    assert found.num_pictures == 5 and found.parity_num_images == 1
+    assert found.num_images == 5 and found.parity_num_images == 1
     assert found.parity_note.startswith("the middle of 1 image, ")
     assert all(each.psnr is not None for each in found.parity)
 

@@ -5,10 +5,10 @@ import torch
 
 from latent_codec.models.causal import (
     CausalAttention,
+    CausalContext,
     GatedLayer,
     GatedResidual,
     HorizontalConv,
-    Surroundings,
     VerticalConv,
     shift_down,
     shift_raster,
@@ -60,13 +60,13 @@ def test_row_and_step_compute_what_forward_does(name, context, batch):
     layer, (height, width) = LAYERS[name]().double().eval(), (4, 5)
     vertical, horizontal, previous = (noise(batch, CHANNELS, height, width) + k for k in range(3))
     sides = (height, width) if context == "map" else (1, 1)
-    around = Surroundings(noise(batch, CONTEXT, *sides), previous, noise(1, 2, height, width))
+    around = CausalContext(noise(batch, CONTEXT, *sides), previous, noise(1, 2, height, width))
     expected = layer(vertical, horizontal, around)
 
     cache = layer.begin(batch, height, width)
     for i in range(height):
         context_row = around.context[:, :, min(i, sides[0] - 1)].permute(1, 2, 0)
-        row = Surroundings(context_row, previous, around.background[:, :, i].permute(1, 2, 0))
+        row = CausalContext(context_row, previous, around.background[:, :, i].permute(1, 2, 0))
         found = layer.row(cache, vertical[:, :, i].permute(1, 2, 0), row)
         torch.testing.assert_close(found, expected[0][:, :, i].permute(1, 2, 0), rtol=0, atol=1e-12)
         for j in range(width):
@@ -79,11 +79,11 @@ def test_row_and_step_compute_what_forward_does(name, context, batch):
 def test_attention_sees_itself_and_all_before_it_and_nothing_else():
     layer = CausalAttention(CHANNELS, 4, 2).double()
     horizontal, previous, background = noise(1, CHANNELS, 3, 4), noise(1, CHANNELS, 3, 4), noise(1, 2, 3, 4)
-    before = layer(horizontal, horizontal, Surroundings(None, previous, background))[1].flatten(2)
+    before = layer(horizontal, horizontal, CausalContext(None, previous, background))[1].flatten(2)
     for place in range(12):
         changed = previous.clone()
         changed.view(1, CHANNELS, 12)[..., place] += 1
-        after = layer(horizontal, horizontal, Surroundings(None, changed, background))[1].flatten(2)
+        after = layer(horizontal, horizontal, CausalContext(None, changed, background))[1].flatten(2)
         differs = (after != before).any(1)[0]
         assert differs.tolist() == [other >= place for other in range(12)]
 

@@ -6,24 +6,24 @@ import torch
 from torch.nn import functional as F
 
 import latent_codec
-from latent_codec.models.classifier import PictureClassifier
+from latent_codec.models.classifier import ImageClassifier
 
 
-def tiny(**config) -> PictureClassifier:
+def tiny(**config) -> ImageClassifier:
     torch.manual_seed(0)
-    return PictureClassifier(
+    return ImageClassifier(
         **{"in_channels": 3, "num_classes": 4, "block_out_channels": (8, 16), "norm_num_groups": 4} | config
     )
 
 
-def pictures(*shape, seed=1) -> torch.Tensor:
+def make_images(*shape, seed=1) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 @pytest.mark.parametrize("size", [(28, 28), (17, 33), (5, 1), (1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_size_of_picture_gets_a_logit_per_class(size, dtype):
-    logits = tiny().to(dtype)(pictures(2, 3, *size).to(dtype))
+def test_any_size_of_image_gets_a_logit_per_class(size, dtype):
+    logits = tiny().to(dtype)(make_images(2, 3, *size).to(dtype))
     assert logits.shape == (2, 4)
     assert logits.dtype == dtype
     assert logits.isfinite().all()
@@ -31,7 +31,9 @@ def test_any_size_of_picture_gets_a_logit_per_class(size, dtype):
 
 def test_the_widths_halve_the_grid_between_them():
     model = tiny(block_out_channels=(8, 16, 24), layers_per_block=2)
-    shapes = [tuple(model.blocks[:end](model.conv_in(pictures(1, 3, 13, 8))).shape[1:]) for end in (2, 5, 8)]
+    shapes = [
+        tuple(model.blocks[:end](model.conv_in(make_images(1, 3, 13, 8))).shape[1:]) for end in (2, 5, 8)
+    ]
     assert shapes == [(8, 13, 8), (16, 7, 4), (24, 4, 2)]
     assert len(model.blocks) == 8
 
@@ -40,7 +42,7 @@ def test_it_learns_to_tell_dark_from_light():
     model = tiny(num_classes=2).train()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     labels = torch.arange(16) % 2
-    images = (pictures(16, 3, 8, 8) * 0.5 + (labels[:, None, None, None] - 0.5)).requires_grad_()
+    images = (make_images(16, 3, 8, 8) * 0.5 + (labels[:, None, None, None] - 0.5)).requires_grad_()
     for step in range(30):
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
@@ -53,8 +55,8 @@ def test_it_learns_to_tell_dark_from_light():
     assert torch.equal(model(images).argmax(1), labels)
 
 
-def test_dropout_is_for_training_and_a_picture_does_not_depend_on_its_batch():
-    model, images = tiny(dropout=0.5), pictures(3, 3, 8, 8)
+def test_dropout_is_for_training_and_a_image_does_not_depend_on_its_batch():
+    model, images = tiny(dropout=0.5), make_images(3, 3, 8, 8)
     assert not torch.equal(model.train()(images), model(images))
     logits = model.eval()(images)
     assert torch.equal(logits, model(images))
@@ -65,15 +67,17 @@ def test_dropout_is_for_training_and_a_picture_does_not_depend_on_its_batch():
 def test_a_folder_brings_back_logits_and_class_names(tmp_path):
     model = tiny(class_names=["cat", "dog", "hen", "pig"], sample_size=(28, 20)).eval()
     model.save_pretrained(tmp_path)
-    again = PictureClassifier.from_pretrained(tmp_path)
+    again = ImageClassifier.from_pretrained(tmp_path)
     assert list(again.config.class_names) == ["cat", "dog", "hen", "pig"]
     assert list(again.config.sample_size) == [28, 20]
     # Loaded weights lie elsewhere in memory, so vectorised sums may run in another order.
-    torch.testing.assert_close(again(pictures(1, 3, 9, 9)), model(pictures(1, 3, 9, 9)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        again(make_images(1, 3, 9, 9)), model(make_images(1, 3, 9, 9)), rtol=0, atol=1e-5
+    )
 
 
 def test_diffusers_finds_the_class():
-    assert latent_codec.PictureClassifier is PictureClassifier
+    assert latent_codec.ImageClassifier is ImageClassifier
     assert hasattr(sys.modules["latent_codec.models.classifier"], "ModelMixin")
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from latent_codec import LatentCodec, __version__
 from latent_codec.cli import VERBS, main
-from latent_codec.latent_files import load_latents
+from latent_codec.latents.latent_files import load_latents
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +50,7 @@ def codecs(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """Two pictures, one in a subfolder, and the current folder beside them."""
+    """Two images, one in a subfolder, and the current folder beside them."""
     (tmp_path / "photos" / "trip").mkdir(parents=True)
     noise = np.random.default_rng(0)
     for name, size in (("cat.png", (33, 40)), ("trip/dog.png", (24, 16))):
@@ -148,7 +148,7 @@ def test_roundtrip_without_argument_takes_the_sample_photograph(codecs, tmp_path
 
 def test_roundtrip_shows_original_reconstruction_and_difference(codecs, photos, capsys):
     assert main(["roundtrip", str(photos / "cat.png"), "--codec", str(codecs / "mine"), "--json"]) == 0
-    (result,) = json.loads(capsys.readouterr().out)["pictures"]
+    (result,) = json.loads(capsys.readouterr().out)["images"]
     assert result["size"] == [33, 40]
     assert result["latent_shape"] == [4, 5, 5]
 
@@ -174,7 +174,7 @@ def test_roundtrip_of_a_folder_prints_a_line_each(codecs, photos, capsys):
     assert err == ""  # no progress bar where nobody looks
 
 
-def test_two_pictures_never_write_one_file(codecs, photos, capsys):
+def test_two_images_never_write_one_file(codecs, photos, capsys):
     (photos / "cat.jpg").write_bytes((photos / "cat.png").read_bytes())
     assert main(["encode", str(photos), "--codec", str(codecs / "mine"), "--out", "twins"]) == 0
     written = sorted(path.relative_to("twins").as_posix() for path in Path("twins").rglob("*.safetensors"))
@@ -186,7 +186,7 @@ def test_two_pictures_never_write_one_file(codecs, photos, capsys):
     assert "would both be written as cat" in err and "--out" in err
 
 
-def test_a_picture_named_twice_is_one_picture(codecs, photos, capsys):
+def test_a_image_named_twice_is_one_image(codecs, photos, capsys):
     assert (
         main(["roundtrip", "photos/cat.png", str(photos / "cat.png"), "--codec", str(codecs / "mine")]) == 0
     )
@@ -194,26 +194,24 @@ def test_a_picture_named_twice_is_one_picture(codecs, photos, capsys):
 
 
 @pytest.mark.parametrize("verb", ["roundtrip", "encode"])
-def test_a_picture_that_cannot_be_read_is_left_out_and_named(verb, codecs, photos, capsys):
-    (photos / "bad.jpg").write_text("no picture")
+def test_a_image_that_cannot_be_read_is_left_out_and_named(verb, codecs, photos, capsys):
+    (photos / "bad.jpg").write_text("no image")
     assert main([verb, str(photos), "--codec", str(codecs / "mine"), "--out", "made"]) == 2
     out, err = capsys.readouterr()
     assert out.count("\n") == 2
-    assert (
-        err.startswith(f"latent-codec {verb}: {photos / 'bad.jpg'}: not a picture") and err.count("\n") == 1
-    )
+    assert err.startswith(f"latent-codec {verb}: {photos / 'bad.jpg'}: not an image") and err.count("\n") == 1
     made = sorted(path.stem.partition("-")[0] for path in Path("made").rglob("*.*"))
     assert made == ["cat", "dog"]
 
 
 def test_json_of_a_round_trip_names_what_failed(codecs, photos, capsys):
-    Path("bad.jpg").write_text("no picture")
+    Path("bad.jpg").write_text("no image")
     mine = ["--codec", str(codecs / "mine"), "--json"]
     assert main(["roundtrip", str(photos / "cat.png"), "bad.jpg", *mine]) == 2
     found = json.loads(capsys.readouterr().out)
-    assert [picture["name"] for picture in found["pictures"]] == ["cat"]
+    assert [image["name"] for image in found["images"]] == ["cat"]
     (failed,) = found["failed"]
-    assert failed.startswith("bad.jpg: not a picture")
+    assert failed.startswith("bad.jpg: not an image")
 
 
 # ------------------------------------------------------------------------------------------ encode and decode
@@ -250,7 +248,7 @@ def test_decode_takes_folders_and_keeps_their_subfolders(codecs, photos, capsys)
 
 
 def test_one_file_of_all_leaves_out_what_cannot_be_read(codecs, photos, capsys):
-    (photos / "bad.jpg").write_text("no picture")
+    (photos / "bad.jpg").write_text("no image")
     mine = ["--codec", str(codecs / "mine")]
     assert main(["encode", str(photos), "--out", "all.safetensors", *mine]) == 2
     assert load_latents("all.safetensors").names == ["cat.png", "trip/dog.png"]
@@ -288,13 +286,13 @@ def write_idx(path, array):
 
 @pytest.fixture
 def digits(tmp_path, monkeypatch):
-    """An IDX folder, `digits`, of five training and two test pictures with labels, in the current folder."""
+    """An IDX folder, `digits`, of five training and two test images with labels, in the current folder."""
     monkeypatch.chdir(tmp_path)
     Path("digits").mkdir()
     noise = np.random.default_rng(0)
     for prefix, number in (("train", 5), ("t10k", 2)):
-        pictures = noise.integers(0, 256, (number, 16, 16), dtype=np.uint8)
-        write_idx(Path(f"digits/{prefix}-images-idx3-ubyte"), pictures)
+        images = noise.integers(0, 256, (number, 16, 16), dtype=np.uint8)
+        write_idx(Path(f"digits/{prefix}-images-idx3-ubyte"), images)
         write_idx(Path(f"digits/{prefix}-labels-idx1-ubyte"), np.arange(number, dtype=np.uint8))
     return "digits"
 
@@ -321,7 +319,7 @@ def test_data_set_is_encoded_into_files_with_labels_and_taken_up_again(codecs, d
     assert main(["info", str(files[2]), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["labelled"] == 1
-    assert facts["pictures"] == [{"name": "train-00004", "size": [16, 16], "grids": [[2, 2]], "label": 4}]
+    assert facts["images"] == [{"name": "train-00004", "size": [16, 16], "grids": [[2, 2]], "label": 4}]
     assert main(["info", str(files[2])]) == 0
     out = capsys.readouterr().out
     assert re.search("^labelled +1$", out, re.M) and "train-00004: 16x16 -> 2x2, label 4\n" in out
@@ -366,7 +364,7 @@ def test_flags_that_do_not_go_together_are_refused(codecs, photos, digits, capsy
     mine = ["--codec", codecs / "mine"]
     assert "--mirrored goes with files of many" in fails(capsys, "encode", photos, "--mirrored", *mine)
     assert "goes into a folder" in fails(capsys, "encode", digits, "--out", "all.safetensors", *mine)
-    assert "--tile is for plain pictures" in fails(capsys, "encode", digits, "--tile", "64", *mine)
+    assert "--tile is for plain images" in fails(capsys, "encode", digits, "--tile", "64", *mine)
     assert "--shard is 0; at least 1" in fails(capsys, "encode", photos, "--shard", "0", *mine)
     assert "--batch-size is -1" in fails(capsys, "encode", digits, "--batch-size", "-1", *mine)
     assert "leave --indices out" in fails(capsys, "encode", photos, "--indices", *mine)
@@ -388,7 +386,7 @@ def test_decode_refuses_another_latent_space_and_warns_of_another_decoder(codecs
 
 
 def test_names_in_a_strangers_latent_file_stay_inside_the_folder(codecs, photos, tmp_path, capsys):
-    from latent_codec.latent_files import save_latents
+    from latent_codec.latents.latent_files import save_latents
 
     codec = LatentCodec.from_pretrained(codecs / "mine")
     names = ["../../escape.png", "/etc/passwd", "..\\..\\win.png", "..", "", "cat.png", "cat.jpg", "a\0b.png"]
@@ -425,7 +423,7 @@ def test_info_of_a_latent_file_and_a_checkpoint(codecs, photos, capsys):
     assert main(["info", "latents/cat.safetensors", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["kind"], facts["codec"]) == ("latents", "mine")
-    assert facts["pictures"] == [{"name": "cat.png", "size": [33, 40], "shape": [4, 5, 5]}]
+    assert facts["images"] == [{"name": "cat.png", "size": [33, 40], "shape": [4, 5, 5]}]
 
     save_file({"a.weight": torch.zeros(2, 3), "b.bias": torch.zeros(4).half()}, "other.safetensors")
     assert main(["info", "other.safetensors", "--json"]) == 0
@@ -448,7 +446,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(codecs, photos, capsys):
     save_file({"a": torch.zeros(1)}, "foreign.safetensors")
     for argv, message in [
         (("roundtrip", "nowhere.png", *mine), "nowhere.png: no such file"),
-        (("roundtrip", "text.png", *mine), "text.png: not a picture"),
+        (("roundtrip", "text.png", *mine), "text.png: not an image"),
         (("encode", "empty.png", *mine), "empty.png: the file is empty"),
         (("encode", "half.png", *mine), "half.png: damaged or cut short"),
         (("encode", "bare", *mine), "no images in bare"),
@@ -456,7 +454,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(codecs, photos, capsys):
         (("roundtrip", photos / "cat.png", "--codec", "bare"), "bare is no codec"),
         (
             ("roundtrip", photos / "cat.png", *mine, "--tile", "0"),
-            "tile is 0; it is a whole number of pixels",
+            "tile is 0; it is an integer of pixels",
         ),
         (("roundtrip", photos / "cat.png", *mine, "--device", "abacus"), "abacus"),
         (("roundtrip", photos / "cat.png", *mine, "--device", "meta"), "device meta cannot be used here"),

@@ -13,9 +13,9 @@ from safetensors.torch import load, load_file
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
-from latent_codec.codec_folders import WEIGHTS
+from latent_codec.components.codec_folders import WEIGHTS
 from latent_codec.evaluation.calibration import measure
-from latent_codec.picture_sources import open_source
+from latent_codec.images.sources import open_source
 
 
 def build(kind=diffusers.AutoencoderKL, levels=2, **config):
@@ -32,7 +32,7 @@ def build(kind=diffusers.AutoencoderKL, levels=2, **config):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The current folder, with pictures in `photos`, and a run folder `run` with a codec in half precision."""
+    """The current folder, with images in `photos`, and a run folder `run` with a codec in half precision."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     rng = np.random.default_rng(0)
@@ -150,7 +150,7 @@ def test_calibrate_names_what_it_skipped(place, capsys):
     Path("photos/torn.png").write_bytes(Path("photos/0.png").read_bytes()[:50])
     assert main(["calibrate", "photos", "--codec", "run", "--out", "copy"]) == 0
     out, err = capsys.readouterr()
-    assert "3 pictures" in out
+    assert "3 images" in out
     assert err.startswith("skipped ") and "torn.png" in err and err.count("\n") == 1
 
 
@@ -179,7 +179,7 @@ def test_calibrate_refuses_before_it_measures(place, capsys):
 
 def test_a_shipped_codec_is_never_overwritten(place, capsys, monkeypatch):
     LatentCodec(build()).save_pretrained("assets/default-f8c4")
-    monkeypatch.setattr("latent_codec.codec_folders.ASSETS", place / "assets")
+    monkeypatch.setattr("latent_codec.components.codec_folders.ASSETS", place / "assets")
     before = files_in("assets")
     for name in ("default", "default-f8c4"):
         assert "give --out DIR" in fails(capsys, "calibrate", "photos", "--codec", name)
@@ -211,7 +211,7 @@ def test_full_disk_leaves_the_codec_as_it_was(place, capsys):
 
 
 def cells(path, height, width):
-    """The pictures of a grid with gaps of 4 px, row by row, as small as they were before they were enlarged to 96 px a side
+    """The images of a grid with gaps of 4 px, row by row, as small as they were before they were enlarged to 96 px a side
     or more."""
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet)
@@ -273,7 +273,7 @@ def test_sample_size_is_in_pixels(size, pixels, place, capsys):
     assert len(cells("s.png", *pixels)) == 1
 
 
-def test_one_vector_per_picture_gives_pictures_of_the_training_size(place, capsys):
+def test_one_vector_per_image_gives_images_of_the_training_size(place, capsys):
     global_codec = build(levels=5, sample_size=14, in_channels=1, out_channels=1, latent_channels=3)
     LatentCodec(global_codec).save_pretrained("global")
     assert main(["sample", "--codec", "global", "--json"]) == 0
@@ -303,7 +303,7 @@ def test_samples_have_the_spread_of_the_posterior(place, capsys):
         assert main(["calibrate", "photos", "--codec", "run", "--out", name, *options]) == 0
         assert main(["sample", "--codec", name, "--num", "4", "--out", f"{name}.png"]) == 0
         sheets[name] = np.array(cells(f"{name}.png", 12, 12))
-    # The same pictures, up to the rounding of the folded weights to float16.
+    # The same images, up to the rounding of the folded weights to float16.
     assert np.abs(sheets["channels"] - sheets["normalized"]).max() <= 2
 
 

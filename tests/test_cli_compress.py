@@ -18,11 +18,11 @@ from test_bitstream import BLOCKS
 from latent_codec import LatentCodec
 from latent_codec.bitstream import compress, decompress, fit_static, ideal_bits, read, unpack
 from latent_codec.cli import main
-from latent_codec.latent_files import load_latents
+from latent_codec.images.tensors import read_image, write_image
+from latent_codec.latents.latent_files import load_latents
 from latent_codec.metrics import psnr
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
-from latent_codec.pictures import read_picture, write_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +48,7 @@ def build(kind: str, seed: int = 0) -> LatentCodec:
         codec.autoencoder.quantizers
     ):  # so that indices differ without training
         with torch.no_grad():
-            vectors = codec.autoencoder.encode_quantized(picture(64, 64, 100)[None])[level].latents
+            vectors = codec.autoencoder.encode_quantized(make_image(64, 64, 100)[None])[level].latents
             vectors = vectors.movedim(1, -1).flatten(0, 2)
             size = quantizer.codebook_size
             quantizer.embedding.weight.copy_(vectors[:: len(vectors) // size][:size])
@@ -56,7 +56,7 @@ def build(kind: str, seed: int = 0) -> LatentCodec:
     return codec
 
 
-def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def make_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     """Smooth noise, (3, H, W) in [-1, 1]."""
     noise = torch.randn(1, 3, height // 4 + 2, width // 4 + 2, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")[0].clamp(-1, 1)
@@ -70,10 +70,10 @@ def codecs(tmp_path_factory):
     for name, kind, seed in (("kl", "kl", 0), ("other", "kl", 1), ("vq", "vq", 0), ("levels", "levels", 0)):
         codec = build(kind, seed)
         codec.save_pretrained(folder / name)
-        fit_static(codec, [picture(40, 48, number) for number in range(3)]).save(folder / name)
+        fit_static(codec, [make_image(40, 48, number) for number in range(3)]).save(folder / name)
     codec = build("kl")
     codec.save_pretrained(folder / "bare")
-    fit_static(codec, [picture(40, 40, 9)]).save(folder / "entropy2.safetensors")
+    fit_static(codec, [make_image(40, 40, 9)]).save(folder / "entropy2.safetensors")
     with torch.no_grad():
         codec.autoencoder.decoder.conv_out.bias += 0.1
     codec.save_pretrained(folder / "tuned")
@@ -82,11 +82,11 @@ def codecs(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """Two pictures of odd sizes, one in a subfolder, and the current folder beside them."""
+    """Two images of odd sizes, one in a subfolder, and the current folder beside them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    write_picture(picture(33, 47, 1), "photos/cat.v2.png")
-    write_picture(picture(24, 17, 2), "photos/trip/dog.png")
+    write_image(make_image(33, 47, 1), "photos/cat.v2.png")
+    write_image(make_image(24, 17, 2), "photos/trip/dog.png")
     return Path("photos")
 
 
@@ -116,7 +116,7 @@ def test_there_and_back(kind, codecs, photos, capsys):
     at = ["--codec", codecs / kind]
     out, err = run(capsys, "compress", photos, *at, "--tile", "16")
     files = [Path("compressed/cat.v2.lcf"), Path("compressed/trip/dog.lcf")]
-    assert [line.partition(":")[0] for line in out.splitlines()] == [*map(str, files), "2 pictures"]
+    assert [line.partition(":")[0] for line in out.splitlines()] == [*map(str, files), "2 images"]
     assert err == ""
     data = files[0].read_bytes()
     assert data == compress(codec, photos / "cat.v2.png", tile=16)
@@ -141,7 +141,7 @@ def test_figures_are_those_of_the_files(codecs, photos, capsys):
     found = json.loads(run(capsys, "compress", photos, *at, "--psnr", "--json")[0])
     codec = LatentCodec.from_pretrained(codecs / "kl")
     assert found["space_fingerprint"] == codec.space_fingerprint and found["failed"] == []
-    first, second = found["pictures"]
+    first, second = found["images"]
     assert (first["name"], first["size"], first["quality"], first["tiles"]) == ("cat.v2", [33, 47], 60, 1)
     for each in (first, second):
         data = Path(each["path"]).read_bytes()
@@ -149,7 +149,7 @@ def test_figures_are_those_of_the_files(codecs, photos, capsys):
         assert each["bytes"] == len(data) and each["bits_per_pixel"] == 8 * len(data) / area
         decoded = read(codec, data)
         assert found["entropy_fingerprint"] == decoded.container.header.entropy_fingerprint
-        model = fit_static(codec, [picture(40, 48, number) for number in range(3)])
+        model = fit_static(codec, [make_image(40, 48, number) for number in range(3)])
         assert each["bits_without_overhead"] == pytest.approx(ideal_bits(decoded, model))
     total = found["total"]
     assert total["bytes"] == first["bytes"] + second["bytes"]
@@ -157,7 +157,7 @@ def test_figures_are_those_of_the_files(codecs, photos, capsys):
     assert total["psnr"] == (first["psnr"] + second["psnr"]) / 2
 
     run(capsys, "decompress", first["path"], "--codec", codecs / "kl")
-    written = read_picture("decompressed/cat.v2.png"), read_picture("photos/cat.v2.png")
+    written = read_image("decompressed/cat.v2.png"), read_image("photos/cat.v2.png")
     assert psnr(*(each[None] for each in written)).item() == pytest.approx(first["psnr"], abs=1e-3)
 
     line, _ = run(capsys, "compress", photos / "trip", *at, "--psnr")
@@ -171,10 +171,10 @@ def test_figures_are_those_of_the_files(codecs, photos, capsys):
 def test_a_target_is_never_exceeded(target, codecs, photos, capsys):
     at = ["--codec", codecs / "kl", "--json"]
     cat = photos / "cat.v2.png"
-    (found,) = json.loads(run(capsys, "compress", cat, *at, "--target-bytes", target)[0])["pictures"]
+    (found,) = json.loads(run(capsys, "compress", cat, *at, "--target-bytes", target)[0])["images"]
     assert 0.8 * target < found["bytes"] == Path(found["path"]).stat().st_size <= target
     bits = (8 * target + 7) / (33 * 47)
-    (other,) = json.loads(run(capsys, "compress", cat, *at, "--target-bpp", bits)[0])["pictures"]
+    (other,) = json.loads(run(capsys, "compress", cat, *at, "--target-bpp", bits)[0])["images"]
     assert (other["bytes"], other["quality"]) == (found["bytes"], found["quality"])
 
 
@@ -189,11 +189,11 @@ def test_a_target_leaves_levels_of_indices_out(codecs, photos, capsys):
     assert np.array_equal(pixels("decoded/cat.v2.png"), pixels("decompressed/cat.v2.png"))
 
 
-def test_pictures_that_fail_are_named_and_the_others_written(codecs, photos, capsys):
+def test_images_that_fail_are_named_and_the_others_written(codecs, photos, capsys):
     (photos / "a.png").write_text("hello")
     out, err = run(capsys, "compress", photos, "--codec", codecs / "kl", status=2)
-    assert re.fullmatch(r"latent-codec compress: photos.a\.png: not a picture in a known format .*\n", err)
-    assert out.endswith("\n") and "2 pictures: " in out and not Path("compressed/a.lcf").exists()
+    assert re.fullmatch(r"latent-codec compress: photos.a\.png: not an image in a known format .*\n", err)
+    assert out.endswith("\n") and "2 images: " in out and not Path("compressed/a.lcf").exists()
 
     at = ["--codec", codecs / "kl", "--target-bytes", "180", "--out", "small"]
     found, err = run(capsys, "compress", photos, *at, "--json", status=2)
@@ -206,7 +206,7 @@ def test_pictures_that_fail_are_named_and_the_others_written(codecs, photos, cap
     assert not Path("compressed/dog.lcf").exists()
 
 
-def test_flags_that_fit_no_picture_are_refused(codecs, photos, capsys):
+def test_flags_that_fit_no_image_are_refused(codecs, photos, capsys):
     for codec, argv, message in [
         ("kl", ["--quality", "101"], r"--quality is 101; .* 0 \(coarsest\) to 100"),
         ("kl", ["--quality", "-1"], "expected --quality of at least 0, got -1"),
@@ -260,7 +260,7 @@ def test_a_region_is_cut_out(codecs, photos, capsys):
     assert np.array_equal(found, np.asarray(decompress(codec, data, region=(17, 20, 10, 12))))
 
     err = fails(capsys, "decompress", "compressed/cat.v2.lcf", *at, "--region", "30,0,10,10")
-    assert "it has to lie in the picture of 33x47" in err
+    assert "it has to lie in the image of 33x47" in err
     err = fails(capsys, "decompress", "compressed/cat.v2.lcf", *at, "--latents", "--format", "png")
     assert "--latents writes none" in err
     for argv in (["--region", "1,2,3"], ["--region", "1,2,3,x"], ["--region", "0,0,1,1", "--latents"]):

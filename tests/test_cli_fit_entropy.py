@@ -13,15 +13,15 @@ import pytest
 import torch
 from conftest import ROOT
 from diffusers import VQModel
-from test_bitstream import build, picture
+from test_bitstream import build, make_image
 from test_prior_training import TWO_PROCESSES
 
 from latent_codec import LatentCodec
 from latent_codec.bitstream import WrongEntropyModelError, compress, decompress, load_entropy_model
 from latent_codec.bitstream.static_entropy import StaticEntropy
 from latent_codec.cli import main
-from latent_codec.codec_folders import ASSETS, WEIGHTS
-from latent_codec.pictures import write_picture
+from latent_codec.components.codec_folders import ASSETS, WEIGHTS
+from latent_codec.images.tensors import write_image
 
 SMALL = [
     "--set=run.steps=2",
@@ -40,10 +40,10 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """10 pictures in `photos`, and codecs of all KINDS without entropy models."""
+    """10 images in `photos`, and codecs of all KINDS without entropy models."""
     folder = tmp_path_factory.mktemp("made")
     for seed in range(10):
-        write_picture(picture(32, 40, seed), folder / f"photos/{seed}.png")
+        write_image(make_image(32, 40, seed), folder / f"photos/{seed}.png")
     for kind in KINDS:
         build("vq" if kind == "plain" else kind).save_pretrained(folder / kind)
         (folder / kind / "README.md").write_text("# the model card\n")
@@ -94,7 +94,7 @@ def test_compress_and_decompress_find_what_it_wrote(place, capsys, kind, static)
     assert (found["path"], found["bytes"]) == (f"{kind}/entropy.safetensors", len(sidecar))
     model = load_entropy_model(kind, codec=LatentCodec.from_pretrained(kind))
     assert model.kind == ("static" if static else KINDS[kind])
-    assert (found["codec"], found["pictures"], found["kept"]) == (kind, 10, None)
+    assert (found["codec"], found["images"], found["kept"]) == (kind, 10, None)
     assert (found["fingerprint"], found["space_fingerprint"]) == (model.fingerprint, model.space_fingerprint)
     if not static:
         assert (found["run"], found["step"], found["finished"]) == (f"runs/{kind}-entropy", 2, True)
@@ -108,9 +108,9 @@ def test_compress_and_decompress_find_what_it_wrote(place, capsys, kind, static)
 def test_it_says_what_it_did(place, capsys):
     assert main(["fit-entropy", "photos", "--codec", "vq", "--limit", "8", *SMALL]) == 0
     first, second, last = capsys.readouterr().out.splitlines()
-    assert first == "vq: fitted to 8 pictures"
+    assert first == "vq: fitted to 8 images"
     assert re.fullmatch(
-        r"\d+\.\d{3} bits per position of training windows, \d+\.\d{3} of pictures held out", second
+        r"\d+\.\d{3} bits per position of training windows, \d+\.\d{3} of images held out", second
     )
     size = Path("vq/entropy.safetensors").stat().st_size
     assert re.fullmatch(
@@ -118,26 +118,26 @@ def test_it_says_what_it_did(place, capsys):
     )
     assert main(["fit-entropy", "photos", "--codec", "kl", "--static"]) == 0
     first, last = capsys.readouterr().out.splitlines()
-    assert first == "kl: fitted to 10 pictures" and last.startswith("Entropy model: ")
+    assert first == "kl: fitted to 10 images" and last.startswith("Entropy model: ")
 
 
-def test_pictures_that_cannot_be_read_are_named_and_not_counted(place, capsys):
-    Path("photos/0.png").write_bytes(b"no picture")
+def test_images_that_cannot_be_read_are_named_and_not_counted(place, capsys):
+    Path("photos/0.png").write_bytes(b"no image")
     for argv in (["--static"], SMALL):
         assert main(["fit-entropy", "photos", "--codec", "vq", *argv]) == 0
         out, err = capsys.readouterr()
-        assert out.startswith("vq: fitted to 9 pictures\n")
+        assert out.startswith("vq: fitted to 9 images\n")
         assert "skipped: " in err and "0.png" in err
 
 
-def test_a_codec_of_grey_pictures_is_counted(place, capsys):
+def test_a_codec_of_grey_images_is_counted(place, capsys):
     import diffusers
     from test_bitstream import BLOCKS
 
     torch.manual_seed(0)
     grey = diffusers.AutoencoderKL(**BLOCKS, in_channels=1, out_channels=1, latent_channels=2)
     LatentCodec(grey).save_pretrained("grey")
-    assert fit(capsys, "grey", "--static")["pictures"] == 10
+    assert fit(capsys, "grey", "--static")["images"] == 10
     assert fit(capsys, "grey")["finished"]
 
 
@@ -232,7 +232,7 @@ def test_a_bfloat16_codec_gets_a_model_for_its_space(place, capsys):
     found = fit(capsys, "vq", "--dtype", "bfloat16")
     codec = LatentCodec.from_pretrained("vq")
     assert found["space_fingerprint"] == codec.space_fingerprint
-    assert len(compress(codec, picture(32, 32))) > 0
+    assert len(compress(codec, make_image(32, 32))) > 0
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_two_processes_write_one_model(place, capsys):
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)
-    assert "4 pictures a step, 2 process(es) on cpu" in process.stderr
+    assert "4 images a step, 2 process(es) on cpu" in process.stderr
     assert load_entropy_model("copy").fingerprint == found["fingerprint"]
     assert sorted(files_in("copy")) == ["README.md", "config.json", WEIGHTS, "entropy.safetensors"]
 

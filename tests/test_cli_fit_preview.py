@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from test_previews import build, smooth
-from tiny_training import write_pictures
+from tiny_training import write_images
 
 from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.cli import main
-from latent_codec.codec_folders import ASSETS, WEIGHTS
+from latent_codec.components.codec_folders import ASSETS, WEIGHTS
 from latent_codec.previews import LatentPreviewer
 
 SMALL = [
@@ -24,9 +24,9 @@ SMALL = [
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The current folder, with pictures in `photos`, a run folder `run` and a discrete codec `vq`."""
+    """The current folder, with images in `photos`, a run folder `run` and a discrete codec `vq`."""
     monkeypatch.chdir(tmp_path)
-    write_pictures(Path("photos"), 9)
+    write_images(Path("photos"), 9)
     build().save_pretrained("run/codec")
     Path("run/codec/README.md").write_text("# the model card\n")
     build(AutoencoderVQ).save_pretrained("vq")
@@ -48,27 +48,27 @@ def files_in(folder) -> dict[str, bytes]:
     }
 
 
-def test_it_fits_to_pictures_and_writes_into_the_codecs_folder(place, capsys):
+def test_it_fits_to_images_and_writes_into_the_codecs_folder(place, capsys):
     before = files_in("run")
-    assert main(["fit-preview", "--codec", "run", "--pictures", "photos"]) == 0
+    assert main(["fit-preview", "--codec", "run", "--images", "photos"]) == 0
     out, err = capsys.readouterr()
     after = files_in("run")
     assert after.pop("codec/preview.safetensors") and after == before
     assert err == ""
     first, second, last = out.splitlines()
-    assert re.fullmatch(r"run: linear preview fitted to 8 pictures in \d+\.\d s", first)
+    assert re.fullmatch(r"run: linear preview fitted to 8 images in \d+\.\d s", first)
     assert re.fullmatch(
-        r"from latents: correlation -?[01]\.\d{3} with the downscaled decode, on held-out pictures", second
+        r"from latents: correlation -?[01]\.\d{3} with the downscaled decode, on held-out images", second
     )
     assert Path(last.removeprefix("Preview: ")).resolve() == Path("run/codec/preview.safetensors").resolve()
     assert LatentPreviewer.from_pretrained("run").kind == "linear"
 
 
-def test_without_pictures_it_takes_random_latents_and_is_the_same_each_time(place, capsys):
+def test_without_images_it_takes_random_latents_and_is_the_same_each_time(place, capsys):
     assert main(["fit-preview", "--codec", "vq", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     first = Path("vq/preview.safetensors").read_bytes()
-    assert (found["pictures"], found["correlation"], found["palette_correlation"]) == (0, None, None)
+    assert (found["images"], found["correlation"], found["palette_correlation"]) == (0, None, None)
     assert found["fingerprint"] == LatentCodec.from_pretrained("vq").fingerprint
     assert main(["fit-preview", "--codec", "vq"]) == 0
     assert "fitted to random latents" in capsys.readouterr().out
@@ -77,13 +77,13 @@ def test_without_pictures_it_takes_random_latents_and_is_the_same_each_time(plac
     assert previewer.indices(torch.full((1, 2, 3), -1)).shape == (1, 3, 2, 3)
 
 
-def test_held_out_pictures_of_a_discrete_codec_are_compared_by_indices_too(place, capsys):
-    assert main(["fit-preview", "--codec", "vq", "--pictures", "photos", "--json"]) == 0
+def test_held_out_images_of_a_discrete_codec_are_compared_by_indices_too(place, capsys):
+    assert main(["fit-preview", "--codec", "vq", "--images", "photos", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert -1 <= found["correlation"] <= 1 and -1 <= found["palette_correlation"] <= 1
-    assert main(["fit-preview", "--codec", "vq", "--pictures", "photos", "--limit", "7", "--json"]) == 0
+    assert main(["fit-preview", "--codec", "vq", "--images", "photos", "--limit", "7", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["pictures"], found["correlation"]) == (7, None)
+    assert (found["images"], found["correlation"]) == (7, None)
 
 
 def test_a_preview_of_older_weights_or_a_damaged_one_is_replaced(place, capsys):
@@ -133,12 +133,12 @@ def test_a_folder_of_something_else_is_left_alone(place, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--tiny"], "--tiny learns from pictures: name some by --pictures"),
+        (["--tiny"], "--tiny learns from images: name some by --images"),
         (["--limit", "0"], "--limit is 0; at least 1"),
         (["--minutes", "3"], "--minutes is of --tiny, which is missing"),
         (["--set", "run.steps=3"], "--set is of --tiny"),
-        (["--tiny", "--pictures", "photos", "--minutes", "0"], "--minutes is 0.0; above 0"),
-        (["--pictures", "nowhere"], "nowhere: no such file or folder"),
+        (["--tiny", "--images", "photos", "--minutes", "0"], "--minutes is 0.0; above 0"),
+        (["--images", "nowhere"], "nowhere: no such file or folder"),
         (["--codec", "nowhere"], "nowhere does not exist"),
     ],
 )
@@ -148,7 +148,7 @@ def test_wrong_flags_write_nothing(place, capsys, argv, message):
 
 
 def test_tiny_trains_resumes_and_is_kept(place, capsys):
-    argv = ["fit-preview", "--codec", "run", "--pictures", "photos", "--tiny", "--run", "r", *SMALL]
+    argv = ["fit-preview", "--codec", "run", "--images", "photos", "--tiny", "--run", "r", *SMALL]
     assert main([*argv, "--set=run.steps=2"]) == 0
     out, err = capsys.readouterr()
     assert re.search(r"tiny decoder: 2 steps, -?\d+\.\d\d dB to the codec's own decode", out)

@@ -17,14 +17,14 @@ from PIL import Image
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec
 from latent_codec.bitstream import compress, fit_static, ideal_bits, read, unpack
 from latent_codec.cli import main
-from latent_codec.codec_facts import facts_of, read_facts
-from latent_codec.codec_folders import ASSETS
+from latent_codec.components.codec_facts import facts_of, read_facts
+from latent_codec.components.codec_folders import ASSETS
+from latent_codec.components.weight_files import config_metadata, save_component
 from latent_codec.conversion import from_diffusers
 from latent_codec.conversion.checkpoints import save_checkpoint
 from latent_codec.evaluation.codes import grid_shapes
 from latent_codec.evaluation.host_audit import audit_hosts
-from latent_codec.latent_files import save_latents
-from latent_codec.weight_files import config_metadata, save_component
+from latent_codec.latents.latent_files import save_latents
 
 
 def build(seed=0, **config):
@@ -41,7 +41,7 @@ def build(seed=0, **config):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with codecs `mine`, `tuned` (another decoder), `other` and `wide`, and pictures in `photos`."""
+    """A folder with codecs `mine`, `tuned` (another decoder), `other` and `wide`, and images in `photos`."""
     folder = tmp_path_factory.mktemp("place")
     mine = build()
     LatentCodec(mine).save_pretrained(folder / "mine")
@@ -116,21 +116,18 @@ def test_audit_of_the_shipped_codecs(capsys):
     assert len(answer(capsys, "default-vq", "--audit")["hosts"]) == 7
 
 
-def test_against_with_pictures(capsys):
-    found = answer(capsys, "tuned", "--against", "mine", "--pictures", "photos")
+def test_against_with_images(capsys):
+    found = answer(capsys, "tuned", "--against", "mine", "--images", "photos")
     assert (found["codec"], found["reference"], found["fit"]) == ("tuned", "mine", "same")
-    assert (found["num_pictures"], found["drift"], found["pictures"]) == (3, 0.0, "photos")
+    assert (found["num_images"], found["drift"], found["images"]) == (3, 0.0, "photos")
     assert found["decoder"]["differing"] == ["decoder.conv_out.bias"]
     assert len(found["channels"]) == 4
-    assert (
-        answer(capsys, "tuned", "--against", "mine", "--pictures", "photos", "--num", "2")["num_pictures"]
-        == 2
-    )
+    assert answer(capsys, "tuned", "--against", "mine", "--images", "photos", "--num", "2")["num_images"] == 2
 
-    out = printed(capsys, "other", "--against", "mine", "--pictures", "photos")
+    out = printed(capsys, "other", "--against", "mine", "--images", "photos")
     assert out.startswith("other against mine: another latent space: ")
     assert "scaling_factor: 0.5 against 0.18215" in out
-    assert "on 3 pictures of photos." in out
+    assert "on 3 images of photos." in out
     for word in ("encoder: ", "decoder: ", "correlation", "PSNR", "their latents"):
         assert word in out
 
@@ -140,7 +137,7 @@ def test_against_looks_at_the_sample_photograph(capsys):
 
 
 def test_against_itself(capsys):
-    found = answer(capsys, "mine", "--against", "mine", "--pictures", "photos")
+    found = answer(capsys, "mine", "--against", "mine", "--images", "photos")
     assert found["fit"] == "same" and found["psnr"] == found["psnr_by_reference"]
 
 
@@ -150,9 +147,9 @@ def test_against_itself(capsys):
         (("mine", "--against", "wide"), "no denoiser takes both: latents of mine have 4 channels"),
         (("mine", "--against", "nowhere"), "nowhere does not exist"),
         (("nowhere", "--audit"), "nowhere does not exist"),
-        (("mine", "--pictures", "photos"), "--pictures are for --against REFERENCE"),
-        (("mine", "--against", "tuned", "--pictures", "mine/config.json"), "config.json"),
-        (("mine", "--against", "tuned", "--pictures", "photos", "--num", "0"), "leaves nothing to measure"),
+        (("mine", "--images", "photos"), "--images are for --against REFERENCE"),
+        (("mine", "--against", "tuned", "--images", "mine/config.json"), "config.json"),
+        (("mine", "--against", "tuned", "--images", "photos", "--num", "0"), "leaves nothing to measure"),
     ],
 )
 def test_refusals(argv, message, capsys):
@@ -175,14 +172,14 @@ def test_plain_info_is_as_before(capsys):
 def compressed(place):
     """`one.lcf` and `tiles.lcf` of codec `mine` and the entropy model in `entropy`, and the bytes of both."""
     codec = LatentCodec.from_pretrained(place / "mine")
-    pictures = sorted((place / "photos").iterdir())
-    model = fit_static(codec, pictures)
+    images = sorted((place / "photos").iterdir())
+    model = fit_static(codec, images)
     (place / "entropy").mkdir()
     model.save(place / "entropy")
-    fit_static(codec, pictures[:1]).save(place / "another.safetensors")
+    fit_static(codec, images[:1]).save(place / "another.safetensors")
     found = {}
     for name, options in (("one", {"quality": 40}), ("tiles", {"quality": 20, "tile": 8})):
-        found[name] = compress(codec, pictures[0], entropy_model=model, **options)
+        found[name] = compress(codec, images[0], entropy_model=model, **options)
         (place / f"{name}.lcf").write_bytes(found[name])
     return found
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from test_bitstream import build, picture
+from test_bitstream import build, make_image
 
 from latent_codec.cli import main
-from latent_codec.picture_sources import spread
-from latent_codec.pictures import write_picture
+from latent_codec.images.sources import spread
+from latent_codec.images.tensors import write_image
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_a_limit_below_one_is_refused():
         ["evaluate", "photos", "--out", "report"],
         ["rd", "photos", "--against", "jpeg", "--out", "rd"],
         ["calibrate", "photos", "--out", "calibrated"],
-        ["fit-preview", "--pictures", "photos"],
+        ["fit-preview", "--images", "photos"],
         ["fit-entropy", "photos", "--static"],
     ],
     ids=lambda verb: verb[0],
@@ -49,7 +49,7 @@ def test_every_verb_takes_the_same_images(verb, tmp_path, monkeypatch, capsys):
     build("vq").save_pretrained("vq")
     for number in range(10):
         path = Path(f"photos/{number}.png")
-        write_picture(picture(32, 40, number), path)
+        write_image(make_image(32, 40, number), path)
         if number not in (0, 3, 6):
             path.write_bytes(path.read_bytes()[:100])
 

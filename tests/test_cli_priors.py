@@ -15,13 +15,13 @@ from conftest import without_progress
 from PIL import Image
 from test_likelihood import cnn, kl, latents_prior, snail, vq
 
-from latent_codec import LatentCodec, PictureClassifier
+from latent_codec import ImageClassifier, LatentCodec
 from latent_codec.cli import main
 from latent_codec.cli import sample as sample_verb
+from latent_codec.components.prior_folders import load_prior
 from latent_codec.evaluation.likelihood import measure_likelihood
-from latent_codec.picture_sources import open_source
+from latent_codec.images.sources import open_source
 from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
-from latent_codec.prior_folders import load_prior
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["sandal", "boot", "bag"]
@@ -48,7 +48,7 @@ def write_idx(path: Path, array: np.ndarray):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Codecs, priors and a classifier in folders, `data` of six 16x16 test pictures, and what is joined of them."""
+    """Codecs, priors and a classifier in folders, `data` of six 16x16 test images, and what is joined of them."""
     folder = tmp_path_factory.mktemp("made")
     codec, levels = vq(), vq((4, 2), (11, 9), name="levels")
     codec.save_pretrained(folder / "mine")
@@ -62,7 +62,7 @@ def made(tmp_path_factory):
     cnn(data="pixels", sample_size=(8, 6)).save_pretrained(folder / "pixels")
     latents_prior(sample_size=(8, 8)).save_pretrained(folder / "latents")
     torch.manual_seed(1)
-    judge = PictureClassifier(1, 3, block_out_channels=(8,), norm_num_groups=4)
+    judge = ImageClassifier(1, 3, block_out_channels=(8,), norm_num_groups=4)
     judge.linear.weight.data.mul_(20)  # sure of itself
     judge.save_pretrained(folder / "judged/classifier")
     for steps, part in enumerate(["mine", "run/prior", "judged/classifier"], 1):
@@ -111,7 +111,7 @@ def facts_of(capsys, *argv) -> dict:
 
 
 def cells(path, height=16, width=16) -> np.ndarray:
-    """The pictures of a grid with gaps of 4 px, (rows, columns, height, width, RGB), as small as they were before they were
+    """The images of a grid with gaps of 4 px, (rows, columns, height, width, RGB), as small as they were before they were
     enlarged to 96 px a side or more."""
     with Image.open(path) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
@@ -213,10 +213,10 @@ def test_a_pipeline_is_replaced_and_nothing_else_is(place, capsys):
         ("--codec mine --prior run --class-names a,b --out new", "2 class_names came"),
         (
             "--codec mine --prior run --classifier run/prior --out new",
-            "expected PictureClassifier as classifier, got PixelSNAIL",
+            "expected ImageClassifier as classifier, got PixelSNAIL",
         ),
         ("--codec mine --prior run --classifier notes --out new", "notes is no classifier"),
-        (f"--codec mine --prior {judge} --out new", "as prior, got PictureClassifier"),
+        (f"--codec mine --prior {judge} --out new", "as prior, got ImageClassifier"),
         ("--codec mine --prior nowhere --out new", "nowhere does not exist"),
         ("--codec nowhere --prior run --out new", "nowhere does not exist"),
     ]:
@@ -242,12 +242,12 @@ def test_rows_are_the_classes_and_every_class_is_drawn(place, capsys):
     pipe.set_progress_bar_config(disable=True)
     for label, number in [(0, 0), (2, 1)]:
         seed = int(np.random.default_rng((0, label, number)).integers(2**63))
-        (picture,) = pipe(label, 1, generator=torch.Generator().manual_seed(seed)).images[:1]
-        assert picture.size == (16, 16)
+        (image,) = pipe(label, 1, generator=torch.Generator().manual_seed(seed)).images[:1]
+        assert image.size == (16, 16)
     assert len({grid[row, column].tobytes() for row in range(3) for column in range(2)}) == 6
 
 
-def test_a_picture_follows_from_seed_label_and_number_alone(place, capsys):
+def test_a_image_follows_from_seed_label_and_number_alone(place, capsys):
     for name, options in {
         "all": "--num 2",
         "again": "--num 2",
@@ -307,13 +307,13 @@ def test_keep_returns_the_likeliest_of_each_label(keep, kept, place, capsys):
     assert f"kept {kept} of 8 for each label" in capsys.readouterr().out
 
 
-def test_kept_pictures_are_among_the_drawn(place, capsys):
+def test_kept_images_are_among_the_drawn(place, capsys):
     assert main(["sample", "joined", "--num", "8", "--label", "1", "--out", "all.png"]) == 0
     assert main(["sample", "joined", "--num", "8", "--label", "1", "--keep", "2", "--out", "kept.png"]) == 0
     drawn = cells("all.png").reshape(-1, 16 * 16 * 3).tolist()
     kept = cells("kept.png").reshape(-1, 16 * 16 * 3).tolist()
     assert len(kept) == 2
-    assert all(picture in drawn[:8] for picture in kept)
+    assert all(image in drawn[:8] for image in kept)
 
 
 def test_the_preview_ends_as_the_result(place, capsys):
@@ -326,7 +326,7 @@ def test_the_preview_ends_as_the_result(place, capsys):
 
 
 def test_the_preview_grows_batch_by_batch(place, monkeypatch):
-    """Four pictures in batches of two: the first two stay as they are when the others begin."""
+    """Four images in batches of two: the first two stay as they are when the others begin."""
     monkeypatch.setattr(sample_verb, "BATCH_SIZE", 2)
     pipe = PriorPipeline.from_pretrained("joined/pipeline")
     pipe.set_progress_bar_config(disable=True)
@@ -371,7 +371,7 @@ def test_the_preview_is_written_at_most_twice_a_second(place, monkeypatch):
 
 
 def test_a_fresh_process_samples_what_was_joined(place):
-    """The same pictures as here, and nothing on stderr."""
+    """The same images as here, and nothing on stderr."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     prefix = [sys.executable, "-c", FRESH, str(ROOT)]
     done = subprocess.run(
@@ -456,7 +456,7 @@ def test_evaluate_prints_the_likelihood_and_writes_it(place, capsys):
         [load_prior("run")], open_source("data", split="test"), LatentCodec.from_pretrained("mine")
     )
     assert facts["levels"] == expected.to_dict()["levels"]
-    assert (facts["bits_per_dim"], facts["num_pictures"]) == (expected.bits_per_dim, 6)
+    assert (facts["bits_per_dim"], facts["num_images"]) == (expected.bits_per_dim, 6)
     assert (facts["data"], facts["prior"], facts["kind"]) == (["data"], "run", "codes")
     assert facts.pop("files") == ["report/likelihood.json"]
     assert json.loads(Path("report/likelihood.json").read_text()) == facts
@@ -464,7 +464,7 @@ def test_evaluate_prints_the_likelihood_and_writes_it(place, capsys):
     assert main(argv) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert "run, codes of mine, on data: 6 pictures" in out
+    assert "run, codes of mine, on data: 6 images" in out
     level = facts["levels"][0]
     for figure in (level["bits_per_index"], level["order_0_bits_per_index"], level["uniform_bits_per_index"]):
         assert f"{figure:.4f}" in out
@@ -482,7 +482,7 @@ def test_evaluate_takes_a_pipeline_with_its_own_codec(place, capsys):
     deep = facts_of(capsys, *["evaluate", "data", "--prior", "deep", "--limit", "4", "--out", "report"])
     assert [level["level"] for level in deep["levels"]] == [0, 1]
     assert deep["bits_per_dim"] == pytest.approx(sum(level["bits_per_dim"] for level in deep["levels"]))
-    assert deep["num_pictures"] == 4
+    assert deep["num_images"] == 4
     assert main(["evaluate", "data", "--prior", "deep", "--out", "report"]) == 0
     assert re.search(r"\n +all +\d\.\d{5}", capsys.readouterr().out)
 
@@ -496,9 +496,9 @@ def test_evaluate_takes_a_pipeline_with_its_own_codec(place, capsys):
 def test_evaluate_takes_latent_files(place, capsys):
     assert main(["encode", "data", "--split", "test", "--codec", "levels", "--out", "codes"]) == 0
     files = facts_of(capsys, *["evaluate", "codes", "--prior", "deep", "--out", "report"])
-    pictures = facts_of(capsys, *["evaluate", "data", "--prior", "deep", "--out", "report"])
-    assert files["num_dims"] == pictures["num_dims"]
-    for one, other in zip(files["levels"], pictures["levels"]):
+    images = facts_of(capsys, *["evaluate", "data", "--prior", "deep", "--out", "report"])
+    assert files["num_dims"] == images["num_dims"]
+    for one, other in zip(files["levels"], images["levels"]):
         assert one["bits_per_index"] == pytest.approx(other["bits_per_index"], rel=1e-5)
     assert "which has 2 codebook(s)" not in fails(
         capsys, *["evaluate", "codes", "--prior", "deep", "--codec", "mine"]
@@ -547,4 +547,4 @@ def test_info_tells_what_priors_and_pipelines_are(place, capsys):
     assert facts["vae"]["codebook_sizes"] == [11, 9]
     assert main(["info", "joined/pipeline"]) == 0
     out = capsys.readouterr().out
-    assert "sandal, boot, bag" in out and "PictureClassifier" in out and "values per index  12" in out
+    assert "sandal, boot, bag" in out and "ImageClassifier" in out and "values per index  12" in out

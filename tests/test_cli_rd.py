@@ -6,27 +6,27 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_bitstream import build, picture
+from test_bitstream import build, make_image
 
 from latent_codec import LatentCodec
 from latent_codec.bitstream import decompress, fit_static, load_entropy_model
 from latent_codec.cli import main
-from latent_codec.codec_folders import ASSETS
+from latent_codec.components.codec_folders import ASSETS
 from latent_codec.evaluation.reconstruction import reconstruct
+from latent_codec.images.tensors import to_image, write_image
 from latent_codec.metrics import psnr
-from latent_codec.pictures import to_image, write_picture
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """The current folder, with two pictures in `photos`, and codecs `kl` (with its entropy model), `bare` and `vq`."""
+    """The current folder, with two images in `photos`, and codecs `kl` (with its entropy model), `bare` and `vq`."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for seed, size in enumerate(((40, 48), (33, 50))):
-        write_picture(picture(*size, seed), f"photos/{seed}.png")
+        write_image(make_image(*size, seed), f"photos/{seed}.png")
     for name, folder in (("kl", "kl"), ("kl", "bare"), ("vq", "vq")):
         build(name).save_pretrained(folder)
-    fit_static(LatentCodec.from_pretrained("kl"), [picture(64, 64, 9)]).save("kl")
+    fit_static(LatentCodec.from_pretrained("kl"), [make_image(64, 64, 9)]).save("kl")
     return tmp_path
 
 
@@ -58,7 +58,7 @@ def test_figures_are_those_of_the_files_it_keeps(place, capsys):
     ours = [trial for trial in found["trials"] if trial["compressor"] == "kl"]
     for trial in ours:
         data = Path("o/files", trial["file"]).read_bytes()
-        original = to_image(Path(trial["picture"]))
+        original = to_image(Path(trial["image"]))
         assert trial["num_bytes"] == len(data)
         decoded = to_image(decompress(codec, data, entropy_model=entropy))
         assert trial["psnr"] == pytest.approx(psnr(decoded[None], original[None]).item())
@@ -80,9 +80,9 @@ def test_tables(place, capsys):
     assert main(["rd", "photos", "--codec", "kl", "--qualities", "5,40", "--against", "jpeg, webp"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.startswith("kl on photos: 2 pictures")
-    assert "Mind: of 2 pictures even our coarsest file takes more than 0.15 bpp." in out
-    assert "Mind: no MS-SSIM, which needs 176 px per side." in out
+    assert out.startswith("kl on photos: 2 images")
+    assert "Note: of 2 images even our coarsest file takes more than 0.15 bpp." in out
+    assert "Note: no MS-SSIM, which needs 176 px per side." in out
     assert "kl minus the format, paired by image" in out and " of 2 " in out
     for expected in ("unquantised", "BD-rate of kl", "Equal bytes, at 0.15 bpp", "jpeg", "webp"):
         assert expected in out
@@ -111,11 +111,11 @@ def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
     assert [each["quality"] for each in found["curves"]["vq"]] == [None]
     assert list(found["equal_bytes"]) == ["its own rate"] and found["ceiling"] is None
     fixed = LatentCodec.from_pretrained("vq")
-    fit_static(fixed, [picture(64, 64, 9)]).save("vq.safetensors")
+    fit_static(fixed, [make_image(64, 64, 9)]).save("vq.safetensors")
     argv = ["rd", "photos", "--codec", "vq", "--entropy", "vq.safetensors", "--limit", "1", "--out", "p"]
     assert main([*argv, "--json"]) == 0
     coded = json.loads(capsys.readouterr().out)
-    assert coded["num_pictures"] == 1
+    assert coded["num_images"] == 1
     assert "leave --bpp 0.2 out" in fails(capsys, "photos", "--codec", "vq", "--bpp", "0.2")
     assert "leave --qualities out" in fails(capsys, "photos", "--codec", "vq", "--qualities", "3")
 
@@ -125,7 +125,7 @@ def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
     [
         (["--against", "gif"], "no format 'gif'"),
         (["--qualities", "5,101"], "this entropy model has 0 (coarsest) to 100"),
-        (["--qualities", "five"], "--qualities is 'five'; whole numbers with commas between are needed"),
+        (["--qualities", "five"], "--qualities is 'five'; integers with commas between are needed"),
         (["--bpp", "0"], "--bpp is '0'; numbers above 0"),
         (["--bpp", "nan"], "--bpp is 'nan'; numbers above 0"),
         (["--limit", "0"], "a limit of 0 images"),

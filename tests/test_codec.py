@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from latent_codec import LatentCodec, LatentSpace
-from latent_codec.codec_folders import WEIGHTS
-from latent_codec.pictures import pad_to_multiple
+from latent_codec.components.codec_folders import WEIGHTS
+from latent_codec.images.tensors import pad_to_multiple
 
 BLOCKS = {
     "block_out_channels": (8, 8, 8),
@@ -102,7 +102,7 @@ MODELS = [kl, vq, movq, tiny, dc, asymmetric, hunyuan_image, kvae]
 
 
 def photo(height=24, width=20, channels=3, seed=0):
-    """A smooth picture, (channels, height, width) in [-1, 1]."""
+    """A smooth image, (channels, height, width) in [-1, 1]."""
     coarse = torch.rand(1, channels, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
 
@@ -162,7 +162,7 @@ def test_half_precision_stays_near_float32(build, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_other_picture_channels(channels):
+def test_other_image_channels(channels):
     codec = LatentCodec(kl(in_channels=channels, out_channels=channels))
     latents = codec.encode(pil(photo()))
     assert codec.channels == channels
@@ -173,16 +173,16 @@ def test_other_picture_channels(channels):
 # ------------------------------------------------------------------------------------------ what encode takes
 
 
-def test_every_form_of_one_picture_gives_the_same_latents(tmp_path):
+def test_every_form_of_one_image_gives_the_same_latents(tmp_path):
     codec = LatentCodec(kl())
-    picture = pil(photo())
-    picture.save(tmp_path / "picture.png")
-    array = np.array(picture)
+    image = pil(photo())
+    image.save(tmp_path / "image.png")
+    array = np.array(image)
     image = torch.from_numpy(array).permute(2, 0, 1) / 127.5 - 1
     forms = [
-        tmp_path / "picture.png",
-        str(tmp_path / "picture.png"),
-        picture,
+        tmp_path / "image.png",
+        str(tmp_path / "image.png"),
+        image,
         array,
         array.astype(np.float32) / 255,
         array.astype(np.float64)[None] / 255,
@@ -196,7 +196,7 @@ def test_every_form_of_one_picture_gives_the_same_latents(tmp_path):
     torch.testing.assert_close(codec.encode(forms), expected.expand(8, -1, -1, -1), rtol=0, atol=1e-5)
 
 
-def test_pictures_of_different_sizes_in_one_call():
+def test_images_of_different_sizes_in_one_call():
     codec = LatentCodec(kl())
     sizes = [(8, 8), (23, 18), (16, 40)]
     images = [photo(*size, seed=index) for index, size in enumerate(sizes)]
@@ -219,13 +219,13 @@ def test_pictures_of_different_sizes_in_one_call():
         (torch.zeros(2, 3, 3, 16, 16), r"\(2, 3, 3, 16, 16\)"),
         (np.zeros((16, 16, 3), np.int64), "int64 array"),
         (np.full((16, 16, 3), 7.0), r"must lie in \[0, 1\]"),
-        ([], "no picture came"),
-        (torch.zeros(0, 3, 16, 16), "no picture came"),
-        (None, "NoneType is no picture"),
+        ([], "no image came"),
+        (torch.zeros(0, 3, 16, 16), "no image came"),
+        (None, "NoneType is no image"),
         ("nowhere.png", "nowhere.png: no such file"),
     ],
 )
-def test_refuses_what_is_no_picture(images, message):
+def test_refuses_what_is_no_image(images, message):
     with pytest.raises(ValueError, match=message):
         LatentCodec(kl()).encode(images)
 
@@ -270,12 +270,12 @@ def test_output_types_agree():
     latents = codec.encode([photo(seed=1), photo(seed=2)])
     tensor = codec.decode(latents, output_type="pt")
     array = codec.decode(latents, output_type="np")
-    pictures = codec.decode(latents)
+    images = codec.decode(latents)
     assert tensor.shape == (2, 3, 24, 20)
     assert tensor.abs().max() <= 1
     np.testing.assert_allclose(array, (tensor.permute(0, 2, 3, 1).numpy() + 1) / 2, atol=1e-6)
-    for index, picture in enumerate(pictures):
-        assert np.abs(np.asarray(picture) - array[index] * 255).max() <= 0.501  # rounding to 8 bits
+    for index, image in enumerate(images):
+        assert np.abs(np.asarray(image) - array[index] * 255).max() <= 0.501  # rounding to 8 bits
 
 
 @pytest.mark.parametrize(
@@ -285,9 +285,9 @@ def test_output_types_agree():
             {"size": (18, 23)},
             r"height, width\) = \(18, 23\) does not belong .* 24x20; height may be 21 to 24",
         ),
-        ({"size": [(24, 20), (24, 20)]}, "2 sizes came for 1 pictures"),
+        ({"size": [(24, 20), (24, 20)]}, "2 sizes came for 1 images"),
         ({"output_type": "jpeg"}, "output_type is 'jpeg'; allowed are"),
-        ({"tile": 0}, "tile is 0; it is a whole number of pixels, at least 1"),
+        ({"tile": 0}, "tile is 0; it is an integer of pixels, at least 1"),
     ],
 )
 def test_refuses_wrong_arguments_of_decode(arguments, message):
@@ -337,7 +337,7 @@ def test_overflow_in_float16_is_an_error_that_names_the_remedy(tmp_path):
         ValueError, match="non-finite latents in float16: use bfloat16 or float32, or run `latent"
     ):
         codec.encode(photo())
-    with pytest.raises(ValueError, match="non-finite pictures in float16: use bfloat16"):
+    with pytest.raises(ValueError, match="non-finite images in float16: use bfloat16"):
         codec.decode(torch.ones(1, 4, 6, 5))
 
 
@@ -355,7 +355,7 @@ def test_force_upcast_computes_in_float32_and_leaves_the_component_as_it_was(tmp
 
 
 @pytest.mark.parametrize("build", [kl, dc, kvae])
-def test_tiles_cover_the_picture_and_are_switched_off_again(build):
+def test_tiles_cover_the_image_and_are_switched_off_again(build):
     codec = LatentCodec(build())
     image = photo(70, 90)
     whole, tiled = codec.encode(image), codec.encode(image, tile=32)
@@ -718,7 +718,7 @@ def test_missing_subfolder(tmp_path):
 
 
 def test_shipped_default_opens():
-    from latent_codec.codec_folders import DEFAULT
+    from latent_codec.components.codec_folders import DEFAULT
 
     codec = LatentCodec.from_pretrained()
     assert codec.name == DEFAULT
@@ -740,7 +740,7 @@ def test_shipped_discrete_codec_opens_and_its_indices_do_not_depend_on_the_preci
 
 
 def test_shipped_codecs_are_at_most_8_megabytes():
-    from latent_codec.codec_folders import ASSETS, SHIPPED
+    from latent_codec.components.codec_folders import ASSETS, SHIPPED
 
     for name in SHIPPED.values():
         assert sum(path.stat().st_size for path in (ASSETS / name).iterdir()) <= 8e6

@@ -1,4 +1,4 @@
-"""Codes: figures against hand-made counts and independent sums, what the pictures show, files and verbs."""
+"""Codes: figures against hand-made counts and independent sums, what the images show, files and verbs."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from latent_codec.cli import main
 from latent_codec.evaluation.codes import (
     CodeMeter,
     code_usage,
-    codebook_picture,
+    codebook_image,
     codeword_tiles,
     decodes_codewords,
     false_colors,
@@ -26,10 +26,10 @@ from latent_codec.evaluation.codes import (
     position_sides,
 )
 from latent_codec.evaluation.reconstruction import evaluate_codec
-from latent_codec.latent_files import load_latents
+from latent_codec.images.sources import open_source
+from latent_codec.latents.latent_files import load_latents
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
-from latent_codec.picture_sources import open_source
 
 BLOCKS = {
     "block_out_channels": (8, 8),
@@ -42,7 +42,7 @@ SIZES = [(24, 32), (24, 32), (33, 17)]
 
 
 def spread_codewords(quantizers) -> None:
-    """So that pictures use several codewords, as those of a trained codebook."""
+    """So that images use several codewords, as those of a trained codebook."""
     with torch.no_grad():
         for quantizer in quantizers:
             quantizer.embedding.weight.normal_()
@@ -87,7 +87,7 @@ BUILDERS = {"AutoencoderVQ": autoencoder_vq, "VQModel": vq_model, "HierarchicalV
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Smooth coloured pictures of two sizes, one of them odd."""
+    """Smooth coloured images of two sizes, one of them odd."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for i, (height, width) in enumerate(SIZES):
         coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
@@ -128,7 +128,7 @@ def test_entropy_at_its_limits(counts, entropy):
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_evaluation_counts_the_indices_of_all_pictures(kind, photos):
+def test_evaluation_counts_the_indices_of_all_images(kind, photos):
     codec = BUILDERS[kind]()
 
     codes = evaluate_codec(codec, open_source(photos)).codes
@@ -199,7 +199,7 @@ def test_grid_shapes_are_those_of_the_indices(kind, size):
     assert fixed_length_bits_per_pixel(codec, *size) == pytest.approx(bits / math.prod(size))
 
 
-# ------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------ images
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
@@ -212,8 +212,8 @@ def test_a_tile_is_what_a_constant_grid_paints(kind):
     assert tiles.shape == (last, 3, side, side) and tiles.dtype == torch.uint8
     assert len(tiles.flatten(1).unique(dim=0)) > last / 2  # codewords look different
     if kind != "HierarchicalVQ":
-        (picture,) = codec.decode_indices([torch.full((1, 5, 5), 3)], output_type="pt")
-        middle = picture[:, 2 * side : 3 * side, 2 * side : 3 * side]
+        (image,) = codec.decode_indices([torch.full((1, 5, 5), 3)], output_type="pt")
+        middle = image[:, 2 * side : 3 * side, 2 * side : 3 * side]
         # One level of 255: a batch may round differently.
         assert (tiles[3] - (middle + 1) * 127.5).abs().max() <= 1
 
@@ -224,9 +224,9 @@ def test_a_top_codeword_is_shown_amid_mean_codewords_of_the_levels_below():
 
     tiles = codeword_tiles(codec, level=0)
 
-    (picture,) = codec.decode_indices([torch.full((1, 5, 5), 6)], output_type="pt")  # the bottom left out
+    (image,) = codec.decode_indices([torch.full((1, 5, 5), 6)], output_type="pt")  # the bottom left out
     assert tiles.shape == (8, 3, 8, 8)
-    assert (tiles[6] - (picture[:, 16:24, 16:24] + 1) * 127.5).abs().max() <= 1
+    assert (tiles[6] - (image[:, 16:24, 16:24] + 1) * 127.5).abs().max() <= 1
 
 
 def test_a_bottom_codeword_is_shown_amid_mean_codewords_of_the_top():
@@ -237,10 +237,10 @@ def test_a_bottom_codeword_is_shown_amid_mean_codewords_of_the_top():
         model.quantizers[0].embedding.weight[:] = model.mean_codeword(0)
 
     torch.testing.assert_close(codeword_tiles(codec, level=1), before, rtol=0, atol=1)
-    (picture,) = codec.decode_indices(
+    (image,) = codec.decode_indices(
         [torch.zeros(1, 3, 3, dtype=torch.int64), torch.full((1, 6, 6), 9)], output_type="pt"
     )
-    assert (before[9] - (picture[:, 12:16, 12:16] + 1) * 127.5).abs().max() <= 1
+    assert (before[9] - (image[:, 12:16, 12:16] + 1) * 127.5).abs().max() <= 1
 
 
 def test_tiles_are_decoded_a_part_at_a_time(monkeypatch):
@@ -261,7 +261,7 @@ def test_grey_and_alpha_codecs_are_painted_in_rgb(channels):
         codec.autoencoder.decoder.conv_out.bias[-1] = -1e3 if channels == 4 else 1e3
 
     assert (codeword_tiles(codec) == 255).all()  # nothing, on white; or white itself
-    assert codebook_picture(codec).mode == "RGB"
+    assert codebook_image(codec).mode == "RGB"
 
 
 def test_half_precision_paints_the_same_within_its_rounding():
@@ -284,11 +284,11 @@ def test_codewords_are_sorted_by_luma_into_rows_and_by_hue_within():
     light = [[250, 210, 210], [210, 250, 210], [210, 210, 250]]
     shuffled = [(medium + light + dark)[i] for i in (8, 3, 0, 6, 2, 5, 7, 1, 4)]
 
-    picture = codebook_picture(codec, tiles=flat_tiles(shuffled))
+    image = codebook_image(codec, tiles=flat_tiles(shuffled))
 
-    assert picture.width == picture.height == 8 * (768 // 8)  # 3 tiles of 2 px and 2 gaps of 1 px, enlarged
+    assert image.width == image.height == 8 * (768 // 8)  # 3 tiles of 2 px and 2 gaps of 1 px, enlarged
     factor = 768 // 8
-    cells = np.asarray(picture)[factor // 2 :: factor, factor // 2 :: factor]
+    cells = np.asarray(image)[factor // 2 :: factor, factor // 2 :: factor]
     rows = [[cells[3 * row, 3 * column].tolist() for column in range(3)] for row in range(3)]
     # By hue: blue (-120 degrees), red (0), green (120).
     assert rows == [[each[2], each[0], each[1]] for each in (dark, medium, light)]
@@ -299,21 +299,21 @@ def test_unused_codewords_come_last_below_a_stripe():
     codec = autoencoder_vq(num_vq_embeddings=5)
     grey = [[value] * 3 for value in (0, 50, 100, 150, 200)]
 
-    picture = codebook_picture(codec, tiles=flat_tiles(grey), counts=[1, 0, 4, 0, 2])
+    image = codebook_image(codec, tiles=flat_tiles(grey), counts=[1, 0, 4, 0, 2])
 
-    factor = picture.width // 8
-    column = np.asarray(picture)[factor // 2 :: factor, factor // 2, 0].tolist()
+    factor = image.width // 8
+    column = np.asarray(image)[factor // 2 :: factor, factor // 2, 0].tolist()
     # Three columns: used 0, 100, 200; a stripe of 2 px; unused 50, 150.
     assert column == [0, 0, 255, 255, 50, 50]
     with pytest.raises(ValueError, match="4 counts and 5 tiles came; level 0 has 5 codewords"):
-        codebook_picture(codec, tiles=flat_tiles(grey), counts=[1] * 4)
+        codebook_image(codec, tiles=flat_tiles(grey), counts=[1] * 4)
 
 
 @pytest.mark.parametrize("codebook_size", [1, 2, 16])
 def test_codebooks_of_any_size_are_painted(codebook_size):
     codec = autoencoder_vq(num_vq_embeddings=codebook_size)
-    picture = codebook_picture(codec)
-    assert 384 <= max(picture.size) <= 768
+    image = codebook_image(codec)
+    assert 384 <= max(image.size) <= 768
 
 
 def test_tiles_of_a_level_that_is_not_there():
@@ -327,10 +327,10 @@ def test_an_index_map_has_a_square_of_its_colour_for_each_index():
     grid = torch.tensor([[0, 1, 2], [2, 2, 0]])
     colors = torch.tensor([[10, 20, 30], [0, 255, 0], [9, 9, 9]], dtype=torch.uint8)
 
-    picture = index_map(grid, side=4, size=(7, 9), colors=colors)
+    image = index_map(grid, side=4, size=(7, 9), colors=colors)
 
-    assert picture.size == (9, 7)
-    pixels = np.asarray(picture)
+    assert image.size == (9, 7)
+    pixels = np.asarray(image)
     for row in range(7):
         for column in range(9):
             assert pixels[row, column].tolist() == colors[grid[row // 4, column // 4]].tolist()
@@ -370,7 +370,7 @@ def test_mean_colours_round():
 
 
 @pytest.mark.parametrize("kind", ["AutoencoderVQ", "HierarchicalVQ"])
-def test_evaluate_prints_the_levels_as_json_and_writes_two_pictures(kind, folders, photos, tmp_path, capsys):
+def test_evaluate_prints_the_levels_as_json_and_writes_two_images(kind, folders, photos, tmp_path, capsys):
     arguments = ["evaluate", str(photos), "--codec", str(folders / kind), "--device", "cpu"]
 
     assert main([*arguments, "--out", str(tmp_path), "--json"]) == 0
@@ -393,11 +393,11 @@ def test_evaluate_prints_the_levels_as_json_and_writes_two_pictures(kind, folder
         assert 1 < level["perplexity"] <= level["used_codes"] <= level["codebook_size"]
         assert level["bits_per_pixel"] < level["fixed_length_bits_per_pixel"]
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"pictures.png", "latents.png", "codebook.png", "indices.png", "evaluation.json"}
+    assert written == {"images.png", "latents.png", "codebook.png", "indices.png", "evaluation.json"}
     assert {str(tmp_path / name) for name in written} == set(found["files"])
     with Image.open(tmp_path / "codebook.png") as codebook, Image.open(tmp_path / "indices.png") as indices:
         assert codebook.width >= 384
-        assert codebook.height > 384 * len(codec.codebook_sizes)  # a picture and a caption for each level
+        assert codebook.height > 384 * len(codec.codebook_sizes)  # an image and a caption for each level
         assert indices.height > 128 * len(codec.codebook_sizes)
 
 
@@ -411,7 +411,7 @@ def test_evaluate_prints_a_table_of_codes_and_no_kl(folders, photos, tmp_path, c
     assert re.search(r"  0 \(top\) +8 +\d+ +\d+ +\d+\.\d +\d\.\d{3} +\d\.\d{4} +0\.0469", out)
     assert re.search(r"  1 \(bottom\) +16 ", out)
     assert re.search(rf"  all +\d\.\d{{4}} +{fixed:.4f}", out)
-    assert "Indices: 3x4 + 6x8 for the first picture, 24x32." in out
+    assert "Indices: 3x4 + 6x8 for the first image, 24x32." in out
     assert "fewer than 10 indices per codeword" in out
     assert "KL" not in out and "posterior" not in out
 
@@ -440,7 +440,7 @@ def test_roundtrip_of_one_codebook_gives_grid_and_bits(folders, photos, tmp_path
 
     assert main([*arguments, "--out", str(tmp_path)]) == 0
 
-    (result,) = json.loads(capsys.readouterr().out)["pictures"]
+    (result,) = json.loads(capsys.readouterr().out)["images"]
     assert result["grids"] == [[12, 16]] and result["codebook_sizes"] == [16]
     assert result["bits_per_pixel_at_fixed_length"] == 12 * 16 * 4 / (24 * 32)
     assert [path.name for path in tmp_path.iterdir()] == ["photo0-roundtrip.png"]
@@ -491,7 +491,7 @@ def test_discrete_codecs_store_indices_that_decode_to_the_round_trip(
     assert main(["info", files[0], "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["kind"] == "indices" and facts["dtype"] == "int64"
-    assert facts["pictures"][0]["grids"] == [list(grid.shape[1:]) for grid in stored[0]]
+    assert facts["images"][0]["grids"] == [list(grid.shape[1:]) for grid in stored[0]]
     assert main(["info", files[0]]) == 0
     shapes = " + ".join("x".join(map(str, grid.shape[1:])) for grid in stored[0])
     assert f"photo0.png: 24x32 -> {shapes}\n" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
-from latent_codec.codec_folders import WEIGHTS, find_weights
+from latent_codec.components.codec_folders import WEIGHTS, find_weights
 
 KL = {
     "block_out_channels": (8, 16),

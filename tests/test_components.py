@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from latent_codec import LatentCodec, PictureClassifier, PixelCNN
+from latent_codec import ImageClassifier, LatentCodec, PixelCNN
 from latent_codec.cli import main
-from latent_codec.codec_folders import WEIGHTS
-from latent_codec.components import open_component
+from latent_codec.components.codec_folders import WEIGHTS
+from latent_codec.components.loading import open_component
+from latent_codec.components.prior_folders import load_prior
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.context_network import IndexContext
 from latent_codec.previews.preview_files import preview_path, read_preview
-from latent_codec.prior_folders import load_prior
 
 KL = {
     "block_out_channels": (8, 16),
@@ -38,8 +38,8 @@ def tiny_prior() -> PixelCNN:
     return PixelCNN(codebook_size=5, hidden_channels=8, num_layers=2, kernel_size=3)
 
 
-def tiny_classifier() -> PictureClassifier:
-    return PictureClassifier(in_channels=3, num_classes=3, block_out_channels=(8,))
+def tiny_classifier() -> ImageClassifier:
+    return ImageClassifier(in_channels=3, num_classes=3, block_out_channels=(8,))
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def opened(folder: Path) -> dict[str, torch.nn.Module]:
         "codec": LatentCodec.from_pretrained(folder / "vae").autoencoder,
         "codec by diffusers": AutoencoderVQ.from_pretrained(folder / "vq"),
         "prior": load_prior(folder),
-        "classifier": open_component(folder, "classifier", [PictureClassifier]),
+        "classifier": open_component(folder, "classifier", [ImageClassifier]),
         "entropy": open_component(folder, "entropy", [IndexContext]),
         "preview": read_preview(preview_path("default"), codec),
     }
@@ -186,9 +186,9 @@ def test_weights_beyond_the_dtype_asked_for_are_refused(dtype, fits, folder, cap
     if fits:
         LatentCodec.from_pretrained(folder, dtype=getattr(torch, dtype))
         return
-    picture, out = folder.parent / "a.png", folder.parent / "out"
-    Image.new("RGB", (16, 16)).save(picture)
-    assert main(["encode", str(picture), "--codec", str(folder), "--dtype", dtype, "--out", str(out)]) == 2
+    image, out = folder.parent / "a.png", folder.parent / "out"
+    Image.new("RGB", (16, 16)).save(image)
+    assert main(["encode", str(image), "--codec", str(folder), "--dtype", dtype, "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert "decoder.conv_in.bias holds NaN, infinity or values beyond float16's 6.55e+04" in error
     assert str(folder) in error and error.count("\n") == 1 and not out.exists()

@@ -1,4 +1,4 @@
-"""Context models: whole numbers, every kernel alike, and files that they shorten without loss."""
+"""Context models: integers, every kernel alike, and files that they shorten without loss."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from test_bitstream import build, picture
+from test_bitstream import build, make_image
 
 from latent_codec.bitstream import (
     IndexContextEntropy,
@@ -24,8 +24,8 @@ from latent_codec.bitstream import (
 )
 from latent_codec.bitstream.coding import decode_tile, encode_passes, encode_tile
 from latent_codec.bitstream.context_tables import mixture_tables
+from latent_codec.bitstream.integer_inference import Arithmetic, IntegerLayer, IntegerNetwork
 from latent_codec.bitstream.quantization import quantize, reconstruct
-from latent_codec.bitstream.whole_numbers import Arithmetic, WholeNumberLayer, WholeNumberNetwork
 from latent_codec.models.context_network import (
     LIMIT,
     MARGIN,
@@ -218,7 +218,7 @@ def test_a_gpu_decodes_the_same(models, kind):
 
 def test_networks_compute_alike_for_one_position_and_for_many():
     """Columns are positions: how many are computed at a time changes none of them."""
-    network = WholeNumberNetwork.from_mlp(latent_context().networks[3])
+    network = IntegerNetwork.from_mlp(latent_context().networks[3])
     x = torch.randint(-LIMIT, LIMIT + 1, (network.inputs, 256))
     whole = network(x, Arithmetic())
     for size in (1, 8, 100):
@@ -234,18 +234,18 @@ def test_exported_networks_are_those_that_were_trained():
         with torch.no_grad():
             trained = mlp(x.float())
         for kernel in ("float32", "int32"):
-            found = WholeNumberNetwork.from_mlp(mlp)(x, Arithmetic(kernel=kernel))
+            found = IntegerNetwork.from_mlp(mlp)(x, Arithmetic(kernel=kernel))
             assert torch.equal(found.double(), trained.double())
 
 
 def test_sums_that_could_reach_two_to_the_24_are_refused():
     size = 2**24 // (127 * 127)
     good = np.full((1, size), 127, np.int8), np.zeros(1, np.int32), np.zeros(1, np.int8)
-    WholeNumberLayer(*good)
+    IntegerLayer(*good)
     with pytest.raises(ValueError, match="stay below 16777216"):
-        WholeNumberLayer(np.full((1, size + 1), 127, np.int8), *good[1:])
+        IntegerLayer(np.full((1, size + 1), 127, np.int8), *good[1:])
     with pytest.raises(ValueError, match="stay below 16777216"):
-        WholeNumberLayer(good[0], np.array([2**24 - size * 127 * 127], np.int32), good[2])
+        IntegerLayer(good[0], np.array([2**24 - size * 127 * 127], np.int32), good[2])
 
 
 def test_a_network_that_is_not_rounded_is_not_exported(codecs):
@@ -390,7 +390,7 @@ def test_weighing_bits_shortens_files_more_than_it_costs(models):
 def test_lost_layers_are_filled_with_what_is_expected(codecs, models):
     """The first section alone is a preview: nearer to the whole than a grid of zeros."""
     codec, model = codecs["kl"], models["kl"]
-    data = compress(codec, picture(96, 96), entropy_model=model, quality=40)
+    data = compress(codec, make_image(96, 96), entropy_model=model, quality=40)
     container = unpack(data)
     assert container.header.num_layers == 4 and container.header_bytes <= 64
     whole = decompress(codec, data, entropy_model=model, latents=True)
@@ -409,7 +409,7 @@ def test_lost_layers_are_filled_with_what_is_expected(codecs, models):
 def test_one_file_in_two_processes(codecs, models, tmp_path):
     """Another process, with another number of threads and hash seed, finds the same latents to the bit."""
     codec, model = codecs["kl"], models["kl"]
-    data = compress(codec, picture(40, 56), entropy_model=model, quality=20)
+    data = compress(codec, make_image(40, 56), entropy_model=model, quality=20)
     model.save(tmp_path / "entropy.safetensors")
     (tmp_path / "file.lcf").write_bytes(data)
     script = """
@@ -468,8 +468,8 @@ def test_multipliers_that_could_overflow_are_refused(models):
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_files_are_never_above_their_target(codecs, kind):
     codec = codecs[kind]
-    model = fit_static(codec, [picture(40, 56, seed) for seed in range(8)])
-    image = picture(128, 96)
+    model = fit_static(codec, [make_image(40, 56, seed) for seed in range(8)])
+    image = make_image(128, 96)
     if kind == "vq":
         data = compress(codec, image, entropy_model=model)
         assert len(compress(codec, image, entropy_model=model, target_bytes=len(data))) == len(data)
@@ -485,7 +485,7 @@ def test_ideal_bits_are_below_the_files(codecs, models):
     for kind in ("kl", "vq", "hierarchical"):
         codec, model = codecs[kind], models[kind]
         options = {"quality": 40} if kind == "kl" else {}
-        data = compress(codec, picture(128, 128), entropy_model=model, **options)
+        data = compress(codec, make_image(128, 128), entropy_model=model, **options)
         container = unpack(data)
         decoded = read(codec, data, entropy_model=model)
         bits = ideal_bits(decoded, model)

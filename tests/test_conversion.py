@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
+from latent_codec.components.weight_files import config_metadata
 from latent_codec.conversion import ConversionError, from_diffusers, read_foreign, to_diffusers
 from latent_codec.conversion.foreign import detect, recognize, shapes_of
 from latent_codec.conversion.ldm_config import read_config
 from latent_codec.conversion.scales import SCALES
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
-from latent_codec.weight_files import config_metadata
 
 KL_GOLDEN = ["ldm_kl_f8.ckpt", "sd_full_kl_f8.safetensors", "flux_style_c16.safetensors"]
 VQ_GOLDEN = ["taming_vqgan_f16_attn.ckpt", "ldm_vq_f4_noattn.ckpt"]
@@ -133,7 +133,7 @@ def original_keys(
 ):
     """Names and shapes that latent-diffusion's and taming's constructors give, in the order they build them.
 
-    Written from the rules of their Encoder and Decoder: `down` and `up` are lists by level from the picture
+    Written from the rules of their Encoder and Decoder: `down` and `up` are lists by level from the image
     inwards, each with `block` and `attn` lists and a `downsample` (not at the last level) or `upsample` (not at
     level 0); a residual block has `nin_shortcut` where its width changes.
     """
@@ -536,11 +536,11 @@ def test_an_unknown_scale_is_asked_for_and_warned_of(foreign_file, tmp_path, cap
 
 
 def test_calibrate_measures_the_scale(foreign_file, tmp_path, capsys):
-    from tiny_training import write_pictures
+    from tiny_training import write_images
 
     _, path = foreign_file
-    pictures = write_pictures(tmp_path / "pictures", channels=random_shape(2)["in_channels"])
-    assert main(["convert", str(path), str(tmp_path / "folder"), "--calibrate", str(pictures), "--json"]) == 0
+    images = write_images(tmp_path / "images", channels=random_shape(2)["in_channels"])
+    assert main(["convert", str(path), str(tmp_path / "folder"), "--calibrate", str(images), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     space = LatentCodec.from_pretrained(tmp_path / "folder").space
     assert facts["scaling_factor"] == space.scaling_factor != 1 and "measured" in facts["scale_known_by"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import gradients, run_tiny, tiny_config, write_pictures
+from tiny_training import gradients, run_tiny, tiny_config, write_images
 
 from latent_codec import LatentCodec
 from latent_codec.training.config import dump_toml
@@ -35,23 +35,23 @@ SECTIONS = {
 def runs(tmp_path_factory):
     """The folders of the run in two processes and of the one in a single process, and what the first said."""
     folder = tmp_path_factory.mktemp("parallel")
-    pictures = write_pictures(folder / "pictures", 9)
+    images = write_images(folder / "images", 9)
     optimizer = {"batch_size": 2, "accumulation": 2, "clip_norm": 1e9}
     (folder / "tiny.toml").write_text(dump_toml(tiny_config(**SECTIONS, optimizer=optimizer).to_dict()))
-    (pictures / "08.png").write_bytes(b"no picture")
+    (images / "08.png").write_bytes(b"no image")
     command = ["accelerate", "launch", "--num_processes", "2", "-m", "latent_codec.cli", "train"]
     command[0] = str(Path(sys.executable).parent / command[0])
     if torch.accelerator.is_available():
         command.insert(2, "--cpu")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.run(
-        [*command, folder / "tiny.toml", "--data", pictures, "--out", folder / "two"],
+        [*command, folder / "tiny.toml", "--data", images, "--out", folder / "two"],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert process.returncode == 0, process.stderr
-    run_tiny(pictures, folder / "one", **SECTIONS, optimizer={**optimizer, "batch_size": 4})
+    run_tiny(images, folder / "one", **SECTIONS, optimizer={**optimizer, "batch_size": 4})
     return folder / "two", folder / "one", process
 
 
@@ -68,7 +68,7 @@ def test_two_processes_give_the_gradients_of_the_doubled_batch(runs):
 def test_two_processes_log_the_means_over_both(runs):
     two, one = (read_metrics(run)[0] for run in runs[:2])
     assert two.keys() == one.keys()
-    for name in one.keys() - {"pictures_per_second"}:
+    for name in one.keys() - {"images_per_second"}:
         # the difference of two logits' means is small against either
         assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
 
@@ -76,5 +76,5 @@ def test_two_processes_log_the_means_over_both(runs):
 def test_one_process_writes_and_speaks_for_both(runs):
     folder, _, process = runs
     assert process.stdout.strip() == str(folder / "codec")
-    assert "8 pictures a step, 2 process(es) on cpu" in process.stderr
+    assert "8 images a step, 2 process(es) on cpu" in process.stderr
     assert LatentCodec.from_pretrained(folder).channels == 3

@@ -52,7 +52,7 @@ def exact_pipeline():
 
 
 def run_exactly(scheduler, answer, kind=diffusers.StableDiffusionPipeline, **options):
-    """A run of two pictures with exact answers -> all x_0 observed, and the pictures' infos."""
+    """A run of two images with exact answers -> all x_0 observed, and the images' infos."""
     exact_pipeline().scheduler = scheduler
     pipe = kind(**exact_pipeline().components, requires_safety_checker=False)
     latents, infos = [], []
@@ -61,7 +61,7 @@ def run_exactly(scheduler, answer, kind=diffusers.StableDiffusionPipeline, **opt
         latents.append(x_0)
         return x_0[:, :3].tanh()
 
-    with LatentPreviewCallback(pipe, previewer, lambda picture, step: infos.append(picture.info)) as preview:
+    with LatentPreviewCallback(pipe, previewer, lambda image, step: infos.append(image.info)) as preview:
         know(pipe.unet, ExactUNet, answer=answer, wait=preview.wait)
         run(pipe, callback_on_step_end=preview, **options)
     return latents, infos
@@ -158,7 +158,7 @@ def test_x_0_of_schedulers_set_otherwise(name, config):
 
 
 @pytest.mark.parametrize("name", DISCRETE)
-def test_x_0_where_a_run_starts_from_a_picture(name):
+def test_x_0_where_a_run_starts_from_a_image(name):
     scheduler = build_scheduler(name)
     latents, infos = run_exactly(
         scheduler,

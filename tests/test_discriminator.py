@@ -7,7 +7,7 @@ from latent_codec.models.discriminator import PatchDiscriminator, min_side
 
 def test_a_logit_of_three_layers_sees_70_pixels():
     torch.manual_seed(0)
-    # Group norm would join the whole picture; the receptive field is that of the convolutions.
+    # Group norm would join the whole image; the receptive field is that of the convolutions.
     discriminator = PatchDiscriminator(width=8, num_layers=3)
     for index, layer in enumerate(discriminator.layers):
         if isinstance(layer, nn.GroupNorm):
@@ -21,7 +21,7 @@ def test_a_logit_of_three_layers_sees_70_pixels():
     assert (seen.sum(1) > 0).sum() == (seen.sum(0) > 0).sum() == 70
 
 
-def test_pictures_of_a_batch_are_judged_alone():
+def test_images_of_a_batch_are_judged_alone():
     discriminator = PatchDiscriminator(width=8).train()
     images = torch.randn(4, 3, 32, 32)
 
@@ -30,12 +30,12 @@ def test_pictures_of_a_batch_are_judged_alone():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_any_number_of_channels_and_non_square_pictures(channels):
+def test_any_number_of_channels_and_non_square_images(channels):
     assert PatchDiscriminator(channels, width=8)(torch.zeros(2, channels, 32, 48)).shape == (2, 1, 2, 4)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_smallest_picture_leaves_one_logit_and_a_smaller_one_is_refused(layers):
+def test_smallest_image_leaves_one_logit_and_a_smaller_one_is_refused(layers):
     side = min_side(layers)
     discriminator = PatchDiscriminator(width=8, num_layers=layers)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec
 from latent_codec.evaluation.calibration import calibrate, measure, normalize_latents
 from latent_codec.evaluation.drop_in_audit import CLOSE, RELATED, audit_drop_in
-from latent_codec.latent_space import LatentSpace
+from latent_codec.families.latent_space import LatentSpace
 from latent_codec.metrics import psnr, round_to_8_bits
 
 
@@ -50,7 +50,7 @@ def test_a_codec_fits_itself_and_nothing_drifts(images):
     audit = audit_drop_in(mine, twin(mine), images)
     assert audit.fit == "same" and audit.verdict.startswith("same latent space: encoder equal to the bit")
     assert audit.encoder.are_equal and audit.decoder.are_equal
-    assert audit.drift == 0 and audit.num_pictures == 3
+    assert audit.drift == 0 and audit.num_images == 3
     assert all(each.correlation == pytest.approx(1) and each.mean_difference == 0 for each in audit.channels)
     assert audit.psnr == audit.psnr_of_reference == audit.psnr_by_reference
 
@@ -77,7 +77,7 @@ def test_one_bit_in_the_encoder_is_seen(key):
     audit = audit_drop_in(mine, theirs)
     assert audit.encoder.differing == (key,) and audit.decoder.are_equal
     assert audit.fit == "unknown" and audit.drift is None and audit.channels == () and audit.psnr is None
-    assert f"in 1 of {audit.encoder.num_tensors} tensors" in audit.verdict and "pictures" in audit.verdict
+    assert f"in 1 of {audit.encoder.num_tensors} tensors" in audit.verdict and "images" in audit.verdict
 
 
 def test_tensors_that_one_lacks_or_that_differ_in_shape():
@@ -167,7 +167,7 @@ def test_latents_that_cannot_be_compared_name_both(config):
 def test_figures_are_what_a_reader_would_compute(images):
     mine, theirs = build(0, scaling_factor=0.3), build(1, name="theirs", shift_factor=0.1)
     audit = audit_drop_in(mine, theirs, images)
-    # (C, positions) of all pictures
+    # (C, positions) of all images
     a, b = (
         torch.cat([codec.encode(image)[0].flatten(1) for image in images], 1).double().numpy()
         for codec in (mine, theirs)
@@ -195,14 +195,14 @@ def test_figures_are_what_a_reader_would_compute(images):
     assert audit.psnr_of_reference_by_codec == pytest.approx(decoded_by(mine, theirs))
 
 
-def test_pictures_of_any_kind_and_size(tmp_path):
+def test_images_of_any_kind_and_size(tmp_path):
     mine = build()
     theirs = build(1, name="theirs", in_channels=1, out_channels=1)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (13, 21, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "odd.png")
     audit = audit_drop_in(mine, theirs, [tmp_path / "odd.png", pixels, Image.fromarray(pixels)])
-    assert audit.num_pictures == 3 and math.isfinite(audit.drift) and math.isfinite(audit.psnr)
+    assert audit.num_images == 3 and math.isfinite(audit.drift) and math.isfinite(audit.psnr)
 
 
 @pytest.mark.parametrize("amount, fit", [(1e-4, "close"), (0.08, "related"), (3.0, "another")])
@@ -262,7 +262,7 @@ def test_a_constant_channel_has_no_correlation(images):
 
 def test_refusals(images):
     mine = build()
-    with pytest.raises(ValueError, match="no picture came"):
+    with pytest.raises(ValueError, match="no image came"):
         audit_drop_in(mine, mine, [])
     flat = twin(mine)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from test_bitstream import BLOCKS, build, picture
+from test_bitstream import BLOCKS, build, make_image
 from tiny_training import weights
 
 from latent_codec import LatentCodec
@@ -14,11 +14,11 @@ from latent_codec.bitstream import IndexContextEntropy, LatentContextEntropy
 from latent_codec.bitstream.coding import encode_tile
 from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
 from latent_codec.cli import main
-from latent_codec.encoded_pictures import encode_source, open_encoded
+from latent_codec.images.sources import open_source
+from latent_codec.images.tensors import write_image
+from latent_codec.latents.encoded_images import encode_source, open_encoded
 from latent_codec.metrics import psnr
 from latent_codec.models.context_network import LIMIT, ONE, IndexContext, LatentContext, is_frozen
-from latent_codec.picture_sources import open_source
-from latent_codec.pictures import write_picture
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.entropy_task import build_context, channel_units, load_codec
 from latent_codec.training.labelled_data import hold_out
@@ -26,15 +26,15 @@ from latent_codec.training.loop import train
 from latent_codec.training.report import read_metrics
 
 CLASSES = {"kl": "LatentContext", "vq": "IndexContext", "hierarchical": "IndexContext"}
-SIDE = 32  # of the pictures, each of which is a window
+SIDE = 32  # of the images, each of which is a window
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Codecs `kl`, `vq` and `hierarchical`, 12 smooth pictures in `photos`, and each codec's codes of them in `codes`."""
+    """Codecs `kl`, `vq` and `hierarchical`, 12 smooth images in `photos`, and each codec's codes of them in `codes`."""
     folder = tmp_path_factory.mktemp("entropy")
     for seed in range(12):
-        write_picture(picture(SIDE, SIDE, seed), folder / f"photos/{seed:02d}.png")
+        write_image(make_image(SIDE, SIDE, seed), folder / f"photos/{seed:02d}.png")
     for kind in CLASSES:
         codec = build(kind)
         codec.save_pretrained(folder / kind)
@@ -79,7 +79,7 @@ def trained(place):
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_bits_of_pictures_never_trained_on_fall(place, trained, kind):
+def test_bits_of_images_never_trained_on_fall(place, trained, kind):
     lines = read_metrics(place / "runs" / kind)
     held_out = [line["held_out_bits_per_position"] for line in lines if "held_out_bits_per_position" in line]
     assert len(held_out) == 10 and held_out[-1] < 0.95 * held_out[0]
@@ -99,7 +99,7 @@ def test_bits_of_pictures_never_trained_on_fall(place, trained, kind):
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_held_out_bits_are_of_the_average_and_of_pictures_held_out(place, kind, tmp_path):
+def test_held_out_bits_are_of_the_average_and_of_images_held_out(place, kind, tmp_path):
     arguments = {"hidden": 8} | ({"num_steps": 1} if kind == "kl" else {"embedding": 4})
     config = configuration(place, kind, model={"arguments": arguments}, run={"steps": 4, "sample_every": 4})
     network = run(config, place, kind, tmp_path / "run").network
@@ -169,7 +169,7 @@ def test_a_stopped_run_ends_in_the_same_weights(place, kind, tmp_path):
             assert found.keys() == whole.keys() and all(torch.equal(found[key], whole[key]) for key in whole)
     lines, others = (read_metrics(tmp_path / each) for each in ("whole", "stopped"))
     for line, other in zip(lines, others, strict=True):
-        assert {**line, "pictures_per_second": 0} == {**other, "pictures_per_second": 0}
+        assert {**line, "images_per_second": 0} == {**other, "images_per_second": 0}
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
@@ -268,8 +268,8 @@ def test_a_network_goes_on_from_a_pretrained_one_of_the_same_codec(place, traine
         ("kl", {"model": {"teacher": None}}, "name the codec by --codec"),
         ("kl", {"data": {"height": 64}}, r"as large as the window of 64x64 pixels; .*00.png has 32x32"),
         ("hierarchical", {"data": {"height": 30}}, "data.height is 30; hierarchical needs a multiple of 4"),
-        ("kl", {"data": {"held_out": 0.01}}, r"of 12 pictures.*--set data.held_out=0 trains on all"),
-        ("kl", {"data": {"scale": [0.5, 1.0]}}, "are for pictures: leave them out"),
+        ("kl", {"data": {"held_out": 0.01}}, r"of 12 images.*--set data.held_out=0 trains on all"),
+        ("kl", {"data": {"scale": [0.5, 1.0]}}, "are for images: leave them out"),
         ("kl", {"model": {"arguments": {"hiden": 8}}}, "'hiden' .did you mean 'hidden'"),
         ("kl", {"model": {"arguments": {"units": [1.0]}}}, "1 units and 3 steps came"),
     ],
@@ -356,7 +356,7 @@ def test_sensitivity_is_what_the_decoders_derivatives_say():
 @pytest.mark.parametrize("wanted", [30.0, 40.0])
 def test_the_coarsest_steps_leave_the_psnr_that_was_asked_for(wanted):
     codec = build("kl")
-    images = torch.stack([picture(64, 64, seed) for seed in range(4)])
+    images = torch.stack([make_image(64, 64, seed) for seed in range(4)])
     latents = codec.encode(images)
     steps = coarsest_steps(decoder_sensitivity(codec, latents), wanted).float().view(-1, 1, 1)
     decoded, rounded = (

@@ -15,7 +15,7 @@ from PIL import Image
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
-from latent_codec.evaluation.comparison import comparison_picture
+from latent_codec.evaluation.comparison import comparison_image
 from latent_codec.evaluation.cost import CostMeter
 from latent_codec.evaluation.frechet import (
     MIN_CROPS,
@@ -30,8 +30,8 @@ from latent_codec.evaluation.reconstruction import (
     evaluate_codec,
     lpips_trained,
 )
+from latent_codec.images.sources import open_source
 from latent_codec.metrics import frechet_distance, lpips_available
-from latent_codec.picture_sources import open_source
 
 needs_lpips = pytest.mark.skipif(
     not lpips_available("squeeze"), reason="needs the SqueezeNet weights in torch's hub folder (TORCH_HOME)"
@@ -54,18 +54,18 @@ def tiny_kl(channels: int = 3) -> AutoencoderKL:
     )
 
 
-def save_pictures(folder, *sizes: tuple[int, int], mode: str = "RGB") -> None:
-    """Smooth coloured pictures of (width, height)."""
+def save_images(folder, *sizes: tuple[int, int], mode: str = "RGB") -> None:
+    """Smooth coloured images of (width, height)."""
     rng = np.random.default_rng(0)
     for i, size in enumerate(sizes):
         coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-        coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(folder / f"picture{i}.png")
+        coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(folder / f"image{i}.png")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    save_pictures(folder, (32, 24), (32, 24), (17, 33), (40, 40))
+    folder = tmp_path_factory.mktemp("images")
+    save_images(folder, (32, 24), (32, 24), (17, 33), (40, 40))
     return folder
 
 
@@ -91,7 +91,7 @@ def no_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-weights"))
 
 
-def test_psnr_is_that_of_the_picture_files_averaged_over_pictures(evaluation, codec, folder, tmp_path):
+def test_psnr_is_that_of_the_image_files_averaged_over_images(evaluation, codec, folder, tmp_path):
     expected = []
     for path in sorted(folder.iterdir()):
         original = Image.open(path)
@@ -100,14 +100,12 @@ def test_psnr_is_that_of_the_picture_files_averaged_over_pictures(evaluation, co
         copy = np.asarray(Image.open(tmp_path / "copy.png"), np.float64)
         expected.append(10 * math.log10(255**2 / np.mean((copy - np.asarray(original, np.float64)) ** 2)))
 
-    assert [picture.name for picture in evaluation.pictures] == [
-        str(path) for path in sorted(folder.iterdir())
-    ]
-    # 0.01 dB: a picture alone and in a batch of two may round a pixel differently.
-    assert [picture.psnr for picture in evaluation.pictures] == pytest.approx(expected, abs=0.01)
+    assert [image.name for image in evaluation.images] == [str(path) for path in sorted(folder.iterdir())]
+    # 0.01 dB: an image alone and in a batch of two may round a pixel differently.
+    assert [image.psnr for image in evaluation.images] == pytest.approx(expected, abs=0.01)
     assert evaluation.psnr.value == pytest.approx(np.mean(expected), abs=0.01)
     assert "8 bits" in evaluation.psnr.note
-    assert [(picture.width, picture.height) for picture in evaluation.pictures][2] == (17, 33)
+    assert [(image.width, image.height) for image in evaluation.images][2] == (17, 33)
 
 
 def test_latent_figures_are_those_of_the_latents_and_of_the_posterior(evaluation, codec, folder):
@@ -176,25 +174,25 @@ def test_codecs_without_a_posterior_have_no_kl(kind, folder):
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
 def test_grey_and_alpha_codecs(channels, mode, tmp_path):
-    save_pictures(tmp_path, (24, 24), (32, 20), mode=mode)
+    save_images(tmp_path, (24, 24), (32, 20), mode=mode)
     codec, source = LatentCodec(tiny_kl(channels)), open_source(tmp_path)
 
     evaluation = evaluate_codec(codec, source)
 
-    assert len(evaluation.pictures) == 2 and math.isfinite(evaluation.psnr.value)
-    assert comparison_picture(codec, source, evaluation).mode == "RGB"
+    assert len(evaluation.images) == 2 and math.isfinite(evaluation.psnr.value)
+    assert comparison_image(codec, source, evaluation).mode == "RGB"
 
 
-def test_metrics_that_the_pictures_are_too_small_for_give_the_reason(evaluation, codec, tmp_path):
+def test_metrics_that_the_images_are_too_small_for_give_the_reason(evaluation, codec, tmp_path):
     assert evaluation.ms_ssim.value is None
     assert "176 px" in evaluation.ms_ssim.note
 
-    save_pictures(tmp_path, (180, 176), (32, 24))
+    save_images(tmp_path, (180, 176), (32, 24))
     mixed = evaluate_codec(codec, open_source(tmp_path))
 
-    assert mixed.ms_ssim.value == mixed.pictures[0].ms_ssim
-    assert mixed.pictures[1].ms_ssim is None
-    assert mixed.ms_ssim.note.startswith("of 1 of 2 pictures; the others are too small")
+    assert mixed.ms_ssim.value == mixed.images[0].ms_ssim
+    assert mixed.images[1].ms_ssim is None
+    assert mixed.ms_ssim.note.startswith("of 1 of 2 images; the others are too small")
 
 
 def test_without_weights_it_says_so_and_goes_on(no_weights, codec, folder):
@@ -202,7 +200,7 @@ def test_without_weights_it_says_so_and_goes_on(no_weights, codec, folder):
 
     assert evaluation.lpips.value is None and "squeezenet1_1" in evaluation.lpips.note
     assert evaluation.frechet.value is None and "Inception" in evaluation.frechet.note
-    assert all(picture.lpips is None for picture in evaluation.pictures)
+    assert all(image.lpips is None for image in evaluation.images)
     assert evaluation.psnr.value is not None and evaluation.ssim.value is not None
 
 
@@ -219,7 +217,7 @@ def test_without_weights_it_says_so_and_goes_on(no_weights, codec, folder):
 def test_lpips_is_marked_as_the_model_card_says(codec_folder, folder, front_matter, answer, note, tmp_path):
     (codec_folder / "README.md").write_text(f"---\n{front_matter}\n---\n\n# A codec\n")
     codec = LatentCodec.from_pretrained(codec_folder)
-    save_pictures(tmp_path, (24, 24))
+    save_images(tmp_path, (24, 24))
 
     figure = evaluate_codec(codec, open_source(tmp_path)).lpips
 
@@ -244,18 +242,18 @@ def test_half_precision_gives_the_same_figures_or_a_reason(codec_folder, evaluat
     assert meter.statistics().kl is None and "not finite" in meter.statistics().kl_note
 
 
-def test_unreadable_pictures_are_left_out_and_listed(codec, tmp_path):
-    save_pictures(tmp_path, (24, 24), (24, 24))
-    (tmp_path / "picture0x.png").write_bytes((tmp_path / "picture0.png").read_bytes()[:200])
+def test_unreadable_images_are_left_out_and_listed(codec, tmp_path):
+    save_images(tmp_path, (24, 24), (24, 24))
+    (tmp_path / "image0x.png").write_bytes((tmp_path / "image0.png").read_bytes()[:200])
 
     evaluation = evaluate_codec(codec, open_source(tmp_path))
 
-    assert len(evaluation.pictures) == 2
-    assert len(evaluation.skipped) == 1 and "picture0x.png" in evaluation.skipped[0]
+    assert len(evaluation.images) == 2
+    assert len(evaluation.skipped) == 1 and "image0x.png" in evaluation.skipped[0]
 
     for i in range(2):
-        (tmp_path / f"picture{i}.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"no picture could be read; the first of 3: .*picture0"):
+        (tmp_path / f"image{i}.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"no image could be read; the first of 3: .*image0"):
         evaluate_codec(codec, open_source(tmp_path))
 
 
@@ -266,7 +264,7 @@ def test_a_limit_spreads_over_the_source_and_progress_counts_it(codec, folder):
         codec, open_source(folder), limit=2, on_progress=lambda done, total: seen.append((done, total))
     )
 
-    assert [picture.index for picture in evaluation.pictures] == [0, 2]
+    assert [image.index for image in evaluation.images] == [0, 2]
     assert seen[-1] == (2, 2)
 
 
@@ -307,7 +305,7 @@ def test_frechet_distance_of_too_few_crops_is_refused_with_a_remedy():
     enough_if_smaller.add(*[torch.zeros(1, 3, 32 * 50, 32 * 40)] * 2)
 
     with pytest.raises(
-        ValueError, match=r"needs 2000 crops; the pictures give 5 crops of 90-128 px: take more"
+        ValueError, match=r"needs 2000 crops; the images give 5 crops of 90-128 px: take more"
     ):
         few.distance()
     with pytest.raises(ValueError, match=r"give 120 crops of 128 px: take smaller crops: --frechet-crop 32"):
@@ -318,7 +316,7 @@ def test_frechet_distance_of_too_few_crops_is_refused_with_a_remedy():
 
 @needs_lpips
 def test_evaluate_names_the_squeezenet_features_it_used(codec, tmp_path):
-    save_pictures(tmp_path, (17 * 45, 17 * 45))
+    save_images(tmp_path, (17 * 45, 17 * 45))
 
     figure = evaluate_codec(codec, open_source(tmp_path), frechet_crop=17).frechet
 
@@ -379,17 +377,17 @@ def test_cost_meter_gives_result_time_and_memory():
 
 @pytest.mark.parametrize(("sizes", "rows"), [([(40, 30)], 1), ([(40, 30)] * 2, 2), ([(40, 30)] * 5, 3)])
 def test_comparison_shows_worst_median_best(codec, tmp_path, sizes, rows):
-    save_pictures(tmp_path, *sizes)
+    save_images(tmp_path, *sizes)
     source = open_source(tmp_path)
     evaluation = evaluate_codec(codec, source)
 
-    sheet = comparison_picture(codec, source, evaluation)
+    sheet = comparison_image(codec, source, evaluation)
     ranked = evaluation.by_quality()
 
     row_height = sheet.height // rows
     factor = 5  # 30 px rows are enlarged to 128 or more
     assert sheet.height == rows * row_height and row_height > 30 * factor
-    assert [picture.psnr for picture in ranked] == sorted(picture.psnr for picture in evaluation.pictures)
+    assert [image.psnr for image in ranked] == sorted(image.psnr for image in evaluation.images)
     worst = np.asarray(Image.open(ranked[0].name))
     shown = np.asarray(sheet)[row_height - 30 * factor : row_height : factor, : 40 * factor : factor]
     assert np.array_equal(shown, worst)
@@ -400,21 +398,19 @@ def test_histograms_are_drawn_for_any_number_of_channels(tmp_path):
         meter = LatentMeter(channels)
         meter.add(torch.randn(1, channels, 4, 4))
         plot_latent_histograms(meter.statistics(), tmp_path / "latents.png", title="Latents")
-        with Image.open(tmp_path / "latents.png") as picture:
-            assert picture.format == "PNG" and min(picture.size) > 100
+        with Image.open(tmp_path / "latents.png") as image:
+            assert image.format == "PNG" and min(image.size) > 100
 
 
 def test_json_has_no_infinity(evaluation):
-    pictures = [dataclasses.replace(evaluation.pictures[0], psnr=math.inf)]
-    perfect = dataclasses.replace(
-        evaluation, psnr=Figure(value=math.inf, note="identical"), pictures=pictures
-    )
+    images = [dataclasses.replace(evaluation.images[0], psnr=math.inf)]
+    perfect = dataclasses.replace(evaluation, psnr=Figure(value=math.inf, note="identical"), images=images)
 
     found = json.loads(json.dumps(perfect.to_dict(), allow_nan=False))
 
     assert found["psnr"] == {"value": None, "note": "identical"}
-    assert found["pictures"][0]["psnr"] is None
-    assert found["num_pictures"] == 1
+    assert found["images"][0]["psnr"] is None
+    assert found["num_images"] == 1
 
 
 def test_evaluate_verb_prints_json_alone_and_writes_its_files(codec_folder, folder, tmp_path, capsys):
@@ -423,14 +419,14 @@ def test_evaluate_verb_prints_json_alone_and_writes_its_files(codec_folder, fold
     assert main([*arguments, "--out", str(tmp_path / "out"), "--json"]) == 0
 
     found = json.loads(capsys.readouterr().out)
-    assert found["data"] == [str(folder)] and found["num_pictures"] == 4
+    assert found["data"] == [str(folder)] and found["num_images"] == 4
     assert found["psnr"]["value"] > 0 and len(found["latents"]["mean"]) == 3
     assert found["encode_seconds_per_megapixel"] > 0 and found["decode_seconds_per_megapixel"] > 0
     written = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert written == {key: value for key, value in found.items() if key != "files"}
-    for name in ("pictures.png", "latents.png"):
-        with Image.open(tmp_path / "out" / name) as picture:
-            picture.verify()
+    for name in ("images.png", "latents.png"):
+        with Image.open(tmp_path / "out" / name) as image:
+            image.verify()
 
 
 def test_evaluate_verb_prints_a_table_with_reasons(codec_folder, folder, tmp_path, capsys, no_weights):
@@ -450,7 +446,7 @@ def test_evaluate_verb_prints_a_table_with_reasons(codec_folder, folder, tmp_pat
     out = capsys.readouterr().out
     assert re.search(r"PSNR\s+\d+\.\d\d", out)
     assert re.search(r"LPIPS\s+-\s+the weights", out)
-    assert "latent channel" in out and "pictures.png" in out
+    assert "latent channel" in out and "images.png" in out
 
 
 def test_evaluate_verb_on_nothing_is_one_line(codec_folder, tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from test_swap_in import ROOT, build_codec, letter_tokenizer, sd_pipeline
-from tiny_training import write_pictures
+from tiny_training import write_images
 
 from latent_codec import LatentCodec
 
@@ -58,16 +58,16 @@ def test_preview_generation(pipeline, tmp_path, capsys):
     assert shown[-1] == "step_0002.png"
     # Where two previews look the same, WebP keeps one for both.
     assert 1 <= Image.open(tmp_path / "run" / "run.webp").n_frames <= len(shown)
-    assert Image.open(tmp_path / "run" / "picture.png").size == (32, 32)
+    assert Image.open(tmp_path / "run" / "image.png").size == (32, 32)
     assert "step 2 shows x_0" in capsys.readouterr().out
 
 
 def test_finetune_decoder(pipeline, tmp_path):
-    pictures = write_pictures(tmp_path / "photos", size=(40, 40))
-    settings = ["run.steps=2", "run.calibration_pictures=2", "data.height=32", "optimizer.batch_size=2"]
+    images = write_images(tmp_path / "photos", size=(40, 40))
+    settings = ["run.steps=2", "run.calibration_images=2", "data.height=32", "optimizer.batch_size=2"]
     settings += ["objective.lpips_weight=0", "run.precision=fp32"]
     arguments = [word for setting in settings for word in ("--set", setting)]
-    run_example("finetune_decoder", pipeline, pictures, "--out", tmp_path / "out", *arguments)
+    run_example("finetune_decoder", pipeline, images, "--out", tmp_path / "out", *arguments)
     before, after = (
         LatentCodec.from_pretrained(pipeline),
         LatentCodec.from_pretrained(tmp_path / "out" / "pipeline"),
@@ -78,12 +78,12 @@ def test_finetune_decoder(pipeline, tmp_path):
 
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_finetune_decoder_saves_what_there_is_when_it_is_stopped(pipeline, tmp_path, which, capsys):
-    pictures = write_pictures(tmp_path / "photos", size=(40, 40))
+    images = write_images(tmp_path / "photos", size=(40, 40))
     settings = ["run.steps=1000", "data.height=32", "optimizer.batch_size=2", "objective.lpips_weight=0"]
     arguments = [word for setting in settings for word in ("--set", setting)]
     stop = threading.Thread(target=stop_once_there_is, args=(tmp_path / "out" / "run" / "config.toml", which))
     stop.start()
-    status = run_example("finetune_decoder", pipeline, pictures, "--out", tmp_path / "out", *arguments)
+    status = run_example("finetune_decoder", pipeline, images, "--out", tmp_path / "out", *arguments)
     stop.join()
     assert status == 128 + which
     assert "gets the decoder so far" in capsys.readouterr().err

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 
 from latent_codec import HierarchicalVQ, LatentCodec
 from latent_codec.cli import main
+from latent_codec.components.weight_files import WEIGHTS
 from latent_codec.conversion import ConversionError, from_diffusers, read_foreign
 from latent_codec.conversion.checkpoints import open_checkpoint, open_entries
 from latent_codec.conversion.foreign import recognize
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
-from latent_codec.weight_files import WEIGHTS
 
 
 def kl_state(seed=0):

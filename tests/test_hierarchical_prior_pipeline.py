@@ -108,8 +108,8 @@ def test_each_level_is_drawn_given_those_above(num_levels, told):
     assert all(len(grid.unique(dim=0)) == 4 for grid in expected[1:])
     assert output.images.shape == (4, 3, 16, 16)
     # The decoder of a smaller batch may sum in another order.
-    pictures = LatentCodec(pipe.vae).decode_indices(expected, output_type="pt")
-    torch.testing.assert_close(output.images, pictures, rtol=0, atol=1e-6)
+    images = LatentCodec(pipe.vae).decode_indices(expected, output_type="pt")
+    torch.testing.assert_close(output.images, images, rtol=0, atol=1e-6)
 
 
 def test_a_condition_changes_what_is_drawn_below():
@@ -175,15 +175,15 @@ def test_the_callback_sees_levels_begin_one_by_one(num_levels):
 
     def remember(step, num_steps, grids, done):
         copies = [grid.clone() for grid in grids]
-        pictures = pipe.partial_images(grids, done) if step in (2, 7, 13) else None
-        seen.append((step, num_steps, copies, done.clone(), pictures))
+        images = pipe.partial_images(grids, done) if step in (2, 7, 13) else None
+        seen.append((step, num_steps, copies, done.clone(), images))
 
     final = pipe(0, 3, generator=seeded(), batch_size=2, callback=remember, output_type="indices").indices
     steps = STEPS[num_levels]
     assert [(step, num_steps) for step, num_steps, *_ in seen] == [
         (step, 2 * steps) for step in range(1, 2 * steps + 1)
     ]
-    for step, _, grids, done, pictures in seen:
+    for step, _, grids, done, images in seen:
         place = (step - 1) % steps  # of a batch
         level = 0 if place < 4 else 1 if place < 20 else 2
         assert len(grids) == level + 1
@@ -192,10 +192,10 @@ def test_the_callback_sees_levels_begin_one_by_one(num_levels):
         assert done.shape == grids[-1].shape
         assert (done.flatten(1).sum(1) == place - (0, 4, 20)[level] + 1).all()
         assert torch.equal(grids[-1][done], final[level][batch][done])
-        if pictures is not None:
+        if images is not None:
             shown = [*grids[:-1], torch.where(done, grids[-1], level + 3)]
             expected = codec.decode_indices(shown)  # below: the mean codeword
-            assert [image.tobytes() for image in pictures] == [image.tobytes() for image in expected]
+            assert [image.tobytes() for image in images] == [image.tobytes() for image in expected]
 
 
 RELOADER = """
@@ -314,7 +314,7 @@ MISFITS = {
     ),
     "data": (
         {"bottom_prior": {"data": "pixels"}},
-        "bottom_prior is a PixelCNN over pixels, and vae a HierarchicalVQ, whose pictures are codes",
+        "bottom_prior is a PixelCNN over pixels, and vae a HierarchicalVQ, whose images are codes",
     ),
     "classes": ({"bottom_prior": {"num_classes": 4}}, "top_prior has 3, bottom_prior has 4"),
     "missing": (

@@ -25,7 +25,7 @@ def tiny(strides=(4, 2), seed=0, **config) -> HierarchicalVQ:
     return model
 
 
-def picture(height=32, width=32, batch=2) -> torch.Tensor:
+def make_image(height=32, width=32, batch=2) -> torch.Tensor:
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -102,7 +102,7 @@ def test_port_checkpoint_gives_its_own_indices_and_reconstruction(golden):
 @torch.no_grad()
 def test_shapes_of_levels_latents_and_image(num_levels):
     strides = LEVELS[num_levels]
-    model, image = tiny(strides), picture(32, 48)
+    model, image = tiny(strides), make_image(32, 48)
     shapes = [(32 // math.prod(strides[:n]), 48 // math.prod(strides[:n])) for n in range(num_levels, 0, -1)]
 
     assert model.grid_shapes(32, 48) == shapes
@@ -120,7 +120,7 @@ def test_shapes_of_levels_latents_and_image(num_levels):
 @pytest.mark.parametrize("num_levels", LEVELS)
 @torch.no_grad()
 def test_indices_hold_the_whole_reconstruction(num_levels):
-    model, image = tiny(LEVELS[num_levels]), picture(32, 48)
+    model, image = tiny(LEVELS[num_levels]), make_image(32, 48)
     quantized = [output.quantized for output in model.encode_quantized(image)]
     image_of_indices = model.decode_indices(model.encode_indices(image))
     # a straight-through estimate z + (e - z) is the codeword e up to a rounding
@@ -130,7 +130,7 @@ def test_indices_hold_the_whole_reconstruction(num_levels):
 
 @torch.no_grad()
 def test_one_level_of_stride_8():
-    model, image = tiny((8,), codebook_sizes=(5,)), picture()
+    model, image = tiny((8,), codebook_sizes=(5,)), make_image()
     (grid,) = model.encode_indices(image)
     assert grid.shape == (2, 4, 4)
     assert grid.max() < 5
@@ -152,12 +152,12 @@ def test_folder_gives_the_same_model(num_levels, tmp_path):
     state, saved = again.state_dict(), model.state_dict()
     assert state.keys() == saved.keys()
     assert all(torch.equal(state[key], saved[key]) for key in saved)
-    assert torch.equal(again(picture()).sample, model(picture()).sample)
+    assert torch.equal(again(make_image()).sample, model(make_image()).sample)
 
 
 @torch.no_grad()
 def test_missing_levels_are_their_mean_codeword():
-    model, image = tiny(LEVELS[3], codebook_sizes=(16, 8, 4)), picture(32, 64)
+    model, image = tiny(LEVELS[3], codebook_sizes=(16, 8, 4)), make_image(32, 64)
     grids = model.encode_indices(image)
     model.set_usage(1, torch.tensor([0, 3, 0, 0, 0, 1, 0, 0]))
     middle, bottom = (quantizer.embedding.weight for quantizer in model.quantizers[1:])
@@ -185,7 +185,7 @@ def test_usage_without_counts_is_uniform():
 
 @torch.no_grad()
 def test_what_upper_levels_say_changes_what_lower_ones_quantise():
-    model, image = tiny(LEVELS[3]), picture()
+    model, image = tiny(LEVELS[3]), make_image()
     before = model.encode_quantized(image)
     model.quantizers[0].embedding.weight.mul_(-1)
     after = model.encode_quantized(image)
@@ -211,7 +211,7 @@ def gradients(model, image) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("gradient", ["straight-through", "rotation"])
 @pytest.mark.parametrize("num_levels", LEVELS)
 def test_gradients_reach_every_parameter(num_levels, gradient):
-    found = gradients(tiny(LEVELS[num_levels], gradient=gradient), picture(32, 48))
+    found = gradients(tiny(LEVELS[num_levels], gradient=gradient), make_image(32, 48))
     dead = [name for name, gradient in found.items() if gradient is None or not gradient.abs().sum() > 0]
     assert not dead
     assert all(gradient.isfinite().all() for gradient in found.values())
@@ -219,7 +219,7 @@ def test_gradients_reach_every_parameter(num_levels, gradient):
 
 def test_bottom_loss_alone_reaches_the_top_encoder():
     model = tiny()
-    model.encode_quantized(picture())[1].commitment_loss.backward()
+    model.encode_quantized(make_image())[1].commitment_loss.backward()
     for part in (model.decoders[0], model.quantize_convs[0], model.encoders[0]):
         assert all(parameter.grad.abs().sum() > 0 for parameter in part.parameters())
 
@@ -240,7 +240,7 @@ def kept_values(model, image) -> int:
 
 
 def test_gradient_checkpointing_keeps_less_and_changes_no_gradient():
-    model, image = tiny(), picture()
+    model, image = tiny(), make_image()
     plain, plain_size = gradients(model, image), kept_values(model, image)
     model.enable_gradient_checkpointing()
     checkpointed, checkpointed_size = gradients(model, image), kept_values(model, image)
@@ -251,7 +251,7 @@ def test_gradient_checkpointing_keeps_less_and_changes_no_gradient():
 
 @torch.no_grad()
 def test_slicing_changes_nothing():
-    model, image = tiny(), picture(batch=3)
+    model, image = tiny(), make_image(batch=3)
     whole = model.encode(image).latents, model.encode_indices(image), model(image).sample
     sizes = []
     model.decoders[-1].register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
@@ -264,7 +264,7 @@ def test_slicing_changes_nothing():
 
 @torch.no_grad()
 def test_bfloat16():
-    model, image = tiny(LEVELS[3]), picture()
+    model, image = tiny(LEVELS[3]), make_image()
     grids = model.encode_indices(image)
     expected = model.decode_indices(grids[:2])
     model.to(torch.bfloat16)
@@ -277,7 +277,7 @@ def test_bfloat16():
 @torch.no_grad()
 def test_unit_codewords():
     model = tiny(l2_normalized=True)
-    for output in model.encode_quantized(picture()):
+    for output in model.encode_quantized(make_image()):
         torch.testing.assert_close(output.quantized.norm(dim=1), torch.ones_like(output.indices).float())
 
 

@@ -178,7 +178,7 @@ def audit(codec, host):
 
 
 def draw(pipeline, output_type="pt"):
-    """The last latents and the picture, 32x32, of one step from fixed prompt embeddings and seed."""
+    """The last latents and the image, 32x32, of one step from fixed prompt embeddings and seed."""
     pipeline.set_progress_bar_config(disable=True)
     prompt = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(2))
     is_first = isinstance(pipeline, diffusers.StableDiffusionPipeline)
@@ -210,7 +210,7 @@ def outcome(codec, host, channels=None):
         latents = pipeline._unpack_latents(latents, 32, 32, pipeline.vae_scale_factor)
     assert images.shape == (1, 3, 32, 32) and images.std() > 1e-3  # else nothing would be compared
     decoded = codec.decode(latents, output_type="pt") / 2 + 0.5
-    # The pipeline moves the picture to [0, 1], and its latents through a difference, which both round.
+    # The pipeline moves the image to [0, 1], and its latents through a difference, which both round.
     return "right" if torch.allclose(decoded, images, rtol=0, atol=1e-5) else "wrong"
 
 
@@ -349,7 +349,7 @@ def grey(**config):
     return LatentCodec(diffusers.AutoencoderKL(**blocks(), in_channels=1, out_channels=1, **config))
 
 
-def test_pictures_of_one_channel_are_drawn_but_not_encoded():
+def test_images_of_one_channel_are_drawn_but_not_encoded():
     codec = grey()
     found = audit(codec, SD)
     assert found.verdict == "with limits" and "1 channels" in found.reasons[0]
@@ -367,7 +367,7 @@ def test_pictures_of_one_channel_are_drawn_but_not_encoded():
         )
 
 
-def test_another_factor_changes_the_size_of_pictures():
+def test_another_factor_changes_the_size_of_images():
     torch.manual_seed(0)
     coarse = LatentCodec(diffusers.AutoencoderKL(**blocks(5)))
     found = audit(coarse, SD)

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
-from latent_codec.codec_folders import WEIGHTS
+from latent_codec.components.codec_folders import WEIGHTS
 from latent_codec.models.context_network import IndexContext
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.pixelcnn import PixelCNN
@@ -177,9 +177,9 @@ LARGE = [
 ]
 OPEN = """
 import resource, sys
-from latent_codec.codec_folders import _component_class
-from latent_codec.components import find_weights_in, load_component
-from latent_codec.models.classifier import PictureClassifier
+from latent_codec.components.codec_folders import _component_class
+from latent_codec.components.loading import find_weights_in, load_component
+from latent_codec.models.classifier import ImageClassifier
 from latent_codec.models.context_network import IndexContext
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.tiny_decoder import TinyDecoder

@@ -38,7 +38,7 @@ def build(channels=3, widths=(16, 32, 64), latent_channels=4, **config):
 
 
 def smooth(channels=3, count=8, side=48, seed=0):
-    """Pictures without sharp edges, (count, channels, side, side) in [-1, 1]; colours hang together as in photographs."""
+    """Images without sharp edges, (count, channels, side, side) in [-1, 1]; colours hang together as in photographs."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, channels, 9, 9, generator=generator) * 2 - 1
     coarse = 0.7 * coarse[:, :1] + 0.3 * coarse
@@ -46,7 +46,7 @@ def smooth(channels=3, count=8, side=48, seed=0):
 
 
 def blocky(channels=3, count=8, side=48, seed=0):
-    """Pictures of flat rectangles whose edges fall within blocks."""
+    """Images of flat rectangles whose edges fall within blocks."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, channels, 10, 10, generator=generator) * 2 - 1
     enlarged = F.interpolate(coarse, scale_factor=5, mode="nearest")
@@ -78,7 +78,7 @@ def error_inside(reconstruction, images):
 
 
 def principal_components(images, count):
-    """NumPy's own: whitened components (N, count, h, w), and the pictures painted back from them."""
+    """NumPy's own: whitened components (N, count, h, w), and the images painted back from them."""
     n, channels, height, width = images.shape
     h, w = height // FACTOR, width // FACTOR
     grid = images.numpy().astype(np.float64).reshape(n, channels, h, FACTOR, w, FACTOR)
@@ -92,9 +92,9 @@ def principal_components(images, count):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("pictures", [smooth, blocky])
-def test_latents_are_the_whitened_principal_components(pictures, channels):
-    images = pictures(channels)
+@pytest.mark.parametrize("images", [smooth, blocky])
+def test_latents_are_the_whitened_principal_components(images, channels):
+    images = images(channels)
     latents = encode(initialized(images), images).double()
     expected, _ = principal_components(images, 4)
     signs = (latents * expected).sum((0, 2, 3), keepdim=True).sign()
@@ -113,16 +113,16 @@ def test_the_posterior_is_narrow():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("pictures", [smooth, blocky])
-def test_reconstruction_is_as_good_as_the_linear_codes(pictures, channels):
-    images = pictures(channels)
+@pytest.mark.parametrize("images", [smooth, blocky])
+def test_reconstruction_is_as_good_as_the_linear_codes(images, channels):
+    images = images(channels)
     _, linear = principal_components(images, 4)
     assert error_inside(reconstruct(initialized(images), images), images) <= 1.15 * error_inside(
         linear, images
     )
 
 
-def test_pictures_it_was_not_fitted_to_come_back_as_well():
+def test_images_it_was_not_fitted_to_come_back_as_well():
     autoencoder = initialized(smooth())
     others = smooth(seed=1)
     _, linear = principal_components(others, 4)
@@ -130,8 +130,8 @@ def test_pictures_it_was_not_fitted_to_come_back_as_well():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_constant_picture_keeps_its_brightness(channels):
-    """Fitted to pictures in which no channel stands out, so that grey lies in the code, as it nearly does in photographs."""
+def test_a_constant_image_keeps_its_brightness(channels):
+    """Fitted to images in which no channel stands out, so that grey lies in the code, as it nearly does in photographs."""
     images = smooth(channels)
     images = torch.cat([images.roll(shift, 1) for shift in range(channels)])
     autoencoder = initialized(images)
@@ -142,7 +142,7 @@ def test_a_constant_picture_keeps_its_brightness(channels):
         assert error <= (0.04 if abs(value) <= 0.5 else 0.08), value
 
 
-def test_decoding_moved_latents_gives_a_moved_picture():
+def test_decoding_moved_latents_gives_a_moved_image():
     autoencoder = initialized(smooth())
     latents = encode(autoencoder, smooth(count=1))
     moved = decode(autoencoder, latents.roll((1, 2), (2, 3)))
@@ -151,28 +151,28 @@ def test_decoding_moved_latents_gives_a_moved_picture():
     assert (moved - expected)[..., inside, inside].abs().max() < 1e-3
 
 
-def change_by_surroundings(autoencoder, centre, surroundings):
+def change_by_context(autoencoder, centre, surroundings):
     """RMS of what a frame around `centre`, nine times its area in all, changes in its middle, over the middle's own RMS."""
     side = centre.shape[-1]
-    picture = surroundings.expand(1, 3, 3 * side, 3 * side).clone()
-    picture[..., side : 2 * side, side : 2 * side] = centre
+    image = surroundings.expand(1, 3, 3 * side, 3 * side).clone()
+    image[..., side : 2 * side, side : 2 * side] = centre
     middle = slice(side // 2 - 8, side // 2 + 8)
     alone = reconstruct(autoencoder, centre)[..., middle, middle]
-    framed = reconstruct(autoencoder, picture)[..., side : 2 * side, side : 2 * side][..., middle, middle]
+    framed = reconstruct(autoencoder, image)[..., side : 2 * side, side : 2 * side][..., middle, middle]
     return ((framed - alone).square().mean() / alone.square().mean()).sqrt().item()
 
 
 def test_surroundings_hardly_reach_far_away():
-    """Group norm reads the whole picture; the anchors keep it from acting on what it reads."""
+    """Group norm reads the whole image; the anchors keep it from acting on what it reads."""
     linear, ordinary = initialized(smooth()), build().eval()
     centre = smooth(count=1, side=48, seed=1)
     noise = torch.rand(1, 3, 144, 144, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert change_by_surroundings(linear, centre, torch.zeros(1)) < 0.02
-    assert change_by_surroundings(linear, centre, noise) < 0.02
+    assert change_by_context(linear, centre, torch.zeros(1)) < 0.02
+    assert change_by_context(linear, centre, noise) < 0.02
     for extreme in (-torch.ones(1), torch.ones(1)):
-        change = change_by_surroundings(linear, centre, extreme)
+        change = change_by_context(linear, centre, extreme)
         assert change < 0.1
-        assert change < change_by_surroundings(ordinary, centre, extreme) / 5
+        assert change < change_by_context(ordinary, centre, extreme) / 5
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_images_of_another_shape_are_refused(shape):
 
 
 def test_images_without_variety_are_refused():
-    """Blank pictures have no principal components: dividing by their spread would give infinite weights."""
+    """Blank images have no principal components: dividing by their spread would give infinite weights."""
     for images in (torch.zeros(4, 3, 16, 16), torch.linspace(-1, 1, 4).view(4, 1, 1, 1).expand(4, 3, 16, 16)):
         with pytest.raises(ValueError, match="vary in fewer directions than the 4 latent channels"):
             initialize_linear_code(build(), images)
@@ -298,8 +298,8 @@ def test_an_even_start_has_no_biases_and_silent_residual_branches_that_receive_g
     assert all(block.conv2.weight.grad.abs().max() > 0 for block in blocks)
 
 
-def test_after_an_even_start_a_deep_code_tells_pictures_apart():
-    """Six levels down to one vector: how far vectors of different pictures lie apart, in units of their own length."""
+def test_after_an_even_start_a_deep_code_tells_images_apart():
+    """Six levels down to one vector: how far vectors of different images lie apart, in units of their own length."""
     images = smooth(side=32)
     deep = {"widths": (8, 16, 32, 32, 32, 32), "mid_block_add_attention": False}
 

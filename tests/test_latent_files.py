@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from latent_codec import LatentCodec
-from latent_codec.latent_files import is_latent_file, load_latents, save_indices, save_latents
+from latent_codec.latents.latent_files import is_latent_file, load_latents, save_indices, save_latents
 
 BLOCKS = {
     "block_out_channels": (8, 8),
@@ -50,10 +50,10 @@ def test_latents_come_back_to_the_bit(stored, codec, latents):
     assert found.indices is None
     assert all(torch.equal(one, other) for one, other in zip(found.latents, latents, strict=True))
     assert (found.names, found.sizes, found.codec_name) == (NAMES, SIZES, "mine")
-    assert [picture.size for picture in codec.decode(found.latents, size=found.sizes)] == [(9, 7), (8, 8)]
+    assert [image.size for image in codec.decode(found.latents, size=found.sizes)] == [(9, 7), (8, 8)]
 
 
-def test_file_is_plain_safetensors_with_a_key_per_picture(stored, codec):
+def test_file_is_plain_safetensors_with_a_key_per_image(stored, codec):
     with safe_open(stored, framework="pt") as file:
         assert sorted(file.keys()) == ["latents.0", "latents.1"]
         assert file.get_slice("latents.0").get_shape() == [4, 4, 5]
@@ -92,7 +92,7 @@ def test_labels_leave_the_version_and_absent_ones_leave_nothing(tmp_path, codec,
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([1], "2 pictures and 1 labels came"),
+        ([1], "2 images and 1 labels came"),
         ([1, "cat"], r"the label of sun.png is 'cat'; a label is an int, a dict or None"),
         ([True, 1], "the label of moon.jpg is True"),
         ([1.5, 1], "the label of moon.jpg is 1.5"),
@@ -131,7 +131,7 @@ def test_indices_of_each_level_come_back(tmp_path, codec, num_levels):
 
 
 def test_names_and_sizes_must_match_in_number(tmp_path, codec, latents):
-    with pytest.raises(ValueError, match="2 pictures, 1 names and 2 sizes came"):
+    with pytest.raises(ValueError, match="2 images, 1 names and 2 sizes came"):
         save_latents(tmp_path / "a", latents, codec=codec, names=["one"], sizes=SIZES)
     assert not list(tmp_path.iterdir())
 
@@ -178,7 +178,7 @@ def _giant_header(path):
     path.write_bytes((2**63 - 1).to_bytes(8, "little") + path.read_bytes()[8:])
 
 
-def _picture(path):
+def _image(path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
 
 
@@ -216,7 +216,7 @@ def _rewritten(**changes):
         (_cut_header, "is no latent file, or a truncated one"),
         (_empty, "is no latent file, or a truncated one"),
         (_giant_header, "is no latent file, or a truncated one"),
-        (_picture, "is no latent file, or a truncated one"),
+        (_image, "is no latent file, or a truncated one"),
         (_foreign, "is a safetensors file, but not a latent file"),
         (_without_metadata, "is a safetensors file, but not a latent file"),
         (_rewritten(version="2"), "has version 2 of the latent file; .* reads version 1. Update it"),
@@ -225,21 +225,21 @@ def _rewritten(**changes):
         (_rewritten(names="{"), "is damaged"),
         (_rewritten(names="[" * 100_000), "is damaged"),
         (_rewritten(names="[1, 2]"), "names are no list of strings"),
-        (_rewritten(names='["a"]'), "names 1 pictures and 2 sizes"),
+        (_rewritten(names='["a"]'), "names 1 images and 2 sizes"),
         (_rewritten(sizes="[[8, 8], [8]]"), "is damaged"),
         (_rewritten(sizes="[[8, 8], [8, -8]]"), "sizes are no list of"),
         (_rewritten(sizes="7"), "is damaged"),
         (_rewritten(labels="[1"), "is damaged"),
-        (_rewritten(labels="7"), "labels are no list of whole numbers"),
-        (_rewritten(labels='[1, "cat"]'), "labels are no list of whole numbers"),
-        (_rewritten(labels="[1, true]"), "labels are no list of whole numbers"),
-        (_rewritten(labels="[1]"), "it has 2 pictures and 1 labels"),
+        (_rewritten(labels="7"), "labels are no list of integers"),
+        (_rewritten(labels='[1, "cat"]'), "labels are no list of integers"),
+        (_rewritten(labels="[1, true]"), "labels are no list of integers"),
+        (_rewritten(labels="[1]"), "it has 2 images and 1 labels"),
         (_rewritten(codec="\x1b[2J"), "codec or fingerprints are malformed"),
         (_rewritten(space_fingerprint="0"), "codec or fingerprints are malformed"),
         (_rewritten(latents__1=None), "it lacks 'latents.1'"),
         (_rewritten(latents__1=torch.zeros(2)), "not floats of shape"),
         (_rewritten(latents__1=torch.zeros(4, 2, 2, dtype=torch.int64)), "not floats of shape"),
-        (_rewritten(latents__2=torch.zeros(4, 2, 2)), r"1 tensors belong to no picture \(latents.2"),
+        (_rewritten(latents__2=torch.zeros(4, 2, 2)), r"1 tensors belong to no image \(latents.2"),
         (_rewritten(latents__0=None, latents__1=None), "neither latents nor int64 grids"),
     ],
 )
@@ -261,8 +261,8 @@ def test_missing_file_and_folder(tmp_path):
 def test_recognises_its_own(stored, tmp_path):
     assert is_latent_file(stored)
     _foreign(tmp_path / "other.safetensors")
-    _picture(tmp_path / "picture.png")
-    assert not any(map(is_latent_file, [tmp_path / "other.safetensors", tmp_path / "picture.png", tmp_path]))
+    _image(tmp_path / "image.png")
+    assert not any(map(is_latent_file, [tmp_path / "other.safetensors", tmp_path / "image.png", tmp_path]))
 
 
 def test_full_disk_leaves_the_old_file_and_nothing_else(stored, codec):
@@ -280,7 +280,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(stored, codec):
     assert [path.name for path in stored.parent.iterdir()] == [stored.name]
 
 
-def test_indices_of_pictures_that_differ_in_size(tmp_path, codec):
+def test_indices_of_images_that_differ_in_size(tmp_path, codec):
     one, other = ([torch.randint(0, 9, (1, n, n)), torch.randint(0, 9, (1, 2 * n, 2 * n))] for n in (2, 3))
     save_indices(tmp_path / "a.safetensors", [one, other], codec=codec, names=NAMES, sizes=SIZES)
     found = load_latents(tmp_path / "a.safetensors").indices
@@ -289,6 +289,6 @@ def test_indices_of_pictures_that_differ_in_size(tmp_path, codec):
 
     with pytest.raises(ValueError, match="different numbers of levels"):
         save_indices(tmp_path / "b.safetensors", [one, other[:1]], codec=codec, names=NAMES, sizes=SIZES)
-    with pytest.raises(ValueError, match="2 pictures, 1 names"):
+    with pytest.raises(ValueError, match="2 images, 1 names"):
         save_indices(tmp_path / "b.safetensors", [one, other], codec=codec, names=NAMES[:1], sizes=SIZES)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

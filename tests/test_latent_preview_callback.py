@@ -25,7 +25,7 @@ def linear(latents):
     return torch.einsum("bchw,cr->brhw", latents.float(), COLORS).clamp(-1, 1)
 
 
-def nowhere(picture, step):
+def nowhere(image, step):
     pass
 
 
@@ -119,7 +119,7 @@ def test_what_is_shown_is_a_copy_taken_before_the_pipe_goes_on():
 def test_frames_are_dropped_rather_than_waited_for_and_the_last_is_shown():
     steps, shown, may_show = Steps(12), [], threading.Event()
 
-    def slow(picture, step):
+    def slow(image, step):
         may_show.wait()
         shown.append(step)
 
@@ -138,7 +138,7 @@ def test_every_step_and_every_millisecond():
     def shown(**options):
         steps, seen = Steps(10), []
         with LatentPreviewCallback(
-            steps, linear, lambda picture, step: seen.append(step), **options
+            steps, linear, lambda image, step: seen.append(step), **options
         ) as preview:
             steps.run(preview, after_each=preview.wait)
         return seen
@@ -150,34 +150,34 @@ def test_every_step_and_every_millisecond():
 
     steps, seen = Steps(3), []
     preview = LatentPreviewCallback(
-        steps, linear, lambda picture, step: seen.append(step), every_milliseconds=1e6
+        steps, linear, lambda image, step: seen.append(step), every_milliseconds=1e6
     )
     for _ in range(2):  # the interval is of one run
         steps.run(preview, after_each=preview.wait)
     assert seen == [0, 2, 0, 2]
 
 
-def test_a_picture_is_the_batch_as_a_grid_and_says_what_it_shows():
-    steps, pictures = Steps(2), []
-    with LatentPreviewCallback(steps, linear, lambda picture, step: pictures.append(picture)) as preview:
+def test_a_image_is_the_batch_as_a_grid_and_says_what_it_shows():
+    steps, images = Steps(2), []
+    with LatentPreviewCallback(steps, linear, lambda image, step: images.append(image)) as preview:
         went_in = steps.run(preview, after_each=preview.wait)
-    first = pictures[0]
-    assert first.size == (8, 8) and first.mode == "RGB"  # three pictures of 4x4 in two columns
+    first = images[0]
+    assert first.size == (8, 8) and first.mode == "RGB"  # three images of 4x4 in two columns
     assert first.info == {"step": 0, "timestep": float(steps.scheduler.timesteps[0]), "shows": "x_0"}
     expected = linear(steps.x_0(*went_in[0])).add(1).mul(127.5).round()
     cell = torch.from_numpy(np.array(first)[:4, 4:])
     torch.testing.assert_close(cell.float(), expected[1].permute(1, 2, 0), rtol=0, atol=1)
 
 
-def test_a_sink_may_draw_on_its_picture():
-    steps, pictures = Steps(2), []
+def test_a_sink_may_draw_on_its_image():
+    steps, images = Steps(2), []
     sinks = [
-        lambda picture, step: picture.paste(0, (0, 0, 8, 8)),
-        lambda picture, step: pictures.append(picture),
+        lambda image, step: image.paste(0, (0, 0, 8, 8)),
+        lambda image, step: images.append(image),
     ]
     with LatentPreviewCallback(steps, linear, sinks) as preview:
         steps.run(preview)
-    assert pictures[-1].getbbox() is not None and pictures[-1].info["step"] == 1
+    assert images[-1].getbbox() is not None and images[-1].info["step"] == 1
 
 
 def test_png_files_say_what_they_show(tmp_path):
@@ -187,9 +187,9 @@ def test_png_files_say_what_they_show(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         f"step_000{n}.png" for n in range(3)
     ]
-    picture = Image.open(tmp_path / "run" / "step_0001.png")
-    assert picture.size == (8, 8)
-    assert picture.text == {"step": "1", "timestep": "334.0", "shows": "x_0"}
+    image = Image.open(tmp_path / "run" / "step_0001.png")
+    assert image.size == (8, 8)
+    assert image.text == {"step": "1", "timestep": "334.0", "shows": "x_0"}
 
 
 def test_an_animation_holds_the_whole_run(tmp_path):
@@ -203,12 +203,12 @@ def test_an_animation_holds_the_whole_run(tmp_path):
     with LatentPreviewCallback(steps, linear, animation) as preview:
         steps.run(preview, after_each=preview.wait, stop_after=3)
         assert not path.exists()
-    picture = Image.open(path)  # what there was of a run that stopped is written when the block ends
+    image = Image.open(path)  # what there was of a run that stopped is written when the block ends
     durations = []
-    for frame in range(picture.n_frames):
-        picture.seek(frame)
-        picture.load()
-        durations.append(picture.info["duration"])
+    for frame in range(image.n_frames):
+        image.seek(frame)
+        image.load()
+        durations.append(image.info["duration"])
     assert durations == [40, 40, 900]
     with pytest.raises(ValueError, match=r"path is run\.gif; .* ends in \.webp"):
         AnimatedWebP("run.gif")
@@ -226,7 +226,7 @@ def test_a_failure_is_logged_once_and_the_run_goes_on(what, error, pipe, caplog)
         def __repr__(self):
             return "the 50% sink"
 
-        def __call__(self, picture, step):
+        def __call__(self, image, step):
             fail() if what == "sink" else None
 
         def finish(self):
@@ -237,7 +237,7 @@ def test_a_failure_is_logged_once_and_the_run_goes_on(what, error, pipe, caplog)
     previewer = fail if what == "previewer" else linear
     with (
         caplog.at_level(logging.WARNING),
-        LatentPreviewCallback(pipe, previewer, [Sink(), lambda picture, step: shown.append(step)]) as preview,
+        LatentPreviewCallback(pipe, previewer, [Sink(), lambda image, step: shown.append(step)]) as preview,
     ):
         for _ in range(2):
             assert torch.equal(run(pipe, callback_on_step_end=preview), plain)
@@ -251,7 +251,7 @@ def test_a_failure_is_logged_once_and_the_run_goes_on(what, error, pipe, caplog)
 def test_a_sink_that_waits_for_itself_is_told(call, pipe, caplog):
     pipe.scheduler = build_scheduler("DDIMScheduler")
     with caplog.at_level(logging.WARNING):
-        preview = LatentPreviewCallback(pipe, linear, lambda picture, step: getattr(preview, call)())
+        preview = LatentPreviewCallback(pipe, linear, lambda image, step: getattr(preview, call)())
         run(pipe, callback_on_step_end=preview)
         preview.close()
     assert "waits for the thread that it runs on" in caplog.text
@@ -297,19 +297,19 @@ def test_x_t_is_a_copy_too():
 
 
 def test_x_t_is_shown_where_x_0_is_unknown_and_called_so(caplog):
-    pictures, latents = [], torch.randn(1, 4, 4, 4)
+    images, latents = [], torch.randn(1, 4, 4, 4)
     seen = []
     with (
         caplog.at_level(logging.WARNING),
         LatentPreviewCallback(
-            Loop(), lambda x: seen.append(x) or linear(x), lambda picture, step: pictures.append(picture)
+            Loop(), lambda x: seen.append(x) or linear(x), lambda image, step: images.append(image)
         ) as preview,
     ):
         for step in range(3):
             preview(Loop, step, 2 - step, {"latents": latents})
             preview.wait()
         preview(Loop, 0, 2, {})
-    assert [picture.info["shows"] for picture in pictures] == ["x_t"] * 3
+    assert [image.info["shows"] for image in images] == ["x_t"] * 3
     assert all(torch.equal(each, latents) for each in seen)
     message, missing = [record.message for record in caplog.records]
     assert message == "Previews with SomebodysScheduler show the noisy x_t: x_0 is not known of it."
@@ -321,7 +321,7 @@ def test_a_scheduler_that_came_later_is_observed_from_its_second_step(pipe, capl
     infos = []
     with (
         caplog.at_level(logging.WARNING),
-        LatentPreviewCallback(pipe, linear, lambda picture, step: infos.append(picture.info)) as preview,
+        LatentPreviewCallback(pipe, linear, lambda image, step: infos.append(image.info)) as preview,
     ):
         pipe.scheduler = build_scheduler("EulerDiscreteScheduler")
 
@@ -368,7 +368,7 @@ class Counting(PipelineCallback):
 def test_one_callback_serves_several_runs_also_beside_others(pipe):
     pipe.scheduler = build_scheduler("DDIMScheduler")
     infos = []
-    preview = LatentPreviewCallback(pipe, linear, lambda picture, step: infos.append(picture.info))
+    preview = LatentPreviewCallback(pipe, linear, lambda image, step: infos.append(image.info))
     together = MultiPipelineCallbacks([Counting(), preview])
     for _ in range(2):
         infos.clear()
@@ -382,7 +382,7 @@ def test_an_interrupted_run_ends_and_the_next_starts_anew():
     steps, ended, shown = Steps(6), [], []
 
     class Sink:
-        def __call__(self, picture, step):
+        def __call__(self, image, step):
             shown.append(step)
 
         def finish(self):
@@ -401,7 +401,7 @@ def test_the_last_step_before_an_interruption_is_shown_and_ends_the_run(pipe):
     ended, shown = [], []
 
     class Sink:
-        def __call__(self, picture, step):
+        def __call__(self, image, step):
             shown.append(step)
 
         def finish(self):

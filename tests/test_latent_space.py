@@ -6,7 +6,7 @@ import diffusers.models.autoencoders as autoencoders
 import pytest
 import torch
 
-from latent_codec.latent_space import REFUSED, SUPPORTED, LatentSpace, supported_class
+from latent_codec.families.latent_space import REFUSED, SUPPORTED, LatentSpace, supported_class
 
 
 def tiny_kl(**config):
@@ -45,7 +45,7 @@ def test_subclass_counts_as_its_parent_and_stranger_is_refused():
         pass
 
     assert supported_class(Mine) == "VQModel"
-    with pytest.raises(ValueError, match="UNet2DModel cannot be used: it is not an autoencoder of pictures"):
+    with pytest.raises(ValueError, match="UNet2DModel cannot be used: it is not an autoencoder of images"):
         supported_class(diffusers.UNet2DModel)
 
 

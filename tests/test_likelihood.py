@@ -1,4 +1,4 @@
-"""The likelihood of pictures under priors: figures against sums by hand, what is refused, and what is noted."""
+"""The likelihood of images under priors: figures against sums by hand, what is refused, and what is noted."""
 
 import json
 import math
@@ -11,11 +11,11 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from latent_codec import HierarchicalVQ, LatentCodec, PixelCNN, PixelSNAIL
-from latent_codec.encoded_pictures import encode_source, open_encoded
 from latent_codec.evaluation import likelihood as module
 from latent_codec.evaluation.likelihood import measure_likelihood
-from latent_codec.latent_files import save_indices
-from latent_codec.picture_sources import open_source
+from latent_codec.images.sources import open_source
+from latent_codec.latents.encoded_images import encode_source, open_encoded
+from latent_codec.latents.latent_files import save_indices
 
 CNN = {"hidden_channels": 8, "num_layers": 2, "kernel_size": 3}
 SNAIL = {"hidden_channels": 8, "num_blocks": 1, "num_layers": 1, "attention_channels": 8, "num_heads": 2}
@@ -23,7 +23,7 @@ SIZES = [(16, 16), (16, 16), (16, 16), (9, 13), (24, 16)]
 
 
 def vq(strides=(4,), sizes=(12,), name="codes") -> LatentCodec:
-    """Grey pictures; its codewords lie among what the encoder gives, so that pictures use several of them."""
+    """Grey images; its codewords lie among what the encoder gives, so that images use several of them."""
     torch.manual_seed(0)
     model = HierarchicalVQ(
         in_channels=1,
@@ -83,7 +83,7 @@ def latents_prior(**config) -> PixelCNN:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Grey pictures of SIZES, (height, width), in the classes 0 (two) and 1 (three)."""
+    """Grey images of SIZES, (height, width), in the classes 0 (two) and 1 (three)."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(SIZES):
@@ -99,7 +99,7 @@ def source(photos):
 
 
 def images(source):
-    """Each picture as a batch of one."""
+    """Each image as a batch of one."""
     return [source.read(number, 1)[None].float() / 127.5 - 1 for number in range(len(source))]
 
 
@@ -136,7 +136,7 @@ def test_figures_are_those_of_a_sum_by_hand(make, source):
     assert level.order_0_bits_per_index == pytest.approx(entropy(codes), rel=1e-12)
     assert level.uniform_bits_per_index == math.log2(12)
     assert (level.num_indices, level.num_positions, level.first_grid) == (len(codes), len(codes), (4, 4))
-    assert (found.num_pictures, found.num_dims) == (5, NUM_PIXELS)
+    assert (found.num_images, found.num_dims) == (5, NUM_PIXELS)
     assert found.bits_per_dim == level.bits_per_dim == pytest.approx(bits / NUM_PIXELS, rel=1e-6)
     assert found.order_0_bits_per_dim == pytest.approx(entropy(codes) * len(codes) / NUM_PIXELS)
     assert found.uniform_bits_per_dim == pytest.approx(math.log2(12) * len(codes) / NUM_PIXELS)
@@ -159,7 +159,7 @@ def test_a_head_of_zeros_costs_log2_of_the_codebook(make, num_codes, source):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_prior_over_pixels_needs_no_codec_and_takes_pictures_as_they_are(channels, source):
+def test_a_prior_over_pixels_needs_no_codec_and_takes_images_as_they_are(channels, source):
     prior = cnn(data="pixels", data_channels=channels)
     pixels = [source.read(number, channels).long() for number in range(5)]
     bits = sum(nats(prior, each[None]) for each in pixels) / math.log(2)
@@ -237,9 +237,9 @@ def test_levels_add_up_each_given_those_above_it(told, source):
         assert alone.notes == [f"bits per dim are those of level {level} alone, of 3 levels"]
 
 
-def test_latent_files_give_the_figures_of_their_pictures(source, tmp_path):
+def test_latent_files_give_the_figures_of_their_images(source, tmp_path):
     codec, priors = hierarchy("features")
-    encoded = open_encoded(encode_source(codec, source, tmp_path / "codes", pictures_per_file=2))
+    encoded = open_encoded(encode_source(codec, source, tmp_path / "codes", images_per_file=2))
     expected = measure_likelihood(priors, source, codec)
     found = measure_likelihood(priors, encoded, codec)
     assert found.num_dims == expected.num_dims == NUM_PIXELS
@@ -284,24 +284,24 @@ def test_labels_may_be_attributes(tmp_path):
         measure_likelihood([prior], encoded, codec, label="Hat")
 
 
-def test_a_limit_spreads_over_the_pictures(source):
+def test_a_limit_spreads_over_the_images(source):
     prior = cnn(data="pixels")
     found = measure_likelihood([prior], source, limit=2)
-    assert found.num_pictures == 2
-    assert found.num_dims == 16 * 16 + 16 * 16  # the pictures 0 and 2
+    assert found.num_images == 2
+    assert found.num_dims == 16 * 16 + 16 * 16  # the images 0 and 2
     with pytest.raises(ValueError, match="limit of 0"):
         measure_likelihood([prior], source, limit=0)
 
 
-def test_pictures_that_cannot_be_read_are_listed(tmp_path):
+def test_images_that_cannot_be_read_are_listed(tmp_path):
     Image.new("L", (8, 8), 77).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"nothing")
     prior = cnn(data="pixels")
     found = measure_likelihood([prior], open_source(tmp_path))
-    assert (found.num_pictures, found.num_dims) == (1, 64)
+    assert (found.num_images, found.num_dims) == (1, 64)
     assert len(found.skipped) == 1 and "b.png" in found.skipped[0]
     (tmp_path / "a.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"no picture could be read; the first of 2: .*a\.png"):
+    with pytest.raises(ValueError, match=r"no image could be read; the first of 2: .*a\.png"):
         measure_likelihood([prior], open_source(tmp_path))
 
 
@@ -323,7 +323,7 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
     unquantised = open_encoded(encode_source(codes, source, tmp_path / "latents", indices=False))
     three = vq((2, 2, 2), (12, 12, 12), name="three")
     told = cnn(codebook_size=12, condition_codebook_size=12)
-    for priors, pictures, codec, message in [
+    for priors, images, codec, message in [
         ([cnn(codebook_size=16)], source, codes, "knows 16 codes on level 0, and codes has 12"),
         ([cnn(codebook_size=12)], source, None, "over codes, needs the codec"),
         ([cnn(codebook_size=12)], encoded, None, "over codes, needs the codec"),
@@ -353,7 +353,7 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
         ),
     ]:
         with pytest.raises(ValueError, match=message):
-            measure_likelihood(priors, pictures, codec)
+            measure_likelihood(priors, images, codec)
 
 
 def test_damaged_weights_are_no_figure(source):

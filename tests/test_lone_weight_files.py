@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from latent_codec import AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ, LatentCodec
 from latent_codec.cli import main
+from latent_codec.components.weight_files import WEIGHTS, save_component
 from latent_codec.conversion import ConversionError, read_foreign, write_foreign
 from latent_codec.conversion.settings import SettingsNeededError
-from latent_codec.weight_files import WEIGHTS, save_component
 
 TINY = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
 TINY |= {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}

@@ -54,10 +54,10 @@ def test_gaussian_nll_far_from_the_level_has_a_finite_pull_toward_it():
     assert (mean.grad.sign() == torch.tensor([1.0, -1.0, -1.0])).all()
 
 
-def test_bits_of_a_uniform_picture_known_exactly_are_near_zero_and_of_a_blind_guess_eight():
+def test_bits_of_a_uniform_image_known_exactly_are_near_zero_and_of_a_blind_guess_eight():
     image = LEVELS.repeat(4, 1)
     known = losses.gaussian_nll(image, image, torch.tensor(-8.0))
-    # A very broad Gaussian over the picture's range leaves the two outermost bins nearly all mass, so that the best
+    # A very broad Gaussian over the image's range leaves the two outermost bins nearly all mass, so that the best
     # blind guess with one Gaussian costs a little more than the 8 bits of the uniform distribution.
     blind = losses.gaussian_nll(image, torch.zeros_like(image), torch.tensor(math.log(0.58)))
 
@@ -149,7 +149,7 @@ def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def test_corrupt_leaves_the_clean_picture_alone():
+def test_corrupt_leaves_the_clean_image_alone():
     image = torch.rand(2, 3, 9, 10) * 2 - 1
     before = image.clone()
 
@@ -180,7 +180,7 @@ def test_corrupt_drops_the_share_that_is_asked_for_and_noise_has_its_deviation()
     assert float(noisy.std()) == pytest.approx(0.2, rel=0.03)
 
 
-def test_corruption_belongs_to_the_picture_and_not_to_its_batch():
+def test_corruption_belongs_to_the_image_and_not_to_its_batch():
     image = torch.rand(3, 1, 8, 8)
     together = losses.corrupt(image, generators(7, 8, 9), noise=0.1, dropped=0.2, patch=2)
     alone = losses.corrupt(image[1:2], generators(8), noise=0.1, dropped=0.2, patch=2)

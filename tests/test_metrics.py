@@ -37,15 +37,15 @@ needs_lpips = pytest.mark.skipif(
 needs_piq = pytest.mark.skipif(not piq_available(), reason="needs piq, of the extra `metrics`")
 
 
-def pictures(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Smooth random pictures in [-1, 1]."""
+def make_images(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Smooth random images in [-1, 1]."""
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return F.avg_pool2d(noise, 5, stride=1, padding=2).mul(2).clamp(-1, 1)
 
 
 def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-    original = pictures(*shape)
-    return original, (original + 0.1 * pictures(*shape, seed=1)).clamp(-1, 1)
+    original = make_images(*shape)
+    return original, (original + 0.1 * make_images(*shape, seed=1)).clamp(-1, 1)
 
 
 def similarity_maps(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,8 +86,8 @@ def test_ssim_is_the_papers_formula(channels):
     original, copy = pair(2, channels, 21, 34)
 
     expected = [
-        np.mean([similarity_maps(a, b)[0] for a, b in zip(picture_a, picture_b)])
-        for picture_a, picture_b in zip(planes(copy), planes(original))
+        np.mean([similarity_maps(a, b)[0] for a, b in zip(image_a, image_b)])
+        for image_a, image_b in zip(planes(copy), planes(original))
     ]
 
     # 1e-4: variances are differences of float32 means in the library, of float64 ones here.
@@ -111,15 +111,15 @@ def test_ms_ssim_is_the_papers_product_over_five_scales():
     assert ms_ssim(copy, original).item() == pytest.approx(expected, abs=1e-4)  # float32 against float64
 
 
-def test_a_picture_equals_itself():
-    image = pictures(2, 3, MS_SSIM_MIN_SIDE, MS_SSIM_MIN_SIDE)
+def test_a_image_equals_itself():
+    image = make_images(2, 3, MS_SSIM_MIN_SIDE, MS_SSIM_MIN_SIDE)
 
     assert psnr(image, image).tolist() == [math.inf, math.inf]
     torch.testing.assert_close(ssim(image, image), torch.ones(2))
     torch.testing.assert_close(ms_ssim(image, image), torch.ones(2))
 
 
-def test_metrics_are_per_picture():
+def test_metrics_are_per_image():
     original, copy = pair(3, 3, MS_SSIM_MIN_SIDE, MS_SSIM_MIN_SIDE)
     copy[1] = original[1]
 
@@ -161,7 +161,7 @@ def test_lpips_is_the_papers_weighted_distance_of_unit_features():
 
 
 @needs_lpips
-def test_lpips_is_frozen_and_passes_gradients_to_the_picture():
+def test_lpips_is_frozen_and_passes_gradients_to_the_image():
     distance = load_lpips().train()
     original, copy = pair(2, 3, 32, 32)
     copy.requires_grad_(True)
@@ -176,7 +176,7 @@ def test_lpips_is_frozen_and_passes_gradients_to_the_picture():
 
 
 @needs_lpips
-def test_lpips_of_grey_and_of_alpha_pictures():
+def test_lpips_of_grey_and_of_alpha_images():
     original, copy = pair(2, 4, 32, 32)
 
     assert lpips_distance(original, original).tolist() == [0, 0]
@@ -194,7 +194,7 @@ def test_lpips_takes_the_smallest_side_it_states_and_no_smaller():
     side = LPIPS_MIN_SIDE["squeeze"]
 
     assert lpips_distance(*pair(1, 3, side, side)).shape == (1,)
-    with pytest.raises(ValueError, match=f"at least {side} px; these pictures are {side}x{side - 1}"):
+    with pytest.raises(ValueError, match=f"at least {side} px; these images are {side}x{side - 1}"):
         lpips_distance(*pair(1, 3, side - 1, side))
 
 
@@ -244,7 +244,7 @@ def test_frechet_distance_of_known_gaussians():
     assert stretched == pytest.approx((2 - 1) ** 2 + (3 - 1) ** 2 + 1)
 
 
-def test_frechet_distance_with_fewer_pictures_than_features():
+def test_frechet_distance_with_fewer_images_than_features():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(20, 4, generator=generator), 1 + torch.randn(30, 4, generator=generator)
     embed = torch.linalg.qr(torch.randn(50, 50, generator=generator, dtype=torch.float64)).Q[:4]
@@ -258,7 +258,7 @@ def test_frechet_distance_with_fewer_pictures_than_features():
 def test_shapes_that_cannot_be_compared_are_named():
     with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\) and \(1, 3, 8, 9\)"):
         psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
-    with pytest.raises(ValueError, match="SSIM needs sides of at least 6 px; these pictures are 8x5"):
+    with pytest.raises(ValueError, match="SSIM needs sides of at least 6 px; these images are 8x5"):
         ssim(torch.zeros(1, 3, 5, 8), torch.zeros(1, 3, 5, 8))
     with pytest.raises(ValueError, match="MS-SSIM needs sides of at least 176 px"):
         ms_ssim(torch.zeros(1, 3, 175, 300), torch.zeros(1, 3, 175, 300))
@@ -300,7 +300,7 @@ def test_gmsd_is_the_papers_on_grey_images():
 
 @needs_piq
 def test_gmsd_and_haarpsi_of_equal_and_of_noisier_images():
-    original = pictures(3, 3, 64, 48)
+    original = make_images(3, 3, 64, 48)
     noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(2))
     noisy, noisier = (original + strength * noise for strength in (0.1, 0.3))
     torch.testing.assert_close(gmsd(original, original), torch.zeros(3))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latent_codec import PictureClassifier, PixelCNN
+from latent_codec import ImageClassifier, PixelCNN
 from latent_codec.cli import main
-from latent_codec.codec_folders import WEIGHTS
+from latent_codec.components.codec_folders import WEIGHTS
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.pipelines import PriorPipeline
 from latent_codec.pipelines.folders import load_pipeline
@@ -25,7 +25,7 @@ def folder(tmp_path) -> Path:
     torch.manual_seed(0)
     vae = HierarchicalVQ(strides=(4,), hidden_channels=8, residual_channels=4, embed_dim=4, codebook_sizes=5)
     prior = PixelCNN(codebook_size=5, hidden_channels=8, num_layers=2, num_classes=2, sample_size=(4, 4))
-    judge = PictureClassifier(in_channels=3, num_classes=2, block_out_channels=(8,))
+    judge = ImageClassifier(in_channels=3, num_classes=2, block_out_channels=(8,))
     pipe = PriorPipeline(prior, vae, judge, class_names=["cat", "dog"])
     pipe.save_pretrained(tmp_path / "pipe")
     return tmp_path / "pipe"
@@ -41,7 +41,7 @@ def test_a_folder_opens_as_it_was_saved(folder):
     assert [type(each).__name__ for each in (pipe.vae, pipe.prior, pipe.classifier)] == [
         "HierarchicalVQ",
         "PixelCNN",
-        "PictureClassifier",
+        "ImageClassifier",
     ]
     assert pipe.config.class_names == ["cat", "dog"] and not pipe.vae.training
     half = PriorPipeline.from_pretrained(folder, torch_dtype=torch.float16, classifier=None)

@@ -16,9 +16,9 @@ from PIL import Image
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
-from latent_codec.latent_files import load_latents, save_indices, save_latents
+from latent_codec.latents.latent_files import load_latents, save_indices, save_latents
+from latent_codec.latents.plain_latents import MAX_BYTES, read_plain_latents
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
-from latent_codec.plain_latents import MAX_BYTES, read_plain_latents
 from latent_codec.tensors import check_dense, check_floating
 
 BLOCKS = {

@@ -9,12 +9,12 @@ from importlib.resources import files
 
 import pytest
 import torch
-from tiny_training import tiny_config, write_pictures
+from tiny_training import tiny_config, write_images
 
 from latent_codec import HierarchicalVQ, LatentCodec
 from latent_codec.cli import build_parser, main
-from latent_codec.encoded_pictures import encode_source, open_encoded
-from latent_codec.picture_sources import open_source
+from latent_codec.images.sources import open_source
+from latent_codec.latents.encoded_images import encode_source, open_encoded
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.classifier_task import build_classifier
 from latent_codec.training.config import TrainingConfig, load_config, preset_names, preset_notes
@@ -44,7 +44,7 @@ def header(name: str) -> str:
 
 
 def short(name: str, *overrides: str) -> TrainingConfig:
-    """The preset, cut to three steps of two pictures. LPIPS, whose weights are not everywhere, is left out."""
+    """The preset, cut to three steps of two images. LPIPS, whose weights are not everywhere, is left out."""
     config = load_config(name)
     settings = ["run.steps=3", "run.log_every=1", "optimizer.batch_size=2"]
     if config.kind == "codec":
@@ -119,7 +119,7 @@ def test_the_list_of_presets_says_what_each_is_and_takes(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == preset_names()
     start = lines.index("autoencoder")
-    assert lines[start + 1].strip().startswith("The plain autoencoder: one picture in")
+    assert lines[start + 1].strip().startswith("The plain autoencoder: one image in")
     assert "10 minutes" in lines[start + 2]
 
 
@@ -185,7 +185,7 @@ def test_a_hierarchical_preset_makes_the_grids_that_it_names(name, side, grids, 
 
 
 @pytest.mark.parametrize("name", GLOBAL)
-def test_a_global_preset_turns_a_picture_into_one_vector(name):
+def test_a_global_preset_turns_a_image_into_one_vector(name):
     config = load_config(name)
     autoencoder = build_autoencoder(config)
     image = torch.zeros(2, autoencoder.config.in_channels, *config.data.size)
@@ -209,7 +209,7 @@ def test_a_small_preset_trains(name, tmp_path):
     # A single latent needs its whole crop; a grid of them may be smaller.
     config = short(name) if name in GLOBAL else short(name, "data.height=32")
     channels = config.model.arguments.get("in_channels", 3)
-    source = open_source(write_pictures(tmp_path / "pictures", 4, channels, size=(109, 89)))
+    source = open_source(write_images(tmp_path / "images", 4, channels, size=(109, 89)))
 
     result = train(config, build_autoencoder(config), source, tmp_path / "run")
 
@@ -218,16 +218,16 @@ def test_a_small_preset_trains(name, tmp_path):
     assert len(losses) == 3 and all(map(math.isfinite, losses))
 
 
-def labelled_pictures(folder, channels=1, size=(28, 28)):
-    """Ten pictures of two classes, a subfolder each."""
+def labelled_images(folder, channels=1, size=(28, 28)):
+    """Ten images of two classes, a subfolder each."""
     for name in ("bags", "boots"):
-        write_pictures(folder / name, 10, channels, size=size)
+        write_images(folder / name, 10, channels, size=size)
     return open_source(folder)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_preset_trains(name, tmp_path):
-    config, source = short(name), labelled_pictures(tmp_path / "pictures")
+    config, source = short(name), labelled_images(tmp_path / "images")
     result = train(config, build_classifier(config, source), source, tmp_path / "run")
     assert result.finished and result.network.config.num_classes == 2
     assert all(map(math.isfinite, losses_of(tmp_path / "run")))
@@ -245,7 +245,7 @@ def test_a_prior_preset_trains_on_the_codec_it_is_for(name, tmp_path):
         narrow += ["model.arguments.attention_channels=16"]
     if not is_faces and not is_fashion:
         narrow += ["data.height=32", "data.held_out=0.2"]
-    source = labelled_pictures(tmp_path / "pictures", channels, size)
+    source = labelled_images(tmp_path / "images", channels, size)
     codec = None
     if arguments.get("data") != "pixels":
         torch.manual_seed(0)
@@ -273,7 +273,7 @@ def test_finetune_decoder_starts_from_a_codec_and_keeps_its_encoder(tmp_path):
     given = build_autoencoder(tiny_config())
     given.save_pretrained(tmp_path / "codec")
     config = short("finetune-decoder", f"model.pretrained={tmp_path / 'codec'}", "data.height=32")
-    source = open_source(write_pictures(tmp_path / "pictures", 4, size=(40, 48)))
+    source = open_source(write_images(tmp_path / "images", 4, size=(40, 48)))
 
     result = train(config, build_autoencoder(config), source, tmp_path / "run")
 

@@ -15,13 +15,13 @@ from conftest import ROOT
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_autoencoder_tiny_gn import taef2
-from tiny_training import write_pictures
+from tiny_training import write_images
 from torch.nn import functional as F
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec, LatentSpace
-from latent_codec.codec_folders import SHIPPED
+from latent_codec.components.codec_folders import SHIPPED
+from latent_codec.images.sources import open_source
 from latent_codec.models.tiny_decoder import TinyDecoder
-from latent_codec.picture_sources import open_source
 from latent_codec.previews import LatentPreviewer
 from latent_codec.previews.fitting import (
     Sample,
@@ -62,8 +62,8 @@ def build(kind=diffusers.AutoencoderKL, channels=3, seed=0, **config) -> LatentC
     return LatentCodec(model)
 
 
-def patch_codec(tmp_path, pictures, **model) -> LatentCodec:
-    """A codec that really codes: the principal components of the pictures' blocks, without any training."""
+def patch_codec(tmp_path, make_images, **model) -> LatentCodec:
+    """A codec that really codes: the principal components of the images' blocks, without any training."""
     arguments = {
         "block_out_channels": [16, 32],
         "norm_num_groups": 4,
@@ -76,10 +76,10 @@ def patch_codec(tmp_path, pictures, **model) -> LatentCodec:
             "data": {"height": 16},
             "objective": {"posterior": "mean"},
             "optimizer": {"batch_size": 1},
-            "run": {"steps": 1, "precision": "fp32", "calibration_pictures": 0},
+            "run": {"steps": 1, "precision": "fp32", "calibration_images": 0},
         }
     )
-    return LatentCodec(train(config, build_autoencoder(config), pictures, tmp_path / "linear").network)
+    return LatentCodec(train(config, build_autoencoder(config), make_images, tmp_path / "linear").network)
 
 
 def smooth(count: int, channels: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -88,13 +88,13 @@ def smooth(count: int, channels: int, height: int, width: int, seed: int = 0) ->
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Smooth colour pictures, since noise has no colour to preview."""
-    from latent_codec.pictures import write_picture
+def make_images(tmp_path_factory):
+    """Smooth colour images, since noise has no colour to preview."""
+    from latent_codec.images.tensors import write_image
 
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for number, image in enumerate(smooth(12, 3, 40, 56)):
-        write_picture((image / 3).clamp(-1, 1), folder / f"{number:02d}.png")
+        write_image((image / 3).clamp(-1, 1), folder / f"{number:02d}.png")
     return open_source(folder)
 
 
@@ -338,27 +338,27 @@ def test_colored_noise_has_the_spectrum_that_it_is_asked_for():
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.2])
-def test_a_linear_preview_shows_pictures_of_a_codec_that_codes(tmp_path, pictures, scale):
-    codec = patch_codec(tmp_path, pictures, scaling_factor=scale)
-    image = pictures.read(3).float() / 127.5 - 1
+def test_a_linear_preview_shows_images_of_a_codec_that_codes(tmp_path, make_images, scale):
+    codec = patch_codec(tmp_path, make_images, scaling_factor=scale)
+    image = make_images.read(3).float() / 127.5 - 1
     shown = F.avg_pool2d(image[None], 2)
     latents = codec.encode(image)
-    fit = fit_linear(codec, pictures)
-    assert fit.num_pictures == 11 and fit.seconds > 0 and fit.skipped == () and fit.palette is None
+    fit = fit_linear(codec, make_images)
+    assert fit.num_images == 11 and fit.seconds > 0 and fit.skipped == () and fit.palette is None
     assert fit.correlation > 0.99
     previewer = LatentPreviewer.linear(fit.weight, fit.bias, space=codec.space)
     assert correlation(previewer(latents), shown) > 0.99
     blind = fit_linear(codec)
-    assert (blind.num_pictures, blind.correlation) == (0, None)
+    assert (blind.num_images, blind.correlation) == (0, None)
     assert correlation(LatentPreviewer.linear(blind.weight, blind.bias)(latents), shown) > 0.95
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("kind", [diffusers.AutoencoderKL, AutoencoderVQ, HierarchicalVQ, diffusers.VQModel])
-def test_any_codec_gets_a_preview_with_and_without_pictures(kind, channels, tmp_path):
+def test_any_codec_gets_a_preview_with_and_without_images(kind, channels, tmp_path):
     codec = build(kind, channels)
-    source = open_source(write_pictures(tmp_path, 3, channels, size=(21, 17)))
-    for fit in (fit_linear(codec, source, num_pictures=2), fit_linear(codec)):
+    source = open_source(write_images(tmp_path, 3, channels, size=(21, 17)))
+    for fit in (fit_linear(codec, source, num_images=2), fit_linear(codec)):
         previewer = LatentPreviewer.linear(fit.weight, fit.bias, space=codec.space, palette=fit.palette)
         image = source.read(0, channels).float() / 127.5 - 1
         latents = codec.encode(image)
@@ -372,14 +372,14 @@ def test_any_codec_gets_a_preview_with_and_without_pictures(kind, channels, tmp_
             assert previewer.indices(grids).shape == (1, 3, *grids[-1].shape[1:])
 
 
-def test_unreadable_pictures_are_left_out_and_named(tmp_path):
-    folder = write_pictures(tmp_path, 3)
-    (folder / "01.png").write_bytes(b"no picture")
+def test_unreadable_images_are_left_out_and_named(tmp_path):
+    folder = write_images(tmp_path, 3)
+    (folder / "01.png").write_bytes(b"no image")
     fit = fit_linear(build(), open_source(folder))
-    assert fit.num_pictures == 2 and len(fit.skipped) == 1 and "01.png" in fit.skipped[0]
+    assert fit.num_images == 2 and len(fit.skipped) == 1 and "01.png" in fit.skipped[0]
     for name in ("00.png", "02.png"):
-        (folder / name).write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"no picture could be read; the first of 3: .*00.png"):
+        (folder / name).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"no image could be read; the first of 3: .*00.png"):
         fit_linear(build(), open_source(folder))
 
 
@@ -460,7 +460,7 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
         with pytest.raises(ValueError, match=f"has no preview: {command}`"):
             LatentPreviewer.from_pretrained(tmp_path, kind=kind)
     write_preview(tmp_path / NAME, codec, stored(codec))
-    with pytest.raises(ValueError, match=f"has no tiny decoder: {command} --tiny --pictures DIR`"):
+    with pytest.raises(ValueError, match=f"has no tiny decoder: {command} --tiny --images DIR`"):
         LatentPreviewer.from_pretrained(tmp_path, kind="tiny")
     with pytest.raises(ValueError, match="kind is 'small'; allowed are linear, tiny, full"):
         LatentPreviewer.from_pretrained(tmp_path, kind="small")
@@ -571,15 +571,15 @@ def tiny_preview(codec: Path, *overrides: str):
     return load_config("tiny-preview", [*small, *overrides], codec=str(codec))
 
 
-def test_a_tiny_decoder_learns_what_its_teacher_paints(tmp_path, pictures):
-    codec = patch_codec(tmp_path, pictures, scaling_factor=0.2)
+def test_a_tiny_decoder_learns_what_its_teacher_paints(tmp_path, make_images):
+    codec = patch_codec(tmp_path, make_images, scaling_factor=0.2)
     codec.save_pretrained(tmp_path / "codec")
     config = tiny_preview(tmp_path / "codec", "run.steps=120", "optimizer.learning_rate=1e-2")
-    decoder = build_tiny_decoder(config, pictures)
-    result = train(config, decoder, pictures, tmp_path / "run")
+    decoder = build_tiny_decoder(config, make_images)
+    result = train(config, decoder, make_images, tmp_path / "run")
     lines = read_metrics(tmp_path / "run")
     assert lines[-1]["psnr"] > lines[0]["psnr"] + 6
-    image = pictures.read(0).float() / 127.5 - 1
+    image = make_images.read(0).float() / 127.5 - 1
     latents = codec.encode(image)
     painted = LatentPreviewer.tiny(result.network, space=codec.space)(latents)
     assert correlation(painted, codec.decode(latents, output_type="pt")) > 0.8
@@ -588,12 +588,12 @@ def test_a_tiny_decoder_learns_what_its_teacher_paints(tmp_path, pictures):
     assert decoder.config.latent_magnitude > latents.abs().max() / 3
 
 
-def test_distillation_resumes_to_the_same_weights_and_only_with_its_teacher(tmp_path, pictures):
+def test_distillation_resumes_to_the_same_weights_and_only_with_its_teacher(tmp_path, make_images):
     build(seed=0).save_pretrained(tmp_path / "codec")
 
     def run(out: str, steps: int):
         config = tiny_preview(tmp_path / "codec", f"run.steps={steps}", 'optimizer.schedule="constant"')
-        return train(config, build_tiny_decoder(config, pictures), pictures, tmp_path / out).network
+        return train(config, build_tiny_decoder(config, make_images), make_images, tmp_path / out).network
 
     straight = run("straight", 4).state_dict()
     run("broken", 2)
@@ -604,7 +604,7 @@ def test_distillation_resumes_to_the_same_weights_and_only_with_its_teacher(tmp_
         run("broken", 6)
 
 
-def test_what_a_tiny_decoder_cannot_be_trained_by_is_refused(tmp_path, pictures):
+def test_what_a_tiny_decoder_cannot_be_trained_by_is_refused(tmp_path, make_images):
     build().save_pretrained(tmp_path / "codec")
     with pytest.raises(
         ValueError, match=r"takes 4 channels and enlarges by 4; .* has 4 channels at a factor of 2"
@@ -615,7 +615,7 @@ def test_what_a_tiny_decoder_cannot_be_trained_by_is_refused(tmp_path, pictures)
                 "model.arguments.block_out_channels=[8, 8, 8]",
                 "model.arguments.num_blocks=[1, 1, 1]",
             ),
-            pictures,
+            make_images,
         )
     with pytest.raises(ValueError, match=r"objective.lpips_weight is for codec"):
         tiny_preview(tmp_path / "codec", "objective.lpips_weight=1")
@@ -626,7 +626,7 @@ def test_what_a_tiny_decoder_cannot_be_trained_by_is_refused(tmp_path, pictures)
     with pytest.raises(ValueError, match="name the codec by --codec"):
         table = tiny_preview(tmp_path / "codec").to_dict()
         del table["model"]["teacher"]
-        build_tiny_decoder(TrainingConfig.from_dict(table), pictures)
+        build_tiny_decoder(TrainingConfig.from_dict(table), make_images)
 
 
 # ------------------------------------------------------------------------------------------ TAEF2
@@ -635,7 +635,7 @@ def test_what_a_tiny_decoder_cannot_be_trained_by_is_refused(tmp_path, pictures)
 def test_taef2_is_previewed_by_the_same_classes(shared):
     codec = LatentCodec(taef2(shared))
     source = open_source(shared / "data" / "photos" / "photos-000.tar")
-    fit = fit_linear(codec, source, num_pictures=7)
+    fit = fit_linear(codec, source, num_images=7)
     image = open_source(shared / "data" / "kodak").read(1).float()[:, :128, :192] / 127.5 - 1
     latents = codec.encode(image)
     decoded = LatentPreviewer.full(codec)(latents)

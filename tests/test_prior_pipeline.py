@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, VQModel
 from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification
 
-from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec, PictureClassifier, PixelCNN, PixelSNAIL
+from latent_codec import AutoencoderVQ, HierarchicalVQ, ImageClassifier, LatentCodec, PixelCNN, PixelSNAIL
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
 from latent_codec.pipelines import PriorPipeline, PriorPipelineOutput
 
@@ -69,10 +69,10 @@ def codec_and_prior(kind, **config):
     return vae, sharpened(PixelSNAIL(**snail | SNAIL | config))
 
 
-def classifier(**config) -> PictureClassifier:
+def classifier(**config) -> ImageClassifier:
     torch.manual_seed(1)
     config = {"in_channels": 3, "num_classes": 3, "block_out_channels": (8,), "norm_num_groups": 4} | config
-    model = PictureClassifier(**config)
+    model = ImageClassifier(**config)
     model.linear.weight.data.mul_(20)  # sure of itself
     return model
 
@@ -94,7 +94,7 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 
 
 def decoded(pipe, indices, output_type="pt"):
-    """Indices -> pictures without the pipeline."""
+    """Indices -> images without the pipeline."""
     if pipe.vae is None:
         return indices.float() / 127.5 - 1
     codec = LatentCodec(pipe.vae)
@@ -128,7 +128,7 @@ def test_images_are_what_the_prior_draws_for_the_labels_decoded(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", ["pixels", "VQModel"])
-def test_output_types_show_the_same_pictures(kind):
+def test_output_types_show_the_same_images(kind):
     pipe = pipeline(kind)
     each = {name: pipe(1, 3, generator=seeded(), output_type=name) for name in ("pil", "pt", "np", "indices")}
     images = each["pt"].images
@@ -139,15 +139,15 @@ def test_output_types_show_the_same_pictures(kind):
     )  # PIL's 8 bits round
     assert all(isinstance(image, Image.Image) for image in each["pil"].images)
     assert same(each["indices"].images, each["pt"].indices)
-    pictures, indices, labels, probabilities = pipe(
+    images, indices, labels, probabilities = pipe(
         1, 3, generator=seeded(), output_type="pt", return_dict=False
     )
-    assert torch.equal(pictures, images)
+    assert torch.equal(images, images)
     assert same(indices, each["pt"].indices)
     assert (labels, probabilities) == ([1, 1, 1], None)
 
 
-def test_pixels_become_the_pictures_that_have_them():
+def test_pixels_become_the_images_that_have_them():
     pipe = pipeline("pixels")
     output = pipe(0, 2, generator=seeded())
     pixels = np.stack([np.asarray(image) for image in output.images])
@@ -282,7 +282,7 @@ def test_the_callback_sees_every_position_and_previews_show_the_commonest_index_
     ).indices
     assert [(step, num_steps) for step, num_steps, *_ in seen] == [(step, 32) for step in range(1, 33)]
     commonest = torch.tensor(pipe.prior.config.most_frequent).view(-1, 1, 1)
-    for step, _, grid, done, pictures in seen:
+    for step, _, grid, done, images in seen:
         final = indices[:2] if step <= 16 else indices[2:]
         assert done.flatten(1).sum(1).tolist() == [(step - 1) % 16 + 1] * len(final)
         everywhere = done[:, None].expand_as(final) if final.ndim == 4 else done
@@ -290,7 +290,7 @@ def test_the_callback_sees_every_position_and_previews_show_the_commonest_index_
         if step in (1, 7, 16):
             expected = torch.where(everywhere, final, commonest)
             images = decoded(pipe, expected)
-            assert [picture.tobytes() for picture in pictures] == [
+            assert [image.tobytes() for image in images] == [
                 ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy().tobytes() for image in images
             ]
 
@@ -298,8 +298,8 @@ def test_the_callback_sees_every_position_and_previews_show_the_commonest_index_
 def test_previews_show_index_0_where_no_commonest_is_known():
     pipe = pipeline("pixels", most_frequent=None)
     nothing = torch.zeros(1, 4, 4, dtype=torch.bool)
-    (picture,) = pipe.partial_images([torch.full((1, 3, 4, 4), 200)], nothing)
-    assert not np.asarray(picture).any()
+    (image,) = pipe.partial_images([torch.full((1, 3, 4, 4), 200)], nothing)
+    assert not np.asarray(image).any()
 
 
 @pytest.mark.parametrize("kind", ["pixels", "AutoencoderVQ", "AutoencoderKL"])
@@ -324,10 +324,10 @@ def test_known_indices_stay_and_the_rest_is_drawn(kind):
     assert torch.equal(each[3], source[0])
 
 
-def test_a_picture_is_completed():
+def test_a_image_is_completed():
     pipe = pipeline("AutoencoderVQ", torch.float32)
-    picture = torch.rand(1, 3, 8, 12, generator=seeded()) * 2 - 1
-    (codes,) = LatentCodec(pipe.vae).encode_indices(picture)
+    image = torch.rand(1, 3, 8, 12, generator=seeded()) * 2 - 1
+    (codes,) = LatentCodec(pipe.vae).encode_indices(image)
     mask = torch.zeros(1, 4, 6, dtype=torch.bool)
     mask[:, :, :3] = True
     output = pipe(0, 2, known=codes, known_mask=mask, generator=seeded(), output_type="pt")
@@ -348,7 +348,7 @@ def test_a_folder_records_classes_that_diffusers_finds(judge, tmp_path):
     assert (
         index["classifier"]
         == {
-            "ours": ["latent_codec.models.classifier", "PictureClassifier"],
+            "ours": ["latent_codec.models.classifier", "ImageClassifier"],
             "transformers": ["transformers", "ViTForImageClassification"],
         }[judge]
     )
@@ -386,7 +386,7 @@ def test_model_offload_calls_each_component_and_changes_nothing(monkeypatch):
     assert same(output.indices, expected.indices)
     assert torch.equal(output.images, expected.images)
     order = [called.index(component) for component in (pipe.classifier, pipe.prior, pipe.vae)]
-    assert order == sorted(order)  # the classifier first looks at a blank picture
+    assert order == sorted(order)  # the classifier first looks at a blank image
 
     pipe.remove_all_hooks()
     pipe.enable_sequential_cpu_offload(device="cpu")
@@ -437,7 +437,7 @@ def test_priors_that_do_not_fit_their_codec_are_refused(kind, config, told):
         (KL, "pixels", "prior is a PixelCNN over latents and vae is None"),
         ("pixels", "VQModel", "prior is a PixelCNN over pixels and vae a VQModel"),
         ("VQModel", KL, "prior is a PixelSNAIL over codes and vae a AutoencoderKL, which has no codebook"),
-        (KL, "VQModel", "prior is a PixelCNN over latents and vae a VQModel, whose pictures are codes"),
+        (KL, "VQModel", "prior is a PixelCNN over latents and vae a VQModel, whose images are codes"),
     ],
 )
 def test_priors_of_other_data_are_refused(prior_of, vae_of, told):
@@ -504,7 +504,7 @@ CALLS = {
     "mask-dtype": ({"known": GRID, "known_mask": GRID}, "known_mask is torch.int64"),
     "known-size": (
         {"known": GRID, "known_mask": BITS, "height": 16},
-        "known is 4x4 and a picture of 16x8 pixels has 8x4 positions",
+        "known is 4x4 and an image of 16x8 pixels has 8x4 positions",
     ),
 }
 
@@ -533,7 +533,7 @@ def test_what_a_prior_lacks_is_not_asked_of_it(change, arguments, told):
         pipeline("VQModel", **change)(**arguments)
 
 
-def broken_classifier() -> PictureClassifier:
+def broken_classifier() -> ImageClassifier:
     model = classifier()
     model.linear.bias.data[0] = math.nan
     return model
@@ -545,11 +545,11 @@ def broken_classifier() -> PictureClassifier:
         (None, "keep ranks images by a classifier, and the pipeline has none"),
         (
             classifier(num_classes=4),
-            "a PictureClassifier, gave logits of shape (1, 4) for 1 images; the prior has 3",
+            "an ImageClassifier, gave logits of shape (1, 4) for 1 images; the prior has 3",
         ),
         (classifier(in_channels=1), "shape (1, 3, 8, 8); expected floats (B, 1, H, W)"),
         (transformers_classifier(image_size=16), "(8*8) doesn't match model (16*16)"),
-        (broken_classifier(), "a PictureClassifier, gave NaN or infinity in torch.float32"),
+        (broken_classifier(), "an ImageClassifier, gave NaN or infinity in torch.float32"),
     ],
 )
 def test_a_classifier_that_does_not_fit_says_so_before_anything_is_drawn(judge, told):

@@ -20,9 +20,9 @@ from tiny_training import gradients, weights
 
 from latent_codec import HierarchicalVQ, LatentCodec, PixelCNN, PixelSNAIL
 from latent_codec.cli import main
-from latent_codec.encoded_pictures import encode_source, open_encoded
-from latent_codec.picture_sources import open_source
-from latent_codec.prior_folders import load_prior
+from latent_codec.components.prior_folders import load_prior
+from latent_codec.images.sources import open_source
+from latent_codec.latents.encoded_images import encode_source, open_encoded
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.classifier_task import build_classifier
 from latent_codec.training.config import TrainingConfig, dump_toml
@@ -62,7 +62,7 @@ def configuration(model: dict, codec: Path | None = None, **sections: dict) -> T
 
 @pytest.fixture(scope="module")
 def idx(tmp_path_factory) -> Path:
-    """24 grey pictures of 16 px in Fashion-MNIST's layout: noise, on black in class 0 and on white in class 1."""
+    """24 grey images of 16 px in Fashion-MNIST's layout: noise, on black in class 0 and on white in class 1."""
     folder = tmp_path_factory.mktemp("idx")
     random = np.random.default_rng(0)
     labels = np.arange(24) % 2
@@ -138,13 +138,13 @@ def test_training_lowers_the_bits_to_what_the_codes_hold(idx, two_levels, tmp_pa
     assert lines[0]["bits_per_index"] == pytest.approx(math.log2(6), abs=0.5)
     assert np.mean([line["bits_per_index"] for line in lines[-5:]]) < order_0
     assert lines[0]["loss"] == pytest.approx(lines[0]["bits_per_index"] * math.log(2), rel=1e-5)
-    # what was logged at a step is what the trained network then says of its pictures
+    # what was logged at a step is what the trained network then says of its images
     with torch.no_grad():
         bits = -result.network.eval().log_prob(codes).mean() / math.log(2)
     assert float(bits) == pytest.approx(lines[-1]["bits_per_index"], abs=0.3)
 
 
-def test_held_out_bits_are_of_the_average_on_pictures_never_trained_on(idx, two_levels, tmp_path):
+def test_held_out_bits_are_of_the_average_on_images_never_trained_on(idx, two_levels, tmp_path):
     config = configuration(SNAIL, two_levels, data={"held_out": 0.25, "label": "class"})
     result, source, _ = run_prior(config, idx, tmp_path / "run")
     trained, held_out = hold_out(source, 0.25, seed=0)
@@ -164,7 +164,7 @@ def test_mirror_images_are_held_out_with_their_original(idx, two_levels, tmp_pat
     _, held_out = hold_out(source, 0.25, seed=3)
     assert len(held_out) == 12 and {number ^ 1 for number in held_out} == set(held_out)
     assert hold_out(source, 0.25, seed=4)[1] != held_out
-    with pytest.raises(ValueError, match=r"data.held_out is 0.01 of 24 pictures, which are 0"):
+    with pytest.raises(ValueError, match=r"data.held_out is 0.01 of 24 images, which are 0"):
         hold_out(source, 0.01, seed=0)
 
 
@@ -235,26 +235,26 @@ def test_latents_are_quantised_over_their_own_range(idx, continuous, tmp_path):
     torch.testing.assert_close(reach, latents.abs().amax((0, 2, 3)), rtol=0.05, atol=0)
 
 
-def test_codes_on_disk_and_pictures_train_the_same(idx, two_levels, tmp_path, capsys):
+def test_codes_on_disk_and_images_train_the_same(idx, two_levels, tmp_path, capsys):
     (tmp_path / "tiny.toml").write_text(dump_toml(configuration(SNAIL, run={"steps": 2}).to_dict()))
     preset, codec = str(tmp_path / "tiny.toml"), ["--codec", str(two_levels)]
     assert main(["encode", str(idx), *codec, "--out", str(tmp_path / "codes")]) == 0
-    for data, out in ((idx, "pictures"), (tmp_path / "codes", "codes-run")):
+    for data, out in ((idx, "images"), (tmp_path / "codes", "codes-run")):
         assert main(["train", preset, "--data", str(data), *codec, "--out", str(tmp_path / out)]) == 0
-    mine, theirs = (weights(tmp_path / out / "checkpoints" / "2") for out in ("pictures", "codes-run"))
+    mine, theirs = (weights(tmp_path / out / "checkpoints" / "2") for out in ("images", "codes-run"))
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     capsys.readouterr()
     # a second call has nothing to do
-    assert main(["train", preset, "--data", str(idx), *codec, "--out", str(tmp_path / "pictures")]) == 0
+    assert main(["train", preset, "--data", str(idx), *codec, "--out", str(tmp_path / "images")]) == 0
     out, err = capsys.readouterr()
-    assert out.strip() == str(tmp_path / "pictures" / "prior") and "is finished, all 2 steps" in err
+    assert out.strip() == str(tmp_path / "images" / "prior") and "is finished, all 2 steps" in err
 
-    prior = load_prior(tmp_path / "pictures")
-    stored = load_file(tmp_path / "pictures/checkpoints/2/ema.safetensors")
+    prior = load_prior(tmp_path / "images")
+    stored = load_file(tmp_path / "images/checkpoints/2/ema.safetensors")
     assert isinstance(prior, PixelSNAIL)
     for key, value in prior.state_dict().items():
         assert torch.equal(value, stored[f"module.{key}"])
-    card = (tmp_path / "pictures/prior/README.md").read_text()
+    card = (tmp_path / "images/prior/README.md").read_text()
     assert "training_steps: 2" in card and "bits_per_index" in card and str(tmp_path) not in card
 
 
@@ -301,10 +301,10 @@ def test_windows_of_all_levels_show_the_same_place(idx, two_levels, tmp_path):
         ({"data": {"height": 18}}, r"data.height is 18; two needs a multiple of 4"),
         (
             {"data": {"height": 32}},
-            r"none of the 24 pictures is as large as the window of 32x32.*8x8 positions",
+            r"none of the 24 images is as large as the window of 32x32.*8x8 positions",
         ),
         ({"data": {"label": "Smiling"}}, r'data.label is "Smiling", and train-00000 has the label 0'),
-        ({"data": {"scale": [0.5, 1]}}, r"data.scale, by_area, pad_small and binarize are for pictures"),
+        ({"data": {"scale": [0.5, 1]}}, r"data.scale, by_area, pad_small and binarize are for images"),
         (
             {"model": {"class_name": "PixelCNN", "arguments": {"data": "latents"}}},
             r"hold indices.*learns latents",
@@ -379,7 +379,7 @@ def test_a_prior_goes_on_from_a_pretrained_one_of_the_same_codec_only(idx, two_l
 
 def test_a_classifier_learns_to_tell_the_classes_apart_and_says_how_well(idx, tmp_path):
     model = {
-        "class_name": "PictureClassifier",
+        "class_name": "ImageClassifier",
         "arguments": {"in_channels": 1, "block_out_channels": [8, 8], "norm_num_groups": 4},
     }
     settings = {
@@ -428,7 +428,7 @@ def test_two_processes_train_a_prior_as_one_with_twice_the_batch(idx, two_levels
         text=True,
     )
     assert process.returncode == 0, process.stderr
-    assert "4 pictures a step, 2 process(es) on cpu" in process.stderr
+    assert "4 images a step, 2 process(es) on cpu" in process.stderr
     assert process.stdout.strip() == str(tmp_path / "two" / "prior")
     config = configuration(SNAIL, two_levels, optimizer={"batch_size": 4, "clip_norm": 1e9}, **sections)
     run_prior(config, idx, tmp_path / "one")

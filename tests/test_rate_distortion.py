@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image, JpegImagePlugin
 
-from latent_codec.evaluation.picture_formats import PictureFormat, picture_formats
+from latent_codec.evaluation.image_formats import ImageFormat, image_formats
 from latent_codec.evaluation.rate_distortion import fidelity, measure_rate_distortion
-from latent_codec.evaluation.rate_distortion_pictures import (
+from latent_codec.evaluation.rate_distortion_images import (
     CELL,
     equal_bytes_grid,
     plot_rate_distortion,
@@ -27,9 +27,9 @@ from latent_codec.evaluation.rate_distortion_result import (
     upward,
 )
 from latent_codec.evaluation.reconstruction import read_image
+from latent_codec.images.sources import open_source
+from latent_codec.images.tensors import to_image
 from latent_codec.metrics import psnr
-from latent_codec.picture_sources import open_source
-from latent_codec.pictures import to_image
 
 
 class Png:
@@ -37,9 +37,9 @@ class Png:
 
     name, suffix, qualities = "png", ".png", (None,)
 
-    def encode(self, picture, quality):
+    def encode(self, image, quality):
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         return file.getvalue()
 
     def decode(self, data):
@@ -62,7 +62,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def measured(photos, tmp_path):
-    webp, jpeg = picture_formats(["webp", "jpeg"])
+    webp, jpeg = image_formats(["webp", "jpeg"])
     return measure_rate_distortion(
         webp,
         [jpeg, Png()],
@@ -90,13 +90,13 @@ def point(rate: float, *, psnr=None, ms_ssim=None, lpips=None) -> Trial:
 
 
 def test_a_trial_is_the_file_on_disk(measured, photos, tmp_path):
-    formats = {"webp": PictureFormat("webp"), "jpeg": PictureFormat("jpeg"), "png": Png()}
+    formats = {"webp": ImageFormat("webp"), "jpeg": ImageFormat("jpeg"), "png": Png()}
     originals = open_source(photos)
     assert {trial.index for trial in measured.trials} == {0, 1, 2}
     for trial in measured.trials:
         path = tmp_path / "files" / trial.file
-        original = to_image(Path(trial.picture))
-        assert trial.picture == originals.name(trial.index)
+        original = to_image(Path(trial.image))
+        assert trial.image == originals.name(trial.index)
         assert trial.num_bytes == path.stat().st_size
         assert trial.bits_per_pixel == 8 * trial.num_bytes / (original.shape[1] * original.shape[2])
         decoded = to_image(formats[trial.compressor].decode(path.read_bytes()))
@@ -104,7 +104,7 @@ def test_a_trial_is_the_file_on_disk(measured, photos, tmp_path):
         assert trial.ms_ssim is None  # under 176 px
 
 
-def test_qualities_of_a_curve_are_those_asked_for_and_means_are_over_pictures(measured):
+def test_qualities_of_a_curve_are_those_asked_for_and_means_are_over_images(measured):
     low, high = measured.curve("webp")
     assert (low.quality, high.quality) == (5, 60)
     trials = [each for each in measured.select("curve", "webp") if each.quality == 60]
@@ -118,7 +118,7 @@ def test_qualities_of_a_curve_are_those_asked_for_and_means_are_over_pictures(me
 def test_default_qualities_span_the_rates(tmp_path):
     (tmp_path / "photos").mkdir()
     smooth(112, 112).resize((448, 448), Image.Resampling.BICUBIC).save(tmp_path / "photos/a.png")
-    (webp,) = picture_formats(["webp"])
+    (webp,) = image_formats(["webp"])
     result = measure_rate_distortion(webp, [], open_source(tmp_path / "photos"), tmp_path / "files")
     curve = result.curve("webp")
     rates = [each.bits_per_pixel for each in curve]
@@ -129,7 +129,7 @@ def test_default_qualities_span_the_rates(tmp_path):
 
 def test_a_compressor_that_starts_above_the_rates_still_has_a_curve(photos, tmp_path):
     source = open_source(photos)
-    result = measure_rate_distortion(PictureFormat("jpeg"), [], source, tmp_path / "files")
+    result = measure_rate_distortion(ImageFormat("jpeg"), [], source, tmp_path / "files")
     curve = result.curve("jpeg")
     assert curve[0].quality == 1 and curve[0].bits_per_pixel > 0.5
     assert len(curve) >= 4 and curve[-1].bits_per_pixel > 2 * curve[0].bits_per_pixel
@@ -138,17 +138,12 @@ def test_a_compressor_that_starts_above_the_rates_still_has_a_curve(photos, tmp_
 def test_equal_bytes_is_the_finest_that_is_not_larger(measured, photos):
     for number in range(3):
         ours, jpeg, png = (measured.select("2 bpp", name)[number] for name in ("webp", "jpeg", "png"))
-        picture = Image.open(ours.picture)
+        image = Image.open(ours.image)
         assert ours.fits and ours.bits_per_pixel <= 2
-        assert (
-            len(PictureFormat("webp").encode(picture, ours.quality + 1))
-            * 8
-            / (picture.width * picture.height)
-            > 2
-        )
+        assert len(ImageFormat("webp").encode(image, ours.quality + 1)) * 8 / (image.width * image.height) > 2
         if jpeg.fits:
             assert jpeg.num_bytes <= ours.num_bytes
-            assert len(PictureFormat("jpeg").encode(picture, jpeg.quality + 1)) > ours.num_bytes
+            assert len(ImageFormat("jpeg").encode(image, jpeg.quality + 1)) > ours.num_bytes
         else:
             assert jpeg.quality == 1 and jpeg.num_bytes > ours.num_bytes
         assert not png.fits and png.num_bytes > ours.num_bytes and math.isinf(png.psnr)
@@ -166,7 +161,7 @@ def test_where_even_the_coarsest_is_too_large_it_stands_and_is_marked(measured):
 
 def test_a_compressor_of_one_rate_is_compared_at_it(photos, tmp_path):
     result = measure_rate_distortion(
-        Png(), picture_formats(["jpeg"]), open_source(photos), tmp_path / "files", rates=(0.1, 7)
+        Png(), image_formats(["jpeg"]), open_source(photos), tmp_path / "files", rates=(0.1, 7)
     )
     assert result.comparisons == ["its own rate"]
     for ours, jpeg in zip(
@@ -178,9 +173,9 @@ def test_a_compressor_of_one_rate_is_compared_at_it(photos, tmp_path):
     assert json.loads(text)["curves"]["png"][0]["psnr"] is None  # infinite
 
 
-def test_pictures_that_cannot_be_read_are_named(photos, tmp_path):
+def test_images_that_cannot_be_read_are_named(photos, tmp_path):
     (photos / "0.png").write_bytes(b"\x89PNG cut short")
-    webp = picture_formats(["webp"])[0]
+    webp = image_formats(["webp"])[0]
     done = []
     result = measure_rate_distortion(
         webp,
@@ -190,24 +185,24 @@ def test_pictures_that_cannot_be_read_are_named(photos, tmp_path):
         qualities=[10],
         on_progress=lambda *both: done.append(both),
     )
-    assert result.num_pictures == 2
+    assert result.num_images == 2
     assert len(result.skipped) == 1 and "0.png" in result.skipped[0]
     assert done[-1][0] == done[-1][1]
     for number in "12":
-        (photos / f"{number}.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"no picture could be read; the first of 3: .*0\.png"):
+        (photos / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"no image could be read; the first of 3: .*0\.png"):
         measure_rate_distortion(webp, [], open_source(photos), tmp_path / "more")
 
 
 def test_two_of_one_name_are_refused(photos, tmp_path):
-    webp = PictureFormat("webp")
+    webp = ImageFormat("webp")
     with pytest.raises(ValueError, match="the codec is called webp"):
         measure_rate_distortion(webp, [Png(), webp], open_source(photos), tmp_path / "files")
 
 
 def test_limit_and_ceiling(photos, tmp_path):
     result = measure_rate_distortion(
-        PictureFormat("webp"),
+        ImageFormat("webp"),
         [],
         open_source(photos),
         tmp_path / "files",
@@ -215,15 +210,15 @@ def test_limit_and_ceiling(photos, tmp_path):
         limit=1,
         reconstruct=lambda images: images * 0.5,
     )
-    assert result.num_pictures == 1 and len(result.ceilings) == 1
+    assert result.num_images == 1 and len(result.ceilings) == 1
     original = to_image(photos / "0.png")
     assert result.ceiling.psnr == pytest.approx(psnr(original[None] / 2, original[None]).item())
 
 
-def test_grey_pictures(photos, tmp_path):
+def test_grey_images(photos, tmp_path):
     result = measure_rate_distortion(
-        PictureFormat("avif"),
-        picture_formats(["jpeg", "webp"]),
+        ImageFormat("avif"),
+        image_formats(["jpeg", "webp"]),
         open_source(photos),
         tmp_path / "files",
         channels=1,
@@ -236,7 +231,7 @@ def test_grey_pictures(photos, tmp_path):
     assert trial.psnr == psnr(decoded[None], original[None]).item() > 30
 
 
-def test_fidelity_of_large_pictures_has_ms_ssim():
+def test_fidelity_of_large_images_has_ms_ssim():
     original = to_image(smooth(180, 176))
     found = fidelity(original, original)
     assert math.isinf(found.psnr) and found.ms_ssim == pytest.approx(1)
@@ -256,10 +251,10 @@ def test_less_lpips_is_better():
 
 
 def test_jpeg_is_progressive_and_halves_its_chroma():
-    data = PictureFormat("jpeg").encode(smooth(64, 64), 50)
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.info["progressive"]
-        assert JpegImagePlugin.get_sampling(picture) == 2  # 4:2:0
+    data = ImageFormat("jpeg").encode(smooth(64, 64), 50)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.info["progressive"]
+        assert JpegImagePlugin.get_sampling(image) == 2  # 4:2:0
     plain = io.BytesIO()
     smooth(64, 64).save(plain, "JPEG", quality=50)
     assert len(data) < plain.tell()
@@ -270,25 +265,25 @@ def test_jpeg_is_progressive_and_halves_its_chroma():
 def test_every_format_takes_its_coarsest_and_finest_quality(name, mode):
     if name == "jxl" and find_spec("pillow_jxl") is None:
         pytest.skip("needs the package pillow-jxl-plugin")
-    (form,) = picture_formats([name])
-    picture = smooth(33, 47).convert(mode)
+    (form,) = image_formats([name])
+    image = smooth(33, 47).convert(mode)
     sizes = []
     for quality in (form.qualities[0], form.qualities[-1]):
-        data = form.encode(picture, quality)
+        data = form.encode(image, quality)
         assert form.decode(data).size == (47, 33)
         sizes.append(len(data))
     assert sizes[0] < sizes[1]
     with pytest.raises(OSError):
-        form.decode(Png().encode(picture, None))
+        form.decode(Png().encode(image, None))
 
 
 def test_formats_that_there_are_not():
     with pytest.raises(ValueError, match=r"no format 'gif'.*allowed are jpeg, webp, avif, jxl"):
-        picture_formats(["webp", "gif"])
+        image_formats(["webp", "gif"])
     if find_spec("pillow_jxl") is None:
-        assert [each.name for each in picture_formats()] == ["jpeg", "webp", "avif"]
+        assert [each.name for each in image_formats()] == ["jpeg", "webp", "avif"]
         with pytest.raises(ValueError, match="pip install pillow-jxl-plugin`, or leave jxl out"):
-            picture_formats(["jxl"])
+            image_formats(["jxl"])
 
 
 # ------------------------------------------------------------------------------------------ BD-rate
@@ -343,17 +338,17 @@ def test_ms_ssim_counts_in_decibels():
 
 
 def test_plot_and_grid(measured, photos, tmp_path):
-    compressors = [*picture_formats(["webp", "jpeg"]), Png()]
+    compressors = [*image_formats(["webp", "jpeg"]), Png()]
     plot_rate_distortion(measured, tmp_path / "rd.png")
     with Image.open(tmp_path / "rd.png") as plot:
         assert plot.format == "PNG" and plot.width > 400
-    grid = equal_bytes_grid(measured, compressors, open_source(photos), tmp_path / "files", num_pictures=2)
+    grid = equal_bytes_grid(measured, compressors, open_source(photos), tmp_path / "files", num_images=2)
     rows, columns = 2 * 2, 4
     assert grid.height >= rows * 48 and grid.width >= columns * 83
     assert grid.width < columns * CELL * 2
 
 
-def test_the_grid_shows_the_middle_of_the_files_pictures(tmp_path):
+def test_the_grid_shows_the_middle_of_the_files_images(tmp_path):
     (tmp_path / "photos").mkdir()
     smooth(400, 500).save(tmp_path / "photos/a.png")
     source, png = open_source(tmp_path / "photos"), Png()
@@ -425,7 +420,7 @@ def test_equal_bytes_say_how_many_bytes_more_and_by_how_much_each_metric_differs
 
 
 def test_without_curves_only_equal_bytes_are_measured(photos, tmp_path):
-    webp, jpeg = picture_formats(["webp", "jpeg"])
+    webp, jpeg = image_formats(["webp", "jpeg"])
     result = measure_rate_distortion(
         webp, [jpeg], open_source(photos), tmp_path / "files", qualities=[], rates=(2.0,)
     )

@@ -18,12 +18,12 @@ from latent_codec.training.config import preset_names
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHORT = ["--set", "run.steps=2", "--set", "optimizer.batch_size=1", "--set", "run.calibration_pictures=2"]
+SHORT = ["--set", "run.steps=2", "--set", "optimizer.batch_size=1", "--set", "run.calibration_images=2"]
 
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with `picture.jpg`, `photos/` and a foreign `vae.ckpt`, as the README's reader has one."""
+    """A folder with `image.jpg`, `photos/` and a foreign `vae.ckpt`, as the README's reader has one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     ramp = np.linspace(0, 255, 136)
@@ -31,9 +31,9 @@ def workplace(tmp_path, monkeypatch):
         pixels = np.stack(
             [np.add.outer(ramp, ramp) / 2, np.full((136, 136), 80.0 * index), np.outer(ramp, ramp) / 255]
         )
-        picture = Image.fromarray(pixels.transpose(1, 2, 0).astype(np.uint8))
-        picture.save(tmp_path / "photos" / f"{index}.jpg")
-    picture.save(tmp_path / "picture.jpg")
+        image = Image.fromarray(pixels.transpose(1, 2, 0).astype(np.uint8))
+        image.save(tmp_path / "photos" / f"{index}.jpg")
+    image.save(tmp_path / "image.jpg")
     autoencoder = AutoencoderKL(block_out_channels=(32,), latent_channels=4)
     save_checkpoint(from_diffusers(autoencoder, "ldm"), tmp_path / "vae.ckpt")
     return tmp_path

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import tiny_config, write_pictures
+from tiny_training import tiny_config, write_images
 
 from latent_codec.training.config import dump_toml
 from latent_codec.training.report import read_metrics
@@ -70,10 +70,10 @@ def arguments(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lock")
     sections = {
         "data": {"num_workers": 2},
-        "run": {"steps": STEPS, "checkpoint_every": 5, "log_every": 1, "calibration_pictures": 0},
+        "run": {"steps": STEPS, "checkpoint_every": 5, "log_every": 1, "calibration_images": 0},
     }
     (folder / "tiny.toml").write_text(dump_toml(tiny_config(**sections).to_dict()))
-    write_pictures(folder / "images")
+    write_images(folder / "images")
     return [folder / "tiny.toml", "--data", folder / "images", "--out"]
 
 

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from latent_codec import AutoencoderVQ, LatentCodec
-from latent_codec.codec_folders import ASSETS, DEFAULT
+from latent_codec.components.codec_folders import ASSETS, DEFAULT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -164,7 +164,7 @@ def flux_pipeline(codec):
 
 
 def generate(pipeline, output_type, *, pooled=False):
-    """One picture of 32x32 from fixed prompt embeddings and seed."""
+    """One image of 32x32 from fixed prompt embeddings and seed."""
     pipeline.set_progress_bar_config(disable=True)
     prompt = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(2))
     return pipeline(
@@ -208,15 +208,15 @@ def test_codec_decodes_latents_as_the_pipeline_itself_does(build_pipeline, confi
     assert expected.std() > 0.01  # else nothing would be compared
 
     decoded = codec.decode(latents, output_type="pt")
-    # The pipeline moves the picture to [0, 1], which rounds.
+    # The pipeline moves the image to [0, 1], which rounds.
     torch.testing.assert_close(decoded / 2 + 0.5, expected, rtol=0, atol=1e-6)
 
 
-def test_codec_encodes_pictures_as_the_img2img_pipeline_does():
+def test_codec_encodes_images_as_the_img2img_pipeline_does():
     codec = build_codec(scaling_factor=1.5305, shift_factor=0.0609)
     pipeline = diffusers.StableDiffusion3Img2ImgPipeline(**sd3_pipeline(codec).components)
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    # At t = 0 a flow has no noise yet, so that what the pipeline prepares is the encoded picture itself.
+    # At t = 0 a flow has no noise yet, so that what the pipeline prepares is the encoded image itself.
     scheduler, start = pipeline.scheduler, torch.zeros(1)
     scheduler.sigmas, scheduler.timesteps = start, start
     latents = pipeline.prepare_latents(
@@ -277,7 +277,7 @@ def test_a_discrete_codec_is_the_vae_of_stable_diffusion():
     expected = generate(pipeline, "pt")
     assert expected.shape == (1, 3, 32, 32) and expected.std() > 0.01
     decoded = codec.decode(latents, output_type="pt")
-    # The pipeline moves the picture to [0, 1], and its latents through a difference, which both round.
+    # The pipeline moves the image to [0, 1], and its latents through a difference, which both round.
     torch.testing.assert_close(decoded / 2 + 0.5, expected, rtol=0, atol=1e-5)
 
 
@@ -294,8 +294,8 @@ def test_a_discrete_codec_is_the_vae_of_img2img():
         "num_inference_steps": 50,
     }
     generators = {"generator": torch.Generator().manual_seed(3), "output_type": "pt"}
-    picture = pipeline(**arguments, **generators, strength=0.5).images
-    assert picture.shape == (1, 3, 32, 32) and picture.isfinite().all()
+    make_image = pipeline(**arguments, **generators, strength=0.5).images
+    assert make_image.shape == (1, 3, 32, 32) and make_image.isfinite().all()
     # What it encodes is the codec's latents, before any noise.
     pipeline.scheduler.add_noise = lambda latents, noise, timestep: latents
     encoded = pipeline.prepare_latents(
@@ -359,7 +359,7 @@ CODECS = {
 }
 
 
-def picture():
+def make_image():
     """A smooth one, 32x32, (1, 3, 32, 32)."""
     ramp = torch.linspace(-0.8, 0.8, 32)
     return torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32), torch.outer(ramp, ramp)])[None]
@@ -409,7 +409,7 @@ def ask_exactly(pipeline, x_0):
 def test_a_denoiser_that_knows_the_latents_gives_the_codecs_own_reconstruction(build_pipeline, kinds):
     for kind in kinds:
         codec = CODECS[kind]()
-        latents = codec.encode(picture())
+        latents = codec.encode(make_image())
         expected = codec.decode(latents, output_type="pt") / 2 + 0.5
         assert expected.std() > 0.01, kind
         pipeline = ask_exactly(build_pipeline(codec), latents)
@@ -424,7 +424,7 @@ def test_a_denoiser_that_knows_the_latents_gives_the_codecs_own_reconstruction(b
             drawn, expected, rtol=0, atol=1e-3, msg=lambda text, kind=kind: f"{kind}: {text}"
         )
         if kind == "default":
-            assert (drawn - (picture() / 2 + 0.5)).abs().mean() < 0.05
+            assert (drawn - (make_image() / 2 + 0.5)).abs().mean() < 0.05
 
 
 def without_chance(codec):
@@ -441,7 +441,7 @@ def without_chance(codec):
 @pytest.mark.parametrize("kind", ["KL, 4 channels", "VQ", "tiny"])
 def test_inpainting_keeps_what_is_known_as_the_codec_reconstructs_it(kind):
     codec = without_chance(CODECS[kind]())
-    latents = codec.encode(picture())
+    latents = codec.encode(make_image())
     other = latents.flip(3)
     components = ask_exactly(sd_pipeline(codec), other).components
     pipeline = diffusers.StableDiffusionInpaintPipeline(**components, requires_safety_checker=False)
@@ -449,7 +449,7 @@ def test_inpainting_keeps_what_is_known_as_the_codec_reconstructs_it(kind):
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., 16:] = 1
     drawn = pipeline(
-        image=(picture() + 1) / 2,
+        image=(make_image() + 1) / 2,
         mask_image=mask,
         prompt_embeds=torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(2)),
         guidance_scale=1.0,
@@ -466,13 +466,13 @@ def test_inpainting_keeps_what_is_known_as_the_codec_reconstructs_it(kind):
 @pytest.mark.parametrize("kind", ["KL, 4 channels", "KL, 16 channels", "VQ", "tiny"])
 def test_img2img_that_adds_no_noise_gives_the_codecs_own_reconstruction(kind):
     codec = without_chance(CODECS[kind]())
-    latents, encoded = codec.encode(picture()), []
+    latents, encoded = codec.encode(make_image()), []
     pipeline = ask_exactly(sd_pipeline(codec), latents)
     pipeline = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler.add_noise = lambda clean, noise, timestep: encoded.append(clean) or clean
     drawn = pipeline(
-        image=(picture() + 1) / 2,
+        image=(make_image() + 1) / 2,
         prompt_embeds=torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(2)),
         guidance_scale=1.0,
         num_inference_steps=50,
@@ -483,20 +483,20 @@ def test_img2img_that_adds_no_noise_gives_the_codecs_own_reconstruction(kind):
     torch.testing.assert_close(drawn, codec.decode(latents, output_type="pt") / 2 + 0.5, rtol=0, atol=1e-3)
 
 
-def test_sdxl_and_flux_encode_pictures_as_the_codec_does():
+def test_sdxl_and_flux_encode_images_as_the_codec_does():
     for kind in ("KL, mean and std", "VQ", "tiny"):
         codec = without_chance(CODECS[kind]())
         components = sdxl_pipeline(codec).components
         pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(**components, add_watermarker=False)
         latents = pipeline.prepare_latents(
-            picture(), None, 1, 1, torch.float32, torch.device("cpu"), add_noise=False
+            make_image(), None, 1, 1, torch.float32, torch.device("cpu"), add_noise=False
         )
-        torch.testing.assert_close(latents, codec.encode(picture()), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(latents, codec.encode(make_image()), rtol=1e-5, atol=1e-5)
     for kind in ("KL, 16 channels, shift", "VQ, shift", "tiny, 16 channels"):
         codec = without_chance(CODECS[kind]())
         pipeline = diffusers.FluxImg2ImgPipeline(**flux_pipeline(codec).components)
-        latents = pipeline._encode_vae_image(picture(), generator=None)
-        torch.testing.assert_close(latents, codec.encode(picture()), rtol=1e-5, atol=1e-5)
+        latents = pipeline._encode_vae_image(make_image(), generator=None)
+        torch.testing.assert_close(latents, codec.encode(make_image()), rtol=1e-5, atol=1e-5)
 
 
 RELOADER = """

@@ -46,7 +46,7 @@ def vq(kind: str = "", **config):
     return with_spread(AutoencoderVQ(**{**blocks(kind), "num_vq_embeddings": 16, **config}))
 
 
-def pictures(*shape, dtype=torch.float64):
+def make_images(*shape, dtype=torch.float64):
     return torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=dtype) * 2 - 1
 
 
@@ -79,8 +79,8 @@ def assert_exact(autoencoder, images, tile, tolerance=1e-10):
 @pytest.mark.parametrize("tile", [4, 7, 16, 64])
 @pytest.mark.parametrize("size", [(4, 4), (16, 20), (4, 36)])
 def test_any_tile_of_any_size_is_exact(size, tile):
-    """A tile of one cell, one that divides nothing, a remainder one cell wide, a tile larger than the picture, 1x1 latents."""
-    assert_exact(kl().double(), pictures(1, 3, *size), tile)
+    """A tile of one cell, one that divides nothing, a remainder one cell wide, a tile larger than the image, 1x1 latents."""
+    assert_exact(kl().double(), make_images(1, 3, *size), tile)
 
 
 @pytest.mark.parametrize(
@@ -101,21 +101,21 @@ def test_any_tile_of_any_size_is_exact(size, tile):
     ids=lambda each: type(each).__name__,
 )
 def test_every_shape_of_network_is_exact(autoencoder):
-    assert_exact(autoencoder.double(), pictures(2, autoencoder.config.in_channels, 8, 12), 6)
+    assert_exact(autoencoder.double(), make_images(2, autoencoder.config.in_channels, 8, 12), 6)
 
 
 def test_one_pixel_tiles_are_exact():
-    assert_exact(kl(**blocks(widths=(4, 4))).double(), pictures(1, 3, 4, 6), 1)
+    assert_exact(kl(**blocks(widths=(4, 4))).double(), make_images(1, 3, 4, 6), 1)
 
 
 @pytest.mark.parametrize("autoencoder", [kl(), vq()], ids=["kl", "vq"])
 def test_float32_differs_by_rounding(autoencoder):
-    assert_exact(autoencoder, pictures(1, 3, 20, 36, dtype=torch.float32), 16, tolerance=2e-5)
+    assert_exact(autoencoder, make_images(1, 3, 20, 36, dtype=torch.float32), 16, tolerance=2e-5)
 
 
 def test_bfloat16_differs_by_its_rounding():
     exact, half = kl(), kl().bfloat16()
-    images = pictures(1, 3, 16, 20, dtype=torch.float32)
+    images = make_images(1, 3, 16, 20, dtype=torch.float32)
     _, raw, _ = untiled(exact, images)
     _, half_raw, half_sample = untiled(half, images.bfloat16())
     tiled_raw = encode_tiled(half, images.bfloat16(), 8).latent_dist.mean
@@ -135,7 +135,7 @@ def test_bfloat16_differs_by_its_rounding():
 @pytest.mark.parametrize("build", [kl, vq, lambda: diffusers.VQModel(**blocks(), num_vq_embeddings=16)])
 def test_a_codec_encodes_and_decodes_the_same_with_tiles(build):
     codec = LatentCodec(build())
-    images = [pictures(3, 21, 30, dtype=torch.float32), pictures(3, 9, 5, dtype=torch.float32)]
+    images = [make_images(3, 21, 30, dtype=torch.float32), make_images(3, 9, 5, dtype=torch.float32)]
     sizes = [(21, 30), (9, 5)]
     latents, tiled = codec.encode(images), codec.encode(images, tile=8)
     for ours, theirs in zip(tiled, latents):
@@ -157,7 +157,7 @@ def test_a_tile_may_be_a_number_of_few_bits():
 
 
 def test_samples_follow_the_generator_as_untiled_ones_do():
-    codec, image = LatentCodec(kl()), pictures(3, 16, 20, dtype=torch.float32)
+    codec, image = LatentCodec(kl()), make_images(3, 16, 20, dtype=torch.float32)
     drawn = [
         codec.encode(image, sample=True, generator=torch.Generator().manual_seed(3), tile=tile)
         for tile in (None, 8)
@@ -170,7 +170,7 @@ def test_samples_follow_the_generator_as_untiled_ones_do():
 def test_scale_and_shift_hold_with_tiles():
     codec, image = (
         LatentCodec(kl(scaling_factor=0.5, shift_factor=0.3)),
-        pictures(3, 8, 8, dtype=torch.float32),
+        make_images(3, 8, 8, dtype=torch.float32),
     )
     latents = codec.encode(image)
     torch.testing.assert_close(codec.encode(image, tile=4), latents, atol=1e-5, rtol=0)
@@ -182,14 +182,14 @@ def test_force_upcast_computes_tiles_in_float32(tmp_path):
     kl(force_upcast=True).half().save_pretrained(tmp_path)
     codec = LatentCodec.from_pretrained(tmp_path, dtype=torch.float16)
     exact = LatentCodec.from_pretrained(tmp_path)
-    latents = codec.encode(pictures(3, 16, 16, dtype=torch.float32))
+    latents = codec.encode(make_images(3, 16, 16, dtype=torch.float32))
     ours = codec.decode(latents, output_type="pt", tile=8)
     torch.testing.assert_close(ours, exact.decode(latents.float(), output_type="pt"), atol=2e-5, rtol=0)
     assert codec.dtype == torch.float16
 
 
 def test_the_autoencoder_stays_as_it_was():
-    codec, image = LatentCodec(kl()), pictures(3, 16, 20, dtype=torch.float32)
+    codec, image = LatentCodec(kl()), make_images(3, 16, 20, dtype=torch.float32)
     before, latents = dict(vars(codec.autoencoder)), codec.encode(image)
     codec.decode(codec.encode(image, tile=8), tile=8)
     assert vars(codec.autoencoder) == before
@@ -201,10 +201,10 @@ def test_the_autoencoder_stays_as_it_was():
 def test_what_is_no_tile_is_named(tile):
     codec = LatentCodec(kl())
     for call in (
-        lambda: codec.encode(pictures(3, 8, 8), tile=tile),
+        lambda: codec.encode(make_images(3, 8, 8), tile=tile),
         lambda: codec.decode(torch.zeros(1, 4, 2, 2), tile=tile),
     ):
-        with pytest.raises(ValueError, match=f"tile is {tile!r}; it is a whole number of pixels, at least 1"):
+        with pytest.raises(ValueError, match=f"tile is {tile!r}; it is an integer of pixels, at least 1"):
             call()
 
 
@@ -243,7 +243,7 @@ def test_no_layer_sees_more_than_a_tile_and_its_halo(tile):
     for module in autoencoder.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(watch)
-    latents = encode_tiled(autoencoder, pictures(1, 3, 32, 40, dtype=torch.float32), tile).latent_dist.mean
+    latents = encode_tiled(autoencoder, make_images(1, 3, 32, 40, dtype=torch.float32), tile).latent_dist.mean
     decode_tiled(autoencoder, latents, tile)
     assert tile**2 * WIDTHS[0] / 4 < largest <= tile**2 * WIDTHS[0]
 
@@ -265,7 +265,7 @@ def scratch(tmp_path, monkeypatch) -> Path:
 def test_scratch_is_gone_after_success_and_after_an_error(scratch):
     codec, held = LatentCodec(kl()), []
     codec.autoencoder.decoder.conv_out.register_forward_hook(lambda *_: held.extend(scratch_files(scratch)))
-    latents = codec.encode(pictures(3, 16, 16, dtype=torch.float32), tile=8)
+    latents = codec.encode(make_images(3, 16, 16, dtype=torch.float32), tile=8)
     codec.decode(latents, tile=8)
     gc.collect()
     assert held and not scratch_files(scratch)
@@ -291,7 +291,7 @@ def test_a_full_disk_is_an_error_that_names_the_folder(scratch):
 @torch.no_grad()
 def test_statistics_survive_a_mean_far_from_zero():
     """Where float32 sums of squares would leave nothing of the variance."""
-    values = pictures(1, 8, 40, 36) + torch.arange(8).view(1, 8, 1, 1) / 4 + 3000
+    values = make_images(1, 8, 40, 36) + torch.arange(8).view(1, 8, 1, 1) / 4 + 3000
     norm = with_spread(torch.nn.Sequential(torch.nn.GroupNorm(2, 8))).double()[0]
     values, expected = values.float(), norm(values.float().double())
     norm = norm.float()

@@ -13,17 +13,17 @@ from test_autoencoder_tiny_gn import tiny as tiny_gn
 
 from latent_codec import LatentCodec
 from latent_codec.bitstream import compress, decompress, fit_static, load_entropy_model
-from latent_codec.codec_folders import ASSETS
+from latent_codec.components.codec_folders import ASSETS
+from latent_codec.components.prior_folders import load_prior
+from latent_codec.components.weight_files import WEIGHTS
 from latent_codec.conversion.writing import write_foreign
 from latent_codec.evaluation.drop_in_audit import audit_drop_in
-from latent_codec.latent_files import load_latents, save_latents
-from latent_codec.latent_space import side_multiple
+from latent_codec.families.latent_space import side_multiple
+from latent_codec.latents.latent_files import load_latents, save_latents
 from latent_codec.models.context_network import grid_places
 from latent_codec.pipelines.folders import load_pipeline
 from latent_codec.previews import LatentPreviewer
-from latent_codec.prior_folders import load_prior
 from latent_codec.torch_settings import ignoring_caller_settings
-from latent_codec.weight_files import WEIGHTS
 
 SHIPPED = ["default", "default-vq"]
 OTHERS = {f"class {build.__name__}": build for build in test_codec.MODELS} | {"class tiny_gn": tiny_gn}
@@ -95,7 +95,7 @@ def folders(tmp_path_factory):
         found[name] = root / name
         codec.save_pretrained(found[name])
         if name in test_bitstream.KINDS:
-            fit_static(codec, [test_bitstream.picture(40, 48, seed) for seed in range(4)]).save(found[name])
+            fit_static(codec, [test_bitstream.image(40, 48, seed) for seed in range(4)]).save(found[name])
     return found
 
 

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from latent_codec.picture_sources import open_source
+from latent_codec.images.sources import open_source
 from latent_codec.training.data import PositionSampler, StreamedCrops, TrainingCrops, random_resized_crop
 
-STEP = 12  # levels of red from one picture to the next
+STEP = 12  # levels of red from one image to the next
 
 
 def gradient(index: int, height: int = 40, width: int = 56) -> np.ndarray:
-    """(H, W, 3) uint8: every pixel tells its picture, row and column."""
+    """(H, W, 3) uint8: every pixel tells its image, row and column."""
     y, x = np.mgrid[:height, :width]
     return np.stack([np.full_like(y, STEP * index), 4 * y, 4 * x], -1).astype(np.uint8)
 
@@ -41,7 +41,7 @@ def crops_of(folder, **options) -> TrainingCrops:
     return TrainingCrops(open_source(folder), **{"size": (16, 24), "seed": 3, **options})
 
 
-def which_pictures(crops: TrainingCrops, positions) -> list[int]:
+def which_images(crops: TrainingCrops, positions) -> list[int]:
     """Read from the pixels, not from the code: the red channel is STEP times the index."""
     return [round((crops[position][0].mean().item() + 1) * 127.5 / STEP) for position in positions]
 
@@ -84,7 +84,7 @@ def test_each_epoch_is_a_permutation_of_its_own(folder):
     crops = crops_of(folder)
 
     assert len(crops) == 7
-    epochs = [which_pictures(crops, range(7 * epoch, 7 * epoch + 7)) for epoch in range(6)]
+    epochs = [which_images(crops, range(7 * epoch, 7 * epoch + 7)) for epoch in range(6)]
 
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
@@ -149,12 +149,10 @@ def test_shrinking_averages_instead_of_picking_pixels():
     )  # mid-grey; without antialiasing it would be black and white
 
 
-def test_small_pictures_are_padded_where_asked_and_large_ones_left_alone(folder):
+def test_small_images_are_padded_where_asked_and_large_ones_left_alone(folder):
     crops = crops_of(folder, size=(48, 64), pad_small=True, flip=False)
     for position in range(7):
-        pixels = (
-            torch.from_numpy(gradient(crops.picture_index(position))).permute(2, 0, 1).float() / 127.5 - 1
-        )
+        pixels = torch.from_numpy(gradient(crops.image_index(position))).permute(2, 0, 1).float() / 127.5 - 1
         crop = crops[position]
         assert torch.equal(crop[:, :40, :56], pixels)
         assert torch.equal(crop[:, 40:, :56], pixels[:, -1:].expand(-1, 8, -1))
@@ -164,7 +162,7 @@ def test_small_pictures_are_padded_where_asked_and_large_ones_left_alone(folder)
 
 
 @pytest.mark.parametrize("height, width", [(10, 60), (60, 10), (9, 9)])
-def test_small_pictures_are_enlarged_just_enough(height, width):
+def test_small_images_are_enlarged_just_enough(height, width):
     pixels = torch.from_numpy(gradient(1, height, width)).permute(2, 0, 1)
 
     crop = random_resized_crop(pixels, (32, 32), (0.5, 1.0), False, np.random.default_rng(0))
@@ -184,18 +182,18 @@ def test_channels_and_oblong_crops(folder, channels):
     assert channels != 4 or crop[3].eq(1).all()
 
 
-def test_by_area_draws_large_pictures_more_often(tmp_path):
+def test_by_area_draws_large_images_more_often(tmp_path):
     for index in range(10):
         size = {"height": 60, "width": 60} if index < 5 else {"height": 20, "width": 20}
         (tmp_path / f"{index}.png").write_bytes(png(index, **size))
     (tmp_path / "corrupt.png").write_bytes(b"")
     crops = crops_of(tmp_path, size=(8, 8), by_area=True)
 
-    drawn = which_pictures(crops, range(440))
+    drawn = which_images(crops, range(440))
 
     assert sum(index < 5 for index in drawn) / 440 == pytest.approx(0.9, abs=0.03)  # 3600 of 4000 pixels
     assert set(drawn) == set(range(10)) and not crops.skipped
-    assert which_pictures(crops_of(tmp_path, size=(8, 8), by_area=True), [400, 17]) == [drawn[400], drawn[17]]
+    assert which_images(crops_of(tmp_path, size=(8, 8), by_area=True), [400, 17]) == [drawn[400], drawn[17]]
 
 
 @pytest.mark.parametrize(
@@ -213,21 +211,21 @@ def test_bad_arguments(folder, options, message):
         crops_of(folder, **options)
 
 
-# Corrupt pictures
+# Corrupt images
 
 
-def test_corrupt_pictures_are_replaced_counted_and_reported_once(folder, capfd):
+def test_corrupt_images_are_replaced_counted_and_reported_once(folder, capfd):
     (folder / "2.png").write_bytes(png(2)[:50])
     (folder / "3.png").write_bytes(b"torn")
     crops = crops_of(folder)
 
-    drawn = which_pictures(crops, range(70))
+    drawn = which_images(crops, range(70))
 
     assert drawn.count(4) == 30 and drawn.count(2) == drawn.count(3) == 0  # 4 stands in for 2 and 3
     assert crops.skipped == [str(folder / "2.png"), str(folder / "3.png")]
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2 and all(line.startswith("skipped: ") for line in lines)
-    assert which_pictures(crops_of(folder), reversed(range(70))) == drawn[::-1]
+    assert which_images(crops_of(folder), reversed(range(70))) == drawn[::-1]
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])
@@ -250,9 +248,9 @@ def test_the_parent_learns_what_its_workers_skipped(folder, start_method):
 def test_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"torn")
 
-    with pytest.raises(ValueError, match=r"none of the 1 pictures can be read, the first is .*a\.png"):
+    with pytest.raises(ValueError, match=r"none of the 1 images can be read, the first is .*a\.png"):
         crops_of(tmp_path)[0]
-    with pytest.raises(ValueError, match="none of the 1 pictures can be opened"):
+    with pytest.raises(ValueError, match="none of the 1 images can be opened"):
         crops_of(tmp_path, by_area=True)
 
 
@@ -265,7 +263,7 @@ def test_cache_keeps_within_its_bytes(folder):
     for path in folder.glob("*.png"):
         path.unlink()
 
-    assert len(set(which_pictures(crops, range(7)))) == 3  # the three that were kept stand in for the rest
+    assert len(set(which_images(crops, range(7)))) == 3  # the three that were kept stand in for the rest
 
 
 # Sharing positions out
@@ -338,7 +336,7 @@ def generated_stream(num_shards: int = 2):
 
 @pytest.fixture
 def tar_stream(tmp_path):
-    """Two webdataset tars of five and four pictures, read in order by `datasets`, as from the hub."""
+    """Two webdataset tars of five and four images, read in order by `datasets`, as from the hub."""
     for shard, numbers in enumerate((range(5), range(5, 9))):
         with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
             for number in numbers:
@@ -361,13 +359,13 @@ def numbers(crops) -> list[int]:
     return [round((crop[0].mean().item() + 1) * 127.5 / STEP) for crop in crops]
 
 
-def test_stream_gives_every_picture_in_every_epoch(tar_stream):
+def test_stream_gives_every_image_in_every_epoch(tar_stream):
     for stream, total in ((tar_stream(), 9), (generated_stream(), 10)):
         drawn = numbers(itertools.islice(streamed(stream), 6 * total))
 
         epochs = [drawn[start : start + total] for start in range(0, len(drawn), total)]
         assert all(sorted(epoch) == list(range(total)) for epoch in epochs)
-        assert len({epoch[0] for epoch in epochs}) == 2  # the shards change places, not the pictures in them
+        assert len({epoch[0] for epoch in epochs}) == 2  # the shards change places, not the images in them
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4, 5, 9, 10, 11, 23])
@@ -415,7 +413,7 @@ def test_processes_share_a_stream_without_overlap(num_shards, num_processes):
     assert sorted(itertools.chain(*drawn)) == list(range(total))
 
 
-def test_stream_skips_corrupt_pictures(capfd):
+def test_stream_skips_corrupt_images(capfd):
     def torn(shards):
         for number, example in enumerate(examples(shards)):
             if number % 5 == 2:
@@ -429,9 +427,9 @@ def test_stream_skips_corrupt_pictures(capfd):
     crops = streamed(stream)
 
     assert numbers(itertools.islice(crops, 6)) == [0, 1, 4, 0, 1, 4]
-    assert crops.skipped == ["2.png", "shard 0, picture 3"]
+    assert crops.skipped == ["2.png", "shard 0, image 3"]
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("skipped: 2.png: not a picture")
+    assert len(lines) == 2 and lines[0].startswith("skipped: 2.png: not an image")
 
 
 def test_stream_refuses_what_it_cannot_do():
@@ -440,9 +438,9 @@ def test_stream_refuses_what_it_cannot_do():
 
     features = datasets.Features(image=datasets.Image())
     empty = datasets.IterableDataset.from_generator(nothing, features=features, gen_kwargs={"shards": [0]})
-    with pytest.raises(ValueError, match="the stream gives process 0 of 1 no pictures"):
+    with pytest.raises(ValueError, match="the stream gives process 0 of 1 no images"):
         next(iter(streamed(empty)))
-    with pytest.raises(ValueError, match="no column 'photo' of pictures; its columns: image, other"):
+    with pytest.raises(ValueError, match="no column 'photo' of images; its columns: image, other"):
         streamed(generated_stream(), column="photo")
     state = streamed(generated_stream(), num_processes=2).state_dict()
     with pytest.raises(ValueError, match="saved with num_processes=2 and cannot go on with 1"):

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_training import gradients, run_tiny, tiny_config, weights, write_pictures
+from tiny_training import gradients, run_tiny, tiny_config, weights, write_images
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
+from latent_codec.images.sources import open_source
 from latent_codec.metrics import lpips_available
-from latent_codec.picture_sources import open_source
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import OptimizerConfig, dump_toml
-from latent_codec.training.data import TrainingCrops, first_pictures
+from latent_codec.training.data import TrainingCrops, first_images
 from latent_codec.training.loop import NonFiniteLossError, train
 from latent_codec.training.optimization import build_optimizer, learning_rate, set_learning_rate
 from latent_codec.training.report import read_metrics
@@ -37,8 +37,8 @@ LATENT_DIFFUSION = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
+def make_images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "images")
 
 
 def same_weights(run, other, step, names=("model", "ema")) -> bool:
@@ -52,7 +52,7 @@ def same_weights(run, other, step, names=("model", "ema")) -> bool:
 def recorded(run) -> list[dict]:
     """The lines of metrics.jsonl without the speed, which is the machine's."""
     return [
-        {key: value for key, value in line.items() if key != "pictures_per_second"}
+        {key: value for key, value in line.items() if key != "images_per_second"}
         for line in read_metrics(run)
     ]
 
@@ -78,31 +78,31 @@ def recorded(run) -> list[dict]:
     ],
 )
 def test_every_objective_trains_the_same_network_and_logs_its_terms(
-    tmp_path, pictures, objective, data, terms
+    tmp_path, make_images, objective, data, terms
 ):
-    result = run_tiny(pictures, tmp_path / "run", objective=objective, data=data)
+    result = run_tiny(make_images, tmp_path / "run", objective=objective, data=data)
 
     lines = read_metrics(tmp_path / "run")
     assert result.finished and [line["step"] for line in lines] == [1, 2, 3]
-    always = {"step", "loss", "psnr", "gradient_norm", "learning_rate", "pictures_per_second"}
+    always = {"step", "loss", "psnr", "gradient_norm", "learning_rate", "images_per_second"}
     assert lines[-1].keys() == terms | always
     before = build_autoencoder(tiny_config()).state_dict()
     after = weights(tmp_path / "run" / "checkpoints" / "3")
     assert all(not torch.equal(before[key], after[f"autoencoder.{key}"]) for key in before)
 
 
-def test_latent_diffusion_recipe_with_lpips_trains(tmp_path, pictures):
+def test_latent_diffusion_recipe_with_lpips_trains(tmp_path, make_images):
     if not lpips_available("squeeze"):
         pytest.skip("needs the LPIPS weights, which are absent")
     objective = LATENT_DIFFUSION | {"lpips_weight": 0.1, "lpips_start": 1}
-    run_tiny(pictures, tmp_path, objective=objective, data={"height": 24}, run={"steps": 2})
+    run_tiny(make_images, tmp_path, objective=objective, data={"height": 24}, run={"steps": 2})
     first, second = read_metrics(tmp_path)
     assert "lpips" not in first and second["lpips"] > 0
 
 
-def test_training_lowers_the_loss(tmp_path, pictures):
+def test_training_lowers_the_loss(tmp_path, make_images):
     run_tiny(
-        pictures,
+        make_images,
         tmp_path,
         objective={"posterior": "mean"},
         optimizer={"learning_rate": 5e-3},
@@ -123,13 +123,13 @@ def watch(autoencoder) -> tuple[list, list]:
 @pytest.mark.parametrize(
     "corruption", [{"input_noise": 0.5}, {"dropped_pixels": 0.4, "dropped_patch": 4}, {}]
 )
-def test_denoising_sees_a_corrupted_picture_and_is_compared_with_the_clean_one(
-    tmp_path, pictures, corruption
+def test_denoising_sees_a_corrupted_image_and_is_compared_with_the_clean_one(
+    tmp_path, make_images, corruption
 ):
     config = tiny_config(
-        objective={"posterior": "mean", **corruption}, run={"steps": 1, "calibration_pictures": 0}
+        objective={"posterior": "mean", **corruption}, run={"steps": 1, "calibration_images": 0}
     )
-    autoencoder, source = build_autoencoder(config), open_source(pictures)
+    autoencoder, source = build_autoencoder(config), open_source(make_images)
     inputs, outputs = watch(autoencoder)
     train(config, autoencoder, source, tmp_path)
 
@@ -140,23 +140,23 @@ def test_denoising_sees_a_corrupted_picture_and_is_compared_with_the_clean_one(
     assert found == pytest.approx((outputs[0] - clean).square().mean().item(), rel=1e-5)
 
 
-def test_pictures_reach_the_network_from_minus_one_to_one(tmp_path):
-    (tmp_path / "pictures").mkdir()
+def test_images_reach_the_network_from_minus_one_to_one(tmp_path):
+    (tmp_path / "images").mkdir()
     for name, value in (("black", 0), ("white", 255)):
-        Image.new("RGB", (24, 24), (value,) * 3).save(tmp_path / "pictures" / f"{name}.png")
+        Image.new("RGB", (24, 24), (value,) * 3).save(tmp_path / "images" / f"{name}.png")
     config = tiny_config(run={"steps": 1})
     autoencoder = build_autoencoder(config)
     inputs, _ = watch(autoencoder)
-    train(config, autoencoder, open_source(tmp_path / "pictures"), tmp_path / "run")
+    train(config, autoencoder, open_source(tmp_path / "images"), tmp_path / "run")
     assert set(inputs[0].unique().tolist()) == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 16, 24), (3, 24, 8), (4, 16, 16)])
 def test_any_channels_and_non_square_crops(tmp_path, channels, height, width):
-    pictures = write_pictures(tmp_path / "pictures", 3, channels, size=(20, 30))
+    make_images = write_images(tmp_path / "images", 3, channels, size=(20, 30))
     arguments = tiny_config().model.arguments | {"in_channels": channels}
     result = run_tiny(
-        pictures,
+        make_images,
         tmp_path / "run",
         model={"arguments": arguments},
         data={"height": height, "width": width},
@@ -168,12 +168,12 @@ def test_any_channels_and_non_square_crops(tmp_path, channels, height, width):
         assert samples.height >= 2 * height and samples.width >= 3 * width
 
 
-def test_bfloat16_computes_in_half_and_keeps_float32_masters(tmp_path, pictures):
+def test_bfloat16_computes_in_half_and_keeps_float32_masters(tmp_path, make_images):
     config = tiny_config(run={"precision": "bf16"})
     autoencoder = build_autoencoder(config)
     seen = []
     autoencoder.decoder.conv_in.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
-    result = train(config, autoencoder, open_source(pictures), tmp_path)
+    result = train(config, autoencoder, open_source(make_images), tmp_path)
 
     assert seen[0] == torch.bfloat16
     kept = [*autoencoder.parameters(), *result.network.parameters()]
@@ -183,15 +183,15 @@ def test_bfloat16_computes_in_half_and_keeps_float32_masters(tmp_path, pictures)
     assert {tensor.dtype for tensor in kept} == {torch.float32}
 
 
-def test_float16_on_the_cpu_is_refused(tmp_path, pictures):
+def test_float16_on_the_cpu_is_refused(tmp_path, make_images):
     with pytest.raises(ValueError, match='precision = "fp16" needs a GPU: set "bf16" or "fp32"'):
-        run_tiny(pictures, tmp_path / "run", run={"precision": "fp16"})
+        run_tiny(make_images, tmp_path / "run", run={"precision": "fp16"})
     assert not (tmp_path / "run").exists()
 
 
-def test_moving_average_follows_its_formula(tmp_path, pictures):
+def test_moving_average_follows_its_formula(tmp_path, make_images):
     run_tiny(
-        pictures,
+        make_images,
         tmp_path,
         optimizer={"ema_decay": 0.3},
         run={"steps": 5, "checkpoint_every": 1, "keep_checkpoints": 5},
@@ -205,18 +205,18 @@ def test_moving_average_follows_its_formula(tmp_path, pictures):
         torch.testing.assert_close(found, average)
 
 
-def test_moving_average_switched_off_is_the_weights_themselves(tmp_path, pictures):
-    run_tiny(pictures, tmp_path, optimizer={"ema_decay": 0.0})
+def test_moving_average_switched_off_is_the_weights_themselves(tmp_path, make_images):
+    run_tiny(make_images, tmp_path, optimizer={"ema_decay": 0.0})
     averaged = weights(tmp_path / "checkpoints" / "3", "ema")
     for key, tensor in weights(tmp_path / "checkpoints" / "3").items():
         assert torch.equal(tensor, averaged[key.replace("autoencoder.", "module.")])
 
 
-def test_two_accumulated_batches_give_the_gradients_of_a_doubled_one(tmp_path, pictures):
+def test_two_accumulated_batches_give_the_gradients_of_a_doubled_one(tmp_path, make_images):
     cuts = {"whole": {"batch_size": 4}, "cut": {"batch_size": 2, "accumulation": 2}}
     for name, cut in cuts.items():
         run_tiny(
-            pictures,
+            make_images,
             tmp_path / name,
             optimizer={**cut, "clip_norm": 1e9},
             objective={"kl_weight": 0.1},
@@ -230,9 +230,9 @@ def test_two_accumulated_batches_give_the_gradients_of_a_doubled_one(tmp_path, p
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
-def test_clipping_scales_the_gradient_to_the_norm_and_logs_it_unclipped(tmp_path, pictures):
+def test_clipping_scales_the_gradient_to_the_norm_and_logs_it_unclipped(tmp_path, make_images):
     for name, norm in (("free", 1e9), ("clipped", 1e-3)):
-        run_tiny(pictures, tmp_path / name, optimizer={"clip_norm": norm}, run={"steps": 1})
+        run_tiny(make_images, tmp_path / name, optimizer={"clip_norm": norm}, run={"steps": 1})
     free, clipped = (gradients(tmp_path / name / "checkpoints" / "1") for name in ("free", "clipped"))
 
     def norm(tensors):
@@ -285,7 +285,7 @@ def test_a_scalar_learns_ten_times_as_fast():
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, pictures):
+def pretrained(tmp_path_factory, make_images):
     folder = tmp_path_factory.mktemp("pretrained") / "mine"
     autoencoder = build_autoencoder(tiny_config())
     autoencoder.register_to_config(scaling_factor=0.7, shift_factor=0.1)
@@ -302,8 +302,8 @@ def decoder_only(pretrained, tmp_path) -> list[str]:
     return ["train", str(preset), "--codec", str(pretrained)]
 
 
-def test_decoder_only_leaves_the_latents_alone_to_the_bit(tmp_path, pictures, pretrained, capsys):
-    argv = [*decoder_only(pretrained, tmp_path), "--data", str(pictures), "--out", str(tmp_path / "run")]
+def test_decoder_only_leaves_the_latents_alone_to_the_bit(tmp_path, make_images, pretrained, capsys):
+    argv = [*decoder_only(pretrained, tmp_path), "--data", str(make_images), "--out", str(tmp_path / "run")]
     assert main(argv) == 0
 
     before, after = (LatentCodec.from_pretrained(each) for each in (pretrained, tmp_path / "run"))
@@ -322,8 +322,8 @@ def test_decoder_only_leaves_the_latents_alone_to_the_bit(tmp_path, pictures, pr
     assert str(tmp_path) not in card + (tmp_path / "run" / "codec" / "config.json").read_text()
 
 
-def test_decoder_only_does_not_go_on_with_another_encoder(tmp_path, pictures, pretrained, capsys):
-    argv = [*decoder_only(pretrained, tmp_path), "--data", str(pictures), "--out", str(tmp_path / "run")]
+def test_decoder_only_does_not_go_on_with_another_encoder(tmp_path, make_images, pretrained, capsys):
+    argv = [*decoder_only(pretrained, tmp_path), "--data", str(make_images), "--out", str(tmp_path / "run")]
     assert main([*argv, "--minutes", "1e-9"]) == 0
     kept = pretrained.parent / "kept"
     pretrained.rename(kept)
@@ -336,24 +336,24 @@ def test_decoder_only_does_not_go_on_with_another_encoder(tmp_path, pictures, pr
     assert "keeps the encoder of another codec" in capsys.readouterr().err
 
 
-def test_corrupt_pictures_are_skipped_counted_and_reported(tmp_path, capsys):
-    folder = write_pictures(tmp_path / "pictures", 4)
-    (folder / "01.png").write_bytes(b"no picture")
+def test_corrupt_images_are_skipped_counted_and_reported(tmp_path, capsys):
+    folder = write_images(tmp_path / "images", 4)
+    (folder / "01.png").write_bytes(b"no image")
     (folder / "02.png").write_bytes((folder / "03.png").read_bytes()[:60])
     argv = ["train", preset_file(tmp_path), "--data", str(folder), "--out", str(tmp_path / "run")]
 
     assert main(argv) == 0
     error = capsys.readouterr().err
-    assert "2 picture(s) could not be read: " in error
+    assert "2 image(s) could not be read: " in error
     assert "01.png" in error and "02.png" in error
     assert len(read_metrics(tmp_path / "run")) == 3
 
 
-def test_a_folder_without_one_readable_picture_is_refused(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"none of the 1 pictures can be read, the first is .*a\.png"):
-        run_tiny(tmp_path / "pictures", tmp_path / "run")
+def test_a_folder_without_one_readable_image_is_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"none of the 1 images can be read, the first is .*a\.png"):
+        run_tiny(tmp_path / "images", tmp_path / "run")
 
 
 def preset_file(tmp_path, **sections) -> str:
@@ -380,20 +380,20 @@ STEADY = {"steps": 7, "log_every": 3, "checkpoint_every": 3}
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_with_a_checkpoint_from_which_the_run_goes_on_to_the_same_bits(
-    tmp_path, pictures, which, capsys
+    tmp_path, make_images, which, capsys
 ):
     sections = {"objective": LATENT_DIFFUSION | {"input_noise": 0.1}, "run": STEADY}
-    run_tiny(pictures, tmp_path / "whole", **sections)
+    run_tiny(make_images, tmp_path / "whole", **sections)
 
     config = tiny_config(**sections)
     autoencoder = build_autoencoder(config)
     interrupt_at(autoencoder, 5, which)
     before = signal.getsignal(signal.SIGINT)
-    stopped = train(config, autoencoder, open_source(pictures), tmp_path / "run")
+    stopped = train(config, autoencoder, open_source(make_images), tmp_path / "run")
     assert (stopped.step, stopped.finished, stopped.signal) == (5, False, which)
     assert "stopping after this step" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
-    went_on = run_tiny(pictures, tmp_path / "run", **sections)
+    went_on = run_tiny(make_images, tmp_path / "run", **sections)
 
     assert went_on.finished
     assert same_weights(tmp_path / "whole", tmp_path / "run", 7, ("model", "ema", "discriminator"))
@@ -401,8 +401,8 @@ def test_a_signal_stops_with_a_checkpoint_from_which_the_run_goes_on_to_the_same
     assert [line["step"] for line in recorded(tmp_path / "run")] == [3, 6, 7]
 
 
-def test_minutes_stop_a_run_that_the_same_command_goes_on_with(tmp_path, pictures, capsys):
-    argv = ["train", preset_file(tmp_path), "--data", str(pictures), "--out", str(tmp_path / "run")]
+def test_minutes_stop_a_run_that_the_same_command_goes_on_with(tmp_path, make_images, capsys):
+    argv = ["train", preset_file(tmp_path), "--data", str(make_images), "--out", str(tmp_path / "run")]
 
     assert main([*argv, "--minutes", "1e-9"]) == 0
     assert "stopped at step 1 of 3; the same command goes on from there" in capsys.readouterr().out
@@ -427,10 +427,12 @@ def test_minutes_stop_a_run_that_the_same_command_goes_on_with(tmp_path, picture
     assert "training_steps: 4" in (tmp_path / "run" / "codec" / "README.md").read_text()
 
 
-def test_a_run_killed_before_its_codec_was_finished_finishes_it(tmp_path, pictures, capsys):
+def test_a_run_killed_before_its_codec_was_finished_finishes_it(tmp_path, make_images, capsys):
     sections = {"objective": {"posterior": "mean"}}
-    run_tiny(pictures, tmp_path / "run", **sections)  # trains, and does not finish as the command line does
-    argv = ["train", preset_file(tmp_path, **sections), "--data", str(pictures)]
+    run_tiny(
+        make_images, tmp_path / "run", **sections
+    )  # trains, and does not finish as the command line does
+    argv = ["train", preset_file(tmp_path, **sections), "--data", str(make_images)]
     card = tmp_path / "run" / "codec" / "README.md"
     assert "training_steps: 3\nunfinished: true\n" in card.read_text()
     assert main([*argv, "--out", str(tmp_path / "run")]) == 0
@@ -438,11 +440,11 @@ def test_a_run_killed_before_its_codec_was_finished_finishes_it(tmp_path, pictur
     assert LatentCodec.from_pretrained(tmp_path / "run").channels == 3
 
 
-def test_another_configuration_in_the_same_folder_is_refused_naming_the_keys(tmp_path, pictures):
-    run_tiny(pictures, tmp_path, run={"steps": 1})
+def test_another_configuration_in_the_same_folder_is_refused_naming_the_keys(tmp_path, make_images):
+    run_tiny(make_images, tmp_path, run={"steps": 1})
     with pytest.raises(ValueError, match="another configuration") as error:
         run_tiny(
-            pictures,
+            make_images,
             tmp_path,
             objective={"kl_weight": 0.5},
             optimizer={"betas": [0.5, 0.9]},
@@ -454,65 +456,67 @@ def test_another_configuration_in_the_same_folder_is_refused_naming_the_keys(tmp
     assert "optimizer.learning_rate" not in message
 
 
-def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path, pictures):
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path, make_images):
     (tmp_path / ".hidden").touch()  # what file managers leave
     (tmp_path / "cat.png").touch()
     with pytest.raises(
         ValueError, match=r"holds cat\.png and is no run's folder\. Give a new or empty --out"
     ):
-        run_tiny(pictures, tmp_path, run={"steps": 1})
+        run_tiny(make_images, tmp_path, run={"steps": 1})
     assert sorted(each.name for each in tmp_path.iterdir()) == [".hidden", "cat.png"]
     (tmp_path / "cat.png").unlink()
-    run_tiny(pictures, tmp_path, run={"steps": 1})
+    run_tiny(make_images, tmp_path, run={"steps": 1})
 
 
-def test_other_data_or_another_batch_is_refused_and_the_same_batch_cut_otherwise_is_not(tmp_path, pictures):
-    run_tiny(pictures, tmp_path / "run", run={"steps": 1})
-    with pytest.raises(ValueError, match="trained with pictures_per_step = 2, which is 4 now"):
-        run_tiny(pictures, tmp_path / "run", optimizer={"batch_size": 4})
-    fewer = write_pictures(tmp_path / "fewer", 5)
-    with pytest.raises(ValueError, match="trained with num_pictures = 6, which is 5 now"):
+def test_other_data_or_another_batch_is_refused_and_the_same_batch_cut_otherwise_is_not(
+    tmp_path, make_images
+):
+    run_tiny(make_images, tmp_path / "run", run={"steps": 1})
+    with pytest.raises(ValueError, match="trained with images_per_step = 2, which is 4 now"):
+        run_tiny(make_images, tmp_path / "run", optimizer={"batch_size": 4})
+    fewer = write_images(tmp_path / "fewer", 5)
+    with pytest.raises(ValueError, match="trained with num_images = 6, which is 5 now"):
         run_tiny(fewer, tmp_path / "run")
-    assert run_tiny(pictures, tmp_path / "run", optimizer={"batch_size": 1, "accumulation": 2}).finished
+    assert run_tiny(make_images, tmp_path / "run", optimizer={"batch_size": 1, "accumulation": 2}).finished
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path, pictures):
-    run_tiny(pictures, tmp_path, run={"steps": 1})
+def test_a_damaged_checkpoint_is_named(tmp_path, make_images):
+    run_tiny(make_images, tmp_path, run={"steps": 1})
     file = tmp_path / "checkpoints" / "1" / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"checkpoint .*checkpoints/1 cannot be resumed from.*Remove it"):
-        run_tiny(pictures, tmp_path)
+        run_tiny(make_images, tmp_path)
 
 
-def test_only_the_newest_checkpoints_stay_and_half_written_ones_are_swept_away(tmp_path, pictures):
-    run_tiny(pictures, tmp_path, run={"steps": 1})
+def test_only_the_newest_checkpoints_stay_and_half_written_ones_are_swept_away(tmp_path, make_images):
+    run_tiny(make_images, tmp_path, run={"steps": 1})
     half = tmp_path / "checkpoints" / ".4.abc.partial" / "4"
     half.mkdir(parents=True)
     (half / "model.safetensors").write_bytes(b"half")
-    run_tiny(pictures, tmp_path, run={"steps": 5, "checkpoint_every": 1, "keep_checkpoints": 2})
+    run_tiny(make_images, tmp_path, run={"steps": 5, "checkpoint_every": 1, "keep_checkpoints": 2})
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
 
 
-def test_a_non_finite_loss_stops_with_step_and_term_and_keeps_the_checkpoint(tmp_path, pictures, capsys):
+def test_a_non_finite_loss_stops_with_step_and_term_and_keeps_the_checkpoint(tmp_path, make_images, capsys):
     sections = {
         "optimizer": {"learning_rate": 1e30, "warmup_steps": 0},
         "run": {"checkpoint_every": 1, "steps": 5},
     }
     with pytest.raises(NonFiniteLossError, match=r"step 1: .*mse.* is not finite.*checkpoints/1\b"):
-        run_tiny(pictures, tmp_path / "run", **sections)
+        run_tiny(make_images, tmp_path / "run", **sections)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["1"]
     assert len(read_metrics(tmp_path / "run")) == 1
 
-    argv = ["train", preset_file(tmp_path, **sections), "--data", str(pictures)]
+    argv = ["train", preset_file(tmp_path, **sections), "--data", str(make_images)]
     assert main([*argv, "--out", str(tmp_path / "again")]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("latent-codec train: step 1: ") and "is not finite" in last
 
 
 @pytest.mark.parametrize("limit", [4_000, 60_000, 130_000])
-def test_a_full_disk_leaves_one_line_and_no_half_checkpoint(tmp_path, pictures, limit, capsys):
+def test_a_full_disk_leaves_one_line_and_no_half_checkpoint(tmp_path, make_images, limit, capsys):
     # Files that may not grow beyond a limit stand in for the full disk: model, average and optimizer fail in turn.
-    argv = ["train", preset_file(tmp_path, run={"checkpoint_every": 1}), "--data", str(pictures)]
+    argv = ["train", preset_file(tmp_path, run={"checkpoint_every": 1}), "--data", str(make_images)]
     argv += ["--out", str(tmp_path / "run")]
     assert main([*argv, "--minutes", "1e-9"]) == 0
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "run" / "checkpoints" / "1").iterdir()}
@@ -533,19 +537,19 @@ def test_a_full_disk_leaves_one_line_and_no_half_checkpoint(tmp_path, pictures, 
     assert main(argv) == 0, "with room on the disk it goes on"
 
 
-def stream_of(pictures, num_shards=3):
-    files = [str(path) for path in sorted(pictures.iterdir())]
+def stream_of(make_images, num_shards=3):
+    files = [str(path) for path in sorted(make_images.iterdir())]
     columns = {"image": files, "text": ["a caption"] * len(files)}
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     return datasets.Dataset.from_dict(columns, features=features).to_iterable_dataset(num_shards=num_shards)
 
 
-def test_a_stream_trains_and_resumes_to_the_same_bits(tmp_path, pictures):
+def test_a_stream_trains_and_resumes_to_the_same_bits(tmp_path, make_images):
     config = tiny_config(run=STEADY)
 
     def run(out, **options):
-        stream = stream_of(pictures)
-        source = first_pictures(stream, 4, name="a stream")
+        stream = stream_of(make_images)
+        source = first_images(stream, 4, name="a stream")
         return train(config, build_autoencoder(config), source, out, stream=stream, **options)
 
     assert run(tmp_path / "whole").finished
@@ -557,31 +561,31 @@ def test_a_stream_trains_and_resumes_to_the_same_bits(tmp_path, pictures):
     assert same_weights(tmp_path / "whole", tmp_path / "run", 7)
     assert recorded(tmp_path / "whole") == recorded(tmp_path / "run")
     state = json.loads((tmp_path / "run" / "checkpoints" / "7" / "state.json").read_text())
-    assert state["streams"][0]["num_examples"] == 14, "two pictures a step, none lost and none seen twice"
+    assert state["streams"][0]["num_examples"] == 14, "two images a step, none lost and none seen twice"
 
 
-def test_the_command_line_streams(tmp_path, pictures, capsys):
+def test_the_command_line_streams(tmp_path, make_images, capsys):
     # what `datasets` reads by name, it also reads by path
-    argv = ["train", preset_file(tmp_path), "--data", f"hf:{pictures}", "--stream"]
+    argv = ["train", preset_file(tmp_path), "--data", f"hf:{make_images}", "--stream"]
     assert main([*argv, "--out", str(tmp_path / "run")]) == 0
     state = json.loads((tmp_path / "run" / "checkpoints" / "3" / "state.json").read_text())
     assert state["streams"][0]["num_examples"] == 6
     card = (tmp_path / "run" / "codec" / "README.md").read_text()
-    assert "for 3 steps on pictures." in card and str(tmp_path) not in card
+    assert "for 3 steps on images." in card and str(tmp_path) not in card
 
 
-def test_running_out_of_memory_is_one_line(tmp_path, pictures, capsys):
-    argv = ["train", preset_file(tmp_path, data={"height": 2**22}), "--data", str(pictures)]
+def test_running_out_of_memory_is_one_line(tmp_path, make_images, capsys):
+    argv = ["train", preset_file(tmp_path, data={"height": 2**22}), "--data", str(make_images)]
     assert main([*argv, "--out", str(tmp_path / "run")]) == 2
     assert "can't allocate memory" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_first_pictures_of_a_stream_are_a_source(pictures):
-    source = first_pictures(stream_of(pictures, num_shards=1), 4, name="a stream")
+def test_first_images_of_a_stream_are_a_source(make_images):
+    source = first_images(stream_of(make_images, num_shards=1), 4, name="a stream")
     assert len(source) == 4
-    assert torch.equal(source.read(2), open_source(pictures).read(2))
-    with pytest.raises(ValueError, match="a stream gives no pictures"):
-        first_pictures(stream_of(pictures).take(0), 4, name="a stream")
+    assert torch.equal(source.read(2), open_source(make_images).read(2))
+    with pytest.raises(ValueError, match="a stream gives no images"):
+        first_images(stream_of(make_images).take(0), 4, name="a stream")
 
 
 @pytest.mark.parametrize(
@@ -593,17 +597,21 @@ def test_first_pictures_of_a_stream_are_a_source(pictures):
         ({"objective": {"lpips_weight": 1.0}}, r"crops are 16 px; LPIPS \(squeeze\) needs at least 17"),
     ],
 )
-def test_what_would_fail_late_is_refused_at_once(tmp_path, pictures, sections, message):
+def test_what_would_fail_late_is_refused_at_once(tmp_path, make_images, sections, message):
     with pytest.raises(ValueError, match=message):
-        run_tiny(pictures, tmp_path / "run", **sections)
+        run_tiny(make_images, tmp_path / "run", **sections)
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_is_an_optional_tracker(tmp_path, pictures, capsys):
+def test_tensorboard_is_an_optional_tracker(tmp_path, make_images, capsys):
     pytest.importorskip("tensorboard")
     config = tiny_config(run={"steps": 2})
     train(
-        config, build_autoencoder(config), open_source(pictures), tmp_path / "run", trackers=("tensorboard",)
+        config,
+        build_autoencoder(config),
+        open_source(make_images),
+        tmp_path / "run",
+        trackers=("tensorboard",),
     )
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -614,8 +622,8 @@ def test_tensorboard_is_an_optional_tracker(tmp_path, pictures, capsys):
     assert found == pytest.approx([line["loss"] for line in lines], rel=1e-6)
 
 
-def test_a_tracker_that_is_not_there_is_refused(tmp_path, pictures, capsys):
-    argv = ["train", preset_file(tmp_path), "--data", str(pictures), "--out", str(tmp_path / "run")]
+def test_a_tracker_that_is_not_there_is_refused(tmp_path, make_images, capsys):
+    argv = ["train", preset_file(tmp_path), "--data", str(make_images), "--out", str(tmp_path / "run")]
     assert main([*argv, "--tracker", "tensorbord"]) == 2
     assert "'tensorbord' is not installed, or unknown" in capsys.readouterr().err
 
@@ -646,10 +654,10 @@ def test_bad_commands_get_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys
     assert os.listdir(tmp_path) == []
 
 
-def test_an_encoder_factor_of_zero_leaves_the_encoder_alone_and_trains_the_rest(tmp_path, pictures):
+def test_an_encoder_factor_of_zero_leaves_the_encoder_alone_and_trains_the_rest(tmp_path, make_images):
     config = tiny_config(optimizer={"encoder_factor": 0.0})
     before = build_autoencoder(config).state_dict()
-    run_tiny(pictures, tmp_path, optimizer={"encoder_factor": 0.0})
+    run_tiny(make_images, tmp_path, optimizer={"encoder_factor": 0.0})
     after = weights(tmp_path / "checkpoints" / "3")
     for key, tensor in before.items():
         of_encoder = key.startswith(("encoder.", "quant_conv."))
@@ -663,29 +671,29 @@ CODEBOOK = {
 }
 
 
-def test_a_codebook_begins_at_its_start_step(tmp_path, pictures):
-    run_tiny(pictures, tmp_path, **CODEBOOK)
+def test_a_codebook_begins_at_its_start_step(tmp_path, make_images):
+    run_tiny(make_images, tmp_path, **CODEBOOK)
     lines = read_metrics(tmp_path)
     assert ["perplexity" in line for line in lines] == [False, False, True, True]
     assert ["commitment" in line for line in lines] == [False, False, True, True]
-    codec = LatentCodec(train_again(tmp_path, pictures).network)
-    indices = codec.encode_indices(sorted(pictures.iterdir()))[0]
+    codec = LatentCodec(train_again(tmp_path, make_images).network)
+    indices = codec.encode_indices(sorted(make_images.iterdir()))[0]
     assert len(indices.unique()) > 2
 
 
-def train_again(out, pictures):
+def train_again(out, make_images):
     config = tiny_config(**CODEBOOK)
-    return train(config, build_autoencoder(config), open_source(pictures), out)
+    return train(config, build_autoencoder(config), open_source(make_images), out)
 
 
-def test_a_codebook_that_begins_after_a_resumption_is_the_same(tmp_path, pictures):
-    run_tiny(pictures, tmp_path / "whole", **CODEBOOK)
+def test_a_codebook_that_begins_after_a_resumption_is_the_same(tmp_path, make_images):
+    run_tiny(make_images, tmp_path / "whole", **CODEBOOK)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "4")
-    train_again(tmp_path / "again", pictures)
+    train_again(tmp_path / "again", make_images)
     assert same_weights(tmp_path / "whole", tmp_path / "again", 4, ("model", "ema", "codebooks"))
 
 
-def test_a_codebook_that_would_never_begin_is_refused(tmp_path, pictures):
+def test_a_codebook_that_would_never_begin_is_refused(tmp_path, make_images):
     with pytest.raises(ValueError, match=r"codebook.start_step is 4, and the run ends at 4"):
-        run_tiny(pictures, tmp_path, **CODEBOOK | {"codebook": {"start_step": 4}})
+        run_tiny(make_images, tmp_path, **CODEBOOK | {"codebook": {"start_step": 4}})

@@ -17,7 +17,7 @@ from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms
 
 
 def build(train_encoder=True, binarized=False, **settings):
-    """An objective, its terms, a batch of pictures and the latents' noise."""
+    """An objective, its terms, a batch of images and the latents' noise."""
     autoencoder = build_autoencoder(tiny_config())
     config = ObjectiveConfig(**settings)
     torch.manual_seed(1)
@@ -126,7 +126,7 @@ def test_only_a_likelihood_of_the_data_counts_as_bits(reconstruction, binarized,
     assert ("bits_per_dim" in terms) == counts
 
 
-def test_psnr_is_of_the_clean_picture_and_clamped_reconstruction():
+def test_psnr_is_of_the_clean_image_and_clamped_reconstruction():
     _, terms_of, image, _ = build(posterior="mean")
     zeros = torch.zeros(2, 2, 12, 16)
     outputs = {"reconstruction": image + 0.1, "mean": zeros, "log_variance": zeros, "activation": zeros.sum()}
@@ -293,7 +293,7 @@ def test_images_decoded_from_their_upper_levels_see_the_mean_codeword_below():
     assert model.quantize_convs[2].weight.grad is None or not model.quantize_convs[2].weight.grad.any()
 
 
-def test_kept_levels_are_drawn_by_each_pictures_own_generator():
+def test_kept_levels_are_drawn_by_each_images_own_generator():
     def draw(seeds):
         return losses.draw_kept_levels(3, [torch.Generator().manual_seed(seed) for seed in seeds], 0.4)
 

@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 import torch
-from tiny_training import run_tiny, tiny_config, weights, write_pictures
+from tiny_training import run_tiny, tiny_config, weights, write_images
 
 from latent_codec.cli import main
 from latent_codec.precision import computes_bfloat16
@@ -18,7 +18,7 @@ EMULATES = computes_bfloat16("cpu") is False
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("images") / "images")
+    return write_images(tmp_path_factory.mktemp("images") / "images")
 
 
 def stored(run) -> dict:
@@ -95,7 +95,7 @@ def vq_preset(tmp_path):
     table = tiny_config().to_dict() | {"objective": {}}
     table["model"] = codebook()["model"]
     table["codebook"] = {"kmeans_crops": 8, "start_step": 4}
-    table["run"] |= {"steps": 20, "calibration_pictures": 0}
+    table["run"] |= {"steps": 20, "calibration_images": 0}
     table["optimizer"]["warmup_steps"] = 10
     (tmp_path / "vq.toml").write_text(dump_toml(table))
     return tmp_path / "vq.toml"

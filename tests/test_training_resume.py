@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import tiny_config, weights, write_pictures
+from tiny_training import tiny_config, weights, write_images
 
 from latent_codec import LatentCodec
 from latent_codec.training.checkpoints import latest_checkpoint
@@ -34,8 +34,8 @@ def die(state, file):
         file.truncate(file.tell() // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 torch.save = die
-preset, pictures, *runs = sys.argv[1:]
-sys.exit(max(main(["train", preset, "--data", pictures, "--out", run]) for run in runs))
+preset, images, *runs = sys.argv[1:]
+sys.exit(max(main(["train", preset, "--data", images, "--out", run]) for run in runs))
 """
 
 
@@ -45,11 +45,11 @@ def command(tmp_path_factory):
     sections = {
         "objective": {"kl_weight": 1e-3, "input_noise": 0.1},
         "data": {"num_workers": 1},
-        "run": {"steps": STEPS, "checkpoint_every": 7, "log_every": 5, "calibration_pictures": 0},
+        "run": {"steps": STEPS, "checkpoint_every": 7, "log_every": 5, "calibration_images": 0},
     }
     (folder / "tiny.toml").write_text(dump_toml(tiny_config(**sections).to_dict()))
-    write_pictures(folder / "pictures")
-    return [sys.executable, "-c", SCRIPT, str(folder / "tiny.toml"), str(folder / "pictures")]
+    write_images(folder / "images")
+    return [sys.executable, "-c", SCRIPT, str(folder / "tiny.toml"), str(folder / "images")]
 
 
 def start(command, *runs, **environment):
@@ -113,7 +113,7 @@ def test_killed_runs_go_on_to_the_weights_of_an_uninterrupted_one(command, tmp_p
             assert all(torch.equal(found[key], expected[key]) for key in expected), (run.name, name)
         assert not list(run.rglob("*.partial"))
         expected, found = (
-            [{**line, "pictures_per_second": None} for line in read_metrics(each)] for each in (whole, run)
+            [{**line, "images_per_second": None} for line in read_metrics(each)] for each in (whole, run)
         )
         assert found == expected
         assert [line["step"] for line in found] == list(range(5, STEPS + 1, 5))

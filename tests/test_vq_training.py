@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from tiny_training import run_tiny, tiny_config, weights, write_pictures
+from tiny_training import run_tiny, tiny_config, weights, write_images
 
 from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.cli import main
+from latent_codec.images.sources import open_source
 from latent_codec.models.initialization import initialize_linear_code
 from latent_codec.models.quantizers import k_means, nearest_codewords
-from latent_codec.picture_sources import open_source
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import dump_toml
@@ -58,13 +58,13 @@ def sections(name: str, codebook: dict | None = None, arguments: dict | None = N
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures") / "pictures")
+def make_images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "images")
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_metrics_tell_what_every_codebook_does(name, tmp_path, pictures):
-    run_tiny(pictures, tmp_path / "run", **sections(name))
+def test_metrics_tell_what_every_codebook_does(name, tmp_path, make_images):
+    run_tiny(make_images, tmp_path / "run", **sections(name))
     for line in read_metrics(tmp_path / "run"):
         for suffix in SUFFIXES[name]:
             commitment, codebook = (line[f"{term}{suffix}"] for term in ("commitment", "codebook"))
@@ -79,11 +79,11 @@ def test_metrics_tell_what_every_codebook_does(name, tmp_path, pictures):
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_k_means_leaves_few_codewords_unused_where_a_random_start_leaves_most(name, tmp_path, pictures):
+def test_k_means_leaves_few_codewords_unused_where_a_random_start_leaves_most(name, tmp_path, make_images):
     used = {}
     for crops in (0, 8):
         run = tmp_path / str(crops)
-        run_tiny(pictures, run, **sections(name, {"kmeans_crops": crops}, run={"steps": 1}))
+        run_tiny(make_images, run, **sections(name, {"kmeans_crops": crops}, run={"steps": 1}))
         used[crops] = [read_metrics(run)[0][f"used_codes{suffix}"] for suffix in SUFFIXES[name]]
     assert min(used[8]) >= 11 and max(used[0]) <= 8, used
 
@@ -106,22 +106,22 @@ FULL = {  # what a checkpoint may forget
         ("HierarchicalVQ", {"start_step": 2, "learning": "gradient"}, {}),
     ],
 )
-def test_a_stopped_run_goes_on_to_the_same_bits(name, codebook, arguments, tmp_path, pictures):
+def test_a_stopped_run_goes_on_to_the_same_bits(name, codebook, arguments, tmp_path, make_images):
     codebook = {"restart_below": 0.9, "decay": 0.8, **codebook}
     settings = sections(name, codebook, arguments, **FULL)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run_tiny(pictures, whole, **settings)
+    run_tiny(make_images, whole, **settings)
     shutil.copytree(whole, stopped)
     shutil.rmtree(stopped / "checkpoints" / "6")
     assert latest_checkpoint(stopped).name == "3"
-    assert run_tiny(pictures, stopped, **settings).finished
+    assert run_tiny(make_images, stopped, **settings).finished
 
     for file in ("model", "ema", "codebooks", "discriminator"):
         expected, found = (weights(run / "checkpoints" / "6", file) for run in (whole, stopped))
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected), file
     expected, found = (
-        [{**line, "pictures_per_second": None} for line in read_metrics(run)] for run in (whole, stopped)
+        [{**line, "images_per_second": None} for line in read_metrics(run)] for run in (whole, stopped)
     )
     assert found == expected
     restarted = [
@@ -134,11 +134,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, codebook, arguments, tmp_p
         assert line["gan_adaptive_weight"] > 0 and {"gan", "discriminator"} <= line.keys()
 
 
-def test_minutes_stop_a_run_that_goes_on_to_the_same_bits(tmp_path, pictures):
+def test_minutes_stop_a_run_that_goes_on_to_the_same_bits(tmp_path, make_images):
     settings = sections("AutoencoderVQ", {"restart_below": 0.9, "decay": 0.8}, run={"steps": 4})
-    run_tiny(pictures, tmp_path / "whole", **settings)
+    run_tiny(make_images, tmp_path / "whole", **settings)
     (tmp_path / "tiny.toml").write_text(dump_toml(tiny_config(**settings).to_dict()))
-    command = ["train", str(tmp_path / "tiny.toml"), "--data", str(pictures), "--out", str(tmp_path / "run")]
+    command = [
+        "train",
+        str(tmp_path / "tiny.toml"),
+        "--data",
+        str(make_images),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main([*command, "--minutes", "1e-9"]) == 0
     assert latest_checkpoint(tmp_path / "run").name == "1"
     assert main(command) == 0
@@ -148,13 +155,15 @@ def test_minutes_stop_a_run_that_goes_on_to_the_same_bits(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("learning", ["ema", "gradient"])
-def test_accumulated_micro_batches_teach_the_codebook_as_one_batch_does(learning, tmp_path, pictures):
+def test_accumulated_micro_batches_teach_the_codebook_as_one_batch_does(learning, tmp_path, make_images):
     found = {}
     for batch_size, accumulation in ((4, 1), (2, 2)):
         run = tmp_path / str(accumulation)
         optimizer = {"batch_size": batch_size, "accumulation": accumulation}
         codebook = {"learning": learning, "restart_below": 0}
-        run_tiny(pictures, run, **sections("AutoencoderVQ", codebook, optimizer=optimizer, run={"steps": 1}))
+        run_tiny(
+            make_images, run, **sections("AutoencoderVQ", codebook, optimizer=optimizer, run={"steps": 1})
+        )
         found[accumulation] = (
             weights(run / "checkpoints" / "1"),
             weights(run / "checkpoints" / "1", "codebooks"),
@@ -168,11 +177,11 @@ def test_accumulated_micro_batches_teach_the_codebook_as_one_batch_does(learning
     assert (one_learner["0.usage"].sum() - 4 * 8 * 8).abs() < 1e-2
 
 
-def test_gradient_learning_moves_codewords_by_the_optimizer_and_ema_by_averages(tmp_path, pictures):
+def test_gradient_learning_moves_codewords_by_the_optimizer_and_ema_by_averages(tmp_path, make_images):
     optimizer_state = {}
     for learning in ("ema", "gradient"):
         run = tmp_path / learning
-        run_tiny(pictures, run, **sections("AutoencoderVQ", {"learning": learning, "restart_below": 0}))
+        run_tiny(make_images, run, **sections("AutoencoderVQ", {"learning": learning, "restart_below": 0}))
         checkpoint = run / "checkpoints" / "3"
         codebook = weights(checkpoint)["autoencoder.quantize.embedding.weight"]
         learner = weights(checkpoint, "codebooks")
@@ -185,9 +194,9 @@ def test_gradient_learning_moves_codewords_by_the_optimizer_and_ema_by_averages(
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_a_restarted_codeword_is_restarted_in_the_moving_average_too(name, tmp_path, pictures):
+def test_a_restarted_codeword_is_restarted_in_the_moving_average_too(name, tmp_path, make_images):
     settings = sections(name, {"restart_below": 0.9, "decay": 0.8}, run={"steps": 5})
-    run_tiny(pictures, tmp_path / "run", **settings)
+    run_tiny(make_images, tmp_path / "run", **settings)
     last = read_metrics(tmp_path / "run")[-1]
     model, ema = (weights(tmp_path / "run" / "checkpoints" / "5", file) for file in ("model", "ema"))
     for suffix, key in zip(SUFFIXES[name], CODEBOOKS[name]):
@@ -195,9 +204,9 @@ def test_a_restarted_codeword_is_restarted_in_the_moving_average_too(name, tmp_p
         assert 0 < last[f"restarted_codes{suffix}"] == alike.sum() < 16
 
 
-def test_averaged_unit_codewords_are_unit_codewords(tmp_path, pictures):
+def test_averaged_unit_codewords_are_unit_codewords(tmp_path, make_images):
     settings = sections("AutoencoderVQ", {"decay": 0.5}, {"l2_normalized": True}, run={"steps": 4})
-    run_tiny(pictures, tmp_path / "run", **settings, optimizer={"learning_rate": 1e-2})
+    run_tiny(make_images, tmp_path / "run", **settings, optimizer={"learning_rate": 1e-2})
     for file, prefix in (("model", "autoencoder"), ("ema", "module")):
         codebook = weights(tmp_path / "run" / "checkpoints" / "4", file)[
             f"{prefix}.quantize.embedding.weight"
@@ -206,18 +215,18 @@ def test_averaged_unit_codewords_are_unit_codewords(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_a_finished_run_opens_as_a_codec(name, tmp_path, pictures):
+def test_a_finished_run_opens_as_a_codec(name, tmp_path, make_images):
     preset = tmp_path / "tiny.toml"
     preset.write_text(dump_toml(tiny_config(**sections(name)).to_dict()))
     run = tmp_path / "run"
-    assert main(["train", str(preset), "--data", str(pictures), "--out", str(run)]) == 0
+    assert main(["train", str(preset), "--data", str(make_images), "--out", str(run)]) == 0
     codec = LatentCodec.from_pretrained(run)
     assert type(codec.autoencoder).__name__ == name and codec.is_discrete
     averaged = weights(run / "checkpoints" / "3", "ema")
     saved = codec.autoencoder.state_dict()
     for key in CODEBOOKS[name]:
         assert torch.equal(saved[key], averaged[f"module.{key}"])
-    source = open_source(pictures)
+    source = open_source(make_images)
     image = torch.stack([TrainingCrops(source, size=(24, 24), channels=3, seed=0)[0]])
     grids = codec.encode_indices(image)
     decoded = codec.decode_indices(grids, size=(24, 24), output_type="pt")
@@ -233,11 +242,11 @@ def test_a_finished_run_opens_as_a_codec(name, tmp_path, pictures):
             torch.testing.assert_close(saved[f"usage_{level}"], shares)
 
 
-def test_decoder_only_keeps_encoder_and_codebook_to_the_bit(tmp_path, pictures):
+def test_decoder_only_keeps_encoder_and_codebook_to_the_bit(tmp_path, make_images):
     preset = tmp_path / "tiny.toml"
     settings = sections("AutoencoderVQ", arguments={"l2_normalized": True})
     preset.write_text(dump_toml(tiny_config(**settings).to_dict()))
-    assert main(["train", str(preset), "--data", str(pictures), "--out", str(tmp_path / "first")]) == 0
+    assert main(["train", str(preset), "--data", str(make_images), "--out", str(tmp_path / "first")]) == 0
     first = LatentCodec.from_pretrained(tmp_path / "first")
 
     tuned = tiny_config(
@@ -246,7 +255,7 @@ def test_decoder_only_keeps_encoder_and_codebook_to_the_bit(tmp_path, pictures):
         codebook={"restart_below": 0.9},
     )
     preset.write_text(dump_toml(tuned.to_dict()))
-    assert main(["train", str(preset), "--data", str(pictures), "--out", str(tmp_path / "second")]) == 0
+    assert main(["train", str(preset), "--data", str(make_images), "--out", str(tmp_path / "second")]) == 0
     second = LatentCodec.from_pretrained(tmp_path / "second")
     before, after = first.autoencoder.state_dict(), second.autoencoder.state_dict()
     for key in before:
@@ -258,7 +267,7 @@ def test_decoder_only_keeps_encoder_and_codebook_to_the_bit(tmp_path, pictures):
     assert line["commitment"] > 0 and "restarted_codes" not in line
 
 
-def test_the_decoder_of_a_gumbel_vqgan_trains_on_its_most_probable_codes(tmp_path, pictures):
+def test_the_decoder_of_a_gumbel_vqgan_trains_on_its_most_probable_codes(tmp_path, make_images):
     torch.manual_seed(0)
     first = LatentCodec(
         AutoencoderVQ(
@@ -275,7 +284,7 @@ def test_the_decoder_of_a_gumbel_vqgan_trains_on_its_most_probable_codes(tmp_pat
     model = {"arguments": {}, "pretrained": str(tmp_path / "first"), "train": "decoder"}
     preset = tmp_path / "tiny.toml"
     preset.write_text(dump_toml(tiny_config(model=model).to_dict()))
-    assert main(["train", str(preset), "--data", str(pictures), "--out", str(tmp_path / "second")]) == 0
+    assert main(["train", str(preset), "--data", str(make_images), "--out", str(tmp_path / "second")]) == 0
     second = LatentCodec.from_pretrained(tmp_path / "second")
     assert second.space_fingerprint == first.space_fingerprint and second.fingerprint != first.fingerprint
     assert read_metrics(tmp_path / "second")[-1]["commitment"] == 0
@@ -301,16 +310,16 @@ def test_the_decoder_of_a_gumbel_vqgan_trains_on_its_most_probable_codes(tmp_pat
         ({"codebook": {"restarts": True}}, "unknown key in .codebook.: 'restarts'"),
     ],
 )
-def test_settings_that_a_codebook_cannot_have_are_refused(others, message, tmp_path, pictures):
+def test_settings_that_a_codebook_cannot_have_are_refused(others, message, tmp_path, make_images):
     others = dict(others)
     with pytest.raises(ValueError, match=message):
         run_tiny(
-            pictures, tmp_path / "run", **sections("AutoencoderVQ", others.pop("codebook", None), **others)
+            make_images, tmp_path / "run", **sections("AutoencoderVQ", others.pop("codebook", None), **others)
         )
     assert not (tmp_path / "run").exists()
 
 
-def smooth_pictures(count: int = 48, side: int = 16) -> torch.Tensor:
+def smooth_images(count: int = 48, side: int = 16) -> torch.Tensor:
     """Waves of random direction, length and colour, (N, 3, side, side) in [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -320,10 +329,10 @@ def smooth_pictures(count: int = 48, side: int = 16) -> torch.Tensor:
     return 0.8 * torch.sin(waves + phase)
 
 
-def test_a_linear_start_is_k_means_of_the_pictures_blocks():
+def test_a_linear_start_is_k_means_of_the_images_blocks():
     arguments = {"block_out_channels": [16, 48], "norm_num_groups": 4, "num_vq_embeddings": 64}
     config = tiny_config(**sections("AutoencoderVQ", arguments=arguments))
-    images = smooth_pictures()
+    images = smooth_images()
     random, linear = build_autoencoder(config), build_autoencoder(config)
     initialize_linear_code(linear, images)
     blocks = torch.nn.functional.pixel_unshuffle(images, 2).movedim(1, -1).flatten(0, 2)
@@ -372,7 +381,7 @@ sys.exit(main(sys.argv[1:]))
     ],
 )
 def test_two_processes_keep_one_codebook_that_learns_from_the_doubled_batch(name, codebook, tmp_path):
-    pictures = write_pictures(tmp_path / "pictures", 9)
+    make_images = write_images(tmp_path / "images", 9)
     codebook = {"restart_below": 0.99, "decay": 0.5, **codebook}
     settings = sections(name, codebook, run={"steps": 3})
     folders = {}
@@ -396,7 +405,9 @@ def test_two_processes_keep_one_codebook_that_learns_from_the_doubled_batch(name
         }
         process = subprocess.run(
             list(
-                map(str, [sys.executable, *launcher, *program, "--data", pictures, "--out", tmp_path / run])
+                map(
+                    str, [sys.executable, *launcher, *program, "--data", make_images, "--out", tmp_path / run]
+                )
             ),
             env=environment,
             capture_output=True,
@@ -423,7 +434,7 @@ def test_two_processes_keep_one_codebook_that_learns_from_the_doubled_batch(name
             torch.testing.assert_close(two[key][kept], one[key][kept], rtol=1e-4, atol=1e-4)
     two, one = (read_metrics(tmp_path / run)[begin] for run in ("two", "one"))
     assert two.keys() == one.keys()
-    for key in one.keys() - {"pictures_per_second"}:
+    for key in one.keys() - {"images_per_second"}:
         assert two[key] == pytest.approx(one[key], rel=1e-3, abs=1e-5), key
 
 
@@ -431,25 +442,25 @@ def recorded(folder: Path, rank: int | str, step: int, level: int) -> dict[str, 
     return load_file(folder / f"{rank}-{step}-{level}.safetensors")
 
 
-def test_level_dropout_trains_the_levels_and_goes_on_to_the_same_bits(tmp_path, pictures):
+def test_level_dropout_trains_the_levels_and_goes_on_to_the_same_bits(tmp_path, make_images):
     settings = sections("HierarchicalVQ", run={"checkpoint_every": 1}) | {"objective": {"level_dropout": 0.5}}
-    run_tiny(pictures, tmp_path / "whole", **settings)
+    run_tiny(make_images, tmp_path / "whole", **settings)
     last = read_metrics(tmp_path / "whole")[-1]["step"]
-    run_tiny(pictures, tmp_path / "plain", **sections("HierarchicalVQ"))
+    run_tiny(make_images, tmp_path / "plain", **sections("HierarchicalVQ"))
     assert read_metrics(tmp_path / "whole")[0]["mse"] != read_metrics(tmp_path / "plain")[0]["mse"]
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     newest = latest_checkpoint(tmp_path / "again")
     before = weights(newest)
     shutil.rmtree(newest)
     assert latest_checkpoint(tmp_path / "again") is not None
-    run_tiny(pictures, tmp_path / "again", **settings)
+    run_tiny(make_images, tmp_path / "again", **settings)
     after = weights(tmp_path / "again" / "checkpoints" / str(last))
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_level_dropout_needs_levels(tmp_path, pictures):
+def test_level_dropout_needs_levels(tmp_path, make_images):
     settings = sections("AutoencoderVQ") | {"objective": {"level_dropout": 0.5}}
     with pytest.raises(
         ValueError, match=r"level_dropout is 0.5; only a HierarchicalVQ of two or more levels"
     ):
-        run_tiny(pictures, tmp_path, **settings)
+        run_tiny(make_images, tmp_path, **settings)

@@ -9,8 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from latent_codec import LatentCodec
+from latent_codec.components.weight_files import (
+    WEIGHTS,
+    config_in,
+    config_metadata,
+    read_config,
+    save_component,
+)
 from latent_codec.conversion.writing import write_component, write_foreign
-from latent_codec.weight_files import WEIGHTS, config_in, config_metadata, read_config, save_component
 
 
 def kl(**config):

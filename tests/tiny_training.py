@@ -1,4 +1,4 @@
-"""A training small enough for a test: a few pictures of 24 px, a network of 8 channels, some steps."""
+"""A training small enough for a test: a few images of 24 px, a network of 8 channels, some steps."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from latent_codec.picture_sources import open_source
+from latent_codec.images.sources import open_source
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.loop import TrainingResult, train
@@ -31,14 +31,14 @@ def tiny_config(**sections: dict) -> TrainingConfig:
         },
         "data": {"height": 16},
         "optimizer": {"batch_size": 2, "learning_rate": 1e-3, "warmup_steps": 2},
-        "run": {"steps": 3, "log_every": 1, "precision": "fp32", "calibration_pictures": 4},
+        "run": {"steps": 3, "log_every": 1, "precision": "fp32", "calibration_images": 4},
     }
     for name, values in sections.items():
         table.setdefault(name, {}).update(values)
     return TrainingConfig.from_dict(table)
 
 
-def write_pictures(folder: Path, count: int = 6, channels: int = 3, size: tuple[int, int] = (24, 24)) -> Path:
+def write_images(folder: Path, count: int = 6, channels: int = 3, size: tuple[int, int] = (24, 24)) -> Path:
     """Noise on a gradient, as PNG files; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
@@ -53,9 +53,9 @@ def write_pictures(folder: Path, count: int = 6, channels: int = 3, size: tuple[
     return folder
 
 
-def run_tiny(pictures: Path, out: Path, **sections: dict) -> TrainingResult:
+def run_tiny(images: Path, out: Path, **sections: dict) -> TrainingResult:
     config = tiny_config(**sections)
-    return train(config, build_autoencoder(config), open_source(pictures), out)
+    return train(config, build_autoencoder(config), open_source(images), out)
 
 
 def gradients(checkpoint: Path, beta: float = 0.9) -> dict[int, torch.Tensor]:

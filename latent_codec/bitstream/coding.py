@@ -48,7 +48,7 @@ class DecodedValues:
 
 
 def encode_values(model: EntropyModel | None, values: Values, outline: Header) -> bytes:
-    """The file of a picture's values.
+    """The file of an image's values.
 
     Args:
         model: None for indices of fixed length.
@@ -72,7 +72,7 @@ def encode_values(model: EntropyModel | None, values: Values, outline: Header) -
 
 
 def pack_tiles(model: EntropyModel | None, tiles: Sequence[list[bytes]], outline: Header) -> bytes:
-    """The file of a picture's tiles, each the sections of its layers; model and outline as `encode_values` takes them."""
+    """The file of an image's tiles, each the sections of its layers; model and outline as `encode_values` takes them."""
     header = replace(outline, num_layers=len(tiles[0]), entropy_fingerprint=model and model.fingerprint)
     return pack(header, [section for sections in zip(*tiles, strict=True) for section in sections])
 

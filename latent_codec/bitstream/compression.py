@@ -1,7 +1,7 @@
-"""Pictures to compressed files and back, through any codec of pictures.
+"""Images to compressed files and back, through any codec of images.
 
-    picture --codec--> indices, or latents --quantize--> values --coding--> bytes
-    picture <--codec-- indices, or latents <--reconstruct-- values <--coding-- bytes
+    image --codec--> indices, or latents --quantize--> values --coding--> bytes
+    image <--codec-- indices, or latents <--reconstruct-- values <--coding-- bytes
 
 The codec's own arithmetic may differ between machines; from the values on, and up to them, nothing does.
 """
@@ -29,13 +29,13 @@ from latent_codec.bitstream.targets import (
     compress_latents,
     compress_latents_to,
 )
-from latent_codec.codec import LatentCodec, Picture, as_output, decodes_codewords
+from latent_codec.codec import ImageLike, LatentCodec, as_output, decodes_codewords
+from latent_codec.images.tensors import to_image
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
-from latent_codec.pictures import to_image
 from latent_codec.torch_settings import ignoring_caller_settings
 
 TILE = 1024
-"""Pixels; pictures that are larger become several tiles."""
+"""Pixels; images that are larger become several tiles."""
 DEFAULT_QUALITY = 50
 LARGE = 2**22
 MARGIN = 64
@@ -56,7 +56,7 @@ class Decoded(DecodedValues):
 @ignoring_caller_settings()
 def compress(
     codec: LatentCodec,
-    picture: Picture,
+    image: ImageLike,
     *,
     entropy_model: EntropyModel | None = None,
     quality: int | None = None,
@@ -64,39 +64,39 @@ def compress(
     rate_weight: float = RATE_WEIGHT,
     tile: int | None = TILE,
 ) -> bytes:
-    """A picture as a compressed file, which has been decoded again before it is returned.
+    """An image as a compressed file, which has been decoded again before it is returned.
 
     Indices are stored without loss, entropy coded or, where that is smaller or there is no model, of fixed length. Latents
     (the posterior mean) are quantised by the model's steps.
 
     Args:
-        picture: one, of any size; what `LatentCodec.encode` takes.
+        image: one, of any size; what `LatentCodec.encode` takes.
         entropy_model: fitted to this codec; None: the entropy.safetensors in the codec's folder. Latents need one.
         quality: of latents: 0 (coarsest) to the model's num_steps - 1; None: DEFAULT_QUALITY, or what `target_bytes` allow.
         target_bytes: what the file may have at most. Latents: the finest steps that fit. Indices: all levels,
             or those from the top on that fit.
         rate_weight: of latents, what a bit is worth in squared steps when levels are chosen; 0 rounds.
-        tile: side in pixels of the tiles of a larger picture, which decode independently: a multiple of the coarsest
+        tile: side in pixels of the tiles of a larger image, which decode independently: a multiple of the coarsest
             level's pixels per position. None: one tile.
 
     Raises:
         ValueError: for a missing model, a quality that does not fit or comes with `target_bytes`, bytes that are too few,
-            a model of another codec, a tile that does not fit, and pictures that `LatentCodec.encode` refuses.
-        TooLargeError: for pictures beyond the format's bounds.
+            a model of another codec, a tile that does not fit, and images that `LatentCodec.encode` refuses.
+        TooLargeError: for images beyond the format's bounds.
     """
-    prepared = prepare(codec, picture, entropy_model=entropy_model, tile=tile)
+    prepared = prepare(codec, image, entropy_model=entropy_model, tile=tile)
     return prepared.compress(quality=quality, target_bytes=target_bytes, rate_weight=rate_weight)
 
 
 @ignoring_caller_settings()
 def prepare(
     codec: LatentCodec,
-    picture: Picture,
+    image: ImageLike,
     *,
     entropy_model: EntropyModel | None = None,
     tile: int | None = TILE,
-) -> "PreparedPicture":
-    """Encode a picture once, for files of several sizes; arguments and errors are those of `compress`."""
+) -> "PreparedImage":
+    """Encode an image once, for files of several sizes; arguments and errors are those of `compress`."""
     if entropy_model is None:
         entropy_model = sidecar(codec)
     elif entropy_model.space_fingerprint != codec.space_fingerprint:
@@ -108,7 +108,7 @@ def prepare(
         raise ValueError(
             f"latents of {codec.name} need an entropy model, and none lies beside it; `latent-codec fit-entropy` makes one"
         )
-    image = to_image(picture, channels=codec.channels)
+    image = to_image(image, channels=codec.channels)
     levels = _levels(codec)
     outline = Header(
         num_layers=1,
@@ -123,12 +123,12 @@ def prepare(
         found = [grid.cpu().numpy() for grid in codec.encode_indices(image)]
     else:
         found = codec.encode(image)[0].float().cpu().numpy()
-    return PreparedPicture(codec=codec, entropy_model=entropy_model, outline=outline, encoded=found)
+    return PreparedImage(codec=codec, entropy_model=entropy_model, outline=outline, encoded=found)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PreparedPicture:
-    """A picture's latents or indices, before anything is lost; made by `prepare`."""
+class PreparedImage:
+    """An image's latents or indices, before anything is lost; made by `prepare`."""
 
     codec: LatentCodec
     entropy_model: EntropyModel | None
@@ -185,16 +185,16 @@ def decompress(
     tile: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Image.Image | np.ndarray | Tensor | list[Tensor]:
-    """A compressed file's picture; or with `latents` what a pipeline or a latent file takes, no pixel being decoded.
+    """A compressed file's image; or with `latents` what a pipeline or a latent file takes, no pixel being decoded.
 
     Args:
         entropy_model: the one it was coded with; None: the entropy.safetensors in the codec's folder, where it is needed.
         region: (top, left, height, width) in pixels: decode the tiles that it touches alone, and cut it out. A codec that
-            looks at the whole picture (attention, group norm) paints a region slightly differently. Not for `latents`.
+            looks at the whole image (attention, group norm) paints a region slightly differently. Not for `latents`.
         latents: give latents (1, C, h, w) in the codec's dtype, or int64 grids of indices [(1, h, w), ...], which are
             the same on every machine.
         partial: decode what is whole of a file that is cut short or damaged, with a PartialWarning. Where
-            a tile is lost the picture is grey; for other lost values stands what the entropy model expects, or, on lower levels
+            a tile is lost the image is grey; for other lost values stands what the entropy model expects, or, on lower levels
             of indices, the mean codeword.
         output_type: as `LatentCodec.decode` has it.
         tile: side in pixels, a multiple of the coarsest level's pixels per position: of a larger image decode tiles of this
@@ -203,16 +203,16 @@ def decompress(
         on_progress: called with the numbers of tiles done and of all of them.
 
     Returns:
-        One picture: PIL, (C, H, W) for "pt", (H, W, C) for "np".
+        One image: PIL, (C, H, W) for "pt", (H, W, C) for "np".
 
     Raises:
-        ValueError: for a region that is not in the picture.
+        ValueError: for a region that is not in the image.
         BitstreamError: by its class (bitstream/errors.py), if it cannot be decoded, or if `partial` finds nothing.
     """
     if output_type not in ("pil", "pt", "np"):
         raise ValueError(f'expected the output_type "pil", "pt" or "np", got {output_type!r}')
     if region is not None and latents:
-        raise ValueError("region cuts out of the picture, and latents come whole: leave one of them out")
+        raise ValueError("region cuts out of the image, and latents come whole: leave one of them out")
     if entropy_model is None:
         entropy_model = sidecar(codec)
     decoded = read(codec, data, entropy_model=entropy_model, region=region, partial=partial)
@@ -386,7 +386,7 @@ def _levels(codec: LatentCodec) -> tuple[Level, ...]:
 
 
 def _tile_positions(tile: int | None, size: Sequence[int], levels: Sequence[Level]) -> int | None:
-    """A tile's side in positions; None where it holds the whole picture."""
+    """A tile's side in positions; None where it holds the whole image."""
     side = levels[0].side
     if tile is None:
         return None

@@ -56,7 +56,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A rectangle of the picture that is coded by itself."""
+    """A rectangle of the image that is coded by itself."""
 
     top: int
     left: int
@@ -97,7 +97,7 @@ class Header:
 
     height: int
     width: int
-    """Of the picture in pixels, without padding."""
+    """Of the image in pixels, without padding."""
     levels: tuple[Level, ...]
     """Coarsest first; each level's side is a multiple of the next one's."""
     num_layers: int
@@ -108,7 +108,7 @@ class Header:
     steps_index: int = 0
     """Which of the entropy model's step sizes; 0 for indices."""
     tile: int | None = None
-    """Side of a tile in positions of the first level; None: the picture is one tile."""
+    """Side of a tile in positions of the first level; None: the image is one tile."""
 
     def __post_init__(self):
         if not 1 <= len(self.levels) <= MAX_LEVELS or not 1 <= self.num_layers <= MAX_LAYERS:
@@ -130,7 +130,7 @@ class Header:
         num_pixels, num_values = self.height * self.width, _count(self.shapes)
         if num_pixels > MAX_PIXELS or num_values > MAX_VALUES:
             raise TooLargeError(
-                f"a picture of {self.height} x {self.width} pixels and {num_values} values came; at most {MAX_PIXELS} "
+                f"an image of {self.height} x {self.width} pixels and {num_values} values came; at most {MAX_PIXELS} "
                 f"pixels and {MAX_VALUES} values are taken on"
             )
         if (largest := _count(next(self.tiles()).shapes(self.levels))) > MAX_TILE_VALUES:
@@ -148,7 +148,7 @@ class Header:
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
-        """(channels, h, w) of each level's array, for the picture padded to multiples of the first level's side."""
+        """(channels, h, w) of each level's array, for the image padded to multiples of the first level's side."""
         return Tile.whole(self).shapes(self.levels)
 
     @property
@@ -192,7 +192,7 @@ class Container:
     """Behind the last section, where only a partial reading lets them pass."""
     top: int = 0
     left: int = 0
-    """Pixels of the file's picture above and to the left, if this is a part of it."""
+    """Pixels of the file's image above and to the left, if this is a part of it."""
 
     @property
     def missing(self) -> list[str]:
@@ -204,15 +204,15 @@ class Container:
         ]
 
     def around(self, top: int, left: int, height: int, width: int) -> "Container":
-        """The tiles that a rectangle of pixels touches, as the file of a smaller picture.
+        """The tiles that a rectangle of pixels touches, as the file of a smaller image.
 
         Raises:
-            ValueError: if the rectangle is empty or not in the picture.
+            ValueError: if the rectangle is empty or not in the image.
         """
         header = self.header
         if not (0 <= top < top + height <= header.height and 0 <= left < left + width <= header.width):
             raise ValueError(
-                f"a region of {height}x{width} pixels at ({top}, {left}) came; it has to lie in the picture of "
+                f"a region of {height}x{width} pixels at ({top}, {left}) came; it has to lie in the image of "
                 f"{header.height}x{header.width}"
             )
         if header.tile is None:

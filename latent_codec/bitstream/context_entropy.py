@@ -1,4 +1,4 @@
-"""Tables chosen by what surrounds a value, in whole numbers: see models/context_network.py for the order of passes.
+"""Tables chosen by what surrounds a value, in integers: see models/context_network.py for the order of passes.
 
 values so far --multiply, shift--> 8-bit features --network--> mean and deviation --steps--> table and offset    latents
 indices so far --embedding-------> 8-bit features --network, fork--> a chance: the table                         indices
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from latent_codec.bitstream.context_tables import DEVIATIONS_PER_OCTAVE, FRACTIONS, SMALLEST, mixture_tables
 from latent_codec.bitstream.entropy_model import Pass, Prediction, Shape
+from latent_codec.bitstream.integer_inference import Arithmetic, IntegerLayer, IntegerNetwork
 from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import Tables, cumulative_tables
-from latent_codec.bitstream.whole_numbers import Arithmetic, WholeNumberLayer, WholeNumberNetwork
 from latent_codec.codec import LatentCodec
 from latent_codec.models.context_network import (
     LIMIT,
@@ -54,7 +54,7 @@ class ContextEntropy(StoredEntropy):
     space_fingerprint: str
     codec_name: str
     """For messages."""
-    networks: tuple[WholeNumberNetwork, ...]
+    networks: tuple[IntegerNetwork, ...]
     """One for each phase of each level, or for each phase and group of channels, in the order of passes."""
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
     """Of the networks; no part of what is stored."""
@@ -82,7 +82,7 @@ class ContextEntropy(StoredEntropy):
         """The fields that `arrays` hold, which are taken out."""
         tables, networks = Tables.from_arrays(arrays), []
         while f"networks.{len(networks)}.0.weights" in arrays:
-            networks.append(WholeNumberNetwork.from_arrays(arrays, f"networks.{len(networks)}"))
+            networks.append(IntegerNetwork.from_arrays(arrays, f"networks.{len(networks)}"))
         own = {name: arrays.pop(name) for name in cls._own_fields()}
         return {"tables": tables, "networks": tuple(networks), **own}
 
@@ -169,7 +169,7 @@ class LatentContextEntropy(ContextEntropy):
     @classmethod
     @ignoring_caller_settings()
     def export(cls, context: LatentContext, codec: LatentCodec, rate_weight: float) -> "LatentContextEntropy":
-        """What a trained network says, as whole numbers.
+        """What a trained network says, as integers.
 
         Args:
             rate_weight: that files will be quantised with, as a rule.
@@ -187,7 +187,7 @@ class LatentContextEntropy(ContextEntropy):
             tables=found.tables,
             space_fingerprint=codec.space_fingerprint,
             codec_name=codec.name,
-            networks=tuple(map(WholeNumberNetwork.from_mlp, context.networks)),
+            networks=tuple(map(IntegerNetwork.from_mlp, context.networks)),
             steps=steps,
             shifts=found.shifts,
             firsts=found.firsts,
@@ -245,7 +245,7 @@ class IndexContextEntropy(ContextEntropy):
 
     kind = "index context"
 
-    forks: tuple[WholeNumberLayer, ...]
+    forks: tuple[IntegerLayer, ...]
     """One for each level, a row for each fork: fork f is followed by 2 f + 1 and 2 f + 2."""
     embeddings: np.ndarray
     """int8 (codewords of all levels, E): each codeword's features."""
@@ -342,7 +342,7 @@ class IndexContextEntropy(ContextEntropy):
     def from_arrays(cls, arrays: dict[str, np.ndarray], **names: str) -> "IndexContextEntropy":
         forks = []
         while f"forks.{len(forks)}.weights" in arrays:
-            forks.append(WholeNumberLayer.from_arrays(arrays, f"forks.{len(forks)}"))
+            forks.append(IntegerLayer.from_arrays(arrays, f"forks.{len(forks)}"))
         return cls(forks=tuple(forks), **cls._taken(arrays), **names)
 
     def predictor(self, shapes: Sequence[Shape], steps_index: int) -> "IndexPredictor":
@@ -353,7 +353,7 @@ class IndexContextEntropy(ContextEntropy):
     @classmethod
     @ignoring_caller_settings()
     def export(cls, context: IndexContext, codec: LatentCodec) -> "IndexContextEntropy":
-        """What a trained network says, as whole numbers."""
+        """What a trained network says, as integers."""
         levels = range(len(context.config.codebook_sizes))
         chances = 1 / (1 + np.exp(-np.arange(-LARGEST_LOGIT, LARGEST_LOGIT + 1) / ONE))
         embeddings = torch.cat([context.whole_embedding(level) for level in levels])
@@ -365,8 +365,8 @@ class IndexContextEntropy(ContextEntropy):
             ),
             space_fingerprint=codec.space_fingerprint,
             codec_name=codec.name,
-            networks=tuple(map(WholeNumberNetwork.from_mlp, context.networks)),
-            forks=tuple(map(WholeNumberLayer.from_linear, context.forks)),
+            networks=tuple(map(IntegerNetwork.from_mlp, context.networks)),
+            forks=tuple(map(IntegerLayer.from_linear, context.forks)),
             embeddings=embeddings.cpu().numpy().astype(np.int8),
             leaves=torch.cat([context.tree(level) for level in levels]).numpy().astype(np.int32),
         )

@@ -6,7 +6,7 @@ which begins at c,
     encode: x -> (x // f) 2^16 + c + x mod f            decode: x -> f (x // 2^16) + x mod 2^16 - c
 
 A lane is such a number, 2^32 <= x < 2^48, which gives and takes words of 16 bits at its low end. (States of 32 bits
-would do, but rounding x // f would then cost about 0.005 bits a symbol, 1 % of a coarse picture.) Symbol i of a pass
+would do, but rounding x // f would then cost about 0.005 bits a symbol, 1 % of a coarse image.) Symbol i of a pass
 belongs to lane i mod num_lanes. The encoder runs backwards, so that the decoder runs forwards.
 
 A lane that starts at 2^32 wastes 32 bits. Only lane 0 does: it codes the end of the stream alone, and the words that it

@@ -9,12 +9,12 @@ from latent_codec.torch_settings import ignoring_caller_settings
 NOISE = 0.1
 """Standard deviations of a channel."""
 COARSEST_PSNR = 20.0
-"""dB that the errors of the coarsest steps alone would leave of a picture."""
+"""dB that the errors of the coarsest steps alone would leave of an image."""
 
 
 @ignoring_caller_settings()
 def decoder_sensitivity(codec: LatentCodec, latents: Tensor, seed: int = 0) -> Tensor:
-    """Mean squared error of pictures, values in [0, 1], per squared error of each channel: what a little noise there does.
+    """Mean squared error of images, values in [0, 1], per squared error of each channel: what a little noise there does.
 
     Args:
         latents: (B, C, h, w), as `encode` gives them; a few crops are enough.
@@ -29,7 +29,7 @@ def decoder_sensitivity(codec: LatentCodec, latents: Tensor, seed: int = 0) -> T
     deviations = latents.float().std((0, 2, 3))
     if not (deviations > 0).all():
         raise ValueError(
-            f"channel {int(deviations.argmin())} of {codec.name} is the same everywhere in these pictures"
+            f"channel {int(deviations.argmin())} of {codec.name} is the same everywhere in these images"
         )
     decoded = codec.decode(latents, output_type="pt").float()
     found = []
@@ -43,7 +43,7 @@ def decoder_sensitivity(codec: LatentCodec, latents: Tensor, seed: int = 0) -> T
 
 
 def coarsest_steps(sensitivity: Tensor, psnr: float = COARSEST_PSNR) -> Tensor:
-    """Steps whose rounding errors, s^2 / 12 each, add up to a picture's error of `psnr` dB, in equal parts: float64 (C,).
+    """Steps whose rounding errors, s^2 / 12 each, add up to an image's error of `psnr` dB, in equal parts: float64 (C,).
 
     Equal parts are best where every channel spends bits: by a Lagrange multiplier, as in reverse water-filling
     (Cover and Thomas, "Elements of Information Theory", section 10.3.3).

@@ -1,6 +1,6 @@
 """Tables of order 0: one for each level of indices, or for each channel of latents at each of many step sizes.
 
-    pictures --codec--> indices, or latents --quantize by each step--> levels --count--> tables
+    images --codec--> indices, or latents --quantize by each step--> levels --count--> tables
 
 A sidecar, `entropy.safetensors`, holds the integers as they are used, and the numbers that levels come back as.
 """
@@ -15,7 +15,7 @@ from latent_codec.bitstream.entropy_model import Pass, Prediction, Shape
 from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
 from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import TOTAL, Tables, cumulative_tables
-from latent_codec.codec import LatentCodec, Picture, decodes_codewords
+from latent_codec.codec import ImageLike, LatentCodec, decodes_codewords
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
 
 NUM_STEPS = 101
@@ -108,23 +108,23 @@ class StaticPredictor:
         return Prediction(numbers, np.zeros_like(numbers))
 
 
-def fit_static(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:
-    """Count what a codec makes of pictures.
+def fit_static(codec: LatentCodec, images: Iterable[ImageLike]) -> StaticEntropy:
+    """Count what a codec makes of images.
 
     Unseen indices and levels count as half a time seen. Steps follow from what the decoder makes of errors in each channel.
 
     Args:
-        pictures: each of any size; a few dozen are enough for latents, for K indices some hundred K positions.
+        images: each of any size; a few dozen are enough for latents, for K indices some hundred K positions.
 
     Raises:
-        ValueError: for no pictures, a channel that never changes, or a codebook of more than 2^16 codewords.
+        ValueError: for no images, a channel that never changes, or a codebook of more than 2^16 codewords.
     """
     if decodes_codewords(codec):
-        return _fit_indices(codec, pictures)
-    return _fit_latents(codec, pictures)
+        return _fit_indices(codec, images)
+    return _fit_latents(codec, images)
 
 
-def _fit_indices(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:
+def _fit_indices(codec: LatentCodec, images: Iterable[ImageLike]) -> StaticEntropy:
     sizes = codec.codebook_sizes
     if max(sizes) > TOTAL:
         raise ValueError(
@@ -132,32 +132,32 @@ def _fit_indices(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntro
             "compress its indices without an entropy model"
         )
     counts = [np.full(size, 0.5) for size in sizes]
-    num_pictures = 0
-    for picture in pictures:
-        num_pictures += 1
-        for count, grid in zip(counts, codec.encode_indices(picture)):
+    num_images = 0
+    for image in images:
+        num_images += 1
+        for count, grid in zip(counts, codec.encode_indices(image)):
             count += np.bincount(grid.cpu().numpy().reshape(-1), minlength=len(count))
-    if not num_pictures:
-        raise ValueError("no pictures came; give at least one")
+    if not num_images:
+        raise ValueError("no images came; give at least one")
     tables = Tables.concatenate(
         [cumulative_tables(count) for count in counts], [0] * len(counts), escapes=False
     )
     return StaticEntropy(tables=tables, space_fingerprint=codec.space_fingerprint, codec_name=codec.name)
 
 
-def _fit_latents(codec: LatentCodec, pictures: Iterable[Picture]) -> StaticEntropy:
+def _fit_latents(codec: LatentCodec, images: Iterable[ImageLike]) -> StaticEntropy:
     parts, crop = [], None
-    for picture in pictures:
-        latents = codec.encode(picture)
+    for image in images:
+        latents = codec.encode(image)
         crop = latents[..., :CROP, :CROP] if crop is None else crop
         parts.append(latents.float().cpu().movedim(1, 0).flatten(1).numpy())
     if crop is None:
-        raise ValueError("no pictures came; give at least one")
+        raise ValueError("no images came; give at least one")
     channels = np.sort(np.concatenate(parts, 1), axis=1)
     deviations = channels.std(1, dtype=np.float64)
     if not (deviations > 0).all():
         raise ValueError(
-            f"channel {int(deviations.argmin())} of {codec.name} is the same everywhere in these pictures"
+            f"channel {int(deviations.argmin())} of {codec.name} is the same everywhere in these images"
         )
     octaves = np.arange(NUM_STEPS) / STEPS_PER_OCTAVE
     coarsest = coarsest_steps(decoder_sensitivity(codec, crop)).numpy()

@@ -89,6 +89,6 @@ def compress_latents_to(
             light, heavy = (light, middle) if fits(finer, weight * 2**middle) else (middle, heavy)
     if not best[0]:
         raise ValueError(
-            f"target_bytes is {target_bytes}, and the smallest file of this picture has {smallest}: allow as many"
+            f"target_bytes is {target_bytes}, and the smallest file of this image has {smallest}: allow as many"
         )
     return best

@@ -1,4 +1,4 @@
-"""Whole numbers in as few bytes as they need (LEB128): seven bits a byte, lowest first, the top bit says that more follow."""
+"""Integers in as few bytes as they need (LEB128): seven bits a byte, lowest first, the top bit says that more follow."""
 
 from latent_codec.bitstream.errors import CorruptError
 

@@ -14,21 +14,21 @@ from latent_codec import __version__
 from latent_codec.cli import progress
 
 VERBS = {
-    "roundtrip": "send pictures through a codec and back; with no picture, a sample photograph",
-    "encode": "pictures -> latent files",
-    "decode": "latent files -> pictures",
+    "roundtrip": "send images through a codec and back; with no image, a sample photograph",
+    "encode": "images -> latent files",
+    "decode": "latent files -> images",
     "info": "what a codec, a checkpoint or a latent file is",
     "convert": "foreign checkpoints -> diffusers components, and back, with every key accounted for",
-    "compress": "pictures -> small files: quantised latents or indices, entropy coded",
-    "decompress": "compressed files -> pictures, or latent files",
+    "compress": "images -> small files: quantised latents or indices, entropy coded",
+    "decompress": "compressed files -> images, or latent files",
     "rd": "rate-distortion of a codec beside JPEG, WebP, AVIF and JPEG XL, through real files",
-    "evaluate": "measure a codec on pictures, or the likelihood of pictures under a prior",
+    "evaluate": "measure a codec on images, or the likelihood of images under a prior",
     "train": "train or fine-tune a codec from a preset",
     "calibrate": "measure scale, shift and half-precision safety on data, and write them into the codec",
-    "fit-preview": "fit what shows a codec's latents at once, as pictures, to its folder",
+    "fit-preview": "fit what shows a codec's latents at once, as images, to its folder",
     "fit-entropy": "fit what says how likely a codec's values are, for compressed files, to its folder",
-    "pipeline": "join a codec and its priors to a pipeline, which draws pictures",
-    "sample": "draw pictures from a prior, or decode random latents of a trained VAE",
+    "pipeline": "join a codec and its priors to a pipeline, which draws images",
+    "sample": "draw images from a prior, or decode random latents of a trained VAE",
 }
 
 
@@ -46,7 +46,7 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         description="Train, measure and use the autoencoder side of latent diffusion.",
         epilog="""begin with:
   latent-codec roundtrip                     a sample photograph through the shipped codec and back
-  latent-codec roundtrip cat.jpg --out seen  a picture of your own
+  latent-codec roundtrip cat.jpg --out seen  an image of your own
   latent-codec roundtrip --help              what a verb does, with examples
 
 Results go to stdout, progress and complaints to stderr. The exit status is 0, or 2 where the input was at fault.""",
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             args = parser.parse_args(argv)
             progress.starting("loading libraries")
             if getattr(args, "subfolder", None) is not None:
-                from latent_codec.codec_folders import in_subfolder
+                from latent_codec.components.codec_folders import in_subfolder
 
                 args.codec = in_subfolder(args.codec, args.subfolder)
             with _warnings_in_words(verb):

@@ -51,7 +51,7 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
         "data",
         metavar="DATA",
         nargs="+",
-        help="pictures or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), or hf:owner/name",
+        help="images or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), or hf:owner/name",
     )
 
 
@@ -76,7 +76,7 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="PIXELS",
         help="work in tiles of this side, such as 512, where memory is short; exact for AutoencoderKL and AutoencoderVQ "
-        "(default: the whole picture at once)",
+        "(default: the whole image at once)",
     )
 
 
@@ -92,15 +92,15 @@ def check_paths(arguments: Iterable[str]) -> None:
             raise ValueError(f"{each}: no such file or folder")
 
 
-def named_pictures(arguments: list[str]) -> list[tuple[Path, Path]]:
+def named_images(arguments: list[str]) -> list[tuple[Path, Path]]:
     """The images that arguments name, as `output_names` gives them.
 
     Raises:
         ValueError: if two images would get one name, or nothing is found.
     """
-    from latent_codec.picture_files import list_pictures
+    from latent_codec.images.files import list_images
 
-    return output_names(list_pictures(arguments)) if arguments else []
+    return output_names(list_images(arguments)) if arguments else []
 
 
 def output_names(listing: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:

@@ -1,4 +1,4 @@
-"""Measure a codec's latents and its half-precision safety on pictures, and write both into its config.
+"""Measure a codec's latents and its half-precision safety on images, and write both into its config.
 
   latent-codec calibrate photos/ --codec runs/mine                  scaling_factor and shift_factor
   latent-codec calibrate photos/ --codec runs/mine --normalize      mean 0, std 1 for every pipeline
@@ -12,7 +12,7 @@ pipelines that float16 is not safe. Scale and shift can be written in three ways
                  FLUX read both, Stable Diffusion 1 and 2 the scale alone
   --per-channel  latents_mean and latents_std, with a scale of 1: read by SDXL's pipelines alone
   --normalize    mean and std folded into the weights of quant_conv and post_quant_conv, so that
-                 every pipeline agrees; pictures come back as before
+                 every pipeline agrees; images come back as before
 
 All three change the latents: those made before no longer decode, and a denoiser trained on them
 no longer fits. --keep-space leaves them alone and writes force_upcast only. Where scale and shift are
@@ -62,10 +62,10 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--dtype is {args.dtype}; float32 is measured, and the others against it")
 
     from latent_codec import LatentCodec
-    from latent_codec.codec_folders import find_weights, is_foreign_file
+    from latent_codec.components.codec_folders import find_weights, is_foreign_file
+    from latent_codec.components.weight_files import check_folder_to_save
     from latent_codec.evaluation.calibration import calibrate, check_convention, measure
-    from latent_codec.picture_sources import open_source
-    from latent_codec.weight_files import check_folder_to_save
+    from latent_codec.images.sources import open_source
 
     source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     codec = load_codec(args)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     before = codec.space_fingerprint
 
     with showing("calibrating") as report:
-        measured = measure(codec, source, num_pictures=args.limit, on_progress=report)
+        measured = measure(codec, source, num_images=args.limit, on_progress=report)
     for reason in measured.skipped:
         print(f"skipped {reason}", file=sys.stderr)
 
@@ -129,8 +129,8 @@ def _own_folder(name: str, weights: Path) -> Path:
 
 def _stored_dtypes(weights: Path, config: Path | None) -> set:
     """Dtypes of the codec's weights in their file, whatever else is in it; `config` is the one given for it."""
-    from latent_codec.codec_folders import is_foreign_file
-    from latent_codec.components import open_weights
+    from latent_codec.components.codec_folders import is_foreign_file
+    from latent_codec.components.loading import open_weights
 
     if not is_foreign_file(weights):
         return set(open_weights(weights).dtypes.values())
@@ -175,7 +175,7 @@ def _print_report(found: dict, parity_note: str) -> None:
             precisions.add_row(each["dtype"], f"{each['psnr']:.2f} dB", f"{each['psnr_lost']:.3f} dB")
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{found['codec']}: {measured['num_pictures']} pictures, raw latents as measured")
+    console.print(f"{found['codec']}: {measured['num_images']} images, raw latents as measured")
     console.print(latents)
     console.print(precisions)
     console.print(f"Precisions: of {parity_note}.")

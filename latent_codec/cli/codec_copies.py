@@ -12,10 +12,10 @@ def folder_for_sidecar(name_or_path: str, codec, out: Path | None) -> Path:
     import shutil
 
     from latent_codec import LatentCodec
-    from latent_codec.codec_folders import SIDECARS, find_weights, is_foreign_file
-    from latent_codec.components import open_weights
+    from latent_codec.components.codec_folders import SIDECARS, find_weights, is_foreign_file
+    from latent_codec.components.loading import open_weights
+    from latent_codec.components.weight_files import check_folder_to_save
     from latent_codec.files import replacing
-    from latent_codec.weight_files import check_folder_to_save
 
     weights = None if is_foreign_file(name_or_path) else find_weights(name_or_path)
     if out is None:

@@ -1,7 +1,7 @@
-"""Compress pictures to small files, which `latent-codec decompress` turns back.
+"""Compress images to small files, which `latent-codec decompress` turns back.
 
   latent-codec compress cat.jpg                              writes compressed/cat.lcf
-  latent-codec compress photos/ --out small                  one file for each picture; subfolders are kept
+  latent-codec compress photos/ --out small                  one file for each image; subfolders are kept
   latent-codec compress photos/ --quality 30                 coarser than the default, smaller
   latent-codec compress photos/ --target-bpp 0.25            the finest that takes 0.25 bits per pixel at most
   latent-codec compress photos/ --target-bytes 2000 --psnr   2000 bytes at most; and what is lost by it
@@ -16,10 +16,10 @@ codec and entropy model by their fingerprints and is decoded with these alone: k
 
 Each file is decoded to its very values before it is written. For each it prints bytes, bits per pixel of the original, and in
 brackets the bits per pixel without overhead: what the entropy model (at fixed length, log2 of the codebook's size)
-says that the values cost, before header and rounding. With several pictures the last line has all of them together.
+says that the values cost, before header and rounding. With several images the last line has all of them together.
 
-Pictures of more than --tile pixels a side are coded in tiles, which --region of decompress decodes by themselves.
-A picture that cannot be read, or cannot be as small as the target, is left out and named on stderr; the exit status
+Images of more than --tile pixels a side are coded in tiles, which --region of decompress decodes by themselves.
+An image that cannot be read, or cannot be as small as the target, is left out and named on stderr; the exit status
 is then 2.
 """
 
@@ -31,14 +31,14 @@ from latent_codec.cli.arguments import (
     add_json_argument,
     check_paths,
     load_codec,
-    named_pictures,
+    named_images,
 )
 from latent_codec.cli.compressed_files import add_entropy_argument
 from latent_codec.cli.progress import with_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="pictures, or folders of them")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="images, or folders of them")
     parser.add_argument(
         "--out", default="compressed", metavar="DIR", help="where to write NAME.lcf (default: compressed)"
     )
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1024,
         metavar="PIXELS",
-        help="side of the tiles of larger pictures; 0: never tile (default: %(default)s)",
+        help="side of the tiles of larger images; 0: never tile (default: %(default)s)",
     )
     parser.add_argument("--psnr", action="store_true", help="decode every file to pixels, and compare")
     add_entropy_argument(parser)
@@ -74,19 +74,19 @@ def run(args: argparse.Namespace) -> int:
 
     from latent_codec.bitstream import load_entropy_model
     from latent_codec.bitstream.compression import sidecar
-    from latent_codec.pictures import PictureError
+    from latent_codec.images.tensors import ImageError
 
-    pictures = named_pictures(args.pictures)
+    images = named_images(args.images)
     codec = load_codec(args)
     model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy, codec=codec)
     _check(args, codec, model)
     results, failed = [], []
-    for path, name in with_progress(pictures, "compressing"):
+    for path, name in with_progress(images, "compressing"):
         try:
             result = _compress(codec, model, path, name, args)
         except ValueError as error:
             reason = " ".join(str(error).split())
-            failed.append(reason if isinstance(error, PictureError) else f"{path}: {reason}")
+            failed.append(reason if isinstance(error, ImageError) else f"{path}: {reason}")
             print(f"latent-codec compress: {failed[-1]}", file=sys.stderr)
             continue
         results.append(result)
@@ -98,19 +98,19 @@ def run(args: argparse.Namespace) -> int:
             "codec": codec.name,
             "space_fingerprint": codec.space_fingerprint,
             "entropy_fingerprint": model and model.fingerprint,
-            "pictures": results,
+            "images": results,
             "total": total,
             "failed": failed,
         }
         print(json.dumps(found, allow_nan=False))
     elif len(results) > 1:
-        print(f"{len(results)} pictures: {_figures(total)}")
+        print(f"{len(results)} images: {_figures(total)}")
     return 2 if failed else 0
 
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Refuse flags that fit no codec, before one is loaded."""
-    check_paths(args.pictures)
+    check_paths(args.images)
     if args.quality is not None and args.quality < 0:
         raise ValueError(f"expected --quality of at least 0, got {args.quality}")
     if args.tile < 0:
@@ -122,9 +122,9 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace, codec, model) -> None:
-    """Refuse flags that fit no picture, before the first is read."""
+    """Refuse flags that fit no image, before the first is read."""
     from latent_codec.codec import decodes_codewords
-    from latent_codec.latent_space import side_multiple
+    from latent_codec.families.latent_space import side_multiple
 
     multiple = side_multiple(codec.autoencoder)
     if args.tile % multiple:
@@ -152,7 +152,7 @@ def _compress(codec, model, path: Path, name: Path, args: argparse.Namespace) ->
     from latent_codec.bitstream import compress, decompress, ideal_bits, read
     from latent_codec.bitstream.container import SUFFIX
     from latent_codec.files import replacing
-    from latent_codec.pictures import to_image
+    from latent_codec.images.tensors import to_image
 
     image = to_image(path, channels=codec.channels)
     height, width = image.shape[-2:]
@@ -198,7 +198,7 @@ def _compress(codec, model, path: Path, name: Path, args: argparse.Namespace) ->
 
 
 def _psnr(decoded, image) -> float | None:
-    """In dB, of the picture as it would be written; None where nothing differs, which JSON has no word for."""
+    """In dB, of the image as it would be written; None where nothing differs, which JSON has no word for."""
     from latent_codec.metrics import psnr, round_to_8_bits
 
     found = psnr(round_to_8_bits(decoded.cpu())[None], image.cpu()[None]).item()

@@ -14,7 +14,7 @@ def add_entropy_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def named_files(arguments: list[str]) -> list[tuple[Path, Path]]:
-    """Each compressed file with a name without suffix for what comes out of it, as `named_pictures` does it.
+    """Each compressed file with a name without suffix for what comes out of it, as `named_images` does it.
 
     Hidden ones in folders are left out.
 
@@ -49,8 +49,8 @@ def _is_hidden(path: Path) -> bool:
 
 def shipped_name(space_fingerprint: str) -> str | None:
     """The name to open the shipped codec with this latent space by; None if there is none."""
-    from latent_codec.codec_facts import read_facts
-    from latent_codec.codec_folders import SHIPPED
+    from latent_codec.components.codec_facts import read_facts
+    from latent_codec.components.codec_folders import SHIPPED
 
     for name in SHIPPED:
         if read_facts(name).space_fingerprint == space_fingerprint:
@@ -109,7 +109,7 @@ def describe_compressed_file(
     """
     from latent_codec.bitstream.container import read_file, unpack
     from latent_codec.bitstream.errors import BitstreamError
-    from latent_codec.codec_folders import short_name
+    from latent_codec.components.codec_folders import short_name
 
     damage = None
     try:

@@ -82,9 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scale", choices=("sd1", "sdxl", "sd3", "flux"), help="of the latents: this family's"
     )
     scale.add_argument("--scaling-factor", type=float, metavar="X", help="of the latents")
-    scale.add_argument(
-        "--calibrate", metavar="DATA", help="measure the scale of the latents on these pictures"
-    )
+    scale.add_argument("--calibrate", metavar="DATA", help="measure the scale of the latents on these images")
     parser.add_argument(
         "--shift-factor", type=float, metavar="X", help="of the latents, beside --scaling-factor"
     )
@@ -106,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Raise ValueError for flags that do not fit together and for destinations that cannot be written."""
-    from latent_codec.weight_files import check_folder_to_save
+    from latent_codec.components.weight_files import check_folder_to_save
 
     if args.shift_factor is not None and args.scaling_factor is None:
         raise ValueError("--shift-factor needs --scaling-factor; give both")
@@ -176,7 +174,7 @@ def _convert_files(args: argparse.Namespace) -> dict:
     if scale is None and args.calibrate is None:
         raise ValueError(
             f"nothing in {foreign.name} says the scale of its latents; give --scale sd1, sdxl, sd3 or flux, or "
-            "--scaling-factor X (1 leaves them as they are), or --calibrate PICTURES to measure it"
+            "--scaling-factor X (1 leaves them as they are), or --calibrate IMAGES to measure it"
         )
     from latent_codec.conversion.writing import write_diffusers, write_foreign
 
@@ -219,8 +217,8 @@ def _convert_codec(args: argparse.Namespace, codec) -> dict:
     """A codec -> a foreign file, or a diffusers folder of another precision."""
     import torch
 
-    from latent_codec.codec_folders import find_weights
-    from latent_codec.components import open_weights
+    from latent_codec.components.codec_folders import find_weights
+    from latent_codec.components.loading import open_weights
     from latent_codec.conversion.renaming import Scale
     from latent_codec.conversion.writing import write_component, write_foreign
 
@@ -259,11 +257,11 @@ def _asked_scale(args: argparse.Namespace):
 
 
 def _calibrate(folder: Path, data: str):
-    """Measure scale and shift on pictures and write them into the folder."""
+    """Measure scale and shift on images and write them into the folder."""
     from latent_codec import LatentCodec
     from latent_codec.conversion.renaming import Scale
     from latent_codec.evaluation.calibration import calibrate, measure
-    from latent_codec.picture_sources import open_source
+    from latent_codec.images.sources import open_source
 
     codec = LatentCodec.from_pretrained(folder)
     with showing("calibrating") as report:

@@ -1,7 +1,7 @@
-"""Turn latent files back into pictures, cropped to their first size.
+"""Turn latent files back into images, cropped to their first size.
 
   latent-codec decode latents/cat.safetensors       writes decoded/cat.png
-  latent-codec decode latents/ --out pictures           every latent file in it; subfolders are kept
+  latent-codec decode latents/ --out images           every latent file in it; subfolders are kept
 
   latent-codec decode cache/cat.npz --codec mine        latents of another program: an array (.npy, .npz) or tensor (.pt)
 
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"{file} is a compressed file: `latent-codec decompress` opens it")
     names_codec, args.codec = args.codec is not None, args.codec or "default"
 
-    from latent_codec.latent_files import load_latents
-    from latent_codec.pictures import write_picture
-    from latent_codec.plain_latents import read_plain_latents
+    from latent_codec.images.tensors import write_image
+    from latent_codec.latents.latent_files import load_latents
+    from latent_codec.latents.plain_latents import read_plain_latents
 
     plain = {file: found for file, _ in files if (found := read_plain_latents(file)) is not None}
     if plain and not names_codec:
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
             for latents in batches:
                 (image,) = codec.decode(latents, output_type="pt", tile=args.tile)
                 path = Path(args.out) / _free_path(folder, file.name, taken)
-                write_picture(image.cpu(), path)
+                write_image(image.cpu(), path)
                 print(path)
             continue
         found = load_latents(file)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
             else:
                 (image,) = codec.decode_indices(found.indices[index], size=size, output_type="pt")
             path = Path(args.out) / _free_path(folder, name, taken)
-            write_picture(image.cpu(), path)
+            write_image(image.cpu(), path)
             print(path)
 
 
@@ -103,8 +103,8 @@ def _find_files(arguments: list[str]) -> list[tuple[Path, Path]]:
 
 
 def _free_path(folder: Path, name: str, taken: set[Path]) -> Path:
-    """A file for a picture: under its own name, numbered if taken; folders in the name, which a stranger may have put there, go."""
-    stem = PurePosixPath(name.replace("\\", "/").replace("\0", "")).stem or "picture"
+    """A file for an image: under its own name, numbered if taken; folders in the name, which a stranger may have put there, go."""
+    stem = PurePosixPath(name.replace("\\", "/").replace("\0", "")).stem or "image"
     free, number = folder / f"{stem}.png", 1
     while free in taken:
         number += 1

@@ -1,7 +1,7 @@
-"""Turn compressed files back into pictures, or into latent files.
+"""Turn compressed files back into images, or into latent files.
 
   latent-codec decompress compressed/cat.lcf                        writes decompressed/cat.png
-  latent-codec decompress compressed/ --out pictures                every .lcf in it; subfolders are kept
+  latent-codec decompress compressed/ --out images                every .lcf in it; subfolders are kept
   latent-codec decompress compressed/cat.lcf --format webp          without loss, like png and tif
   latent-codec decompress compressed/cat.lcf --latents              writes decompressed/cat.safetensors
   latent-codec decompress map.lcf --region 2048,1024,512,768        rows from 2048, columns from 1024: 512 high, 768 wide
@@ -15,7 +15,7 @@ differently than all at once. --tile chooses another side, and 0 decodes the ima
 
 --latents stops before the decoder: latents, or grids of indices, exact to the bit on every machine, in the format that
 `latent-codec encode` writes, for `latent-codec decode`, denoisers and priors. --region decodes the tiles that it touches
-alone, which a codec with attention or group norm paints slightly differently than in the whole picture.
+alone, which a codec with attention or group norm paints slightly differently than in the whole image.
 
 A file that is cut short or damaged is refused. With --partial what is whole of it is decoded, and what is missing is named on
 stderr: lost tiles come out grey, and lost layers as the entropy model expects them. A file that cannot be
@@ -49,11 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--region",
         type=_region,
         metavar="TOP,LEFT,HEIGHT,WIDTH",
-        help="this part of the picture alone, in pixels",
+        help="this part of the image alone, in pixels",
     )
     parser.add_argument("--partial", action="store_true", help="decode what is whole of a damaged file")
     parser.add_argument(
-        "--format", choices=("png", "webp", "tif", "avif", "jpg"), help="of pictures (default: png)"
+        "--format", choices=("png", "webp", "tif", "avif", "jpg"), help="of images (default: png)"
     )
     parser.add_argument(
         "--tile",
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     if args.latents and args.format:
-        raise ValueError(f"--format {args.format} is of pictures, and --latents writes none: leave one out")
+        raise ValueError(f"--format {args.format} is of images, and --latents writes none: leave one out")
     if args.latents and args.tile is not None:
         raise ValueError("--tile is for decoding pixels, and --latents decodes none: leave one out")
     if args.tile is not None and args.tile < 0:
@@ -103,8 +103,8 @@ def _decompress(codec, model, data: bytes, path: Path, name: Path, args: argpars
 
     from latent_codec.bitstream import PartialWarning, decompress, unpack
     from latent_codec.bitstream.compression import tile_for
-    from latent_codec.latent_files import save_indices, save_latents
-    from latent_codec.pictures import write_picture
+    from latent_codec.images.tensors import write_image
+    from latent_codec.latents.latent_files import save_indices, save_latents
 
     header = unpack(data, partial=True).header
     with warnings.catch_warnings(record=True) as warned, showing(f"decoding {path.name}") as report:
@@ -127,7 +127,7 @@ def _decompress(codec, model, data: bytes, path: Path, name: Path, args: argpars
         save = save_indices if header.is_indices else save_latents
         save(out, found, codec=codec, names=[path.name], sizes=[(header.height, header.width)])
     else:
-        write_picture(found, out)
+        write_image(found, out)
     return out
 
 
@@ -141,7 +141,7 @@ def _message(error: ValueError, path: Path, data: bytes) -> str:
         WrongEntropyModelError,
         unpack,
     )
-    from latent_codec.latent_files import is_latent_file
+    from latent_codec.latents.latent_files import is_latent_file
 
     what = first_sentence(error)
     if isinstance(error, NotCompressedError) and is_latent_file(path):
@@ -163,4 +163,4 @@ def _region(text: str) -> tuple[int, int, int, int]:
     try:
         return tuple(map(int, words))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no TOP,LEFT,HEIGHT,WIDTH of whole numbers") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no TOP,LEFT,HEIGHT,WIDTH of integers") from None

@@ -1,13 +1,13 @@
-"""Turn pictures into latent files, which `latent-codec decode` turns back and priors train on.
+"""Turn images into latent files, which `latent-codec decode` turns back and priors train on.
 
   latent-codec encode cat.jpg                       writes latents/cat.safetensors
-  latent-codec encode photos/ --out latents         one file for each picture; subfolders are kept
+  latent-codec encode photos/ --out latents         one file for each image; subfolders are kept
   latent-codec encode photos/ --out all.safetensors one file for all
 
 Of a.png and a.jpg in one folder both keep their suffix: a.png.safetensors, a.jpg.safetensors. Of folders and tars every
 image in a raster format that Pillow reads is taken, whatever its suffix; the rest is counted and named on stderr.
 
-A data set is written as files of 1000 pictures (--shard) with their labels, 00000.safetensors and on:
+A data set is written as files of 1000 images (--shard) with their labels, 00000.safetensors and on:
 
   latent-codec encode "train-{000..003}.tar" --codec runs/mine --out codes
   latent-codec encode fashion_mnist/ --split train --codec runs/mine --out codes
@@ -15,10 +15,10 @@ A data set is written as files of 1000 pictures (--shard) with their labels, 000
   latent-codec encode photos/ --shard 1000 --out codes
 
 The same command again goes on where it was stopped: files that are complete are kept. --mirrored adds each
-picture's mirror image, which a prior may learn from as well where left and right mean the same. Give every data
+image's mirror image, which a prior may learn from as well where left and right mean the same. Give every data
 set a folder of its own.
 
-Pictures that cannot be read are left out and named on stderr. Of plain pictures the exit status is then 2.
+Images that cannot be read are left out and named on stderr. Of plain images the exit status is then 2.
 
 A codec with a codebook gives indices, every other codec latents. With --latents a codec with a codebook
 gives the latents that a denoiser takes. So does without it a codec whose latents pipelines decode
@@ -43,7 +43,7 @@ from latent_codec.cli.arguments import (
 )
 from latent_codec.cli.progress import showing, with_progress
 
-PICTURES_PER_FILE = 1000
+IMAGES_PER_FILE = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,18 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         default="latents",
         metavar="PATH",
-        help="a folder (default: latents), or, of plain pictures, NAME.safetensors, for one file",
+        help="a folder (default: latents), or, of plain images, NAME.safetensors, for one file",
     )
     parser.add_argument(
         "--shard",
         type=int,
         metavar="N",
-        help=f"write files of N pictures (default: {PICTURES_PER_FILE} for data sets, a file each for plain pictures)",
+        help=f"write files of N images (default: {IMAGES_PER_FILE} for data sets, a file each for plain images)",
     )
     parser.add_argument(
         "--mirrored",
         action="store_true",
-        help="add each picture's mirror image after it, in files of N pictures",
+        help="add each image's mirror image after it, in files of N images",
     )
     parser.add_argument(
         "--no-labels",
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=32,
         metavar="N",
-        help="pictures of equal size encoded together, in files of N pictures (default: %(default)s)",
+        help="images of equal size encoded together, in files of N images (default: %(default)s)",
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--indices", action="store_true", help="store codebook indices, or refuse")
@@ -92,17 +92,17 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"{flag} is {number}; at least 1")
 
     from latent_codec.codec import decodes_codewords
-    from latent_codec.picture_sources import FolderPictures, open_source
+    from latent_codec.images.sources import FolderImages, open_source
 
     source = open_source(args.data, split=args.split)
-    if args.shard is not None or not isinstance(source, FolderPictures):
+    if args.shard is not None or not isinstance(source, FolderImages):
         _encode_source(source, args)
         return 0
     if args.no_labels:
-        raise ValueError(f"--no-labels goes with files of many images; add --shard {PICTURES_PER_FILE}")
+        raise ValueError(f"--no-labels goes with files of many images; add --shard {IMAGES_PER_FILE}")
     if args.mirrored:
-        raise ValueError(f"--mirrored goes with files of many pictures; add --shard {PICTURES_PER_FILE}")
-    pictures = output_names(source.listing)
+        raise ValueError(f"--mirrored goes with files of many images; add --shard {IMAGES_PER_FILE}")
+    images = output_names(source.listing)
     codec = load_codec(args)
     args.indices = args.indices or (decodes_codewords(codec) and not args.latents)
     if args.indices and not codec.is_discrete:
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("indices have no tiled form; leave --tile out")
     failed = []
     if args.out.endswith(".safetensors"):
-        encoded = list(_encode_each(codec, pictures, args, failed))
+        encoded = list(_encode_each(codec, images, args, failed))
         if encoded:
             names = [(name.parent / path.name).as_posix() for path, name, _, _ in encoded]
             _save(
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             )
             print(args.out)
     else:
-        for path, name, codes, size in _encode_each(codec, pictures, args, failed):
+        for path, name, codes, size in _encode_each(codec, images, args, failed):
             out = Path(args.out) / name.with_name(f"{name.name}.safetensors")
             _save(out, [codes], codec, names=[path.name], sizes=[size], args=args)
             print(out)
@@ -132,13 +132,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _encode_source(source, args: argparse.Namespace) -> None:
-    from latent_codec.encoded_pictures import encode_source
-    from latent_codec.picture_sources import LabelError
+    from latent_codec.images.sources import LabelError
+    from latent_codec.latents.encoded_images import encode_source
 
     if args.out.endswith(".safetensors"):
         raise ValueError(f"this data goes into a folder of several files; {args.out} names a single one")
     if args.tile:
-        raise ValueError("--tile is for plain pictures in a file each; leave it out of this")
+        raise ValueError("--tile is for plain images in a file each; leave it out of this")
     codec = load_codec(args)
     try:
         with showing("encoding") as report:
@@ -146,7 +146,7 @@ def _encode_source(source, args: argparse.Namespace) -> None:
                 codec,
                 source,
                 args.out,
-                pictures_per_file=PICTURES_PER_FILE if args.shard is None else args.shard,
+                images_per_file=IMAGES_PER_FILE if args.shard is None else args.shard,
                 batch_size=args.batch_size,
                 mirrored=args.mirrored,
                 indices=True if args.indices else False if args.latents else None,
@@ -160,15 +160,15 @@ def _encode_source(source, args: argparse.Namespace) -> None:
 
 
 def _encode_each(
-    codec, pictures: list[tuple[Path, Path]], args: argparse.Namespace, failed: list[Path]
+    codec, images: list[tuple[Path, Path]], args: argparse.Namespace, failed: list[Path]
 ) -> Iterator[tuple]:
-    """Path, name, latents (or index grids) and (height, width) of each picture; one that cannot be read goes to `failed`."""
-    from latent_codec.pictures import PictureError, to_image
+    """Path, name, latents (or index grids) and (height, width) of each image; one that cannot be read goes to `failed`."""
+    from latent_codec.images.tensors import ImageError, to_image
 
-    for path, name in with_progress(pictures, "encoding"):
+    for path, name in with_progress(images, "encoding"):
         try:
             image = to_image(path, channels=codec.channels)
-        except PictureError as error:
+        except ImageError as error:
             failed.append(path)
             print(f"latent-codec encode: {error}", file=sys.stderr)
             continue
@@ -177,7 +177,7 @@ def _encode_each(
 
 
 def _save(out: Path, codes, codec, names: list[str], sizes: list, args: argparse.Namespace) -> None:
-    from latent_codec.latent_files import save_indices, save_latents
+    from latent_codec.latents.latent_files import save_indices, save_latents
 
     save = save_indices if args.indices else save_latents
     save(out, codes, codec=codec, names=names, sizes=sizes)

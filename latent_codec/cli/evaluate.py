@@ -1,4 +1,4 @@
-"""Measure a codec on pictures that it was not trained on.
+"""Measure a codec on images that it was not trained on.
 
   latent-codec evaluate photos/                      the shipped codec on a folder
   latent-codec evaluate photos/ --codec runs/mine    your own
@@ -7,15 +7,15 @@
 prints PSNR, SSIM, MS-SSIM, LPIPS and the Frechet distance of what comes back;
 mean, spread and KL of every latent channel, and how far it is from a standard normal;
 time per megapixel and the most memory held. In --out it leaves the worst, the median
-and the best picture (pictures.png), the latents' histograms (latents.png), and every
-figure of every picture (evaluation.json).
+and the best image (images.png), the latents' histograms (latents.png), and every
+figure of every image (evaluation.json).
 
-Of a codec with a codebook it prints how many codewords the pictures use, perplexity,
+Of a codec with a codebook it prints how many codewords the images use, perplexity,
 and the entropy of the indices in bits per index and per pixel, beside the bits that
 indices of fixed length take; and leaves the codewords, each decoded (codebook.png),
-and the median picture's indices (indices.png).
+and the median image's indices (indices.png).
 
-With --prior it measures how likely a prior finds the pictures, instead:
+With --prior it measures how likely a prior finds the images, instead:
 
   latent-codec evaluate photos/ --prior runs/joined            a pipeline, whose codec and priors they are
   latent-codec evaluate photos/ --prior runs/prior --codec runs/mine
@@ -23,11 +23,11 @@ With --prior it measures how likely a prior finds the pictures, instead:
 
 prints of every level bits per index, and beside them what two coders that know less would need of the
 very same indices: one that knows how often each occurs (order 0), and one that knows only how many there
-are (log2 K). Bits per dim are bits over height x width x channels of the pictures. Priors with classes
-read each picture's from its label; --label names the attribute where labels have several. A prior over
+are (log2 K). Bits per dim are bits over height x width x channels of the images. Priors with classes
+read each image's from its label; --label names the attribute where labels have several. A prior over
 pixels needs no codec.
 
-A figure that cannot be had (weights absent, pictures too small, too few crops) is
+A figure that cannot be had (weights absent, images too small, too few crops) is
 left empty with the reason; weights of metrics are never downloaded.
 """
 
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("latent-codec-out/evaluate"),
         metavar="DIR",
-        help="where the pictures and figures go (default: %(default)s)",
+        help="where the images and figures go (default: %(default)s)",
     )
     add_json_argument(parser)
 
@@ -96,12 +96,12 @@ def _measure_codec(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from latent_codec.evaluation.codes import codeword_tiles
-    from latent_codec.evaluation.comparison import codebook_sheet, comparison_picture, index_sheet
+    from latent_codec.evaluation.comparison import codebook_sheet, comparison_image, index_sheet
     from latent_codec.evaluation.latents import plot_latent_histograms
     from latent_codec.evaluation.reconstruction import evaluate_codec
     from latent_codec.files import replacing
-    from latent_codec.picture_sources import open_source
-    from latent_codec.pictures import write_picture
+    from latent_codec.images.sources import open_source
+    from latent_codec.images.tensors import write_image
 
     source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     codec = load_codec(args)
@@ -116,18 +116,18 @@ def _measure_codec(args: argparse.Namespace) -> None:
             tiles.append(codeword_tiles(codec, level, on_progress=report))
 
     names = [
-        "pictures.png",
+        "images.png",
         "latents.png",
         *(["codebook.png", "indices.png"] if tiles else []),
         "evaluation.json",
     ]
     files = {name: args.out / name for name in names}
     with showing(f"writing {args.out}"):
-        write_picture(comparison_picture(codec, source, evaluation), files["pictures.png"])
+        write_image(comparison_image(codec, source, evaluation), files["images.png"])
         plot_latent_histograms(evaluation.latents, files["latents.png"], title=f"Latents of {codec.name}")
         if tiles:
-            write_picture(codebook_sheet(codec, evaluation, tiles), files["codebook.png"])
-            write_picture(index_sheet(codec, source, evaluation, tiles), files["indices.png"])
+            write_image(codebook_sheet(codec, evaluation, tiles), files["codebook.png"])
+            write_image(index_sheet(codec, source, evaluation, tiles), files["indices.png"])
     found = {"data": [str(each) for each in args.data]} | evaluation.to_dict()
     with replacing(files["evaluation.json"]) as beside:
         beside.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
@@ -148,21 +148,21 @@ def _measure_prior(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from latent_codec.encoded_pictures import are_latent_files, open_encoded
     from latent_codec.evaluation.likelihood import measure_likelihood
     from latent_codec.files import replacing
-    from latent_codec.picture_sources import open_source
+    from latent_codec.images.sources import open_source
+    from latent_codec.latents.encoded_images import are_latent_files, open_encoded
 
     priors, codec = _open_priors(args)
     if are_latent_files(args.data):
-        pictures = open_encoded(args.data, codec=codec)
+        images = open_encoded(args.data, codec=codec)
     else:
-        pictures = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
+        images = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     args.out.mkdir(parents=True, exist_ok=True)
     with showing("measuring") as report:
         likelihood = measure_likelihood(
             priors,
-            pictures,
+            images,
             codec,
             label=args.label or "class",
             limit=args.limit,
@@ -185,8 +185,8 @@ def _measure_prior(args: argparse.Namespace) -> None:
 
 def _open_priors(args: argparse.Namespace) -> tuple:
     """The priors that `--prior` names, top level first, and their codec, None of pixels."""
+    from latent_codec.components.prior_folders import load_prior
     from latent_codec.pipelines.folders import PRIORS, SHIPPED, find_pipeline
-    from latent_codec.prior_folders import load_prior
 
     given = Path(args.prior)
     folders = [given]
@@ -210,7 +210,7 @@ def _print_likelihood(likelihood, prior: str, data: str) -> None:
     console = Console()
     whose = "" if likelihood.codec is None else f" of {likelihood.codec}"
     console.print(
-        f"{prior}, {likelihood.kind}{whose}, on {data}: {likelihood.num_pictures} pictures",
+        f"{prior}, {likelihood.kind}{whose}, on {data}: {likelihood.num_images} images",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -236,7 +236,7 @@ def _print_likelihood(likelihood, prior: str, data: str) -> None:
         table.add_row("all", *[""] * 6, f"{likelihood.bits_per_dim:.5f}")
     console.print(table)
     given = "" if likelihood.label is None else f", given {likelihood.label!r} of the label"
-    lossy = "" if likelihood.kind == "pixels" else " Of a lossy code: not the pictures' own likelihood."
+    lossy = "" if likelihood.kind == "pixels" else " Of a lossy code: not the images' own likelihood."
     console.print(
         f"Bits per dim: {likelihood.bits_per_dim:.5f}{given}; order 0 {likelihood.order_0_bits_per_dim:.5f}, log2 K "
         f"{likelihood.uniform_bits_per_dim:.5f}.{lossy}",
@@ -254,7 +254,7 @@ def _print_tables(evaluation, data: str) -> None:
 
     console = Console()
     console.print(
-        f"{evaluation.codec} on {data}: {len(evaluation.pictures)} pictures",
+        f"{evaluation.codec} on {data}: {len(evaluation.images)} images",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -276,7 +276,7 @@ def _print_tables(evaluation, data: str) -> None:
     peak = evaluation.peak_memory_bytes
     quality.add_row("peak memory", "-" if peak is None else human_bytes(peak), evaluation.peak_memory_note)
     if evaluation.skipped:
-        quality.add_row("skipped", str(len(evaluation.skipped)), "pictures that could not be read")
+        quality.add_row("skipped", str(len(evaluation.skipped)), "images that could not be read")
 
     console.print(quality)
     if evaluation.codes:
@@ -312,14 +312,14 @@ def _print_codes(console, codes) -> None:
     console.print(table)
     grids = " + ".join(by(usage.first_grid) for usage in codes.levels)
     console.print(
-        f"Indices: {grids} for the first picture, {by(codes.first_size)}.\n"
+        f"Indices: {grids} for the first image, {by(codes.first_size)}.\n"
         "Bits per index: their order-0 entropy. Bits per pixel: the same, per pixel without\n"
         "padding. Fixed length: the bits per pixel at log2(size) bits for every index.",
         highlight=False,
         soft_wrap=True,
     )
     if codes.note:
-        console.print(f"Mind: {codes.note}.", highlight=False)
+        console.print(f"Note: {codes.note}.", highlight=False)
 
 
 def _print_latents(console, evaluation) -> None:

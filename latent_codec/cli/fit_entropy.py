@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
     from accelerate import PartialState
 
-    from latent_codec.picture_sources import open_source, spread
-    from latent_codec.training.labelled_data import SomePictures
+    from latent_codec.images.sources import open_source, spread
+    from latent_codec.training.labelled_data import SomeImages
 
     processes = PartialState(cpu=on_cpu())
     is_main_process = processes.is_main_process
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         folder = folder_for_sidecar(args.codec, codec, args.out)
     source = open_source(args.data if len(args.data) > 1 else args.data[0], split=args.split)
     if len(source) > args.limit:
-        source = SomePictures(source, spread(len(source), args.limit))
+        source = SomeImages(source, spread(len(source), args.limit))
     found = {"codec": codec.name, "space_fingerprint": codec.space_fingerprint}
     if args.static:
         model, fitted = _count(codec, source) if is_main_process else (None, {})
@@ -130,30 +130,30 @@ def _count(codec, source):
     import sys
 
     from latent_codec.bitstream import fit_static
-    from latent_codec.pictures import PictureError
+    from latent_codec.images.tensors import ImageError
 
-    num_pictures = 0
+    num_images = 0
 
-    def pictures():
-        nonlocal num_pictures
+    def images():
+        nonlocal num_images
         for number in with_progress(range(len(source)), "encoding"):
             try:
                 pixels = source.read(number, codec.channels)
-            except PictureError as error:
+            except ImageError as error:
                 print(f"skipped: {error}", file=sys.stderr)
                 continue
-            num_pictures += 1
+            num_images += 1
             yield pixels.float() / 127.5 - 1
 
-    model = fit_static(codec, pictures())
-    return model, {"pictures": num_pictures}
+    model = fit_static(codec, images())
+    return model, {"images": num_images}
 
 
 def _train(args: argparse.Namespace, codec, source, processes):
     """Train the preset; the model, None if the training is not at its end, and what to report."""
     from latent_codec.bitstream import IndexContextEntropy, LatentContextEntropy
     from latent_codec.bitstream.targets import RATE_WEIGHT
-    from latent_codec.encoded_pictures import encode_source, open_encoded
+    from latent_codec.latents.encoded_images import encode_source, open_encoded
     from latent_codec.training import loop
     from latent_codec.training.config import load_config
     from latent_codec.training.entropy_task import build_context, context_class
@@ -178,7 +178,7 @@ def _train(args: argparse.Namespace, codec, source, processes):
         raise ValueError(str(error).replace("--out", "--run")) from error
     last = (read_metrics(out) or [{}])[-1]
     found = {
-        "pictures": len(encoded),
+        "images": len(encoded),
         "run": str(out),
         "step": result.step,
         "finished": result.finished,
@@ -196,11 +196,11 @@ def _train(args: argparse.Namespace, codec, source, processes):
 
 
 def _report(found: dict) -> str:
-    count = "1 picture" if found["pictures"] == 1 else f"{found['pictures']} pictures"
+    count = "1 image" if found["images"] == 1 else f"{found['images']} images"
     lines = [f"{found['codec']}: fitted to {count}"]
     if found.get("bits_per_position") is not None:
         held_out = found["held_out_bits_per_position"]
-        beside = "" if held_out is None else f", {held_out:.3f} of pictures held out"
+        beside = "" if held_out is None else f", {held_out:.3f} of images held out"
         lines.append(f"{found['bits_per_position']:.3f} bits per position of training windows{beside}")
     if "path" not in found:
         return "\n".join([*lines, f"stopped at step {found['step']}; the same command goes on from there"])

@@ -1,8 +1,8 @@
 """Fit previews to a codec: what its latents look like, in a fraction of the time that its decoder takes.
 
-  latent-codec fit-preview --codec runs/mine --pictures photos/           seconds: a 1x1 map from latents to RGB
-  latent-codec fit-preview --codec runs/mine                              without pictures, from random latents
-  latent-codec fit-preview --codec runs/mine --pictures photos/ --tiny    trains a tiny decoder besides
+  latent-codec fit-preview --codec runs/mine --images photos/           seconds: a 1x1 map from latents to RGB
+  latent-codec fit-preview --codec runs/mine                              without images, from random latents
+  latent-codec fit-preview --codec runs/mine --images photos/ --tiny    trains a tiny decoder besides
   latent-codec fit-preview --codec stabilityai/sd-vae-ft-mse --out mine
 
 Everything goes into preview.safetensors in the codec's folder, where LatentPreviewer.from_pretrained finds it. Of a
@@ -28,10 +28,10 @@ from latent_codec.cli.progress import showing
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_codec_arguments(parser)
     parser.add_argument(
-        "--pictures",
+        "--images",
         nargs="+",
         metavar="DATA",
-        help="pictures to fit to: folders, webdataset tars, hf:owner/name (default: none, random latents)",
+        help="images to fit to: folders, webdataset tars, hf:owner/name (default: none, random latents)",
     )
     parser.add_argument("--split", default="train", help="of data that has splits (default: train)")
     add_limit_argument(parser, 24)
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="copy the codec here, with its preview, and leave --codec alone",
     )
-    parser.add_argument("--tiny", action="store_true", help="train a tiny decoder as well; needs --pictures")
+    parser.add_argument("--tiny", action="store_true", help="train a tiny decoder as well; needs --images")
     parser.add_argument(
         "--run",
         dest="run_folder",
@@ -67,17 +67,17 @@ def run(args: argparse.Namespace) -> None:
 
     _check(args)
 
-    from latent_codec.picture_sources import open_source
+    from latent_codec.images.sources import open_source
     from latent_codec.previews.fitting import fit_linear
     from latent_codec.previews.preview_files import NAME, StoredPreview, read_preview, write_preview
 
     codec = load_codec(args)
     folder = folder_for_sidecar(args.codec, codec, args.out)
     source = None
-    if args.pictures:
-        source = open_source(args.pictures if len(args.pictures) > 1 else args.pictures[0], split=args.split)
+    if args.images:
+        source = open_source(args.images if len(args.images) > 1 else args.images[0], split=args.split)
     with showing("fitting") as report:
-        fit = fit_linear(codec, source, num_pictures=args.limit, on_progress=report)
+        fit = fit_linear(codec, source, num_images=args.limit, on_progress=report)
     for reason in fit.skipped:
         print(f"skipped {reason}", file=sys.stderr)
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         "codec": codec.name,
         "fingerprint": codec.fingerprint,
         "path": str(path),
-        "pictures": fit.num_pictures,
+        "images": fit.num_images,
         "seconds": fit.seconds,
         "correlation": fit.correlation,
         "palette_correlation": fit.palette_correlation,
@@ -110,8 +110,8 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse flags that do not go together, before the codec is loaded."""
     if args.limit < 1:
         raise ValueError(f"--limit is {args.limit}; at least 1")
-    if args.tiny and not args.pictures:
-        raise ValueError("--tiny learns from pictures: name some by --pictures")
+    if args.tiny and not args.images:
+        raise ValueError("--tiny learns from images: name some by --images")
     if args.minutes is not None and args.minutes <= 0:
         raise ValueError(f"--minutes is {args.minutes}; above 0")
     for flag, value in (("run", args.run_folder), ("minutes", args.minutes), ("set", args.set)):
@@ -136,13 +136,13 @@ def _train_tiny(args: argparse.Namespace, codec, source):
 
 
 def _report(found: dict) -> str:
-    number = found["pictures"]
-    fitted_to = f"{number} picture{'s' * (number > 1)}" if number else "random latents"
+    number = found["images"]
+    fitted_to = f"{number} image{'s' * (number > 1)}" if number else "random latents"
     lines = [f"{found['codec']}: linear preview fitted to {fitted_to} in {found['seconds']:.1f} s"]
     for name, what in (("correlation", "latents"), ("palette_correlation", "indices")):
         if found[name] is not None:
             lines.append(
-                f"from {what}: correlation {found[name]:.3f} with the downscaled decode, on held-out pictures"
+                f"from {what}: correlation {found[name]:.3f} with the downscaled decode, on held-out images"
             )
     tiny = found.get("tiny", {})
     if tiny.get("kept"):

@@ -3,7 +3,7 @@
   latent-codec info                           the shipped codec; default-vq is another, fashion-mnist a pipeline
   latent-codec info runs/mine                 a run, a diffusers folder, a pipeline, an id on the hub
   latent-codec info runs/joined               a pipeline over priors, and what is in it
-  latent-codec info latents/cat.safetensors   a latent file: whose latents, which pictures and labels
+  latent-codec info latents/cat.safetensors   a latent file: whose latents, which images and labels
   latent-codec info compressed/cat.lcf        a compressed file: what it holds, whose it is, where its bits go
   latent-codec info mine/entropy.safetensors  an entropy model: of which codec, and the fingerprint that its files name
   latent-codec info sd-v1-5.safetensors       a checkpoint of another layout: what it is, its keys by rule
@@ -21,10 +21,10 @@ Of a codec it also answers two questions:
       Where does it load and work as it is: in diffusers' pipelines (Stable Diffusion 1 and 2, SDXL, SD3,
       FLUX), ComfyUI, A1111 and InvokeAI? If not: why, and which export or setting helps.
 
-  latent-codec info runs/mine --against stabilityai/sd-vae-ft-mse --pictures photos/
+  latent-codec info runs/mine --against stabilityai/sd-vae-ft-mse --images photos/
       Does a denoiser trained on the other codec's latents still fit? Weights tensor by tensor, how far the
-      latents drift on the pictures, and what each decoder makes of the other's latents. Without --pictures
-      it looks at the sample photograph that comes with matplotlib; pictures of your own tell more.
+      latents drift on the images, and what each decoder makes of the other's latents. Without --images
+      it looks at the sample photograph that comes with matplotlib; images of your own tell more.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from latent_codec.cli.compressed_files import (
 from latent_codec.cli.progress import showing, with_progress
 
 if TYPE_CHECKING:
-    from latent_codec.codec_facts import CodecFacts
+    from latent_codec.components.codec_facts import CodecFacts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     question.add_argument(
         "--against", metavar="REFERENCE", help="whether a denoiser of that codec fits this one"
     )
-    parser.add_argument("--pictures", metavar="DATA", help="for --against: a folder, tars, hf:owner/name")
+    parser.add_argument("--images", metavar="DATA", help="for --against: a folder, tars, hf:owner/name")
     parser.add_argument(
         "--num",
         type=int,
@@ -81,8 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.pictures is not None and args.against is None:
-        raise ValueError("--pictures are for --against REFERENCE; name the codec to compare with")
+    if args.images is not None and args.against is None:
+        raise ValueError("--images are for --against REFERENCE; name the codec to compare with")
     path = Path(args.thing)
     with_codec = args.codec is not None or args.entropy is not None
     if with_codec and (args.audit or args.against is not None or not is_compressed_file(path)):
@@ -129,9 +129,9 @@ def describe(
         OSError: if it cannot be read.
     """
     from latent_codec.bitstream.stored_entropy import FORMAT as ENTROPY_MODEL
-    from latent_codec.codec_facts import facts_of, read_facts
-    from latent_codec.codec_folders import ASSETS, SHIPPED_PIPELINES, is_foreign_file
-    from latent_codec.weight_files import LATENTS, metadata_of
+    from latent_codec.components.codec_facts import facts_of, read_facts
+    from latent_codec.components.codec_folders import ASSETS, SHIPPED_PIPELINES, is_foreign_file
+    from latent_codec.components.weight_files import LATENTS, metadata_of
 
     path = ASSETS / thing if thing in SHIPPED_PIPELINES else Path(thing)
     if is_compressed_file(path):
@@ -160,8 +160,8 @@ def describe(
 
 def _is_checkpoint(path: Path) -> bool:
     """Whether this is one file of weights, and nothing else that this package writes as one."""
-    from latent_codec.codec_folders import is_foreign_file
-    from latent_codec.weight_files import LATENTS, metadata_of
+    from latent_codec.components.codec_folders import is_foreign_file
+    from latent_codec.components.weight_files import LATENTS, metadata_of
 
     if not is_foreign_file(path):
         return False
@@ -172,7 +172,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _class_name(config: Path) -> str:
     """The class that a diffusers config names; empty if there is none."""
-    from latent_codec.weight_files import read_config_file
+    from latent_codec.components.weight_files import read_config_file
 
     try:
         return read_config_file(config)["_class_name"]
@@ -183,7 +183,7 @@ def _class_name(config: Path) -> str:
 def _describe_pipeline(folder: Path) -> dict:
     """Its parts by their names, top prior first."""
     from latent_codec import LatentCodec
-    from latent_codec.codec_facts import facts_of
+    from latent_codec.components.codec_facts import facts_of
     from latent_codec.pipelines.folders import load_pipeline, priors_of
 
     pipe = load_pipeline(folder)
@@ -203,7 +203,7 @@ def _describe_pipeline(folder: Path) -> dict:
 
 
 def _describe_prior(path: Path) -> dict:
-    from latent_codec.prior_folders import load_prior
+    from latent_codec.components.prior_folders import load_prior
 
     return {"kind": "prior", "name": path.resolve().name} | _prior_facts(load_prior(path))
 
@@ -230,7 +230,7 @@ def _describe_codec(codec: "CodecFacts") -> dict:
         "name": codec.name,
         "class": codec.class_name,
         "parameters": codec.num_parameters,
-        "picture_channels": codec.channels,
+        "image_channels": codec.channels,
         "latent_channels": space.channels,
         "downsampling_factor": space.downsampling_factor,
         **(_describe_codebooks(codec) if codec.codebook_sizes else {}),
@@ -242,8 +242,8 @@ def _describe_codec(codec: "CodecFacts") -> dict:
 
 
 def _describe_codebooks(codec: "CodecFacts") -> dict:
-    """Of each level, top first; grids and bits of a square picture of `sample_size`, 256 where the config has none."""
-    from latent_codec.codec_facts import fixed_length_bits
+    """Of each level, top first; grids and bits of a square image of `sample_size`, 256 where the config has none."""
+    from latent_codec.components.codec_facts import fixed_length_bits
 
     sizes, side = codec.codebook_sizes, codec.config.get("sample_size") or 256
     grids = codec.grid_shapes(side, side)
@@ -258,7 +258,7 @@ def _describe_codebooks(codec: "CodecFacts") -> dict:
 
 
 def _describe_latent_file(path: Path) -> dict:
-    from latent_codec.latent_files import load_latents
+    from latent_codec.latents.latent_files import load_latents
 
     found = load_latents(path)
     codes = [[latents] for latents in found.latents] if found.latents else found.indices
@@ -269,7 +269,7 @@ def _describe_latent_file(path: Path) -> dict:
         "fingerprint": found.fingerprint,
         "dtype": str(codes[0][0].dtype).removeprefix("torch."),
         "labelled": sum(label is not None for label in found.labels),
-        "pictures": [
+        "images": [
             {"name": name, "size": list(size)}
             | _shapes(levels, found.indices is not None)
             | ({} if label is None else {"label": label})
@@ -279,7 +279,7 @@ def _describe_latent_file(path: Path) -> dict:
 
 
 def _shapes(levels: list, are_indices: bool) -> dict:
-    """`shape` of a picture's latents, or `grids`, of each level, of its indices."""
+    """`shape` of an image's latents, or `grids`, of each level, of its indices."""
     shapes = [list(each.shape[1:]) for each in levels]
     return {"grids": shapes} if are_indices else {"shape": shapes[0]}
 
@@ -406,23 +406,23 @@ def _audit_drop_in(args: argparse.Namespace) -> None:
         codec, reference = (
             LatentCodec.from_pretrained(each, device=device) for each in (args.thing, args.against)
         )
-    audit = audit_drop_in(codec, reference, _pictures(args, codec.channels))
+    audit = audit_drop_in(codec, reference, _images(args, codec.channels))
     if args.json:
-        print(json.dumps(audit.to_dict() | {"pictures": args.pictures}, allow_nan=False))
+        print(json.dumps(audit.to_dict() | {"images": args.images}, allow_nan=False))
         return
-    count = "1 picture" if audit.num_pictures == 1 else f"{audit.num_pictures} pictures"
-    where = f"{count} of {args.pictures}" if args.pictures else "the sample photograph"
+    count = "1 image" if audit.num_images == 1 else f"{audit.num_images} images"
+    where = f"{count} of {args.images}" if args.images else "the sample photograph"
     _print_drop_in(audit, where)
 
 
-def _pictures(args: argparse.Namespace, channels: int) -> Iterator:
+def _images(args: argparse.Namespace, channels: int) -> Iterator:
     """Images in [-1, 1], cut to at most 512 px a side."""
     from latent_codec.cli.roundtrip import SAMPLE_SIZE, _sample_photograph
     from latent_codec.evaluation.reconstruction import read_image
-    from latent_codec.picture_sources import open_source, spread
-    from latent_codec.pictures import center_crop
+    from latent_codec.images.sources import open_source, spread
+    from latent_codec.images.tensors import center_crop
 
-    source = open_source(_sample_photograph() if args.pictures is None else args.pictures)
+    source = open_source(_sample_photograph() if args.images is None else args.images)
     for index in with_progress(spread(len(source), args.num), "comparing"):
         image = read_image(source, index, channels)
         yield center_crop(image, tuple(min(side, SAMPLE_SIZE) for side in image.shape[1:]))
@@ -472,7 +472,7 @@ def _for_people(value) -> str:
     if isinstance(value, dict):
         return "".join(f"\n  {_spaced(key)}  {_for_people(each)}" for key, each in value.items())
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "".join(f"\n  {_picture(each) if 'size' in each else _pairs(each)}" for each in value)
+        return "".join(f"\n  {_image(each) if 'size' in each else _pairs(each)}" for each in value)
     if isinstance(value, list) and value and isinstance(value[0], list):
         return " + ".join(map(by, value))
     if isinstance(value, list):
@@ -480,7 +480,7 @@ def _for_people(value) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
-def _picture(facts: dict) -> str:
+def _image(facts: dict) -> str:
     shapes = " + ".join(map(by, facts.get("grids") or [facts["shape"]]))
     label = f", label {facts['label']}" if "label" in facts else ""
     return f"{facts['name']}: {by(facts['size'])} -> {shapes}{label}"

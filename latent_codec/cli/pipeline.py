@@ -1,4 +1,4 @@
-"""Join a codec and its priors to a pipeline, which draws pictures.
+"""Join a codec and its priors to a pipeline, which draws images.
 
   latent-codec pipeline --codec runs/mine --prior runs/prior --out runs/joined
   latent-codec pipeline --codec runs/levels --prior runs/top runs/bottom --out runs/joined
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="run or prior folders, one for each level of the codec, top first",
     )
-    parser.add_argument("--classifier", metavar="K", help="run or model folder of a PictureClassifier")
+    parser.add_argument("--classifier", metavar="K", help="run or model folder of an ImageClassifier")
     parser.add_argument(
         "--class-names",
         metavar="A,B,...",
@@ -72,16 +72,16 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from latent_codec import LatentCodec, PictureClassifier
-    from latent_codec.components import find_component, open_component
+    from latent_codec import ImageClassifier, LatentCodec
+    from latent_codec.components.loading import find_component, open_component
+    from latent_codec.components.prior_folders import load_prior
     from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
-    from latent_codec.prior_folders import load_prior
 
     codec = None if args.codec is None else LatentCodec.from_pretrained(args.codec)
     priors = {name: load_prior(path) for name, path in zip(names, args.prior)}
     classifier = None
     if args.classifier is not None:
-        classifier = open_component(args.classifier, "classifier", [PictureClassifier])
+        classifier = open_component(args.classifier, "classifier", [ImageClassifier])
     class_names = args.class_names.split(",") if args.class_names else None
     if class_names is None and classifier is not None and classifier.config.class_names:
         class_names = list(classifier.config.class_names)
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     if codec is not None:
         cards = {"vae": _card_of_codec(args.codec)} | cards
     if classifier is not None:
-        cards["classifier"] = find_component(args.classifier, "classifier", [PictureClassifier]) / "README.md"
+        cards["classifier"] = find_component(args.classifier, "classifier", [ImageClassifier]) / "README.md"
     _save(pipe, cards, args)
     print(f"{type(pipe).__name__} of {', '.join(cards)}")
     print(args.out)
@@ -133,8 +133,8 @@ def _save(pipe, cards: dict[str, Path], args: argparse.Namespace) -> None:
     import json
     import shutil
 
+    from latent_codec.components.weight_files import FORMER_WEIGHTS
     from latent_codec.files import replacing
-    from latent_codec.weight_files import FORMER_WEIGHTS
 
     former = ("*/config.json", "*/README.md", *(f"*/{pattern}" for pattern in FORMER_WEIGHTS))
     with replacing(args.out, superseded=former) as folder:
@@ -153,13 +153,13 @@ def _save(pipe, cards: dict[str, Path], args: argparse.Namespace) -> None:
 
 
 def _card_of_codec(name: str) -> Path:
-    from latent_codec.codec_folders import find_weights
+    from latent_codec.components.codec_folders import find_weights
 
     return find_weights(name, None).parent / "README.md"
 
 
 def _card_of_prior(path: str) -> Path:
-    from latent_codec.prior_folders import find_prior
+    from latent_codec.components.prior_folders import find_prior
 
     return find_prior(path) / "README.md"
 
@@ -189,7 +189,7 @@ tags: [prior, latent-codec]
 
 # {name}
 
-A {kind}, joined by latent-codec {latent_codec.__version__}: it draws pictures. Weights are stored in {dtype}.
+A {kind}, joined by latent-codec {latent_codec.__version__}: it draws images. Weights are stored in {dtype}.
 
 | part | class | parameters | |
 |---|---|---|---|
@@ -201,7 +201,7 @@ A {kind}, joined by latent-codec {latent_codec.__version__}: it draws pictures. 
 from latent_codec.pipelines import {kind}
 
 pipe = {kind}.from_pretrained("{name}")
-pictures = pipe({label}num_images=16).images
+images = pipe({label}num_images=16).images
 ```
 
 On the command line: `latent-codec sample {name}`.

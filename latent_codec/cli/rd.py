@@ -1,7 +1,7 @@
 """Rate and distortion of a codec, beside JPEG, WebP, AVIF and JPEG XL.
 
   latent-codec rd photos/                                the shipped codec
-  latent-codec rd photos/ --codec runs/mine --limit 20   your own, on 20 pictures
+  latent-codec rd photos/ --codec runs/mine --limit 20   your own, on 20 images
   latent-codec rd photos/ --against webp,avif --bpp 0.1,0.2
   latent-codec rd photos/ --no-curves                    equal bytes only, in about a quarter of the time
   latent-codec rd photos/ --json > figures.json
@@ -14,18 +14,18 @@ without.
 prints four things:
   curves        PSNR (dB), MS-SSIM, LPIPS (SqueezeNet; less is better), and two metrics that no codec here is
                 trained on, GMSD (less is better) and HaarPSI (both need piq: `pip install piq`),
-                at several rates, means over pictures
+                at several rates, means over images
   BD-rate       how many percent fewer (negative) or more bytes the codec takes at equal quality: Bjontegaard's
                 mean difference of log rate over the range of quality that both curves have (MS-SSIM in dB), by
                 PCHIP; "no overlap" where they have none, since nothing is extrapolated
-  equal bytes   for each picture, our file at --bpp, and of each format the finest quality whose file is not
+  equal bytes   for each image, our file at --bpp, and of each format the finest quality whose file is not
                 larger than ours, with the bytes of all its files against those of ours. Where a format's coarsest
                 file is larger, it counts all the same, to its advantage, and a line says of how many images
   differences   ours minus each format's at equal bytes, paired by image: the mean, its 95 % interval by
                 Student's t, and on how many images ours is better. Ours is ahead or behind only where the
                 interval does not hold 0
 
-and leaves in --out the curves (rd.png), pictures at equal bytes (grid.png), every figure (rd.json), and
+and leaves in --out the curves (rd.png), images at equal bytes (grid.png), every figure (rd.json), and
 every file's (rd.csv). The dashed line of rd.png is the codec without quantisation, which its curve nears.
 """
 
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("latent-codec-out/rd"),
         metavar="DIR",
-        help="where curves, pictures and figures go (default: %(default)s)",
+        help="where curves, images and figures go (default: %(default)s)",
     )
     parser.add_argument(
         "--no-curves", action="store_true", help="compare at equal bytes only; rd.png is not written"
@@ -90,15 +90,15 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from latent_codec.codec import decodes_codewords
-    from latent_codec.evaluation.picture_formats import picture_formats
+    from latent_codec.evaluation.image_formats import image_formats
     from latent_codec.evaluation.rate_distortion import measure_rate_distortion
-    from latent_codec.evaluation.rate_distortion_pictures import equal_bytes_grid, plot_rate_distortion
+    from latent_codec.evaluation.rate_distortion_images import equal_bytes_grid, plot_rate_distortion
     from latent_codec.evaluation.reconstruction import reconstruct
     from latent_codec.files import replacing
-    from latent_codec.picture_sources import open_source
-    from latent_codec.pictures import write_picture
+    from latent_codec.images.sources import open_source
+    from latent_codec.images.tensors import write_image
 
-    others = picture_formats(args.against and _words(args.against))
+    others = image_formats(args.against and _words(args.against))
     source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     ours = _compressor(args)
     qualities = _checked_qualities(asked, ours)
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
             )
         with showing(f"writing {args.out}"):
             grid = equal_bytes_grid(result, [ours, *others], source, folder, channels=ours.codec.channels)
-            write_picture(grid, files["grid.png"])
+            write_image(grid, files["grid.png"])
             if not args.no_curves:
                 plot_rate_distortion(result, files["rd.png"])
     found = {"data": [str(each) for each in args.data]} | result.to_dict()
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         _print_tables(result, " ".join(found["data"]))
         for note in _notes(result, ours.codec):
-            print(f"Mind: {note}.")
+            print(f"Note: {note}.")
         print(f"Written: {', '.join(str(path) for path in files.values())}")
 
 
@@ -166,14 +166,14 @@ class CodecCompressor:
         self.codec, self.entropy_model, self.name = codec, entropy_model, codec.name
         num_steps = 0 if entropy_model is None else entropy_model.num_steps
         self.qualities = range(num_steps) if num_steps else [None]
-        self._picture, self._prepared = None, None
+        self._image, self._prepared = None, None
 
-    def encode(self, picture, quality: int | None) -> bytes:
+    def encode(self, image, quality: int | None) -> bytes:
         from latent_codec.bitstream import prepare
 
-        if picture is not self._picture:
-            self._picture = picture
-            self._prepared = prepare(self.codec, picture, entropy_model=self.entropy_model)
+        if image is not self._image:
+            self._image = image
+            self._prepared = prepare(self.codec, image, entropy_model=self.entropy_model)
         return self._prepared.compress(quality=quality)
 
     def decode(self, data: bytes):
@@ -186,7 +186,7 @@ def _compressor(args: argparse.Namespace) -> CodecCompressor:
     """The codec with its entropy model.
 
     Raises:
-        ValueError: if latents have none, or the codec's pictures are transparent.
+        ValueError: if latents have none, or the codec's images are transparent.
     """
     from latent_codec.bitstream import load_entropy_model, sidecar
     from latent_codec.codec import decodes_codewords
@@ -194,7 +194,7 @@ def _compressor(args: argparse.Namespace) -> CodecCompressor:
     codec = load_codec(args)
     if codec.channels not in (1, 3):
         raise ValueError(
-            f"{codec.name} takes pictures of {codec.channels} channels; grey and RGB can be compared, transparency cannot"
+            f"{codec.name} takes images of {codec.channels} channels; grey and RGB can be compared, transparency cannot"
         )
     model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy, codec=codec)
     if model is None and not decodes_codewords(codec):
@@ -218,7 +218,7 @@ def _numbers(flag: str, given: str | None, kind: type) -> list | None:
         if not numbers or (kind is float and not 0 < numbers[0] <= numbers[-1] < float("inf")):
             raise ValueError
     except ValueError:
-        what = "whole numbers" if kind is int else "numbers above 0"
+        what = "integers" if kind is int else "numbers above 0"
         raise ValueError(f"{flag} is {given!r}; {what} with commas between are needed") from None
     return numbers
 
@@ -255,7 +255,7 @@ def _print_tables(result, data: str) -> None:
 
     console = Console()
     console.print(
-        f"{result.codec} on {data}: {result.num_pictures} pictures, on {result.device}",
+        f"{result.codec} on {data}: {result.num_images} images, on {result.device}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -328,7 +328,7 @@ def _print_differences(console, result, rivals) -> None:
                 name + " (less is better)" * (metric in LESS_IS_BETTER),
                 format(found.mean, form),
                 f"{found.low:{form}} to {found.high:{form}}",
-                f"{rival.num_ours_better[metric]} of {result.num_pictures}",
+                f"{rival.num_ours_better[metric]} of {result.num_images}",
                 verdicts[found.ahead],
             )
         table.add_section()
@@ -347,7 +347,7 @@ def _notes(result, codec) -> list[str]:
     for comparison in result.comparisons:
         num_larger = result.rivals(comparison)[0].num_larger
         if num_larger:
-            notes.append(f"of {num_larger} pictures even our coarsest file takes more than {comparison}")
+            notes.append(f"of {num_larger} images even our coarsest file takes more than {comparison}")
     if mean.ms_ssim is None:
         notes.append(f"no MS-SSIM, which needs {metrics.MS_SSIM_MIN_SIDE} px per side")
     if not metrics.lpips_available():

@@ -1,15 +1,15 @@
-"""Send pictures through a codec and back, and show what is lost.
+"""Send images through a codec and back, and show what is lost.
 
   latent-codec roundtrip                    the sample photograph that comes with matplotlib
-  latent-codec roundtrip cat.jpg dog.png    pictures of your own, a line each
+  latent-codec roundtrip cat.jpg dog.png    images of your own, a line each
   latent-codec roundtrip photos/ --codec runs/mine --out results
 
-For each picture NAME it writes NAME-roundtrip.png: original | reconstruction | difference, where mid-grey means equal. A denoising codec shows the picture denoised. Of a codec with a codebook it prints
+For each image NAME it writes NAME-roundtrip.png: original | reconstruction | difference, where mid-grey means equal. A denoising codec shows the image denoised. Of a codec with a codebook it prints
 the grid of indices and the bits per pixel that they take at fixed length, log2(codewords) each; with
-several levels it also writes NAME-levels.png, the picture from the top level alone to all of them.
+several levels it also writes NAME-levels.png, the image from the top level alone to all of them.
 Of a.png and a.jpg in one folder both keep their suffix in NAME.
 
-Sizes are height x width. A picture that cannot be read is left out and named on stderr; the exit status is then 2.
+Sizes are height x width. An image that cannot be read is left out and named on stderr; the exit status is then 2.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from latent_codec.cli.arguments import (
     by,
     check_paths,
     load_codec,
-    named_pictures,
+    named_images,
 )
 from latent_codec.cli.progress import with_progress
 
@@ -33,7 +33,7 @@ SAMPLE_SIZE = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="pictures, or folders of them")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="images, or folders of them")
     parser.add_argument(
         "--out", default=".", metavar="DIR", help="where to write (default: the current folder)"
     )
@@ -43,36 +43,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_paths(args.pictures)
+    check_paths(args.images)
 
-    from latent_codec.pictures import PictureError, center_crop, to_image
+    from latent_codec.images.tensors import ImageError, center_crop, to_image
 
-    pictures = named_pictures(args.pictures)
+    images = named_images(args.images)
     codec = load_codec(args)
-    if not pictures:
+    if not images:
         sample = _sample_photograph()
         image = center_crop(to_image(sample, channels=codec.channels), SAMPLE_SIZE)
         results, failed = [_roundtrip(codec, image, Path(sample.stem), args)], []
     else:
         results, failed = [], []
-        for path, name in with_progress(pictures, "round trips"):
+        for path, name in with_progress(images, "round trips"):
             try:
                 image = to_image(path, channels=codec.channels)
-            except PictureError as error:
+            except ImageError as error:
                 failed.append(str(error))
                 print(f"latent-codec roundtrip: {error}", file=sys.stderr)
                 continue
             results.append(_roundtrip(codec, image, name, args))
     if args.json:
-        found = {"codec": codec.name, "fingerprint": codec.fingerprint, "pictures": results, "failed": failed}
+        found = {"codec": codec.name, "fingerprint": codec.fingerprint, "images": results, "failed": failed}
         print(json.dumps(found))
     return 2 if failed else 0
 
 
 def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
     from latent_codec.evaluation.codes import decodes_codewords
+    from latent_codec.images.tensors import hstack_images, write_image
     from latent_codec.metrics import psnr, round_to_8_bits, ssim
-    from latent_codec.pictures import hstack_pictures, write_picture
 
     start = time.perf_counter()
     latents = codec.encode(image, tile=args.tile)
@@ -87,7 +87,7 @@ def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
     if codec.channels == 4:
         difference[3] = 1  # opaque, or an equal alpha would hide the difference of the colours
     path = Path(args.out) / name.with_name(f"{name.name}-roundtrip.png")
-    write_picture(hstack_pictures([image, reconstruction, difference]), path)
+    write_image(hstack_images([image, reconstruction, difference]), path)
     codes = _look_at_codes(codec, image, path) if decodes_codewords(codec) else {}
     result = {
         "name": str(name),
@@ -117,9 +117,9 @@ def _print(result: dict) -> None:
 
 def _look_at_codes(codec, image, roundtrip_path: Path) -> dict:
     """Sizes of the grids of indices and of the codebooks, top level first, and what they cost; with several
-    levels a picture of them: the top alone, the top and the next one, and so on to all."""
+    levels an image of them: the top alone, the top and the next one, and so on to all."""
     from latent_codec.evaluation.codes import fixed_length_bits_per_pixel
-    from latent_codec.pictures import hstack_pictures, write_picture
+    from latent_codec.images.tensors import hstack_images, write_image
 
     size = tuple(image.shape[-2:])
     grids = codec.encode_indices(image)
@@ -131,13 +131,13 @@ def _look_at_codes(codec, image, roundtrip_path: Path) -> dict:
     if len(grids) > 1:
         stages = [codec.decode_indices(grids[: n + 1], size=size)[0] for n in range(len(grids))]
         path = roundtrip_path.with_name(roundtrip_path.name.removesuffix("-roundtrip.png") + "-levels.png")
-        write_picture(hstack_pictures(stages), path)
+        write_image(hstack_images(stages), path)
         codes["levels_path"] = str(path)
     return codes
 
 
 def _between(result: dict) -> str:
-    """What lies between picture and reconstruction, in words."""
+    """What lies between image and reconstruction, in words."""
     if "grids" not in result:
         return f"latents {by(result['latent_shape'])}"
     grids = " + ".join(

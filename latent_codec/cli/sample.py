@@ -1,4 +1,4 @@
-"""Draw pictures from a prior, as one picture with a grid of them.
+"""Draw images from a prior, as one image with a grid of them.
 
   latent-codec sample                                       the shipped garments, every class in a row of its own
   latent-codec sample --label sneaker bag --num 8           some classes, by name or number
@@ -7,12 +7,12 @@
   latent-codec sample runs/joined --size 256x384 --top-p 0.95 --temperature 0.9 --seed 7
 
 PIPELINE is a codec joined with its priors, as `latent-codec pipeline` writes it, or a run folder that
-holds one under pipeline/. Without --size pictures are as large as those the prior was trained on. A row
-of the grid holds one label's pictures; those of a single label, or without labels, fill a square. A
-picture follows from the seed, its label and its number alone: a larger --num adds pictures to the same
-first ones. Pictures of fewer than 96 px a side are shown enlarged by a whole factor, pixel by pixel.
+holds one under pipeline/. Without --size images are as large as those the prior was trained on. A row
+of the grid holds one label's images; those of a single label, or without labels, fill a square. An
+image follows from the seed, its label and its number alone: a larger --num adds images to the same
+first ones. Images of fewer than 96 px a side are shown enlarged by a whole factor, pixel by pixel.
 
---keep is classifier-based rejection sampling (VQ-VAE-2): of the --num pictures of a label it keeps a
+--keep is classifier-based rejection sampling (VQ-VAE-2): of the --num images of a label it keeps a
 share (0.25) or a number (4), those whose label the pipeline's classifier finds likeliest, likeliest first.
 
 With --codec the verb decodes random latents of a trained VAE instead:
@@ -21,11 +21,11 @@ With --codec the verb decodes random latents of a trained VAE instead:
   latent-codec sample --codec runs/faces --num 64 --seed 7 --temperature 0.8 --out faces.png
 
 z ~ N(0, I) is drawn as a denoiser would hand it over and goes through the codec's own scale and shift:
-where calibration found the latents of pictures away from mean 0 and std 1, the samples follow
+where calibration found the latents of images away from mean 0 and std 1, the samples follow
 that mean and std, per channel where the config has them per channel. What was drawn is printed.
 
-Every position of the grid is drawn on its own. A codec with one vector per picture (a 1x1 grid)
-paints whole pictures from that; one with a larger grid paints textures, since what holds
+Every position of the grid is drawn on its own. A codec with one vector per image (a 1x1 grid)
+paints whole images from that; one with a larger grid paints textures, since what holds
 positions together is learned by a denoiser or a prior. Discrete codecs are refused for that reason.
 """
 
@@ -45,10 +45,10 @@ from latent_codec.cli.arguments import (
 from latent_codec.cli.progress import showing, with_progress
 
 BATCH_PIXELS = 512 * 512
-MIN_SIDE = 96  # smaller pictures are shown enlarged
+MIN_SIDE = 96  # smaller images are shown enlarged
 DEFAULT_SIDE = 256  # for codecs whose config names no size
 DEFAULT_PIPELINE = "fashion-mnist"
-BATCH_SIZE = 64  # pictures that a prior draws together
+BATCH_SIZE = 64  # images that a prior draws together
 OF_PIPELINES = ("label", "keep", "top_k", "top_p", "preview")
 
 
@@ -67,13 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=16,
         metavar="N",
-        help="pictures of every label, or in all without labels (default: %(default)s)",
+        help="images of every label, or in all without labels (default: %(default)s)",
     )
     parser.add_argument(
         "--keep",
         type=_share_or_number,
         metavar="SHARE",
-        help="keep this share (0.25) or number (4) of a label's pictures, which the classifier finds likeliest",
+        help="keep this share (0.25) or number (4) of a label's images, which the classifier finds likeliest",
     )
     parser.add_argument(
         "--seed",
@@ -95,19 +95,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         metavar="HxW",
-        help="pixels of a picture, such as 64x96 or 64 (default: what the model was trained on)",
+        help="pixels of an image, such as 64x96 or 64 (default: what the model was trained on)",
     )
     parser.add_argument(
         "--preview",
         type=Path,
-        metavar="PICTURE",
-        help="rewrite this picture while the grid grows, at most twice a second",
+        metavar="IMAGE",
+        help="rewrite this image while the grid grows, at most twice a second",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("samples.png"),
-        metavar="PICTURE",
+        metavar="IMAGE",
         help="the grid (default: %(default)s)",
     )
     add_codec_arguments(parser, None, "a pipeline")
@@ -136,7 +136,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
 
     import torch
 
-    from latent_codec.pictures import write_picture
+    from latent_codec.images.tensors import write_image
     from latent_codec.pipelines.folders import find_pipeline, load_pipeline, priors_of
 
     if args.seed < 0:
@@ -181,7 +181,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
     columns_kept = kept if num_rows > 1 else math.ceil(math.sqrt(kept))
     sheet = _sheet(drawn.images, columns_kept)
     for path in filter(None, (args.out, args.preview)):
-        write_picture(sheet, path)
+        write_image(sheet, path)
 
     names = pipe.config.class_names
     classes = None if labels is None else drawn.class_labels[::kept]
@@ -228,8 +228,8 @@ class Preview:
 
     Args:
         pipe: the pipeline that calls it.
-        path: the picture, always whole.
-        num_drawn: pictures in all.
+        path: the image, always whole.
+        num_drawn: images in all.
         columns: of the grid.
     """
 
@@ -241,38 +241,38 @@ class Preview:
     def __call__(self, step: int, num_steps: int, grids: list, done) -> None:
         from PIL import Image
 
-        from latent_codec.pictures import write_picture
+        from latent_codec.images.tensors import write_image
 
         steps_per_batch = num_steps // -(-self.num_drawn // BATCH_SIZE)
         is_finished = step % steps_per_batch == 0
         began = time.monotonic()
         if began < self.due and not is_finished:
             return
-        pictures = self.pipe.partial_images(grids, done)
+        images = self.pipe.partial_images(grids, done)
         if began >= self.due:
-            num_missing = self.num_drawn - len(self.finished) - len(pictures)
-            blank = Image.new("RGB", pictures[0].size, "lightgrey")
-            sheet = _sheet([*self.finished, *pictures, *[blank] * num_missing], self.columns)
-            write_picture(sheet, self.path)
+            num_missing = self.num_drawn - len(self.finished) - len(images)
+            blank = Image.new("RGB", images[0].size, "lightgrey")
+            sheet = _sheet([*self.finished, *images, *[blank] * num_missing], self.columns)
+            write_image(sheet, self.path)
             now = time.monotonic()
             self.due = now + max(0.5, 4 * (now - began))
         if is_finished:
-            self.finished += pictures
+            self.finished += images
 
 
-def _sheet(pictures, columns: int):
-    """PIL pictures as a grid, small ones enlarged."""
-    from latent_codec.pictures import picture_grid
+def _sheet(images, columns: int):
+    """PIL images as a grid, small ones enlarged."""
+    from latent_codec.images.tensors import image_grid
 
-    return picture_grid([*map(_enlarged, pictures)], columns)
+    return image_grid([*map(_enlarged, images)], columns)
 
 
-def _enlarged(picture):
-    """A small PIL picture as many times as large as it takes to be seen, pixel by pixel: 28 px a side become 112."""
+def _enlarged(image):
+    """A small PIL image as many times as large as it takes to be seen, pixel by pixel: 28 px a side become 112."""
     from PIL import Image
 
-    factor = -(-MIN_SIDE // min(picture.size))
-    return picture.resize([factor * side for side in picture.size], Image.Resampling.NEAREST)
+    factor = -(-MIN_SIDE // min(image.size))
+    return image.resize([factor * side for side in image.size], Image.Resampling.NEAREST)
 
 
 def _labels(given: list[str] | None, pipe, priors: list) -> list[int | str] | None:
@@ -288,7 +288,7 @@ def _labels(given: list[str] | None, pipe, priors: list) -> list[int | str] | No
 
 
 def _generators(seed: int, labels: list[int | str] | None, num: int) -> list:
-    """A source of chance for every picture, by its label and number among the label's."""
+    """A source of chance for every image, by its label and number among the label's."""
     import numpy as np
     import torch
 
@@ -307,20 +307,20 @@ def _share_or_number(text: str) -> float | int:
 
 
 def _check_writable(path: Path) -> None:
-    """Whether a picture can be written there, which is better known before an hour of sampling than after it."""
+    """Whether an image can be written there, which is better known before an hour of sampling than after it."""
     from tempfile import TemporaryDirectory
 
     from PIL import Image
 
-    from latent_codec.pictures import write_picture
+    from latent_codec.images.tensors import write_image
 
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a picture's name")
+        raise ValueError(f"{path} is a folder; give an image's name")
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
         probe = Path(folder) / path.name
         try:
-            write_picture(Image.new("L", (1, 1)), probe)
+            write_image(Image.new("L", (1, 1)), probe)
         except ValueError as error:
             raise ValueError(str(error).replace(str(probe), str(path))) from None
 
@@ -330,7 +330,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
 
     import torch
 
-    from latent_codec.pictures import write_picture
+    from latent_codec.images.tensors import write_image
 
     size = _parse_size(args.size) if args.size else None
     codec = load_codec(args)
@@ -352,11 +352,11 @@ def _sample_latents(args: argparse.Namespace) -> None:
     )
     batches = latents.split(max(BATCH_PIXELS // (height * width), 1))
     samples = [
-        picture
+        image
         for batch in with_progress(batches, "sampling")
-        for picture in codec.decode(batch.to(codec.device), size=(height, width))
+        for image in codec.decode(batch.to(codec.device), size=(height, width))
     ]
-    write_picture(_sheet(samples, math.ceil(math.sqrt(args.num))), args.out)
+    write_image(_sheet(samples, math.ceil(math.sqrt(args.num))), args.out)
 
     drawn = _what_was_drawn(codec.space, args.temperature)
     if args.json:

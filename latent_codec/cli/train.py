@@ -22,7 +22,7 @@ one line where the input was at fault. Several processes or machines:
 
     accelerate launch --num_processes 2 -m latent_codec.cli train ...
 
-Every process takes `optimizer.batch_size` pictures, so that two processes make the step
+Every process takes `optimizer.batch_size` images, so that two processes make the step
 of one with twice the batch.
 """
 
@@ -33,7 +33,7 @@ from pathlib import Path
 from latent_codec.cli.arguments import add_subfolder_argument
 from latent_codec.cli.progress import showing
 
-FIRST_PICTURES = 64  # at least as many of a stream are kept, for the samples and a linear start
+FIRST_IMAGES = 64  # at least as many of a stream are kept, for the samples and a linear start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"name a preset ({', '.join(preset_names())}) or a .toml file.")
     config = load_config(args.preset, args.set, args.codec)
     if not args.data:
-        raise ValueError("--data is missing: a folder of pictures, tars, an IDX folder or hf:owner/name.")
+        raise ValueError("--data is missing: a folder of images, tars, an IDX folder or hf:owner/name.")
     if args.minutes is not None and args.minutes <= 0:
         raise ValueError(f"--minutes is {args.minutes}; above 0.")
 
@@ -133,7 +133,7 @@ def _train_and_finish(args: argparse.Namespace, config, out: Path) -> int:
         return 0
     if result.skipped:
         names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
-        print(f"{len(result.skipped)} picture(s) could not be read: {names}", file=sys.stderr)
+        print(f"{len(result.skipped)} image(s) could not be read: {names}", file=sys.stderr)
     folder = out / config.kind
     if not result.finished:
         print(f"wrote {folder}: the averaged weights so far", file=sys.stderr)
@@ -153,7 +153,7 @@ def _train_and_finish(args: argparse.Namespace, config, out: Path) -> int:
 
 
 def _network_and_data(args: argparse.Namespace, config, out: Path):
-    """What is trained, the pictures or their codes, and the stream if there is to be one."""
+    """What is trained, the images or their codes, and the stream if there is to be one."""
     from latent_codec.training import entropy_task
     from latent_codec.training.build import build_autoencoder
     from latent_codec.training.classifier_task import build_classifier
@@ -161,10 +161,10 @@ def _network_and_data(args: argparse.Namespace, config, out: Path):
     from latent_codec.training.tiny_decoder_task import build_tiny_decoder
 
     if config.kind == "codec":
-        source, stream = _open(args, max(config.run.calibration_pictures, FIRST_PICTURES))
+        source, stream = _open(args, max(config.run.calibration_images, FIRST_IMAGES))
         return build_autoencoder(config), source, stream
     if args.stream:
-        raise ValueError(f"--stream is for codecs; {config.model.class_name} trains on pictures at hand.")
+        raise ValueError(f"--stream is for codecs; {config.model.class_name} trains on images at hand.")
     if config.kind == "classifier":
         source, _ = _open(args, 0)
         return build_classifier(config, source), source, None
@@ -181,7 +181,7 @@ def _network_and_data(args: argparse.Namespace, config, out: Path):
 
 
 def _encode_once(args: argparse.Namespace, config, out: Path, codec):
-    """A prior's or entropy model's data: codes, computed by the main process where there are none yet, or the pictures themselves."""
+    """A prior's or entropy model's data: codes, computed by the main process where there are none yet, or the images themselves."""
     from accelerate import PartialState
 
     from latent_codec.training.prior_data import open_prior_source
@@ -199,9 +199,9 @@ def _encode_once(args: argparse.Namespace, config, out: Path, codec):
 
 
 def _open(args: argparse.Namespace, count: int):
-    """The pictures, and the stream if there is to be one; then the pictures are its first `count`."""
-    from latent_codec.picture_sources import open_source, open_stream
-    from latent_codec.training.data import first_pictures
+    """The images, and the stream if there is to be one; then the images are its first `count`."""
+    from latent_codec.images.sources import open_source, open_stream
+    from latent_codec.training.data import first_images
 
     if not args.stream:
         return open_source(args.data if len(args.data) > 1 else args.data[0], split=args.split), None
@@ -212,12 +212,12 @@ def _open(args: argparse.Namespace, count: int):
         f"Note: samples and calibration take the first {count} images of the stream, whose length is not known",
         file=sys.stderr,
     )
-    return first_pictures(stream, count, name=args.data[0]), stream
+    return first_images(stream, count, name=args.data[0]), stream
 
 
 def _name(data: str) -> str:
     """Data as the model card names it: without this machine's folders."""
-    from latent_codec.picture_decoding import printable
+    from latent_codec.images.decoding import printable
 
     path = Path(data.removeprefix("hf:"))
     return printable(data if data.startswith("hf:") and not path.exists() else path.resolve().name)

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from latent_codec import metrics
 from latent_codec.codec import LatentCodec, NonFiniteError, to_precision
 from latent_codec.evaluation.reconstruction import read_image
-from latent_codec.latent_space import LatentSpace, is_movq
-from latent_codec.picture_sources import PictureSource, spread
-from latent_codec.pictures import PictureError, center_crop
+from latent_codec.families.latent_space import LatentSpace, is_movq
+from latent_codec.images.sources import ImageSource, spread
+from latent_codec.images.tensors import ImageError, center_crop
 from latent_codec.torch_settings import ignoring_caller_settings
 
 Convention = Literal["scale", "channels", "normalize", "keep"]
@@ -39,12 +39,12 @@ Convention = Literal["scale", "channels", "normalize", "keep"]
 HALVES = (torch.bfloat16, torch.float16)
 FLOAT16_MAX = 65504.0
 TOLERATED_LOSS = 0.05  # dB by which float16 may fall behind float32 before pipelines must upcast
-HEADROOM = 4.0  # other pictures may go higher than those measured
+HEADROOM = 4.0  # other images may go higher than those measured
 MAX_SIDE = 512
-NUM_PARITY_PICTURES = 4
+NUM_PARITY_IMAGES = 4
 EMULATED_SIDE = 128  # of the crops where half precision is emulated, at several times the cost of float32
 LEAST_BUDGET = 20.0  # seconds that the half-precision check may take, or a tenth of what the latents took
-MAX_PSNR = 100.0  # dB; a picture that comes back exactly would make every mean infinite
+MAX_PSNR = 100.0  # dB; an image that comes back exactly would make every mean infinite
 MIN_RELATIVE_STD = 1e-3  # a channel that hardly varies is rounding noise, and not worth blowing up
 
 
@@ -54,7 +54,7 @@ class PrecisionParity:
 
     dtype: str
     psnr: float | None
-    """Of the reconstruction, dB, mean over pictures; None where it was not finite."""
+    """Of the reconstruction, dB, mean over images; None where it was not finite."""
     psnr_lost: float | None
     """Against float32, dB; 0 where nothing was lost."""
 
@@ -63,7 +63,7 @@ class PrecisionParity:
 class Calibration:
     """What was measured; `scaling_factor` and `shift_factor` are what the measurement asks for."""
 
-    num_pictures: int
+    num_images: int
     mean: tuple[float, ...]
     """Of the raw latents, per channel, posterior noise included."""
     std: tuple[float, ...]
@@ -82,7 +82,7 @@ class Calibration:
     force_upcast: bool
     """float16 overflows, comes within a factor of 4 of it, or loses more than 0.05 dB."""
     skipped: tuple[str, ...] = ()
-    """One line for each picture that could not be read, naming it and the reason."""
+    """One line for each image that could not be read, naming it and the reason."""
 
     @property
     def parity_note(self) -> str:
@@ -105,32 +105,32 @@ class Calibration:
 @ignoring_caller_settings()
 def measure(
     codec: LatentCodec,
-    source: PictureSource,
+    source: ImageSource,
     *,
-    num_pictures: int = 256,
+    num_images: int = 256,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Calibration:
-    """Measure latents and precision on pictures spread over `source`, cut to at most 512 px a side.
+    """Measure latents and precision on images spread over `source`, cut to at most 512 px a side.
 
-    All pictures are encoded; four of them, spread as well, are decoded and go through every precision. On a CPU, which
+    All images are encoded; four of them, spread as well, are decoded and go through every precision. On a CPU, which
     emulates half precision, these are cut to 128 px a side, and are fewer where they would take more than a tenth of
     the time that the latents took, or 20 s if that is more.
 
     Args:
         codec: in float32.
-        source: pictures of the kind that the codec is for.
-        num_pictures: at most; unreadable ones are left out.
+        source: images of the kind that the codec is for.
+        num_images: at most; unreadable ones are left out.
         on_progress: called with (images done, images in all, phase).
 
     Raises:
-        ValueError: if the codec is not in float32, no picture can be read, or the latents are the same
+        ValueError: if the codec is not in float32, no image can be read, or the latents are the same
             everywhere; `NonFiniteError` if they are not finite even in float32.
     """
     if codec.dtype != torch.float32:
         raise ValueError(f"the codec is in {codec.dtype}; calibration wants float32")
     report = on_progress or (lambda done, total, phase: None)
-    chosen = spread(len(source), num_pictures)
-    between_parity_pictures = max(len(chosen) // NUM_PARITY_PICTURES, 1)
+    chosen = spread(len(source), num_images)
+    between_parity_images = max(len(chosen) // NUM_PARITY_IMAGES, 1)
     parity_images: list[Tensor] = []
     skipped: list[str] = []
     totals = squares = torch.zeros(codec.space.channels, dtype=torch.float64)
@@ -142,19 +142,19 @@ def measure(
         for done, index in enumerate(chosen, 1):
             try:
                 image = _center(read_image(source, index, codec.channels)).to(codec.device)
-            except PictureError as error:
+            except ImageError as error:
                 skipped.append(str(error))
             else:
                 mean, variance = _raw_moments(codec, image)
                 totals = totals + mean.sum(1)
                 squares = squares + (mean.square() + variance).sum(1)
                 positions += mean.shape[1]
-                if num_measured % between_parity_pictures == 0 and len(parity_images) < NUM_PARITY_PICTURES:
+                if num_measured % between_parity_images == 0 and len(parity_images) < NUM_PARITY_IMAGES:
                     parity_images.append(image)
                 num_measured += 1
             report(done, len(chosen), "measuring latents")
         if not num_measured:
-            raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
+            raise ValueError(f"no image could be read; the first of {len(skipped)}: {skipped[0]}")
         emulated = codec.device.type == "cpu"
         side = EMULATED_SIDE if emulated else MAX_SIDE
         parity, num_parity_images = _parity(
@@ -171,12 +171,12 @@ def measure(
     overall_std = ((squares / positions).mean() - overall_mean.square()).clamp_min(0).sqrt()
     if overall_std < 1e-6:
         raise ValueError(
-            f"the latents of {num_measured} pictures are the same everywhere, so that no scale can be taken; "
-            "give more pictures, or look at how the codec was trained"
+            f"the latents of {num_measured} images are the same everywhere, so that no scale can be taken; "
+            "give more images, or look at how the codec was trained"
         )
     lost = next(each.psnr_lost for each in parity if each.dtype == "float16")
     return Calibration(
-        num_pictures=num_measured,
+        num_images=num_measured,
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
         scaling_factor=float(1 / overall_std),

@@ -1,9 +1,9 @@
-"""Codes of a discrete codec: how much of its codebooks pictures use, what they cost in bits, and what they look like.
+"""Codes of a discrete codec: how much of its codebooks images use, what they cost in bits, and what they look like.
 
-    pictures --encode_indices--> grids --CodeMeter--> CodeStatistics
+    images --encode_indices--> grids --CodeMeter--> CodeStatistics
                                    |
-    codebook --codeword_tiles--> tiles --index_map--> picture of the indices
-                                   +---codebook_picture--> picture of the codewords
+    codebook --codeword_tiles--> tiles --index_map--> image of the indices
+                                   +---codebook_image--> image of the codewords
 
 Levels are in the order of `LatentCodec.encode_indices`, top first.
 """
@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latent_codec import codec_facts
 from latent_codec.codec import LatentCodec, decodes_codewords
+from latent_codec.components import codec_facts
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -31,8 +31,8 @@ where the grid's side is 1, 7 where it is 3, 3 where it is 5 and 1.3 where it is
 DECODE_PIXELS = 512 * 512
 """Codewords are decoded together up to so many pixels, whatever the size of the codebook."""
 
-PICTURE_SIDE = 768
-"""Pictures of small codebooks are enlarged by a whole factor up to about this side."""
+IMAGE_SIDE = 768
+"""Images of small codebooks are enlarged by a whole factor up to about this side."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Of red, green and blue (ITU-R BT.601)."""
@@ -40,7 +40,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, kw_only=True)
 class CodeUsage:
-    """How pictures use the codebook of one level.
+    """How images use the codebook of one level.
 
     With shares p of the codewords among all indices, entropy = -sum p log2 p and perplexity = 2^entropy, which
     is exp of the entropy in nats. Both are of order 0: what an ideal coder needs that knows the shares and
@@ -49,17 +49,17 @@ class CodeUsage:
 
     codebook_size: int
     first_grid: tuple[int, int]
-    """Height and width of the first picture's grid."""
+    """Height and width of the first image's grid."""
     num_indices: int
     used_codes: int
     dead_codes: int
-    """Codewords that none of these pictures uses."""
+    """Codewords that none of these images uses."""
     perplexity: float
     """1 (one codeword alone) to codebook_size (all alike)."""
     entropy: float
     """Bits per index."""
     bits_per_pixel: float
-    """Entropy times indices, per pixel of the pictures without padding."""
+    """Entropy times indices, per pixel of the images without padding."""
     fixed_length_bits_per_pixel: float
     """The same with log2(codebook_size) bits for every index."""
     counts: list[int]
@@ -74,11 +74,11 @@ class CodeUsage:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeStatistics:
-    """How pictures use a codec's codebooks: an entry per level, and what all levels cost together."""
+    """How images use a codec's codebooks: an entry per level, and what all levels cost together."""
 
     levels: list[CodeUsage]
     first_size: tuple[int, int]
-    """Height and width of the first picture."""
+    """Height and width of the first image."""
     num_pixels: int
     bits_per_pixel: float
     """Of order 0, summed over the levels."""
@@ -98,9 +98,9 @@ class CodeStatistics:
 
 
 class CodeMeter:
-    """Gathers CodeStatistics one batch at a time, of pictures that may differ in size.
+    """Gathers CodeStatistics one batch at a time, of images that may differ in size.
 
-    Counts are added up, so that a larger picture weighs more. Padding adds indices, which must be stored like
+    Counts are added up, so that a larger image weighs more. Padding adds indices, which must be stored like
     all others, but no pixels.
     """
 
@@ -116,7 +116,7 @@ class CodeMeter:
 
         Args:
             grids: int64 (B, h, w) of each level, top first, as `LatentCodec.encode_indices` gives them.
-            size: (height, width) of the pictures, without padding.
+            size: (height, width) of the images, without padding.
 
         Raises:
             ValueError: for another number of levels.
@@ -135,16 +135,16 @@ class CodeMeter:
             ValueError: if nothing was counted.
         """
         if not self.num_pixels:
-            raise ValueError("no indices were counted; add those of a picture first")
+            raise ValueError("no indices were counted; add those of an image first")
         levels = [
             code_usage(counts, first_grid, self.num_pixels)
             for counts, first_grid in zip(self.counts, self.first_grids)
         ]
         notes = []
         if not self.from_codewords:
-            notes.append("pictures were decoded from latents that were not snapped to the codebook")
+            notes.append("images were decoded from latents that were not snapped to the codebook")
         if any(level.num_indices < 10 * level.codebook_size for level in levels):
-            notes.append("fewer than 10 indices per codeword: more pictures would show more use and entropy")
+            notes.append("fewer than 10 indices per codeword: more images would show more use and entropy")
         return CodeStatistics(
             levels=levels,
             first_size=self.first_size,
@@ -182,12 +182,12 @@ def position_sides(codec: LatentCodec) -> list[int]:
 
 
 def grid_shapes(codec: LatentCodec, height: int, width: int) -> list[tuple[int, int]]:
-    """Height and width of each level's grid, for a picture of `height` by `width`, padded as the codec does it."""
+    """Height and width of each level's grid, for an image of `height` by `width`, padded as the codec does it."""
     return codec_facts.grid_shapes(position_sides(codec), height, width)
 
 
 def fixed_length_bits_per_pixel(codec: LatentCodec, height: int, width: int) -> float:
-    """log2(codebook_size) bits for every index of every level, per pixel of a `height` by `width` picture."""
+    """log2(codebook_size) bits for every index of every level, per pixel of a `height` by `width` image."""
     shapes = grid_shapes(codec, height, width)
     return codec_facts.fixed_length_bits(shapes, codec.codebook_sizes) / (height * width)
 
@@ -215,11 +215,11 @@ def codeword_tiles(
         has = f"levels 0 to {num_levels - 1}" if num_levels else "no codebook"
         raise ValueError(f"level is {level}; {codec.name} has {has}.")
     codebook_size, sides = codec.codebook_sizes[level], position_sides(codec)
-    picture_side = sides[0] * -(-NEIGHBOURHOOD * sides[level] // sides[0])
-    first = picture_side // sides[level] // 2 * sides[level]
+    image_side = sides[0] * -(-NEIGHBOURHOOD * sides[level] // sides[0])
+    first = image_side // sides[level] // 2 * sides[level]
     tiles = []
-    for indices in torch.arange(codebook_size).split(max(DECODE_PIXELS // picture_side**2, 1)):
-        images = _decode_constant(codec, level, indices, picture_side)
+    for indices in torch.arange(codebook_size).split(max(DECODE_PIXELS // image_side**2, 1)):
+        images = _decode_constant(codec, level, indices, image_side)
         middle = images[:, :, first : first + sides[level], first : first + sides[level]]
         tiles.append(_as_rgb(middle).cpu())
         if on_progress:
@@ -244,7 +244,7 @@ def false_colors(codebook_size: int) -> Tensor:
     return (points * 256).floor().to(torch.uint8)
 
 
-def codebook_picture(
+def codebook_image(
     codec: LatentCodec, *, level: int = 0, counts: list[int] | None = None, tiles: Tensor | None = None
 ) -> Image.Image:
     """All codewords of a level, one tile each, in about a square.
@@ -275,18 +275,18 @@ def codebook_picture(
     ]
     stripe = torch.full((3, tiles.shape[2], parts[0].shape[2]), 255, dtype=torch.uint8)
     sheet = torch.cat([parts[0], stripe, parts[1]], 1) if len(parts) == 2 else parts[0]
-    return _enlarged(_to_picture(sheet), PICTURE_SIDE // max(sheet.shape[1:]))
+    return _enlarged(_to_image(sheet), IMAGE_SIDE // max(sheet.shape[1:]))
 
 
 def index_map(
     grid: Tensor, *, side: int, size: tuple[int, int] | None = None, colors: Tensor | None = None
 ) -> Image.Image:
-    """A grid of indices as a picture: a square of one colour for each.
+    """A grid of indices as an image: a square of one colour for each.
 
     Args:
         grid: int64 (h, w).
-        side: of a square in pixels: the level's entry of `position_sides` gives the coded picture's size.
-        size: (height, width) to crop to, the coded picture's; None keeps the padding.
+        side: of a square in pixels: the level's entry of `position_sides` gives the coded image's size.
+        size: (height, width) to crop to, the coded image's; None keeps the padding.
         colors: of the indices, uint8 (codebook_size, 3): `mean_colors` of the codewords' tiles, for instance.
             None means `false_colors`, which tell indices apart and say nothing of what they paint.
 
@@ -301,9 +301,9 @@ def index_map(
         raise ValueError(
             f"indices run from {int(grid.min())} to {int(grid.max())}; there are {len(colors)} colours."
         )
-    picture = _enlarged(_to_picture(colors[grid].permute(2, 0, 1)), side)
-    height, width = size or (picture.height, picture.width)
-    return picture.crop((0, 0, width, height))
+    image = _enlarged(_to_image(colors[grid].permute(2, 0, 1)), side)
+    height, width = size or (image.height, image.width)
+    return image.crop((0, 0, width, height))
 
 
 def _decode_constant(codec: LatentCodec, level: int, indices: Tensor, side: int) -> Tensor:
@@ -347,10 +347,10 @@ def _tiled(tiles: Tensor, columns: int) -> Tensor:
     return cells.permute(2, 0, 3, 1, 4).reshape(3, num_rows * (side + 1), -1)[:, :-1, :-1]
 
 
-def _to_picture(pixels: Tensor) -> Image.Image:
+def _to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
-def _enlarged(picture: Image.Image, factor: int) -> Image.Image:
+def _enlarged(image: Image.Image, factor: int) -> Image.Image:
     factor = max(factor, 1)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

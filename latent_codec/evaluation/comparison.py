@@ -1,4 +1,4 @@
-"""An evaluation for the eye: the worst, the median and the best picture; a codebook, and a picture in its indices."""
+"""An evaluation for the eye: the worst, the median and the best image; a codebook, and an image in its indices."""
 
 from pathlib import Path
 
@@ -6,76 +6,74 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
-from latent_codec.evaluation.codes import codebook_picture, index_map, mean_colors, position_sides
-from latent_codec.evaluation.reconstruction import Evaluation, PictureFigures, read_image, reconstruct
-from latent_codec.picture_sources import PictureSource
-from latent_codec.pictures import hstack_pictures
+from latent_codec.evaluation.codes import codebook_image, index_map, mean_colors, position_sides
+from latent_codec.evaluation.reconstruction import Evaluation, ImageFigures, read_image, reconstruct
+from latent_codec.images.sources import ImageSource
+from latent_codec.images.tensors import hstack_images
 
 MIN_HEIGHT = 128
-"""Smaller pictures are shown enlarged by a whole factor, pixel by pixel."""
+"""Smaller images are shown enlarged by a whole factor, pixel by pixel."""
 
 
-def comparison_picture(codec: LatentCodec, source: PictureSource, evaluation: Evaluation) -> Image.Image:
-    """Worst, median and best picture by PSNR, a row each: original | reconstruction | difference.
+def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evaluation) -> Image.Image:
+    """Worst, median and best image by PSNR, a row each: original | reconstruction | difference.
 
-    In the difference mid-grey means equal. Fewer rows where there are fewer pictures.
+    In the difference mid-grey means equal. Fewer rows where there are fewer images.
     """
     ranked = evaluation.by_quality()
     chosen = {ranked[0].index: "worst"}
     chosen.setdefault(ranked[-1].index, "best")
-    chosen.setdefault(median_picture(evaluation).index, "median")
+    chosen.setdefault(median_image(evaluation).index, "median")
 
     rows = []
-    for picture in ranked:
-        if picture.index not in chosen:
+    for image in ranked:
+        if image.index not in chosen:
             continue
-        original = read_image(source, picture.index, codec.channels)
+        original = read_image(source, image.index, codec.channels)
         reconstruction = reconstruct(codec, original.unsqueeze(0))[0].cpu()
         difference = (reconstruction - original).clamp(-1, 1)
         if codec.channels == 4:
             difference[3] = 1  # opaque: equal alphas would hide the colours' difference
-        row = _enlarged(hstack_pictures([original, reconstruction, difference]))
-        rows.append(
-            _captioned(row, f"{chosen[picture.index]}: {Path(picture.name).name}, {picture.psnr:.2f} dB")
-        )
+        row = _enlarged(hstack_images([original, reconstruction, difference]))
+        rows.append(_captioned(row, f"{chosen[image.index]}: {Path(image.name).name}, {image.psnr:.2f} dB"))
 
     return _stacked(rows)
 
 
-def median_picture(evaluation: Evaluation) -> PictureFigures:
-    """The picture of median PSNR, the lower one of two."""
+def median_image(evaluation: Evaluation) -> ImageFigures:
+    """The image of median PSNR, the lower one of two."""
     ranked = evaluation.by_quality()
     return ranked[(len(ranked) - 1) // 2]
 
 
 def codebook_sheet(codec: LatentCodec, evaluation: Evaluation, tiles: list[Tensor]) -> Image.Image:
-    """Every level's `codebook_picture`, those codewords below that no picture of the evaluation uses.
+    """Every level's `codebook_image`, those codewords below that no image of the evaluation uses.
 
     Args:
         tiles: `codeword_tiles` of each level, top first.
     """
     rows = []
     for level, usage in enumerate(evaluation.codes.levels):
-        picture = codebook_picture(codec, level=level, counts=usage.counts, tiles=tiles[level])
+        image = codebook_image(codec, level=level, counts=usage.counts, tiles=tiles[level])
         used = (
             "all used" if not usage.dead_codes else f"{usage.used_codes} used, below {usage.dead_codes} not"
         )
         rows.append(
-            _captioned(picture, f"{level_name(level, len(tiles))}: {usage.codebook_size} codewords, {used}")
+            _captioned(image, f"{level_name(level, len(tiles))}: {usage.codebook_size} codewords, {used}")
         )
     return _stacked(rows)
 
 
 def index_sheet(
-    codec: LatentCodec, source: PictureSource, evaluation: Evaluation, tiles: list[Tensor]
+    codec: LatentCodec, source: ImageSource, evaluation: Evaluation, tiles: list[Tensor]
 ) -> Image.Image:
-    """The picture of median PSNR, for each level: original | indices in their codewords' mean colours | in false ones.
+    """The image of median PSNR, for each level: original | indices in their codewords' mean colours | in false ones.
 
     Args:
         tiles: `codeword_tiles` of each level, top first.
     """
-    picture = median_picture(evaluation)
-    original = read_image(source, picture.index, codec.channels)
+    image = median_image(evaluation)
+    original = read_image(source, image.index, codec.channels)
     size, rows = tuple(original.shape[1:]), []
     for level, (grid,) in enumerate(codec.encode_indices(original)):
         side = position_sides(codec)[level]
@@ -84,10 +82,10 @@ def index_sheet(
             for colors in (mean_colors(tiles[level]), None)
         ]
         caption = (
-            f"{Path(picture.name).name}, {level_name(level, len(tiles))}: {len(grid)}x{grid.shape[1]} indices "
+            f"{Path(image.name).name}, {level_name(level, len(tiles))}: {len(grid)}x{grid.shape[1]} indices "
             "in the mean colours of their codewords, in false colours"
         )
-        rows.append(_captioned(_enlarged(hstack_pictures([original, *maps])), caption))
+        rows.append(_captioned(_enlarged(hstack_images([original, *maps])), caption))
     return _stacked(rows)
 
 
@@ -107,16 +105,16 @@ def _stacked(rows: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
-    factor = -(-MIN_HEIGHT // picture.height)
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = -(-MIN_HEIGHT // image.height)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _captioned(picture: Image.Image, caption: str) -> Image.Image:
-    """`picture` under a line of text, widened where the text is longer."""
-    font = ImageFont.load_default(max(12, picture.height // 24))
+def _captioned(image: Image.Image, caption: str) -> Image.Image:
+    """`image` under a line of text, widened where the text is longer."""
+    font = ImageFont.load_default(max(12, image.height // 24))
     right, bottom = font.getbbox(caption)[2:]
-    sheet = Image.new("RGB", (max(picture.width, int(right) + 8), picture.height + int(bottom) + 8), "white")
+    sheet = Image.new("RGB", (max(image.width, int(right) + 8), image.height + int(bottom) + 8), "white")
     ImageDraw.Draw(sheet).text((4, 4), caption, fill="black", font=font)
-    sheet.paste(picture, (0, sheet.height - picture.height))
+    sheet.paste(image, (0, sheet.height - image.height))
     return sheet

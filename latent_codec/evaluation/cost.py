@@ -58,7 +58,7 @@ class CostMeter:
         if self.device.type == "cuda":
             return "allocated on the GPU, weights included"
         before = (
-            f", {human_bytes(self.bytes_before)} of it before the first picture" if self.bytes_before else ""
+            f", {human_bytes(self.bytes_before)} of it before the first image" if self.bytes_before else ""
         )
         return f"resident memory of the whole process{before}"
 

@@ -10,12 +10,12 @@ from latent_codec.evaluation.host_findings import (
     CHANGES_LATENTS,
     Finding,
     factor_limits,
+    image_limits,
     limit,
     mind,
     no,
-    picture_limits,
 )
-from latent_codec.latent_space import is_movq
+from latent_codec.families.latent_space import is_movq
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def in_diffusers(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
         return
     yield from _failures(codec, pipeline)
     yield from factor_limits(codec, by_config=2 ** (len(config.block_out_channels) - 1))
-    yield from picture_limits(config)
+    yield from image_limits(config)
     yield from _unread(codec, pipeline)
     yield from _precision_limits(codec.autoencoder, pipeline)
     if not type(codec.autoencoder).__module__.startswith("diffusers."):
@@ -120,7 +120,7 @@ def _unread(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
         convention = " --per-channel"
     helps = convention or pipeline.reads_shift
     yield limit(
-        f"it ignores {' and '.join(entries)}: pictures come out right only with a denoiser trained through it",
+        f"it ignores {' and '.join(entries)}: images come out right only with a denoiser trained through it",
         f"`latent-codec calibrate DATA --codec CODEC{convention}`; {CHANGES_LATENTS}" if helps else None,
     )
 
@@ -130,7 +130,7 @@ def _precision_limits(autoencoder, pipeline: Pipeline) -> Iterator[Finding]:
     if not pipeline.upcasts:
         if config.get("force_upcast"):
             yield mind(
-                "force_upcast is set and it does not look: in float16 pictures may turn black, unless "
+                "force_upcast is set and it does not look: in float16 images may turn black, unless "
                 "`latent-codec calibrate` finds float16 safe",
             )
     elif "force_upcast" not in config:

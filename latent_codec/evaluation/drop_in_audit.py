@@ -1,6 +1,6 @@
 """Whether a denoiser trained on one autoencoder's latents still fits another: a codec against a reference.
 
-    picture --codec-------> latents --codec----------> PSNR of the codec
+    image --codec-------> latents --codec----------> PSNR of the codec
        |                       +------reference------> PSNR of its latents under the reference's decoder
        |                    drift
        |                       +------codec----------> PSNR of the reference's latents under the codec's decoder
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from latent_codec import metrics
-from latent_codec.codec import LatentCodec, Picture
-from latent_codec.latent_space import LatentSpace
-from latent_codec.pictures import to_image
+from latent_codec.codec import ImageLike, LatentCodec
+from latent_codec.families.latent_space import LatentSpace
+from latent_codec.images.tensors import to_image
 from latent_codec.torch_settings import plain_state_dict
 
 CLOSE = 0.03
@@ -68,7 +68,7 @@ class WeightComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelDrift:
-    """One channel of the latents over all positions of all pictures."""
+    """One channel of the latents over all positions of all images."""
 
     mean: float
     std: float
@@ -82,7 +82,7 @@ class ChannelDrift:
 
 @dataclass(frozen=True, kw_only=True)
 class DropInAudit:
-    """A codec beside its reference; the figures are None, or absent, where there were no pictures."""
+    """A codec beside its reference; the figures are None, or absent, where there were no images."""
 
     codec: str
     reference: str
@@ -96,12 +96,12 @@ class DropInAudit:
     """Entries of both configs, with both values, by which equal weights may encode differently."""
     space: LatentSpace
     reference_space: LatentSpace
-    num_pictures: int
+    num_images: int
     drift: float | None
     """Root mean square of the latents' difference over the reference's standard deviation, all channels together."""
     channels: tuple[ChannelDrift, ...]
     psnr: float | None
-    """dB, 8 bits per channel, mean over pictures: the codec's latents by its own decoder."""
+    """dB, 8 bits per channel, mean over images: the codec's latents by its own decoder."""
     psnr_of_reference: float | None
     """The reference's latents by the reference's decoder."""
     psnr_by_reference: float | None
@@ -110,7 +110,7 @@ class DropInAudit:
     """The reference's latents by the codec's decoder: what a denoiser's latents would look like."""
 
     def to_dict(self) -> dict:
-        """Plain data for JSON, which knows no infinity: of pictures that came back identical the PSNR is None."""
+        """Plain data for JSON, which knows no infinity: of images that came back identical the PSNR is None."""
         found = asdict(self)
         for key in ("psnr", "psnr_of_reference", "psnr_by_reference", "psnr_of_reference_by_codec"):
             if found[key] is not None and math.isinf(found[key]):
@@ -119,14 +119,14 @@ class DropInAudit:
 
 
 def audit_drop_in(
-    codec: LatentCodec, reference: LatentCodec, images: Iterable[Picture] | None = None
+    codec: LatentCodec, reference: LatentCodec, images: Iterable[ImageLike] | None = None
 ) -> DropInAudit:
-    """Compare weights, space and, on pictures, latents and decodings of two codecs.
+    """Compare weights, space and, on images, latents and decodings of two codecs.
 
     Args:
         codec: the one that would take the place of `reference`.
         reference: what the denoiser was trained on.
-        images: pictures, one by one, of any kind that `LatentCodec.encode` takes; None compares weights alone.
+        images: images, one by one, of any kind that `LatentCodec.encode` takes; None compares weights alone.
 
     Raises:
         ValueError: if no denoiser could take both codecs' latents, or `images` is empty.
@@ -155,7 +155,7 @@ def audit_drop_in(
         config_differences=differences,
         space=mine,
         reference_space=theirs,
-        num_pictures=0 if meter is None else meter.num_pictures,
+        num_images=0 if meter is None else meter.num_images,
         drift=drift,
         channels=() if meter is None else meter.channels(),
         psnr=psnr[0],
@@ -208,16 +208,16 @@ class _DriftMeter:
     """Sums over positions, per channel, of the codec's latents (0) and the reference's (1)."""
 
     def __init__(self, channels: int):
-        self.num_pictures = self.num_positions = 0
+        self.num_images = self.num_positions = 0
         self.sums = torch.zeros(2, channels, dtype=torch.float64)
         self.products = torch.zeros(2, 2, channels, dtype=torch.float64)
         self.squared_differences = torch.zeros(channels, dtype=torch.float64)
-        self.picture_psnr: list[list[float]] = []
+        self.image_psnr: list[list[float]] = []
 
     def add(self, mine: Tensor, theirs: Tensor) -> None:
-        """Count in the latents of one picture, (1, C, h, w) each."""
+        """Count in the latents of one image, (1, C, h, w) each."""
         pair = torch.stack([each[0].flatten(1).cpu().double() for each in (mine, theirs)])
-        self.num_pictures += 1
+        self.num_images += 1
         self.num_positions += pair.shape[2]
         self.sums += pair.sum(2)
         self.products += torch.einsum("acp,bcp->abc", pair, pair)
@@ -243,12 +243,12 @@ class _DriftMeter:
         power = float(covariance[1, 1].sum())
         if power <= 0:
             raise ValueError(
-                "the reference's latents are the same everywhere; give pictures with something on them"
+                "the reference's latents are the same everywhere; give images with something on them"
             )
         return math.sqrt(float(self.squared_differences.sum()) / self.num_positions / power)
 
     def psnr(self) -> list[float]:
-        return torch.tensor(self.picture_psnr, dtype=torch.float64).mean(0).tolist()
+        return torch.tensor(self.image_psnr, dtype=torch.float64).mean(0).tolist()
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         """Means (2, C) and covariances (2, 2, C); those of a constant channel are 0 in spite of rounding."""
@@ -257,17 +257,17 @@ class _DriftMeter:
         return means, covariance.where(covariance.abs() > 1e-12 * products.abs(), 0.0)
 
 
-def _measure(codec: LatentCodec, reference: LatentCodec, images: Iterable[Picture]) -> _DriftMeter:
+def _measure(codec: LatentCodec, reference: LatentCodec, images: Iterable[ImageLike]) -> _DriftMeter:
     meter = _DriftMeter(codec.space.channels)
     for image in images:
         mine, theirs = codec.encode(image), reference.encode(image)
         if mine.shape != theirs.shape:
             raise ValueError(
-                f"{codec.name} pads a picture to latents of shape {tuple(mine.shape)} and {reference.name} to "
-                f"{tuple(theirs.shape)}; give pictures whose sides are multiples of 64"
+                f"{codec.name} pads an image to latents of shape {tuple(mine.shape)} and {reference.name} to "
+                f"{tuple(theirs.shape)}; give images whose sides are multiples of 64"
             )
         meter.add(mine, theirs)
-        meter.picture_psnr.append(
+        meter.image_psnr.append(
             [
                 _psnr(decoder, latents, image)
                 for decoder, latents in (
@@ -278,12 +278,12 @@ def _measure(codec: LatentCodec, reference: LatentCodec, images: Iterable[Pictur
                 )
             ]
         )
-    if not meter.num_pictures:
-        raise ValueError("no picture came; give at least one, or None to compare weights alone")
+    if not meter.num_images:
+        raise ValueError("no image came; give at least one, or None to compare weights alone")
     return meter
 
 
-def _psnr(decoder: LatentCodec, latents: Tensor, image: Picture) -> float:
+def _psnr(decoder: LatentCodec, latents: Tensor, image: ImageLike) -> float:
     original = to_image(image, channels=decoder.channels)[None]
     decoded = decoder.decode(latents, size=tuple(original.shape[-2:]), output_type="pt")
     return float(metrics.psnr(metrics.round_to_8_bits(decoded.cpu()), original.cpu()))
@@ -308,5 +308,5 @@ def _verdict(fit: Fit, encoder: WeightComparison, reference: LatentCodec, drift:
         "close": f"close: {drifts}, at most {CLOSE}; a denoiser of {name} fits",
         "related": f"related: {drifts}, above {CLOSE} and at most {RELATED}; a denoiser of {name} must be fine-tuned",
         "another": f"another latent space: {drifts}, above {RELATED}; a denoiser must be trained anew",
-        "unknown": f"encoders differ in {what}; pictures would tell how far the latents drift",
+        "unknown": f"encoders differ in {what}; images would tell how far the latents drift",
     }[fit]

@@ -1,4 +1,4 @@
-"""Frechet distance between crops of pictures and of their reconstructions, on features of a classifier.
+"""Frechet distance between crops of images and of their reconstructions, on features of a classifier.
 
 The classic figure (FID, arXiv:1706.08500) uses the Inception network converted from TensorFlow.
 Its weights are used where they lie in torch's hub folder and torch-fidelity is installed;
@@ -25,7 +25,7 @@ INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-20
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network that turns (N, 3, h, w) pictures in [-1, 1] into (N, features)."""
+    """A network that turns (N, 3, h, w) images in [-1, 1] into (N, features)."""
 
     name: str
     features: Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class FrechetMeter:
     """Gathers the mean and covariance of features of crops, originals beside reconstructions.
 
     Crops are squares cut on a grid without overlap, centred, of `crop` px or of the
-    picture's shorter side where that is less.
+    image's shorter side where that is less.
     """
 
     def __init__(self, network: FeatureNetwork, crop: int):
@@ -53,7 +53,7 @@ class FrechetMeter:
         self.products: list[Tensor] = []
 
     def add(self, originals: Tensor, reconstructions: Tensor) -> None:
-        """Count in pictures in [-1, 1], both (N, C, H, W)."""
+        """Count in images in [-1, 1], both (N, C, H, W)."""
         count, _, height, width = originals.shape
         self.shapes.append((count, height, width))
         size = min(self.crop, height, width)
@@ -86,8 +86,8 @@ class FrechetMeter:
         """
         if self.num_crops < MIN_CROPS:
             smaller = next((size for size in (64, 32) if self._count(size) >= MIN_CROPS), None)
-            remedy = f"smaller crops: --frechet-crop {smaller}" if smaller else "more pictures"
-            raise ValueError(f"needs {MIN_CROPS} crops; the pictures give {self.crops}: take {remedy}")
+            remedy = f"smaller crops: --frechet-crop {smaller}" if smaller else "more images"
+            raise ValueError(f"needs {MIN_CROPS} crops; the images give {self.crops}: take {remedy}")
         gaussians = []
         for total, product in zip(self.sums, self.products):
             mean = total / self.num_crops
@@ -145,7 +145,7 @@ def _inception(path: Path, device: torch.device | str) -> FeatureNetwork:
 
 
 def _squeezenet(device: torch.device | str) -> FeatureNetwork:
-    """The 512 features that SqueezeNet 1.1's classifier reads, averaged over the picture."""
+    """The 512 features that SqueezeNet 1.1's classifier reads, averaged over the image."""
     perceptual = load_lpips("squeeze").to(device).lpips
     layers = nn.Sequential(
         perceptual.scaling_layer, *(getattr(perceptual.net, f"slice{i}") for i in range(1, 8))

@@ -37,20 +37,20 @@ def factor_limits(codec: LatentCodec, by_config: int) -> Iterator[Finding]:
     factor = codec.space.downsampling_factor
     if by_config != factor:
         yield limit(
-            f"it takes {by_config} pixels per latent position, and {factor} come out: pictures have another size than "
+            f"it takes {by_config} pixels per latent position, and {factor} come out: images have another size than "
             "was asked for",
         )
     elif factor != RELEASED_FACTOR:
         yield limit(
             f"a latent position is {factor}x{factor} pixels and {RELEASED_FACTOR}x{RELEASED_FACTOR} in released "
-            f"denoisers: at the grid that they were trained on, pictures have {factor}/{RELEASED_FACTOR} of the side; "
+            f"denoisers: at the grid that they were trained on, images have {factor}/{RELEASED_FACTOR} of the side; "
             f"sides that are no multiple of {factor} shrink to one, of {2 * factor} where the denoiser takes 2x2 patches",
         )
 
 
-def picture_limits(config) -> Iterator[Finding]:
+def image_limits(config) -> Iterator[Finding]:
     if (config.get("in_channels"), config.get("out_channels", config.get("in_channels"))) != (3, 3):
         yield limit(
-            f"pictures have {config.in_channels} channels: text-to-image works, and encoding fails, because pictures "
+            f"images have {config.in_channels} channels: text-to-image works, and encoding fails, because images "
             "are given to the encoder in RGB",
         )

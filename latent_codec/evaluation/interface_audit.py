@@ -11,12 +11,12 @@ from latent_codec.evaluation.host_findings import (
     RELEASED_FACTOR,
     Finding,
     factor_limits,
+    image_limits,
     limit,
     mind,
     no,
-    picture_limits,
 )
-from latent_codec.latent_space import LatentSpace
+from latent_codec.families.latent_space import LatentSpace
 
 STABLE_DIFFUSION = {
     "in_channels": (3,),
@@ -133,7 +133,7 @@ def in_invokeai(codec: LatentCodec) -> Iterator[Finding]:
         yield no(f"its denoisers have latents of 4 or 16 channels, and these have {channels}")
         return
     yield from factor_limits(codec, by_config=RELEASED_FACTOR)
-    yield from picture_limits(codec.autoencoder.config)
+    yield from image_limits(codec.autoencoder.config)
     yield from _invokeai_4_channels(codec) if channels == 4 else _invokeai_16_channels(codec)
 
 
@@ -193,7 +193,7 @@ def _family_limits(codec: LatentCodec) -> Iterator[Finding]:
     families = FAMILIES.get(codec.space.channels)
     if families is None:
         yield limit(
-            f"pictures can be encoded and decoded, and no denoiser here takes latents of {codec.space.channels} channels",
+            f"images can be encoded and decoded, and no denoiser here takes latents of {codec.space.channels} channels",
         )
         return
     yield from _scale_limits(codec, families)

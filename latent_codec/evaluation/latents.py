@@ -40,7 +40,7 @@ class LatentStatistics:
 
 
 class LatentMeter:
-    """Gathers LatentStatistics one batch at a time, in memory that does not grow with the pictures."""
+    """Gathers LatentStatistics one batch at a time, in memory that does not grow with the images."""
 
     def __init__(self, channels: int):
         self.positions = 0

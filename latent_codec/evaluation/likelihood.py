@@ -1,6 +1,6 @@
-"""How likely priors find pictures, beside what coders that know less of them would need.
+"""How likely priors find images, beside what coders that know less of them would need.
 
-    pictures --codec--> grids, top first --+--prior of each level--> nats --> bits per index, bits per dim
+    images --codec--> grids, top first --+--prior of each level--> nats --> bits per index, bits per dim
     latent files --------------------------+--shares of the values--> order-0 entropy
 
 An ideal arithmetic coder would store the indices in so many bits.
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
-from latent_codec.encoded_pictures import EncodedPictures
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
+from latent_codec.images.labels import Images, class_of
+from latent_codec.images.sources import spread
+from latent_codec.images.tensors import ImageError
+from latent_codec.latents.encoded_images import EncodedImages
 from latent_codec.models.autoregressive import AutoregressivePrior
-from latent_codec.picture_labels import Pictures, class_of
-from latent_codec.picture_sources import spread
-from latent_codec.pictures import PictureError
 from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_POSITIONS = 2**13
@@ -37,7 +37,7 @@ class LevelLikelihood:
     num_values: int
     """K: how many values an index can have."""
     first_grid: tuple[int, int]
-    """Height and width of the first picture's grid."""
+    """Height and width of the first image's grid."""
     num_positions: int
     num_indices: int
     """Positions times channels."""
@@ -50,7 +50,7 @@ class LevelLikelihood:
     uniform_bits_per_index: float
     """log2 K."""
     bits_per_dim: float
-    """Bits of the level, per value of the pictures."""
+    """Bits of the level, per value of the images."""
 
     def to_dict(self) -> dict:
         return asdict(self) | {"first_grid": list(self.first_grid)}
@@ -68,16 +68,16 @@ class Likelihood:
     label: str | None
     """Which label was the class; None for priors without classes."""
     levels: list[LevelLikelihood]
-    num_pictures: int
+    num_images: int
     num_dims: int
-    """Values of the pictures without padding: channels times pixels."""
+    """Values of the images without padding: channels times pixels."""
     bits_per_dim: float
     order_0_bits_per_dim: float
     uniform_bits_per_dim: float
     notes: list[str]
     """What to know before these figures are compared with others."""
     skipped: list[str]
-    """One line for each picture that could not be read, naming it and the reason."""
+    """One line for each image that could not be read, naming it and the reason."""
 
     def to_dict(self) -> dict:
         """Plain data for JSON."""
@@ -87,57 +87,57 @@ class Likelihood:
 @ignoring_caller_settings()
 def measure_likelihood(
     priors: Sequence[AutoregressivePrior],
-    pictures: Pictures,
+    images: Images,
     codec: LatentCodec | None = None,
     *,
     label: str = "class",
     limit: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Likelihood:
-    """Measure the negative log-likelihood of pictures' codes, latents or pixels.
+    """Measure the negative log-likelihood of images' codes, latents or pixels.
 
-    Pictures are encoded whole, in their own size, padded as the codec does it. A lower level's condition is what
-    the codec says of the levels above it. Pictures that cannot be read are left out and listed.
+    Images are encoded whole, in their own size, padded as the codec does it. A lower level's condition is what
+    the codec says of the levels above it. Images that cannot be read are left out and listed.
 
     Args:
         priors: of every level, top first, or of a single one. Classes may be missing in some.
-        pictures: to be encoded here, or the codes of pictures; a prior over pixels takes them as they are.
+        images: to be encoded here, or the codes of images; a prior over pixels takes them as they are.
         codec: whose codes or latents they are; None for pixels.
         label: of priors with classes: "class" where a label is a number, else the name of an attribute.
-        limit: at most so many pictures, spread evenly; None means all.
-        on_progress: called with (pictures done, pictures in all).
+        limit: at most so many images, spread evenly; None means all.
+        on_progress: called with (images done, images in all).
 
     Raises:
-        ValueError: if priors, codec, pictures and labels do not belong together, naming both sides, or if no picture
+        ValueError: if priors, codec, images and labels do not belong together, naming both sides, or if no image
             could be read.
     """
     kind = _kind(priors[0])
     levels = _levels(priors, codec)
     notes = [note for level, prior in levels.items() for note in _check_fits(prior, codec, level)]
-    _check_encoded(pictures, codec, kind)
+    _check_encoded(images, codec, kind)
     if codec is not None and len(levels) < len(codec.codebook_sizes):
         notes.append(
             f"bits per dim are those of level {min(levels)} alone, of {len(codec.codebook_sizes)} levels"
         )
     has_classes = any(prior.config.num_classes for prior in priors)
     meters = {level: _LevelMeter(level, prior) for level, prior in levels.items()}
-    numbers = spread(len(pictures), limit)
+    numbers = spread(len(images), limit)
     channels = priors[0].data_channels if codec is None else codec.channels
     num_done, num_dims = 0, 0
     skipped: list[str] = []
-    for batch, values in _batches(pictures, numbers, channels, skipped):
+    for batch, values in _batches(images, numbers, channels, skipped):
         grids = _encode(values, priors[0], codec)
         labels = None
         if has_classes:
-            labels = torch.tensor([_class(pictures, number, label, priors) for number in batch])
+            labels = torch.tensor([_class(images, number, label, priors) for number in batch])
         for level, meter in meters.items():
             meter.add(grids[: level + 1], labels, codec)
         num_done += len(batch)
-        num_dims += channels * sum(_num_pixels(pictures, number, values[0]) for number in batch)
+        num_dims += channels * sum(_num_pixels(images, number, values[0]) for number in batch)
         if on_progress:
             on_progress(num_done + len(skipped), len(numbers))
     if not num_done:
-        raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
+        raise ValueError(f"no image could be read; the first of {len(skipped)}: {skipped[0]}")
 
     found = [meter.likelihood(num_dims) for meter in meters.values()]
     order_0 = sum(level.order_0_bits_per_index * level.num_indices for level in found)
@@ -149,7 +149,7 @@ def measure_likelihood(
         device=str(priors[0].device),
         label=label if has_classes else None,
         levels=found,
-        num_pictures=num_done,
+        num_images=num_done,
         num_dims=num_dims,
         bits_per_dim=sum(level.bits_per_dim for level in found),
         order_0_bits_per_dim=order_0 / num_dims,
@@ -284,39 +284,39 @@ def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: in
     ]
 
 
-def _check_encoded(pictures: Pictures, codec: LatentCodec | None, kind: str) -> None:
-    if not isinstance(pictures, EncodedPictures):
+def _check_encoded(images: Images, codec: LatentCodec | None, kind: str) -> None:
+    if not isinstance(images, EncodedImages):
         return
-    holds = "indices" if pictures.is_discrete else "latents"
+    holds = "indices" if images.is_discrete else "latents"
     if codec is None:
         raise ValueError(
-            f"the files hold {holds} of {pictures.codec_name}, and the prior is over pixels; give pictures."
+            f"the files hold {holds} of {images.codec_name}, and the prior is over pixels; give images."
         )
-    if pictures.space_fingerprint != codec.space_fingerprint:
+    if images.space_fingerprint != codec.space_fingerprint:
         raise ValueError(
-            f"the files hold {holds} of {pictures.codec_name} (space {pictures.space_fingerprint}), not of {codec.name} "
+            f"the files hold {holds} of {images.codec_name} (space {images.space_fingerprint}), not of {codec.name} "
             f"(space {codec.space_fingerprint})."
         )
-    if pictures.is_discrete != (kind == "codes"):
+    if images.is_discrete != (kind == "codes"):
         raise ValueError(
             f"the files hold {holds} of {codec.name}, and the prior is over {kind}; encode the other kind."
         )
 
 
-def _class(pictures: Pictures, number: int, label: str, priors: Sequence[AutoregressivePrior]) -> int:
-    """A picture's class, which all priors with classes know."""
-    found = class_of(pictures, number, label, setting="--label")
+def _class(images: Images, number: int, label: str, priors: Sequence[AutoregressivePrior]) -> int:
+    """An image's class, which all priors with classes know."""
+    found = class_of(images, number, label, setting="--label")
     num_classes = min(prior.config.num_classes for prior in priors if prior.config.num_classes is not None)
     if found >= num_classes:
         raise ValueError(
-            f"{pictures.name(number)} is of class {found}, and the prior has classes 0 to {num_classes - 1}; are these the "
+            f"{images.name(number)} is of class {found}, and the prior has classes 0 to {num_classes - 1}; are these the "
             "labels that it was trained with?"
         )
     return found
 
 
 def _batches(
-    pictures: Pictures, numbers: list[int], channels: int, skipped: list[str]
+    images: Images, numbers: list[int], channels: int, skipped: list[str]
 ) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Neighbours of equal shapes, stacked: indices, latents or uint8 pixels; unreadable ones go to `skipped`."""
     waiting: list[tuple[int, list[Tensor]]] = []
@@ -328,8 +328,8 @@ def _batches(
 
     for number in numbers:
         try:
-            values = _read(pictures, number, channels)
-        except PictureError as error:
+            values = _read(images, number, channels)
+        except ImageError as error:
             skipped.append(str(error))
             continue
         shapes = [part.shape for part in values]
@@ -342,16 +342,16 @@ def _batches(
         yield stacked()
 
 
-def _read(pictures: Pictures, number: int, channels: int) -> list[Tensor]:
-    if not isinstance(pictures, EncodedPictures):
-        return [pictures.read(number, channels)]
-    return pictures.indices(number) if pictures.is_discrete else [pictures.latents(number)]
+def _read(images: Images, number: int, channels: int) -> list[Tensor]:
+    if not isinstance(images, EncodedImages):
+        return [images.read(number, channels)]
+    return images.indices(number) if images.is_discrete else [images.latents(number)]
 
 
-def _num_pixels(pictures: Pictures, number: int, values: Tensor) -> int:
-    """Of a picture, whose `values` are pixels if it is not encoded."""
-    is_encoded = isinstance(pictures, EncodedPictures)
-    return math.prod(pictures.size(number) if is_encoded else values.shape[-2:])
+def _num_pixels(images: Images, number: int, values: Tensor) -> int:
+    """Of an image, whose `values` are pixels if it is not encoded."""
+    is_encoded = isinstance(images, EncodedImages)
+    return math.prod(images.size(number) if is_encoded else values.shape[-2:])
 
 
 def _encode(values: list[Tensor], prior: AutoregressivePrior, codec: LatentCodec | None) -> list[Tensor]:

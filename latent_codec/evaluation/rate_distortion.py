@@ -1,6 +1,6 @@
 """Rate and distortion of a codec beside other compressors, through files on disk.
 
-    picture --encode--> file, whose size counts --decode--> picture, measured beside the original
+    image --encode--> file, whose size counts --decode--> image, measured beside the original
 
 Bits per pixel are those of the whole file, over the pixels of the original.
 """
@@ -22,17 +22,17 @@ from latent_codec import metrics
 from latent_codec.evaluation.cost import device_name
 from latent_codec.evaluation.rate_distortion_result import CURVE, Fidelity, RateDistortion, Trial
 from latent_codec.evaluation.reconstruction import read_images
-from latent_codec.picture_sources import PictureSource, spread
-from latent_codec.pictures import to_image, to_pil
+from latent_codec.images.sources import ImageSource, spread
+from latent_codec.images.tensors import to_image, to_pil
 
 SAMPLES = 3
-"""Pictures that choose the qualities of curves."""
+"""Images that choose the qualities of curves."""
 PROBES = 6
 """Qualities at which they are encoded for it."""
 
 
 class Compressor(Protocol):
-    """What turns a picture into a file and back."""
+    """What turns an image into a file and back."""
 
     name: str
     suffix: str
@@ -40,7 +40,7 @@ class Compressor(Protocol):
     qualities: Sequence[int | None]
     """All that it has, coarsest first; [None] where there is one rate."""
 
-    def encode(self, picture: Image.Image, quality: int | None) -> bytes: ...
+    def encode(self, image: Image.Image, quality: int | None) -> bytes: ...
 
     def decode(self, data: bytes) -> Image.Image: ...
 
@@ -48,7 +48,7 @@ class Compressor(Protocol):
 def measure_rate_distortion(
     ours: Compressor,
     others: Sequence[Compressor],
-    source: PictureSource,
+    source: ImageSource,
     folder: Path,
     *,
     channels: int = 3,
@@ -59,26 +59,26 @@ def measure_rate_distortion(
     reconstruct: Callable[[Tensor], Tensor] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RateDistortion:
-    """Compress every picture by every compressor at several rates, and at equal bytes.
+    """Compress every image by every compressor at several rates, and at equal bytes.
 
-    At equal bytes, picture by picture: our file is the largest of at most so many bits per pixel, each other one the
+    At equal bytes, image by image: our file is the largest of at most so many bits per pixel, each other one the
     largest of at most as many bytes as ours. Where even the coarsest quality takes more, it stands, and is marked.
     Files are searched by bisection, as if they grew with quality; what is found never exceeds its bound.
 
     Args:
-        folder: where the files go, for each picture a folder of its own.
-        channels: of the pictures: 1 or 3.
+        folder: where the files go, for each image a folder of its own.
+        channels: of the images: 1 or 3.
         qualities: of our curve; None: six that take about 0.05 to 0.5 bits per pixel. The others' follow ours. None at
             all ([]) leaves the curves out: the comparisons alone take about a quarter of the time.
         rates: bits per pixel of the comparisons at equal bytes; of a codec with one rate there is one comparison, at
             its own bytes, and these are not looked at.
-        limit: at most so many pictures, spread evenly over the source; None means all.
+        limit: at most so many images, spread evenly over the source; None means all.
         device: where metrics are computed.
         reconstruct: images (N, C, H, W) to what would come back of them without any loss in the files.
         on_progress: called with (trials done, trials in all).
 
     Raises:
-        ValueError: if no picture could be read, a compressor cannot take one, or two have one name.
+        ValueError: if no image could be read, a compressor cannot take one, or two have one name.
     """
     has_rates = len(ours.qualities) > 1
     comparisons = {f"{rate:g} bpp": rate for rate in rates} if has_rates else {"its own rate": math.inf}
@@ -95,12 +95,12 @@ def measure_rate_distortion(
     )
     indices = spread(len(source), limit)
     curves = _qualities_of_curves(compressors, _sample(source, indices, channels), qualities)
-    per_picture = sum(map(len, curves.values())) + len(comparisons) * len(compressors)
+    per_image = sum(map(len, curves.values())) + len(comparisons) * len(compressors)
 
     def add(trial: Trial) -> Trial:
         result.trials.append(trial)
         if on_progress:
-            on_progress(len(result.trials) + per_picture * len(result.skipped), per_picture * len(indices))
+            on_progress(len(result.trials) + per_image * len(result.skipped), per_image * len(indices))
         return trial
 
     for index, image in read_images(source, indices, channels, result.skipped):
@@ -116,7 +116,7 @@ def measure_rate_distortion(
         if reconstruct is not None:
             result.ceilings.append(fidelity(reconstruct(tests.original[None])[0], tests.original))
     if not result.trials:
-        raise ValueError(f"no picture could be read; the first of {len(result.skipped)}: {result.skipped[0]}")
+        raise ValueError(f"no image could be read; the first of {len(result.skipped)}: {result.skipped[0]}")
     return result
 
 
@@ -135,11 +135,11 @@ def fidelity(image: Tensor, original: Tensor) -> Fidelity:
 
 
 class _Tests:
-    """One picture and its files."""
+    """One image and its files."""
 
     def __init__(self, name: str, index: int, original: Tensor, folder: Path):
         self.name, self.index, self.original, self.folder = name, index, original, folder
-        self._picture = to_pil(original)
+        self._image = to_pil(original)
         self._encoded: dict[tuple[str, int | None], bytes] = {}
         self._measured: dict[tuple[str, int | None], Trial] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ class _Tests:
             quality=quality,
             num_bytes=num_bytes,
             bits_per_pixel=8 * num_bytes / self.original[0].numel(),
-            picture=self.name,
+            image=self.name,
             index=self.index,
             file=f"{self.folder.name}/{path.name}",
             **asdict(fidelity(decoded.to(self.original.device), self.original)),
@@ -199,7 +199,7 @@ class _Tests:
     def _encode(self, compressor: Compressor, quality: int | None) -> bytes:
         key = compressor.name, quality
         if key not in self._encoded:
-            self._encoded[key] = compressor.encode(self._picture, quality)
+            self._encoded[key] = compressor.encode(self._image, quality)
         return self._encoded[key]
 
 
@@ -239,8 +239,8 @@ def _rate(compressor: Compressor, sample: Sequence[Image.Image], quality: int | 
     return mean(8 * len(compressor.encode(each, quality)) / (each.width * each.height) for each in sample)
 
 
-def _sample(source: PictureSource, indices: Sequence[int], channels: int) -> list[Image.Image]:
-    """SAMPLES pictures that can be read, spread over the source where all can be."""
+def _sample(source: ImageSource, indices: Sequence[int], channels: int) -> list[Image.Image]:
+    """SAMPLES images that can be read, spread over the source where all can be."""
     first = [indices[place] for place in spread(len(indices), SAMPLES)]
     order = [*first, *(index for index in indices if index not in first)]
     return [to_pil(image) for _, image in islice(read_images(source, order, channels, []), SAMPLES)]

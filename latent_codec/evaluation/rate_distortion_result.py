@@ -1,6 +1,6 @@
 """What rate-distortion trials found: curves, means at equal bytes, and Bjontegaard's differences.
 
-Bits per pixel are those of the whole file, over the pixels of the original. Means are over pictures, each counting the
+Bits per pixel are those of the whole file, over the pixels of the original. Means are over images, each counting the
 same whatever its size.
 """
 
@@ -22,7 +22,7 @@ CURVE = "curve"
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """How like its original a picture is; None where it is too small for a metric, or weights are absent."""
+    """How like its original an image is; None where it is too small for a metric, or weights are absent."""
 
     psnr: float | None
     """In dB; infinite where nothing differs."""
@@ -41,7 +41,7 @@ class Fidelity:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(Fidelity):
-    """One picture through one compressor, or the mean of several."""
+    """One image through one compressor, or the mean of several."""
 
     comparison: str
     compressor: str
@@ -51,7 +51,7 @@ class Trial(Fidelity):
     bits_per_pixel: float
     fits: bool = True
     """False where even the coarsest quality takes more bytes than it may."""
-    picture: str = ""
+    image: str = ""
     index: int = -1
     """Place in the source."""
     file: str = ""
@@ -76,9 +76,9 @@ class Rival:
 
     mean: Trial
     num_larger: int
-    """Pictures of which even its coarsest file is larger than it may be: these count against us."""
+    """Images of which even its coarsest file is larger than it may be: these count against us."""
     num_ours_better: dict[str, int | None]
-    """Pictures on which our codec is better, by metric; None where that has no figures."""
+    """Images on which our codec is better, by metric; None where that has no figures."""
     more_bytes: float
     """All its files over all of ours, minus 1."""
     differences: dict[str, PairedDifference | None]
@@ -105,14 +105,14 @@ class RateDistortion:
     """At equal bytes."""
     trials: list[Trial] = field(default_factory=list)
     ceilings: list[Fidelity] = field(default_factory=list)
-    """What comes back of latents that nobody quantised, for each picture."""
+    """What comes back of latents that nobody quantised, for each image."""
     skipped: list[str] = field(default_factory=list)
-    """One line for each picture that could not be read."""
+    """One line for each image that could not be read."""
     device: str = ""
     """What our codec and the metrics ran on."""
 
     @property
-    def num_pictures(self) -> int:
+    def num_images(self) -> int:
         return len({trial.index for trial in self.trials})
 
     @property
@@ -129,7 +129,7 @@ class RateDistortion:
         ]
 
     def curve(self, compressor: str) -> list[Trial]:
-        """The mean over pictures at each quality, coarsest first."""
+        """The mean over images at each quality, coarsest first."""
         trials = self.select(CURVE, compressor)
         qualities = dict.fromkeys(trial.quality for trial in trials)
         return [_mean_trial([each for each in trials if each.quality == quality]) for quality in qualities]
@@ -171,7 +171,7 @@ class RateDistortion:
             {
                 "codec": self.codec,
                 "device": self.device,
-                "num_pictures": self.num_pictures,
+                "num_images": self.num_images,
                 "curves": {name: [_figures(each) for each in self.curve(name)] for name in self.compressors},
                 "ceiling": self.ceiling and asdict(self.ceiling),
                 "bd_rates": {
@@ -294,8 +294,8 @@ def _means(found: Sequence[Fidelity]) -> dict[str, float | None]:
 
 
 def _figures(trial: Trial) -> dict:
-    """A mean without what belongs to one picture."""
-    single = ("comparison", "fits", "picture", "index", "file")
+    """A mean without what belongs to one image."""
+    single = ("comparison", "fits", "image", "index", "file")
     return {key: value for key, value in asdict(trial).items() if key not in single}
 
 

@@ -1,4 +1,4 @@
-"""Send pictures through a codec and measure what came back, what lay between, and what it cost."""
+"""Send images through a codec and measure what came back, what lay between, and what it cost."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +15,12 @@ from latent_codec.evaluation.codes import CodeMeter, CodeStatistics
 from latent_codec.evaluation.cost import CostMeter, device_name
 from latent_codec.evaluation.frechet import FrechetMeter, load_feature_network
 from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
-from latent_codec.picture_sources import PictureSource, spread
-from latent_codec.pictures import PictureError
+from latent_codec.images.sources import ImageSource, spread
+from latent_codec.images.tensors import ImageError
 from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_PIXELS = 512 * 512
-"""Neighbouring pictures of one size go through together up to this many pixels."""
+"""Neighbouring images of one size go through together up to this many pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureFigures:
-    """One picture's figures; None where the picture is too small for a metric or its weights are absent."""
+class ImageFigures:
+    """One image's figures; None where the image is too small for a metric or its weights are absent."""
 
     name: str
     index: int
@@ -49,7 +49,7 @@ class PictureFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate_codec` found. Means are over pictures, each counting the same whatever its size."""
+    """What `evaluate_codec` found. Means are over images, each counting the same whatever its size."""
 
     codec: str
     fingerprint: str
@@ -67,44 +67,44 @@ class Evaluation:
     decode_seconds_per_megapixel: float
     peak_memory_bytes: int | None
     peak_memory_note: str
-    pictures: list[PictureFigures]
+    images: list[ImageFigures]
     skipped: list[str]
-    """One line for each picture that could not be read, naming it and the reason."""
+    """One line for each image that could not be read, naming it and the reason."""
 
-    def by_quality(self) -> list[PictureFigures]:
-        """The pictures from lowest to highest PSNR."""
-        return sorted(self.pictures, key=lambda picture: (picture.psnr, picture.index))
+    def by_quality(self) -> list[ImageFigures]:
+        """The images from lowest to highest PSNR."""
+        return sorted(self.images, key=lambda image: (image.psnr, image.index))
 
     def to_dict(self) -> dict:
         """Plain data for JSON, which knows no infinity: an infinite PSNR becomes None, its note says so."""
-        found = asdict(self) | {"latents": self.latents.to_dict(), "num_pictures": len(self.pictures)}
+        found = asdict(self) | {"latents": self.latents.to_dict(), "num_images": len(self.images)}
         found["codes"] = self.codes.to_dict() if self.codes else None
-        for picture in found["pictures"]:
-            picture["psnr"] = _finite(picture["psnr"])
+        for image in found["images"]:
+            image["psnr"] = _finite(image["psnr"])
         found["psnr"]["value"] = _finite(self.psnr.value)
         return found
 
 
 def evaluate_codec(
     codec: LatentCodec,
-    source: PictureSource,
+    source: ImageSource,
     *,
     limit: int | None = None,
     frechet_crop: int = 128,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Encode and decode the pictures of `source`, and measure.
+    """Encode and decode the images of `source`, and measure.
 
     Originals and reconstructions are compared as files of 8 bits per channel would hold them.
-    Latents are posterior means. Pictures that cannot be read are left out and listed.
+    Latents are posterior means. Images that cannot be read are left out and listed.
 
     Args:
-        limit: at most so many pictures, spread evenly over the source; None means all.
+        limit: at most so many images, spread evenly over the source; None means all.
         frechet_crop: side in pixels of the crops whose features are compared.
-        on_progress: called with (pictures done, pictures in all).
+        on_progress: called with (images done, images in all).
 
     Raises:
-        ValueError: if no picture could be read.
+        ValueError: if no image could be read.
     """
     device = codec.device
     indices = spread(len(source), limit)
@@ -114,14 +114,14 @@ def evaluate_codec(
     latent_meter = LatentMeter(codec.space.channels)
     code_meter = CodeMeter(codec) if codec.is_discrete else None
     cost = CostMeter(device)
-    pictures: list[PictureFigures] = []
+    images: list[ImageFigures] = []
     skipped: list[str] = []
     has_posterior = not codec.is_discrete
 
     with ignoring_caller_settings():
         for batch_indices, originals in _batches(source, indices, codec.channels, skipped):
             originals = originals.to(device)
-            if not pictures:
+            if not images:
                 reconstruct(codec, originals)  # first calls allocate and tune
             height, width = originals.shape[2:]
             megapixels = len(originals) * height * width / 1e6
@@ -141,23 +141,21 @@ def evaluate_codec(
                 code_meter.add(codec.encode_indices(originals), (height, width))
             if frechet:
                 frechet.add(originals, reconstructions)
-            pictures += _compare(source, batch_indices, originals, reconstructions, lpips)
+            images += _compare(source, batch_indices, originals, reconstructions, lpips)
             if on_progress:
-                on_progress(len(pictures) + len(skipped), len(indices))
-    if not pictures:
-        raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
+                on_progress(len(images) + len(skipped), len(indices))
+    if not images:
+        raise ValueError(f"no image could be read; the first of {len(skipped)}: {skipped[0]}")
 
     return Evaluation(
         codec=codec.name,
         fingerprint=codec.fingerprint,
         device=device_name(device),
         dtype=str(codec.dtype).removeprefix("torch."),
-        psnr=_mean_psnr(pictures),
-        ssim=_mean(pictures, "ssim", "too small: SSIM needs 6 px per side"),
-        ms_ssim=_mean(
-            pictures, "ms_ssim", f"too small: MS-SSIM needs {metrics.MS_SSIM_MIN_SIDE} px per side"
-        ),
-        lpips=_mean_lpips(pictures, codec, available=lpips is not None),
+        psnr=_mean_psnr(images),
+        ssim=_mean(images, "ssim", "too small: SSIM needs 6 px per side"),
+        ms_ssim=_mean(images, "ms_ssim", f"too small: MS-SSIM needs {metrics.MS_SSIM_MIN_SIDE} px per side"),
+        lpips=_mean_lpips(images, codec, available=lpips is not None),
         frechet=_frechet(frechet),
         latents=latent_meter.statistics(),
         codes=code_meter.statistics() if code_meter else None,
@@ -165,7 +163,7 @@ def evaluate_codec(
         decode_seconds_per_megapixel=cost.seconds_per_megapixel("decode"),
         peak_memory_bytes=cost.peak_bytes,
         peak_memory_note=cost.memory_note,
-        pictures=pictures,
+        images=images,
         skipped=skipped,
     )
 
@@ -176,11 +174,11 @@ def reconstruct(codec: LatentCodec, images: Tensor) -> Tensor:
     return metrics.round_to_8_bits(codec.decode(codec.encode(images), size=(height, width), output_type="pt"))
 
 
-def read_image(source: PictureSource, index: int, channels: int) -> Tensor:
-    """One picture of a source as (C, H, W) in [-1, 1].
+def read_image(source: ImageSource, index: int, channels: int) -> Tensor:
+    """One image of a source as (C, H, W) in [-1, 1].
 
     Raises:
-        PictureError: if it cannot be read.
+        ImageError: if it cannot be read.
     """
     return source.read(index, channels=channels).float() / 127.5 - 1
 
@@ -202,22 +200,22 @@ def lpips_trained(codec: LatentCodec) -> bool | None:
 
 
 def read_images(
-    source: PictureSource, indices: Sequence[int], channels: int, skipped: list[str]
+    source: ImageSource, indices: Sequence[int], channels: int, skipped: list[str]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Pictures as `read_image` gives them, and their indices; messages on unreadable ones go to `skipped`."""
+    """Images as `read_image` gives them, and their indices; messages on unreadable ones go to `skipped`."""
     for index in indices:
         try:
             image = read_image(source, index, channels)
-        except PictureError as error:
+        except ImageError as error:
             skipped.append(str(error))
             continue
         yield index, image
 
 
 def _batches(
-    source: PictureSource, indices: list[int], channels: int, skipped: list[str]
+    source: ImageSource, indices: list[int], channels: int, skipped: list[str]
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Neighbours of one size, stacked up to BATCH_PIXELS; unreadable pictures go to `skipped`."""
+    """Neighbours of one size, stacked up to BATCH_PIXELS; unreadable images go to `skipped`."""
     waiting: list[tuple[int, Tensor]] = []
     for index, image in read_images(source, indices, channels, skipped):
         full = (len(waiting) + 1) * image.shape[1] * image.shape[2] > BATCH_PIXELS
@@ -230,12 +228,12 @@ def _batches(
 
 
 def _compare(
-    source: PictureSource,
+    source: ImageSource,
     indices: list[int],
     originals: Tensor,
     reconstructions: Tensor,
     lpips: metrics.PerceptualDistance | None,
-) -> list[PictureFigures]:
+) -> list[ImageFigures]:
     height, width = originals.shape[2:]
     side = min(height, width)
     nothing = [None] * len(indices)
@@ -247,7 +245,7 @@ def _compare(
     perceptual = lpips is not None and side >= metrics.LPIPS_MIN_SIDE["squeeze"]
     distances = lpips(reconstructions, originals).tolist() if perceptual else nothing
     return [
-        PictureFigures(
+        ImageFigures(
             name=source.name(index),
             index=index,
             width=width,
@@ -261,31 +259,29 @@ def _compare(
     ]
 
 
-def _mean(pictures: list[PictureFigures], metric: str, why_not: str) -> Figure:
-    values = [value for picture in pictures if (value := getattr(picture, metric)) is not None]
+def _mean(images: list[ImageFigures], metric: str, why_not: str) -> Figure:
+    values = [value for image in images if (value := getattr(image, metric)) is not None]
     if not values:
-        return Figure(value=None, note=f"the pictures are {why_not}")
-    if len(values) == len(pictures):
+        return Figure(value=None, note=f"the images are {why_not}")
+    if len(values) == len(images):
         return Figure(value=mean(values))
     return Figure(
-        value=mean(values), note=f"of {len(values)} of {len(pictures)} pictures; the others are {why_not}"
+        value=mean(values), note=f"of {len(values)} of {len(images)} images; the others are {why_not}"
     )
 
 
-def _mean_psnr(pictures: list[PictureFigures]) -> Figure:
-    equal = sum(math.isinf(picture.psnr) for picture in pictures)
-    note = "dB, 8 bits per channel, mean over pictures"
+def _mean_psnr(images: list[ImageFigures]) -> Figure:
+    equal = sum(math.isinf(image.psnr) for image in images)
+    note = "dB, 8 bits per channel, mean over images"
     if equal:
-        note += f"; infinite because {equal} of {len(pictures)} came back identical"
-    return Figure(value=mean(picture.psnr for picture in pictures), note=note)
+        note += f"; infinite because {equal} of {len(images)} came back identical"
+    return Figure(value=mean(image.psnr for image in images), note=note)
 
 
-def _mean_lpips(pictures: list[PictureFigures], codec: LatentCodec, *, available: bool) -> Figure:
+def _mean_lpips(images: list[ImageFigures], codec: LatentCodec, *, available: bool) -> Figure:
     if not available:
         return Figure(value=None, note=f"the weights {metrics.lpips_weights('squeeze')} are not there")
-    found = _mean(
-        pictures, "lpips", f"too small: LPIPS needs {metrics.LPIPS_MIN_SIDE['squeeze']} px per side"
-    )
+    found = _mean(images, "lpips", f"too small: LPIPS needs {metrics.LPIPS_MIN_SIDE['squeeze']} px per side")
     if found.value is None:
         return found
     trained = {

@@ -21,7 +21,7 @@ class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     It is called as diffusers' AutoencoderTiny is, whose keys it has too (`encoder.layers.N`, `decoder.layers.N`), with
     a `pool` beside the `conv` of blocks with norms. Four things differ. Levels may differ in width. The clamp's m is
     `latent_magnitude`. `forward` does not round latents to bytes, and checkpointing keeps the image's range, so that
-    gradients are right. There is no tiling: a group norm's statistics are those of the whole picture.
+    gradients are right. There is no tiling: a group norm's statistics are those of the whole image.
 
     Args:
         in_channels, out_channels: of the image and its reconstruction.
@@ -88,7 +88,7 @@ class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         return super().extract_init_dict(config_dict, **kwargs)
 
     def scale_latents(self, x: Tensor) -> Tensor:
-        """Latents -> [0, 1], clamped, for storing them as a picture."""
+        """Latents -> [0, 1], clamped, for storing them as an image."""
         return (x / (2 * self.config.latent_magnitude) + self.config.latent_shift).clamp(0, 1)
 
     def unscale_latents(self, x: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ def blocks(width: int, count: int, with_norm: bool) -> list[nn.Module]:
 
 
 class NormedBlock(AutoencoderTinyBlock):
-    """relu(y + conv(y)), y = x + pool(x): each channel sees the whole picture's statistics through a group norm."""
+    """relu(y + conv(y)), y = x + pool(x): each channel sees the whole image's statistics through a group norm."""
 
     def __init__(self, width: int):
         super().__init__(width, width, "relu")

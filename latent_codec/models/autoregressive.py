@@ -20,7 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latent_codec.models.causal import Surroundings, shift_down, shift_raster, shift_right
+from latent_codec.models.causal import CausalContext, shift_down, shift_raster, shift_right
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -171,7 +171,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         for row, column in product(range(height), range(width)):
             with ignoring_caller_settings(), torch.inference_mode():
                 if column == 0:
-                    chances = draw_chances((width, self.data_channels), batch, generator, self.device)
+                    chances = draw_uniforms((width, self.data_channels), batch, generator, self.device)
                 walk.advance()
                 values = by_position[row, column]
                 for channel in range(0 if skips[row][column] else self.data_channels):
@@ -193,7 +193,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         values = self._check_indices(indices)
         batch, _, height, width = values.shape
         embedded = self.embed(values.movedim(1, -1)).movedim(-1, 1).contiguous()
-        around = Surroundings(
+        around = CausalContext(
             self._context(batch, height, width, condition, class_labels),
             shift_raster(embedded),
             self._background(height, width),
@@ -423,7 +423,7 @@ class Walk:
 
     def _begin_row(self, row: int) -> None:
         context = None if self._context is None else self._context[min(row, len(self._context) - 1)]
-        around = Surroundings(context, self._row, self._background[row])
+        around = CausalContext(context, self._row, self._background[row])
         self._last.copy_(self._columns[-1])
         vertical = self._row.permute(2, 0, 1).contiguous()
         for layer, cache in zip(self._layers, self._caches):
@@ -451,7 +451,7 @@ def filter_logits(logits: Tensor, temperature: float, top_k: int | None, top_p: 
     return logits
 
 
-def draw_chances(shape: Sequence[int], batch: int, generator: Generators, device: torch.device) -> Tensor:
+def draw_uniforms(shape: Sequence[int], batch: int, generator: Generators, device: torch.device) -> Tensor:
     """Uniform numbers in (0, 1], float64 (*shape, batch, 1), those of a grid from its own generator if it has one."""
     if isinstance(generator, torch.Generator | None):
         source = device if generator is None else generator.device

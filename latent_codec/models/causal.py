@@ -45,7 +45,7 @@ def shift_raster(x: Tensor) -> Tensor:
     return F.pad(x.flatten(2), (1, 0))[..., :-1].view_as(x)
 
 
-class Surroundings(NamedTuple):
+class CausalContext(NamedTuple):
     """What layers may use anywhere, for it is known before the first code or holds earlier ones alone."""
 
     context: Tensor | None
@@ -183,7 +183,7 @@ class GatedLayer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, vertical: Tensor, horizontal: Tensor, around: Surroundings) -> tuple[Tensor, Tensor]:
+    def forward(self, vertical: Tensor, horizontal: Tensor, around: CausalContext) -> tuple[Tensor, Tensor]:
         above = self.vertical_conv(vertical)
         beside = self.horizontal_conv(horizontal) + self.vertical_to_horizontal(above)
         if self.from_context is not None:
@@ -194,7 +194,7 @@ class GatedLayer(nn.Module):
     def begin(self, batch: int, height: int, width: int) -> "GatedLayerCache":
         return GatedLayerCache(self, batch, width)
 
-    def row(self, cache: "GatedLayerCache", vertical: Tensor, around: Surroundings) -> Tensor:
+    def row(self, cache: "GatedLayerCache", vertical: Tensor, around: CausalContext) -> Tensor:
         above = self.vertical_conv.row(cache.vertical, vertical)
         torch.add(at_positions(above, cache.vertical_to_horizontal), cache.bias, out=cache.gates.row)
         if self.from_context is not None:
@@ -245,7 +245,7 @@ class GatedResidual(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, vertical: Tensor, horizontal: Tensor, around: Surroundings) -> tuple[Tensor, Tensor]:
+    def forward(self, vertical: Tensor, horizontal: Tensor, around: CausalContext) -> tuple[Tensor, Tensor]:
         above = self.vertical_conv2(self.dropout(F.elu(self.vertical_conv1(F.elu(vertical)))))
         if self.from_context is not None:
             for_vertical, for_horizontal = self.from_context(around.context).chunk(2, 1)
@@ -260,7 +260,7 @@ class GatedResidual(nn.Module):
     def begin(self, batch: int, height: int, width: int) -> "GatedResidualCache":
         return GatedResidualCache(self, batch, width)
 
-    def row(self, cache: "GatedResidualCache", vertical: Tensor, around: Surroundings) -> Tensor:
+    def row(self, cache: "GatedResidualCache", vertical: Tensor, around: CausalContext) -> Tensor:
         above = F.elu_(self.vertical_conv1.row(cache.vertical1, F.elu(vertical)))
         above = self.vertical_conv2.row(cache.vertical2, above)
         cache.gates.row.copy_(self.horizontal_conv2.bias)
@@ -321,7 +321,7 @@ class CausalAttention(nn.Module):
         self.conv_out = PointwiseConv(channels, 2 * channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, vertical: Tensor, horizontal: Tensor, around: Surroundings) -> tuple[Tensor, Tensor]:
+    def forward(self, vertical: Tensor, horizontal: Tensor, around: CausalContext) -> tuple[Tensor, Tensor]:
         batch, _, height, width = horizontal.shape
         background = around.background.to(horizontal.dtype).expand(batch, -1, -1, -1)
         seen = torch.cat([horizontal, around.previous.to(horizontal.dtype), background], 1)
@@ -335,7 +335,7 @@ class CausalAttention(nn.Module):
     def begin(self, batch: int, height: int, width: int) -> "AttentionCache":
         return AttentionCache(self, batch, height, width)
 
-    def row(self, cache: "AttentionCache", vertical: Tensor, around: Surroundings) -> Tensor:
+    def row(self, cache: "AttentionCache", vertical: Tensor, around: CausalContext) -> Tensor:
         torch.addmm(cache.qkv_bias, around.background.flatten(1).T, cache.background_to_qkv, out=cache.placed)
         return vertical
 

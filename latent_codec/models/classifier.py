@@ -1,4 +1,4 @@
-"""PictureClassifier: a small convolutional network that names what a picture shows."""
+"""ImageClassifier: a small convolutional network that names what an image shows."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from latent_codec.models.own_weights import OwnWeights
 
 
-class PictureClassifier(OwnWeights, ModelMixin, ConfigMixin):
-    """A residual network (He et al., arXiv:1603.05027) with group norm, so that no picture depends on its batch.
+class ImageClassifier(OwnWeights, ModelMixin, ConfigMixin):
+    """A residual network (He et al., arXiv:1603.05027) with group norm, so that no image depends on its batch.
 
         image --conv_in--> [ResidualBlock x layers] --stride 2--> ... --norm, silu--> mean over positions --> logits
                            once per width                             dropout, linear

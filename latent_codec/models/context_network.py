@@ -1,4 +1,4 @@
-"""What surrounds a value on a grid says of it: small networks of whole numbers, one for each pass over the grid.
+"""What surrounds a value on a grid says of it: small networks of integers, one for each pass over the grid.
 
 A grid is coded from coarse to fine in five phases, each of which lies between the positions of those before:
 
@@ -8,7 +8,7 @@ A grid is coded from coarse to fine in five phases, each of which lies between t
     phase 3, odd row and odd column          4 3 4 3 4
     phase 4, the rest                        0 4 2 4 0
 
-This is the order of interlaced pictures (PNG, ISO/IEC 15948, Adam7) on a quincunx, and context by passes instead of raster
+This is the order of interlaced images (PNG, ISO/IEC 15948, Adam7) on a quincunx, and context by passes instead of raster
 scan (He et al., "Checkerboard Context Model", arXiv:2103.15306). Networks are trained with the rounding that they
 run with (quantisation-aware training, Jacob et al., arXiv:1712.05877): weights and activations have 8 bits, a
 layer's sums stay below 2^24, and what follows a sum is a shift. So float32, int32 and any order of summation give
@@ -38,7 +38,7 @@ LIMIT = 127
 ONE = 32
 """The activation that stands for 1: a standard deviation of a channel, and a neighbour that is in the grid."""
 MAX_SUM = 2**24
-"""Float32 adds whole numbers exactly up to here."""
+"""Float32 adds integers exactly up to here."""
 
 
 def phase_of(row: Tensor, column: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def num_inputs(phase: int, num_features: int, num_before: int) -> int:
     return len(neighbours) * (1 + num_features) + (1 + len(siblings)) * num_before
 
 
-class WholeNumberLinear(nn.Linear):
+class IntegerLinear(nn.Linear):
     """y = floor((W x + b) / 2^(s - e)), with weights of 8 bits and a shift s for each row.
 
     Until `freeze_shifts` is called nothing is rounded.
@@ -152,7 +152,7 @@ class WholeNumberLinear(nn.Linear):
         self.shifts.copy_(torch.maximum(shifts, self.exponents.clamp_min(0)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whole numbers (..., inputs, n) -> (..., outputs, n), whole once shifts are frozen."""
+        """Integers (..., inputs, n) -> (..., outputs, n), whole once shifts are frozen."""
         weight, bias, by = self.whole()
         return self.shifted(torch.matmul(weight, x) + bias[:, None], by[:, None])
 
@@ -172,7 +172,7 @@ class WholeNumberLinear(nn.Linear):
         return weight, bias, by
 
 
-class WholeNumberMLP(nn.Module):
+class IntegerMLP(nn.Module):
     """Hidden layers h = clamp(W x + b, 0, 127), and where there are outputs a last layer that sees the inputs, too.
 
     Args:
@@ -181,13 +181,13 @@ class WholeNumberMLP(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, exponents: list[int] | None = None):
         super().__init__()
-        layers = [WholeNumberLinear(inputs, [0] * hidden), WholeNumberLinear(hidden, [0] * hidden)]
+        layers = [IntegerLinear(inputs, [0] * hidden), IntegerLinear(hidden, [0] * hidden)]
         if exponents:
-            layers.append(WholeNumberLinear(hidden + inputs, exponents))
+            layers.append(IntegerLinear(hidden + inputs, exponents))
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whole numbers (..., inputs, n) -> (..., outputs, n), whole once shifts are frozen."""
+        """Integers (..., inputs, n) -> (..., outputs, n), whole once shifts are frozen."""
         hidden = self.layers[0](x).clamp(0, LIMIT)
         hidden = self.layers[1](hidden).clamp(0, LIMIT)
         return self.layers[2](torch.cat([hidden, x], dim=-2)) if len(self.layers) > 2 else hidden
@@ -196,12 +196,12 @@ class WholeNumberMLP(nn.Module):
 def freeze_shifts(context: nn.Module) -> None:
     """Round all layers of a network from now on."""
     for module in context.modules():
-        if isinstance(module, WholeNumberLinear):
+        if isinstance(module, IntegerLinear):
             module.freeze_shifts()
 
 
 def is_frozen(context: nn.Module) -> bool:
-    return all(module.is_frozen for module in context.modules() if isinstance(module, WholeNumberLinear))
+    return all(module.is_frozen for module in context.modules() if isinstance(module, IntegerLinear))
 
 
 def _round(x: Tensor) -> Tensor:
@@ -260,7 +260,7 @@ class LatentContext(OwnWeights, ModelMixin, ConfigMixin):
         for phase, first, count in channel_groups(len(units), group):
             inputs = num_inputs(phase, len(units), first) if phase else 0
             exponents = [self.MEAN_EXPONENT] * count + [self.DEVIATION_EXPONENT] * count
-            network = WholeNumberMLP(inputs, hidden, exponents)
+            network = IntegerMLP(inputs, hidden, exponents)
             with torch.no_grad():
                 network.layers[2].bias[count:] = 4.0  # a deviation of 2^4 = 16 of ONE = 32
             self.networks.append(network)
@@ -346,10 +346,10 @@ class IndexContext(OwnWeights, ModelMixin, ConfigMixin):
             above = embedding * (level > 0)
             for phase in range(NUM_PHASES):
                 inputs = num_inputs(phase, embedding + above, above) if phase or above else 0
-                self.networks.append(WholeNumberMLP(inputs, hidden))
+                self.networks.append(IntegerMLP(inputs, hidden))
             tree = tree_of(size, trees and trees[level])
             self.register_buffer(f"codes_{level}", _inverse(tree, size), persistent=False)
-            self.forks.append(WholeNumberLinear(hidden, [0] * (len(tree) - 1)))
+            self.forks.append(IntegerLinear(hidden, [0] * (len(tree) - 1)))
 
     @torch.no_grad()
     def start_from(self, level: int, codewords: Tensor, counts: Tensor) -> None:

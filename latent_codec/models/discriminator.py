@@ -8,12 +8,12 @@ class PatchDiscriminator(nn.Module):
 
     PatchGAN (Isola et al., arXiv:1611.07004, section 3.2.2), with group norm where
     the original has batch norm: batch norm would have to be synchronised over
-    processes, which has no CPU form, and mixes the pictures of a batch.
+    processes, which has no CPU form, and mixes the images of a batch.
 
         image --4x4/2--> width --[4x4/2, norm]--> 2w, 4w, ... --4x4, norm--> --4x4--> logits
 
     Args:
-        in_channels: picture channels.
+        in_channels: image channels.
         width: channels after the first layer; doubled by each further one, up to 8 times.
         num_layers: stride-2 layers; 3 gives a receptive field of 70 px.
         norm_num_groups: of the group norms; must divide `width`.
@@ -59,5 +59,5 @@ class PatchDiscriminator(nn.Module):
 
 
 def min_side(num_layers: int) -> int:
-    """The smallest picture that leaves one logit: `num_layers` halvings, then two convolutions that each take a pixel."""
+    """The smallest image that leaves one logit: `num_layers` halvings, then two convolutions that each take a pixel."""
     return 3 * 2**num_layers

@@ -23,7 +23,7 @@ VALUES_AT_ONCE = 2**18
 
 
 class FeatureMap:
-    """One picture's features, (C, H, W), in a scratch file; statistics of what is written are kept.
+    """One image's features, (C, H, W), in a scratch file; statistics of what is written are kept.
 
     Tiles are (1, C, h, w) on `device`, channels last in memory, and chosen by slices of rows and columns.
     """

@@ -253,7 +253,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     def decode_indices(self, grids: list[Tensor]) -> Tensor:
         """Indices of the levels, int64 (B, h, w), top first -> image (B, C, H, W).
 
-        The lowest levels may be left out, to show a picture level by level; `mean_codeword` stands for them.
+        The lowest levels may be left out, to show an image level by level; `mean_codeword` stands for them.
 
         Raises:
             ValueError: for no or too many grids, shapes that do not follow from the top grid's, other dtypes than

@@ -10,17 +10,17 @@ code's fidelity and learns what is beyond it:
     image --conv_in: copy--> [2x2 blocks --PCA--> half the grid] x levels --conv_out--> latents
     latents --conv_in: 3x3 neighbours--> [nearest x2 --least squares 3x3--> finer blocks] x levels --> image
 
-With a codebook between them, k-means of the latents, this is vector quantisation of the picture's blocks, and a
+With a codebook between them, k-means of the latents, this is vector quantisation of the image's blocks, and a
 decoder that smooths their edges.
 
 Two obstacles stand between a residual network and a linear map, both in the head
 `conv_norm_out -> SiLU -> conv_out`, and both are met exactly:
 
 - SiLU: channels come in pairs x, -x, because silu(x) - silu(-x) = x.
-- Group norm removes every group's mean and scale, which are the picture's own
+- Group norm removes every group's mean and scale, which are the image's own
   brightness and contrast. Constant offsets (+A, +A, -A, -A) on the two pairs x, -x
   and y, -y ("anchors") leave the group's mean at zero and hold its standard
-  deviation at sqrt(A^2 + var) ~ A whatever the picture; norm's own affine takes A
+  deviation at sqrt(A^2 + var) ~ A whatever the image; norm's own affine takes A
   away again.
 """
 
@@ -47,7 +47,7 @@ def initialize_evenly(autoencoder: nn.Module) -> None:
 
     Kaiming's normal initialisation (arXiv:1502.01852, equation 10, without the factor 2 of a rectifier), no
     biases, and the last convolution of every residual branch 0. torch's own default shrinks the signal in every
-    layer and adds biases to it, so that one vector per picture, six levels deep, is lost among them for the
+    layer and adds biases to it, so that one vector per image, six levels deep, is lost among them for the
     first thousand steps of a training.
     """
     for name, module in autoencoder.named_modules():
@@ -87,7 +87,7 @@ def initialize_linear_code(
     upsampled coarser level to the finer one's blocks. Latents have mean 0. An
     AutoencoderKL's are whitened to variance 1, with a posterior standard deviation of
     1 %; an AutoencoderVQ's share one scale, so that distances stay those of the
-    picture's blocks, and go through a codebook by k-means before they are decoded.
+    image's blocks, and go through a codebook by k-means before they are decoded.
 
     Args:
         autoencoder: its convolutions are overwritten where the linear code needs
@@ -95,7 +95,7 @@ def initialize_linear_code(
         images: (N, in_channels, height, width) in [-1, 1], sides divisible by the
             downsampling factor; some dozens of crops are enough, with a codebook some latents per codeword.
         anchor: A, in units of an image's range [-1, 1]. At 8 a group's scale moves by about 1 %: a frame of
-            grey or noise changes the picture inside by about 1 %, one of plain black or white by about 6 %
+            grey or noise changes the image inside by about 1 %, one of plain black or white by about 6 %
             (a random start: by more than all of it). But x + A keeps fewer of x's digits: at 8 a trained
             codec lost 0.31 dB in bfloat16, at 3 0.05 dB.
 
@@ -194,14 +194,14 @@ def _write_decoder(autoencoder: AutoencoderKL | AutoencoderVQ, levels: list[Tens
         conv.bias[: len(weight)] = bias
         state = F.conv2d(upsampled, weight, bias, padding=1)
 
-    # The last block turns each picture channel x into the pair x, -x that the head undoes.
+    # The last block turns each image channel x into the pair x, -x that the head undoes.
     last = decoder.up_blocks[-1].resnets
     shortcut, head = last[0].conv_shortcut, decoder.conv_out
-    picture_channels = state.shape[1]
-    shortcut.weight[: 2 * picture_channels] = 0
-    shortcut.bias[: 2 * picture_channels] = 0
+    image_channels = state.shape[1]
+    shortcut.weight[: 2 * image_channels] = 0
+    shortcut.bias[: 2 * image_channels] = 0
     _silence(head)
-    for channel in range(picture_channels):
+    for channel in range(image_channels):
         pair = slice(2 * channel, 2 * channel + 2)
         shortcut.weight[pair, channel, 0, 0] = torch.tensor([1.0, -1.0])
         head.weight[channel, pair, 1, 1] = torch.tensor([1.0, -1.0])
@@ -298,7 +298,7 @@ def _check(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor) -> None:
             f"{described}: a linear start needs the first and last width divisible by {4 * config.norm_num_groups}."
         )
     if len(widths) < 2 or widths[0] == widths[1]:
-        # The last block pairs the picture's channels in the shortcut that changes the width.
+        # The last block pairs the image's channels in the shortcut that changes the width.
         raise ValueError(
             f"{described}: a linear start needs two widths or more, and the first two different."
         )

@@ -51,7 +51,7 @@ class ScalarQuantizer:
         """The finest rounding whose `num_levels` levels reach over a share `coverage` of each channel's `latents`.
 
         Args:
-            latents: (B, C, h, w), of the kind to be quantised; a few hundred pictures are enough.
+            latents: (B, C, h, w), of the kind to be quantised; a few hundred images are enough.
             num_levels: levels -(num_levels // 2) to (num_levels - 1) // 2.
             coverage: share of |z| that is not clipped.
 

@@ -1,4 +1,4 @@
-"""Encoders and decoders of AutoencoderKL and VQModel a tile at a time, layer by layer over the whole picture.
+"""Encoders and decoders of AutoencoderKL and VQModel a tile at a time, layer by layer over the whole image.
 
     feature map --read a tile and its halo--> group norm --> activation --> convolution --write the tile--> feature map
                                                   ^                                            |
@@ -49,7 +49,7 @@ def encode_tiled(
 
     Args:
         images: (B, C, H, W), whose sides are multiples of the downsampling factor.
-        tile: side, in pixels, of the tiles at the picture's resolution, at least 1; deeper layers,
+        tile: side, in pixels, of the tiles at the image's resolution, at least 1; deeper layers,
             whose positions have more channels, work on tiles of as many values.
 
     Raises:
@@ -67,7 +67,7 @@ def encode_tiled(
 
 @torch.no_grad()
 def decode_tiled(autoencoder: AutoencoderKL | VQModel, raw_latents: Tensor, tile: int) -> Tensor:
-    """Raw latents or codewords, (B, C, h, w) -> pictures, as `autoencoder.decode` gives them, tile by tile.
+    """Raw latents or codewords, (B, C, h, w) -> images, as `autoencoder.decode` gives them, tile by tile.
 
     Nothing is quantised here. `tile` and errors are those of `encode_tiled`.
     """
@@ -81,7 +81,7 @@ def decode_tiled(autoencoder: AutoencoderKL | VQModel, raw_latents: Tensor, tile
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Runs one picture through a network, each layer over all tiles before the next begins."""
+    """Runs one image through a network, each layer over all tiles before the next begins."""
 
     values: int
     """Values of a tile, the larger of what a layer takes and what it gives."""
@@ -166,7 +166,7 @@ class _Tiles:
 
         Tiles are laid out on the coarser of the two grids, whose positions are `input_scale` input positions or
         `output_scale` output positions wide; `function` looks at positions within `halo` of its own. At a tile's
-        inner borders it pads as if the picture ended there; what comes of that is cut off.
+        inner borders it pads as if the image ended there; what comes of that is cut off.
 
         Args:
             channels: of the output.

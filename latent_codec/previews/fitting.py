@@ -1,10 +1,10 @@
-"""Fitting previews in closed form: from pictures, or from random latents decoded once.
+"""Fitting previews in closed form: from images, or from random latents decoded once.
 
-pictures --encode--> latents, indices --+--ridge regression--> 1x1 map
+images --encode--> latents, indices --+--ridge regression--> 1x1 map
     |                                   +--means per codeword--> palette
     +--mean over f x f blocks--> colours+
                                         |
-random latents --decode--> blocks ------+      where there are no pictures
+random latents --decode--> blocks ------+      where there are no images
 """
 
 import time
@@ -16,29 +16,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
-from latent_codec.latent_space import side_multiple
+from latent_codec.families.latent_space import side_multiple
+from latent_codec.images.sources import ImageSource, spread
+from latent_codec.images.tensors import ImageError, center_crop, pad_to_multiple
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import nearest_codewords
-from latent_codec.picture_sources import PictureSource, spread
-from latent_codec.pictures import PictureError, center_crop, pad_to_multiple
 from latent_codec.previews.full import codebooks, position_sides, rgb
 from latent_codec.previews.palette import Palette
 from latent_codec.previews.previewer import LatentPreviewer
 from latent_codec.torch_settings import ignoring_caller_settings
 
 SIDE = 192
-"""Pictures are cut to their middle, at most so many pixels a side, and random latents make pictures of at most this side."""
+"""Images are cut to their middle, at most so many pixels a side, and random latents make images of at most this side."""
 
 LATENT_SIDE = 24
 """Grids of random latents have at most this side."""
 
 NUM_RANDOM = 8
-"""Pictures decoded from random latents."""
+"""Images decoded from random latents."""
 
 SPECTRUM = 1.0
-"""Exponent of random latents' spectrum: pictures' own, whose amplitude falls as 1 / frequency (Field, 1987).
+"""Exponent of random latents' spectrum: images' own, whose amplitude falls as 1 / frequency (Field, 1987).
 
-A 1x1 map fitted to the shipped codec's decodes of such noise correlates by 0.983 with its decodes of Kodak's pictures, as
+A 1x1 map fitted to the shipped codec's decodes of such noise correlates by 0.983 with its decodes of Kodak's images, as
 one fitted to photographs does; fitted to white noise by 0.965, to noise of exponent 1.5 by 0.980, and to constant
 grids, each of one random latent, by 0.976.
 """
@@ -61,17 +61,17 @@ class Fit:
     bias: Tensor
     palette: Palette | None
     """Of discrete codecs."""
-    num_pictures: int
+    num_images: int
     """0: fitted to random latents."""
     seconds: float
     """What fitting took, without the codec's loading and the correlations."""
     correlation: float | None
-    """With the downscaled full decode of pictures that were held out, Pearson's over all values, mean over pictures;
-    None without such pictures."""
+    """With the downscaled full decode of images that were held out, Pearson's over all values, mean over images;
+    None without such images."""
     palette_correlation: float | None
     """The same from indices."""
     skipped: tuple[str, ...]
-    """One line for each picture that could not be read, naming it and the reason."""
+    """One line for each image that could not be read, naming it and the reason."""
 
 
 @dataclass(frozen=True)
@@ -89,38 +89,38 @@ class Sample:
 @ignoring_caller_settings()
 def fit_linear(
     codec: LatentCodec,
-    source: PictureSource | None = None,
+    source: ImageSource | None = None,
     *,
-    num_pictures: int = 24,
+    num_images: int = 24,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Fit:
     """Fit the 1x1 map, and of a discrete codec the palette.
 
-    Colours are those of the pictures: a map fitted to what the codec decodes them to is no better (on Kodak both
+    Colours are those of the images: a map fitted to what the codec decodes them to is no better (on Kodak both
     correlate by 0.983 with the shipped codec's decodes), and takes three times as long.
 
     Args:
         codec: not changed.
-        source: pictures of the kind that it is for; None: random latents, decoded once.
-        num_pictures: at most, spread over `source`; of 8 or more every eighth, up to 4, are held out.
+        source: images of the kind that it is for; None: random latents, decoded once.
+        num_images: at most, spread over `source`; of 8 or more every eighth, up to 4, are held out.
         seed: of random latents.
         on_progress: called with (done, total).
 
     Raises:
-        ValueError: if no picture can be read.
+        ValueError: if no image can be read.
     """
     start, skipped = time.perf_counter(), []
     held_out: list[int] = []
     if source is None:
         samples = list(_random_samples(codec, seed, on_progress))
     else:
-        chosen = spread(len(source), num_pictures)
+        chosen = spread(len(source), num_images)
         held_out = chosen[7::8][:NUM_HELD_OUT]
         fitted = [index for index in chosen if index not in held_out]
-        samples = list(_picture_samples(codec, source, fitted, skipped, on_progress))
+        samples = list(_image_samples(codec, source, fitted, skipped, on_progress))
         if not samples:
-            raise ValueError(f"no picture could be read; the first of {len(skipped)}: {skipped[0]}")
+            raise ValueError(f"no image could be read; the first of {len(skipped)}: {skipped[0]}")
     weight, bias = ridge_regression(
         torch.cat([_rows(sample.latents) for sample in samples]),
         torch.cat([_rows(sample.colors) for sample in samples]),
@@ -134,7 +134,7 @@ def fit_linear(
         weight,
         bias,
         palette,
-        num_pictures=0 if source is None else len(samples),
+        num_images=0 if source is None else len(samples),
         seconds=seconds,
         correlation=correlation,
         palette_correlation=palette_correlation,
@@ -223,9 +223,9 @@ def colored_noise(shape: tuple[int, ...], exponent: float, generator: torch.Gene
     return noise / noise.std()
 
 
-def _picture_samples(
+def _image_samples(
     codec: LatentCodec,
-    source: PictureSource,
+    source: ImageSource,
     chosen: list[int],
     skipped: list[str],
     on_progress: Callable[[int, int], None] | None,
@@ -233,7 +233,7 @@ def _picture_samples(
     for done, index in enumerate(chosen, 1):
         try:
             image = _middle(source, index, codec)
-        except PictureError as error:
+        except ImageError as error:
             skipped.append(str(error))
         else:
             if codec.is_discrete:
@@ -251,7 +251,7 @@ def _picture_samples(
 def _random_samples(
     codec: LatentCodec, seed: int, on_progress: Callable[[int, int], None] | None
 ) -> Iterator[Sample]:
-    """Latents with the spectrum of pictures, decoded one picture at a time."""
+    """Latents with the spectrum of images, decoded one image at a time."""
     generator = torch.Generator().manual_seed(seed)
     multiple, factor = side_multiple(codec.autoencoder), codec.space.downsampling_factor
     side = -(-min(SIDE, LATENT_SIDE * factor) // multiple) * multiple // factor
@@ -292,8 +292,8 @@ def _latents_of(codec: LatentCodec, grids: list[Tensor]) -> Tensor:
     return codec.space.normalize(raw_latents)
 
 
-def _middle(source: PictureSource, index: int, codec: LatentCodec) -> Tensor:
-    """The middle of a picture as the codec pads it, (C, H, W) in [-1, 1]."""
+def _middle(source: ImageSource, index: int, codec: LatentCodec) -> Tensor:
+    """The middle of an image as the codec pads it, (C, H, W) in [-1, 1]."""
     image = source.read(index, codec.channels).float() / 127.5 - 1
     height, width = image.shape[-2:]
     image = center_crop(image, (min(height, SIDE), min(width, SIDE)))
@@ -301,14 +301,14 @@ def _middle(source: PictureSource, index: int, codec: LatentCodec) -> Tensor:
 
 
 def _held_out_correlations(
-    codec: LatentCodec, source: PictureSource | None, held_out: list[int], previewer: LatentPreviewer
+    codec: LatentCodec, source: ImageSource | None, held_out: list[int], previewer: LatentPreviewer
 ) -> tuple[float | None, float | None]:
     found: list[float] = []
     found_of_indices: list[float] = []
     for index in held_out:
         try:
             image = _middle(source, index, codec)
-        except PictureError:
+        except ImageError:
             continue
         latents = codec.encode(image)
         decoded = downscaled_decode(codec, latents)

@@ -1,4 +1,4 @@
-"""Colours of codewords: grids of indices as small pictures, without a decoder."""
+"""Colours of codewords: grids of indices as small images, without a decoder."""
 
 from collections.abc import Sequence
 
@@ -66,7 +66,7 @@ def checked_grids(
                 f"grid {level} is {grid.dtype} of shape {tuple(grid.shape)}; indices are int64 (B, h, w)."
             )
         if len(grid) != len(grids[0]):
-            raise ValueError(f"grid {level} is of {len(grid)} pictures and grid 0 of {len(grids[0])}.")
+            raise ValueError(f"grid {level} is of {len(grid)} images and grid 0 of {len(grids[0])}.")
         grid = grid.long()
         if mask is not None:
             if mask.dtype != torch.bool or mask.shape not in (grid.shape, grid.shape[1:]):

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
-from latent_codec.codec_folders import find_weights
+from latent_codec.components.codec_folders import find_weights
 from latent_codec.conversion.checkpoints import open_checkpoint
 from latent_codec.files import replacing
 from latent_codec.models.own_weights import check_finite, own_copy

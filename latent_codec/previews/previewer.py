@@ -1,4 +1,4 @@
-"""LatentPreviewer: latents as pictures, while a denoiser or a prior is still at work on them."""
+"""LatentPreviewer: latents as images, while a denoiser or a prior is still at work on them."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
-from latent_codec.latent_space import LatentSpace
+from latent_codec.families.latent_space import LatentSpace
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.full import FullPreview
 from latent_codec.previews.palette import Palette, checked_grids
@@ -22,7 +22,7 @@ class LatentPreviewer:
     """Shows latents, or indices of a discrete codec, of which some may be unknown yet.
 
         latents --1x1 map--> RGB, a pixel per latent                       linear
-        latents --TinyDecoder--> RGB in the picture's size                 tiny
+        latents --TinyDecoder--> RGB in the image's size                 tiny
         latents --reduced--> the codec's own decoder --> RGB               full
         indices --a colour per codeword--> RGB, a pixel per index          linear and tiny
         indices --reduced, filled--> the codec's own decoder --> RGB       full
@@ -75,7 +75,7 @@ class LatentPreviewer:
         stored = read_preview(path, codec)
         if kind == "tiny" and stored.tiny is None:
             raise ValueError(
-                f"the preview of {codec.name} has no tiny decoder: {command} --tiny --pictures DIR` adds it"
+                f"the preview of {codec.name} has no tiny decoder: {command} --tiny --images DIR` adds it"
             )
         if stored.tiny is not None and kind != "linear":
             return cls.tiny(stored.tiny, space=codec.space, palette=stored.palette)

@@ -10,14 +10,14 @@ from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from latent_codec.latent_space import LatentSpace, side_multiple
+from latent_codec.families.latent_space import LatentSpace, side_multiple
+from latent_codec.images.sources import ImageSource
 from latent_codec.metrics import LPIPS_MIN_SIDE
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.discriminator import PatchDiscriminator, min_side
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.initialization import initialize_codebooks, initialize_linear_code
 from latent_codec.models.quantizers import CodebookLearner
-from latent_codec.picture_sources import PictureSource
 from latent_codec.training import losses, report
 from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import TrainingConfig
@@ -36,7 +36,7 @@ class AutoencoderTask(Task):
     Args:
         config: of the run.
         autoencoder: new or pretrained, float32.
-        source: pictures to train on; with a `stream`, its first ones, for samples and a linear start.
+        source: images to train on; with a `stream`, its first ones, for samples and a linear start.
         accelerator: device, precision and processes.
         stream: a `datasets.IterableDataset` to train on, or None.
         resumes: whether a checkpoint will be restored, so that nothing need be made from data.
@@ -46,7 +46,7 @@ class AutoencoderTask(Task):
         self,
         config: TrainingConfig,
         autoencoder: Autoencoder,
-        source: PictureSource,
+        source: ImageSource,
         accelerator: Accelerator,
         *,
         stream=None,
@@ -56,8 +56,8 @@ class AutoencoderTask(Task):
         self.is_discrete = hasattr(autoencoder, "quantizers")
         self.crops = TrainingCrops.configured(config, source, autoencoder.config.in_channels)
         self.streamed = None if stream is None else self._streamed(stream)
-        self.num_pictures = len(source) if stream is None else None
-        self.samples = report.SamplePictures(source, autoencoder.config.in_channels, config)
+        self.num_images = len(source) if stream is None else None
+        self.samples = report.SampleImages(source, autoencoder.config.in_channels, config)
         self.latent_shape = _latent_shape(config, autoencoder)
 
         # Networks.
@@ -193,7 +193,7 @@ class AutoencoderTask(Task):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Clean image, the network's corrupted input, the latents' noise and the kept levels, if any, of a micro-batch.
 
-        Randomness belongs to a picture's position, whatever process or restart it is seen in.
+        Randomness belongs to an image's position, whatever process or restart it is seen in.
         """
         config, device = self.config, self.accelerator.device
         generators = [
@@ -254,9 +254,7 @@ class AutoencoderTask(Task):
         return restarted
 
 
-def check_autoencoder(
-    config: TrainingConfig, autoencoder: Autoencoder, source: PictureSource, stream
-) -> None:
+def check_autoencoder(config: TrainingConfig, autoencoder: Autoencoder, source: ImageSource, stream) -> None:
     """Refuse a configuration that this autoencoder cannot be trained by, before anything is written."""
     shape = autoencoder.config
     channels = shape.in_channels, shape.get("out_channels", shape.in_channels)
@@ -312,7 +310,7 @@ def check_autoencoder(
         if min(config.data.size) < least:
             raise ValueError(f"crops are {min(config.data.size)} px; {judge} needs at least {least}.")
     if stream is not None and config.data.by_area:
-        raise ValueError("data.by_area needs all pictures at hand: set it to false to train on a stream.")
+        raise ValueError("data.by_area needs all images at hand: set it to false to train on a stream.")
 
 
 def _codebook_learners(config: TrainingConfig, autoencoder: Autoencoder) -> torch.nn.ModuleList:

@@ -1,4 +1,4 @@
-"""Training a classifier of pictures, which judges what a prior draws."""
+"""Training a classifier of images, which judges what a prior draws."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,44 +8,44 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
-from latent_codec.components import open_component
-from latent_codec.models.classifier import PictureClassifier
-from latent_codec.picture_sources import PictureSource
+from latent_codec.components.loading import open_component
+from latent_codec.images.sources import ImageSource
+from latent_codec.models.classifier import ImageClassifier
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import TrainingCrops
-from latent_codec.training.labelled_data import ClassOf, Labels, SomePictures, hold_out
+from latent_codec.training.labelled_data import ClassOf, Labels, SomeImages, hold_out
 from latent_codec.training.task import Task
 
 
-def build_classifier(config: TrainingConfig, source: PictureSource) -> PictureClassifier:
+def build_classifier(config: TrainingConfig, source: ImageSource) -> ImageClassifier:
     """A new classifier from `model.arguments`, or `model.pretrained`, in float32; classes are as many as the data's.
 
     Raises:
-        ValueError: for an argument that it does not have or cannot use, or pictures without labels.
+        ValueError: for an argument that it does not have or cannot use, or images without labels.
     """
     if not config.data.label:
         raise ValueError('a classifier learns classes: set data.label, "class" or the name of an attribute.')
     if config.model.pretrained:
-        return open_component(config.model.pretrained, "classifier", [PictureClassifier]).train()
+        return open_component(config.model.pretrained, "classifier", [ImageClassifier]).train()
     arguments = dict(config.model.arguments)
     arguments.setdefault("num_classes", Labels(source, config.data.label).num_classes)
     arguments.setdefault("sample_size", config.data.size)
-    return construct(PictureClassifier, arguments, config.run.seed)
+    return construct(ImageClassifier, arguments, config.run.seed)
 
 
 def check_classifier(
-    config: TrainingConfig, classifier: PictureClassifier, source: PictureSource, stream
+    config: TrainingConfig, classifier: ImageClassifier, source: ImageSource, stream
 ) -> None:
     """Refuse what a classifier cannot be trained by, before anything is written."""
     if stream is not None:
-        raise ValueError("a classifier trains on pictures at hand: leave --stream out.")
+        raise ValueError("a classifier trains on images at hand: leave --stream out.")
     if not config.data.label:
         raise ValueError('a classifier learns classes: set data.label, "class" or the name of an attribute.')
     num_classes = Labels(source, config.data.label).num_classes
     if num_classes > classifier.config.num_classes:
         raise ValueError(
-            f"the pictures have classes 0 to {num_classes - 1}, and the classifier {classifier.config.num_classes}."
+            f"the images have classes 0 to {num_classes - 1}, and the classifier {classifier.config.num_classes}."
         )
 
 
@@ -55,15 +55,15 @@ class ClassifierTask(Task):
     Args:
         config: of the run.
         classifier: what `build_classifier` gave.
-        source: pictures with labels.
+        source: images with labels.
         accelerator: device, precision and processes.
     """
 
     def __init__(
         self,
         config: TrainingConfig,
-        classifier: PictureClassifier,
-        source: PictureSource,
+        classifier: ImageClassifier,
+        source: ImageSource,
         accelerator: Accelerator,
         *,
         stream=None,
@@ -73,7 +73,7 @@ class ClassifierTask(Task):
         labels = Labels(source, config.data.label)
         train, held_out = hold_out(source, config.data.held_out, config.run.seed)
         self.train, self.held_out = (self._crops(source, numbers, labels) for numbers in (train, held_out))
-        self.num_pictures = len(train)
+        self.num_images = len(train)
         self.train_directly(classifier)
 
     @staticmethod
@@ -101,7 +101,7 @@ class ClassifierTask(Task):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """`held_out_accuracy`, of all pictures that are held out."""
+        """`held_out_accuracy`, of all images that are held out."""
         count = len(self.held_out)
         if not count:
             return {}
@@ -113,10 +113,10 @@ class ClassifierTask(Task):
             right += int((classifier(images.to(self.accelerator.device)).argmax(1).cpu() == labels).sum())
         return {"held_out_accuracy": right / count}
 
-    def _crops(self, source: PictureSource, numbers: list[int], labels: Labels) -> TrainingCrops:
+    def _crops(self, source: ImageSource, numbers: list[int], labels: Labels) -> TrainingCrops:
         return TrainingCrops.configured(
             self.config,
-            SomePictures(source, numbers),
+            SomeImages(source, numbers),
             self.network.config.in_channels,
             label_of=ClassOf(labels, numbers),
         )

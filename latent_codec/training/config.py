@@ -43,7 +43,7 @@ class ModelConfig:
         "HierarchicalVQ",
         "PixelCNN",
         "PixelSNAIL",
-        "PictureClassifier",
+        "ImageClassifier",
         "TinyDecoder",
         "LatentContext",
         "IndexContext",
@@ -58,7 +58,7 @@ class ModelConfig:
     """`linear`: start as the principal components of the data's 8x8 blocks. `even`: at random, but with equal variance at
     every depth, which deep and narrow networks need (models/initialization.py). `random`: as torch has it."""
     anchor: float = 8.0
-    """Of the linear start: larger makes pictures more independent of their surroundings, smaller keeps more digits in
+    """Of the linear start: larger makes images more independent of their surroundings, smaller keeps more digits in
     bfloat16."""
     train: Literal["all", "decoder"] = "all"
     """`decoder` leaves encoder, quant_conv and codebook alone to the bit, so that existing latents stay valid."""
@@ -84,7 +84,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How pictures become training crops."""
+    """How images become training crops."""
 
     height: int = 256
     """Crop height in pixels."""
@@ -93,21 +93,21 @@ class DataConfig:
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the random resize before the crop, log-uniform; 1 is the file's own resolution."""
     pad_small: bool = False
-    """Continue a picture smaller than the crop beyond its last row and column, instead of enlarging it."""
+    """Continue an image smaller than the crop beyond its last row and column, instead of enlarging it."""
     flip: bool = True
     """Mirror half of the crops left to right."""
     by_area: bool = False
-    """Draw pictures in proportion to their area, instead of each once per epoch."""
+    """Draw images in proportion to their area, instead of each once per epoch."""
     label: str | None = None
-    """What of a picture's label is its class, for priors and classifiers: "class" where the label is a number, else the
+    """What of an image's label is its class, for priors and classifiers: "class" where the label is a number, else the
     name of one of its attributes. None: without classes, which a classifier needs."""
     held_out: float = 0.0
-    """Share of the pictures that a prior or classifier does not train on, and is measured on every `run.sample_every`
+    """Share of the images that a prior or classifier does not train on, and is measured on every `run.sample_every`
     steps. Codecs are measured by `latent-codec evaluate`."""
     binarize: bool = False
     """Turn every value into -1 or 1 at mid-grey, for the Bernoulli likelihood."""
     cache_gigabytes: float = 2.0
-    """Memory, per process, for decoded pictures."""
+    """Memory, per process, for decoded images."""
     num_workers: int = 0
     """Loader processes; 0 reads in the training process."""
 
@@ -135,7 +135,7 @@ class ObjectiveConfig:
     posterior: Literal["mean", "sample"] = "sample"
     """Decode the posterior's mean (an autoencoder) or a sample of it (a variational one)."""
     kl_weight: float = 0.0
-    """Weight of the KL divergence in nats per picture dimension: beta of the beta-VAE; 1 gives the ELBO."""
+    """Weight of the KL divergence in nats per image dimension: beta of the beta-VAE; 1 gives the ELBO."""
     input_noise: float = 0.0
     """Denoising: standard deviation of Gaussian noise on the input, in units of [-1, 1]."""
     dropped_pixels: float = 0.0
@@ -275,7 +275,7 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     """Largest gradient norm; None: unclipped."""
     batch_size: int = 4
-    """Pictures per process and micro-batch."""
+    """Images per process and micro-batch."""
     accumulation: int = 1
     """Micro-batches per step."""
     ema_decay: float = 0.999
@@ -325,12 +325,12 @@ class RunConfig:
     log_every: int = 50
     """Steps between two lines of metrics.jsonl."""
     sample_every: int = 1000
-    """Steps between two pictures in samples/, and two measurements on held-out pictures."""
+    """Steps between two images in samples/, and two measurements on held-out images."""
     checkpoint_every: int = 1000
     """Steps between two checkpoints."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
-    calibration_pictures: int = 256
+    calibration_images: int = 256
     """Images that scale, shift and half-precision safety are measured on at the end, fewer (at least 8) after a run so
     short that this would take over a tenth of it; 0: not measured."""
     codec_dtype: Literal["float32", "float16"] = "float32"
@@ -339,7 +339,7 @@ class RunConfig:
     def __post_init__(self):
         for name in ("steps", "log_every", "sample_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"run.{name} is {getattr(self, name)}; at least 1.")
-        for name in ("seed", "calibration_pictures"):
+        for name in ("seed", "calibration_images"):
             _require(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; at least 0.")
 
 
@@ -401,7 +401,7 @@ class TrainingConfig:
 _KINDS = {
     "PixelCNN": "prior",
     "PixelSNAIL": "prior",
-    "PictureClassifier": "classifier",
+    "ImageClassifier": "classifier",
     "TinyDecoder": "preview",
     "LatentContext": "entropy",
     "IndexContext": "entropy",
@@ -518,7 +518,7 @@ def _codec_setting(table: dict[str, Any]) -> list[str]:
     """Which setting `--codec` stands for."""
     model = table.get("model", {})
     kind = _KINDS.get(model.get("class_name") if isinstance(model, dict) else None, "codec")
-    _require(kind != "classifier", "a classifier is trained on pictures, without a codec: leave --codec out.")
+    _require(kind != "classifier", "a classifier is trained on images, without a codec: leave --codec out.")
     settings = {"prior": ["prior", "codec"], "preview": ["model", "teacher"], "entropy": ["model", "teacher"]}
     return settings.get(kind, ["model", "pretrained"])
 

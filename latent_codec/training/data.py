@@ -1,7 +1,7 @@
 """Crops to train on, in an order that a killed run takes up again exactly.
 
 `TrainingCrops` makes each crop a pure function of its position in an endless sequence (position -> epoch and
-place -> picture, window, flip), so a run that is resumed, or moved from one process to two, sees what it would
+place -> image, window, flip), so a run that is resumed, or moved from one process to two, sees what it would
 have seen; `PositionSampler` says which positions each process takes. `StreamedCrops` is for data that can only
 be read in order: it remembers where it is.
 """
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from latent_codec.picture_sources import DatasetPictures, PictureSource, encoded_picture, image_column
-from latent_codec.pictures import PictureError, read_pixels
+from latent_codec.images.sources import DatasetImages, ImageSource, encoded_image, image_column
+from latent_codec.images.tensors import ImageError, read_pixels
 from latent_codec.training.config import TrainingConfig
 
 # Independent streams of randomness under one seed.
@@ -26,12 +26,12 @@ _ORDER, _CROP = 0, 1
 
 
 class EpochOrder:
-    """Which picture each position of an endless sequence shows: a permutation per epoch.
+    """Which image each position of an endless sequence shows: a permutation per epoch.
 
-    Epoch = position // count, place = position % count; the picture is permutation(seed, epoch)[place].
+    Epoch = position // count, place = position % count; the image is permutation(seed, epoch)[place].
 
     Args:
-        count: pictures in an epoch.
+        count: images in an epoch.
         seed: at least 0.
         cumulative_weights: running sum of how often each is to be drawn, relative to the others; None: all alike.
     """
@@ -60,12 +60,12 @@ class EpochOrder:
 
 
 class TrainingCrops(Dataset):
-    """Random resized crops of a source's pictures: `crops[position]`, float32 (C, h, w) in [-1, 1].
+    """Random resized crops of a source's images: `crops[position]`, float32 (C, h, w) in [-1, 1].
 
-    The picture is `EpochOrder`'s, window and flip come from a generator seeded by (seed, position). Nothing else
+    The image is `EpochOrder`'s, window and flip come from a generator seeded by (seed, position). Nothing else
     counts: not the process, not the worker, not the cache.
 
-    A picture that cannot be read is replaced by the next one that can, reported once on stderr, and its name
+    An image that cannot be read is replaced by the next one that can, reported once on stderr, and its name
     listed in `skipped`.
 
     Args:
@@ -74,18 +74,18 @@ class TrainingCrops(Dataset):
         channels: 1, 3 or 4.
         seed: at least 0.
         flip: mirror half of the crops left to right.
-        scale: (smallest, largest) factor by which a picture is resized before the crop, drawn log-uniformly; 1 keeps
-            its own pixels. A picture too small for the crop is enlarged just enough.
+        scale: (smallest, largest) factor by which an image is resized before the crop, drawn log-uniformly; 1 keeps
+            its own pixels. An image too small for the crop is enlarged just enough.
         pad_small: continue it beyond its last row and column instead, as LatentCodec does.
-        by_area: draw pictures in proportion to their area, so that every pixel is seen about equally often. Reads
-            every picture's header once, at the start.
-        cache_bytes: decoded pictures kept in memory, shared out among the workers of a DataLoader; 0 keeps none.
-        label_of: the class of a picture of the source, by its number; then a crop comes with it, as (crop, class).
+        by_area: draw images in proportion to their area, so that every pixel is seen about equally often. Reads
+            every image's header once, at the start.
+        cache_bytes: decoded images kept in memory, shared out among the workers of a DataLoader; 0 keeps none.
+        label_of: the class of an image of the source, by its number; then a crop comes with it, as (crop, class).
     """
 
     def __init__(
         self,
-        source: PictureSource,
+        source: ImageSource,
         *,
         size: tuple[int, int],
         channels: int = 3,
@@ -117,11 +117,11 @@ class TrainingCrops(Dataset):
     def configured(
         cls,
         config: TrainingConfig,
-        source: PictureSource,
+        source: ImageSource,
         channels: int,
         label_of: Callable[[int], int] | None = None,
     ) -> "TrainingCrops":
-        """As a run's [data] says; `source` may have no pictures."""
+        """As a run's [data] says; `source` may have no images."""
         return cls(
             source,
             size=config.data.size,
@@ -136,11 +136,11 @@ class TrainingCrops(Dataset):
         )
 
     def __len__(self) -> int:
-        """Pictures in an epoch; positions go on beyond it."""
+        """Images in an epoch; positions go on beyond it."""
         return len(self.source)
 
     def __getitem__(self, position: int) -> Tensor | tuple[Tensor, int]:
-        index, pixels = self._readable(self.picture_index(position))
+        index, pixels = self._readable(self.image_index(position))
         rng = np.random.default_rng((self.seed, _CROP, position))
         if self.pad_small:
             pixels = pad_to_size(pixels, self.size)
@@ -152,25 +152,25 @@ class TrainingCrops(Dataset):
 
     @property
     def skipped(self) -> list[str]:
-        """Names of the pictures that could not be read so far."""
+        """Names of the images that could not be read so far."""
         return [self.source.name(index) for index in self._unreadable.nonzero().flatten().tolist()]
 
-    def picture_index(self, position: int) -> int:
-        """Which picture of the source a position shows, if it can be read."""
+    def image_index(self, position: int) -> int:
+        """Which image of the source a position shows, if it can be read."""
         return self._order[position]
 
     def _readable(self, first: int) -> tuple[int, Tensor]:
-        """The picture at `first`, or the next one that can be read, and its number."""
+        """The image at `first`, or the next one that can be read, and its number."""
         for step in range(len(self)):
             index = (first + step) % len(self)
             if self._unreadable[index]:
                 continue
             try:
                 return index, self._pixels(index)
-            except PictureError as error:
+            except ImageError as error:
                 self._unreadable[index] = True
                 print(f"skipped: {error}", file=sys.stderr, flush=True)
-        raise ValueError(f"none of the {len(self)} pictures can be read, the first is {self.source.name(0)}")
+        raise ValueError(f"none of the {len(self)} images can be read, the first is {self.source.name(0)}")
 
     def _pixels(self, index: int) -> Tensor:
         if index in self._cache:
@@ -196,13 +196,13 @@ def random_resized_crop(
 ) -> Tensor:
     """Resize by a log-uniform factor, cut a uniform window, perhaps mirror it.
 
-    Only the window is resized: (h, w) / factor of the picture's own pixels, rounded to whole ones, by an
+    Only the window is resized: (h, w) / factor of the image's own pixels, rounded to whole ones, by an
     antialiased bicubic filter; with factor 1 the pixels are untouched.
 
     Args:
         pixels: uint8, (C, H, W).
         size: (h, w) of the crop.
-        scale: (smallest, largest) factor; raised where the picture would be smaller than the crop.
+        scale: (smallest, largest) factor; raised where the image would be smaller than the crop.
 
     Returns:
         float32, (C, h, w), in [-1, 1].
@@ -224,9 +224,9 @@ def _check_crop_arguments(size, channels, seed, scale) -> None:
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size={size}: give (height, width) of the crops in pixels, each at least 1")
     if channels not in (1, 3, 4):
-        raise ValueError(f"channels={channels}: pictures have 1, 3 or 4 channels")
+        raise ValueError(f"channels={channels}: images have 1, 3 or 4 channels")
     if seed < 0:
-        raise ValueError(f"seed={seed}: give a whole number of at least 0")
+        raise ValueError(f"seed={seed}: give an integer of at least 0")
     if not 0 < scale[0] <= scale[1]:
         raise ValueError(f"scale={scale}: give (smallest, largest) resize factor, 0 < smallest <= largest")
 
@@ -238,16 +238,16 @@ def _check_process(process_index: int, num_processes: int) -> None:
         )
 
 
-def _cumulative_areas(source: PictureSource) -> np.ndarray:
-    """Running sum of the pictures' areas; one that cannot be opened counts nothing."""
+def _cumulative_areas(source: ImageSource) -> np.ndarray:
+    """Running sum of the images' areas; one that cannot be opened counts nothing."""
     areas = np.zeros(len(source))
     for index in range(len(source)):
         try:
             areas[index] = np.prod(source.size(index))
-        except PictureError:
+        except ImageError:
             continue
     if not areas.any():
-        raise ValueError(f"none of the {len(source)} pictures can be opened, the first is {source.name(0)}")
+        raise ValueError(f"none of the {len(source)} images can be opened, the first is {source.name(0)}")
     return areas.cumsum()
 
 
@@ -295,10 +295,10 @@ class PositionSampler:
             micro_batch += 1
 
 
-def first_pictures(stream, count: int, *, name: str, column: str | None = None) -> PictureSource:
-    """The first pictures of a stream by random access, kept in memory as they were encoded.
+def first_images(stream, count: int, *, name: str, column: str | None = None) -> ImageSource:
+    """The first images of a stream by random access, kept in memory as they were encoded.
 
-    For what needs the same pictures again and again: samples, calibration, a linear start.
+    For what needs the same images again and again: samples, calibration, a linear start.
 
     Args:
         stream: a `datasets.IterableDataset`, as `open_stream` gives it.
@@ -307,7 +307,7 @@ def first_pictures(stream, count: int, *, name: str, column: str | None = None) 
         column: as for `StreamedCrops`.
 
     Raises:
-        ValueError: if the stream has no pictures.
+        ValueError: if the stream has no images.
     """
     import datasets
 
@@ -315,9 +315,9 @@ def first_pictures(stream, count: int, *, name: str, column: str | None = None) 
     undecoded = stream.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     cells = list(undecoded.take(count))
     if not cells:
-        raise ValueError(f"{name} gives no pictures")
+        raise ValueError(f"{name} gives no images")
     features = datasets.Features({column: datasets.Image()})
-    return DatasetPictures(datasets.Dataset.from_list(cells, features=features), column, name)
+    return DatasetImages(datasets.Dataset.from_list(cells, features=features), column, name)
 
 
 class StreamedCrops(IterableDataset):
@@ -327,14 +327,14 @@ class StreamedCrops(IterableDataset):
     on resume. Shards are dealt out to the processes where their number divides evenly; otherwise every process
     reads every shard and keeps one example in `num_processes`.
 
-    Pictures are decoded ahead by threads, so use it in a DataLoader with `num_workers=0`. `state_dict()` says
+    Images are decoded ahead by threads, so use it in a DataLoader with `num_workers=0`. `state_dict()` says
     where the last crop given came from; `load_state_dict` goes on after it.
 
     Args:
         stream: a `datasets.IterableDataset`, as `open_stream` gives it.
-        column: which column holds the pictures; None: the first of type Image.
+        column: which column holds the images; None: the first of type Image.
         size, channels, seed, flip, scale: as for `TrainingCrops`.
-        num_threads: how many pictures to decode at a time.
+        num_threads: how many images to decode at a time.
     """
 
     def __init__(
@@ -394,7 +394,7 @@ class StreamedCrops(IterableDataset):
         """Crops, float32 (C, h, w) in [-1, 1].
 
         Raises:
-            ValueError: if a whole epoch, or 1,000 pictures in a row, give nothing to read.
+            ValueError: if a whole epoch, or 1,000 images in a row, give nothing to read.
         """
         if get_worker_info() is not None:
             raise ValueError("StreamedCrops decodes in threads of its own: use DataLoader(num_workers=0)")
@@ -409,18 +409,16 @@ class StreamedCrops(IterableDataset):
                 try:
                     yield crop.result()
                     num_failed = 0
-                except PictureError as error:
+                except ImageError as error:
                     num_failed += 1
                     if name not in self.skipped:
                         self.skipped.append(name)
                         print(f"skipped: {error}", file=sys.stderr, flush=True)
                     if num_failed == 1000:
-                        raise ValueError(
-                            f"1000 pictures in a row cannot be read, the last: {error}"
-                        ) from None
+                        raise ValueError(f"1000 images in a row cannot be read, the last: {error}") from None
 
     def _examples(self) -> Iterator[tuple[dict, str, dict | None]]:
-        """Undecoded pictures without end, with their names; each after the state that goes on behind it."""
+        """Undecoded images without end, with their names; each after the state that goes on behind it."""
         from datasets.distributed import split_dataset_by_node
 
         epoch, shards_done = self._state["epoch"], self._state["shards_done"]
@@ -447,16 +445,16 @@ class StreamedCrops(IterableDataset):
                         "num_examples": count,
                     }
                     cell = example[self.column]
-                    yield state, (cell or {}).get("path") or f"shard {order[place]}, picture {number}", cell
+                    yield state, (cell or {}).get("path") or f"shard {order[place]}, image {number}", cell
                 shard_state = None
             if count == count_before:
                 raise ValueError(
-                    f"the stream gives process {self.process_index} of {self.num_processes} no pictures"
+                    f"the stream gives process {self.process_index} of {self.num_processes} no images"
                 )
             epoch, shards_done = epoch + 1, 0
 
     def _crop(self, name: str, cell: dict | None, number: int) -> Tensor:
-        pixels = read_pixels(encoded_picture(cell, name), channels=self.channels, name=name)
+        pixels = read_pixels(encoded_image(cell, name), channels=self.channels, name=name)
         rng = np.random.default_rng((self.seed, _CROP, number, self.process_index))
         if self.pad_small:
             pixels = pad_to_size(pixels, self.size)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
 from latent_codec.codec import LatentCodec, decodes_codewords
-from latent_codec.components import open_component
-from latent_codec.encoded_pictures import EncodedPictures
+from latent_codec.components.loading import open_component
+from latent_codec.latents.encoded_images import EncodedImages
 from latent_codec.models.context_network import (
     LIMIT,
     ONE,
@@ -64,7 +64,7 @@ def context_class(codec: LatentCodec) -> type[Context]:
     return IndexContext if decodes_codewords(codec) else LatentContext
 
 
-def build_context(config: TrainingConfig, source: EncodedPictures, codec: LatentCodec) -> Context:
+def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCodec) -> Context:
     """A new network from `model.arguments`, or `model.pretrained`, in float32.
 
     Latents: units and coarsest steps follow from the data and the codec's decoder, and what has no neighbours is first
@@ -132,7 +132,7 @@ def check_entropy_network(config: TrainingConfig, context: Context, source, stre
         or config.data.pad_small
         or config.data.binarize
     ):
-        raise ValueError("data.scale, by_area, pad_small and binarize are for pictures: leave them out.")
+        raise ValueError("data.scale, by_area, pad_small and binarize are for images: leave them out.")
 
 
 class EntropyTask(Task):
@@ -149,7 +149,7 @@ class EntropyTask(Task):
         self,
         config: TrainingConfig,
         context: Context,
-        source: EncodedPictures,
+        source: EncodedImages,
         accelerator: Accelerator,
         *,
         stream=None,
@@ -158,7 +158,7 @@ class EntropyTask(Task):
         super().__init__(config, context, accelerator)
         self.codec = load_codec(config)
         self.windows, self.held_out = _windows(config, source, self.codec)
-        self.num_pictures = len(self.windows)
+        self.num_images = len(self.windows)
         self.train_directly(context)
 
     @staticmethod
@@ -217,12 +217,12 @@ class EntropyTask(Task):
 
 
 def _windows(
-    config: TrainingConfig, source: EncodedPictures, codec: LatentCodec
+    config: TrainingConfig, source: EncodedImages, codec: LatentCodec
 ) -> tuple[GridWindows, GridWindows]:
     """Those to train on, and those held out.
 
     Raises:
-        ValueError: if the files are of another kind, or no picture is large enough.
+        ValueError: if the files are of another kind, or no image is large enough.
     """
     if source.is_discrete != decodes_codewords(codec):
         raise ValueError(
@@ -237,7 +237,7 @@ def _windows(
     if not train:
         first = "x".join(map(str, source.size(0)))
         raise ValueError(
-            f"none of the {len(source)} pictures is as large as the window of {config.data.size[0]}x{config.data.size[1]} "
+            f"none of the {len(source)} images is as large as the window of {config.data.size[0]}x{config.data.size[1]} "
             f"pixels; {source.name(0)} has {first}. Set data.height and data.width: --set data.height=..."
         )
     return tuple(GridWindows(source, numbers, shapes, seed=config.run.seed) for numbers in (train, held_out))

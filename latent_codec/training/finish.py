@@ -10,14 +10,14 @@ from diffusers import AutoencoderKL, ModelMixin
 
 import latent_codec
 from latent_codec.codec import LatentCodec
-from latent_codec.codec_folders import SIDECARS
+from latent_codec.components.codec_folders import SIDECARS
+from latent_codec.components.weight_files import FORMER_WEIGHTS, save_component
 from latent_codec.evaluation import calibration
 from latent_codec.files import replacing
-from latent_codec.picture_sources import PictureSource
+from latent_codec.images.sources import ImageSource
 from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import TrainingConfig, dump_toml
 from latent_codec.training.report import plot_curves, read_metrics
-from latent_codec.weight_files import FORMER_WEIGHTS, save_component
 
 LEAST_CALIBRATION_IMAGES = 8
 LEAST_LOG_VARIANCE = -30.0  # where diffusers clamps a posterior's: a standard deviation of 3e-7
@@ -26,7 +26,7 @@ LEAST_LOG_VARIANCE = -30.0  # where diffusers clamps a posterior's: a standard d
 def finish_run(
     config: TrainingConfig,
     autoencoder: Autoencoder,
-    source: PictureSource,
+    source: ImageSource,
     run: Path,
     *,
     data_name: str,
@@ -49,9 +49,9 @@ def finish_run(
         silence_posterior(autoencoder)
     codec = LatentCodec(autoencoder, name=run.resolve().name)
     measured = None
-    if config.run.calibration_pictures:
+    if config.run.calibration_images:
         measured = calibration.measure(
-            codec, source, num_pictures=num_calibration_images(config), on_progress=on_progress
+            codec, source, num_images=num_calibration_images(config), on_progress=on_progress
         )
         keep = config.model.train == "decoder"  # the space that its encoder came with
         fold = calibration.can_normalize(autoencoder)
@@ -63,14 +63,14 @@ def finish_run(
 
 
 def num_calibration_images(config: TrainingConfig) -> int:
-    """`run.calibration_pictures`, or fewer after a short run, so that measuring takes at most about a tenth of it.
+    """`run.calibration_images`, or fewer after a short run, so that measuring takes at most about a tenth of it.
 
     A training step costs about six times the encoding of as many pixels: forward and backward, encoder and decoder.
     """
     height, width = config.data.size
     trained = config.run.steps * config.optimizer.batch_size * config.optimizer.accumulation * height * width
     affordable = int(0.6 * trained / calibration.MAX_SIDE**2)
-    return min(config.run.calibration_pictures, max(affordable, LEAST_CALIBRATION_IMAGES))
+    return min(config.run.calibration_images, max(affordable, LEAST_CALIBRATION_IMAGES))
 
 
 def finish_network(config: TrainingConfig, network: ModelMixin, run: Path, *, data_name: str) -> Path:
@@ -275,7 +275,7 @@ def _terms(line: dict[str, float]) -> str:
     terms = [
         f"{name} {value:.5g}"
         for name, value in line.items()
-        if name not in ("step", "learning_rate", "pictures_per_second")
+        if name not in ("step", "learning_rate", "images_per_second")
     ]
     return ", ".join(terms) or "none recorded"
 

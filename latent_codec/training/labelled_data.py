@@ -1,31 +1,31 @@
-"""Classes of pictures, and the pictures that a training keeps out to be measured on."""
+"""Classes of images, and the images that a training keeps out to be measured on."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
-from latent_codec.encoded_pictures import MIRRORED
-from latent_codec.picture_labels import Pictures, class_of
-from latent_codec.picture_sources import PictureSource
+from latent_codec.images.labels import Images, class_of
+from latent_codec.images.sources import ImageSource
+from latent_codec.latents.encoded_images import MIRRORED
 
 _HELD_OUT = 2  # stream of randomness beside the data's own, under the same seed
 
 
 class Labels:
-    """The class of every picture: `labels[number]`, int from 0.
+    """The class of every image: `labels[number]`, int from 0.
 
     Args:
-        pictures: whose labels they are.
+        images: whose labels they are.
         key: "class" where a label is a number, else the name of an attribute of a label that is a dict; true and
             false count as 1 and 0.
 
     Raises:
-        ValueError: if a picture has no such label, naming the first.
+        ValueError: if an image has no such label, naming the first.
     """
 
-    def __init__(self, pictures: Pictures, key: str):
-        self._classes = np.array([class_of(pictures, number, key) for number in range(len(pictures))])
+    def __init__(self, images: Images, key: str):
+        self._classes = np.array([class_of(images, number, key) for number in range(len(images))])
 
     def __getitem__(self, number: int) -> int:
         return int(self._classes[number])
@@ -37,7 +37,7 @@ class Labels:
 
 
 class ClassOf:
-    """The class of a picture by its number among some of them; 0 for all where there are no classes."""
+    """The class of an image by its number among some of them; 0 for all where there are no classes."""
 
     def __init__(self, labels: Labels | None, numbers: Sequence[int]):
         self._labels, self._numbers = labels, numbers
@@ -46,33 +46,33 @@ class ClassOf:
         return 0 if self._labels is None else self._labels[self._numbers[index]]
 
 
-def hold_out(pictures: Pictures, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the pictures to train on, and of those held out, both in order; mirror images go with their original.
+def hold_out(images: Images, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the images to train on, and of those held out, both in order; mirror images go with their original.
 
-    Which are held out depends on nothing but seed and number of pictures.
+    Which are held out depends on nothing but seed and number of images.
 
     Raises:
         ValueError: if none would be left to train on, or none held out of a share above 0.
     """
     originals: dict[str, int] = {}
     groups = [
-        originals.setdefault(pictures.name(number).removesuffix(MIRRORED), len(originals))
-        for number in range(len(pictures))
+        originals.setdefault(images.name(number).removesuffix(MIRRORED), len(originals))
+        for number in range(len(images))
     ]
     count = round(share * len(originals))
     if share and not 0 < count < len(originals):
         raise ValueError(
-            f"data.held_out is {share} of {len(originals)} pictures, which are {count}; leave some on both sides."
+            f"data.held_out is {share} of {len(originals)} images, which are {count}; leave some on both sides."
         )
     order = np.random.default_rng((seed, _HELD_OUT)).permutation(len(originals))
     is_held_out = np.isin(np.array(groups), order[:count])
     return np.flatnonzero(~is_held_out).tolist(), np.flatnonzero(is_held_out).tolist()
 
 
-class SomePictures(PictureSource):
-    """Some pictures of a source, by their numbers there."""
+class SomeImages(ImageSource):
+    """Some images of a source, by their numbers there."""
 
-    def __init__(self, source: PictureSource, numbers: Sequence[int]):
+    def __init__(self, source: ImageSource, numbers: Sequence[int]):
         self._source, self._numbers = source, list(numbers)
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather
 from torch import Tensor, nn
 
 from latent_codec.models.autoregressive import AutoregressivePrior
-from latent_codec.models.classifier import PictureClassifier
+from latent_codec.models.classifier import ImageClassifier
 from latent_codec.models.context_network import IndexContext, LatentContext
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.training import checkpoints, report
@@ -46,7 +46,7 @@ class TrainingResult:
     signal: int | None
     """The number of the signal that stopped it; None if none did."""
     skipped: tuple[str, ...]
-    """Names of pictures that could not be read, by any process, since this call began."""
+    """Names of images that could not be read, by any process, since this call began."""
     is_main_process: bool
     """True in the process that writes files."""
     config: TrainingConfig
@@ -75,8 +75,8 @@ def train(
     Args:
         config: all that decides the result.
         network: new or pretrained, float32: what training/build.py makes of the configuration.
-        source: what to train on: a PictureSource for autoencoders, classifiers, previews and priors over pixels,
-            EncodedPictures for other priors. With a `stream`, its first pictures, for samples and a linear start.
+        source: what to train on: an ImageSource for autoencoders, classifiers, previews and priors over pixels,
+            EncodedImages for other priors. With a `stream`, its first images, for samples and a linear start.
         out: the run folder; made if need be.
         stream: a `datasets.IterableDataset` to train an autoencoder on, as `open_stream` gives it.
         trackers: accelerate's names, such as "tensorboard".
@@ -115,7 +115,7 @@ def _train(
     """`train`, of a configuration that is resolved and checked, in a run folder that is locked."""
     settings = config.optimizer
     accelerator = _start_accelerator(config, out, trackers)
-    pictures_per_step = settings.batch_size * settings.accumulation * accelerator.num_processes
+    images_per_step = settings.batch_size * settings.accumulation * accelerator.num_processes
     resume_from = _claim_run(accelerator, out, config)
     if trackers:
         accelerator.init_trackers("latent-codec", config=_plain_settings(config))
@@ -133,7 +133,7 @@ def _train(
     # Resumption.
     state = checkpoints.load_checkpoint(resume_from, modules, optimizers) if resumes else {"step": 0}
     step = state["step"]
-    facts = {"pictures_per_step": pictures_per_step, "num_pictures": task.num_pictures}
+    facts = {"images_per_step": images_per_step, "num_images": task.num_images}
     _check_resumption(state, facts, out)
     task.resume(state, out)
     batches = task.batches(step)
@@ -144,7 +144,7 @@ def _train(
         out,
         config,
         start=step,
-        pictures_per_step=pictures_per_step,
+        images_per_step=images_per_step,
         headline=task.headline,
         state=state.get("journal"),
     )
@@ -220,7 +220,7 @@ def _task_of(network: nn.Module):
     """The task that trains such a network, and what checks its configuration."""
     if isinstance(network, AutoregressivePrior):
         return PriorTask, check_prior
-    if isinstance(network, PictureClassifier):
+    if isinstance(network, ImageClassifier):
         return ClassifierTask, check_classifier
     if isinstance(network, TinyDecoder):
         return TinyDecoderTask, check_tiny_decoder

@@ -1,8 +1,8 @@
 """Loss terms of the autoencoder objectives, each under its equation, and the corruptions of denoising.
 
-All terms are means over a picture's dimensions (channels x height x width), so that
+All terms are means over an image's dimensions (channels x height x width), so that
 one weight means the same at every resolution; `nats` of a likelihood or divergence
-are likewise per dimension of the picture.
+are likewise per dimension of the image.
 """
 
 import math
@@ -113,7 +113,7 @@ def corrupt(
 
     Args:
         image: (N, C, H, W) in [-1, 1].
-        generators: one per picture, on the CPU.
+        generators: one per image, on the CPU.
         noise: standard deviation in units of [-1, 1].
         dropped: share of `patch` x `patch` squares set to mid-grey, in all channels.
 
@@ -133,11 +133,11 @@ def corrupt(
 
 
 def draw_kept_levels(num_levels: int, generators: list[torch.Generator], dropout: float) -> Tensor:
-    """How many levels, from the top, each picture is decoded from: all, or fewer with probability `dropout`.
+    """How many levels, from the top, each image is decoded from: all, or fewer with probability `dropout`.
 
     Args:
         num_levels: at least 2.
-        generators: one per picture, on the CPU.
+        generators: one per image, on the CPU.
 
     Returns:
         int64 (N,), 1 to `num_levels`; every number below it is as likely as another.

@@ -161,7 +161,7 @@ class ObjectiveTerms:
     def autoencoder_loss(self, image: Tensor, outputs: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Every term by name, and their weighted sum `loss`.
 
-        `kl` and a likelihood are nats per dimension of the picture, `bits_per_dim` (likelihoods
+        `kl` and a likelihood are nats per dimension of the image, `bits_per_dim` (likelihoods
         only) is the negative ELBO in bits per dimension, an upper bound of the code length.
         `commitment` and `codebook` are those of a quantizer; of several `commitment_1`, the top level's, and so on.
 
@@ -239,7 +239,7 @@ def level_suffixes(num_levels: int) -> list[str]:
 
 
 def _last_weight(autoencoder: Autoencoder) -> Tensor:
-    """The weight of the layer that paints the picture."""
+    """The weight of the layer that paints the image."""
     if isinstance(autoencoder, HierarchicalVQ):
         layers = [
             layer for layer in autoencoder.decoders[-1].modules() if isinstance(layer, nn.ConvTranspose2d)

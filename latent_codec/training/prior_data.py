@@ -1,7 +1,7 @@
-"""What a prior learns from: windows of pictures' codes, which lie on disk, or of their pixels.
+"""What a prior learns from: windows of images' codes, which lie on disk, or of their pixels.
 
-pictures --codec--> latent files --windows of all levels down to the prior's--> codes, and the condition above them
-pictures --crops--> pixels 0..255
+images --codec--> latent files --windows of all levels down to the prior's--> codes, and the condition above them
+images --crops--> pixels 0..255
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from latent_codec.codec import LatentCodec
-from latent_codec.encoded_pictures import EncodedPictures, are_latent_files, encode_source, open_encoded
 from latent_codec.evaluation.codes import position_sides
-from latent_codec.picture_labels import Pictures
-from latent_codec.picture_sources import open_source
+from latent_codec.images.labels import Images
+from latent_codec.images.sources import open_source
+from latent_codec.latents.encoded_images import EncodedImages, are_latent_files, encode_source, open_encoded
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import EpochOrder, TrainingCrops
-from latent_codec.training.labelled_data import ClassOf, Labels, SomePictures, hold_out
+from latent_codec.training.labelled_data import ClassOf, Labels, SomeImages, hold_out
 
 _WINDOW = 4  # stream of randomness beside the data's own, under the same seed
 Item = tuple[list[Tensor], int]
@@ -27,19 +27,19 @@ Item = tuple[list[Tensor], int]
 
 
 class GridWindows(Dataset):
-    """Windows of codes: `windows[position]`, an Item; the picture is `EpochOrder`'s, the place a function of the position.
+    """Windows of codes: `windows[position]`, an Item; the image is `EpochOrder`'s, the place a function of the position.
 
     Args:
         encoded: the codes.
-        numbers: of the pictures to take, whose grids are as large as the windows or larger.
+        numbers: of the images to take, whose grids are as large as the windows or larger.
         shapes: (h, w) of the window on each level, top first; each is a multiple of the one above.
         seed: at least 0.
-        labels: of the pictures; None: all are of class 0.
+        labels: of the images; None: all are of class 0.
     """
 
     def __init__(
         self,
-        encoded: EncodedPictures,
+        encoded: EncodedImages,
         numbers: Sequence[int],
         shapes: Sequence[tuple[int, int]],
         *,
@@ -51,7 +51,7 @@ class GridWindows(Dataset):
         self._order = EpochOrder(len(self.numbers), seed)
 
     def __len__(self) -> int:
-        """Pictures in an epoch; positions go on beyond it."""
+        """Images in an epoch; positions go on beyond it."""
         return len(self.numbers)
 
     def __getitem__(self, position: int) -> Item:
@@ -83,18 +83,18 @@ class PixelWindows(Dataset):
 
 
 class PriorData:
-    """The windows of a run, the classes, and which pictures are held out.
+    """The windows of a run, the classes, and which images are held out.
 
     Args:
         config: of a prior.
-        source: EncodedPictures, or a PictureSource for a prior over pixels.
+        source: EncodedImages, or an ImageSource for a prior over pixels.
         codec: whose codes they are; None for pixels.
 
     Raises:
-        ValueError: if pictures, codec and configuration do not fit together.
+        ValueError: if images, codec and configuration do not fit together.
     """
 
-    def __init__(self, config: TrainingConfig, source: Pictures, codec: LatentCodec | None):
+    def __init__(self, config: TrainingConfig, source: Images, codec: LatentCodec | None):
         self.labels = Labels(source, config.data.label) if config.data.label else None
         self.shapes = (
             [config.data.size] if codec is None else window_shapes(config, codec, config.prior.level + 1)
@@ -114,22 +114,22 @@ class PriorData:
     def num_classes(self) -> int | None:
         return None if self.labels is None else self.labels.num_classes
 
-    def _pixels(self, config: TrainingConfig, source: Pictures, numbers: list[int]) -> PixelWindows:
+    def _pixels(self, config: TrainingConfig, source: Images, numbers: list[int]) -> PixelWindows:
         crops = TrainingCrops.configured(
             config,
-            SomePictures(source, numbers),
+            SomeImages(source, numbers),
             config.model.arguments.get("data_channels", 1),
             label_of=ClassOf(self.labels, numbers),
         )
         return PixelWindows(crops)
 
-    def _codes(self, config: TrainingConfig, source: Pictures, numbers: list[int]) -> GridWindows:
+    def _codes(self, config: TrainingConfig, source: Images, numbers: list[int]) -> GridWindows:
         height, width = self.shapes[0]
         large = large_enough(source, numbers, self.shapes[0])
         if numbers and not large:
             first = "x".join(map(str, grids_of(source, numbers[0], 1)[0].shape[-2:]))
             raise ValueError(
-                f"none of the {len(numbers)} pictures is as large as the window of {config.data.size[0]}x"
+                f"none of the {len(numbers)} images is as large as the window of {config.data.size[0]}x"
                 f"{config.data.size[1]} pixels, {height}x{width} positions of the top grid; {source.name(numbers[0])} has "
                 f"{first}. Set data.height and data.width."
             )
@@ -144,20 +144,20 @@ def open_prior_source(
     *,
     split: str = "train",
     on_progress: Callable[[int, int], None] | None = None,
-) -> Pictures:
-    """What a prior trains on: latent files as they are; pictures encoded once into RUN/codes; for pixels the pictures.
+) -> Images:
+    """What a prior trains on: latent files as they are; images encoded once into RUN/codes; for pixels the images.
 
     Raises:
         ValueError: if `data` cannot be read, or is not of the codec.
     """
     if codec is not None and are_latent_files(data):
         return open_encoded(data, codec=codec)
-    pictures = open_source(data if len(data) > 1 else data[0], split=split)
+    images = open_source(data if len(data) > 1 else data[0], split=split)
     if codec is None:
-        return pictures
+        return images
     files = encode_source(
         codec,
-        pictures,
+        images,
         run / "codes",
         mirrored=config.data.flip,
         labels=config.data.label is not None,
@@ -166,13 +166,13 @@ def open_prior_source(
     return open_encoded(files, codec=codec)
 
 
-def large_enough(encoded: EncodedPictures, numbers: Sequence[int], shape: tuple[int, int]) -> list[int]:
-    """Those of the pictures whose top grids hold a window of this shape."""
+def large_enough(encoded: EncodedImages, numbers: Sequence[int], shape: tuple[int, int]) -> list[int]:
+    """Those of the images whose top grids hold a window of this shape."""
     found = ((number, grids_of(encoded, number, 1)[0].shape[-2:]) for number in numbers)
     return [number for number, (height, width) in found if height >= shape[0] and width >= shape[1]]
 
 
-def grids_of(encoded: EncodedPictures, number: int, num_levels: int) -> list[Tensor]:
+def grids_of(encoded: EncodedImages, number: int, num_levels: int) -> list[Tensor]:
     """The upper grids of indices, or the latents in a list."""
     return encoded.indices(number)[:num_levels] if encoded.is_discrete else [encoded.latents(number)]
 
@@ -194,7 +194,7 @@ def window_shapes(config: TrainingConfig, codec: LatentCodec, num_levels: int) -
     return [(config.data.size[0] // side, config.data.size[1] // side) for side in sides[:num_levels]]
 
 
-def _check_codes(config: TrainingConfig, source: Pictures, codec: LatentCodec) -> None:
+def _check_codes(config: TrainingConfig, source: Images, codec: LatentCodec) -> None:
     if (
         config.data.scale != (1.0, 1.0)
         or config.data.by_area
@@ -202,7 +202,7 @@ def _check_codes(config: TrainingConfig, source: Pictures, codec: LatentCodec) -
         or config.data.binarize
     ):
         raise ValueError(
-            "data.scale, by_area, pad_small and binarize are for pictures; codes are learnt as they were encoded: leave "
+            "data.scale, by_area, pad_small and binarize are for images; codes are learnt as they were encoded: leave "
             "them out."
         )
     wants_codes = (

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
+from latent_codec.components.prior_folders import CLASSES, load_prior
+from latent_codec.images.labels import Images
+from latent_codec.images.tensors import image_grid, write_image
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
-from latent_codec.picture_labels import Pictures
-from latent_codec.pictures import picture_grid, write_picture
-from latent_codec.prior_folders import CLASSES, load_prior
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.prior_data import Item, PriorData
@@ -43,7 +43,7 @@ def load_codec(config: TrainingConfig) -> LatentCodec | None:
     return LatentCodec.from_pretrained(config.prior.codec)
 
 
-def build_prior(config: TrainingConfig, source: Pictures, codec: LatentCodec | None) -> AutoregressivePrior:
+def build_prior(config: TrainingConfig, source: Images, codec: LatentCodec | None) -> AutoregressivePrior:
     """A new prior of `model.class_name`, or `model.pretrained`, in float32, for these codes.
 
     What codec and data decide may be left out of `model.arguments`: codebook_size, data_channels, num_classes,
@@ -128,7 +128,7 @@ def _first_items(data: PriorData) -> list[Item]:
     return [data.train[position] for position in range(min(len(data.train), _SURVEYED))]
 
 
-def check_prior(config: TrainingConfig, prior: AutoregressivePrior, source: Pictures, stream) -> None:
+def check_prior(config: TrainingConfig, prior: AutoregressivePrior, source: Images, stream) -> None:
     """Refuse what a prior cannot be trained by, before anything is written."""
     if stream is not None:
         raise ValueError("a prior trains on codes on disk, and on pixels at hand: leave --stream out.")
@@ -140,7 +140,7 @@ class PriorTask(Task):
     Args:
         config: of the run.
         prior: what `build_prior` gave.
-        source: EncodedPictures, or a PictureSource for pixels.
+        source: EncodedImages, or an ImageSource for pixels.
         accelerator: device, precision and processes.
     """
 
@@ -148,7 +148,7 @@ class PriorTask(Task):
         self,
         config: TrainingConfig,
         prior: AutoregressivePrior,
-        source: Pictures,
+        source: Images,
         accelerator: Accelerator,
         *,
         stream=None,
@@ -159,7 +159,7 @@ class PriorTask(Task):
         if self.codec is not None:
             self.codec.autoencoder.to(accelerator.device)
         self.data = PriorData(config, source, self.codec)
-        self.num_pictures = len(self.data.train)
+        self.num_images = len(self.data.train)
         self.train_directly(prior)
 
     @staticmethod
@@ -193,7 +193,7 @@ class PriorTask(Task):
         return {"held_out_bits_per_index": total / count / prior.data_channels / math.log(2)}
 
     def write_samples(self, path: Path) -> None:
-        """Samples of every class in turn, under the first pictures' own upper levels."""
+        """Samples of every class in turn, under the first images' own upper levels."""
         prior = self.ema.module.eval()
         grids, labels = self._batch(self.data.train, list(range(NUM_SAMPLES)))
         if self.data.num_classes:
@@ -211,7 +211,7 @@ class PriorTask(Task):
             images = self.codec.decode_indices([*above, drawn], output_type="pt").cpu()
         else:
             images = self.codec.decode(prior.decode_latents(drawn), output_type="pt").cpu()
-        write_picture(picture_grid(list(images), columns=math.isqrt(NUM_SAMPLES)), path)
+        write_image(image_grid(list(images), columns=math.isqrt(NUM_SAMPLES)), path)
 
     def _batch(self, dataset, positions: list[int]) -> tuple[list[Tensor], Tensor]:
         return torch.utils.data.default_collate([dataset[position] for position in positions])

@@ -1,4 +1,4 @@
-"""What a run shows: progress bar, metrics.jsonl, trackers, sample pictures and the plot of the curves."""
+"""What a run shows: progress bar, metrics.jsonl, trackers, sample images and the plot of the curves."""
 
 import json
 import sys
@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from latent_codec.files import replacing
-from latent_codec.picture_sources import PictureSource
-from latent_codec.pictures import PictureError, center_crop, picture_grid, write_picture
+from latent_codec.images.sources import ImageSource
+from latent_codec.images.tensors import ImageError, center_crop, image_grid, write_image
 from latent_codec.training.config import TrainingConfig
 
 NUM_SAMPLES = 8
@@ -22,13 +22,13 @@ class Journal:
     """Progress on stderr, and one line of metrics.jsonl every `run.log_every` steps.
 
     A line holds the step, each term's mean since the line before, the learning rate
-    and pictures per second. A resumed run drops the lines beyond its checkpoint, whose
-    steps are made again, and gives the same ones, pictures per second aside.
+    and images per second. A resumed run drops the lines beyond its checkpoint, whose
+    steps are made again, and gives the same ones, images per second aside.
 
     Args:
         out: the run folder.
         start: steps done.
-        pictures_per_step: of all processes.
+        images_per_step: of all processes.
         headline: a step's terms in a few words.
         state: a checkpoint's `state_dict` of the journal.
     """
@@ -40,20 +40,20 @@ class Journal:
         config: TrainingConfig,
         *,
         start: int,
-        pictures_per_step: int,
+        images_per_step: int,
         headline: Callable[[dict[str, float]], str],
         state: dict | None,
     ):
         self._accelerator, self._config, self._start = accelerator, config, start
         self._path = out / "metrics.jsonl"
-        self._pictures_per_step, self._headline = pictures_per_step, headline
+        self._images_per_step, self._headline = images_per_step, headline
         # Since the last line: name -> sum and number of values.
         self._sums = {name: tuple(entry) for name, entry in (state or {}).items()}
         self._since, self._steps_since = time.monotonic(), 0
         self._progress = None
         if accelerator.is_main_process:
             print(
-                f"{out}: steps {start} to {config.run.steps}, {pictures_per_step} pictures a step, "
+                f"{out}: steps {start} to {config.run.steps}, {images_per_step} images a step, "
                 f"{accelerator.num_processes} process(es) on {accelerator.device}, {config.run.precision}",
                 file=sys.stderr,
             )
@@ -99,7 +99,7 @@ class Journal:
             "step": step,
             **{name: total / count for name, (total, count) in self._sums.items()},
             "learning_rate": rate,
-            "pictures_per_second": self._steps_since * self._pictures_per_step / seconds,
+            "images_per_second": self._steps_since * self._images_per_step / seconds,
         }
         self._sums.clear()
         self._steps_since, self._since = 0, time.monotonic()
@@ -110,27 +110,27 @@ class Journal:
             if not sys.stderr.isatty():
                 print(
                     f"step {step}/{self._config.run.steps}  {self._headline(line)}  "
-                    f"{line['pictures_per_second']:.1f} pictures/s",
+                    f"{line['images_per_second']:.1f} images/s",
                     file=sys.stderr,
                     flush=True,
                 )
 
 
-class SamplePictures:
-    """A fixed set of pictures, each original over its reconstruction."""
+class SampleImages:
+    """A fixed set of images, each original over its reconstruction."""
 
-    def __init__(self, source: PictureSource, channels: int, config: TrainingConfig):
+    def __init__(self, source: ImageSource, channels: int, config: TrainingConfig):
         self._images: list[Tensor] = []
         for index in range(len(source)):
             if len(self._images) == NUM_SAMPLES:
                 break
             try:
                 pixels = source.read(index, channels)
-            except PictureError:
+            except ImageError:
                 continue
             self._images.append(_central_window(pixels.float() / 127.5 - 1, config.data.size))
         if not self._images:
-            raise ValueError(f"none of the {len(source)} pictures can be read, the first is {source.name(0)}")
+            raise ValueError(f"none of the {len(source)} images can be read, the first is {source.name(0)}")
         if config.data.binarize:
             self._images = [torch.where(image > 0, 1.0, -1.0) for image in self._images]
 
@@ -141,8 +141,8 @@ class SamplePictures:
         images = torch.stack(self._images).to(accelerator.device)
         with accelerator.autocast():
             decoded = autoencoder(images).sample
-        pictures = [*images.cpu(), *decoded.float().clamp(-1, 1).cpu()]
-        write_picture(picture_grid(pictures, columns=len(self._images)), path)
+        images = [*images.cpu(), *decoded.float().clamp(-1, 1).cpu()]
+        write_image(image_grid(images, columns=len(self._images)), path)
 
 
 def _central_window(image: Tensor, size: tuple[int, int]) -> Tensor:

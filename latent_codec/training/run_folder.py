@@ -19,7 +19,7 @@ from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import TrainingConfig, dump_toml
 
 # May differ between a run and its resumption: they change no step already made. Batches may be cut otherwise as
-# long as the pictures in a step stay as many, which the checkpoint knows.
+# long as the images in a step stay as many, which the checkpoint knows.
 _MAY_CHANGE = {
     "data": {"num_workers", "cache_gigabytes"},
     "optimizer": {"batch_size", "accumulation"},
@@ -29,7 +29,7 @@ _MAY_CHANGE = {
         "sample_every",
         "checkpoint_every",
         "keep_checkpoints",
-        "calibration_pictures",
+        "calibration_images",
         "codec_dtype",
     },
 }

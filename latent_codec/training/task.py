@@ -35,7 +35,7 @@ class Task:
     """The moving average of `network`, as its `.module`."""
     modules: dict[str, nn.Module]
     """By file stem: what a checkpoint holds beside objective and average."""
-    num_pictures: int | None
+    num_images: int | None
     """In an epoch; None for a stream."""
     headline: Callable[[dict[str, float]], str] = staticmethod(lambda terms: f"loss {terms['loss']:.4f}")
     """A step's terms in the few words of the progress bar."""
@@ -56,7 +56,7 @@ class Task:
 
     @property
     def skipped(self) -> list[str]:
-        """Names of the pictures that this process could not read so far."""
+        """Names of the images that this process could not read so far."""
         return []
 
     def resume(self, state: dict[str, Any], out: Path) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
-from latent_codec.components import open_component
+from latent_codec.components.loading import open_component
+from latent_codec.images.sources import ImageSource
+from latent_codec.images.tensors import image_grid, write_image
 from latent_codec.models.tiny_decoder import TinyDecoder
-from latent_codec.picture_sources import PictureSource
-from latent_codec.pictures import picture_grid, write_picture
 from latent_codec.previews.full import rgb
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
@@ -23,7 +23,7 @@ from latent_codec.training.task import Task
 NUM_SAMPLES = 8
 
 
-def build_tiny_decoder(config: TrainingConfig, source: PictureSource) -> TinyDecoder:
+def build_tiny_decoder(config: TrainingConfig, source: ImageSource) -> TinyDecoder:
     """A new decoder from `model.arguments`, or `model.pretrained`, in float32.
 
     Channels and levels follow from `model.teacher`, and the clamp is at three standard deviations of its latents.
@@ -58,10 +58,10 @@ def build_tiny_decoder(config: TrainingConfig, source: PictureSource) -> TinyDec
     return decoder
 
 
-def check_tiny_decoder(config: TrainingConfig, decoder: TinyDecoder, source: PictureSource, stream) -> None:
+def check_tiny_decoder(config: TrainingConfig, decoder: TinyDecoder, source: ImageSource, stream) -> None:
     """Refuse what a decoder cannot be trained by, before anything is written."""
     if stream is not None:
-        raise ValueError("a TinyDecoder trains on pictures at hand: leave --stream out.")
+        raise ValueError("a TinyDecoder trains on images at hand: leave --stream out.")
     if config.data.binarize:
         raise ValueError("data.binarize is for codecs: a TinyDecoder sees what its codec sees.")
 
@@ -75,7 +75,7 @@ class TinyDecoderTask(Task):
     Args:
         config: of the run.
         decoder: what `build_tiny_decoder` gave.
-        source: pictures.
+        source: images.
         accelerator: device, precision and processes.
     """
 
@@ -83,7 +83,7 @@ class TinyDecoderTask(Task):
         self,
         config: TrainingConfig,
         decoder: TinyDecoder,
-        source: PictureSource,
+        source: ImageSource,
         accelerator: Accelerator,
         *,
         stream=None,
@@ -92,7 +92,7 @@ class TinyDecoderTask(Task):
         super().__init__(config, decoder, accelerator)
         self.codec = LatentCodec.from_pretrained(config.model.teacher, device=accelerator.device)
         self.crops = TrainingCrops.configured(config, source, self.codec.channels)
-        self.num_pictures = len(source)
+        self.num_images = len(source)
         self.train_directly(decoder)
 
     @staticmethod
@@ -131,7 +131,7 @@ class TinyDecoderTask(Task):
         images = torch.stack([self.crops[position] for position in range(NUM_SAMPLES)])
         latents, decoded = self._lesson(images)
         painted = self.ema.module.eval()(latents).float().clamp(-1, 1)
-        write_picture(picture_grid([*decoded.cpu(), *painted.cpu()], columns=NUM_SAMPLES), path)
+        write_image(image_grid([*decoded.cpu(), *painted.cpu()], columns=NUM_SAMPLES), path)
 
     @torch.no_grad()
     def _lesson(self, images: Tensor) -> tuple[Tensor, Tensor]:

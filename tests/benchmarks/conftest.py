@@ -4,7 +4,7 @@ from torch import Tensor
 
 from latent_codec.evaluation.cost import device_name
 from latent_codec.evaluation.reconstruction import read_image
-from latent_codec.picture_sources import open_source
+from latent_codec.images.sources import open_source
 
 
 def pytest_report_header() -> str:
@@ -22,6 +22,6 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def kodak(shared) -> list[Tensor]:
-    """The Kodak pictures, (1, 3, H, W) each."""
+    """The Kodak images, (1, 3, H, W) each."""
     source = open_source(shared / "data/kodak")
     return [read_image(source, index, 3)[None] for index in range(len(source))]

@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec import LatentCodec
-from latent_codec.codec_folders import ASSETS
+from latent_codec.components.codec_folders import ASSETS
 from latent_codec.evaluation.reconstruction import read_image, reconstruct
+from latent_codec.images.sources import ImageSource, open_source, spread
+from latent_codec.images.tensors import image_grid, pad_to_multiple
 from latent_codec.metrics import lpips_available, lpips_distance, psnr, round_to_8_bits, ssim
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import k_means, nearest_codewords, perplexity
-from latent_codec.picture_sources import PictureSource, open_source, spread
-from latent_codec.pictures import pad_to_multiple, picture_grid
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
 from latent_codec.training.loop import train
@@ -58,7 +58,7 @@ def to_blocks(image: Tensor) -> Tensor:
     return F.pixel_unshuffle(image[..., :height, :width], BLOCK)
 
 
-def blocks_of_photos(source: PictureSource) -> Tensor:
+def blocks_of_photos(source: ImageSource) -> Tensor:
     """(N, 192): as many of every photograph, drawn at random."""
     generator = torch.Generator().manual_seed(0)
     drawn = []
@@ -96,7 +96,7 @@ def test_codebook_of_raw_blocks(shared, kodak):
     assert all(row[1] >= rows[0][1] for row in rows), "under k-means of raw blocks: nothing learned"
 
 
-def row_of_shipped_codec(photos: PictureSource, kodak: list[Tensor]) -> list:
+def row_of_shipped_codec(photos: ImageSource, kodak: list[Tensor]) -> list:
     codec = LatentCodec.from_pretrained(SHIPPED)
     (size,) = codec.codebook_sizes
     chosen = spread(len(photos), int(os.environ["NUM_PHOTOS"]) if "NUM_PHOTOS" in os.environ else None)
@@ -314,7 +314,7 @@ def test_levels_of_equal_bits_on_faces(shared, tmp_path):
         partial = [model.decode_indices(grids[: level + 1]).clamp(-1, 1) for level in range(len(grids))]
     by_level = [list(part[..., :height, :width].split(1)) for part in partial]
     sheet = tmp_path / "levels.png"
-    picture_grid([image[0] for row in [*shown, *by_level] for image in row], 8).save(sheet)
+    image_grid([image[0] for row in [*shown, *by_level] for image in row], 8).save(sheet)
     table(
         f"Levels on {len(originals)} held-out faces, after {FACE_STEPS} steps of 4 faces, 64 hidden channels (rows of "
         f"{sheet}: originals, one, two, three; three's top alone, top and middle, all)",

@@ -22,10 +22,10 @@ from latent_codec import LatentCodec
 from latent_codec.bitstream import decompress, ideal_bits, prepare, read, sidecar, unpack
 from latent_codec.bitstream.coding import decode_tile, encode_tile
 from latent_codec.bitstream.quantization import quantize
-from latent_codec.evaluation.picture_formats import picture_formats
+from latent_codec.components.prior_folders import load_prior
+from latent_codec.evaluation.image_formats import image_formats
 from latent_codec.evaluation.rate_distortion import fidelity
-from latent_codec.pictures import to_image, to_pil
-from latent_codec.prior_folders import load_prior
+from latent_codec.images.tensors import to_image, to_pil
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,13 +47,13 @@ def order_zero_bits(arrays: list[np.ndarray]) -> float:
     return float(-(counts * np.log2(counts / counts.sum())).sum())
 
 
-def largest_within(num_bytes: int, compressor, picture) -> bytes:
+def largest_within(num_bytes: int, compressor, image) -> bytes:
     """The finest file that is not larger, by bisection; the coarsest if all are."""
     low, high = 0, len(compressor.qualities)
-    best = compressor.encode(picture, compressor.qualities[0])
+    best = compressor.encode(image, compressor.qualities[0])
     while high - low > 1:
         middle = (low + high) // 2
-        file = compressor.encode(picture, compressor.qualities[middle])
+        file = compressor.encode(image, compressor.qualities[middle])
         if len(file) <= num_bytes:
             low, best = middle, file
         else:
@@ -75,15 +75,15 @@ def test_default_codec_at_a_rate(kodak):
         ours = to_image(decompress(codec, data, entropy_model=model))
         (whole,) = codec.decode(codec.encode(original))
         rows = {"default-f8c4": (len(data), ours), "default-f8c4, unquantised": (None, to_image(whole))}
-        for each in picture_formats():
+        for each in image_formats():
             file = largest_within(len(data), each, to_pil(original))
             rows[each.name] = (len(file), to_image(each.decode(file)))
-        for name, (size, picture) in rows.items():
-            figures = fidelity(picture, original)
+        for name, (size, image) in rows.items():
+            figures = fidelity(image, original)
             bits = None if size is None else 8 * size / num_pixels
             found.setdefault(name, []).append((bits, figures.psnr, figures.ms_ssim, figures.lpips))
     table(
-        f"Kodak ({len(kodak)} pictures) at the bytes of default-f8c4's file for {RATE} bits per pixel",
+        f"Kodak ({len(kodak)} images) at the bytes of default-f8c4's file for {RATE} bits per pixel",
         ["", "bits per pixel", "PSNR", "MS-SSIM", "LPIPS"],
         [
             [name, *("-" if column[0] is None else mean(column) for column in zip(*rows))]

@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from latent_codec import LatentCodec
-from latent_codec.codec_folders import ASSETS
+from latent_codec.components.codec_folders import ASSETS
 from latent_codec.evaluation.reconstruction import read_image, reconstruct
+from latent_codec.images.sources import ImageSource, open_source
+from latent_codec.images.tensors import to_image, to_pil
 from latent_codec.metrics import lpips_available, lpips_distance, ms_ssim, psnr, round_to_8_bits
-from latent_codec.picture_sources import PictureSource, open_source
-from latent_codec.pictures import to_image, to_pil
 
 BLOCK = 8
 CHANNELS = 4
@@ -34,7 +34,7 @@ def from_blocks(blocks: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.nn.functional.fold(blocks.T[None], size, BLOCK, stride=BLOCK)
 
 
-def principal_components(source: PictureSource) -> tuple[Tensor, Tensor]:
+def principal_components(source: ImageSource) -> tuple[Tensor, Tensor]:
     """Mean block (192,) and the directions of largest variance (192, 192), best first."""
     count, total, products = 0, 0, 0
     for i in range(len(source)):
@@ -67,7 +67,7 @@ def test_linear_code(shared, kodak):
 
 
 def jpeg_round_trip(image: Tensor, quality: int) -> tuple[Tensor, float]:
-    """The picture after Pillow's JPEG (4:2:0, optimised, progressive), and its bits per pixel."""
+    """The image after Pillow's JPEG (4:2:0, optimised, progressive), and its bits per pixel."""
     file = io.BytesIO()
     to_pil(image[0]).save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True, progressive=True)
     bits = 8 * file.tell() / (image.shape[2] * image.shape[3])
@@ -75,7 +75,7 @@ def jpeg_round_trip(image: Tensor, quality: int) -> tuple[Tensor, float]:
 
 
 def figures(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Means over pictures of reconstruction beside original."""
+    """Means over images of reconstruction beside original."""
     metrics = {"PSNR": psnr, "MS-SSIM": ms_ssim}
     if lpips_available("squeeze"):
         metrics["LPIPS-squeeze"] = lpips_distance

@@ -3,7 +3,7 @@
     pytest tests/benchmarks/test_objectives.py -s -o addopts=
 
 prints the tables that the README quotes, as Markdown. One network, the preset fashion-mnist-global (16 numbers per
-picture) on pictures shrunk to 16 px, is trained afresh for every row, through the project's own trainer and for equally
+image) on images shrunk to 16 px, is trained afresh for every row, through the project's own trainer and for equally
 long, so that a table's rows differ by their objective alone. Needs the data folder beside the checkout; about 25 minutes
 of one idle core.
 """
@@ -18,9 +18,9 @@ from tables import table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.images.sources import open_source
+from latent_codec.images.tensors import image_grid
 from latent_codec.metrics import psnr, round_to_8_bits
-from latent_codec.picture_sources import open_source
-from latent_codec.pictures import picture_grid
 from latent_codec.training import losses
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
@@ -28,7 +28,7 @@ from latent_codec.training.data import TrainingCrops
 from latent_codec.training.loop import train
 
 PRESET = "fashion-mnist-global"
-STEPS = 800  # of 32 pictures each: 1.3 epochs
+STEPS = 800  # of 32 images each: 1.3 epochs
 DENOISING_STEPS = 600
 SEEDS = (0, 1, 2)
 SIDE = 16
@@ -39,7 +39,7 @@ SMALLER = (  # halves a training's time, and 16 px are enough to tell garments b
 )
 NOISE, DROPPED = 0.5, 0.5
 ACTIVE_VARIANCE = (
-    0.01  # of the posterior's mean over pictures: importance weighted AE, arXiv:1509.00519, section 5.2
+    0.01  # of the posterior's mean over images: importance weighted AE, arXiv:1509.00519, section 5.2
 )
 CONFIDENCE = 0.9
 NUM_SAMPLES = 1000
@@ -74,7 +74,7 @@ class Trained:
 
     @torch.no_grad()
     def negative_elbo(self, image: Tensor) -> tuple[float, Tensor]:
-        """Bits per dimension, and the KL of every latent dimension in nats (16,); one draw of z per picture."""
+        """Bits per dimension, and the KL of every latent dimension in nats (16,); one draw of z per image."""
         mean, log_variance = self.posterior(image)
         noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
         reconstruction = self.decode(mean + torch.exp(0.5 * log_variance) * noise)
@@ -87,12 +87,12 @@ class Trained:
         return float(losses.nats_to_bits_per_dim(total)), divergence
 
 
-def pictures_and_labels(data, split: str) -> tuple[Tensor, Tensor]:
-    """All pictures as training sees them, on 8-bit levels, (N, 1, 16, 16), and their classes (N,)."""
+def images_and_labels(data, split: str) -> tuple[Tensor, Tensor]:
+    """All images as training sees them, on 8-bit levels, (N, 1, 16, 16), and their classes (N,)."""
     source = open_source(data, split=split)
     crops = TrainingCrops(source, size=(SIDE, SIDE), scale=(0.5, 0.5), channels=1, flip=False)
     images = torch.stack([crops[position] for position in range(len(source))])
-    labels = [source.label(crops.picture_index(position)) for position in range(len(source))]
+    labels = [source.label(crops.image_index(position)) for position in range(len(source))]
     return round_to_8_bits(images), torch.tensor(labels)
 
 
@@ -103,12 +103,12 @@ def data(shared):
 
 @pytest.fixture(scope="module")
 def held_out(data) -> tuple[Tensor, Tensor]:
-    return pictures_and_labels(data, "test")
+    return images_and_labels(data, "test")
 
 
 @pytest.fixture(scope="module")
 def seen(data) -> tuple[Tensor, Tensor]:
-    return pictures_and_labels(data, "train")
+    return images_and_labels(data, "train")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_denoising(trained, held_out):
     untouched = [psnr(image.clamp(-1, 1), clean).mean().item() for image in list(inputs.values())[1:]]
 
     table(
-        "PSNR in dB of the reconstruction against the clean picture (2,000 test pictures), by input; 1,024 latents",
+        "PSNR in dB of the reconstruction against the clean image (2,000 test images), by input; 1,024 latents",
         ["", *inputs],
         [
             ["the input itself", "", *untouched],
@@ -175,11 +175,11 @@ def test_denoising(trained, held_out):
 def test_elbo(trained, seen, held_out):
     """VAE (arXiv:1312.6114): a code of 16 numbers, paid for, still shortens what has to be sent."""
     train_images, test_images = seen[0], held_out[0]
-    without = best_fixed_picture(train_images, test_images, gaussian=True)
+    without = best_fixed_image(train_images, test_images, gaussian=True)
     gaussian, gaussian_kl = trained().negative_elbo(test_images)
 
     black_or_white = torch.where(test_images > 0, 1.0, -1.0)
-    without_binary = best_fixed_picture(
+    without_binary = best_fixed_image(
         torch.where(train_images > 0, 1.0, -1.0), black_or_white, gaussian=False
     )
     bernoulli, bernoulli_kl = trained(
@@ -187,38 +187,38 @@ def test_elbo(trained, seen, held_out):
     ).negative_elbo(black_or_white)
 
     table(
-        f"Held-out -ELBO, bits per dim ({len(test_images):,} test pictures, shrunk to 16x16)",
-        ["likelihood", "VAE", "of which KL", "one fixed picture, no latents"],
+        f"Held-out -ELBO, bits per dim ({len(test_images):,} test images, shrunk to 16x16)",
+        ["likelihood", "VAE", "of which KL", "one fixed image, no latents"],
         [
             ["Gaussian, learned std, 8-bit levels", gaussian, bits_of(gaussian_kl), without],
-            ["Bernoulli, binarised pictures", bernoulli, bits_of(bernoulli_kl), without_binary],
+            ["Bernoulli, binarised images", bernoulli, bits_of(bernoulli_kl), without_binary],
         ],
     )
     assert 0 < gaussian < without
     assert 0 < bernoulli < without_binary
 
 
-def best_fixed_picture(train_images: Tensor, test_images: Tensor, *, gaussian: bool) -> float:
+def best_fixed_image(train_images: Tensor, test_images: Tensor, *, gaussian: bool) -> float:
     """Bits per dim of `test_images` under the likelihood's best parameters that no latent informs."""
     if not gaussian:  # its maximum likelihood is known: how often each pixel is white
         share = train_images.mean(0)
         return float(
             losses.nats_to_bits_per_dim(losses.bernoulli_nll(test_images, share.expand_as(test_images)))
         )
-    picture = train_images.mean(0).requires_grad_()
-    log_std = (train_images - picture).std().log().detach().requires_grad_()
-    optimizer = torch.optim.Adam([picture, log_std], lr=0.03)
+    image = train_images.mean(0).requires_grad_()
+    log_std = (train_images - image).std().log().detach().requires_grad_()
+    optimizer = torch.optim.Adam([image, log_std], lr=0.03)
     for step in range(200):
         batch = train_images[torch.arange(step * 250, (step + 1) * 250) % len(train_images)]
         optimizer.zero_grad()
-        losses.gaussian_nll(batch, picture, log_std).backward()
+        losses.gaussian_nll(batch, image, log_std).backward()
         optimizer.step()
     with torch.no_grad():
-        return float(losses.nats_to_bits_per_dim(losses.gaussian_nll(test_images, picture, log_std)))
+        return float(losses.nats_to_bits_per_dim(losses.gaussian_nll(test_images, image, log_std)))
 
 
 def bits_of(divergence: Tensor) -> float:
-    """Nats per latent dimension (16,) -> bits per dimension of the picture."""
+    """Nats per latent dimension (16,) -> bits per dimension of the image."""
     return float(losses.nats_to_bits_per_dim(divergence.sum())) / SIDE**2
 
 
@@ -254,17 +254,17 @@ def test_beta(trained, held_out):
 
 
 def test_samples(trained, seen, held_out, tmp_path):
-    """VAE (arXiv:1312.6114): its latents are a standard normal's, so that what is drawn from one decodes to pictures.
+    """VAE (arXiv:1312.6114): its latents are a standard normal's, so that what is drawn from one decodes to images.
 
-    Two judges, both fixed by real pictures alone. The classifier's confidence also falls with blur, of which a VAE has
-    more. Precision (arXiv:1904.06991, equation 2, k = 3) is the share of pictures whose nearest real one, by the
-    classifier's features, is as near as real ones are to each other; recall the share of real pictures that lie as near
+    Two judges, both fixed by real images alone. The classifier's confidence also falls with blur, of which a VAE has
+    more. Precision (arXiv:1904.06991, equation 2, k = 3) is the share of images whose nearest real one, by the
+    classifier's features, is as near as real ones are to each other; recall the share of real images that lie as near
     to a decoded one, which blur and sameness lower.
     """
     classifier = train_classifier(*seen)
     images, labels = held_out
     accuracy, calibration_error = trustworthiness(classifier, images, labels)
-    assert accuracy >= 0.88 and calibration_error <= 0.03, "judged on real pictures, before any decoder's"
+    assert accuracy >= 0.88 and calibration_error <= 0.03, "judged on real images, before any decoder's"
     generator = torch.Generator().manual_seed(1)
     normal = torch.randn(NUM_SAMPLES, 16, 1, 1, generator=generator)
     noise = torch.rand(NUM_SAMPLES, 1, SIDE, SIDE, generator=generator) * 2 - 1
@@ -272,22 +272,22 @@ def test_samples(trained, seen, held_out, tmp_path):
     reference = images[NUM_SAMPLES : 3 * NUM_SAMPLES]
 
     sources: dict[str, list[Tensor]] = {
-        "test pictures": [real],
-        "averages of two test pictures": [(real + others) / 2],
+        "test images": [real],
+        "averages of two test images": [(real + others) / 2],
         "uniform noise": [noise],
     }
     for seed in SEEDS:
         variational, plain = trained(seed=seed), trained(*AUTOENCODER, seed=seed)
         codes, _ = plain.posterior(seen[0][:5000])
         spread, centre = torch.std_mean(codes, dim=0)
-        for name, pictures in {
+        for name, images in {
             VAE_SAMPLES: variational.decode(normal),
             AUTOENCODER_SAMPLES: plain.decode(normal),
             FITTED_SAMPLES: plain.decode(centre + spread * normal),
-            "VAE, reconstructed test pictures": variational.reconstruct(real),
-            "autoencoder, reconstructed test pictures": plain.reconstruct(real),
+            "VAE, reconstructed test images": variational.reconstruct(real),
+            "autoencoder, reconstructed test images": plain.reconstruct(real),
         }.items():
-            sources.setdefault(name, []).append(pictures)
+            sources.setdefault(name, []).append(images)
 
     scores = {
         name: [
@@ -298,13 +298,13 @@ def test_samples(trained, seen, held_out, tmp_path):
 
     sheet = tmp_path / "samples.png"
     drawn = (VAE_SAMPLES, AUTOENCODER_SAMPLES, FITTED_SAMPLES)
-    picture_grid([sources[name][0][i].clamp(-1, 1) for name in drawn for i in range(32)], 16).save(sheet)
+    image_grid([sources[name][0][i].clamp(-1, 1) for name in drawn for i in range(32)], 16).save(sheet)
     table(
-        f"{NUM_SAMPLES:,} pictures of each kind; recognised: by a classifier, as one kind of garment, with at least "
-        f"{CONFIDENCE:.0%} confidence (it names {accuracy:.1%} of the test pictures correctly, and its confidence is off "
+        f"{NUM_SAMPLES:,} images of each kind; recognised: by a classifier, as one kind of garment, with at least "
+        f"{CONFIDENCE:.0%} confidence (it names {accuracy:.1%} of the test images correctly, and its confidence is off "
         f"by {calibration_error:.1%} on average); mean and standard deviation of {len(SEEDS)} trainings. "
         f"Two rows each of the first three: {sheet}",
-        ["pictures", "recognised", "precision", "recall"],
+        ["images", "recognised", "precision", "recall"],
         [[name, *map(mean_and_std, zip(*runs))] for name, runs in scores.items()],
     )
     precision = {name: [run[1] for run in scores[name]] for name in drawn}
@@ -405,7 +405,7 @@ def distance_to_neighbour(points: Tensor, k: int = 3) -> Tensor:
 
 @torch.no_grad()
 def features(classifier: nn.Sequential, images: Tensor) -> Tensor:
-    """The last convolution's 128 channels, averaged over the picture."""
+    """The last convolution's 128 channels, averaged over the image."""
     convolutions = classifier[:9]
     rounded = round_to_8_bits(images.clamp(-1, 1))
     return torch.cat([convolutions(part).mean((2, 3)) for part in rounded.split(500)]).double()

@@ -66,7 +66,7 @@ def pipe():
 def test_the_callback_returns_at_once(pipe):
     plain = run(pipe, num_inference_steps=30, **SIZE)
     times, busy, steps_shown = [], [], []
-    with LatentPreviewCallback(pipe, linear, lambda picture, step: steps_shown.append(step)) as preview:
+    with LatentPreviewCallback(pipe, linear, lambda image, step: steps_shown.append(step)) as preview:
 
         def timed(*arguments):
             begun, begun_busy = time.perf_counter(), time.thread_time()

@@ -1,9 +1,9 @@
-"""Previews measured: fidelity to the full decode on Kodak's pictures, time to fit, and cost beside the decoder.
+"""Previews measured: fidelity to the full decode on Kodak's images, time to fit, and cost beside the decoder.
 
     pytest tests/benchmarks/test_previews.py -s -o addopts=
 
-A correlation is Pearson's over all values of a picture, with the codec's decode averaged over each latent's block; the mean
-over 12 pictures, and the least. Times are of processor time beside the clock's where the machine may be busy otherwise.
+A correlation is Pearson's over all values of an image, with the codec's decode averaged over each latent's block; the mean
+over 12 images, and the least. Times are of processor time beside the clock's where the machine may be busy otherwise.
 """
 
 import io
@@ -16,10 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from latent_codec import AutoencoderTinyGN, LatentCodec
+from latent_codec.images.sources import open_source
+from latent_codec.images.tensors import center_crop, to_pil
 from latent_codec.metrics import psnr
 from latent_codec.models.tiny_decoder import TinyDecoder
-from latent_codec.picture_sources import open_source
-from latent_codec.pictures import center_crop, to_pil
 from latent_codec.previews import LatentPreviewer
 from latent_codec.previews.fitting import correlation, downscaled_decode, fit_linear
 from latent_codec.training.build import build_autoencoder
@@ -146,5 +146,5 @@ def test_taef2_on_kodak(shared):
         fidelity.append(float(psnr(decoded, image[None])))
         blocks = F.avg_pool2d(decoded, 8)
         correlations.append(correlation(linear(latents), blocks))
-    print(f"\nTAEF2: PSNR {statistics.mean(fidelity):.2f} dB on {len(kodak)} pictures")
+    print(f"\nTAEF2: PSNR {statistics.mean(fidelity):.2f} dB on {len(kodak)} images")
     print(f"TAEF2: linear preview fitted on photos, correlation {described(correlations)}")

@@ -1,8 +1,8 @@
-"""What the shipped Fashion-MNIST pipeline draws, as a judge sees it that never saw its classifier's pictures.
+"""What the shipped Fashion-MNIST pipeline draws, as a judge sees it that never saw its classifier's images.
 
     pytest tests/benchmarks/test_priors.py -s -o addopts=           about 8 minutes of one core
 
-The judge is trained on the half of the pictures that the shipped classifier was not trained on, with a seed of its own.
+The judge is trained on the half of the images that the shipped classifier was not trained on, with a seed of its own.
 """
 
 import pytest
@@ -10,12 +10,12 @@ import torch
 from tables import table
 
 from latent_codec import LatentCodec
-from latent_codec.codec_folders import ASSETS
-from latent_codec.picture_sources import open_source
+from latent_codec.components.codec_folders import ASSETS
+from latent_codec.images.sources import open_source
 from latent_codec.pipelines import PriorPipeline
 from latent_codec.training.classifier_task import build_classifier
 from latent_codec.training.config import load_config
-from latent_codec.training.labelled_data import SomePictures, hold_out
+from latent_codec.training.labelled_data import SomeImages, hold_out
 from latent_codec.training.loop import train
 
 
@@ -25,7 +25,7 @@ def judge(shared, tmp_path_factory):
     shipped = load_config("fashion-mnist-classifier")
     _, unseen = hold_out(source, shipped.data.held_out, shipped.run.seed)
     config = load_config("fashion-mnist-classifier", ["run.seed=1234", "data.held_out=0.02"])
-    half = SomePictures(source, unseen)
+    half = SomeImages(source, unseen)
     result = train(config, build_classifier(config, half), half, tmp_path_factory.mktemp("judge"))
     return result.network.eval()
 
@@ -48,7 +48,7 @@ def test_a_judge_sees_what_was_asked_for(shared, judge):
     real, restored = (
         float((seen_by(judge, each) == labels).float().mean()) for each in (images, torch.cat(decoded))
     )
-    rows = [("real test pictures", f"{real:.1%}"), ("their reconstructions", f"{restored:.1%}")]
+    rows = [("real test images", f"{real:.1%}"), ("their reconstructions", f"{restored:.1%}")]
     agreement = {}
     for keep, num_images in ((None, 100), (0.25, 400)):
         out = pipe(

@@ -14,7 +14,7 @@ import torch
 from tables import table
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latent_codec.models.autoregressive import draw, draw_chances
+from latent_codec.models.autoregressive import draw, draw_uniforms
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
 
@@ -30,7 +30,7 @@ def naive_step(model, indices, row: int, column: int, generator) -> None:
     values, features = model._features(indices[:, : row + 1], None, None)
     at = features[:, :, row : row + 1, column : column + 1]
     logits = model.head.logits(at, values[:, :, row : row + 1, column : column + 1])[:, :, 0, 0, 0]
-    indices[:, row, column] = draw(logits, draw_chances((1,), 1, generator, indices.device)[0])
+    indices[:, row, column] = draw(logits, draw_uniforms((1,), 1, generator, indices.device)[0])
 
 
 class Products(TorchDispatchMode):

@@ -18,9 +18,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from latent_codec import LatentCodec
-from latent_codec.codec_folders import ASSETS
+from latent_codec.components.codec_folders import ASSETS
+from latent_codec.images.sources import open_source
 from latent_codec.metrics import psnr
-from latent_codec.picture_sources import open_source
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
 from latent_codec.training.loop import train
@@ -93,7 +93,7 @@ def test_training_step_of_the_stable_diffusion_shape_against_a_bare_loop(tmp_pat
     def our_steps(out) -> list[float]:
         train(config, autoencoder, open_source(tmp_path), out)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        return [1 / line["pictures_per_second"] for line in lines[1:]]
+        return [1 / line["images_per_second"] for line in lines[1:]]
 
     def bare_steps() -> list[float]:
         optimizer = torch.optim.AdamW(
@@ -167,7 +167,7 @@ def test_bfloat16_parity_on_kodak(shared):
 
 @needs_default
 def test_codec_call_overhead(benchmark):
-    """What LatentCodec adds to its autoencoder on a small picture, in pytest-benchmark's table."""
+    """What LatentCodec adds to its autoencoder on a small image, in pytest-benchmark's table."""
     codec = LatentCodec.from_pretrained("default")
     image = torch.zeros(3, 64, 64)
     benchmark(lambda: codec.decode(codec.encode(image), output_type="pt"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec import LatentCodec
-from latent_codec.codec_folders import ASSETS
+from latent_codec.components.codec_folders import ASSETS
 from latent_codec.models.tiling import decode_tiled, encode_tiled
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
@@ -136,11 +136,11 @@ def compare(title: str, autoencoder: AutoencoderKL, image: Tensor, tile: int) ->
             ]
         )
     table(
-        f"{title}, tiles of {tile} px against none (latents' deviation {latents.std():.2f}, pictures' {decoded.std():.2f})",
+        f"{title}, tiles of {tile} px against none (latents' deviation {latents.std():.2f}, images' {decoded.std():.2f})",
         [
             "tiles",
             "latents, max",
-            "pictures, max (goal 1e-3)",
+            "images, max (goal 1e-3)",
             "mean",
             "tone shift",
             "gradient at borders / elsewhere",

@@ -1,8 +1,8 @@
-"""Latent files: latents or codebook indices of pictures, with what is needed to open them safely.
+"""Latent files: latents or codebook indices of images, with what is needed to open them safely.
 
-A safetensors file. Keys are `latents.PICTURE` with a tensor (C, h, w), or `indices.PICTURE.LEVEL` with an int64
-grid (h, w); the metadata names both fingerprints of the codec, the pictures' names and sizes, and the version.
-Where pictures have labels there is also `labels`, a JSON list with an int, a dict or null for each picture. Files
+A safetensors file. Keys are `latents.IMAGE` with a tensor (C, h, w), or `indices.IMAGE.LEVEL` with an int64
+grid (h, w); the metadata names both fingerprints of the codec, the images' names and sizes, and the version.
+Where images have labels there is also `labels`, a JSON list with an int, a dict or null for each image. Files
 without it are the same version as those with it, because a reader that knows no labels loses nothing else.
 """
 
@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from latent_codec.components.weight_files import LATENTS, metadata_of
 from latent_codec.files import check_is_file, named_in_utf8, replacing
 from latent_codec.tensors import check_dense, check_floating
 from latent_codec.torch_settings import ignoring_caller_settings
-from latent_codec.weight_files import LATENTS, metadata_of
 
 Label = int | dict | None
 
@@ -39,15 +39,15 @@ class LatentFile:
     space_fingerprint: str
     fingerprint: str
     names: list[str]
-    """Where each picture came from; not checked, so never a path to write to as it is."""
+    """Where each image came from; not checked, so never a path to write to as it is."""
     sizes: list[tuple[int, int]]
-    """Each picture's (height, width)."""
+    """Each image's (height, width)."""
     labels: list[Label]
-    """Each picture's class, or dict of attributes; None where it has no label."""
+    """Each image's class, or dict of attributes; None where it has no label."""
     latents: list[Tensor] | None = None
-    """One (1, C, h, w) for each picture: what `LatentCodec.decode` takes."""
+    """One (1, C, h, w) for each image: what `LatentCodec.decode` takes."""
     indices: list[list[Tensor]] | None = None
-    """For each picture one int64 grid (1, h, w) per level: what `LatentCodec.decode_indices` takes."""
+    """For each image one int64 grid (1, h, w) per level: what `LatentCodec.decode_indices` takes."""
 
     def check(self, codec) -> str | None:
         """Whether `codec` may decode this file.
@@ -86,9 +86,9 @@ def save_latents(
 
     Args:
         codec: the LatentCodec that made them.
-        names: of the pictures, one each.
-        sizes: (height, width) of the pictures, one each.
-        labels: an int, a dict or None for each picture; None: there are none. What JSON has no word for inside a
+        names: of the images, one each.
+        sizes: (height, width) of the images, one each.
+        labels: an int, a dict or None for each image; None: there are none. What JSON has no word for inside a
             dict, such as a date, is stored as its text.
 
     Raises:
@@ -100,9 +100,9 @@ def save_latents(
         check_floating(batch, "latents")
         if batch.ndim != 4:
             raise ValueError(f"expected latents (B, C, h, w), got the shape {tuple(batch.shape)}")
-    pictures = [picture for batch in batches for picture in batch]
-    tensors = {f"latents.{index}": picture for index, picture in enumerate(pictures)}
-    _write(Path(path), tensors, len(pictures), codec, names, sizes, labels)
+    images = [image for batch in batches for image in batch]
+    tensors = {f"latents.{index}": image for index, image in enumerate(images)}
+    _write(Path(path), tensors, len(images), codec, names, sizes, labels)
 
 
 @ignoring_caller_settings()
@@ -116,12 +116,12 @@ def save_indices(
     labels: Sequence[Label] | None = None,
 ) -> None:
     """Write indices as `LatentCodec.encode_indices` gives them: a list of int64 grids (B, h, w), top level first,
-    or a list of such lists where pictures differ in size.
+    or a list of such lists where images differ in size.
 
     The other arguments are those of `save_latents`.
 
     Raises:
-        ValueError: if names, sizes, labels and pictures differ in number, pictures in their number of levels, or for a
+        ValueError: if names, sizes, labels and images differ in number, images in their number of levels, or for a
             label of another type.
         OSError: if the file cannot be written; then `path` is as it was.
     """
@@ -133,15 +133,15 @@ def save_indices(
                 f"expected indices as int64 (B, h, w), got {str(grid.dtype).removeprefix('torch.')} of the shape "
                 f"{tuple(grid.shape)}"
             )
-    pictures = [picture for batch in batches for picture in zip(*batch, strict=True)]
+    images = [image for batch in batches for image in zip(*batch, strict=True)]
     tensors = {
         f"indices.{index}.{level}": grid
-        for index, picture in enumerate(pictures)
-        for level, grid in enumerate(picture)
+        for index, image in enumerate(images)
+        for level, grid in enumerate(image)
     }
-    if len({len(picture) for picture in pictures}) > 1:
-        raise ValueError("pictures with different numbers of levels came; one codec gives them all the same")
-    _write(Path(path), tensors, len(pictures), codec, names, sizes, labels)
+    if len({len(image) for image in images}) > 1:
+        raise ValueError("images with different numbers of levels came; one codec gives them all the same")
+    _write(Path(path), tensors, len(images), codec, names, sizes, labels)
 
 
 @ignoring_caller_settings()
@@ -194,21 +194,19 @@ def is_latent_file(path: str | os.PathLike) -> bool:
 def _write(
     path: Path,
     tensors: dict[str, Tensor],
-    num_pictures: int,
+    num_images: int,
     codec,
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     labels: Sequence[Label] | None,
 ) -> None:
-    if not num_pictures == len(names) == len(sizes):
+    if not num_images == len(names) == len(sizes):
         raise ValueError(
-            f"{num_pictures} pictures, {len(names)} names and {len(sizes)} sizes came; there must be as many of each"
+            f"{num_images} images, {len(names)} names and {len(sizes)} sizes came; there must be as many of each"
         )
-    labels = [None] * num_pictures if labels is None else list(labels)
-    if len(labels) != num_pictures:
-        raise ValueError(
-            f"{num_pictures} pictures and {len(labels)} labels came; there must be as many of each"
-        )
+    labels = [None] * num_images if labels is None else list(labels)
+    if len(labels) != num_images:
+        raise ValueError(f"{num_images} images and {len(labels)} labels came; there must be as many of each")
     for name, label in zip(names, labels):
         if not _is_label(label):
             raise ValueError(f"the label of {name} is {label!r}; a label is an int, a dict or None")
@@ -223,7 +221,7 @@ def _write(
     }
     if any(label is not None for label in labels):
         metadata["labels"] = json.dumps(labels, default=str)
-    # Compact clones: safetensors refuses tensors that share memory, as pictures of a batch do, or have gaps.
+    # Compact clones: safetensors refuses tensors that share memory, as images of a batch do, or have gaps.
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in tensors.items()
@@ -246,28 +244,28 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
     if not all(isinstance(side, int) and side > 0 for height, width in sizes for side in (height, width)):
         raise ValueError("its sizes are no list of (height, width)")
     if len(names) != len(sizes) or not names:
-        raise ValueError(f"it names {len(names)} pictures and {len(sizes)} sizes")
+        raise ValueError(f"it names {len(names)} images and {len(sizes)} sizes")
     labels = json.loads(metadata["labels"]) if "labels" in metadata else [None] * len(names)
     if not isinstance(labels, list) or not all(map(_is_label, labels)):
-        raise ValueError("its labels are no list of whole numbers, objects and nulls")
+        raise ValueError("its labels are no list of integers, objects and nulls")
     if len(labels) != len(names):
-        raise ValueError(f"it has {len(names)} pictures and {len(labels)} labels")
+        raise ValueError(f"it has {len(names)} images and {len(labels)} labels")
 
     fingerprints = metadata["space_fingerprint"], metadata["fingerprint"]
     if not metadata["codec"].isprintable() or not all(map(_FINGERPRINT.fullmatch, fingerprints)):
         raise ValueError("its codec or fingerprints are malformed")
 
     latents = indices = None
-    num_pictures = len(names)
+    num_images = len(names)
     if "latents.0" in tensors:
-        latents = [tensors.pop(f"latents.{index}")[None] for index in range(num_pictures)]
+        latents = [tensors.pop(f"latents.{index}")[None] for index in range(num_images)]
         if not all(each.ndim == 4 and each.is_floating_point() and each.numel() for each in latents):
             raise ValueError("its latents are not floats of shape (C, h, w)")
     else:
         num_levels = sum(key.startswith("indices.0.") for key in tensors)
         indices = [
             [tensors.pop(f"indices.{index}.{level}")[None] for level in range(num_levels)]
-            for index in range(num_pictures)
+            for index in range(num_images)
         ]
         grids = [grid for levels in indices for grid in levels]
         if not grids or not all(
@@ -275,7 +273,7 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         ):
             raise ValueError("it holds neither latents nor int64 grids of indices")
     if tensors:
-        raise ValueError(f"{len(tensors)} tensors belong to no picture ({min(tensors)} ...)")
+        raise ValueError(f"{len(tensors)} tensors belong to no image ({min(tensors)} ...)")
     return LatentFile(
         path=path,
         codec_name=metadata["codec"],

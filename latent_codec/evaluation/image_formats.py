@@ -1,4 +1,4 @@
-"""The picture formats that a codec is measured against, each at its best setting of common use."""
+"""The image formats that a codec is measured against, each at its best setting of common use."""
 
 import io
 from collections.abc import Iterable
@@ -22,10 +22,10 @@ _QUALITIES = {
 
 
 @dataclass(frozen=True)
-class PictureFormat:
-    """A format of Pillow's as a compressor; `picture_formats` gives those that there are.
+class ImageFormat:
+    """A format of Pillow's as a compressor; `image_formats` gives those that there are.
 
-        picture --Pillow--> bytes --Pillow--> picture
+        image --Pillow--> bytes --Pillow--> image
 
     JPEG has optimised Huffman tables, progressive, chroma at 4:2:0; WebP is lossy by method 6; AVIF has speed 4 and
     4:2:0; JPEG XL has effort 7.
@@ -42,19 +42,19 @@ class PictureFormat:
         """Coarsest first."""
         return _QUALITIES.get(self.name, range(101))
 
-    def encode(self, picture: Image.Image, quality: int) -> bytes:
-        """A grey or RGB picture as a file of this format."""
+    def encode(self, image: Image.Image, quality: int) -> bytes:
+        """A grey or RGB image as a file of this format."""
         file = io.BytesIO()
-        picture.save(file, self.name.upper(), quality=quality, **_OPTIONS[self.name])
+        image.save(file, self.name.upper(), quality=quality, **_OPTIONS[self.name])
         return file.getvalue()
 
     def decode(self, data: bytes) -> Image.Image:
-        with Image.open(io.BytesIO(data), formats=[self.name.upper()]) as picture:
-            picture.load()
-            return picture
+        with Image.open(io.BytesIO(data), formats=[self.name.upper()]) as image:
+            image.load()
+            return image
 
 
-def picture_formats(names: Iterable[str] | None = None) -> list[PictureFormat]:
+def image_formats(names: Iterable[str] | None = None) -> list[ImageFormat]:
     """The formats of these names; None: all that this installation has.
 
     Raises:
@@ -73,7 +73,7 @@ def picture_formats(names: Iterable[str] | None = None) -> list[PictureFormat]:
             raise ValueError(f"{name} cannot be measured here: {missing[name]}, or leave {name} out")
     if "jxl" in names:
         import pillow_jxl  # noqa: F401  makes the format known to Pillow
-    return [PictureFormat(name) for name in names]
+    return [ImageFormat(name) for name in names]
 
 
 def _why_not(name: str) -> str | None:

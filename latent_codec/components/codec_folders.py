@@ -5,9 +5,7 @@ import re
 import warnings
 from pathlib import Path
 
-from latent_codec.files import check_is_file, restore
-from latent_codec.latent_space import LatentSpace, supported_class
-from latent_codec.weight_files import (
+from latent_codec.components.weight_files import (
     CONFIG,
     WEIGHTS,
     find_weights_in,
@@ -15,8 +13,10 @@ from latent_codec.weight_files import (
     read_config_file,
     weight_patterns,
 )
+from latent_codec.families.latent_space import LatentSpace, supported_class
+from latent_codec.files import check_is_file, restore
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "default-f8c4"
 SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8"}
 SHIPPED_PIPELINES = ("fashion-mnist",)
@@ -133,7 +133,7 @@ def _elsewhere(folder: Path) -> str | None:
 
 def _download(repository: str, subfolder: str | None) -> Path:
     """Fetch config and weights from the hub, or find them in its cache: one layout after the other, until there is one."""
-    from latent_codec.components import download
+    from latent_codec.components.loading import download
 
     folders = [f"{subfolder}/"] if subfolder else ["", *(f"{component}/" for component in COMPONENTS)]
     wanted = [
@@ -196,7 +196,7 @@ def load_autoencoder(weights: Path):
     Raises:
         ValueError: as `components.load_component`, or for a class, scale or shift that cannot be used.
     """
-    from latent_codec.components import load_component
+    from latent_codec.components.loading import load_component
 
     autoencoder = load_component(weights, _component_class)
     try:

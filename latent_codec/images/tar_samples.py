@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from latent_codec.picture_decoding import SUFFIXES, UNSUPPORTED_SUFFIXES, open_regular
-from latent_codec.picture_files import UNSUPPORTED, LeftOut, Waiting, reason_by_content
+from latent_codec.images.decoding import SUFFIXES, UNSUPPORTED_SUFFIXES, open_regular
+from latent_codec.images.files import UNSUPPORTED, LeftOut, Waiting, reason_by_content
 
 Place = tuple[int, int]
 """Offset and size of a member's bytes in the tar."""

@@ -27,7 +27,7 @@ SUPPORTED = (
 )
 
 _VIDEO = "it works on video: tensors of five dimensions, with time"
-_AUDIO = "it works on sound, not on pictures"
+_AUDIO = "it works on sound, not on images"
 
 REFUSED = {
     "AutoencoderKLAllegro": _VIDEO,
@@ -52,7 +52,7 @@ REFUSED = {
     "AutoencoderKLTemporalDecoder": "its decoder works on video and wants the number of frames",
     "AutoencoderKLWan": _VIDEO,
     "AutoencoderOobleck": _AUDIO,
-    "AutoencoderRAE": "it resizes every picture to one fixed square, so none would come back in its own size",
+    "AutoencoderRAE": "it resizes every image to one fixed square, so none would come back in its own size",
     "AutoencoderSAME": _AUDIO,
     "AutoencoderVidTok": _VIDEO,
     "ConsistencyDecoderVAE": "its decoder is a diffusion sampler, which answers differently at each call",
@@ -63,7 +63,7 @@ REFUSED = {
     "MMAudioVAE": _AUDIO,
     "MMAudioVocoder": _AUDIO,
     "MiniMaxMusic3Vocoder": _AUDIO,
-    "RFD4ProteinaAutoencoder": "it works on protein structures, not on pictures",
+    "RFD4ProteinaAutoencoder": "it works on protein structures, not on images",
 }
 
 
@@ -80,7 +80,7 @@ def supported_class(autoencoder: type | str) -> str:
     for name in names:
         if name in SUPPORTED:
             return name
-    reason = REFUSED.get(names[0], "it is not an autoencoder of pictures that is known here")
+    reason = REFUSED.get(names[0], "it is not an autoencoder of images that is known here")
     raise ValueError(f"{names[0]} cannot be used: {reason}. Usable classes: {', '.join(SUPPORTED)}.")
 
 
@@ -231,7 +231,7 @@ def _is_number(value) -> bool:
 
 
 def side_multiple(autoencoder) -> int:
-    """What a picture's sides must be divisible by: the factor, or more where levels halve the grid again."""
+    """What an image's sides must be divisible by: the factor, or more where levels halve the grid again."""
     from latent_codec.torch_settings import uncompiled
 
     if supported_class(type(uncompiled(autoencoder))) == "HierarchicalVQ":

@@ -1,4 +1,4 @@
-"""What people have on their disks, and what it must become; and 34 files that are no picture."""
+"""What people have on their disks, and what it must become; and 34 files that are no image."""
 
 import io
 import os
@@ -12,33 +12,33 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from latent_codec.picture_files import find_pictures
-from latent_codec.pictures import (
-    PictureError,
+from latent_codec.images.files import find_images
+from latent_codec.images.tensors import (
+    ImageError,
     center_crop,
-    hstack_pictures,
+    hstack_images,
+    image_grid,
+    image_size,
     pad_to_multiple,
-    picture_grid,
-    picture_size,
-    read_picture,
+    read_image,
     read_pixels,
     to_image,
     to_pil,
-    write_picture,
+    write_image,
 )
 
 HEIGHT, WIDTH = 24, 32
 
 
 def photo(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A smooth colour picture without symmetry, (H, W, 3) uint8."""
+    """A smooth colour image without symmetry, (H, W, 3) uint8."""
     y, x = np.mgrid[:height, :width] / (height, width)[0]
     return np.stack([60 + 120 * y, 30 + 100 * x, 200 - 90 * x * y], -1).clip(0, 255).astype(np.uint8)
 
 
-def encoded(picture: Image.Image, form: str, **options) -> bytes:
+def encoded(image: Image.Image, form: str, **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
@@ -64,31 +64,31 @@ def levels(image: torch.Tensor) -> np.ndarray:
         ("WEBP", {"lossless": True}, 0),
         ("BMP", {}, 0),
         ("PPM", {}, 0),
-        ("JPEG", {"quality": 97, "subsampling": 0}, 6),  # of 255: what the codecs lose on a smooth picture
+        ("JPEG", {"quality": 97, "subsampling": 0}, 6),  # of 255: what the codecs lose on a smooth image
         ("AVIF", {"quality": 97, "subsampling": "4:4:4"}, 6),
         ("WEBP", {"quality": 97}, 12),
     ],
 )
 def test_formats_become_the_same_image(tmp_path, form, options, tolerance):
     data = encoded(Image.fromarray(photo()), form, **options)
-    path = tmp_path / "picture"  # the content decides, not the name
+    path = tmp_path / "image"  # the content decides, not the name
     path.write_bytes(data)
 
-    image = read_picture(path)
+    image = read_image(path)
 
     assert image.shape == (3, HEIGHT, WIDTH) and image.dtype == torch.float32 and image.is_contiguous()
     assert np.abs(levels(image) - photo()).max() <= tolerance + 1e-3
     for source in (data, io.BytesIO(data), Image.open(path), str(path)):
-        assert torch.equal(read_picture(source), image)
+        assert torch.equal(read_image(source), image)
     assert torch.equal(read_pixels(path), image.add(1).mul(127.5).round().to(torch.uint8))
-    assert picture_size(path) == (HEIGHT, WIDTH)
+    assert image_size(path) == (HEIGHT, WIDTH)
 
 
 def test_image_spans_minus_one_to_one():
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[:, 4:] = 255
 
-    image = read_picture(Image.fromarray(pixels))
+    image = read_image(Image.fromarray(pixels))
 
     assert image[:, :, :4].eq(-1).all() and image[:, :, 4:].eq(1).all()
 
@@ -97,7 +97,7 @@ def test_image_spans_minus_one_to_one():
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_once(form, orientation):
     upright = photo()
-    # The EXIF standard: where row 0 and column 0 of the stored picture lie in the upright one.
+    # The EXIF standard: where row 0 and column 0 of the stored image lie in the upright one.
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -113,7 +113,7 @@ def test_exif_orientation_is_applied_once(form, orientation):
     options = {"JPEG": {"quality": 97, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 97}}
     data = encoded(Image.fromarray(np.ascontiguousarray(stored)), form, exif=exif, **options.get(form, {}))
 
-    image = read_picture(data)
+    image = read_image(data)
 
     assert image.shape == (3, HEIGHT, WIDTH)
     assert np.abs(levels(image) - upright).max() <= 12  # lossy formats; a wrong turn differs by 100
@@ -124,7 +124,7 @@ def test_broken_exif_counts_as_upright():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(read_picture(data), signed(photo()))
+        assert torch.equal(read_image(data), signed(photo()))
 
 
 # Modes and channels
@@ -134,26 +134,26 @@ def test_grey_is_repeated_for_three_channels_and_kept_for_one():
     grey = photo()[:, :, 0]
     data = encoded(Image.fromarray(grey), "PNG")
 
-    assert torch.equal(read_picture(data, channels=1), signed(grey[:, :, None]))
-    assert torch.equal(read_picture(data), signed(grey[:, :, None]).expand(3, -1, -1))
-    with_alpha = read_picture(data, channels=4)
-    assert torch.equal(with_alpha[:3], read_picture(data)) and with_alpha[3].eq(1).all()
+    assert torch.equal(read_image(data, channels=1), signed(grey[:, :, None]))
+    assert torch.equal(read_image(data), signed(grey[:, :, None]).expand(3, -1, -1))
+    with_alpha = read_image(data, channels=4)
+    assert torch.equal(with_alpha[:3], read_image(data)) and with_alpha[3].eq(1).all()
 
 
-def test_one_channel_of_a_colour_picture_is_rec_601_luma():
+def test_one_channel_of_a_colour_image_is_rec_601_luma():
     colors = np.zeros((8, 24, 3), np.uint8)
     for channel in range(3):
         colors[:, 8 * channel : 8 * channel + 8, channel] = 255
 
-    image = read_picture(encoded(Image.fromarray(colors), "PNG"), channels=1)
+    image = read_image(encoded(Image.fromarray(colors), "PNG"), channels=1)
 
     luma = (image[0, 0, [0, 8, 16]] + 1) / 2
     torch.testing.assert_close(luma, torch.tensor([0.299, 0.587, 0.114]))
 
 
 def test_channels_other_than_1_3_4_are_refused():
-    with pytest.raises(ValueError, match=r"channels=2: pictures have 1 \(grey\), 3 \(RGB\) or 4"):
-        read_picture(Image.fromarray(photo()), channels=2)
+    with pytest.raises(ValueError, match=r"channels=2: images have 1 \(grey\), 3 \(RGB\) or 4"):
+        read_image(Image.fromarray(photo()), channels=2)
 
 
 def test_alpha_is_composited_on_the_stated_background():
@@ -163,14 +163,14 @@ def test_alpha_is_composited_on_the_stated_background():
     data = encoded(Image.fromarray(pixels), "PNG")
     background = (10, 200, 30)
 
-    composited = levels(read_picture(data, background=background))
+    composited = levels(read_image(data, background=background))
 
     expected = photo().astype(np.float64)
     expected[:, :8] = background
     expected[:, 8:16] = 0.2 * expected[:, 8:16] + 0.8 * np.array(background)
     np.testing.assert_allclose(composited, expected, atol=1e-3)  # float32 arithmetic
-    assert (levels(read_picture(data))[:, :8] == 255).all()  # white if not said
-    np.testing.assert_allclose(levels(read_picture(data, channels=4)), pixels, atol=1e-3)
+    assert (levels(read_image(data))[:, :8] == 255).all()  # white if not said
+    np.testing.assert_allclose(levels(read_image(data, channels=4)), pixels, atol=1e-3)
     assert np.array_equal(read_pixels(data, channels=4).permute(1, 2, 0).numpy(), pixels)
 
 
@@ -178,7 +178,7 @@ def test_grey_with_alpha_in_one_channel():
     pixels = np.zeros((8, 8, 2), np.uint8)
     pixels[:, 4:, 1] = 255
 
-    image = read_picture(encoded(Image.fromarray(pixels), "PNG"), channels=1)
+    image = read_image(encoded(Image.fromarray(pixels), "PNG"), channels=1)
 
     assert image[:, :, :4].eq(1).all() and image[:, :, 4:].eq(-1).all()
 
@@ -188,7 +188,7 @@ def test_palette_becomes_its_colours(form):
     palette = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 4).convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 99, 199])
 
-    image = levels(read_picture(encoded(palette, form)))
+    image = levels(read_image(encoded(palette, form)))
 
     assert image[0, :4].round(3).tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 99, 199]]
 
@@ -198,7 +198,7 @@ def test_transparent_palette_entry_shows_the_background():
     palette.putpalette([255, 0, 0, 0, 255, 0])
     data = encoded(palette, "PNG", transparency=1)
 
-    image = levels(read_picture(data, background=(1, 2, 3)))
+    image = levels(read_image(data, background=(1, 2, 3)))
 
     assert image[0, :2].round(3).tolist() == [[255, 0, 0], [1, 2, 3]]
 
@@ -208,7 +208,7 @@ def test_transparent_colour_of_an_rgb_png_shows_the_background():
     pixels[:, :4] = (1, 2, 3)
     data = encoded(Image.fromarray(pixels), "PNG", transparency=(1, 2, 3))
 
-    image = levels(read_picture(data))
+    image = levels(read_image(data))
 
     assert (image[:, :4] == 255).all()
     np.testing.assert_allclose(image[:, 4:], pixels[:, 4:], atol=1e-3)
@@ -217,7 +217,7 @@ def test_transparent_colour_of_an_rgb_png_shows_the_background():
 def test_one_bit_is_black_and_white():
     bits = np.indices((8, 16)).sum(0) % 2 == 1
     for form in ("PNG", "TIFF"):
-        image = read_picture(encoded(Image.fromarray(bits), form), channels=1)
+        image = read_image(encoded(Image.fromarray(bits), form), channels=1)
         assert torch.equal(image[0], torch.from_numpy(bits).float() * 2 - 1)
 
 
@@ -228,7 +228,7 @@ def test_16_bit_grey_is_scaled_not_clipped_and_keeps_its_precision():
     big_endian = encoded(Image.frombytes("I;16B", (16, 16), deep.astype(">u2").tobytes()), "TIFF")
 
     for data in (*(encoded(Image.fromarray(deep), form) for form in ("PNG", "TIFF")), big_endian, pgm):
-        image = read_picture(data, channels=1)
+        image = read_image(data, channels=1)
         torch.testing.assert_close(image[0], expected, atol=1e-6, rtol=0)
         assert len(image.unique()) == 256
         assert read_pixels(data)[0, -1, -1] == 255
@@ -248,7 +248,7 @@ def test_16_bit_rgb_png_keeps_its_high_bytes():
 def test_float_tiff_in_zero_to_one():
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
 
-    image = read_picture(encoded(Image.fromarray(values), "TIFF"), channels=1)
+    image = read_image(encoded(Image.fromarray(values), "TIFF"), channels=1)
 
     torch.testing.assert_close(image[0], torch.from_numpy(values * 2 - 1))
 
@@ -261,7 +261,7 @@ def test_cmyk_without_a_profile(form):
     inks[:, 48:] = (0, 255, 255, 0)  # magenta and yellow: red
     options = {"quality": 100} if form == "JPEG" else {}
 
-    image = levels(read_picture(encoded(Image.frombytes("CMYK", (64, 16), inks.tobytes()), form, **options)))
+    image = levels(read_image(encoded(Image.frombytes("CMYK", (64, 16), inks.tobytes()), form, **options)))
 
     expected = [[255, 255, 255], [0, 255, 255], [0, 0, 0], [255, 0, 0]]
     assert np.abs(image[8, [8, 24, 40, 56]] - expected).max() <= 4  # JPEG
@@ -271,22 +271,22 @@ def test_cmyk_without_a_profile(form):
     "mode, form", [("HSV", None), ("YCbCr", "JPEG"), ("LAB", "TIFF"), ("PA", None), ("RGBX", None)]
 )
 def test_rare_modes_become_rgb(mode, form):
-    picture = Image.fromarray(photo())
-    picture = picture.convert("RGBA").convert("P").convert("PA") if mode == "PA" else to_mode(picture, mode)
-    source = encoded(picture, form, quality=97) if form else picture
+    image = Image.fromarray(photo())
+    image = image.convert("RGBA").convert("P").convert("PA") if mode == "PA" else to_mode(image, mode)
+    source = encoded(image, form, quality=97) if form else image
 
-    image = read_picture(source)
+    image = read_image(source)
 
     assert image.shape == (3, HEIGHT, WIDTH)
     assert np.abs(levels(image) - photo()).mean() < 16  # these modes, and the palette of PA, are coarse
 
 
-def to_mode(picture: Image.Image, mode: str) -> Image.Image:
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
     if mode == "LAB":
         return ImageCms.profileToProfile(
-            picture, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+            image, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
         )
-    return picture.convert(mode)
+    return image.convert(mode)
 
 
 def test_first_frame_of_an_animation():
@@ -294,7 +294,7 @@ def test_first_frame_of_an_animation():
     for form in ("PNG", "GIF", "WEBP", "TIFF"):
         options = {"lossless": True} if form == "WEBP" else {}
         data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
-        assert levels(read_picture(data))[0, 0].tolist() == [255, 0, 0], form
+        assert levels(read_image(data))[0, 0].tolist() == [255, 0, 0], form
 
 
 # Colour profiles. `icc_profile` builds one by the ICC specification (v2, matrix and curve).
@@ -345,9 +345,9 @@ def test_linear_light_profile_becomes_srgb(form):
         "WEBP": {"lossless": True},
         "AVIF": {"quality": 99},
     }
-    picture = Image.new("RGB", (16, 16), (64, 128, 192))
+    image = Image.new("RGB", (16, 16), (64, 128, 192))
 
-    image = levels(read_picture(encoded(picture, form, icc_profile=profile, **options.get(form, {}))))
+    image = levels(read_image(encoded(image, form, icc_profile=profile, **options.get(form, {}))))
 
     expected = srgb_curve(np.array([64, 128, 192]) / 255)
     assert np.abs(image - expected).max() <= 8  # lossy formats; an ignored profile is off by 73
@@ -356,18 +356,18 @@ def test_linear_light_profile_becomes_srgb(form):
 def test_profile_with_swapped_primaries_swaps_the_colours():
     red, green, blue = SRGB_PRIMARIES
     swapped = icc_profile(b"RGB ", 2.2, [green, red, blue])
-    picture = Image.new("RGB", (8, 8), (220, 90, 140))
+    image = Image.new("RGB", (8, 8), (220, 90, 140))
 
-    image = levels(read_picture(encoded(picture, "PNG", icc_profile=swapped)))
+    image = levels(read_image(encoded(image, "PNG", icc_profile=swapped)))
 
     assert np.abs(image[0, 0] - (90, 220, 140)).max() <= 4  # gamma 2.2 is not quite sRGB's curve
 
 
 def test_profile_keeps_alpha():
     profile = icc_profile(b"RGB ", 1.0, SRGB_PRIMARIES)
-    picture = Image.new("RGBA", (8, 8), (64, 128, 192, 77))
+    image = Image.new("RGBA", (8, 8), (64, 128, 192, 77))
 
-    image = levels(read_picture(encoded(picture, "PNG", icc_profile=profile), channels=4))
+    image = levels(read_image(encoded(image, "PNG", icc_profile=profile), channels=4))
 
     assert np.abs(image[0, 0] - [*srgb_curve(np.array([64, 128, 192]) / 255), 77]).max() <= 1
 
@@ -375,18 +375,18 @@ def test_profile_keeps_alpha():
 @pytest.mark.parametrize("deep", [False, True])
 def test_grey_profile(deep):
     profile = icc_profile(b"GRAY", 1.0)
-    picture = Image.fromarray(np.full((8, 8), 64 * 257, np.uint16)) if deep else Image.new("L", (8, 8), 64)
+    image = Image.fromarray(np.full((8, 8), 64 * 257, np.uint16)) if deep else Image.new("L", (8, 8), 64)
 
     for channels in (1, 3):
-        image = read_picture(encoded(picture, "PNG", icc_profile=profile), channels=channels)
+        image = read_image(encoded(image, "PNG", icc_profile=profile), channels=channels)
         assert image.shape == (channels, 8, 8)
         assert np.abs(levels(image) - srgb_curve(np.array(64 / 255))).max() <= 1
 
 
-def test_grey_picture_with_an_rgb_profile():
+def test_grey_image_with_an_rgb_profile():
     profile = icc_profile(b"RGB ", 1.0, SRGB_PRIMARIES)
 
-    image = read_picture(encoded(Image.new("L", (8, 8), 64), "PNG", icc_profile=profile))
+    image = read_image(encoded(Image.new("L", (8, 8), 64), "PNG", icc_profile=profile))
 
     assert np.abs(levels(image) - srgb_curve(np.array(64 / 255))).max() <= 1
 
@@ -395,7 +395,7 @@ def test_srgb_profile_leaves_every_pixel_alone():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
     assert torch.equal(
-        read_picture(encoded(Image.fromarray(photo()), "PNG", icc_profile=profile)), signed(photo())
+        read_image(encoded(Image.fromarray(photo()), "PNG", icc_profile=profile)), signed(photo())
     )
 
 
@@ -435,12 +435,12 @@ def cmyk_profile() -> bytes:
 def test_cmyk_with_a_profile(form):
     inks = np.zeros((16, 32, 4), np.uint8)
     inks[:, 16:] = (0, 255, 255, 0)  # red ink, which this profile shows as pure red
-    picture = Image.frombytes("CMYK", (32, 16), inks.tobytes())
+    image = Image.frombytes("CMYK", (32, 16), inks.tobytes())
     options = {"quality": 100} if form == "JPEG" else {}
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an ignored profile would pass for white and red
-        image = levels(read_picture(encoded(picture, form, icc_profile=cmyk_profile(), **options)))
+        image = levels(read_image(encoded(image, form, icc_profile=cmyk_profile(), **options)))
 
     assert np.abs(image[8, [8, 24]] - [[255, 255, 255], [255, 0, 0]]).max() <= 10  # 8-bit Lab tables
 
@@ -450,8 +450,8 @@ def test_cmyk_with_a_profile(form):
     [
         b"not a profile",
         icc_profile(b"RGB ", 2.2, SRGB_PRIMARIES)[:200],
-        icc_profile(b"GRAY", 2.2),  # of a colour picture
-        cmyk_profile(),  # of an RGB picture
+        icc_profile(b"GRAY", 2.2),  # of a colour image
+        cmyk_profile(),  # of an RGB image
     ],
     ids=["garbage", "cut short", "grey", "cmyk"],
 )
@@ -460,12 +460,12 @@ def test_profile_that_does_not_fit_is_ignored_with_a_warning(tmp_path, profile):
     path.write_bytes(encoded(Image.fromarray(photo()), "PNG", icc_profile=profile))
 
     with pytest.warns(UserWarning, match=r"holiday\.png: its colour profile is ignored \("):
-        image = read_picture(path)
+        image = read_image(path)
 
     assert torch.equal(image, signed(photo()))
 
 
-# Broken pictures: each a PictureError of one line that names the file, never another exception.
+# Broken images: each an ImageError of one line that names the file, never another exception.
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -510,7 +510,7 @@ def tiff_without_pixels() -> bytes:
 
 BROKEN = {
     "empty.jpg": (b"", "empty"),
-    "text.jpg": (b"Dear Sir or Madam,\n", "not a picture in a known format"),
+    "text.jpg": (b"Dear Sir or Madam,\n", "not an image in a known format"),
     "page.png": (b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>", "a web page"),
     "page2.jpg": (b"\n <html><head>", "a web page"),
     "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG drawing"),
@@ -519,8 +519,8 @@ BROKEN = {
     "archive.png": (b"PK\x03\x04" + b"\0" * 40, "ZIP archive"),
     "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1", "git lfs pull"),
     "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC cannot be read"),
-    "random.jpg": (np.random.default_rng(1).bytes(4096), "not a picture in a known format"),
-    "zeros.jpg": (bytes(4096), "not a picture in a known format"),
+    "random.jpg": (np.random.default_rng(1).bytes(4096), "not an image in a known format"),
+    "zeros.jpg": (bytes(4096), "not an image in a known format"),
     "cut.jpg": (half(noisy("JPEG")), "damaged or cut short"),
     "cut-progressive.jpg": (half(noisy("JPEG", progressive=True)), "damaged or cut short"),
     "cut.png": (half(noisy("PNG")), "damaged or cut short"),
@@ -550,25 +550,25 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_file_is_a_picture_error(tmp_path, capfd, name):
+def test_broken_file_is_a_image_error(tmp_path, capfd, name):
     data, reason = BROKEN[name]
     path = tmp_path / name
     path.write_bytes(data)
 
-    for read in (read_picture, read_pixels, to_image):
+    for read in (read_image, read_pixels, to_image):
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a warning would be a second line
-            with pytest.raises(PictureError, match=reason) as caught:
+            with pytest.raises(ImageError, match=reason) as caught:
                 read(path)
         message = str(caught.value)
         assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < 500
-    with pytest.raises(PictureError, match=rf"^photo 7: .*({reason})"):
-        read_picture(data, name="photo 7")
+    with pytest.raises(ImageError, match=rf"^photo 7: .*({reason})"):
+        read_image(data, name="photo 7")
     if name != "cut-lzw.tif":  # where libtiff itself prints a line
         assert capfd.readouterr().err == ""
 
 
-def test_any_damage_is_a_picture_error_or_still_a_picture():
+def test_any_damage_is_a_image_error_or_still_a_image():
     exif = Image.Exif()
     exif[0x0112] = 6
     extras = {"exif": exif, "icc_profile": icc_profile(b"RGB ", 1.0, SRGB_PRIMARIES)}
@@ -583,8 +583,8 @@ def test_any_damage_is_a_picture_error_or_still_a_picture():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # damaged profiles are ignored with a warning
-                image = read_picture(bytes(damaged))
-        except PictureError as error:
+                image = read_image(bytes(damaged))
+        except ImageError as error:
             assert "\n" not in str(error)
             num_refused += 1
         else:
@@ -593,16 +593,16 @@ def test_any_damage_is_a_picture_error_or_still_a_picture():
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(PictureError, match=r"gone\.jpg: no such file"):
-        read_picture(tmp_path / "gone.jpg")
-    with pytest.raises(PictureError, match="a folder, not a picture"):
-        read_picture(tmp_path)
+    with pytest.raises(ImageError, match=r"gone\.jpg: no such file"):
+        read_image(tmp_path / "gone.jpg")
+    with pytest.raises(ImageError, match="a folder, not an image"):
+        read_image(tmp_path)
 
 
 def test_file_without_permission(tmp_path):
     path = tmp_path / "locked.png"
     path.write_bytes(encoded(Image.fromarray(photo()), "PNG"))
-    read_picture(path)
+    read_image(path)
     path.chmod(0)
     user = os.geteuid()
     try:
@@ -611,31 +611,31 @@ def test_file_without_permission(tmp_path):
     except OSError:
         pytest.skip("root reads everything, and may not become another user here")
     try:
-        with pytest.raises(PictureError, match=r"locked\.png: permission denied$"):
-            read_picture(path)
+        with pytest.raises(ImageError, match=r"locked\.png: permission denied$"):
+            read_image(path)
     finally:
         os.seteuid(user)
 
 
-def test_other_things_are_no_picture():
+def test_other_things_are_no_image():
     for thing in (3, None, object()):
-        with pytest.raises(PictureError, match=f"a {type(thing).__name__} is no picture: give a path"):
+        with pytest.raises(ImageError, match=f"a {type(thing).__name__} is no image: give a path"):
             to_image(thing)
 
 
 def test_unknown_mode_is_refused():
     unknown = Image.new("La", (8, 8))
 
-    with pytest.raises(PictureError, match="La"):
-        read_picture(unknown)
+    with pytest.raises(ImageError, match="La"):
+        read_image(unknown)
 
 
 def test_caller_keeps_a_file_it_opened(tmp_path):
     good, bad = io.BytesIO(encoded(Image.fromarray(photo()), "PNG")), io.BytesIO(b"nothing")
 
-    read_picture(good)
-    with pytest.raises(PictureError):
-        read_picture(bad)
+    read_image(good)
+    with pytest.raises(ImageError):
+        read_image(bad)
 
     assert not good.closed and not bad.closed
 
@@ -647,7 +647,7 @@ def test_pipe_is_read(tmp_path):
     os.close(writer)
 
     with os.fdopen(reader, "rb") as pipe:
-        assert read_picture(pipe).shape == (3, 8, 8)
+        assert read_image(pipe).shape == (3, 8, 8)
 
 
 # From memory, and back
@@ -689,7 +689,7 @@ def test_to_image_leaves_its_argument_alone():
     [
         (np.zeros((8, 8, 5), np.uint8), r"shape \(8, 8, 5\)"),
         (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
-        (np.zeros((8, 8, 3), np.int64), "a int64 array is no picture: give uint8, uint16 or floats"),
+        (np.zeros((8, 8, 3), np.int64), "a int64 array is no image: give uint8, uint16 or floats"),
         (np.full((8, 8, 3), 200.0), r"must lie in \[0, 1\], and this one spans 200 to 200"),
         (np.full((8, 8, 3), np.nan), r"must lie in \[0, 1\]"),
         (torch.zeros(1, 3, 8, 8), r"shape \(1, 3, 8, 8\) is no image: give \(C, H, W\)"),
@@ -709,11 +709,11 @@ def test_to_pil_and_back_is_exact(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, channels), np.uint8)
     image = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
 
-    picture = to_pil(image)
+    image = to_pil(image)
 
-    assert picture.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    assert np.array_equal(np.array(picture).reshape(pixels.shape), pixels)
-    torch.testing.assert_close(read_picture(picture, channels=channels), image, atol=1e-6, rtol=0)
+    assert image.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    assert np.array_equal(np.array(image).reshape(pixels.shape), pixels)
+    torch.testing.assert_close(read_image(image, channels=channels), image, atol=1e-6, rtol=0)
 
 
 def test_to_pil_clamps_and_refuses():
@@ -727,45 +727,45 @@ def test_to_pil_clamps_and_refuses():
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".TIFF", ".jpg", ".avif"])
-def test_written_picture_reads_back(tmp_path, suffix):
-    path = tmp_path / f"new/picture{suffix}"
+def test_written_image_reads_back(tmp_path, suffix):
+    path = tmp_path / f"new/image{suffix}"
 
-    write_picture(signed(photo()), path)
+    write_image(signed(photo()), path)
 
     lossy = suffix in (".jpg", ".avif")
-    assert np.abs(levels(read_picture(path)) - photo()).max() <= (8 if lossy else 1e-3)
+    assert np.abs(levels(read_image(path)) - photo()).max() <= (8 if lossy else 1e-3)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def test_transparent_pixels_survive_writing(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
     for suffix in (".png", ".webp", ".tif"):
-        write_picture(Image.fromarray(pixels), tmp_path / f"a{suffix}")
+        write_image(Image.fromarray(pixels), tmp_path / f"a{suffix}")
         assert np.array_equal(
             read_pixels(tmp_path / f"a{suffix}", channels=4).permute(1, 2, 0).numpy(), pixels
         )
     with pytest.raises(ValueError, match="JPEG holds no transparency"):
-        write_picture(Image.fromarray(pixels), tmp_path / "a.jpg")
+        write_image(Image.fromarray(pixels), tmp_path / "a.jpg")
 
 
 def test_unknown_suffix_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"cannot write a \.xyz; use \.png, \.jpg"):
-        write_picture(signed(photo()), tmp_path / "a.xyz")
+        write_image(signed(photo()), tmp_path / "a.xyz")
     with pytest.raises(ValueError, match="cannot write a file without suffix"):
-        write_picture(signed(photo()), tmp_path / "a")
+        write_image(signed(photo()), tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk_leaves_the_old_picture(tmp_path):
+def test_full_disk_leaves_the_old_image(tmp_path):
     path = tmp_path / "a.png"
-    write_picture(torch.zeros(3, 8, 8), path)
+    write_image(torch.zeros(3, 8, 8), path)
     before = path.read_bytes()
     noise = torch.rand(3, 256, 256) * 2 - 1
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # as a full disk: write() fails
         with pytest.raises(OSError):
-            write_picture(noise, path)
+            write_image(noise, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -800,35 +800,35 @@ def test_center_crop():
         center_crop(image, 6)
 
 
-def test_find_pictures_walks_sorted_and_skips_the_rest(tmp_path):
+def test_find_images_walks_sorted_and_skips_the_rest(tmp_path):
     for name in ("b/2.png", "b/1.JPG", "a.webp", "notes.txt", ".hidden.png", ".cache/x.png", "b/c/3.tif"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 
-    found = [path.relative_to(tmp_path).as_posix() for path in find_pictures(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
 
     assert found == ["a.webp", "b/1.JPG", "b/2.png", "b/c/3.tif"]
-    assert find_pictures([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # a file is taken as given
-    assert find_pictures([str(tmp_path / "b/c"), tmp_path / "a.webp"]) == [
+    assert find_images([tmp_path / "notes.txt"]) == [tmp_path / "notes.txt"]  # a file is taken as given
+    assert find_images([str(tmp_path / "b/c"), tmp_path / "a.webp"]) == [
         tmp_path / "b/c/3.tif",
         tmp_path / "a.webp",
     ]
-    with pytest.raises(PictureError, match="gone: no such file or folder"):
-        find_pictures([tmp_path / "gone"])
+    with pytest.raises(ImageError, match="gone: no such file or folder"):
+        find_images([tmp_path / "gone"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PictureError, match=r"no images in .*empty"):
-        find_pictures(tmp_path / "empty")
+    with pytest.raises(ImageError, match=r"no images in .*empty"):
+        find_images(tmp_path / "empty")
 
 
-def test_grid_places_pictures_row_by_row():
+def test_grid_places_images_row_by_row():
     images = [torch.full((1, 4, 4), -1.0), torch.zeros(3, 2, 6), Image.new("RGBA", (4, 4), (255, 0, 0, 0))]
 
-    grid = picture_grid(images, columns=2, gap=1, background=(9, 8, 7))
+    grid = image_grid(images, columns=2, gap=1, background=(9, 8, 7))
 
     assert grid.size == (6 + 1 + 6, 4 + 1 + 4)
     assert grid.getpixel((1, 0)) == (0, 0, 0) and grid.getpixel((0, 0)) == (9, 8, 7)  # centred in its cell
     assert grid.getpixel((7, 1)) == (128, 128, 128) and grid.getpixel((7, 0)) == (9, 8, 7)
     assert grid.getpixel((1, 5)) == (9, 8, 7)  # transparent
-    assert hstack_pictures(images[:2], gap=3).size == (6 + 3 + 6, 4)
-    with pytest.raises(ValueError, match="a grid needs pictures"):
-        picture_grid([], 2)
+    assert hstack_images(images[:2], gap=3).size == (6 + 3 + 6, 4)
+    with pytest.raises(ValueError, match="a grid needs images"):
+        image_grid([], 2)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latent_codec.cli.arguments import named_pictures
-from latent_codec.picture_decoding import FORMATS, SUFFIXES
-from latent_codec.picture_files import find_pictures
-from latent_codec.picture_sources import LabelError, open_source
-from latent_codec.pictures import PictureError, read_picture
+from latent_codec.cli.arguments import named_images
+from latent_codec.images.decoding import FORMATS, SUFFIXES
+from latent_codec.images.files import find_images
+from latent_codec.images.sources import LabelError, open_source
+from latent_codec.images.tensors import ImageError, read_image
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 
@@ -57,11 +57,11 @@ def test_an_image_is_known_by_its_content_whatever_its_suffix(tmp_path, caplog):
     }
     write(tmp_path, files)
 
-    found = find_pictures(tmp_path)
+    found = find_images(tmp_path)
 
     assert names(found, tmp_path) == sorted(files)
     for path in found:
-        assert read_picture(path).shape == (3, 16, 16), path
+        assert read_image(path).shape == (3, 16, 16), path
     assert not caplog.messages
 
 
@@ -78,7 +78,7 @@ def test_what_is_left_out_is_counted_and_named_in_one_line(tmp_path, caplog):
         },
     )
 
-    assert names(find_pictures(tmp_path), tmp_path) == ["x.png"]
+    assert names(find_images(tmp_path), tmp_path) == ["x.png"]
 
     (message,) = caplog.messages
     assert message.startswith(f"Note: {tmp_path}: left out ") and "\n" not in message
@@ -90,9 +90,9 @@ def test_what_is_left_out_is_counted_and_named_in_one_line(tmp_path, caplog):
 def test_a_folder_without_images_says_what_it_has(tmp_path):
     write(tmp_path, {"a.heic": HEIC, "b.txt": b"x"})
     with pytest.raises(
-        PictureError, match=r"no images in .*1 \.heic \(a\.heic\): an image format.*1 \.txt: no image"
+        ImageError, match=r"no images in .*1 \.heic \(a\.heic\): an image format.*1 \.txt: no image"
     ):
-        find_pictures(tmp_path)
+        find_images(tmp_path)
 
 
 def test_formats_are_a_fixed_list_that_starts_no_program(tmp_path, caplog):
@@ -101,10 +101,10 @@ def test_formats_are_a_fixed_list_that_starts_no_program(tmp_path, caplog):
     assert {Image.EXTENSION.get(suffix, "MPO") for suffix in SUFFIXES} <= {*FORMATS, "MPO"}
     drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
     write(tmp_path, {"a.png": drawing, "b.eps": drawing, "c": drawing, "d.png": encoded()})
-    assert names(find_pictures(tmp_path), tmp_path) == ["a.png", "d.png"]
+    assert names(find_images(tmp_path), tmp_path) == ["a.png", "d.png"]
     assert "1 .eps, 1 without suffix (b.eps, c): an image format" in caplog.text
-    with pytest.raises(PictureError, match="not a picture in a known format"):
-        read_picture(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="not an image in a known format"):
+        read_image(tmp_path / "a.png")
 
 
 def test_the_first_of_several_frames_is_taken_and_said_once(tmp_path, caplog):
@@ -114,7 +114,7 @@ def test_the_first_of_several_frames_is_taken_and_said_once(tmp_path, caplog):
         frames[0].save(path, form, save_all=True, append_images=frames[1:])
         caplog.clear()
         for _ in range(2):
-            assert read_picture(path)[0].mean() > 0.9
+            assert read_image(path)[0].mean() > 0.9
         assert caplog.messages in (
             [f"Note: {path} has several frames; the first is taken"],
             [f"Note: {path} has several frames; the first is taken; so it is with further images"],
@@ -122,15 +122,15 @@ def test_the_first_of_several_frames_is_taken_and_said_once(tmp_path, caplog):
         )
     caplog.clear()
     frames[0].save(tmp_path / "one.gif")
-    read_picture(tmp_path / "one.gif")
+    read_image(tmp_path / "one.gif")
     assert not caplog.messages
 
 
 def test_a_thumbnail_in_a_cameras_raw_data_is_not_its_photograph(tmp_path):
     tags = {254: 1}  # NewSubfileType: an image of reduced resolution
     Image.new("RGB", (160, 120)).save(tmp_path / "a.tif", tiffinfo=tags)
-    with pytest.raises(PictureError, match="only a thumbnail can be read"):
-        read_picture(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="only a thumbnail can be read"):
+        read_image(tmp_path / "a.tif")
 
 
 def test_pipes_links_and_locked_folders_are_named_and_never_waited_for(tmp_path, caplog):
@@ -142,7 +142,7 @@ def test_pipes_links_and_locked_folders_are_named_and_never_waited_for(tmp_path,
     (tmp_path / "again").symlink_to(tmp_path)
     (tmp_path / "to-good.png").symlink_to("good.png")
 
-    assert names(find_pictures(tmp_path), tmp_path) == ["good.png", "to-good.png", "linked/b.png"]
+    assert names(find_images(tmp_path), tmp_path) == ["good.png", "to-good.png", "linked/b.png"]
 
     for part in (
         "1 .png (p.png): a named pipe",
@@ -156,8 +156,8 @@ def test_pipes_links_and_locked_folders_are_named_and_never_waited_for(tmp_path,
         ("device.png", "a device, not a file"),
         ("self.png", "a symbolic link that leads"),
     ):
-        with pytest.raises(PictureError, match=rf"{name}: {reason}"):
-            read_picture(tmp_path / name)
+        with pytest.raises(ImageError, match=rf"{name}: {reason}"):
+            read_image(tmp_path / name)
         with pytest.raises(ValueError, match=f"{name}: {reason}"):
             open_source(tmp_path / name).read(0)
     os.mkfifo(tmp_path / "photos.tar")
@@ -173,8 +173,7 @@ def test_twins_keep_their_suffixes_and_the_others_do_not(tmp_path):
         write(tmp_path, {name: encoded()})
 
     named = {
-        path.relative_to(tmp_path).as_posix(): name.as_posix()
-        for path, name in named_pictures([str(tmp_path)])
+        path.relative_to(tmp_path).as_posix(): name.as_posix() for path, name in named_images([str(tmp_path)])
     }
 
     assert named == {
@@ -185,9 +184,9 @@ def test_twins_keep_their_suffixes_and_the_others_do_not(tmp_path):
         "sub/a.png": "sub/a",
     }
     once = [(tmp_path / "b.png", Path("b"))]
-    assert named_pictures([str(tmp_path / "b.png"), str(tmp_path / "b.png")]) == once
+    assert named_images([str(tmp_path / "b.png"), str(tmp_path / "b.png")]) == once
     with pytest.raises(ValueError, match="would both be written as a; name them in separate calls"):
-        named_pictures([str(tmp_path / "a.png"), str(tmp_path / "sub/a.png")])
+        named_images([str(tmp_path / "a.png"), str(tmp_path / "sub/a.png")])
 
 
 # Tars
@@ -372,7 +371,7 @@ def test_encode_stops_at_such_a_label_and_can_leave_labels_out(tmp_path, capsys)
     from test_bitstream import build
 
     from latent_codec.cli import main
-    from latent_codec.latent_files import load_latents
+    from latent_codec.latents.latent_files import load_latents
 
     build("vq").save_pretrained(tmp_path / "vq")
     members = [("a.png", encoded()), ("a.json", b"[1, 2]"), ("b.png", encoded()), ("b.json", b"3")]
@@ -443,7 +442,7 @@ def test_unpacked_idx_files_are_not_read_into_memory(tmp_path):
     path.write_bytes(idx((1000, 100, 100), b""))
     with path.open("r+b") as file:
         file.truncate(16 + 10**7)
-    assert isinstance(open_source(tmp_path).pictures, np.memmap)
+    assert isinstance(open_source(tmp_path).images, np.memmap)
 
 
 # Names that are no UTF-8
@@ -490,4 +489,4 @@ def test_names_that_are_no_utf8_go_through_every_verb(tmp_path):
         assert (tmp_path / path.format(name)).is_file(), path
         assert os.fsencode(path.format(name)) in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
-    assert [each["name"] for each in found["pictures"]] == [name, "plain"]
+    assert [each["name"] for each in found["images"]] == [name, "plain"]

@@ -1,8 +1,8 @@
-"""Codes of pictures, computed once: `encode_source` writes them to latent files, `open_encoded` reads them at random.
+"""Codes of images, computed once: `encode_source` writes them to latent files, `open_encoded` reads them at random.
 
-    PictureSource --encode_source--> folder/00000.safetensors, 00001 ... --open_encoded--> EncodedPictures
+    ImageSource --encode_source--> folder/00000.safetensors, 00001 ... --open_encoded--> EncodedImages
 
-A prior sees every picture's codes in every epoch; encoding them anew each time would take longer than its own step.
+A prior sees every image's codes in every epoch; encoding them anew each time would take longer than its own step.
 """
 
 import math
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from latent_codec.codec import LatentCodec, decodes_codewords
 from latent_codec.files import find_files
-from latent_codec.latent_files import (
+from latent_codec.images.sources import FolderImages, ImageSource, LabelError
+from latent_codec.latents.latent_files import (
     Label,
     LatentFile,
     is_latent_file,
@@ -30,22 +31,21 @@ from latent_codec.latent_files import (
     save_indices,
     save_latents,
 )
-from latent_codec.picture_sources import FolderPictures, LabelError, PictureSource
 
 MIRRORED = " (mirrored)"
-"""What the name of a picture's mirror image ends with."""
+"""What the name of an image's mirror image ends with."""
 
 SUFFIXES = (".safetensors",)
 _INDEX_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
-class EncodedPictures:
-    """Indices, or latents, of pictures by number, from latent files of one latent space.
+class EncodedImages:
+    """Indices, or latents, of images by number, from latent files of one latent space.
 
     All are held in memory: indices in the smallest integers that hold them, latents as they are stored.
 
     Args:
-        files: at least one, in the order of the pictures.
+        files: at least one, in the order of the images.
 
     Raises:
         ValueError: if the files differ in latent space, in kind or in their number of levels, naming two that do.
@@ -75,7 +75,7 @@ class EncodedPictures:
         return len(self._names)
 
     def indices(self, index: int) -> list[Tensor]:
-        """One picture's int64 grids (h, w), top level first.
+        """One image's int64 grids (h, w), top level first.
 
         Raises:
             ValueError: if the files hold latents.
@@ -85,7 +85,7 @@ class EncodedPictures:
         return [level[index].to(torch.int64, copy=True) for level in self._levels]
 
     def latents(self, index: int) -> Tensor:
-        """One picture's latents as a denoiser takes them, float32 (C, h, w), whatever precision they are stored in.
+        """One image's latents as a denoiser takes them, float32 (C, h, w), whatever precision they are stored in.
 
         Raises:
             ValueError: if the files hold indices.
@@ -99,17 +99,17 @@ class EncodedPictures:
         return self._labels[index]
 
     def name(self, index: int) -> str:
-        """Where the picture came from."""
+        """Where the image came from."""
         return self._names[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) of the picture in pixels, without padding."""
+        """(height, width) of the image in pixels, without padding."""
         return self._sizes[index]
 
 
 def open_encoded(
     paths: str | os.PathLike | Sequence[str | os.PathLike], *, codec: LatentCodec | None = None
-) -> EncodedPictures:
+) -> EncodedImages:
     """Open latent files for random access.
 
     Args:
@@ -123,11 +123,11 @@ def open_encoded(
     files = find_latent_files([paths] if isinstance(paths, (str, os.PathLike)) else paths)
     if codec is not None and (warning := load_latents(files[0]).check(codec)):
         warnings.warn(warning, stacklevel=2)
-    return EncodedPictures(map(load_latents, files))
+    return EncodedImages(map(load_latents, files))
 
 
 def are_latent_files(data: Sequence[str | os.PathLike]) -> bool:
-    """Whether `data` names latent files, or folders of them; pictures, tars and data sets are none."""
+    """Whether `data` names latent files, or folders of them; images, tars and data sets are none."""
     paths = [Path(each) for each in data]
     files = [next(iter(find_files(path, SUFFIXES)), path) if path.is_dir() else path for path in paths]
     return all(path.is_file() and is_latent_file(path) for path in files)
@@ -135,43 +135,43 @@ def are_latent_files(data: Sequence[str | os.PathLike]) -> bool:
 
 def encode_source(
     codec: LatentCodec,
-    source: PictureSource,
+    source: ImageSource,
     folder: str | os.PathLike,
     *,
-    pictures_per_file: int = 1000,
+    images_per_file: int = 1000,
     batch_size: int = 32,
     mirrored: bool = False,
     indices: bool | None = None,
     labels: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Encode a source's pictures into `folder`/00000.safetensors, 00001.safetensors ..., with names and labels.
+    """Encode a source's images into `folder`/00000.safetensors, 00001.safetensors ..., with names and labels.
 
-    Every file is complete or absent, and a complete one is kept: a run that was killed goes on where it was. A
-    picture that cannot be read is reported on stderr and left out.
+    Every file is complete or absent, and a complete one is kept: a run that was killed goes on where it was. An
+    image that cannot be read is reported on stderr and left out.
 
     Args:
-        source: what `open_source` gives; pictures are read in 8 bits.
-        pictures_per_file: of the source, mirror images not counted.
-        batch_size: consecutive pictures of equal size, so many at most, are encoded together.
-        mirrored: each picture is followed by its mirror image, left to right, named "NAME (mirrored)".
+        source: what `open_source` gives; images are read in 8 bits.
+        images_per_file: of the source, mirror images not counted.
+        batch_size: consecutive images of equal size, so many at most, are encoded together.
+        mirrored: each image is followed by its mirror image, left to right, named "NAME (mirrored)".
         indices: True for codebook indices, False for latents; None: indices where the codec decodes from its
             codebook, else latents.
         labels: False leaves them out, and does not read them.
-        on_progress: called with (pictures of the source done, pictures in all).
+        on_progress: called with (images of the source done, images in all).
 
     Returns:
-        The files, in the order of the pictures.
+        The files, in the order of the images.
 
     Raises:
         LabelError: for a label that cannot be read, or is neither an integer nor a dict.
-        ValueError: if no picture can be read, for indices of a codec without a codebook, or if `folder` holds latent
+        ValueError: if no image can be read, for indices of a codec without a codebook, or if `folder` holds latent
             files of another encoding, which are never overwritten.
         OSError: if a file cannot be written.
     """
-    if min(pictures_per_file, batch_size) < 1:
+    if min(images_per_file, batch_size) < 1:
         raise ValueError(
-            f"pictures_per_file={pictures_per_file} and batch_size={batch_size} came; both are at least 1"
+            f"images_per_file={images_per_file} and batch_size={batch_size} came; both are at least 1"
         )
     if indices and not codec.is_discrete:
         raise ValueError(f"{codec.name} has no codebook, and so no indices; encode latents")
@@ -187,14 +187,14 @@ def encode_source(
     )
     numbers = range(len(source))
     parts = {
-        folder / f"{start // pictures_per_file:05d}.safetensors": numbers[start : start + pictures_per_file]
-        for start in numbers[::pictures_per_file]
+        folder / f"{start // images_per_file:05d}.safetensors": numbers[start : start + images_per_file]
+        for start in numbers[::images_per_file]
     }
     strangers = [path for path in find_files(folder, SUFFIXES) if path not in parts]
     if strangers:
         raise ValueError(
             f"{strangers[0]} does not belong to this encoding, which has {len(parts)} files of "
-            f"{pictures_per_file} pictures; give another folder, or delete what is in this one"
+            f"{images_per_file} images; give another folder, or delete what is in this one"
         )
     for path, part in parts.items():
         if not encoding.is_complete(path, part):
@@ -202,12 +202,12 @@ def encode_source(
         encoding.on_progress(part.stop, len(source))
     written = [path for path in parts if path.exists()]
     if not written:
-        raise ValueError(f"none of the {len(source)} pictures can be read, the first is {source.name(0)}")
+        raise ValueError(f"none of the {len(source)} images can be read, the first is {source.name(0)}")
     return written
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Picture:
+class _Image:
     number: int
     label: Label
     pixels: Tensor
@@ -219,7 +219,7 @@ class _Encoding:
     """What `encode_source` was asked for; a part is a range of the source's numbers, which makes a file."""
 
     codec: LatentCodec
-    source: PictureSource
+    source: ImageSource
     batch_size: int
     mirrored: bool
     indices: bool
@@ -227,7 +227,7 @@ class _Encoding:
     on_progress: Callable[[int, int], None]
 
     def is_complete(self, path: Path, part: range) -> bool:
-        """Whether the file holds all pictures of its part that can be read.
+        """Whether the file holds all images of its part that can be read.
 
         Raises:
             ValueError: if it holds something else, so that it must not be overwritten.
@@ -249,22 +249,22 @@ class _Encoding:
         stored, belong = set(found.names), [name for number in part for name in self._names(number)]
         if [name for name in belong if name in stored] != found.names:
             raise ValueError(
-                f"{path} holds the pictures {found.names[0]} to {found.names[-1]}, which do not belong among "
+                f"{path} holds the images {found.names[0]} to {found.names[-1]}, which do not belong among "
                 f"{belong[0]} to {belong[-1]}; give another folder, or delete this one"
             )
         missing = [number for number in part if not stored.issuperset(self._names(number))]
         return not any(True for _ in self._read(missing))
 
     def write(self, path: Path, part: range) -> None:
-        """Encode a part into its file; there is none if no picture of it can be read."""
+        """Encode a part into its file; there is none if no image of it can be read."""
         names, labels, sizes, codes = [], [], [], []
         for batch in _batches(self._read(part), self.batch_size):
-            codes.append(self._encode(torch.stack([picture.pixels for picture in batch])))
-            for picture in batch:
-                for name in self._names(picture.number):
+            codes.append(self._encode(torch.stack([image.pixels for image in batch])))
+            for image in batch:
+                for name in self._names(image.number):
                     names.append(name)
-                    labels.append(picture.label)
-                    sizes.append(tuple(picture.pixels.shape[-2:]))
+                    labels.append(image.label)
+                    sizes.append(tuple(image.pixels.shape[-2:]))
             self.on_progress(batch[-1].number + 1, len(self.source))
         if codes:
             save = save_indices if self.indices else save_latents
@@ -281,44 +281,42 @@ class _Encoding:
 
     def _names(self, number: int) -> list[str]:
         name = self.source.name(number)
-        if isinstance(self.source, FolderPictures) and self.source.root is not None:
+        if isinstance(self.source, FolderImages) and self.source.root is not None:
             name = Path(name).relative_to(self.source.root).as_posix()  # as good wherever the folder lies
         return [name, name + MIRRORED] if self.mirrored else [name]
 
-    def _read(self, numbers: Iterable[int]) -> Iterator[_Picture]:
-        """The pictures that can be read, in their order; up to `batch_size` more are read meanwhile, by threads."""
+    def _read(self, numbers: Iterable[int]) -> Iterator[_Image]:
+        """The images that can be read, in their order; up to `batch_size` more are read meanwhile, by threads."""
         upcoming = iter(numbers)
         with ThreadPoolExecutor() as threads:
             reading = deque(
-                threads.submit(self._picture, number) for number in islice(upcoming, self.batch_size)
+                threads.submit(self._image, number) for number in islice(upcoming, self.batch_size)
             )
             while reading:
                 try:
-                    picture = reading.popleft().result()
+                    image = reading.popleft().result()
                 except LabelError:  # as all of the source may be
                     raise
-                except ValueError as error:  # PictureError, or a row of a data set that holds no image
+                except ValueError as error:  # ImageError, or a row of a data set that holds no image
                     print(f"skipped: {error}", file=sys.stderr, flush=True)
-                    picture = None
-                reading.extend(threads.submit(self._picture, number) for number in islice(upcoming, 1))
-                if picture is not None:
-                    yield picture
+                    image = None
+                reading.extend(threads.submit(self._image, number) for number in islice(upcoming, 1))
+                if image is not None:
+                    yield image
 
-    def _picture(self, number: int) -> _Picture:
+    def _image(self, number: int) -> _Image:
         pixels = self.source.read(number, self.codec.channels)
-        return _Picture(
-            number=number, label=self.source.label(number) if self.labels else None, pixels=pixels
-        )
+        return _Image(number=number, label=self.source.label(number) if self.labels else None, pixels=pixels)
 
 
-def _batches(pictures: Iterable[_Picture], size: int) -> Iterator[list[_Picture]]:
-    """Consecutive pictures of one shape, `size` at most."""
-    batch: list[_Picture] = []
-    for picture in pictures:
-        if len(batch) == size or (batch and picture.pixels.shape != batch[0].pixels.shape):
+def _batches(images: Iterable[_Image], size: int) -> Iterator[list[_Image]]:
+    """Consecutive images of one shape, `size` at most."""
+    batch: list[_Image] = []
+    for image in images:
+        if len(batch) == size or (batch and image.pixels.shape != batch[0].pixels.shape):
             yield batch
             batch = []
-        batch.append(picture)
+        batch.append(image)
     if batch:
         yield batch
 
@@ -341,7 +339,7 @@ class _Packed:
 
 
 def _levels(file: LatentFile) -> list[Sequence[Tensor]]:
-    """For each level the pictures' grids (1, h, w); latents (1, C, h, w) are one level."""
+    """For each level the images' grids (1, h, w); latents (1, C, h, w) are one level."""
     return [file.latents] if file.indices is None else list(zip(*file.indices, strict=True))
 
 

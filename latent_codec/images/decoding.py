@@ -1,4 +1,4 @@
-"""A picture file's pixels, upright and in sRGB, or a PictureError that says in one line what the file is instead."""
+"""An image file's pixels, upright and in sRGB, or an ImageError that says in one line what the file is instead."""
 
 import errno
 import io
@@ -96,7 +96,7 @@ MIN_SIDE = 8
 _FRAMED = ("PNG", "WEBP", "AVIF", "TIFF", "GIF", "DCX", "FLI")
 _MAX_FRAMED_NAMES = 5
 
-# What a file that is no picture may start with, in lower case, and what that makes it.
+# What a file that is no image may start with, in lower case, and what that makes it.
 _FOREIGN = {
     b"%pdf": "a PDF document",
     b"<svg": "an SVG drawing: render it to PNG first",
@@ -107,7 +107,7 @@ _FOREIGN = {
     b"\x1f\x8b": "gzip data: unpack it first",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
 }
-_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"BM")
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"BM")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 
 # EXIF orientation -> swap rows and columns, then flip rows, flip columns.
@@ -124,26 +124,26 @@ _ORIENTATIONS = {
 Source = str | os.PathLike | bytes | BinaryIO | Image.Image
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read; the message is one line and names the file."""
+class ImageError(ValueError):
+    """An image that cannot be read; the message is one line and names the file."""
 
 
 def decode_pixels(source: Source, name: str | None) -> np.ndarray:
-    """Pixels of a picture, upright and in sRGB: (H, W, 1 to 4), uint8, uint16 or float32 in [0, 1].
+    """Pixels of an image, upright and in sRGB: (H, W, 1 to 4), uint8, uint16 or float32 in [0, 1].
 
     The last of two or four channels is alpha.
     """
     name = name or name_of(source)
-    with opened(source, name) as picture:
-        if min(picture.size) < MIN_SIDE:
-            raise PictureError(
-                f"{name}: {picture.width}x{picture.height} pixels (width x height) are too few, "
-                f"a picture has at least {MIN_SIDE}x{MIN_SIDE}"
+    with opened(source, name) as image:
+        if min(image.size) < MIN_SIDE:
+            raise ImageError(
+                f"{name}: {image.width}x{image.height} pixels (width x height) are too few, "
+                f"an image has at least {MIN_SIDE}x{MIN_SIDE}"
             )
-        _note_frames(picture, name)
-        picture.load()
-        pixels = _pixels(picture, name)
-        swap, flip_rows, flip_columns = _ORIENTATIONS.get(_orientation(picture), (False, False, False))
+        _note_frames(image, name)
+        image.load()
+        pixels = _pixels(image, name)
+        swap, flip_rows, flip_columns = _ORIENTATIONS.get(_orientation(image), (False, False, False))
     if swap:
         pixels = pixels.swapaxes(0, 1)
     return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
@@ -151,10 +151,10 @@ def decode_pixels(source: Source, name: str | None) -> np.ndarray:
 
 @contextmanager
 def opened(source: Source, name: str) -> Iterator[Image.Image]:
-    """Open a picture lazily; whatever goes wrong with it inside the block becomes a PictureError.
+    """Open an image lazily; whatever goes wrong with it inside the block becomes an ImageError.
 
     Pillow's decoders raise what they trip over (OSError, SyntaxError, ValueError, struct.error, KeyError,
-    zlib.error ...), so every Exception counts as a damaged picture.
+    zlib.error ...), so every Exception counts as a damaged image.
     """
     closing = ExitStack()
     try:
@@ -164,27 +164,27 @@ def opened(source: Source, name: str) -> Iterator[Image.Image]:
         file = _open_file(source, closing)
         start = file.tell()
         if not file.read(1):
-            raise PictureError(f"{name}: the file is empty")
+            raise ImageError(f"{name}: the file is empty")
         file.seek(start)
         with _without_warnings():
-            picture = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
         if (
-            picture.format == "TIFF" and picture.tag_v2.get(0x00FE, 0) & 1
+            image.format == "TIFF" and image.tag_v2.get(0x00FE, 0) & 1
         ):  # NewSubfileType: of reduced resolution
-            raise PictureError(
+            raise ImageError(
                 f"{name}: raw data of a camera, of which only a thumbnail can be read: save it as 16-bit TIFF or PNG"
             )
         # Above its limit Pillow warns, and only above twice that it raises; here the limit itself holds.
-        if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+        if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
-        yield picture
-    except PictureError:
+        yield image
+    except ImageError:
         raise
     except UnidentifiedImageError as error:
         file.seek(start)
-        raise PictureError(f"{name}: {_what_it_is(file.read(512))}") from error
+        raise ImageError(f"{name}: {_what_it_is(file.read(512))}") from error
     except Exception as error:
-        raise PictureError(f"{name}: {_reason(error)}") from error
+        raise ImageError(f"{name}: {_reason(error)}") from error
     finally:
         closing.close()
 
@@ -192,11 +192,11 @@ def opened(source: Source, name: str) -> Iterator[Image.Image]:
 _framed_names: set[str] = set()
 
 
-def _note_frames(picture: Image.Image, name: str) -> None:
+def _note_frames(image: Image.Image, name: str) -> None:
     """Say once of an image with several frames that the first is taken; of many such images, of the first few."""
-    if picture.format not in _FRAMED or len(_framed_names) > _MAX_FRAMED_NAMES or name in _framed_names:
+    if image.format not in _FRAMED or len(_framed_names) > _MAX_FRAMED_NAMES or name in _framed_names:
         return
-    if getattr(picture, "is_animated", False):
+    if getattr(image, "is_animated", False):
         _framed_names.add(name)
         more = "; so it is with further images" if len(_framed_names) > _MAX_FRAMED_NAMES else ""
         logger.warning("Note: %s has several frames; the first is taken%s", printable(name), more)
@@ -259,8 +259,8 @@ def _open_file(source: str | os.PathLike | bytes | BinaryIO, closing: ExitStack)
     if isinstance(source, (str, os.PathLike)):
         source = closing.enter_context(open_regular(source))
     elif not hasattr(source, "read"):
-        raise PictureError(
-            f"a {type(source).__name__} is no picture: give a path, bytes, a binary file or a PIL image"
+        raise ImageError(
+            f"a {type(source).__name__} is no image: give a path, bytes, a binary file or a PIL image"
         )
     return source if source.seekable() else io.BytesIO(source.read())  # a pipe is not seekable
 
@@ -295,14 +295,14 @@ def _what_it_is(head: bytes) -> str:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
-            return f"not a picture but {what}"
+            return f"not an image but {what}"
     if head.startswith(b"PK\x03\x04"):
-        return f"not a picture but {_archive_kind(head)}"
+        return f"not an image but {_archive_kind(head)}"
     if _is_heic(head):
         return "HEIC cannot be read: save it as JPEG, PNG or AVIF"
-    if head.startswith(_PICTURE_STARTS) or head[4:8] == b"ftyp":
+    if head.startswith(_IMAGE_STARTS) or head[4:8] == b"ftyp":
         return "damaged or cut short: its header cannot be read"
-    return f"not a picture in a known format ({', '.join(FORMATS)})"
+    return f"not an image in a known format ({', '.join(FORMATS)})"
 
 
 def _archive_kind(head: bytes) -> str:
@@ -316,11 +316,11 @@ def _archive_kind(head: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Why a picture could not be read, in one line."""
+    """Why an image could not be read, in one line."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, IsADirectoryError):
-        return "a folder, not a picture"
+        return "a folder, not an image"
     if isinstance(error, PermissionError):
         return "permission denied"
     if isinstance(error, NotAFileError):
@@ -337,64 +337,64 @@ def _reason(error: Exception) -> str:
     return f"damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})"
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """EXIF's orientation tag (0x0112); 1, upright, where there is none or the EXIF block is broken."""
     try:
         with _without_warnings():
-            return picture.getexif().get(0x0112, 1)
+            return image.getexif().get(0x0112, 1)
     except Exception:  # as in `opened`: Pillow raises what it trips over
         return 1
 
 
-def _pixels(picture: Image.Image, name: str) -> np.ndarray:
-    """`decode_pixels` for a loaded picture, before it is turned upright."""
-    deep = picture.mode == "F" or picture.mode.startswith("I")
-    grey = deep or picture.mode in ("1", "L", "LA", "La")
-    convert = _srgb_conversion(picture, "L" if grey else "CMYK" if picture.mode == "CMYK" else "RGB", name)
+def _pixels(image: Image.Image, name: str) -> np.ndarray:
+    """`decode_pixels` for a loaded image, before it is turned upright."""
+    deep = image.mode == "F" or image.mode.startswith("I")
+    grey = deep or image.mode in ("1", "L", "LA", "La")
+    convert = _srgb_conversion(image, "L" if grey else "CMYK" if image.mode == "CMYK" else "RGB", name)
 
     if deep:
-        pixels = _deep_pixels(picture, name)
+        pixels = _deep_pixels(image, name)
         if convert is None:
             return pixels[:, :, None]
-        picture = Image.fromarray(
+        image = Image.fromarray(
             np.rint(pixels * (255 if pixels.dtype == np.float32 else 1 / 257)).astype(np.uint8)
         )
 
     alpha = []
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        alpha = [np.array(picture)[:, :, 3:]]
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = [np.array(image)[:, :, 3:]]
     if convert is not None:
-        picture = convert(picture)
-    color = np.array(picture.convert("L" if grey and convert is None else "RGB"))
+        image = convert(image)
+    color = np.array(image.convert("L" if grey and convert is None else "RGB"))
     return np.concatenate([color.reshape(*color.shape[:2], -1), *alpha], axis=2)
 
 
-def _deep_pixels(picture: Image.Image, name: str) -> np.ndarray:
+def _deep_pixels(image: Image.Image, name: str) -> np.ndarray:
     """Grey of more than 8 bits, (H, W): uint16, or float32 in [0, 1]."""
-    values = np.array(picture)
-    if picture.mode.startswith("I;16"):
+    values = np.array(image)
+    if image.mode.startswith("I;16"):
         return values.astype(np.uint16)
-    if picture.mode == "I" and picture.format in ("PPM", "PNG"):  # which Pillow scales to 16 bits
+    if image.mode == "I" and image.format in ("PPM", "PNG"):  # which Pillow scales to 16 bits
         return values.clip(0, 65535).astype(np.uint16)
-    if picture.mode == "F" and values.min() >= 0 and values.max() <= 1:
+    if image.mode == "F" and values.min() >= 0 and values.max() <= 1:
         return values
-    raise PictureError(
-        f"{name}: {'float' if picture.mode == 'F' else '32-bit integer'} pixels from {values.min():.6g} to "
+    raise ImageError(
+        f"{name}: {'float' if image.mode == 'F' else '32-bit integer'} pixels from {values.min():.6g} to "
         f"{values.max():.6g} have no known white: save 8 or 16 bits, or floats in [0, 1]"
     )
 
 
-def _srgb_conversion(picture: Image.Image, kind: str, name: str):
-    """A function that turns the picture into sRGB by its ICC profile; None where nothing is to be done.
+def _srgb_conversion(image: Image.Image, kind: str, name: str):
+    """A function that turns the image into sRGB by its ICC profile; None where nothing is to be done.
 
     Args:
-        kind: what the pixels mean: "L", "RGB" or "CMYK". A grey picture may carry an RGB profile.
+        kind: what the pixels mean: "L", "RGB" or "CMYK". A grey image may carry an RGB profile.
 
     A profile that is broken or for other pixels is ignored with a warning.
     """
-    profile = picture.info.get("icc_profile")
-    if not profile or picture.mode == "LAB":  # Lab needs no profile: it is absolute
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode == "LAB":  # Lab needs no profile: it is absolute
         return None
     try:
         mode, transform = _srgb_transform(profile)

@@ -7,10 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from latent_codec.picture_decoding import (
+from latent_codec.images.decoding import (
     SUFFIXES,
     UNSUPPORTED_SUFFIXES,
-    PictureError,
+    ImageError,
     is_known_by_content,
     is_unsupported,
     open_regular,
@@ -73,20 +73,20 @@ class Waiting:
             logger.warning("Note: " + self._text + " so far", count)
 
 
-def find_pictures(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
+def find_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
     """Files as given; folders walked to the bottom, sorted by name, hidden ones left out.
 
     Of a folder every file is taken that has the suffix of a format that is read, or, whatever its suffix, the content
     of one. The rest is counted and named in a note on the log.
 
     Raises:
-        PictureError: for a path that does not exist, or if no image is found at all.
+        ImageError: for a path that does not exist, or if no image is found at all.
     """
-    return [path for path, _ in list_pictures(paths)]
+    return [path for path, _ in list_images(paths)]
 
 
-def list_pictures(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[tuple[Path, Path]]:
-    """`find_pictures`, each with its path relative to the folder given, or the name of the file given."""
+def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[tuple[Path, Path]]:
+    """`find_images`, each with its path relative to the folder given, or the name of the file given."""
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     found: list[tuple[Path, Path]] = []
     notes = []
@@ -99,12 +99,12 @@ def list_pictures(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> lis
         elif path.exists():
             found.append((path, Path(path.name)))
         elif path.is_symlink():
-            raise PictureError(f"{path}: {_NOWHERE}")
+            raise ImageError(f"{path}: {_NOWHERE}")
         else:
-            raise PictureError(f"{path}: no such file or folder")
+            raise ImageError(f"{path}: no such file or folder")
     if not found:
         given = ", ".join(map(str, paths)) or "an empty list"
-        raise PictureError("; ".join([f"no images in {given}", *notes]))
+        raise ImageError("; ".join([f"no images in {given}", *notes]))
     for note in notes:
         logger.warning("Note: %s", note)
     return found

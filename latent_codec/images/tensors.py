@@ -1,4 +1,4 @@
-"""Reading, shaping and writing pictures.
+"""Reading, shaping and writing images.
 
 Everywhere in this project an `image` is a float tensor, (channels, height, width)
 or (batch, channels, height, width), in [-1, 1], sRGB; here lies what stands
@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from latent_codec.files import replacing
-from latent_codec.picture_decoding import PictureError as PictureError
-from latent_codec.picture_decoding import Source, decode_pixels, name_of, opened
+from latent_codec.images.decoding import ImageError as ImageError
+from latent_codec.images.decoding import Source, decode_pixels, name_of, opened
 
 WHITE = (255, 255, 255)
 
-# How `write_picture` saves: without loss where the format can, close to it where not.
+# How `write_image` saves: without loss where the format can, close to it where not.
 _SAVE_OPTIONS = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
@@ -36,10 +36,10 @@ _SAVE_OPTIONS = {
 Color = tuple[int, int, int]
 
 
-def read_picture(
+def read_image(
     source: Source, *, channels: int = 3, background: Color = WHITE, name: str | None = None
 ) -> Tensor:
-    """Read one picture as image, as a colour-managed viewer would show it.
+    """Read one image as image, as a colour-managed viewer would show it.
 
     EXIF orientation is applied; an embedded ICC profile is turned into sRGB (a broken one is ignored with a
     warning); of an animation the first frame is taken; transparent pixels are composited on `background`.
@@ -50,13 +50,13 @@ def read_picture(
         source: a path, the bytes of a file, a binary file, or a PIL image.
         channels: 1, 3 or 4.
         background: sRGB, 0 to 255. Unused with four channels.
-        name: what errors call the picture; None: its path.
+        name: what errors call the image; None: its path.
 
     Returns:
         float32, (channels, height, width), in [-1, 1].
 
     Raises:
-        PictureError: for anything that is not a whole picture of at least 8 x 8 pixels, saying why.
+        ImageError: for anything that is not a whole image of at least 8 x 8 pixels, saying why.
     """
     return _with_channels(_to_signed(decode_pixels(source, name)), channels, background)
 
@@ -64,7 +64,7 @@ def read_picture(
 def read_pixels(
     source: Source, *, channels: int = 3, background: Color = WHITE, name: str | None = None
 ) -> Tensor:
-    """`read_picture` rounded to uint8, (channels, height, width), 0 to 255: what a cache holds."""
+    """`read_image` rounded to uint8, (channels, height, width), 0 to 255: what a cache holds."""
     pixels = decode_pixels(source, name)
     if pixels.dtype == np.uint8 and pixels.shape[2] == channels:
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
@@ -72,17 +72,17 @@ def read_pixels(
     return image.add(1).mul(127.5).round().to(torch.uint8)
 
 
-def picture_size(source: Source, *, name: str | None = None) -> tuple[int, int]:
-    """(height, width) as stored, before EXIF orientation, from the header alone. Raises PictureError."""
-    with opened(source, name or name_of(source)) as picture:
-        return picture.height, picture.width
+def image_size(source: Source, *, name: str | None = None) -> tuple[int, int]:
+    """(height, width) as stored, before EXIF orientation, from the header alone. Raises ImageError."""
+    with opened(source, name or name_of(source)) as image:
+        return image.height, image.width
 
 
 def to_image(thing, *, channels: int = 3, background: Color = WHITE) -> Tensor:
-    """Make an image of a picture file, PIL image, numpy array or tensor.
+    """Make an image of an image file, PIL image, numpy array or tensor.
 
     Args:
-        thing: what `read_picture` takes; or a numpy array (H, W) or (H, W, C), uint8, uint16 or float in
+        thing: what `read_image` takes; or a numpy array (H, W) or (H, W, C), uint8, uint16 or float in
             [0, 1]; or a float tensor (C, H, W) already in [-1, 1]. C is 1, 2 (grey and alpha), 3 or 4.
         channels: of the image returned: 1, 3 or 4.
 
@@ -97,18 +97,18 @@ def to_image(thing, *, channels: int = 3, background: Color = WHITE) -> Tensor:
     elif isinstance(thing, Tensor):
         image = _checked_tensor(thing).float()
     else:
-        return read_picture(thing, channels=channels, background=background)
+        return read_image(thing, channels=channels, background=background)
     return _with_channels(image, channels, background)
 
 
 def _checked_array(array: np.ndarray) -> np.ndarray:
-    """The array as (H, W, C), if it is a picture."""
+    """The array as (H, W, C), if it is an image."""
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or not array.size:
-        raise ValueError(f"an array of shape {array.shape} is no picture: give (H, W) or (H, W, 1 to 4)")
+        raise ValueError(f"an array of shape {array.shape} is no image: give (H, W) or (H, W, 1 to 4)")
     if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
-        raise ValueError(f"a {array.dtype} array is no picture: give uint8, uint16 or floats in [0, 1]")
+        raise ValueError(f"a {array.dtype} array is no image: give uint8, uint16 or floats in [0, 1]")
     if array.dtype.kind == "f":
         _check_range(torch.from_numpy(array.astype(np.float32)), 0, 1, "a float array")
     return array
@@ -147,9 +147,7 @@ def _to_signed(pixels: np.ndarray) -> Tensor:
 def _with_channels(image: Tensor, channels: int, background: Color) -> Tensor:
     """Bring an image of 1 to 4 channels, the last of 2 or 4 being alpha, to 1, 3 or 4 channels."""
     if channels not in (1, 3, 4):
-        raise ValueError(
-            f"channels={channels}: pictures have 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels"
-        )
+        raise ValueError(f"channels={channels}: images have 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels")
     color, alpha = (image[:-1], image[-1:]) if image.shape[0] in (2, 4) else (image, None)
     if alpha is not None and channels != 4:
         behind = color.new_tensor(background).view(3, 1, 1) / 127.5 - 1
@@ -164,7 +162,7 @@ def _with_channels(image: Tensor, channels: int, background: Color) -> Tensor:
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Round an image, (1, 3 or 4, H, W) in [-1, 1], to an 8-bit PIL picture; values beyond the range are clamped.
+    """Round an image, (1, 3 or 4, H, W) in [-1, 1], to an 8-bit PIL image; values beyond the range are clamped.
 
     Raises:
         ValueError: for another shape or dtype, or values that are not finite.
@@ -178,13 +176,13 @@ def to_pil(image: Tensor) -> Image.Image:
         )
     image = image.detach().float().cpu()
     if not torch.isfinite(image).all():
-        raise ValueError("the image holds NaN or infinite values, so there is no picture to write")
+        raise ValueError("the image holds NaN or infinite values, so there is no image to write")
     pixels = image.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy().copy())
 
 
-def write_picture(image: Tensor | Image.Image, path: str | os.PathLike) -> None:
-    """Write an image or PIL picture, whole or not at all; the suffix names the format.
+def write_image(image: Tensor | Image.Image, path: str | os.PathLike) -> None:
+    """Write an image or PIL image, whole or not at all; the suffix names the format.
 
     PNG, WebP and TIFF are written without loss, JPEG and AVIF with quality 95.
 
@@ -198,12 +196,12 @@ def write_picture(image: Tensor | Image.Image, path: str | os.PathLike) -> None:
         raise ValueError(
             f"{path}: cannot write a {suffix or 'file without suffix'}; use {', '.join(_SAVE_OPTIONS)}"
         )
-    picture = image if isinstance(image, Image.Image) else to_pil(image)
+    image = image if isinstance(image, Image.Image) else to_pil(image)
     form, options = _SAVE_OPTIONS[suffix]
-    if form == "JPEG" and picture.has_transparency_data:
+    if form == "JPEG" and image.has_transparency_data:
         raise ValueError(f"{path}: JPEG holds no transparency; write .png, .webp, .avif or .tif")
     with replacing(path) as partial:
-        picture.save(partial, format=form, **options)
+        image.save(partial, format=form, **options)
 
 
 def pad_to_multiple(image: Tensor, factor: int) -> Tensor:
@@ -229,32 +227,32 @@ def center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     return image[..., top : top + height, left : left + width]
 
 
-def hstack_pictures(images: Sequence[Tensor | Image.Image], *, gap: int = 4) -> Image.Image:
-    """Pictures side by side: `picture_grid` with one row."""
-    return picture_grid(images, len(images), gap=gap)
+def hstack_images(images: Sequence[Tensor | Image.Image], *, gap: int = 4) -> Image.Image:
+    """Images side by side: `image_grid` with one row."""
+    return image_grid(images, len(images), gap=gap)
 
 
-def picture_grid(
+def image_grid(
     images: Sequence[Tensor | Image.Image], columns: int, *, gap: int = 4, background: Color = WHITE
 ) -> Image.Image:
-    """Lay out images (as `to_pil` takes) or PIL pictures row by row, `gap` pixels apart, on `background`.
+    """Lay out images (as `to_pil` takes) or PIL images row by row, `gap` pixels apart, on `background`.
 
-    Every cell is as large as the largest picture; smaller ones are centred in theirs. No more columns are
-    made than there are pictures.
+    Every cell is as large as the largest image; smaller ones are centred in theirs. No more columns are
+    made than there are images.
     """
     if not images or columns < 1:
-        raise ValueError(f"a grid needs pictures and columns: got {len(images)} and {columns}")
-    pictures = [image if isinstance(image, Image.Image) else to_pil(image) for image in images]
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    cell_width = max(picture.width for picture in pictures)
-    cell_height = max(picture.height for picture in pictures)
+        raise ValueError(f"a grid needs images and columns: got {len(images)} and {columns}")
+    images = [image if isinstance(image, Image.Image) else to_pil(image) for image in images]
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    cell_width = max(image.width for image in images)
+    cell_height = max(image.height for image in images)
     size = columns * (cell_width + gap) - gap, rows * (cell_height + gap) - gap
     sheet = Image.new("RGB", size, background)
-    for place, picture in enumerate(pictures):
+    for place, image in enumerate(images):
         row, column = divmod(place, columns)
-        left = column * (cell_width + gap) + (cell_width - picture.width) // 2
-        top = row * (cell_height + gap) + (cell_height - picture.height) // 2
-        mask = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
-        sheet.paste(picture.convert("RGB"), (left, top), mask)
+        left = column * (cell_width + gap) + (cell_width - image.width) // 2
+        top = row * (cell_height + gap) + (cell_height - image.height) // 2
+        mask = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        sheet.paste(image.convert("RGB"), (left, top), mask)
     return sheet

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec
-from latent_codec.encoded_pictures import encode_source, open_encoded
-from latent_codec.latent_files import load_latents, save_indices, save_latents
-from latent_codec.picture_sources import LabelError, open_source
+from latent_codec.images.sources import LabelError, open_source
+from latent_codec.latents.encoded_images import encode_source, open_encoded
+from latent_codec.latents.latent_files import load_latents, save_indices, save_latents
 
 BLOCKS = {
     "block_out_channels": (8, 8),
@@ -33,7 +33,7 @@ def kl_codec(name="mine", seed=0):
 
 
 def vq_codec(name="codes", seed=0):
-    """Its codewords lie among what the encoder gives, so that pictures use several of them."""
+    """Its codewords lie among what the encoder gives, so that images use several of them."""
     torch.manual_seed(seed)
     model = AutoencoderVQ(in_channels=1, out_channels=1, num_vq_embeddings=300, **BLOCKS)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def hierarchical_codec():
 
 
 def pixels(index: int, height=16, width=16) -> np.ndarray:
-    """Noise in a corner of its own brightness, so that coarse grids tell pictures apart too."""
+    """Noise in a corner of its own brightness, so that coarse grids tell images apart too."""
     noise = np.random.default_rng(index).integers(0, 64, (height, width), np.uint8)
     noise[: height // 2, : width // 2] += np.uint8(index * 83 % 192)
     return noise
@@ -89,7 +89,7 @@ def write_tar(path, members: dict[str, bytes]):
 
 @pytest.fixture
 def idx(tmp_path):
-    """An IDX folder of seven pictures with the labels 0, 10, 20 ..."""
+    """An IDX folder of seven images with the labels 0, 10, 20 ..."""
     folder = tmp_path / "idx"
     folder.mkdir()
     write_idx(folder / "train-images-idx3-ubyte", np.stack([pixels(index) for index in range(7)]))
@@ -128,7 +128,7 @@ def mtimes(files):
 @pytest.mark.parametrize("build", [vq_codec, hierarchical_codec])
 def test_indices_are_those_of_the_codec(build, idx, tmp_path):
     codec = build()
-    files = encode_source(codec, idx, tmp_path / "codes", pictures_per_file=3, batch_size=2)
+    files = encode_source(codec, idx, tmp_path / "codes", images_per_file=3, batch_size=2)
     assert files == [tmp_path / "codes" / f"{number:05d}.safetensors" for number in range(3)]
 
     encoded = open_encoded(tmp_path / "codes", codec=codec)
@@ -141,19 +141,19 @@ def test_indices_are_those_of_the_codec(build, idx, tmp_path):
         assert encoded.label(index) == 10 * index
         assert encoded.name(index) == f"train-{index:05d}"
     for grids in zip(*map(encoded.indices, range(7)), strict=True):
-        assert len(torch.stack(grids).unique()) > 3  # else these pictures would tell little
+        assert len(torch.stack(grids).unique()) > 3  # else these images would tell little
     with pytest.raises(ValueError, match=r"indices of \w+, not latents; use indices"):
         encoded.latents(0)
 
 
 def test_latents_are_those_of_the_codec(idx, tmp_path):
     codec = kl_codec()
-    encode_source(codec, idx, tmp_path / "codes", pictures_per_file=4)
+    encode_source(codec, idx, tmp_path / "codes", images_per_file=4)
     encoded = open_encoded(tmp_path / "codes", codec=codec)
     assert not encoded.is_discrete
     for index in range(7):
         latents = encoded.latents(index)
-        # Convolutions of a batch may round otherwise than those of one picture.
+        # Convolutions of a batch may round otherwise than those of one image.
         torch.testing.assert_close(latents, codec.encode(image(pixels(index)))[0], atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="latents of mine, not indices; use latents"):
         encoded.indices(0)
@@ -200,9 +200,9 @@ def test_indices_of_any_size_come_back(largest, tmp_path):
     assert torch.equal(encoded.indices(1)[0], large[0])
 
 
-def test_pictures_of_one_folder_may_differ_in_size(photos, tmp_path):
+def test_images_of_one_folder_may_differ_in_size(photos, tmp_path):
     codec = hierarchical_codec()
-    encode_source(codec, open_source(photos), tmp_path / "codes", pictures_per_file=4, batch_size=8)
+    encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=4, batch_size=8)
     encoded = open_encoded(tmp_path / "codes")
     assert [encoded.name(index) for index in range(5)] == [
         "cat/0.png",
@@ -233,10 +233,10 @@ def test_tar_with_labels_of_either_kind(tmp_path):
 
 
 @pytest.mark.parametrize("build", [vq_codec, kl_codec])
-def test_mirrored_pictures_follow_their_pictures(build, photos, tmp_path):
+def test_mirrored_images_follow_their_images(build, photos, tmp_path):
     codec = build()
     encode_source(
-        codec, open_source(photos), tmp_path / "codes", pictures_per_file=2, batch_size=3, mirrored=True
+        codec, open_source(photos), tmp_path / "codes", images_per_file=2, batch_size=3, mirrored=True
     )
     encoded = open_encoded(tmp_path / "codes")
     assert len(encoded) == 10
@@ -244,11 +244,11 @@ def test_mirrored_pictures_follow_their_pictures(build, photos, tmp_path):
         name = encoded.name(2 * index)
         assert encoded.name(2 * index + 1) == f"{name} (mirrored)"
         assert encoded.label(2 * index) == encoded.label(2 * index + 1) == (index > 2)
-        picture = np.asarray(Image.open(photos / name))
-        for place, array in ((2 * index, picture), (2 * index + 1, picture[:, ::-1])):
+        image = np.asarray(Image.open(photos / name))
+        for place, array in ((2 * index, image), (2 * index + 1, image[:, ::-1])):
             if encoded.is_discrete:
                 assert torch.equal(encoded.indices(place)[0], codec.encode_indices(image(array))[0][0])
-            else:  # a batch may round otherwise than one picture
+            else:  # a batch may round otherwise than one image
                 expected = codec.encode(image(array))[0]
                 torch.testing.assert_close(encoded.latents(place), expected, atol=1e-5, rtol=1e-5)
     assert len(load_latents(tmp_path / "codes" / "00000.safetensors").names) == 4
@@ -256,7 +256,7 @@ def test_mirrored_pictures_follow_their_pictures(build, photos, tmp_path):
 
 def test_killed_run_goes_on_where_it_was(idx, tmp_path):
     codec, folder = vq_codec(), tmp_path / "codes"
-    whole = encode_source(codec, idx, tmp_path / "whole", pictures_per_file=3)
+    whole = encode_source(codec, idx, tmp_path / "whole", images_per_file=3)
 
     def interrupt(done, total):
         if done == 5:
@@ -264,7 +264,7 @@ def test_killed_run_goes_on_where_it_was(idx, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         encode_source(
-            codec, idx, folder, pictures_per_file=3, batch_size=1, mirrored=False, on_progress=interrupt
+            codec, idx, folder, images_per_file=3, batch_size=1, mirrored=False, on_progress=interrupt
         )
     (finished,) = folder.iterdir()  # nothing half-written beside it
     os.utime(finished, ns=(10**18, 10**18))
@@ -273,9 +273,7 @@ def test_killed_run_goes_on_where_it_was(idx, tmp_path):
     (folder / ".00001.safetensors.x.partial" / "00001.safetensors").write_bytes(b"half")
 
     seen = []
-    files = encode_source(
-        codec, idx, folder, pictures_per_file=3, on_progress=lambda *done: seen.append(done)
-    )
+    files = encode_source(codec, idx, folder, images_per_file=3, on_progress=lambda *done: seen.append(done))
     assert mtimes(files[:1]) == [10**18]
     for file, other in zip(files, whole, strict=True):
         assert_same_content(file, other)
@@ -286,14 +284,14 @@ def test_killed_run_goes_on_where_it_was(idx, tmp_path):
 @pytest.mark.parametrize("damage", ["delete", "truncate", "empty"])
 def test_only_missing_and_damaged_files_are_written_again(damage, idx, tmp_path, capsys):
     codec = vq_codec()
-    files = encode_source(codec, idx, tmp_path / "codes", pictures_per_file=3, mirrored=True)
+    files = encode_source(codec, idx, tmp_path / "codes", images_per_file=3, mirrored=True)
     whole = files[1].rename(tmp_path / "whole.safetensors")
     if damage != "delete":
         files[1].write_bytes(whole.read_bytes()[:-10] if damage == "truncate" else b"")
     for file in (files[0], files[2]):
         os.utime(file, ns=(10**18, 10**18))
 
-    assert encode_source(codec, idx, tmp_path / "codes", pictures_per_file=3, mirrored=True) == files
+    assert encode_source(codec, idx, tmp_path / "codes", images_per_file=3, mirrored=True) == files
     assert mtimes([files[0], files[2]]) == [10**18] * 2
     assert_same_content(files[1], whole)
     assert ("written anew" in capsys.readouterr().err) == (damage != "delete")
@@ -301,31 +299,31 @@ def test_only_missing_and_damaged_files_are_written_again(damage, idx, tmp_path,
 
 def test_data_that_has_grown_adds_to_the_last_file(photos, tmp_path):
     codec = vq_codec()
-    files = encode_source(codec, open_source(photos), tmp_path / "codes", pictures_per_file=3)
+    files = encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
     os.utime(files[0], ns=(10**18, 10**18))
     (photos / "dog" / "9.png").write_bytes(png(pixels(9)))
-    encode_source(codec, open_source(photos), tmp_path / "codes", pictures_per_file=3)
+    encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
     assert mtimes(files[:1]) == [10**18]
     assert load_latents(files[1]).names == ["dog/3.png", "dog/4.png", "dog/9.png"]
 
 
-def test_unreadable_pictures_are_left_out_and_named(photos, tmp_path, capsys):
+def test_unreadable_images_are_left_out_and_named(photos, tmp_path, capsys):
     codec = vq_codec()
     (photos / "cat" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     for number in (3, 4):
         (photos / "dog" / f"{number}.png").write_bytes(b"")
-    files = encode_source(codec, open_source(photos), tmp_path / "codes", pictures_per_file=3)
+    files = encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
     assert [file.name for file in files] == ["00000.safetensors"]  # of the second one nothing can be read
     assert load_latents(files[0]).names == ["cat/0.png", "cat/2.png"]
     err = capsys.readouterr().err
     assert err.count("skipped: ") == 3 and "1.png: damaged or cut short" in err
 
     os.utime(files[0], ns=(10**18, 10**18))
-    encode_source(codec, open_source(photos), tmp_path / "codes", pictures_per_file=3)
+    encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
     assert mtimes(files) == [10**18]  # complete, as far as that is possible
 
     (photos / "cat" / "1.png").write_bytes(png(pixels(1)))  # repaired
-    encode_source(codec, open_source(photos), tmp_path / "codes", pictures_per_file=3)
+    encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
     assert load_latents(files[0]).names == ["cat/0.png", "cat/1.png", "cat/2.png"]
 
 
@@ -345,13 +343,13 @@ def test_label_that_cannot_be_read_is_no_fault_of_its_image(kind, label, tmp_pat
 
 def test_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 1 pictures can be read, the first is .*a\.png"):
+    with pytest.raises(ValueError, match=r"none of the 1 images can be read, the first is .*a\.png"):
         encode_source(vq_codec(), open_source(tmp_path), tmp_path / "codes")
 
 
 def test_files_of_another_encoding_are_never_overwritten(idx, photos, tmp_path):
     codec, folder = vq_codec(), tmp_path / "codes"
-    files = encode_source(codec, idx, folder, pictures_per_file=3, mirrored=True)
+    files = encode_source(codec, idx, folder, images_per_file=3, mirrored=True)
     before = {file: file.read_bytes() for file in files}
     theirs = vq_codec("theirs", seed=1)
     for message, arguments in (
@@ -361,19 +359,19 @@ def test_files_of_another_encoding_are_never_overwritten(idx, photos, tmp_path):
         ),
         ("holds indices of codes .*, not latents of codes", {"indices": False}),
         (
-            r"holds the pictures train-00000 to .* cat/0\.png to cat/1",
-            {"source": open_source(photos), "pictures_per_file": 2},
+            r"holds the images train-00000 to .* cat/0\.png to cat/1",
+            {"source": open_source(photos), "images_per_file": 2},
         ),
         ("which do not belong among train-00000 to train-00002", {"mirrored": False}),
-        (r"00002\.safetensors does not belong to this encoding, which has 2 files", {"pictures_per_file": 4}),
+        (r"00002\.safetensors does not belong to this encoding, which has 2 files", {"images_per_file": 4}),
     ):
-        arguments = {"codec": codec, "source": idx, "pictures_per_file": 3, "mirrored": True} | arguments
+        arguments = {"codec": codec, "source": idx, "images_per_file": 3, "mirrored": True} | arguments
         with pytest.raises(ValueError, match=message):
             encode_source(folder=folder, **arguments)
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("arguments", [{"pictures_per_file": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("arguments", [{"images_per_file": 0}, {"batch_size": 0}])
 def test_numbers_below_one_are_refused(arguments, idx, tmp_path):
     with pytest.raises(ValueError, match="both are at least 1"):
         encode_source(vq_codec(), idx, tmp_path / "codes", **arguments)
@@ -393,7 +391,7 @@ def test_another_codec_is_refused_naming_both(idx, tmp_path):
 
 
 def test_another_decoder_is_warned_of_once(idx, tmp_path):
-    encode_source(kl_codec(), idx, tmp_path / "codes", pictures_per_file=2)
+    encode_source(kl_codec(), idx, tmp_path / "codes", images_per_file=2)
     tuned = kl_codec("tuned")
     with torch.no_grad():
         tuned.autoencoder.decoder.conv_out.bias.add_(0.1)
@@ -415,7 +413,7 @@ def test_kinds_and_numbers_of_levels_are_not_mixed(tmp_path):
 
 
 def test_damaged_missing_and_foreign_files(idx, tmp_path):
-    files = encode_source(vq_codec(), idx, tmp_path / "codes", pictures_per_file=3)
+    files = encode_source(vq_codec(), idx, tmp_path / "codes", images_per_file=3)
     with safe_open(files[0], framework="pt") as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -445,7 +443,7 @@ def test_damaged_missing_and_foreign_files(idx, tmp_path):
 
 
 def test_single_files_and_folders_are_joined_in_order(idx, tmp_path):
-    files = encode_source(vq_codec(), idx, tmp_path / "codes", pictures_per_file=3)
+    files = encode_source(vq_codec(), idx, tmp_path / "codes", images_per_file=3)
     encoded = open_encoded([files[2], tmp_path / "codes", str(files[1])])
     numbers = [int(encoded.name(index).removeprefix("train-")) for index in range(len(encoded))]
     assert numbers == [6, *range(7), 3, 4, 5]

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latent_codec.codec_folders import find_weights, is_foreign_file, short_name
+from latent_codec.components.codec_folders import find_weights, is_foreign_file, short_name
+from latent_codec.components.weight_files import CONFIG, config_in, metadata_of, read_config_file
+from latent_codec.families.latent_space import LatentSpace
 from latent_codec.files import read_folder
-from latent_codec.latent_space import LatentSpace
-from latent_codec.weight_files import CONFIG, config_in, metadata_of, read_config_file
 
 if TYPE_CHECKING:
     from latent_codec.codec import LatentCodec

@@ -1,4 +1,4 @@
-"""Where pictures come from: folders, tars, IDX files and Hugging Face datasets, all by random access.
+"""Where images come from: folders, tars, IDX files and Hugging Face datasets, all by random access.
 
     source = open_source("photos-{000..003}.tar")
     source.read(17)      # uint8 (3, H, W), sRGB
@@ -25,10 +25,10 @@ from PIL import Image
 from torch import Tensor
 
 from latent_codec.files import human_bytes
-from latent_codec.picture_decoding import SUFFIXES, PictureError, open_regular, printable
-from latent_codec.picture_files import list_pictures
-from latent_codec.pictures import picture_size, read_pixels
-from latent_codec.tar_samples import Sample, read_tar_samples
+from latent_codec.images.decoding import SUFFIXES, ImageError, open_regular, printable
+from latent_codec.images.files import list_images
+from latent_codec.images.tar_samples import Sample, read_tar_samples
+from latent_codec.images.tensors import image_size, read_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -39,35 +39,35 @@ _TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 Data = str | os.PathLike | Sequence[str | os.PathLike]
 
 
-class PictureSource:
-    """Pictures by index. A subclass says where they lie: `__len__`, `name`, `label` and `_picture`."""
+class ImageSource:
+    """Images by index. A subclass says where they lie: `__len__`, `name`, `label` and `_image`."""
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        """What to call a picture in messages; unique within the source."""
+        """What to call an image in messages; unique within the source."""
         raise NotImplementedError
 
     def label(self, index: int) -> int | dict | None:
         """A class index, a dict of attributes, or None where there is no label."""
         return None
 
-    def _picture(self, index: int):
+    def _image(self, index: int):
         """What `read_pixels` takes."""
         raise NotImplementedError
 
     def read(self, index: int, channels: int = 3) -> Tensor:
-        """One picture, uint8 (channels, H, W) in sRGB, transparency over white, decoded as `pictures` does.
+        """One image, uint8 (channels, H, W) in sRGB, transparency over white, decoded as `images` does.
 
         Raises:
-            PictureError: for a picture that cannot be read.
+            ImageError: for an image that cannot be read.
         """
-        return read_pixels(self._picture(index), channels=channels, name=self.name(index))
+        return read_pixels(self._image(index), channels=channels, name=self.name(index))
 
     def size(self, index: int) -> tuple[int, int]:
-        """(height, width) as stored, before EXIF orientation, without decoding. Raises PictureError as `read`."""
-        return picture_size(self._picture(index), name=self.name(index))
+        """(height, width) as stored, before EXIF orientation, without decoding. Raises ImageError as `read`."""
+        return image_size(self._image(index), name=self.name(index))
 
 
 def spread(count: int, limit: int | None) -> list[int]:
@@ -86,19 +86,19 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [position * count // limit for position in range(limit)]
 
 
-def open_source(data: Data, *, split: str = "train", column: str | None = None) -> PictureSource:
-    """Open pictures for random access.
+def open_source(data: Data, *, split: str = "train", column: str | None = None) -> ImageSource:
+    """Open images for random access.
 
     Args:
         data: one of
-            a folder of pictures, walked to the bottom; or a list of pictures and folders;
+            a folder of images, walked to the bottom; or a list of images and folders;
             tars in the webdataset layout, uncompressed: a path, a list, "photos-{000..003}.tar", "photos-*.tar",
             or a folder that holds them;
             a folder with IDX files (MNIST's layout: train-images-idx3-ubyte, t10k-..., gzipped or not);
             a folder written by `Dataset.save_to_disk`, or "hf:owner/name" ("hf:owner/name:config"), which is
             downloaded if it is not cached.
         split: of IDX files ("train" or "test") and Hugging Face datasets; folders and tars have none.
-        column: which picture of a sample, if it has several: a dataset's column, or a suffix inside tars ("jpg").
+        column: which image of a sample, if it has several: a dataset's column, or a suffix inside tars ("jpg").
 
     Raises:
         ValueError: if there is nothing to read there, or a file is damaged as a whole.
@@ -107,27 +107,27 @@ def open_source(data: Data, *, split: str = "train", column: str | None = None) 
     if any(path.startswith(HUB) for path in given):
         if len(given) > 1:
             raise ValueError(f"give one Hugging Face dataset at a time, not {', '.join(given)}")
-        return DatasetPictures(_load_hub(given[0], split, streaming=False), column, given[0])
+        return DatasetImages(_load_hub(given[0], split, streaming=False), column, given[0])
     paths = [path for pattern in given for path in _expand(pattern)]
     if len(paths) == 1 and paths[0].is_dir():
         folder = paths[0]
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             return _open_saved(folder, split, column)
         if any(folder.glob("*idx3-ubyte*")):
-            return IdxPictures(folder, split)
+            return IdxImages(folder, split)
         tars = sorted(folder.glob("*.tar"))
         if tars and any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir()):
             raise ValueError(
-                f"{folder} holds both tars and pictures: name the tars ({folder}/*.tar) or move one of them"
+                f"{folder} holds both tars and images: name the tars ({folder}/*.tar) or move one of them"
             )
         if tars:
-            return TarPictures(tars, column)
-        return FolderPictures(paths, folder)
+            return TarImages(tars, column)
+        return FolderImages(paths, folder)
     tars = [path for path in paths if path.name.lower().endswith(_TAR_SUFFIXES)]
     if tars and len(tars) < len(paths):
         other = next(path for path in paths if path not in tars)
         raise ValueError(f"tars and other files cannot be mixed: {tars[0]}, {other}")
-    return TarPictures(tars, column) if tars else FolderPictures(paths, None)
+    return TarImages(tars, column) if tars else FolderImages(paths, None)
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -157,14 +157,14 @@ def _alternatives(part: str) -> list[str]:
     return part[1:-1].split(",") if part.startswith("{") and "," in part else [part]
 
 
-class FolderPictures(PictureSource):
+class FolderImages(ImageSource):
     """Image files. Where all of them are in subfolders of one folder, the subfolder is the class.
 
     `listing` has each path, and the path relative to the folder that it was found in.
     """
 
     def __init__(self, paths: Sequence[Path], root: Path | None):
-        self.listing = list_pictures(paths)
+        self.listing = list_images(paths)
         self.paths = [path for path, _ in self.listing]
         self.root = root
         self.classes: list[str] | None = None
@@ -184,11 +184,11 @@ class FolderPictures(PictureSource):
             return None
         return self.classes.index(self.paths[index].relative_to(self.root).parts[0])
 
-    def _picture(self, index: int) -> Path:
+    def _image(self, index: int) -> Path:
         return self.paths[index]
 
 
-class TarPictures(PictureSource):
+class TarImages(ImageSource):
     """Images in uncompressed tars, webdataset layout: members of one sample share their name up to the first dot.
 
     One pass over the headers finds every member's place; the images themselves are read when asked for.
@@ -235,7 +235,7 @@ class TarPictures(PictureSource):
             ) from None
         return checked_label(label, f"{sample.name}: its .{kind} label")
 
-    def _picture(self, index: int) -> bytes:
+    def _image(self, index: int) -> bytes:
         sample = self._samples[index]
         return self._bytes(sample.tar, *sample.place)
 
@@ -262,7 +262,7 @@ def checked_label(label, name: str) -> int | dict | None:
     )
 
 
-class IdxPictures(PictureSource):
+class IdxImages(ImageSource):
     """Grey images and class labels in IDX files, the layout of MNIST and its kin; packed ones are held in memory."""
 
     def __init__(self, folder: Path, split: str = "train"):
@@ -276,15 +276,13 @@ class IdxPictures(PictureSource):
                 f"{folder}: no {prefix}-images-idx3-ubyte or {prefix}-images-idx3-ubyte.gz"
             )
         self.split = split
-        self.pictures = _read_idx(images, num_dims=3)
+        self.images = _read_idx(images, num_dims=3)
         self.labels = None if labels is None else _read_idx(labels, num_dims=1)
-        if self.labels is not None and len(self.labels) != len(self.pictures):
-            raise ValueError(
-                f"{images} holds {len(self.pictures)} pictures, {labels} {len(self.labels)} labels"
-            )
+        if self.labels is not None and len(self.labels) != len(self.images):
+            raise ValueError(f"{images} holds {len(self.images)} images, {labels} {len(self.labels)} labels")
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def name(self, index: int) -> str:
         return f"{self.split}-{index:05d}"
@@ -292,8 +290,8 @@ class IdxPictures(PictureSource):
     def label(self, index: int) -> int | None:
         return None if self.labels is None else int(self.labels[index])
 
-    def _picture(self, index: int) -> Image.Image:
-        return Image.fromarray(self.pictures[index])
+    def _image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
 
 
 def _idx_file(folder: Path, pattern: str) -> Path | None:
@@ -346,8 +344,8 @@ def _read_idx(path: Path, num_dims: int) -> np.ndarray:
     return values.reshape(shape)
 
 
-class DatasetPictures(PictureSource):
-    """A Hugging Face `datasets.Dataset` with a column of pictures.
+class DatasetImages(ImageSource):
+    """A Hugging Face `datasets.Dataset` with a column of images.
 
     Its label is the column "label" or the first of type ClassLabel; without any, a dict of the plain columns.
     """
@@ -359,8 +357,8 @@ class DatasetPictures(PictureSource):
         self._title = name
         self._column = image_column(features, column, name)
         dataset = dataset.with_format(None)
-        pictures = dataset.select_columns([self._column])
-        self._pictures = pictures.cast_column(self._column, datasets.Image(decode=False))
+        images = dataset.select_columns([self._column])
+        self._images = images.cast_column(self._column, datasets.Image(decode=False))
 
         classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         plain = [key for key, feature in features.items() if isinstance(feature, datasets.Value)]
@@ -370,7 +368,7 @@ class DatasetPictures(PictureSource):
         )
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def name(self, index: int) -> str:
         return f"{self._title}[{index}]"
@@ -381,27 +379,27 @@ class DatasetPictures(PictureSource):
         row = self._labels[index]
         return row[self._class] if self._class else row
 
-    def _picture(self, index: int) -> bytes | str:
-        return encoded_picture(self._pictures[index][self._column], self.name(index))
+    def _image(self, index: int) -> bytes | str:
+        return encoded_image(self._images[index][self._column], self.name(index))
 
 
 def image_column(features: dict, column: str | None, name: str) -> str:
-    """The column of a dataset that holds pictures: `column`, else the first of type Image."""
+    """The column of a dataset that holds images: `column`, else the first of type Image."""
     import datasets
 
     columns = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
     if column is None and columns:
         return columns[0]
     if column not in columns:
-        wanted = "no column of pictures" if column is None else f"no column {column!r} of pictures"
+        wanted = "no column of images" if column is None else f"no column {column!r} of images"
         raise ValueError(f"{name} has {wanted}; its columns: {', '.join(features)}")
     return column
 
 
-def encoded_picture(cell: dict | None, name: str) -> bytes | str:
+def encoded_image(cell: dict | None, name: str) -> bytes | str:
     """The bytes or the path in a cell of an undecoded `datasets.Image` column."""
     if cell is None or (cell["bytes"] is None and cell["path"] is None):
-        raise PictureError(f"{name}: there is no picture in this row")
+        raise ImageError(f"{name}: there is no image in this row")
     return cell["path"] if cell["bytes"] is None else cell["bytes"]
 
 
@@ -428,7 +426,7 @@ def _load_hub(data: str, split: str, streaming: bool):
     return datasets.load_dataset(name, config or None, split=split, streaming=streaming)
 
 
-def _open_saved(folder: Path, split: str, column: str | None) -> DatasetPictures:
+def _open_saved(folder: Path, split: str, column: str | None) -> DatasetImages:
     import datasets
 
     dataset = datasets.load_from_disk(str(folder))
@@ -436,4 +434,4 @@ def _open_saved(folder: Path, split: str, column: str | None) -> DatasetPictures
         if split not in dataset:
             raise ValueError(f"{folder} has the splits {', '.join(dataset)}, not {split}")
         dataset = dataset[split]
-    return DatasetPictures(dataset, column, str(folder))
+    return DatasetImages(dataset, column, str(folder))

@@ -1,4 +1,4 @@
-"""Every source holds the same pictures under the same rules, by index, in order, in any process."""
+"""Every source holds the same images under the same rules, by index, in order, in any process."""
 
 import gzip
 import io
@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from latent_codec.picture_sources import open_source, open_stream
-from latent_codec.pictures import PictureError
+from latent_codec.images.sources import open_source, open_stream
+from latent_codec.images.tensors import ImageError
 
 NUM = 6
 
 
 def pixels(index: int) -> np.ndarray:
-    """Picture `index` of every source below: (H, W, 3) uint8, sizes differing."""
+    """Image `index` of every source below: (H, W, 3) uint8, sizes differing."""
     return np.random.default_rng(index).integers(0, 256, (8 + index, 12, 3), np.uint8)
 
 
@@ -49,9 +49,9 @@ def write_idx(path, array: np.ndarray):
 def assert_holds_all(source, num: int = NUM):
     assert len(source) == num
     for index in range(num):
-        picture = source.read(index)
-        assert picture.dtype == torch.uint8 and picture.is_contiguous()
-        assert np.array_equal(picture.permute(1, 2, 0).numpy(), pixels(index))
+        image = source.read(index)
+        assert image.dtype == torch.uint8 and image.is_contiguous()
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels(index))
         assert source.size(index) == pixels(index).shape[:2]
         assert source.read(index, channels=1).shape == (1, *pixels(index).shape[:2])
         assert source.read(index, channels=4)[3].eq(255).all()
@@ -80,7 +80,7 @@ def tars(tmp_path):
 
 
 def test_folder(folder):
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
 
     for data in (
         folder,
@@ -121,7 +121,7 @@ def test_tars(tars):
     assert len(open_source(tars / "photos-001.tar")) == 3
 
 
-def test_tar_sample_with_several_pictures(tmp_path):
+def test_tar_sample_with_several_images(tmp_path):
     tar = write_tar(
         tmp_path / "pairs.tar",
         {
@@ -160,10 +160,10 @@ def test_damaged_tars(tmp_path, tars):
         assert "\n" not in str(caught.value)
 
 
-def test_tars_and_pictures_are_not_mixed(folder):
+def test_tars_and_images_are_not_mixed(folder):
     write_tar(folder / "a.tar", {"a.png": png(0)})
 
-    with pytest.raises(ValueError, match="holds both tars and pictures: name the tars"):
+    with pytest.raises(ValueError, match="holds both tars and images: name the tars"):
         open_source(folder)
     with pytest.raises(ValueError, match=r"cannot be mixed: .*a\.tar, .*0\.png"):
         open_source([folder / "a.tar", folder / "0.png"])
@@ -202,7 +202,7 @@ def test_damaged_idx(tmp_path):
 
     write_idx(path, np.zeros((5, 8, 8), np.uint8))
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(4, np.uint8))
-    with pytest.raises(ValueError, match=r"holds 5 pictures, .* 4 labels"):
+    with pytest.raises(ValueError, match=r"holds 5 images, .* 4 labels"):
         open_source(tmp_path)
 
     path.unlink()
@@ -242,13 +242,11 @@ def test_saved_dataset(tmp_path, dataset):
     assert len(open_source(tmp_path / "two", split="test")) == 1
     with pytest.raises(ValueError, match="has the splits train, test, not validation"):
         open_source(tmp_path / "two", split="validation")
-    with pytest.raises(
-        ValueError, match="no column 'caption' of pictures; its columns: caption, image, label"
-    ):
+    with pytest.raises(ValueError, match="no column 'caption' of images; its columns: caption, image, label"):
         open_source(tmp_path / "one", column="caption")
 
 
-def test_dataset_row_without_a_picture(tmp_path, dataset):
+def test_dataset_row_without_a_image(tmp_path, dataset):
     rows = dataset.to_dict()
     rows["image"][1] = None
     rows["image"][2] = {"bytes": b"torn", "path": None}
@@ -257,8 +255,8 @@ def test_dataset_row_without_a_picture(tmp_path, dataset):
     source = open_source(tmp_path / "torn")
 
     assert source.read(0).shape == (3, 8, 12)
-    for index, reason in ((1, "there is no picture in this row"), (2, "not a picture in a known format")):
-        with pytest.raises(PictureError, match=rf"torn\[{index}\]: {reason}"):
+    for index, reason in ((1, "there is no image in this row"), (2, "not an image in a known format")):
+        with pytest.raises(ImageError, match=rf"torn\[{index}\]: {reason}"):
             source.read(index)
 
 
@@ -276,8 +274,8 @@ def test_sources_pickle_and_work_in_workers(tmp_path, kind, request):
     copied = pickle.loads(pickle.dumps(source))
     loader = DataLoader(Reading(source), batch_size=None, num_workers=2)
 
-    for index, picture in enumerate(loader):
-        assert torch.equal(picture, expected[index]) and torch.equal(copied.read(index), expected[index])
+    for index, image in enumerate(loader):
+        assert torch.equal(image, expected[index]) and torch.equal(copied.read(index), expected[index])
 
 
 class Reading(torch.utils.data.Dataset):
@@ -291,13 +289,13 @@ class Reading(torch.utils.data.Dataset):
         return self.source.read(index)
 
 
-def test_corrupt_picture_is_named(folder, tars):
+def test_corrupt_image_is_named(folder, tars):
     (folder / "1.png").write_bytes(png(1)[:60])
-    with pytest.raises(PictureError, match=r"1\.png: damaged or cut short"):
+    with pytest.raises(ImageError, match=r"1\.png: damaged or cut short"):
         open_source(folder / "1.png").read(0)
 
     tar = write_tar(folder / "torn.tar", {"x/7.jpg": b"torn"})
-    with pytest.raises(PictureError, match=r"^torn\.tar/x/7\.jpg: not a picture"):
+    with pytest.raises(ImageError, match=r"^torn\.tar/x/7\.jpg: not an image"):
         open_source(tar).read(0)
 
 

@@ -1,4 +1,4 @@
-"""Rate and distortion for the eye: curves, and pictures at equal bytes."""
+"""Rate and distortion for the eye: curves, and images at equal bytes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,12 @@ from latent_codec.evaluation.rate_distortion import Compressor
 from latent_codec.evaluation.rate_distortion_result import LESS_IS_BETTER, METRICS, RateDistortion, Trial
 from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.files import replacing
-from latent_codec.picture_decoding import printable
-from latent_codec.picture_sources import PictureSource, spread
-from latent_codec.pictures import center_crop, picture_grid, to_image, to_pil
+from latent_codec.images.decoding import printable
+from latent_codec.images.sources import ImageSource, spread
+from latent_codec.images.tensors import center_crop, image_grid, to_image, to_pil
 
 CELL = 320
-"""Larger pictures show their middle, pixel by pixel."""
+"""Larger images show their middle, pixel by pixel."""
 
 
 def plot_rate_distortion(result: RateDistortion, path: Path) -> None:
@@ -67,20 +67,20 @@ def plot_rate_distortion(result: RateDistortion, path: Path) -> None:
 def equal_bytes_grid(
     result: RateDistortion,
     compressors: Sequence[Compressor],
-    source: PictureSource,
+    source: ImageSource,
     folder: Path,
     *,
     channels: int = 3,
-    num_pictures: int = 3,
+    num_images: int = 3,
 ) -> Image.Image:
-    """A row for each comparison and picture: the original, then every compressor's, decoded from its file.
+    """A row for each comparison and image: the original, then every compressor's, decoded from its file.
 
     Args:
         compressors, source, folder, channels: of `measure_rate_distortion`.
-        num_pictures: at most so many, spread evenly over those measured.
+        num_images: at most so many, spread evenly over those measured.
     """
     measured = sorted({trial.index for trial in result.trials})
-    chosen = [measured[place] for place in spread(len(measured), num_pictures)]
+    chosen = [measured[place] for place in spread(len(measured), num_images)]
     cells = []
     for comparison in result.comparisons:
         for index in chosen:
@@ -94,7 +94,7 @@ def equal_bytes_grid(
                 )
                 decoded = compressor.decode((folder / trial.file).read_bytes())
                 cells.append(_cell(decoded, [trial.compressor, _caption(trial)]))
-    return picture_grid(cells, len(compressors) + 1)
+    return image_grid(cells, len(compressors) + 1)
 
 
 def _caption(trial: Trial) -> str:
@@ -103,9 +103,9 @@ def _caption(trial: Trial) -> str:
     return f"{size}, {trial.psnr:.2f} dB{lpips}"
 
 
-def _cell(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The middle of a picture under two lines of text."""
-    image = to_image(picture)
+def _cell(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """The middle of an image under two lines of text."""
+    image = to_image(image)
     shown = to_pil(center_crop(image, (min(CELL, image.shape[1]), min(CELL, image.shape[2]))))
     font = ImageFont.load_default(12)
     width = max(shown.width, *(int(font.getlength(line)) + 4 for line in lines))

@@ -1,4 +1,4 @@
-"""The networks of entropy models in whole numbers: the same results on every machine, by every kernel.
+"""The networks of entropy models in integers: the same results on every machine, by every kernel.
 
 Weights and activations have 8 bits and a layer's sums stay below 2^24, which is proved when a layer is made: float32 holds
 every such number, so that no order of summation, fused or not, and no matrix kernel can change a result. There are only matrix
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_codec.models.context_network import LIMIT, MAX_SUM, WholeNumberLinear, WholeNumberMLP
+from latent_codec.models.context_network import LIMIT, MAX_SUM, IntegerLinear, IntegerMLP
 from latent_codec.torch_settings import ignoring_caller_settings
 
 KERNELS = {"float32": torch.float32, "int32": torch.int32}
@@ -39,8 +39,8 @@ class Arithmetic:
 
 
 @dataclass(frozen=True, eq=False)
-class WholeNumberLayer:
-    """A trained WholeNumberLinear.
+class IntegerLayer:
+    """A trained IntegerLinear.
 
     Raises:
         ValueError: for arrays that do not fit each other, or whose sums could reach 2^24.
@@ -77,7 +77,7 @@ class WholeNumberLayer:
 
     @classmethod
     @torch.no_grad()
-    def from_linear(cls, linear: WholeNumberLinear) -> "WholeNumberLayer":
+    def from_linear(cls, linear: IntegerLinear) -> "IntegerLayer":
         """What a layer was trained to be.
 
         Raises:
@@ -89,7 +89,7 @@ class WholeNumberLayer:
         return cls(weights.astype(np.int8), biases.astype(np.int32), shifts.astype(np.int8))
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], name: str) -> "WholeNumberLayer":
+    def from_arrays(cls, arrays: dict[str, np.ndarray], name: str) -> "IntegerLayer":
         """The inverse of `arrays`, which are taken out.
 
         Raises:
@@ -103,7 +103,7 @@ class WholeNumberLayer:
         return {f"{name}.{kind}": getattr(self, kind) for kind in ("weights", "biases", "shifts")}
 
     def __call__(self, x: Tensor, arithmetic: Arithmetic) -> Tensor:
-        """Whole numbers (inputs, n) -> (outputs, n)."""
+        """Integers (inputs, n) -> (outputs, n)."""
         weights, biases, _ = self._tensors(arithmetic)
         if not self.inputs:
             return self._shifted(biases[:, None].expand(-1, x.shape[1]), slice(None), arithmetic)
@@ -135,14 +135,14 @@ class WholeNumberLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class WholeNumberNetwork:
-    """A trained WholeNumberMLP: two hidden layers, and where there is a third the outputs, which see the inputs, too.
+class IntegerNetwork:
+    """A trained IntegerMLP: two hidden layers, and where there is a third the outputs, which see the inputs, too.
 
     Raises:
         ValueError: for layers that do not fit each other.
     """
 
-    layers: tuple[WholeNumberLayer, ...]
+    layers: tuple[IntegerLayer, ...]
 
     def __post_init__(self):
         if len(self.layers) not in (2, 3) or self.layers[1].inputs != self.layers[0].outputs:
@@ -159,16 +159,16 @@ class WholeNumberNetwork:
         return self.layers[-1].outputs
 
     @classmethod
-    def from_mlp(cls, mlp: WholeNumberMLP) -> "WholeNumberNetwork":
+    def from_mlp(cls, mlp: IntegerMLP) -> "IntegerNetwork":
         """What a network was trained to be; errors are those of its layers."""
-        return cls(tuple(map(WholeNumberLayer.from_linear, mlp.layers)))
+        return cls(tuple(map(IntegerLayer.from_linear, mlp.layers)))
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], name: str) -> "WholeNumberNetwork":
+    def from_arrays(cls, arrays: dict[str, np.ndarray], name: str) -> "IntegerNetwork":
         """The inverse of `arrays`, which are taken out; errors are those of its layers."""
         layers = []
         while f"{name}.{len(layers)}.weights" in arrays:
-            layers.append(WholeNumberLayer.from_arrays(arrays, f"{name}.{len(layers)}"))
+            layers.append(IntegerLayer.from_arrays(arrays, f"{name}.{len(layers)}"))
         return cls(tuple(layers))
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
@@ -181,7 +181,7 @@ class WholeNumberNetwork:
 
     @ignoring_caller_settings()
     def __call__(self, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
-        """Whole numbers (inputs, n), -127 to 127, in any dtype -> (outputs, n)."""
+        """Integers (inputs, n), -127 to 127, in any dtype -> (outputs, n)."""
         x = arithmetic.tensor(inputs)
         hidden = self.layers[0](x, arithmetic).clamp(0, LIMIT)
         hidden = self.layers[1](hidden, arithmetic).clamp(0, LIMIT)

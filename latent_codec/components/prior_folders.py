@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from latent_codec.components import find_component, open_component
+from latent_codec.components.loading import find_component, open_component
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL

@@ -25,11 +25,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
+from latent_codec.components.weight_files import BASES, CONFIG, find_weights_in, read_config_file, read_json
 from latent_codec.conversion.checkpoints import MAX_TENSORS, Checkpoint, open_checkpoint
 from latent_codec.files import read_folder
 from latent_codec.models.own_weights import check_finite, own_copy
 from latent_codec.torch_settings import ignoring_caller_settings
-from latent_codec.weight_files import BASES, CONFIG, find_weights_in, read_config_file, read_json
 
 _SHARD = re.compile(rf"({'|'.join(BASES)})[\w.-]*\.(safetensors|bin)")
 _MAX_INDEX = 2**24
