@@ -14,6 +14,8 @@ from importlib.util import find_spec, module_from_spec
 from threading import RLock
 from types import ModuleType
 
+from latent_codec import deprecated
+
 __version__ = "0.1.0"
 
 _EXPORTS = {
@@ -35,6 +37,8 @@ __all__ = [*_EXPORTS, "__version__"]
 def __getattr__(name: str):
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
+    if name in deprecated.NAMES:
+        return deprecated.find_name(__name__, name)
     raise AttributeError(f"module 'latent_codec' has no attribute {name!r}")
 
 
@@ -77,6 +81,7 @@ def _defer(name: str) -> None:
     setattr(sys.modules[package], stem, module)
 
 
+deprecated.install()
 for _name in _COMPONENTS:
     if _name not in sys.modules:  # where this package is reloaded, its models stay
         _defer(_name)

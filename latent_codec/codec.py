@@ -13,7 +13,8 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
-from latent_codec.components.codec_facts import digest, fingerprint, is_of_decoder
+from latent_codec import deprecated
+from latent_codec.components.codec_facts import digest, fingerprint
 from latent_codec.components.codec_folders import (
     find_weights,
     is_foreign_file,
@@ -22,14 +23,10 @@ from latent_codec.components.codec_folders import (
     short_name,
 )
 from latent_codec.components.weight_files import FORMER_WEIGHTS, check_folder_to_save, save_component
-from latent_codec.families.latent_space import LatentSpace, is_movq, side_multiple, supported_class
+from latent_codec.families import Encoded, LatentSpace, Level, family_of
 from latent_codec.files import read_folder, replacing
 from latent_codec.images.tensors import pad_to_multiple, to_image, to_pil
-from latent_codec.models.autoencoder_vq import AutoencoderVQ
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.own_weights import check_finite
-from latent_codec.models.quantizers import nearest_codewords
-from latent_codec.models.tiling import decode_tiled, encode_tiled, has_exact_tiles
 from latent_codec.tensors import check_dense, check_floating
 from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict, uncompiled
 
@@ -45,15 +42,15 @@ class NonFiniteError(ValueError):
 class LatentCodec:
     """Images to latents and back, through a diffusers autoencoder.
 
-        images -> image [-1, 1] -> pad to f -> autoencoder.encode -> raw_latents -> space -> latents
-        images <- image [-1, 1] <- crop to size <- autoencoder.decode <- raw_latents <- space <-
+        files, PIL images, arrays -> tensors [-1, 1] -> pad to f -> family.encode_raw -> raw_latents -> latent_space -> latents
+        PIL images, arrays, tensors <- crop to size <- family.decode_raw <- raw_latents <- latent_space <-
 
     `autoencoder` is the component itself, as a pipeline takes it: `StableDiffusionPipeline(vae=codec.autoencoder)`.
     The codec never computes gradients, and computes in its own dtype: autocast, a default dtype and a default device
     change nothing. Fingerprints are those of the weights as they were handed over.
 
     Args:
-        autoencoder: a diffusers model of a class in `latent_space.SUPPORTED`; put into eval mode. Parts of it may be
+        autoencoder: a diffusers model of a class in `families.FAMILIES`; put into eval mode. Parts of it may be
             compiled; a model that is compiled as a whole is unwrapped, because `torch.compile` compiles only `forward`.
         name: what messages and latent files call it.
 
@@ -65,7 +62,7 @@ class LatentCodec:
         self.autoencoder = autoencoder
         self.autoencoder.eval()
         self.name = name
-        self._space = LatentSpace.from_config(self.autoencoder)
+        self._latent_space = self.family.latent_space()
         self._digests: dict[str, str] | None = None
         self.folder: Path | None = None
         """Where `from_pretrained` found it, and its sidecars lie; None for other origins."""
@@ -144,14 +141,15 @@ class LatentCodec:
     @autoencoder.setter
     def autoencoder(self, autoencoder: torch.nn.Module) -> None:
         self._autoencoder = uncompiled(autoencoder)
+        self.family = family_of(self._autoencoder)
 
     @property
-    def space(self) -> LatentSpace:
+    def latent_space(self) -> LatentSpace:
         """Scale, shift and grid. Assigning writes them into `autoencoder.config`, for pipelines to read."""
-        return self._space
+        return self._latent_space
 
-    @space.setter
-    def space(self, space: LatentSpace) -> None:
+    @latent_space.setter
+    def latent_space(self, space: LatentSpace) -> None:
         kind, entries = type(self.autoencoder).__name__, space.to_config()
         unscaled = LatentSpace(space.channels, space.downsampling_factor).to_config()
         for key in entries.keys() - self.autoencoder.config.keys():
@@ -160,11 +158,13 @@ class LatentCodec:
             del entries[key]
         before = {key: self.autoencoder.config[key] for key in entries}
         self.autoencoder.register_to_config(**entries)
-        found = LatentSpace.from_config(self.autoencoder)
+        found = self.family.latent_space()
         if found != space:
             self.autoencoder.register_to_config(**before)
             raise ValueError(f"{space} does not fit {kind}, which would have {found}")
-        self._space = space
+        self._latent_space = space
+
+    space = deprecated.attribute("space", "latent_space")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -177,25 +177,27 @@ class LatentCodec:
     @property
     def channels(self) -> int:
         """Channels of the images: 1, 3 or 4."""
-        return self.autoencoder.config.in_channels
+        return self.family.channels
+
+    @property
+    def levels(self) -> list[Level]:
+        """Codebooks of a discrete codec, top level first; empty for the others."""
+        return self.family.levels
 
     @property
     def is_discrete(self) -> bool:
         """Whether latents are snapped to a codebook, so that `encode_indices` works."""
-        return hasattr(self.autoencoder, "quantize") or self._is_hierarchical
+        return bool(self.levels)
+
+    @property
+    def indices_suffice(self) -> bool:
+        """Whether indices hold all that `decode` uses: not of MoVQ, whose latents are decoded unquantized."""
+        return self.is_discrete and self.family.indices_suffice
 
     @property
     def codebook_sizes(self) -> list[int]:
         """Codewords of each level of a discrete codec, top level first; empty for the others."""
-        if not self.is_discrete:
-            return []
-        if hasattr(self.autoencoder, "quantizers"):
-            return [quantizer.codebook_size for quantizer in self.autoencoder.quantizers]
-        return [self.autoencoder.config.num_vq_embeddings]
-
-    @property
-    def _is_hierarchical(self) -> bool:
-        return isinstance(self.autoencoder, HierarchicalVQ)
+        return [level.codebook_size for level in self.levels]
 
     @property
     def num_parameters(self) -> int:
@@ -205,7 +207,7 @@ class LatentCodec:
     def space_fingerprint(self) -> str:
         """16 hex digits over encoder, quant conv, codebook, scale and shift: equal for a fine-tuned decoder."""
         return self._fingerprint(
-            {key: digest for key, digest in self._weight_digests().items() if not self._is_of_decoder(key)}
+            {key: digest for key, digest in self._weight_digests().items() if not self.is_of_decoder(key)}
         )
 
     @property
@@ -213,8 +215,9 @@ class LatentCodec:
         """16 hex digits over all weights, scale and shift."""
         return self._fingerprint(self._weight_digests())
 
-    def _is_of_decoder(self, key: str) -> bool:
-        return is_of_decoder(key, supported_class(type(self._autoencoder)), self._autoencoder.config)
+    def is_of_decoder(self, key: str) -> bool:
+        """Whether a weight may differ without changing any latent."""
+        return key.startswith(self.family.decoder_keys(self.autoencoder.config))
 
     def weights_changed(self) -> None:
         """To be called by whoever changes the autoencoder's weights: fingerprints are then taken anew."""
@@ -228,7 +231,7 @@ class LatentCodec:
         return self._digests
 
     def _fingerprint(self, digests: dict[str, str]) -> str:
-        return fingerprint(digests, self.space)
+        return fingerprint(digests, self.latent_space)
 
     @ignoring_caller_settings()
     def encode(
@@ -263,7 +266,9 @@ class LatentCodec:
         """
         batches = self._image_batches(images)
         latents = [
-            self.space.normalize(self._encode_raw(batch, sample, generator, tile)).to(self.dtype).contiguous()
+            self.latent_space.normalize(self._encode_raw(batch, sample, generator, tile))
+            .to(self.dtype)
+            .contiguous()
             for batch in batches
         ]
         for each in latents:
@@ -283,7 +288,7 @@ class LatentCodec:
         batches = self._image_batches(images)
         if len(batches) > 1:
             raise ValueError("the images differ in size; ask for their posteriors one by one")
-        return getattr(self._encoder_output(batches[0], tile=None), "latent_dist", None)
+        return self._encoded(batches[0], tile=None).posterior
 
     @ignoring_caller_settings()
     def decode(
@@ -310,9 +315,7 @@ class LatentCodec:
         batches = [latents] if isinstance(latents, Tensor) else list(latents)
         for batch in batches:
             self._check_latents(batch)
-        images = [
-            image for batch in batches for image in self._decode_raw(self.space.denormalize, batch, tile)
-        ]
+        images = [image for batch in batches for image in self._decode(batch, tile)]
         return as_output(self._crop(images, size), output_type)
 
     @ignoring_caller_settings()
@@ -330,18 +333,15 @@ class LatentCodec:
             raise ValueError(
                 "the images differ in size, and one grid cannot hold them; encode them one by one"
             )
-        if self._is_hierarchical:
-            with self._precision() as dtype:
-                return self.autoencoder.encode_indices(batches[0].to(dtype))
-        if isinstance(self.autoencoder, AutoencoderVQ):
-            return [self.autoencoder.encode_indices(batches[0])]  # in float32, whatever the codec's dtype
-        return [self._assign(self._encode_raw(batches[0], sample=False, generator=None, tile=None))]
+        with self._precision():
+            return self.family.encode_indices(batches[0])
 
     @ignoring_caller_settings()
     def decode_indices(
         self,
-        grids: Sequence[Tensor],
+        indices: Sequence[Tensor],
         *,
+        known: Sequence[Tensor] | None = None,
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         output_type: str = "pil",
     ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
@@ -353,16 +353,18 @@ class LatentCodec:
             ValueError: if the codec has no codebook, or for grids of another form or out of its range.
         """
         self._check_discrete()
-        for grid in grids:
-            check_dense(grid, "indices")
-        if self._is_hierarchical:  # which looks at the grids itself
-            with self._precision():
-                images = self.autoencoder.decode_indices([grid.to(self.device) for grid in grids])
-            self._check_finite(images, "images")
-            images = images.float().clamp(-1, 1)
-        else:
-            images = self._decode_raw(self._codewords, self._single_grid(grids), tile=None)
-        return as_output(self._crop(list(images), size), output_type)
+        if isinstance(indices, Tensor):
+            raise ValueError(
+                "expected a list of index maps, one for each level, got a tensor: put it into a list"
+            )
+        for each in indices:
+            check_dense(each, "indices")
+        with self._precision():
+            images = self.family.decode_indices(
+                [each.to(self.device) for each in indices],
+                None if known is None else [each.to(self.device) for each in known],
+            )
+        return as_output(self._crop(list(self._clamped(images)), size), output_type)
 
     def _image_batches(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
         """Images of any kind -> padded batches (N, C, H, W): one where all sizes agree, else one for each."""
@@ -372,7 +374,7 @@ class LatentCodec:
             raise ValueError("no image came; give at least one")
         sizes = {image.shape[-2:] for image in singles}
         batches = [torch.stack(singles)] if len(sizes) == 1 else [image[None] for image in singles]
-        return [pad_to_multiple(batch, side_multiple(self.autoencoder)) for batch in batches]
+        return [pad_to_multiple(batch, self.family.side_multiple) for batch in batches]
 
     def _to_images(self, image: ImageLike) -> list[Tensor]:
         """One image, or a batch as array or tensor -> images (C, H, W)."""
@@ -382,27 +384,12 @@ class LatentCodec:
 
     def _check_latents(self, latents: Tensor) -> None:
         check_floating(latents, "latents")
-        if latents.ndim != 4 or latents.shape[1] != self.space.channels or 0 in latents.shape:
+        if latents.ndim != 4 or latents.shape[1] != self.latent_space.channels or 0 in latents.shape:
             raise ValueError(
-                f"latents of shape {tuple(latents.shape)} came; {self.name} takes (B, {self.space.channels}, h, w)"
+                f"latents of shape {tuple(latents.shape)} came; {self.name} takes (B, {self.latent_space.channels}, h, w)"
             )
         if not torch.isfinite(latents.float()).all():
             raise ValueError("the latents hold NaN or infinity; look at where they were made")
-
-    def _single_grid(self, grids: Sequence[Tensor]) -> Tensor:
-        if isinstance(grids, Tensor) or len(grids) != 1:
-            came = "a tensor" if isinstance(grids, Tensor) else f"{len(grids)} grids"
-            raise ValueError(f"{came} came; {type(self.autoencoder).__name__} takes a list of one grid")
-        (indices,), (codebook_size,) = grids, self.codebook_sizes
-        if indices.ndim != 3 or indices.dtype != torch.int64:
-            raise ValueError(
-                f"indices are {indices.dtype} of shape {tuple(indices.shape)}; an int64 grid (B, h, w) is needed"
-            )
-        if indices.numel() and not 0 <= indices.min() <= indices.max() < codebook_size:
-            raise ValueError(
-                f"indices run from {indices.min()} to {indices.max()}; the codebook has 0 to {codebook_size - 1}"
-            )
-        return indices
 
     def _check_discrete(self) -> None:
         if not self.is_discrete:
@@ -413,58 +400,28 @@ class LatentCodec:
     def _encode_raw(
         self, images: Tensor, sample: bool, generator: torch.Generator | None, tile: int | None
     ) -> Tensor:
-        output = self._encoder_output(images, tile)
-        posterior = getattr(output, "latent_dist", None)
+        posterior, raw_latents = self._encoded(images, tile)
         if posterior is not None:
             return posterior.sample(generator) if sample else posterior.mode()
         if sample:
             raise ValueError(
                 f"{type(self.autoencoder).__name__} has no posterior to sample from; leave sample=False"
             )
-        return output.latents if "latents" in output else output.latent
+        return raw_latents
 
-    def _encoder_output(self, images: Tensor, tile: int | None):
-        with self._tiling(tile), self._precision() as dtype:
-            images = images.to(self.device, dtype)
-            if tile is not None and has_exact_tiles(self.autoencoder):
-                return encode_tiled(self.autoencoder, images, tile)
-            return self.autoencoder.encode(images)
+    def _encoded(self, images: Tensor, tile: int | None) -> Encoded:
+        with self._precision() as dtype:
+            return self.family.encode_raw(images.to(self.device, dtype), _checked_tile(tile))
 
-    def _decode_raw(self, to_raw, codes: Tensor, tile: int | None) -> Tensor:
-        """`to_raw` turns latents or indices into raw latents, in the precision that decodes them."""
-        with self._tiling(tile), self._precision() as dtype:
-            codes = codes.to(self.device, dtype if codes.is_floating_point() else None)
-            raw_latents = to_raw(codes)
-            if tile is not None and has_exact_tiles(self.autoencoder):
-                codewords = self._codewords(self._assign(raw_latents)) if self.is_discrete else raw_latents
-                images = decode_tiled(self.autoencoder, codewords, tile)
-            elif not self.is_discrete or self._is_hierarchical:
-                images = self.autoencoder.decode(raw_latents).sample
-            elif is_movq(self.autoencoder):
-                images = self.autoencoder.decode(raw_latents, force_not_quantize=True).sample
-            else:
-                images = self._decode_grid(self._assign(raw_latents) if codes.is_floating_point() else codes)
+    def _decode(self, latents: Tensor, tile: int | None) -> Tensor:
+        with self._precision() as dtype:
+            raw_latents = self.latent_space.denormalize(latents.to(self.device, dtype))
+            images = self.family.decode_raw(raw_latents, _checked_tile(tile))
+        return self._clamped(images)
+
+    def _clamped(self, images: Tensor) -> Tensor:
         self._check_finite(images, "images")
         return images.float().clamp(-1, 1)
-
-    def _decode_grid(self, indices: Tensor) -> Tensor:
-        """VQModel.decode in any dtype: its own search for the nearest codeword has no half-precision form on CPUs."""
-        autoencoder = self.autoencoder
-        if autoencoder.config.lookup_from_codebook:
-            shape = (*indices.shape, self.space.channels)
-            return autoencoder.decode(indices, force_not_quantize=True, shape=shape).sample
-        return autoencoder.decode(self._codewords(indices), force_not_quantize=True).sample
-
-    def _assign(self, raw_latents: Tensor) -> Tensor:
-        """Indices (B, h, w), scored in float32: bfloat16 rounding can change which codeword wins."""
-        if isinstance(self.autoencoder, AutoencoderVQ):
-            return self.autoencoder.quantize.assign(raw_latents)
-        vectors = raw_latents.permute(0, 2, 3, 1)
-        codebook = self.autoencoder.quantize.embedding.weight
-        return nearest_codewords(vectors.flatten(0, 2), codebook).view(vectors.shape[:3])
-
-    def _codewords(self, indices: Tensor) -> Tensor:
-        return self.autoencoder.quantize.embedding(indices).permute(0, 3, 1, 2).contiguous()
 
     @contextmanager
     def _precision(self) -> Iterator[torch.dtype]:
@@ -477,38 +434,6 @@ class LatentCodec:
             yield torch.float32
         finally:
             to_precision(self.autoencoder, torch.float16)
-
-    @contextmanager
-    def _tiling(self, tile: int | None) -> Iterator[None]:
-        """Check `tile`; where tiles are diffusers' own, switch them on, with an overlap of a quarter."""
-        if tile is None:
-            yield
-            return
-        if not isinstance(tile, Integral) or isinstance(tile, bool) or tile < 1:
-            raise ValueError(f"tile is {tile!r}; it is an integer of pixels, at least 1, or None")
-        if has_exact_tiles(self.autoencoder):
-            yield
-            return
-        autoencoder, factor = self.autoencoder, self.space.downsampling_factor
-        kind = supported_class(type(autoencoder))
-        if kind == "AutoencoderKLKVAE":
-            wanted = {"tile_sample_min_size": tile, "tile_latent_min_size": tile // factor}
-            wanted["tile_overlap_factor"] = 0.25
-        elif kind == "AutoencoderDC":
-            wanted = {f"tile_sample_min_{side}": tile for side in ("height", "width")}
-            wanted |= {f"tile_sample_stride_{side}": tile * 3 // 4 for side in ("height", "width")}
-            wanted |= {f"tile_latent_min_{side}": tile // factor for side in ("height", "width")}
-        else:
-            raise ValueError(f"diffusers cannot tile {type(autoencoder).__name__} reliably; leave tile=None")
-        if tile < 4 * factor or tile % (4 * factor):
-            raise ValueError(f"tile is {tile}; {self.name} needs a multiple of {4 * factor} pixels")
-        wanted["use_tiling"] = True
-        before = {key: getattr(autoencoder, key) for key in wanted}
-        try:
-            vars(autoencoder).update(wanted)
-            yield
-        finally:
-            vars(autoencoder).update(before)
 
     def _check_finite(self, tensor: Tensor, what: str) -> None:
         if torch.isfinite(tensor).all():
@@ -528,7 +453,7 @@ class LatentCodec:
         sizes = [size] * len(images) if isinstance(size[0], Integral) else list(size)
         if len(sizes) != len(images):
             raise ValueError(f"{len(sizes)} sizes came for {len(images)} images")
-        factor = side_multiple(self.autoencoder)
+        factor = self.family.side_multiple
         for image, (height, width) in zip(images, sizes):
             full_height, full_width = image.shape[-2:]
             if -(-height // factor) * factor != full_height or -(-width // factor) * factor != full_width:
@@ -540,17 +465,20 @@ class LatentCodec:
         return [image[:, :height, :width] for image, (height, width) in zip(images, sizes)]
 
 
-def decodes_codewords(codec: LatentCodec) -> bool:
-    """Whether indices hold all that `decode` shows: not of MoVQ, whose latents are decoded unquantised."""
-    return codec.is_discrete and not is_movq(codec.autoencoder)
-
-
-def to_precision(autoencoder: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Convert an autoencoder's weights in place, but for the parts that its class keeps in float32."""
-    kept = getattr(autoencoder, "_keep_in_fp32_modules", None) or ()
-    for name, part in autoencoder.named_children():
+def to_precision(component: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Convert a component's weights in place, but for the parts that its class keeps in float32."""
+    kept = getattr(component, "_keep_in_fp32_modules", None) or ()
+    for name, part in component.named_children():
         torch.nn.Module.to(part, dtype=torch.float32 if name in kept else dtype)
-    return autoencoder
+    return component
+
+
+def _checked_tile(tile: int | None) -> int | None:
+    if tile is None:
+        return None
+    if not isinstance(tile, Integral) or isinstance(tile, bool) or tile < 1:
+        raise ValueError(f"tile is {tile!r}; expected an integer of pixels, at least 1, or None")
+    return int(tile)
 
 
 def _listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:

@@ -15,7 +15,6 @@ from latent_codec.pipelines.sampling import (
     check_codes,
     onload,
 )
-from latent_codec.torch_settings import uncompiled
 
 
 class HierarchicalPriorPipeline(SamplingPipeline):
@@ -84,7 +83,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
 
     def _check_priors(self) -> None:
         vae, priors = self.vae, self._priors
-        if not isinstance(uncompiled(vae), HierarchicalVQ):
+        if not self._codec.family.levels_condition:
             raise ValueError(
                 f"vae is a {type(vae).__name__}; a HierarchicalVQ is needed. PriorPipeline samples codecs of one grid."
             )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from latent_codec import deprecated
 from latent_codec.components.codec_folders import load_autoencoder
 from latent_codec.components.loading import find_weights_in, open_component, read_config_file
 from latent_codec.components.prior_folders import load_prior
@@ -70,7 +71,7 @@ def _load_component(folder: Path, name: str, entry: object) -> nn.Module | None:
                 component = open_component(folder / name, name, [ImageClassifier])
             else:
                 component = load_prior(folder / name)
-            if type(component).__name__ != class_name:
+            if type(component).__name__ != deprecated.CLASS_NAMES.get(class_name, class_name):
                 raise ValueError(
                     f"{folder / INDEX} has a {class_name!r:.60} as {name}, and {folder / name} holds a "
                     f"{type(component).__name__}"

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from latent_codec.families.latent_space import side_multiple
+from latent_codec.families import family_of
 from latent_codec.pipelines.sampling import (
     Callback,
     Generators,
@@ -95,10 +95,10 @@ class PriorPipeline(SamplingPipeline):
                 raise ValueError(
                     f"prior is a {kind} over latents and vae a {type(vae).__name__}, whose images are codes; {advice}"
                 )
-            if codec.space.channels != prior.data_channels:
+            if codec.latent_space.channels != prior.data_channels:
                 raise ValueError(
                     f"prior is a {kind} with data_channels {prior.data_channels}, and vae a {type(vae).__name__} with "
-                    f"{codec.space.channels} latent channels; {advice}"
+                    f"{codec.latent_space.channels} latent channels; {advice}"
                 )
             return
         if not codec.is_discrete:
@@ -161,7 +161,7 @@ class PriorPipeline(SamplingPipeline):
             ValueError: for labels, sizes, known indices and numbers out of range.
         """
         labels = self._labels(class_labels)
-        side = 1 if self.vae is None else side_multiple(self.vae)
+        side = 1 if self.vae is None else family_of(self.vae).side_multiple
         completed = None
         if known is not None or known_mask is not None:
             num_drawn = num_images * (1 if labels is None else len(labels))

@@ -44,12 +44,12 @@ def class_probabilities(classifier: nn.Module, images: Tensor, num_classes: int)
     logits = output if isinstance(output, Tensor) else output.logits
     if logits.shape != (len(images), num_classes):
         raise ValueError(
-            f"classifier, a {type(classifier).__name__}, gave logits of shape {tuple(logits.shape)} for {len(images)} "
+            f"the classifier {type(classifier).__name__} gave logits of shape {tuple(logits.shape)} for {len(images)} "
             f"images; the prior has {num_classes} classes, so {(len(images), num_classes)} is needed."
         )
     if not logits.isfinite().all():
         raise ValueError(
-            f"classifier, a {type(classifier).__name__}, gave NaN or infinity in {weight.dtype}, which ranks nothing; use "
+            f"the classifier {type(classifier).__name__} gave NaN or infinity in {weight.dtype}, which ranks nothing; use "
             "float32, or look at its weights."
         )
     return logits.softmax(1, dtype=torch.float64)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from latent_codec.codec import LatentCodec, as_output, to_precision
 from latent_codec.components.loading import CONFIG, download
 from latent_codec.components.weight_files import weight_patterns
-from latent_codec.families.latent_space import side_multiple
+from latent_codec.families import family_of
 from latent_codec.models.own_weights import check_finite
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
@@ -168,7 +168,9 @@ class SamplingPipeline(DiffusionPipeline):
         """Height and width in pixels, those left out as the top prior was trained."""
         name, prior = self._top_prior
         side, codec = (
-            (1, "") if self.vae is None else (side_multiple(self.vae), f" of {type(self.vae).__name__}")
+            (1, "")
+            if self.vae is None
+            else (family_of(self.vae).side_multiple, f" of {type(self.vae).__name__}")
         )
         if prior.config.sample_size is None and None in (height, width):
             raise ValueError(

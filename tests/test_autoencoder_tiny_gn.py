@@ -105,7 +105,7 @@ def test_other_widths_levels_and_channels(widths, encoder_blocks, decoder_blocks
     factor = 2 ** (len(widths) - 1)
     image = make_image(2 * factor, 3 * factor, channels=channels)
     latents = model.encode(image).latents
-    assert latents.shape == (2, 5, 2, 3) and LatentCodec(model).space.downsampling_factor == factor
+    assert latents.shape == (2, 5, 2, 3) and LatentCodec(model).latent_space.downsampling_factor == factor
     assert model(image).sample.shape == image.shape
     norms = [key for key in model.state_dict() if ".pool.1.weight" in key]
     assert len(norms) == encoder_blocks[-1] + decoder_blocks[0]
@@ -239,11 +239,11 @@ def test_codec_pads_odd_sizes_and_crops_them_back(height, width):
 
 def test_codec_of_a_saved_folder_has_its_space_and_fingerprints(tmp_path):
     codec = LatentCodec(tiny())
-    assert codec.space == LatentSpace(5, 4) and not codec.is_discrete
-    codec.space = LatentSpace(5, 4, scaling_factor=0.5, shift_factor=0.25)
+    assert codec.latent_space == LatentSpace(5, 4) and not codec.is_discrete
+    codec.latent_space = LatentSpace(5, 4, scaling_factor=0.5, shift_factor=0.25)
     codec.save_pretrained(tmp_path / "codec")
     again = LatentCodec.from_pretrained(tmp_path / "codec")
-    assert again.space == codec.space
+    assert again.latent_space == codec.latent_space
     assert (again.fingerprint, again.space_fingerprint) == (codec.fingerprint, codec.space_fingerprint)
     with torch.no_grad():
         again.autoencoder.decoder.layers[0].weight.mul_(2)

@@ -129,7 +129,7 @@ def test_posterior_is_diffusers_own_over_the_padded_image():
     assert torch.equal(posterior.mean, expected.mean)
     assert torch.equal(posterior.var, expected.var)
     assert posterior.mean.shape == (1, 4, 8, 8)
-    assert torch.equal(codec.space.normalize(posterior.mean), codec.encode(image))
+    assert torch.equal(codec.latent_space.normalize(posterior.mean), codec.encode(image))
     assert not posterior.mean.requires_grad
     with pytest.raises(ValueError, match="differ in size"):
         codec.posterior([image, image[:, :8]])
@@ -204,7 +204,7 @@ def test_a_known_codec_gives_its_known_scale_and_shift(tmp_path):
     assert (found.mean, found.shift_factor) == ((pytest.approx(10),), pytest.approx(10))
     assert (found.std, found.scaling_factor) == ((pytest.approx(5),), pytest.approx(1 / 5))
     calibrate(codec, found, "scale")
-    assert codec.space == LatentSpace(
+    assert codec.latent_space == LatentSpace(
         1, 1, scaling_factor=found.scaling_factor, shift_factor=found.shift_factor
     )
     assert torch.allclose(codec.encode(torch.ones(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 4 / 5), atol=1e-6)
@@ -263,7 +263,7 @@ def test_normalized_latents_have_mean_0_and_std_1_and_decode_as_before(folder, s
 
     codec.save_pretrained(tmp_path / "codec")
     again = LatentCodec.from_pretrained(tmp_path / "codec")
-    assert again.space == codec.space
+    assert again.latent_space == codec.latent_space
     assert (again.fingerprint, again.space_fingerprint) == (codec.fingerprint, codec.space_fingerprint)
     assert torch.equal(again.encode(image), codec.encode(image))
     measured_again = measure(again, source)
@@ -282,8 +282,8 @@ def test_every_pipelines_convention_agrees_on_a_normalized_codec(folder, source)
         torch.tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
     )
     assert torch.equal((raw - mean) * config.scaling_factor / std, raw)  # SDXL
-    assert torch.equal(codec.space.normalize(raw), raw)
-    assert torch.equal(codec.space.denormalize(raw), raw)
+    assert torch.equal(codec.latent_space.normalize(raw), raw)
+    assert torch.equal(codec.latent_space.denormalize(raw), raw)
 
 
 @pytest.mark.parametrize("convention", ["scale", "channels"])
@@ -294,7 +294,9 @@ def test_written_space_brings_latents_to_mean_0_and_std_1(convention, folder, so
     codec.save_pretrained(tmp_path / "codec")
     again = LatentCodec.from_pretrained(tmp_path / "codec")
 
-    latents = again.space.normalize(draws_of_raw_latents(again.autoencoder, folder)[None, :, None])[0, :, 0]
+    latents = again.latent_space.normalize(draws_of_raw_latents(again.autoencoder, folder)[None, :, None])[
+        0, :, 0
+    ]
     moments = (
         (latents.mean(), latents.std())
         if convention == "scale"
@@ -313,16 +315,20 @@ def test_each_convention_clears_the_other(source):
     found = measure(codec, source)
     calibrate(codec, found, "channels")
     calibrate(codec, found, "scale")
-    assert codec.space.mean is None and codec.space.std is None and codec.space.shift_factor != 0
+    assert (
+        codec.latent_space.mean is None
+        and codec.latent_space.std is None
+        and codec.latent_space.shift_factor != 0
+    )
     calibrate(codec, found, "channels")
-    assert (codec.space.mean, codec.space.shift_factor) == (found.mean, 0)
+    assert (codec.latent_space.mean, codec.latent_space.shift_factor) == (found.mean, 0)
 
 
 def test_keep_writes_force_upcast_alone(source):
     codec = LatentCodec(uneven(force_upcast=True, scaling_factor=0.7))
-    space, fingerprint = codec.space, codec.fingerprint
+    space, fingerprint = codec.latent_space, codec.fingerprint
     calibrate(codec, measure(codec, source), "keep")
-    assert (codec.space, codec.fingerprint) == (space, fingerprint)
+    assert (codec.latent_space, codec.fingerprint) == (space, fingerprint)
     assert codec.autoencoder.config.force_upcast is False
 
 
@@ -335,8 +341,8 @@ def test_a_dead_channel_is_not_turned_into_noise(source):
     found = measure(codec, source)
     assert found.std[2] < 1e-5
     calibrate(codec, found, "channels")
-    assert codec.space.std[2] == pytest.approx(max(found.std) / 1000)
-    assert codec.space.std[:2] == found.std[:2]
+    assert codec.latent_space.std[2] == pytest.approx(max(found.std) / 1000)
+    assert codec.latent_space.std[:2] == found.std[:2]
     assert codec.encode(torch.rand(1, 3, 16, 16))[0, 2].abs().max() < 1e-2
 
 
@@ -360,10 +366,10 @@ def test_each_class_gets_what_its_config_has(build, convention, written, source,
     assert {key for key in config if config[key] != before.get(key)} == written
     assert config.keys() == before.keys()
     if convention == "scale":
-        assert codec.space.scaling_factor == found.scaling_factor
-        assert codec.space.shift_factor == (found.shift_factor if build is tiny else 0)
+        assert codec.latent_space.scaling_factor == found.scaling_factor
+        assert codec.latent_space.shift_factor == (found.shift_factor if build is tiny else 0)
     codec.save_pretrained(tmp_path / "codec")
-    assert LatentCodec.from_pretrained(tmp_path / "codec").space == codec.space
+    assert LatentCodec.from_pretrained(tmp_path / "codec").latent_space == codec.latent_space
 
 
 @pytest.mark.parametrize(

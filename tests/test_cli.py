@@ -454,7 +454,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(codecs, photos, capsys):
         (("roundtrip", photos / "cat.png", "--codec", "bare"), "bare is no codec"),
         (
             ("roundtrip", photos / "cat.png", *mine, "--tile", "0"),
-            "tile is 0; it is an integer of pixels",
+            "tile is 0; expected an integer of pixels",
         ),
         (("roundtrip", photos / "cat.png", *mine, "--device", "abacus"), "abacus"),
         (("roundtrip", photos / "cat.png", *mine, "--device", "meta"), "device meta cannot be used here"),

@@ -101,7 +101,7 @@ def test_what_is_calibrated_already_keeps_its_latent_space(place, capsys):
         out = capsys.readouterr().out
         assert "Scale and shift were as measured before, and stay." in out and "no longer decode" not in out
         again = LatentCodec.from_pretrained("once")
-        assert (again.space, again.space_fingerprint) == (once.space, once.space_fingerprint)
+        assert (again.latent_space, again.space_fingerprint) == (once.latent_space, once.space_fingerprint)
     assert main(["calibrate", "photos/0.png", "--codec", "once"]) == 0
     assert "no longer decode" in capsys.readouterr().out
 
@@ -112,17 +112,17 @@ def test_calibrate_prints_json_and_writes_a_copy(place, capsys):
     found = json.loads(capsys.readouterr().out)
     assert files_in("run") == before
     codec = LatentCodec.from_pretrained("copy")
-    assert codec.space.mean == pytest.approx(found["measured"]["mean"])
-    assert codec.space.std == pytest.approx(found["measured"]["std"])
-    assert found["written"]["latents_std"] == list(codec.space.std)
-    assert (codec.space.scaling_factor, codec.space.shift_factor) == (1, 0)
+    assert codec.latent_space.mean == pytest.approx(found["measured"]["mean"])
+    assert codec.latent_space.std == pytest.approx(found["measured"]["std"])
+    assert found["written"]["latents_std"] == list(codec.latent_space.std)
+    assert (codec.latent_space.scaling_factor, codec.latent_space.shift_factor) == (1, 0)
     assert found["space_fingerprint"] == codec.space_fingerprint
     assert found["space_fingerprint_before"] == LatentCodec.from_pretrained("run").space_fingerprint
     assert (found["path"], found["convention"]) == ("copy", "channels")
     assert [each["dtype"] for each in found["measured"]["parity"]] == ["float32", "bfloat16", "float16"]
     assert Path("copy/README.md").read_text() == "# the model card\n"
     plain = diffusers.AutoencoderKL.from_pretrained("copy")
-    assert tuple(plain.config.latents_mean) == codec.space.mean
+    assert tuple(plain.config.latents_mean) == codec.latent_space.mean
 
 
 def test_normalize_folds_into_the_weights_and_keeps_half_precision(place, capsys):
@@ -143,7 +143,7 @@ def test_keep_space_leaves_latents_alone(place, capsys):
     assert "no longer decode" not in capsys.readouterr().out
     after = LatentCodec.from_pretrained("run")
     assert after.autoencoder.config.force_upcast is False
-    assert (after.space, after.fingerprint) == (before.space, before.fingerprint)
+    assert (after.latent_space, after.fingerprint) == (before.latent_space, before.fingerprint)
 
 
 def test_calibrate_names_what_it_skipped(place, capsys):
@@ -190,7 +190,7 @@ def test_a_shipped_codec_is_never_overwritten(place, capsys, monkeypatch):
     monkeypatch.chdir(place)
     assert main(["calibrate", "photos", "--codec", "default", "--out", "mine"]) == 0
     assert files_in("assets") == before
-    assert LatentCodec.from_pretrained("mine").space.shift_factor != 0
+    assert LatentCodec.from_pretrained("mine").latent_space.shift_factor != 0
 
 
 def test_full_disk_leaves_the_codec_as_it_was(place, capsys):

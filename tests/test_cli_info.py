@@ -313,7 +313,7 @@ def test_facts_of_files_are_those_of_the_codec_that_is_built_of_them(name, place
     assert read.class_name == built.class_name
     for entry in (
         "name",
-        "space",
+        "latent_space",
         "num_parameters",
         "space_fingerprint",
         "fingerprint",
@@ -347,7 +347,7 @@ def test_facts_of_a_copy_of_weights_alone_are_those_of_the_codec_that_it_opens_a
     save_component(component, tmp_path / "codec")
     lone = shutil.copy(tmp_path / "codec/diffusion_pytorch_model.safetensors", tmp_path / "lone.safetensors")
     read, built = read_facts(lone), facts_of(LatentCodec.from_pretrained(lone))
-    for entry in ("name", "class_name", "space", "num_parameters", "space_fingerprint", "fingerprint"):
+    for entry in ("name", "class_name", "latent_space", "num_parameters", "space_fingerprint", "fingerprint"):
         assert getattr(read, entry) == getattr(built, entry)
     assert read.codebook_sizes == built.codebook_sizes
 

@@ -132,13 +132,13 @@ def test_encode_and_decode_are_diffusers_own_with_scale_padding_and_crop(build):
 
     latents = codec.encode(image)
     raw_latents = reference_latents(codec.autoencoder, padded)
-    assert latents.shape == (1, codec.space.channels, 6, 5)
-    assert torch.equal(latents, codec.space.normalize(raw_latents))
+    assert latents.shape == (1, codec.latent_space.channels, 6, 5)
+    assert torch.equal(latents, codec.latent_space.normalize(raw_latents))
 
     decoded = codec.decode(latents, size=(23, 18), output_type="pt")
     options = {"force_not_quantize": True} if build is movq else {}
     with torch.no_grad():
-        expected = codec.autoencoder.decode(codec.space.denormalize(latents), **options).sample
+        expected = codec.autoencoder.decode(codec.latent_space.denormalize(latents), **options).sample
     assert decoded.shape == (1, 3, 23, 18)
     # Scaling and unscaling rounds; VQModel also adds and subtracts z around the codeword.
     torch.testing.assert_close(decoded, expected[:, :, :23, :18].clamp(-1, 1), rtol=0, atol=2e-5)
@@ -243,7 +243,7 @@ def test_mean_unless_sample_and_generator_decides_the_sample():
 
     with torch.no_grad():
         posterior = codec.autoencoder.encode(image[None]).latent_dist
-    expected = posterior.sample(torch.Generator().manual_seed(1)) * codec.space.scaling_factor
+    expected = posterior.sample(torch.Generator().manual_seed(1)) * codec.latent_space.scaling_factor
     torch.testing.assert_close(draws[0], expected)
 
 
@@ -287,7 +287,7 @@ def test_output_types_agree():
         ),
         ({"size": [(24, 20), (24, 20)]}, "2 sizes came for 1 images"),
         ({"output_type": "jpeg"}, "output_type is 'jpeg'; allowed are"),
-        ({"tile": 0}, "tile is 0; it is an integer of pixels, at least 1"),
+        ({"tile": 0}, "tile is 0; expected an integer of pixels, at least 1"),
     ],
 )
 def test_refuses_wrong_arguments_of_decode(arguments, message):
@@ -388,7 +388,7 @@ def test_indices_are_the_nearest_codewords_and_decode_as_latents_do(dtype, looku
     assert indices.shape == (2, 6, 5)
     assert indices.dtype == torch.int64
 
-    raw_latents = codec.space.denormalize(codec.encode(images).float())
+    raw_latents = codec.latent_space.denormalize(codec.encode(images).float())
     codebook = codec.autoencoder.quantize.embedding.weight.float()
     distances = (raw_latents[:, None] - codebook[None, :, :, None, None]).square().sum(2)
     won = distances.gather(1, indices[:, None]).squeeze(1)
@@ -415,11 +415,17 @@ def test_indices_equal_those_of_diffusers_quantizer():
 @pytest.mark.parametrize(
     ("grids", "message"),
     [
-        (torch.zeros(1, 2, 2, dtype=torch.int64), "a tensor came; VQModel takes a list of one grid"),
-        ([torch.zeros(1, 2, 2, dtype=torch.int64)] * 2, "2 grids came"),
-        ([torch.zeros(2, 2, dtype=torch.int64)], r"shape \(2, 2\); an int64 grid"),
+        (
+            torch.zeros(1, 2, 2, dtype=torch.int64),
+            "expected a list of index maps, one for each level, got a tensor",
+        ),
+        ([torch.zeros(1, 2, 2, dtype=torch.int64)] * 2, "expected a list of one index map, got 2"),
+        (
+            [torch.zeros(2, 2, dtype=torch.int64)],
+            r"expected int64 indices \(B, h, w\), got torch.int64 of shape \(2, 2\)",
+        ),
         ([torch.zeros(1, 2, 2)], "float32"),
-        ([torch.full((1, 2, 2), 16)], "run from 16 to 16; the codebook has 0 to 15"),
+        ([torch.full((1, 2, 2), 16)], "expected indices from 0 to 15, got 16 to 16"),
     ],
 )
 def test_refuses_what_are_no_indices(grids, message):
@@ -467,10 +473,10 @@ def test_decoder_changes_only_the_whole_fingerprint(part, space_changes):
 def test_scale_and_shift_change_both_fingerprints(change):
     codec = LatentCodec(kl())
     before = codec.fingerprint, codec.space_fingerprint
-    codec.space = replace(codec.space, **change)
+    codec.latent_space = replace(codec.latent_space, **change)
     assert codec.fingerprint != before[0]
     assert codec.space_fingerprint != before[1]
-    assert LatentSpace.from_config(codec.autoencoder) == codec.space
+    assert LatentSpace.from_config(codec.autoencoder) == codec.latent_space
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.float32])
@@ -485,20 +491,20 @@ def test_dtype_at_opening_changes_no_fingerprint(stored, tmp_path):
 
 def test_space_of_another_grid_is_refused_and_changes_nothing():
     codec = LatentCodec(kl())
-    before = codec.space
+    before = codec.latent_space
     with pytest.raises(ValueError, match="does not fit AutoencoderKL"):
-        codec.space = LatentSpace(5, 4, scaling_factor=0.9)
-    assert LatentSpace.from_config(codec.autoencoder) == codec.space == before
+        codec.latent_space = LatentSpace(5, 4, scaling_factor=0.9)
+    assert LatentSpace.from_config(codec.autoencoder) == codec.latent_space == before
 
 
 def test_space_of_a_class_without_shift_refuses_one():
     codec = LatentCodec(dc())
-    codec.space = replace(codec.space, scaling_factor=0.5)
+    codec.latent_space = replace(codec.latent_space, scaling_factor=0.5)
     assert codec.autoencoder.config.scaling_factor == 0.5
     with pytest.raises(
         ValueError, match=r"AutoencoderDC has no shift_factor, so no pipeline would read 0\.1"
     ):
-        codec.space = replace(codec.space, shift_factor=0.1)
+        codec.latent_space = replace(codec.latent_space, shift_factor=0.1)
 
 
 # ------------------------------------------------------------------------------------------ opening and saving
@@ -509,7 +515,7 @@ def test_save_and_reopen(tmp_path):
     codec.save_pretrained(tmp_path / "mine")
     again = LatentCodec.from_pretrained(tmp_path / "mine")
     assert again.name == "mine"
-    assert again.space == codec.space
+    assert again.latent_space == codec.latent_space
     assert again.fingerprint == codec.fingerprint
     assert torch.equal(again.encode(photo()), codec.encode(photo()))
     assert not again.autoencoder.training
@@ -582,8 +588,8 @@ def test_hub_id_is_found_in_the_hubs_cache(place, tmp_path, monkeypatch):
 
 def test_subfolder_and_weight_file(tmp_path):
     kl().save_pretrained(tmp_path / "here" / "deep")
-    assert LatentCodec.from_pretrained(tmp_path, subfolder="here/deep").space.channels == 4
-    assert LatentCodec.from_pretrained(tmp_path / "here" / "deep" / WEIGHTS).space.channels == 4
+    assert LatentCodec.from_pretrained(tmp_path, subfolder="here/deep").latent_space.channels == 4
+    assert LatentCodec.from_pretrained(tmp_path / "here" / "deep" / WEIGHTS).latent_space.channels == 4
     kl().save_pretrained(tmp_path / "half", variant="fp16")
     assert LatentCodec.from_pretrained(tmp_path / "half" / "diffusion_pytorch_model.fp16.safetensors")
 
@@ -698,7 +704,7 @@ def _extra_key(folder):
         (_nonsense_config, True, r"config.json: expected .* of type"),
         (_broken_json, True, "is not the config of a diffusers model"),
         (_json_list, True, "is not the config of a diffusers model"),
-        (_video_model, True, "AutoencoderKLWan cannot be used: it works on video"),
+        (_video_model, True, "AutoencoderKLWan is not supported: it works on video"),
         (_lost_key, True, r"1 keys \(encoder.conv_in.bias\) missing, 0 keys unexpected"),
         (_extra_key, True, r"0 keys missing, 1 keys \(loss.x\) unexpected"),
     ],
@@ -722,7 +728,7 @@ def test_shipped_default_opens():
 
     codec = LatentCodec.from_pretrained()
     assert codec.name == DEFAULT
-    assert (codec.space.channels, codec.space.downsampling_factor) == (4, 8)
+    assert (codec.latent_space.channels, codec.latent_space.downsampling_factor) == (4, 8)
     assert type(codec.autoencoder) is diffusers.AutoencoderKL
 
 

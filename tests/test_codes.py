@@ -17,13 +17,11 @@ from latent_codec.evaluation.codes import (
     code_usage,
     codebook_image,
     codeword_tiles,
-    decodes_codewords,
     false_colors,
     fixed_length_bits_per_pixel,
     grid_shapes,
     index_map,
     mean_colors,
-    position_sides,
 )
 from latent_codec.evaluation.reconstruction import evaluate_codec
 from latent_codec.images.sources import open_source
@@ -162,7 +160,7 @@ def test_continuous_codecs_have_no_codes(photos):
 
     assert evaluation.codes is None and evaluation.to_dict()["codes"] is None
     assert evaluation.latents.kl is not None
-    assert not decodes_codewords(codec) and position_sides(codec) == []
+    assert not codec.indices_suffice and codec.levels == []
 
 
 def test_the_meter_refuses_other_levels_and_an_empty_count():
@@ -205,7 +203,7 @@ def test_grid_shapes_are_those_of_the_indices(kind, size):
 @pytest.mark.parametrize("kind", BUILDERS)
 def test_a_tile_is_what_a_constant_grid_paints(kind):
     codec = BUILDERS[kind]()
-    (*_, last), side = codec.codebook_sizes, position_sides(codec)[-1]
+    (*_, last), side = codec.codebook_sizes, codec.levels[-1].side
 
     tiles = codeword_tiles(codec, level=len(codec.codebook_sizes) - 1)
 
@@ -514,7 +512,7 @@ def test_latents_of_a_discrete_codec_on_request(folders, photos, tmp_path, monke
 def test_movq_whose_latents_are_decoded_unquantised_stays_with_latents(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     movq = autoencoder_movq()
-    assert movq.is_discrete and not decodes_codewords(movq)
+    assert movq.is_discrete and not movq.indices_suffice
     movq.save_pretrained("movq")
     for flags, kind in (([], "latents"), (["--indices"], "indices")):
         assert main(["encode", str(photos / "photo0.png"), "--codec", "movq", *flags]) == 0

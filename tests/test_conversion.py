@@ -487,7 +487,7 @@ def test_convert_there_and_back(foreign_file, tmp_path, capsys):
     assert out.split() == [str(folder)]
     assert "0 keys missing" in err and "scaling_factor 0.5, shift_factor 0.1: as asked" in err
     codec = LatentCodec.from_pretrained(folder)
-    assert (codec.space.scaling_factor, codec.space.shift_factor) == (0.5, 0.1)
+    assert (codec.latent_space.scaling_factor, codec.latent_space.shift_factor) == (0.5, 0.1)
     assert "vae.safetensors" in (folder / "README.md").read_text()
 
     assert main(["convert", str(folder), str(back), "--to", "ldm", "--json"]) == 0
@@ -500,7 +500,7 @@ def test_convert_there_and_back(foreign_file, tmp_path, capsys):
     assert {tensor.dtype for tensor in load_file(third).values()} == {torch.float16}
     assert read_foreign(third).scale[:2] == (0.5, 0.1)  # by the file's metadata
     plain = LatentCodec.from_pretrained(third)
-    assert plain.space.scaling_factor == 0.5 and plain.dtype == torch.float32
+    assert plain.latent_space.scaling_factor == 0.5 and plain.dtype == torch.float32
 
 
 def test_a_folder_in_half_precision_keeps_its_bits(foreign_file, tmp_path):
@@ -519,7 +519,7 @@ def test_a_codec_whose_config_leaves_the_scale_open_converts_with_the_one_it_com
     assert main(["convert", str(path), str(folder), "--scaling-factor", "1"]) == 0
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"scaling_factor": None}))
-    assert LatentCodec.from_pretrained(folder).space.scaling_factor == 1
+    assert LatentCodec.from_pretrained(folder).latent_space.scaling_factor == 1
     capsys.readouterr()
     assert main(["convert", str(folder), str(tmp_path / "again")]) == 0
     assert "scaling_factor 1: the codec's own config" in capsys.readouterr().err
@@ -532,7 +532,7 @@ def test_an_unknown_scale_is_asked_for_and_warned_of(foreign_file, tmp_path, cap
     assert main(["convert", str(path), str(tmp_path / "folder")]) == 2
     assert "scale" in capsys.readouterr().err and not (tmp_path / "folder").exists()
     with pytest.warns(UserWarning, match="taken as 1"):
-        assert LatentCodec.from_pretrained(path).space.scaling_factor == 1
+        assert LatentCodec.from_pretrained(path).latent_space.scaling_factor == 1
 
 
 def test_calibrate_measures_the_scale(foreign_file, tmp_path, capsys):
@@ -542,7 +542,7 @@ def test_calibrate_measures_the_scale(foreign_file, tmp_path, capsys):
     images = write_images(tmp_path / "images", channels=random_shape(2)["in_channels"])
     assert main(["convert", str(path), str(tmp_path / "folder"), "--calibrate", str(images), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    space = LatentCodec.from_pretrained(tmp_path / "folder").space
+    space = LatentCodec.from_pretrained(tmp_path / "folder").latent_space
     assert facts["scaling_factor"] == space.scaling_factor != 1 and "measured" in facts["scale_known_by"]
 
 
@@ -562,7 +562,7 @@ def test_a_given_config_has_to_agree_and_says_the_scale(tmp_path, capsys):
     save_file(small(), path)
     good = ["convert", str(path), str(tmp_path / "good"), "--config", str(config_file(tmp_path))]
     assert main(good) == 0
-    assert LatentCodec.from_pretrained(tmp_path / "good").space.scaling_factor == 0.3
+    assert LatentCodec.from_pretrained(tmp_path / "good").latent_space.scaling_factor == 0.3
     for changes, words in (
         ({"ch": 64}, "ch times ch_mult is (64, 64) there and (32, 32) here"),
         ({"attn_resolutions": [32]}, "attention levels is [1] there and [] here"),

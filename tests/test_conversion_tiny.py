@@ -137,7 +137,7 @@ def test_written_codec_folder_is_the_component(shared, tmp_path):
     write_diffusers(foreign, tmp_path / "codec")
     codec = LatentCodec.from_pretrained(tmp_path / "codec")
     assert type(codec.autoencoder) is AutoencoderTinyGN
-    assert codec.space == LatentSpace(32, 8, scaling_factor=1.0, shift_factor=0.0)
+    assert codec.latent_space == LatentSpace(32, 8, scaling_factor=1.0, shift_factor=0.0)
     single = LatentCodec.from_pretrained(tmp_path / "codec" / "diffusion_pytorch_model.safetensors")
     assert single.fingerprint == codec.fingerprint
 
@@ -146,7 +146,7 @@ def test_the_verb_converts_pairs_both_ways(shared, tmp_path, capsys):
     sources = [str(path) for path in halves(shared, "taesd")]
     assert main(["convert", *sources, str(tmp_path / "codec")]) == 0
     codec = LatentCodec.from_pretrained(tmp_path / "codec")
-    assert type(codec.autoencoder) is diffusers.AutoencoderTiny and codec.space == LatentSpace(4, 8)
+    assert type(codec.autoencoder) is diffusers.AutoencoderTiny and codec.latent_space == LatentSpace(4, 8)
     assert main(["convert", str(tmp_path / "codec"), str(tmp_path / "pair"), "--to", "taesd"]) == 0
     for source, side in zip(sources, ("encoder", "decoder")):
         before = torch.load(source, weights_only=True)

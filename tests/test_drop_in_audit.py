@@ -13,7 +13,7 @@ from PIL import Image
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec
 from latent_codec.evaluation.calibration import calibrate, measure, normalize_latents
 from latent_codec.evaluation.drop_in_audit import CLOSE, RELATED, audit_drop_in
-from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families import LatentSpace
 from latent_codec.metrics import psnr, round_to_8_bits
 
 
@@ -136,7 +136,7 @@ def test_of_several_levels_the_upper_decoders_count_as_encoder():
 def test_the_same_encoder_with_another_scale(images):
     mine = build(scaling_factor=0.5, shift_factor=0.0)
     theirs = twin(mine)
-    theirs.space = LatentSpace(4, 2, scaling_factor=1.0, shift_factor=0.25)
+    theirs.latent_space = LatentSpace(4, 2, scaling_factor=1.0, shift_factor=0.25)
     audit = audit_drop_in(mine, theirs, images)
     assert audit.fit == "rescaled" and "another scale" in audit.verdict
     assert audit.drift > 0 and all(each.correlation == pytest.approx(1) for each in audit.channels)
@@ -144,7 +144,7 @@ def test_the_same_encoder_with_another_scale(images):
         # (raw - 0) * 0.5 beside (raw - 0.25) * 1
         assert each.std == pytest.approx(each.reference_std / 2)
         assert each.mean == pytest.approx((each.reference_mean + 0.25) / 2, abs=1e-6)
-    assert (audit.space, audit.reference_space) == (mine.space, theirs.space)
+    assert (audit.space, audit.reference_space) == (mine.latent_space, theirs.latent_space)
 
 
 @pytest.mark.parametrize(
@@ -244,8 +244,8 @@ def test_a_scale_folded_into_the_weights_is_close(images):
     theirs = build(name="theirs")
     calibrate(theirs, measure(theirs, Photographs(images)), "channels")
     mine = twin(theirs, "mine")
-    normalize_latents(mine.autoencoder, theirs.space.mean, theirs.space.std)
-    mine.space = LatentSpace(4, 2, mean=(0.0,) * 4, std=(1.0,) * 4)
+    normalize_latents(mine.autoencoder, theirs.latent_space.mean, theirs.latent_space.std)
+    mine.latent_space = LatentSpace(4, 2, mean=(0.0,) * 4, std=(1.0,) * 4)
     audit = audit_drop_in(mine, theirs, images)
     assert set(audit.encoder.differing) == {"quant_conv.weight", "quant_conv.bias"}
     assert audit.fit == "close" and audit.drift < 1e-4

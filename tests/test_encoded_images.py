@@ -244,8 +244,8 @@ def test_mirrored_images_follow_their_images(build, photos, tmp_path):
         name = encoded.name(2 * index)
         assert encoded.name(2 * index + 1) == f"{name} (mirrored)"
         assert encoded.label(2 * index) == encoded.label(2 * index + 1) == (index > 2)
-        image = np.asarray(Image.open(photos / name))
-        for place, array in ((2 * index, image), (2 * index + 1, image[:, ::-1])):
+        pixels = np.asarray(Image.open(photos / name))
+        for place, array in ((2 * index, pixels), (2 * index + 1, pixels[:, ::-1])):
             if encoded.is_discrete:
                 assert torch.equal(encoded.indices(place)[0], codec.encode_indices(image(array))[0][0])
             else:  # a batch may round otherwise than one image

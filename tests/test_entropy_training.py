@@ -340,7 +340,7 @@ def test_sensitivity_is_what_the_decoders_derivatives_say():
     ).view(3, 1, 1)
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        raw = latents / codec.space.scaling_factor + codec.space.shift_factor
+        raw = latents / codec.latent_space.scaling_factor + codec.latent_space.shift_factor
         return codec.autoencoder.decode(raw[None]).sample[0]
 
     expected = torch.zeros(3)

@@ -200,7 +200,7 @@ def draw(pipeline, output_type="pt"):
 def outcome(codec, host, channels=None):
     """ "fails", "right" or "wrong": what the host's pipeline makes of the codec, with a released denoiser's channels."""
     channels = channels or CHANNELS[host]
-    stand_in = SimpleNamespace(autoencoder=codec.autoencoder, space=SimpleNamespace(channels=channels))
+    stand_in = SimpleNamespace(autoencoder=codec.autoencoder, latent_space=SimpleNamespace(channels=channels))
     try:
         pipeline = BUILDERS[host](stand_in)
         latents, images = draw(pipeline)
@@ -221,7 +221,7 @@ def test_verdict_is_what_the_pipeline_itself_does(name, host):
     codec = build()
     found = audit(codec, host)
     assert found.verdict == dict(zip(BUILDERS, expected))[host]
-    if codec.space.channels != CHANNELS[host] and not name.endswith("no shift"):
+    if codec.latent_space.channels != CHANNELS[host] and not name.endswith("no shift"):
         assert any(
             "released denoisers take" in reason or "when it is built" in reason for reason in found.reasons
         )
@@ -283,7 +283,7 @@ def test_writing_a_shift_helps_kl(tmp_path):
     where = {"CODEC": str(tmp_path / "codec"), "FOLDER": str(tmp_path / "shifted")}
     assert main([where.get(word, word) for word in command.split()[1:]]) == 0
     shifted = LatentCodec.from_pretrained(tmp_path / "shifted")
-    assert shifted.space == codec.space
+    assert shifted.latent_space == codec.latent_space
     assert audit(shifted, SD3).verdict == "as it is"
     assert outcome(shifted, SD3) == "right"
 

@@ -74,7 +74,7 @@ def refused(capsys, folder: Path, *verb: str) -> str:
         ({"norm_num_groups": 0}, "makes no AutoencoderKL"),
         ({"block_out_channels": []}, "makes no AutoencoderKL"),
         ({"_class_name": 3}, "it names no _class_name"),
-        ({"_class_name": "Popen"}, "Popen cannot be used"),
+        ({"_class_name": "Popen"}, "Popen is not supported"),
         ({"quantization_config": {"load_in_4bit": True}}, "describes quantized weights"),
     ],
 )

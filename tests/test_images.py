@@ -375,10 +375,10 @@ def test_profile_keeps_alpha():
 @pytest.mark.parametrize("deep", [False, True])
 def test_grey_profile(deep):
     profile = icc_profile(b"GRAY", 1.0)
-    image = Image.fromarray(np.full((8, 8), 64 * 257, np.uint16)) if deep else Image.new("L", (8, 8), 64)
+    gray = Image.fromarray(np.full((8, 8), 64 * 257, np.uint16)) if deep else Image.new("L", (8, 8), 64)
 
     for channels in (1, 3):
-        image = read_image(encoded(image, "PNG", icc_profile=profile), channels=channels)
+        image = read_image(encoded(gray, "PNG", icc_profile=profile), channels=channels)
         assert image.shape == (channels, 8, 8)
         assert np.abs(levels(image) - srgb_curve(np.array(64 / 255))).max() <= 1
 
@@ -709,11 +709,11 @@ def test_to_pil_and_back_is_exact(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, channels), np.uint8)
     image = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
 
-    image = to_pil(image)
+    pil = to_pil(image)
 
-    assert image.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-    assert np.array_equal(np.array(image).reshape(pixels.shape), pixels)
-    torch.testing.assert_close(read_image(image, channels=channels), image, atol=1e-6, rtol=0)
+    assert pil.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    assert np.array_equal(np.array(pil).reshape(pixels.shape), pixels)
+    torch.testing.assert_close(read_image(pil, channels=channels), image, atol=1e-6, rtol=0)
 
 
 def test_to_pil_clamps_and_refuses():

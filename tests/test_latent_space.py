@@ -6,7 +6,7 @@ import diffusers.models.autoencoders as autoencoders
 import pytest
 import torch
 
-from latent_codec.families.latent_space import REFUSED, SUPPORTED, LatentSpace, supported_class
+from latent_codec.families import FAMILIES, REFUSED, LatentSpace, class_name_of
 
 
 def tiny_kl(**config):
@@ -24,7 +24,7 @@ def exported_by_diffusers() -> set[str]:
 
 
 def test_no_class_is_both_supported_and_refused():
-    assert not set(SUPPORTED) & set(REFUSED)
+    assert not set(FAMILIES) & set(REFUSED)
 
 
 OURS = {"AutoencoderTinyGN", "AutoencoderVQ", "HierarchicalVQ"}
@@ -33,20 +33,20 @@ OURS = {"AutoencoderTinyGN", "AutoencoderVQ", "HierarchicalVQ"}
 def test_every_autoencoder_of_diffusers_is_decided_upon():
     exported = exported_by_diffusers()
     assert len(exported) >= 20
-    for name in exported - set(SUPPORTED):
-        with pytest.raises(ValueError, match=rf"^{name} cannot be used: .{{20,}}Usable classes: "):
-            supported_class(name)
+    for name in exported - set(FAMILIES):
+        with pytest.raises(ValueError, match=rf"^{name} is not supported: .{{20,}}Supported classes: "):
+            class_name_of(name)
     if diffusers.__version__.startswith("0.42."):
-        assert exported == (set(SUPPORTED) - OURS) | set(REFUSED)
+        assert exported == (set(FAMILIES) - OURS) | set(REFUSED)
 
 
 def test_subclass_counts_as_its_parent_and_stranger_is_refused():
     class Mine(diffusers.VQModel):
         pass
 
-    assert supported_class(Mine) == "VQModel"
-    with pytest.raises(ValueError, match="UNet2DModel cannot be used: it is not an autoencoder of images"):
-        supported_class(diffusers.UNet2DModel)
+    assert class_name_of(Mine) == "VQModel"
+    with pytest.raises(ValueError, match="UNet2DModel is not supported: it is not an autoencoder of images"):
+        class_name_of(diffusers.UNet2DModel)
 
 
 def test_reads_scale_and_shift_of_kl():

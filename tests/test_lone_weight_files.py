@@ -63,7 +63,7 @@ def bare(folder, target):
 def assert_same_codec(found, expected):
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     assert type(found.autoencoder) is type(expected.autoencoder)
-    assert found.space == expected.space
+    assert found.latent_space == expected.latent_space
     assert (found.fingerprint, found.space_fingerprint) == (expected.fingerprint, expected.space_fingerprint)
     assert torch.equal(found.encode(image), expected.encode(image))
 

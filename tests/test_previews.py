@@ -346,7 +346,7 @@ def test_a_linear_preview_shows_images_of_a_codec_that_codes(tmp_path, make_imag
     fit = fit_linear(codec, make_images)
     assert fit.num_images == 11 and fit.seconds > 0 and fit.skipped == () and fit.palette is None
     assert fit.correlation > 0.99
-    previewer = LatentPreviewer.linear(fit.weight, fit.bias, space=codec.space)
+    previewer = LatentPreviewer.linear(fit.weight, fit.bias, space=codec.latent_space)
     assert correlation(previewer(latents), shown) > 0.99
     blind = fit_linear(codec)
     assert (blind.num_images, blind.correlation) == (0, None)
@@ -359,7 +359,9 @@ def test_any_codec_gets_a_preview_with_and_without_images(kind, channels, tmp_pa
     codec = build(kind, channels)
     source = open_source(write_images(tmp_path, 3, channels, size=(21, 17)))
     for fit in (fit_linear(codec, source, num_images=2), fit_linear(codec)):
-        previewer = LatentPreviewer.linear(fit.weight, fit.bias, space=codec.space, palette=fit.palette)
+        previewer = LatentPreviewer.linear(
+            fit.weight, fit.bias, space=codec.latent_space, palette=fit.palette
+        )
         image = source.read(0, channels).float() / 127.5 - 1
         latents = codec.encode(image)
         images = previewer(latents)
@@ -390,7 +392,7 @@ def stored(codec: LatentCodec, tiny: TinyDecoder | None = None) -> StoredPreview
     generator = torch.Generator().manual_seed(0)
     tables = [torch.rand(size, 3, generator=generator) - 0.5 for size in codec.codebook_sizes]
     palette = Palette(torch.full((3,), 0.125), tables) if codec.is_discrete else None
-    weight = torch.rand(3, codec.space.channels, generator=generator)
+    weight = torch.rand(3, codec.latent_space.channels, generator=generator)
     return StoredPreview(weight, torch.full((3,), 0.25), palette, tiny)
 
 
@@ -405,9 +407,9 @@ def test_a_previewer_finds_what_was_stored_beside_the_codec(kind, tmp_path):
     codec = build(kind, scaling_factor=0.5)
     previewer = LatentPreviewer.from_pretrained(saved(codec, tmp_path / "codec"))
     expected = stored(codec)
-    latents = smooth(1, codec.space.channels, 4, 6)
+    latents = smooth(1, codec.latent_space.channels, 4, 6)
     same = LatentPreviewer.linear(expected.weight, expected.bias, palette=expected.palette)
-    assert previewer.kind == "linear" and previewer.space == codec.space
+    assert previewer.kind == "linear" and previewer.space == codec.latent_space
     assert torch.equal(previewer(latents), same(latents))
     if codec.is_discrete:
         grids = codec.encode_indices((smooth(1, 3, 8, 8) / 3).clamp(-1, 1))
@@ -511,7 +513,7 @@ def test_a_full_disk_leaves_the_preview_that_was_there(tmp_path):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_codecs_carry_fitted_previews(name):
     codec, previewer = LatentCodec.from_pretrained(name), LatentPreviewer.from_pretrained(name, kind="linear")
-    assert previewer.space == codec.space
+    assert previewer.space == codec.latent_space
     image = (colored_noise((3, 64, 96), 2.0, torch.Generator().manual_seed(0)) / 3).clamp(-1, 1)
     decoded = F.avg_pool2d(codec.decode(codec.encode(image), output_type="pt"), 8)
     assert correlation(previewer(codec.encode(image)), decoded) > 0.9
@@ -581,7 +583,7 @@ def test_a_tiny_decoder_learns_what_its_teacher_paints(tmp_path, make_images):
     assert lines[-1]["psnr"] > lines[0]["psnr"] + 6
     image = make_images.read(0).float() / 127.5 - 1
     latents = codec.encode(image)
-    painted = LatentPreviewer.tiny(result.network, space=codec.space)(latents)
+    painted = LatentPreviewer.tiny(result.network, space=codec.latent_space)(latents)
     assert correlation(painted, codec.decode(latents, output_type="pt")) > 0.8
     assert (tmp_path / "run" / "samples" / "00000120.png").is_file()
     # the clamp lets through what this codec's latents are
@@ -639,7 +641,7 @@ def test_taef2_is_previewed_by_the_same_classes(shared):
     image = open_source(shared / "data" / "kodak").read(1).float()[:, :128, :192] / 127.5 - 1
     latents = codec.encode(image)
     decoded = LatentPreviewer.full(codec)(latents)
-    shown = LatentPreviewer.linear(fit.weight, fit.bias, space=codec.space)(latents)
+    shown = LatentPreviewer.linear(fit.weight, fit.bias, space=codec.latent_space)(latents)
     assert correlation(decoded, image[None]) > 0.95
     assert (
         correlation(shown, F.avg_pool2d(decoded, 8)) > 0.7

@@ -282,7 +282,7 @@ def test_the_callback_sees_every_position_and_previews_show_the_commonest_index_
     ).indices
     assert [(step, num_steps) for step, num_steps, *_ in seen] == [(step, 32) for step in range(1, 33)]
     commonest = torch.tensor(pipe.prior.config.most_frequent).view(-1, 1, 1)
-    for step, _, grid, done, images in seen:
+    for step, _, grid, done, previews in seen:
         final = indices[:2] if step <= 16 else indices[2:]
         assert done.flatten(1).sum(1).tolist() == [(step - 1) % 16 + 1] * len(final)
         everywhere = done[:, None].expand_as(final) if final.ndim == 4 else done
@@ -290,7 +290,7 @@ def test_the_callback_sees_every_position_and_previews_show_the_commonest_index_
         if step in (1, 7, 16):
             expected = torch.where(everywhere, final, commonest)
             images = decoded(pipe, expected)
-            assert [image.tobytes() for image in images] == [
+            assert [image.tobytes() for image in previews] == [
                 ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy().tobytes() for image in images
             ]
 
@@ -545,11 +545,11 @@ def broken_classifier() -> ImageClassifier:
         (None, "keep ranks images by a classifier, and the pipeline has none"),
         (
             classifier(num_classes=4),
-            "an ImageClassifier, gave logits of shape (1, 4) for 1 images; the prior has 3",
+            "the classifier ImageClassifier gave logits of shape (1, 4) for 1 images; the prior has 3",
         ),
         (classifier(in_channels=1), "shape (1, 3, 8, 8); expected floats (B, 1, H, W)"),
         (transformers_classifier(image_size=16), "(8*8) doesn't match model (16*16)"),
-        (broken_classifier(), "an ImageClassifier, gave NaN or infinity in torch.float32"),
+        (broken_classifier(), "the classifier ImageClassifier gave NaN or infinity in torch.float32"),
     ],
 )
 def test_a_classifier_that_does_not_fit_says_so_before_anything_is_drawn(judge, told):

@@ -116,8 +116,8 @@ def sd3_pipeline(codec, text_width=WIDTH):
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=4,
         patch_size=2,
-        in_channels=codec.space.channels,
-        out_channels=codec.space.channels,
+        in_channels=codec.latent_space.channels,
+        out_channels=codec.latent_space.channels,
         num_layers=1,
         attention_head_dim=4,
         num_attention_heads=2,
@@ -143,7 +143,7 @@ def flux_pipeline(codec):
     torch.manual_seed(1)
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
-        in_channels=codec.space.channels * 4,
+        in_channels=codec.latent_space.channels * 4,
         num_layers=1,
         num_single_layers=1,
         attention_head_dim=8,
@@ -328,8 +328,8 @@ def ldm_pipeline(codec):
     torch.manual_seed(1)
     unet = diffusers.UNet2DModel(
         sample_size=4,
-        in_channels=codec.space.channels,
-        out_channels=codec.space.channels,
+        in_channels=codec.latent_space.channels,
+        out_channels=codec.latent_space.channels,
         block_out_channels=(WIDTH, WIDTH),
         norm_num_groups=4,
         layers_per_block=1,
@@ -432,8 +432,8 @@ def without_chance(codec):
     if isinstance(codec.autoencoder, diffusers.AutoencoderKL):
         last = codec.autoencoder.quant_conv or codec.autoencoder.encoder.conv_out
         with torch.no_grad():
-            last.weight[codec.space.channels :] = 0
-            last.bias[codec.space.channels :] = -30
+            last.weight[codec.latent_space.channels :] = 0
+            last.bias[codec.latent_space.channels :] = -30
         codec.weights_changed()
     return codec
 
@@ -623,8 +623,8 @@ def test_pipelines_reload_after_import_latent_codec_alone(tmp_path):
         # Loaded weights lie elsewhere in memory, so vectorised sums may run in another order.
         assert torch.allclose(images[name], drawn, rtol=0, atol=1e-5), name
     assert LatentCodec.from_pretrained(tmp_path / "sd-vq").is_discrete
-    assert LatentCodec.from_pretrained(tmp_path / "sd3").space.shift_factor == 0.0609
-    assert LatentCodec.from_pretrained(tmp_path / "flux-vq").space.shift_factor == 0.3
+    assert LatentCodec.from_pretrained(tmp_path / "sd3").latent_space.shift_factor == 0.0609
+    assert LatentCodec.from_pretrained(tmp_path / "flux-vq").latent_space.shift_factor == 0.3
 
 
 @pytest.mark.parametrize(
@@ -681,7 +681,7 @@ def test_plain_diffusers_loads_folders_where_our_package_is_not_importable(tmp_p
         codec = LatentCodec.from_pretrained(folder)
         mode, expected = answer[f"mode {number}"], answer[f"decoded {number}"]
         latents = codec.encode(images)
-        assert torch.equal(latents, codec.space.normalize(mode)), folder
+        assert torch.equal(latents, codec.latent_space.normalize(mode)), folder
         with torch.no_grad():
             assert torch.equal(codec.autoencoder.decode(mode).sample, expected), folder
         # Through our own decode the latents are scaled and unscaled, which rounds.

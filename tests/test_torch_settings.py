@@ -18,7 +18,6 @@ from latent_codec.components.prior_folders import load_prior
 from latent_codec.components.weight_files import WEIGHTS
 from latent_codec.conversion.writing import write_foreign
 from latent_codec.evaluation.drop_in_audit import audit_drop_in
-from latent_codec.families.latent_space import side_multiple
 from latent_codec.latents.latent_files import load_latents, save_latents
 from latent_codec.models.context_network import grid_places
 from latent_codec.pipelines.folders import load_pipeline
@@ -95,7 +94,9 @@ def folders(tmp_path_factory):
         found[name] = root / name
         codec.save_pretrained(found[name])
         if name in test_bitstream.KINDS:
-            fit_static(codec, [test_bitstream.image(40, 48, seed) for seed in range(4)]).save(found[name])
+            fit_static(codec, [test_bitstream.make_image(40, 48, seed) for seed in range(4)]).save(
+                found[name]
+            )
     return found
 
 
@@ -110,7 +111,7 @@ def answers(codec: LatentCodec, folder) -> dict:
     latents = codec.encode(photo)
     found = {
         "dtype": codec.dtype,
-        "space": codec.space,
+        "space": codec.latent_space,
         "fingerprints": (codec.space_fingerprint, codec.fingerprint),
         "parameters": codec.num_parameters,
         "latents": latents,
@@ -128,7 +129,7 @@ def answers(codec: LatentCodec, folder) -> dict:
     if codec.is_discrete:
         found["indices"] = codec.encode_indices(photo)
         found["of indices"] = codec.decode_indices(found["indices"], output_type="pt")
-    found["preview"] = LatentPreviewer.full(codec, max_side=2 * side_multiple(codec.autoencoder))(latents)
+    found["preview"] = LatentPreviewer.full(codec, max_side=2 * codec.family.side_multiple)(latents)
     if codec.folder is not None and (codec.folder / "entropy.safetensors").is_file():
         model = load_entropy_model(codec.folder, codec=codec)
         found["bytes"] = compress(codec, photo, entropy_model=model)
@@ -245,7 +246,7 @@ def test_a_compiled_codec_is_the_plain_one(name, how, folders, plain, tmp_path):
     assert_same(answers(codec, tmp_path), expected)
     assert LatentCodec.from_pretrained(tmp_path / "codec").fingerprint == codec.fingerprint
     given = LatentCodec(COMPILED[how](opened(folders[name]).autoencoder))
-    assert (given.space, given.fingerprint) == (expected["space"], expected["fingerprints"][1])
+    assert (given.latent_space, given.fingerprint) == (expected["space"], expected["fingerprints"][1])
 
 
 def test_a_compiled_codec_compares_and_converts_as_the_plain_one(tmp_path):

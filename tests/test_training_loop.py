@@ -313,7 +313,7 @@ def test_decoder_only_leaves_the_latents_alone_to_the_bit(tmp_path, make_images,
         assert torch.equal(old[key], new[key]) == kept, key
     assert before.space_fingerprint == after.space_fingerprint
     assert before.fingerprint != after.fingerprint
-    assert (after.space.scaling_factor, after.space.shift_factor) == (0.7, 0.1)
+    assert (after.latent_space.scaling_factor, after.latent_space.shift_factor) == (0.7, 0.1)
     card = (tmp_path / "run" / "codec" / "README.md").read_text()
     assert (
         f"those of mine, to the bit in float32, and its latents decode here: space fingerprint {before.space_fingerprint}"

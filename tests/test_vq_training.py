@@ -334,7 +334,7 @@ def test_a_linear_start_is_k_means_of_the_images_blocks():
     config = tiny_config(**sections("AutoencoderVQ", arguments=arguments))
     images = smooth_images()
     random, linear = build_autoencoder(config), build_autoencoder(config)
-    initialize_linear_code(linear, images)
+    initialize_linear_code(linear, images, quantizer=linear.quantize)
     blocks = torch.nn.functional.pixel_unshuffle(images, 2).movedim(1, -1).flatten(0, 2)
     # What 4 latent channels can hold of the blocks, by k-means with as many codewords.
     mean = blocks.mean(0)

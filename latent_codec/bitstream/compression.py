@@ -29,9 +29,8 @@ from latent_codec.bitstream.targets import (
     compress_latents,
     compress_latents_to,
 )
-from latent_codec.codec import ImageLike, LatentCodec, as_output, decodes_codewords
+from latent_codec.codec import ImageLike, LatentCodec, as_output
 from latent_codec.images.tensors import to_image
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.torch_settings import ignoring_caller_settings
 
 TILE = 1024
@@ -104,7 +103,7 @@ def prepare(
             f"the entropy model was fitted to another codec (space {entropy_model.space_fingerprint}) than {codec.name} "
             f"(space {codec.space_fingerprint}); fit one to it"
         )
-    if entropy_model is None and not decodes_codewords(codec):
+    if entropy_model is None and not codec.indices_suffice:
         raise ValueError(
             f"latents of {codec.name} need an entropy model, and none lies beside it; `latent-codec fit-entropy` makes one"
         )
@@ -119,7 +118,7 @@ def prepare(
         space_fingerprint=codec.space_fingerprint,
         tile=_tile_positions(tile, image.shape[1:], levels),
     )
-    if decodes_codewords(codec):
+    if codec.indices_suffice:
         found = [grid.cpu().numpy() for grid in codec.encode_indices(image)]
     else:
         found = codec.encode(image)[0].float().cpu().numpy()
@@ -309,11 +308,9 @@ def _decode_tile(
             for values, place in zip(decoded.values, places, strict=True)
         ]
         known = [each[place] for each, place in zip(decoded.known, places, strict=True)]
-        whole = all(each.all() for each in known) and len(grids) == len(codec.codebook_sizes)
-        if whole or not isinstance(codec.autoencoder, HierarchicalVQ):
-            image = codec.decode_indices(grids, output_type="pt")[0]
-        else:
-            image = _decode_some_levels(codec, grids, known)
+        whole = all(each.all() for each in known) and len(grids) == len(codec.levels)
+        masks = None if whole else [torch.from_numpy(each) for each in known]
+        image = codec.decode_indices(grids, known=masks, output_type="pt")[0]
     else:
         image = codec.decode(_latents(codec, entropy_model, decoded, tile), output_type="pt")[0]
     return torch.where(_lost_pixels(decoded.container, tile).to(image.device), 0, image)
@@ -375,14 +372,9 @@ def ideal_bits(decoded: Decoded, entropy_model: EntropyModel | None = None) -> f
 
 
 def _levels(codec: LatentCodec) -> tuple[Level, ...]:
-    if not decodes_codewords(codec):
-        return (Level(side=codec.space.downsampling_factor, channels=codec.space.channels),)
-    autoencoder = codec.autoencoder
-    is_hierarchical = isinstance(autoencoder, HierarchicalVQ)
-    sides = autoencoder.position_sides if is_hierarchical else [codec.space.downsampling_factor]
-    return tuple(
-        Level(side=side, codebook_size=size) for side, size in zip(sides, codec.codebook_sizes, strict=True)
-    )
+    if not codec.indices_suffice:
+        return (Level(side=codec.latent_space.downsampling_factor, channels=codec.latent_space.channels),)
+    return tuple(Level(side=level.side, codebook_size=level.codebook_size) for level in codec.levels)
 
 
 def _tile_positions(tile: int | None, size: Sequence[int], levels: Sequence[Level]) -> int | None:
@@ -440,19 +432,3 @@ def _warn_of_missing(container: Container) -> None:
     if lost:
         shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
         warnings.warn(f"decoded in part; missing or damaged: {shown}", PartialWarning, stacklevel=3)
-
-
-def _decode_some_levels(codec: LatentCodec, grids: Sequence[Tensor], known: Sequence[np.ndarray]) -> Tensor:
-    """An image (C, H, W) of a HierarchicalVQ's indices, with the mean codeword where none is known."""
-    autoencoder, quantized = codec.autoencoder, []
-    side = autoencoder.position_sides[0]
-    shapes = autoencoder.grid_shapes(grids[0].shape[1] * side, grids[0].shape[2] * side)
-    for level, shape in enumerate(shapes):
-        codewords = autoencoder.mean_codeword(level).view(1, -1, 1, 1).expand(1, -1, *shape)
-        if level < len(grids):
-            found = autoencoder.quantizers[level].lookup(grids[level].to(codec.device))
-            mask = torch.from_numpy(known[level][0]).to(codec.device)
-            codewords = torch.where(mask, found, codewords)
-        quantized.append(codewords)
-    latents = codec.space.normalize(autoencoder.concatenate(quantized))
-    return codec.decode(latents, output_type="pt")[0]

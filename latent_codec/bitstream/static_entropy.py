@@ -15,7 +15,7 @@ from latent_codec.bitstream.entropy_model import Pass, Prediction, Shape
 from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
 from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import TOTAL, Tables, cumulative_tables
-from latent_codec.codec import ImageLike, LatentCodec, decodes_codewords
+from latent_codec.codec import ImageLike, LatentCodec
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
 
 NUM_STEPS = 101
@@ -119,7 +119,7 @@ def fit_static(codec: LatentCodec, images: Iterable[ImageLike]) -> StaticEntropy
     Raises:
         ValueError: for no images, a channel that never changes, or a codebook of more than 2^16 codewords.
     """
-    if decodes_codewords(codec):
+    if codec.indices_suffice:
         return _fit_indices(codec, images)
     return _fit_latents(codec, images)
 

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     for reason in measured.skipped:
         print(f"skipped {reason}", file=sys.stderr)
 
-    is_calibrated = args.convention == "scale" and _is_calibrated(codec.space, measured)
+    is_calibrated = args.convention == "scale" and _is_calibrated(codec.latent_space, measured)
     calibrate(codec, measured, "keep" if is_calibrated else args.convention)
     _save(codec, folder, _stored_dtypes(weights, args.config))
     saved = LatentCodec.from_pretrained(folder)
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         "convention": args.convention,
         "measured": measured.to_dict(),
         "written": {
-            **saved.space.to_config(),
+            **saved.latent_space.to_config(),
             "force_upcast": bool(saved.autoencoder.config.get("force_upcast")),
         },
         "space_fingerprint_before": before,

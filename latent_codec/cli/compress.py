@@ -123,15 +123,13 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace, codec, model) -> None:
     """Refuse flags that fit no image, before the first is read."""
-    from latent_codec.codec import decodes_codewords
-    from latent_codec.families.latent_space import side_multiple
 
-    multiple = side_multiple(codec.autoencoder)
+    multiple = codec.family.side_multiple
     if args.tile % multiple:
         raise ValueError(
             f"--tile is {args.tile}; {codec.name} needs a multiple of {multiple} pixels, or 0 for no tiles"
         )
-    if decodes_codewords(codec):
+    if codec.indices_suffice:
         if args.quality is not None:
             raise ValueError(
                 f"--quality is {args.quality}; indices of {codec.name} are stored as they are: leave it out"

@@ -240,7 +240,7 @@ def _convert_codec(args: argparse.Namespace, codec) -> dict:
     else:
         written = write_foreign(codec.autoencoder, args.to, args.destination, dtypes=dtypes)
     config = codec.autoencoder.config
-    own = Scale(codec.space.scaling_factor, config.get("shift_factor"), "the codec's own config")
+    own = Scale(codec.latent_space.scaling_factor, config.get("shift_factor"), "the codec's own config")
     counts = {"mapped": len(codec.autoencoder.state_dict())}
     return _facts(f"diffusers {type(codec.autoencoder).__name__}", counts, asked or own, written)
 
@@ -267,7 +267,7 @@ def _calibrate(folder: Path, data: str):
     with showing("calibrating") as report:
         calibrate(codec, measure(codec, open_source(data), on_progress=report), "scale")
     codec.save_pretrained(folder)
-    return Scale(codec.space.scaling_factor, codec.space.shift_factor, f"measured on {data}")
+    return Scale(codec.latent_space.scaling_factor, codec.latent_space.shift_factor, f"measured on {data}")
 
 
 def _dtype(args: argparse.Namespace):

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     taken: set[Path] = set()
     for file, folder in with_progress(files, "decoding"):
         if file in plain:
-            batches = plain[file].latents(codec.space.channels)
+            batches = plain[file].latents(codec.latent_space.channels)
             print(
                 f"latent-codec decode: Note: {file} is {plain[file]}; whether its latents are of {codec.name} "
                 "cannot be checked",

@@ -91,7 +91,6 @@ def run(args: argparse.Namespace) -> int:
         if number is not None and number < 1:
             raise ValueError(f"{flag} is {number}; at least 1")
 
-    from latent_codec.codec import decodes_codewords
     from latent_codec.images.sources import FolderImages, open_source
 
     source = open_source(args.data, split=args.split)
@@ -104,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--mirrored goes with files of many images; add --shard {IMAGES_PER_FILE}")
     images = output_names(source.listing)
     codec = load_codec(args)
-    args.indices = args.indices or (decodes_codewords(codec) and not args.latents)
+    args.indices = args.indices or (codec.indices_suffice and not args.latents)
     if args.indices and not codec.is_discrete:
         raise ValueError(f"{codec.name} has no codebook, and so no indices; leave --indices out")
     if args.indices and args.tile:

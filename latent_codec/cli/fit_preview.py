@@ -15,6 +15,7 @@ stopped. A shipped codec, one from the hub and a single file stay as they are: -
 import argparse
 from pathlib import Path
 
+from latent_codec import deprecated
 from latent_codec.cli.arguments import (
     add_codec_arguments,
     add_json_argument,
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="images to fit to: folders, webdataset tars, hf:owner/name (default: none, random latents)",
     )
+    deprecated.add_old_flag(parser, "--pictures", nargs="+")
     parser.add_argument("--split", default="train", help="of data that has splits (default: train)")
     add_limit_argument(parser, 24)
     parser.add_argument(

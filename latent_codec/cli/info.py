@@ -35,6 +35,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from latent_codec import deprecated
 from latent_codec.cli.arguments import add_json_argument, add_subfolder_argument, by, device_of
 from latent_codec.cli.compressed_files import (
     add_entropy_argument,
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", metavar="REFERENCE", help="whether a denoiser of that codec fits this one"
     )
     parser.add_argument("--images", metavar="DATA", help="for --against: a folder, tars, hf:owner/name")
+    deprecated.add_old_flag(parser, "--pictures")
     parser.add_argument(
         "--num",
         type=int,
@@ -224,7 +226,7 @@ def _prior_facts(prior) -> dict:
 
 
 def _describe_codec(codec: "CodecFacts") -> dict:
-    space = codec.space
+    space = codec.latent_space
     return {
         "kind": "codec",
         "name": codec.name,
@@ -247,7 +249,7 @@ def _describe_codebooks(codec: "CodecFacts") -> dict:
 
     sizes, side = codec.codebook_sizes, codec.config.get("sample_size") or 256
     grids = codec.grid_shapes(side, side)
-    dim = codec.space.channels // len(sizes)  # latents have all levels' codewords side by side
+    dim = codec.latent_space.channels // len(sizes)  # latents have all levels' codewords side by side
     return {
         "codebook_sizes": sizes,
         "codeword_dims": [dim] * len(sizes),

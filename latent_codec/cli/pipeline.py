@@ -241,7 +241,7 @@ def _described(pipe, part: str) -> str:
     if codec.is_discrete:
         holds = f"codebooks of {' and '.join(map(str, codec.codebook_sizes))}"
     else:
-        holds = f"{codec.space.channels} latent channels, {codec.space.downsampling_factor}x smaller"
+        holds = f"{codec.latent_space.channels} latent channels, {codec.latent_space.downsampling_factor}x smaller"
     return f"{holds}, space fingerprint {codec.space_fingerprint}"
 
 

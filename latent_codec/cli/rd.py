@@ -89,7 +89,6 @@ def run(args: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from latent_codec.codec import decodes_codewords
     from latent_codec.evaluation.image_formats import image_formats
     from latent_codec.evaluation.rate_distortion import measure_rate_distortion
     from latent_codec.evaluation.rate_distortion_images import equal_bytes_grid, plot_rate_distortion
@@ -132,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
                 rates=rates or (0.15,),
                 limit=args.limit,
                 device=ours.codec.device,
-                reconstruct=None if decodes_codewords(ours.codec) else partial(reconstruct, ours.codec),
+                reconstruct=None if ours.codec.indices_suffice else partial(reconstruct, ours.codec),
                 on_progress=report,
             )
         with showing(f"writing {args.out}"):
@@ -189,7 +188,6 @@ def _compressor(args: argparse.Namespace) -> CodecCompressor:
         ValueError: if latents have none, or the codec's images are transparent.
     """
     from latent_codec.bitstream import load_entropy_model, sidecar
-    from latent_codec.codec import decodes_codewords
 
     codec = load_codec(args)
     if codec.channels not in (1, 3):
@@ -197,7 +195,7 @@ def _compressor(args: argparse.Namespace) -> CodecCompressor:
             f"{codec.name} takes images of {codec.channels} channels; grey and RGB can be compared, transparency cannot"
         )
     model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy, codec=codec)
-    if model is None and not decodes_codewords(codec):
+    if model is None and not codec.indices_suffice:
         raise ValueError(
             f"latents of {codec.name} need an entropy model, and no entropy.safetensors lies beside it: `latent-codec "
             "fit-entropy` makes one, --entropy names another"

@@ -70,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
-    from latent_codec.evaluation.codes import decodes_codewords
     from latent_codec.images.tensors import hstack_images, write_image
     from latent_codec.metrics import psnr, round_to_8_bits, ssim
 
@@ -88,7 +87,7 @@ def _roundtrip(codec, image, name: Path, args: argparse.Namespace) -> dict:
         difference[3] = 1  # opaque, or an equal alpha would hide the difference of the colours
     path = Path(args.out) / name.with_name(f"{name.name}-roundtrip.png")
     write_image(hstack_images([image, reconstruction, difference]), path)
-    codes = _look_at_codes(codec, image, path) if decodes_codewords(codec) else {}
+    codes = _look_at_codes(codec, image, path) if codec.indices_suffice else {}
     result = {
         "name": str(name),
         "psnr": psnr(reconstruction[None], image[None]).item(),

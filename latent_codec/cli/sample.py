@@ -342,8 +342,8 @@ def _sample_latents(args: argparse.Namespace) -> None:
         )
     side = codec.autoencoder.config.get("sample_size") or DEFAULT_SIDE
     height, width = size or (side, side)
-    factor = codec.space.downsampling_factor
-    shape = codec.space.channels, -(-height // factor), -(-width // factor)
+    factor = codec.latent_space.downsampling_factor
+    shape = codec.latent_space.channels, -(-height // factor), -(-width // factor)
 
     # Drawn on the CPU, one sample after another: the same on every device and for every number of samples.
     generator = torch.Generator().manual_seed(args.seed)
@@ -358,7 +358,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
     ]
     write_image(_sheet(samples, math.ceil(math.sqrt(args.num))), args.out)
 
-    drawn = _what_was_drawn(codec.space, args.temperature)
+    drawn = _what_was_drawn(codec.latent_space, args.temperature)
     if args.json:
         facts = {
             "codec": codec.name,

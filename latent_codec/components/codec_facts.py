@@ -12,8 +12,6 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +19,7 @@ import numpy as np
 
 from latent_codec.components.codec_folders import find_weights, is_foreign_file, short_name
 from latent_codec.components.weight_files import CONFIG, config_in, metadata_of, read_config_file
-from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families import LatentSpace, family_class
 from latent_codec.files import read_folder
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class CodecFacts:
     name: str
     class_name: str
     config: dict
-    space: LatentSpace
+    latent_space: LatentSpace
     num_parameters: int
     space_fingerprint: str
     fingerprint: str
@@ -51,17 +49,16 @@ class CodecFacts:
     @property
     def codebook_sizes(self) -> list[int]:
         """Of each level, top first; empty where there is no codebook."""
-        if self.class_name == "HierarchicalVQ":
-            sizes = self.config["codebook_sizes"]
-            return [sizes] * len(self.config["strides"]) if isinstance(sizes, int) else list(sizes)
-        return [self.config["num_vq_embeddings"]] if self.class_name in ("AutoencoderVQ", "VQModel") else []
+        return [size for size, _ in self._levels]
 
     @property
     def position_sides(self) -> list[int]:
-        """Pixels that an index of each level stands for, along one side, top first."""
-        if self.class_name == "HierarchicalVQ":
-            return list(accumulate(self.config["strides"], mul))[::-1]
-        return [self.space.downsampling_factor]
+        """Pixels that an index of each level, or a position of the latents, stands for, along one side, top first."""
+        return [side for _, side in self._levels] or [self.latent_space.downsampling_factor]
+
+    @property
+    def _levels(self) -> list[tuple[int, int]]:
+        return family_class(self.class_name, self.config).level_shapes(self.config)
 
     def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
         """`grid_shapes` of this codec's levels."""
@@ -89,7 +86,7 @@ def facts_of(codec: "LatentCodec") -> CodecFacts:
         name=codec.name,
         class_name=type(codec.autoencoder).__name__,
         config=dict(codec.autoencoder.config),
-        space=codec.space,
+        latent_space=codec.latent_space,
         num_parameters=codec.num_parameters,
         space_fingerprint=codec.space_fingerprint,
         fingerprint=codec.fingerprint,
@@ -125,13 +122,6 @@ def fingerprint(digests: Mapping[str, str], space: LatentSpace) -> str:
     }
     lines = [f"{key} {each}\n" for key, each in sorted((dict(digests) | entries).items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
-
-
-def is_of_decoder(key: str, class_name: str, config: Mapping) -> bool:
-    """Whether a weight can be changed without changing the latent space."""
-    if class_name == "HierarchicalVQ":  # whose upper decoders are part of what the levels below encode
-        return key.startswith((f"decoders.{len(config['strides']) - 1}.", "usage_"))
-    return key.startswith(("decoder.", "post_quant_conv."))
 
 
 def _is_own_copy(path: Path) -> bool:
@@ -182,12 +172,13 @@ def _read(weights: Path, name: str) -> CodecFacts | None:
                 return None
     except (KeyError, TypeError, ValueError, RecursionError):
         return None  # building says what is wrong
-    in_space = {key: each for key, each in digests.items() if not is_of_decoder(key, class_name, config)}
+    decoder_keys = family_class(class_name, config).decoder_keys(config)
+    in_space = {key: each for key, each in digests.items() if not key.startswith(decoder_keys)}
     return CodecFacts(
         name=name,
         class_name=class_name,
         config=config,
-        space=space,
+        latent_space=space,
         num_parameters=num_parameters,
         space_fingerprint=fingerprint(in_space, space),
         fingerprint=fingerprint(digests, space),

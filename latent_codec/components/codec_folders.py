@@ -13,7 +13,7 @@ from latent_codec.components.weight_files import (
     read_config_file,
     weight_patterns,
 )
-from latent_codec.families.latent_space import LatentSpace, supported_class
+from latent_codec.families import LatentSpace, class_name_of
 from latent_codec.files import check_is_file, restore
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -215,5 +215,5 @@ def _component_class(class_name: str) -> type:
     from latent_codec.models.hierarchical_vq import HierarchicalVQ
 
     ours = {each.__name__: each for each in (AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ)}
-    name = supported_class(class_name)
+    name = class_name_of(class_name)
     return ours.get(name) or getattr(diffusers, name)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latent_codec import deprecated
 from latent_codec.files import named_in_utf8
 
 CONFIG = "config.json"
@@ -81,7 +82,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
             raise ValueError("it names no _class_name")
     except ValueError as error:
         raise ValueError(f"{path} is not the config of a diffusers model: {error}") from error
-    return config
+    return deprecated.rename_class(config)
 
 
 def read_json(path: Path, max_bytes: int) -> Any:

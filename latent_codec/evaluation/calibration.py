@@ -23,13 +23,13 @@ from statistics import fmean
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from latent_codec import metrics
 from latent_codec.codec import LatentCodec, NonFiniteError, to_precision
 from latent_codec.evaluation.reconstruction import read_image
-from latent_codec.families.latent_space import LatentSpace, is_movq
+from latent_codec.families import LatentSpace, family_of
 from latent_codec.images.sources import ImageSource, spread
 from latent_codec.images.tensors import ImageError, center_crop
 from latent_codec.torch_settings import ignoring_caller_settings
@@ -133,7 +133,7 @@ def measure(
     between_parity_images = max(len(chosen) // NUM_PARITY_IMAGES, 1)
     parity_images: list[Tensor] = []
     skipped: list[str] = []
-    totals = squares = torch.zeros(codec.space.channels, dtype=torch.float64)
+    totals = squares = torch.zeros(codec.latent_space.channels, dtype=torch.float64)
     positions = num_measured = 0
     codecs = {torch.float32: codec} | {dtype: _in_half_precision(codec, dtype) for dtype in HALVES}
     peak = _PeakActivation()
@@ -193,11 +193,7 @@ def measure(
 
 def can_normalize(autoencoder) -> bool:
     """Whether `normalize_latents` applies: an AutoencoderKL with both quant convolutions."""
-    return (
-        isinstance(autoencoder, AutoencoderKL)
-        and autoencoder.quant_conv is not None
-        and autoencoder.post_quant_conv is not None
-    )
+    return family_of(autoencoder).folds_statistics
 
 
 def check_convention(autoencoder, convention: Convention) -> None:
@@ -213,7 +209,7 @@ def check_convention(autoencoder, convention: Convention) -> None:
         )
     if convention == "channels" and not {"latents_mean", "latents_std"} <= config.keys():
         raise ValueError(f"{kind} has no latents_mean and latents_std in its config; write a scale instead")
-    if convention == "scale" and ("scaling_factor" not in config or is_movq(autoencoder)):
+    if convention == "scale" and not family_of(autoencoder).reads_scale:
         raise ValueError(
             f"no pipeline reads a scale from this {kind}: its raw latents are its latents; keep the space as it is"
         )
@@ -271,15 +267,13 @@ def calibrate(codec: LatentCodec, calibration: Calibration, convention: Conventi
         codec.autoencoder.register_to_config(force_upcast=calibration.force_upcast)
     if convention == "keep":
         return
-    channels = codec.space.channels
-    space = LatentSpace(channels, codec.space.downsampling_factor)
+    channels = codec.latent_space.channels
+    space = LatentSpace(channels, codec.latent_space.downsampling_factor)
     if convention == "scale":
-        autoencoder = codec.autoencoder
-        has_shift = "shift_factor" in autoencoder.config and not isinstance(autoencoder, VQModel)
         space = dataclasses.replace(
             space,
             scaling_factor=calibration.scaling_factor,
-            shift_factor=calibration.shift_factor if has_shift else 0.0,
+            shift_factor=calibration.shift_factor if codec.family.reads_shift else 0.0,
         )
     elif convention == "channels":
         space = dataclasses.replace(space, mean=calibration.mean, std=calibration.divisors)
@@ -287,14 +281,14 @@ def calibrate(codec: LatentCodec, calibration: Calibration, convention: Conventi
         normalize_latents(codec.autoencoder, calibration.mean, calibration.divisors)
         codec.weights_changed()
         space = dataclasses.replace(space, mean=(0.0,) * channels, std=(1.0,) * channels)
-    codec.space = space
+    codec.latent_space = space
 
 
 def _raw_moments(codec: LatentCodec, image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the raw latents under the posterior, (C, positions) each, float64."""
     posterior = codec.posterior(image)
     if posterior is None:
-        mean = codec.space.denormalize(codec.encode(image))
+        mean = codec.latent_space.denormalize(codec.encode(image))
         variance = torch.zeros_like(mean)
     else:
         mean, variance = posterior.mean, posterior.var

@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latent_codec.codec import LatentCodec, decodes_codewords
+from latent_codec.codec import LatentCodec
 from latent_codec.components import codec_facts
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.torch_settings import ignoring_caller_settings
 
 NEIGHBOURHOOD = 5
@@ -109,7 +108,7 @@ class CodeMeter:
         self.first_grids: list[tuple[int, int]] = []
         self.first_size: tuple[int, int] | None = None
         self.num_pixels = 0
-        self.from_codewords = decodes_codewords(codec)
+        self.from_codewords = codec.indices_suffice
 
     def add(self, grids: list[Tensor], size: tuple[int, int]) -> None:
         """Count in the indices of a batch.
@@ -174,16 +173,9 @@ def code_usage(counts: Tensor, first_grid: tuple[int, int], num_pixels: int) -> 
     )
 
 
-def position_sides(codec: LatentCodec) -> list[int]:
-    """Side in pixels of what an index stands for, of each level; empty for a codec without a codebook."""
-    if isinstance(codec.autoencoder, HierarchicalVQ):
-        return codec.autoencoder.position_sides
-    return [codec.space.downsampling_factor] if codec.is_discrete else []
-
-
 def grid_shapes(codec: LatentCodec, height: int, width: int) -> list[tuple[int, int]]:
     """Height and width of each level's grid, for an image of `height` by `width`, padded as the codec does it."""
-    return codec_facts.grid_shapes(position_sides(codec), height, width)
+    return codec_facts.grid_shapes([each.side for each in codec.levels], height, width)
 
 
 def fixed_length_bits_per_pixel(codec: LatentCodec, height: int, width: int) -> float:
@@ -205,7 +197,7 @@ def codeword_tiles(
 
     Returns:
         RGB, uint8 (codebook_size, 3, side, side), on the CPU; alpha lies on white. `side` is the level's
-        `position_sides`.
+        `codec.levels`.
 
     Raises:
         ValueError: if the codec has no such level.
@@ -214,7 +206,7 @@ def codeword_tiles(
     if not 0 <= level < num_levels:
         has = f"levels 0 to {num_levels - 1}" if num_levels else "no codebook"
         raise ValueError(f"level is {level}; {codec.name} has {has}.")
-    codebook_size, sides = codec.codebook_sizes[level], position_sides(codec)
+    codebook_size, sides = codec.codebook_sizes[level], [each.side for each in codec.levels]
     image_side = sides[0] * -(-NEIGHBOURHOOD * sides[level] // sides[0])
     first = image_side // sides[level] // 2 * sides[level]
     tiles = []
@@ -285,7 +277,7 @@ def index_map(
 
     Args:
         grid: int64 (h, w).
-        side: of a square in pixels: the level's entry of `position_sides` gives the coded image's size.
+        side: of a square in pixels: the level's `side` gives the coded image's size.
         size: (height, width) to crop to, the coded image's; None keeps the padding.
         colors: of the indices, uint8 (codebook_size, 3): `mean_colors` of the codewords' tiles, for instance.
             None means `false_colors`, which tell indices apart and say nothing of what they paint.
@@ -309,16 +301,10 @@ def index_map(
 def _decode_constant(codec: LatentCodec, level: int, indices: Tensor, side: int) -> Tensor:
     """Square images, (N, C, side, side) in [-1, 1], each of one of the indices everywhere on its level."""
     shapes = grid_shapes(codec, side, side)
-    grid = indices.view(-1, 1, 1).expand(-1, *shapes[level]).contiguous()
-    autoencoder = codec.autoencoder
-    if not isinstance(autoencoder, HierarchicalVQ):
-        return codec.decode_indices([grid], output_type="pt")
-    quantized = [
-        autoencoder.mean_codeword(each).view(1, -1, 1, 1).expand(len(indices), -1, *shape)
-        for each, shape in enumerate(shapes)
-    ]
-    quantized[level] = autoencoder.quantizers[level].lookup(grid.to(codec.device))
-    return autoencoder.decode_quantized(quantized).float().clamp(-1, 1)
+    maps = [torch.zeros(len(indices), *shape, dtype=torch.int64) for shape in shapes]
+    maps[level] = indices.cpu().view(-1, 1, 1).expand(-1, *shapes[level])
+    known = [torch.full(each.shape, number == level) for number, each in enumerate(maps)]
+    return codec.decode_indices(maps, known=known, output_type="pt")
 
 
 def _as_rgb(images: Tensor) -> Tensor:

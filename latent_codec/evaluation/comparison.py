@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
-from latent_codec.evaluation.codes import codebook_image, index_map, mean_colors, position_sides
+from latent_codec.evaluation.codes import codebook_image, index_map, mean_colors
 from latent_codec.evaluation.reconstruction import Evaluation, ImageFigures, read_image, reconstruct
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import hstack_images
@@ -76,7 +76,7 @@ def index_sheet(
     original = read_image(source, image.index, codec.channels)
     size, rows = tuple(original.shape[1:]), []
     for level, (grid,) in enumerate(codec.encode_indices(original)):
-        side = position_sides(codec)[level]
+        side = codec.levels[level].side
         maps = [
             index_map(grid, side=side, size=size, colors=colors)
             for colors in (mean_colors(tiles[level]), None)

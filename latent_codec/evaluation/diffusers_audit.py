@@ -15,7 +15,6 @@ from latent_codec.evaluation.host_findings import (
     mind,
     no,
 )
-from latent_codec.families.latent_space import is_movq
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def in_diffusers(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
     yield from factor_limits(codec, by_config=2 ** (len(config.block_out_channels) - 1))
     yield from image_limits(config)
     yield from _unread(codec, pipeline)
-    yield from _precision_limits(codec.autoencoder, pipeline)
+    yield from _precision_limits(codec, pipeline)
     if not type(codec.autoencoder).__module__.startswith("diffusers."):
         package = type(codec.autoencoder).__module__.partition(".")[0]
         yield limit(
@@ -63,9 +62,9 @@ def in_diffusers(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
 
 def _failures(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
     """What raises, or shows noise, whatever the settings."""
-    autoencoder, space, channels = codec.autoencoder, codec.space, codec.space.channels
+    autoencoder, space, channels = codec.autoencoder, codec.latent_space, codec.latent_space.channels
     config, kind = autoencoder.config, type(autoencoder).__name__
-    if is_movq(autoencoder):
+    if codec.is_discrete and not codec.indices_suffice:
         yield no(
             "norm_type is spatial: of this MoVQ, Kandinsky's pipelines decode the latents as they are, and this one "
             "would scale and quantise them",
@@ -105,7 +104,7 @@ def _takes_generator(decode: Callable) -> bool:
 
 def _unread(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
     """Scale entries that the pipeline ignores, so that its latents are not the codec's."""
-    space = codec.space
+    space = codec.latent_space
     entries = []
     if space.shift_factor and not pipeline.reads_shift:
         entries.append(f"shift_factor {space.shift_factor:.5g}")
@@ -125,8 +124,8 @@ def _unread(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
     )
 
 
-def _precision_limits(autoencoder, pipeline: Pipeline) -> Iterator[Finding]:
-    config, kind = autoencoder.config, type(autoencoder).__name__
+def _precision_limits(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
+    config, kind = codec.autoencoder.config, type(codec.autoencoder).__name__
     if not pipeline.upcasts:
         if config.get("force_upcast"):
             yield mind(
@@ -138,7 +137,7 @@ def _precision_limits(autoencoder, pipeline: Pipeline) -> Iterator[Finding]:
             f"in float16, and in image-to-image, it reads force_upcast, which {kind}'s config lacks",
             _register(force_upcast="False"),
         )
-    elif config.force_upcast and getattr(autoencoder, "post_quant_conv", None) is None:
+    elif config.force_upcast and not codec.family.has_post_quant_conv:
         yield limit(
             "force_upcast is set, and in float16 it then asks post_quant_conv for its dtype, which is absent",
             "run it in float32 or bfloat16; or let `latent-codec calibrate DATA --codec CODEC --keep-space` find out "

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from latent_codec import metrics
 from latent_codec.codec import ImageLike, LatentCodec
-from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families import LatentSpace
 from latent_codec.images.tensors import to_image
 from latent_codec.torch_settings import plain_state_dict
 
@@ -131,7 +131,7 @@ def audit_drop_in(
     Raises:
         ValueError: if no denoiser could take both codecs' latents, or `images` is empty.
     """
-    mine, theirs = codec.space, reference.space
+    mine, theirs = codec.latent_space, reference.latent_space
     if (mine.channels, mine.downsampling_factor) != (theirs.channels, theirs.downsampling_factor):
         raise ValueError(
             f"no denoiser takes both: latents of {codec.name} have {mine.channels} channels, one position for "
@@ -170,7 +170,7 @@ def _compare_weights(codec: LatentCodec, reference: LatentCodec, *, of_decoder: 
         {
             key: tensor
             for key, tensor in plain_state_dict(each.autoencoder).items()
-            if each._is_of_decoder(key) == of_decoder
+            if each.is_of_decoder(key) == of_decoder
         }
         for each in (codec, reference)
     )
@@ -258,7 +258,7 @@ class _DriftMeter:
 
 
 def _measure(codec: LatentCodec, reference: LatentCodec, images: Iterable[ImageLike]) -> _DriftMeter:
-    meter = _DriftMeter(codec.space.channels)
+    meter = _DriftMeter(codec.latent_space.channels)
     for image in images:
         mine, theirs = codec.encode(image), reference.encode(image)
         if mine.shape != theirs.shape:

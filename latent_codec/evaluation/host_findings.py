@@ -34,7 +34,7 @@ def mind(reason: str) -> Finding:
 
 
 def factor_limits(codec: LatentCodec, by_config: int) -> Iterator[Finding]:
-    factor = codec.space.downsampling_factor
+    factor = codec.latent_space.downsampling_factor
     if by_config != factor:
         yield limit(
             f"it takes {by_config} pixels per latent position, and {factor} come out: images have another size than "

@@ -16,7 +16,7 @@ from latent_codec.evaluation.host_findings import (
     mind,
     no,
 )
-from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families import LatentSpace
 
 STABLE_DIFFUSION = {
     "in_channels": (3,),
@@ -56,7 +56,11 @@ TO_LDM = "`latent-codec convert CODEC out.safetensors --to ldm`"
 
 
 def in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
-    config, channels, kind = codec.autoencoder.config, codec.space.channels, type(codec.autoencoder).__name__
+    config, channels, kind = (
+        codec.autoencoder.config,
+        codec.latent_space.channels,
+        type(codec.autoencoder).__name__,
+    )
     if kind == "AutoencoderTiny":
         yield from _tiny_in_comfyui(codec)
         return
@@ -84,7 +88,7 @@ def in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
 
 def _tiny_in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
     problems = _differences(codec.autoencoder.config, TAESD)
-    if (codec.space.scaling_factor, codec.space.shift_factor) != (1.0, 0.0):
+    if (codec.latent_space.scaling_factor, codec.latent_space.shift_factor) != (1.0, 0.0):
         problems.append(no("it takes a tiny autoencoder's latents as they are, and these are scaled"))
     yield from problems
     yield no(
@@ -103,10 +107,10 @@ def in_a1111(codec: LatentCodec) -> Iterator[Finding]:
         return
     problems = _differences(config, STABLE_DIFFUSION)
     quant_convs = (config.use_quant_conv, config.use_post_quant_conv)
-    wanted = {4: (True, True), 16: (False, False)}.get(codec.space.channels)
+    wanted = {4: (True, True), 16: (False, False)}.get(codec.latent_space.channels)
     if wanted is None:
         problems.append(
-            no(f"its models have latents of 4 or 16 channels, and these have {codec.space.channels}")
+            no(f"its models have latents of 4 or 16 channels, and these have {codec.latent_space.channels}")
         )
     elif quant_convs != wanted:
         problems.append(
@@ -121,11 +125,11 @@ def in_a1111(codec: LatentCodec) -> Iterator[Finding]:
         None if problems else TO_LDM,
     )
     if not problems:
-        yield from _scale_limits(codec, ("sd1", "sdxl") if codec.space.channels == 4 else ("sd3",))
+        yield from _scale_limits(codec, ("sd1", "sdxl") if codec.latent_space.channels == 4 else ("sd3",))
 
 
 def in_invokeai(codec: LatentCodec) -> Iterator[Finding]:
-    kind, channels = type(codec.autoencoder).__name__, codec.space.channels
+    kind, channels = type(codec.autoencoder).__name__, codec.latent_space.channels
     if kind not in ("AutoencoderKL", "AutoencoderTiny"):
         yield no(f"it takes AutoencoderKL and AutoencoderTiny by their _class_name, and this is {kind}")
         return
@@ -139,7 +143,7 @@ def in_invokeai(codec: LatentCodec) -> Iterator[Finding]:
 
 def _invokeai_4_channels(codec: LatentCodec) -> Iterator[Finding]:
     autoencoder, config = codec.autoencoder, codec.autoencoder.config
-    if codec.space.shift_factor or not codec.space.is_plain:
+    if codec.latent_space.shift_factor or not codec.latent_space.is_plain:
         yield limit(
             "it reads scaling_factor alone, and ignores shift_factor, latents_mean and latents_std",
             f"`latent-codec calibrate DATA --codec CODEC --normalize`; {CHANGES_LATENTS}"
@@ -162,14 +166,14 @@ def _invokeai_4_channels(codec: LatentCodec) -> Iterator[Finding]:
 def _invokeai_16_channels(codec: LatentCodec) -> Iterator[Finding]:
     config = codec.autoencoder.config
     is_kl = type(codec.autoencoder).__name__ == "AutoencoderKL"
-    if not is_kl or not _families(codec.space, FAMILIES[16]):
+    if not is_kl or not _families(codec.latent_space, FAMILIES[16]):
         yield no(
             "it takes an AutoencoderKL of 16 channels for SD3's or FLUX's by its scaling_factor and shift_factor "
             f"({_spelled(*FAMILIES[16])}), and this is neither",
             _convert_scale(FAMILIES[16]) if is_kl else None,
         )
         return
-    is_flux_file = _families(codec.space, ("flux",)) and not (
+    is_flux_file = _families(codec.latent_space, ("flux",)) and not (
         config.use_quant_conv or config.use_post_quant_conv or _differences(config, STABLE_DIFFUSION)
     )
     yield limit(
@@ -190,17 +194,17 @@ def _differences(config, network: dict[str, tuple]) -> list[Finding]:
 
 
 def _family_limits(codec: LatentCodec) -> Iterator[Finding]:
-    families = FAMILIES.get(codec.space.channels)
+    families = FAMILIES.get(codec.latent_space.channels)
     if families is None:
         yield limit(
-            f"images can be encoded and decoded, and no denoiser here takes latents of {codec.space.channels} channels",
+            f"images can be encoded and decoded, and no denoiser here takes latents of {codec.latent_space.channels} channels",
         )
         return
     yield from _scale_limits(codec, families)
 
 
 def _scale_limits(codec: LatentCodec, families: tuple[str, ...]) -> Iterator[Finding]:
-    if not _families(codec.space, families):
+    if not _families(codec.latent_space, families):
         yield limit(
             f"it scales latents by its denoiser's own figures ({_spelled(*families)}) and reads no config: with these, "
             "the denoiser sees other latents than this codec's",

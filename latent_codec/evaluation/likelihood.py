@@ -267,7 +267,7 @@ def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: in
     if kind == "codes":
         theirs, ours, what = codec.codebook_sizes[level], prior.num_values, f"codes on level {level}"
     else:
-        theirs, ours, what = codec.space.channels, prior.data_channels, "latent channels"
+        theirs, ours, what = codec.latent_space.channels, prior.data_channels, "latent channels"
     if theirs != ours:
         raise ValueError(
             f"{told} knows {ours} {what}, and {codec.name} has {theirs}; give the codec that it was trained with."

@@ -111,7 +111,7 @@ def evaluate_codec(
     lpips = metrics.load_lpips("squeeze").to(device) if metrics.lpips_available("squeeze") else None
     network = load_feature_network(device)
     frechet = FrechetMeter(network, frechet_crop) if network else None
-    latent_meter = LatentMeter(codec.space.channels)
+    latent_meter = LatentMeter(codec.latent_space.channels)
     code_meter = CodeMeter(codec) if codec.is_discrete else None
     cost = CostMeter(device)
     images: list[ImageFigures] = []

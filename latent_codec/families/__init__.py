@@ -1,0 +1,106 @@
+"""Families of autoencoders: which class belongs to which, and which classes are not supported, and why.
+
+Adding a family is adding a file next to this one and a row to FAMILIES.
+"""
+
+from typing import Any
+
+from latent_codec.families.asymmetric_kl import AsymmetricKL
+from latent_codec.families.dc import DC
+from latent_codec.families.family import Encoded, Family, Level, Trainable
+from latent_codec.families.hierarchical_vq import Hierarchical
+from latent_codec.families.hunyuan_image import HunyuanImage
+from latent_codec.families.kl import KL
+from latent_codec.families.kvae import KVAE
+from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families.tiny import Tiny
+from latent_codec.families.vq import VQ, OwnVQ
+
+__all__ = ["FAMILIES", "Encoded", "Family", "LatentSpace", "Level", "Trainable", "family_class", "family_of"]
+
+FAMILIES: dict[str, type[Family]] = {
+    "AsymmetricAutoencoderKL": AsymmetricKL,
+    "AutoencoderDC": DC,
+    "AutoencoderKL": KL,
+    "AutoencoderKLHunyuanImage": HunyuanImage,
+    "AutoencoderKLKVAE": KVAE,
+    "AutoencoderTiny": Tiny,
+    "AutoencoderTinyGN": Tiny,
+    "AutoencoderVQ": OwnVQ,
+    "HierarchicalVQ": Hierarchical,
+    "VQModel": VQ,
+}
+
+_VIDEO = "it works on video: tensors of five dimensions, with time"
+_AUDIO = "it works on sound, not on images"
+
+REFUSED = {
+    "AutoencoderKLAllegro": _VIDEO,
+    "AutoencoderKLCogVideoX": _VIDEO,
+    "AutoencoderKLCosmos": _VIDEO,
+    "AutoencoderKLFlux2": "FLUX.2 packs 2x2 latents into channels and normalises them with batch-norm "
+    "statistics kept in the weights, which scale and shift cannot express",
+    "AutoencoderKLHunyuanImageRefiner": _VIDEO,
+    "AutoencoderKLHunyuanVideo": _VIDEO,
+    "AutoencoderKLHunyuanVideo15": _VIDEO,
+    "AutoencoderKLKVAEAudio": _AUDIO,
+    "AutoencoderKLKVAEVideo": _VIDEO,
+    "AutoencoderKLLTX2Audio": _AUDIO,
+    "AutoencoderKLLTX2Video": _VIDEO,
+    "AutoencoderKLLTXVideo": _VIDEO,
+    "AutoencoderKLMagvit": _VIDEO,
+    "AutoencoderKLMiniMaxH3": _VIDEO,
+    "AutoencoderKLMiniMaxH3Audio": _AUDIO,
+    "AutoencoderKLMochi": _VIDEO,
+    "AutoencoderKLQwenImage": "Qwen-Image's autoencoder is a video one: it takes tensors of five dimensions",
+    "AutoencoderKLQwenImage21": "Qwen-Image's autoencoder is a video one: it takes tensors of five dimensions",
+    "AutoencoderKLTemporalDecoder": "its decoder works on video and wants the number of frames",
+    "AutoencoderKLWan": _VIDEO,
+    "AutoencoderOobleck": _AUDIO,
+    "AutoencoderRAE": "it resizes every image to one fixed square, so none would come back in its own size",
+    "AutoencoderSAME": _AUDIO,
+    "AutoencoderVidTok": _VIDEO,
+    "ConsistencyDecoderVAE": "its decoder is a diffusion sampler, which answers differently at each call",
+    "Cosmos3AVAEAudioTokenizer": _AUDIO,
+    "Kandinsky6SRVAE": _VIDEO,
+    "LTX2VideoDiffusionDecoderModel": "it is a video decoder without an encoder",
+    "LongCatAudioDiTVae": _AUDIO,
+    "MMAudioVAE": _AUDIO,
+    "MMAudioVocoder": _AUDIO,
+    "MiniMaxMusic3Vocoder": _AUDIO,
+    "RFD4ProteinaAutoencoder": "it works on protein structures, not on images",
+}
+
+
+def class_name_of(autoencoder: type | str) -> str:
+    """The row of FAMILIES that `autoencoder`, a class or a class's name, is or derives from.
+
+    Raises:
+        ValueError: for every other class, with the reason.
+    """
+    names = [autoencoder] if isinstance(autoencoder, str) else [each.__name__ for each in autoencoder.__mro__]
+    for name in names:
+        if name in FAMILIES:
+            return name
+    reason = REFUSED.get(names[0], "it is not an autoencoder of images that is known here")
+    raise ValueError(f"{names[0]} is not supported: {reason}. Supported classes: {', '.join(FAMILIES)}.")
+
+
+def family_class(autoencoder: type | str, config: Any) -> type[Family]:
+    """The family of a class, or of its name, with this config.
+
+    Raises:
+        ValueError: for a class that is not supported, with the reason.
+    """
+    return FAMILIES[class_name_of(autoencoder)].of(config)
+
+
+def family_of(autoencoder) -> Family:
+    """An autoencoder (a model) as one of its family.
+
+    Raises:
+        ValueError: for a class that is not supported, with the reason.
+    """
+    from latent_codec.torch_settings import uncompiled
+
+    return family_class(type(uncompiled(autoencoder)), autoencoder.config)(autoencoder)

@@ -1,8 +1,4 @@
-"""LatentSpace: what lies between an encoder's raw output and the latents a denoiser sees.
-
-It reads the conventions that diffusers' pipelines keep in an autoencoder's config, and lists
-by name every autoencoder of diffusers and our own: those read here, and why the others are not.
-"""
+"""LatentSpace: from an encoder's raw latents to the latents that a denoiser sees, and back."""
 
 import reprlib
 from collections.abc import Mapping
@@ -12,76 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a space is read from a config without torch
     from torch import Tensor
-
-SUPPORTED = (
-    "AsymmetricAutoencoderKL",
-    "AutoencoderDC",
-    "AutoencoderKL",
-    "AutoencoderKLHunyuanImage",
-    "AutoencoderKLKVAE",
-    "AutoencoderTiny",
-    "AutoencoderTinyGN",
-    "AutoencoderVQ",
-    "HierarchicalVQ",
-    "VQModel",
-)
-
-_VIDEO = "it works on video: tensors of five dimensions, with time"
-_AUDIO = "it works on sound, not on images"
-
-REFUSED = {
-    "AutoencoderKLAllegro": _VIDEO,
-    "AutoencoderKLCogVideoX": _VIDEO,
-    "AutoencoderKLCosmos": _VIDEO,
-    "AutoencoderKLFlux2": "FLUX.2 packs 2x2 latents into channels and normalises them with batch-norm "
-    "statistics kept in the weights, which scale and shift cannot express",
-    "AutoencoderKLHunyuanImageRefiner": _VIDEO,
-    "AutoencoderKLHunyuanVideo": _VIDEO,
-    "AutoencoderKLHunyuanVideo15": _VIDEO,
-    "AutoencoderKLKVAEAudio": _AUDIO,
-    "AutoencoderKLKVAEVideo": _VIDEO,
-    "AutoencoderKLLTX2Audio": _AUDIO,
-    "AutoencoderKLLTX2Video": _VIDEO,
-    "AutoencoderKLLTXVideo": _VIDEO,
-    "AutoencoderKLMagvit": _VIDEO,
-    "AutoencoderKLMiniMaxH3": _VIDEO,
-    "AutoencoderKLMiniMaxH3Audio": _AUDIO,
-    "AutoencoderKLMochi": _VIDEO,
-    "AutoencoderKLQwenImage": "Qwen-Image's autoencoder is a video one: it takes tensors of five dimensions",
-    "AutoencoderKLQwenImage21": "Qwen-Image's autoencoder is a video one: it takes tensors of five dimensions",
-    "AutoencoderKLTemporalDecoder": "its decoder works on video and wants the number of frames",
-    "AutoencoderKLWan": _VIDEO,
-    "AutoencoderOobleck": _AUDIO,
-    "AutoencoderRAE": "it resizes every image to one fixed square, so none would come back in its own size",
-    "AutoencoderSAME": _AUDIO,
-    "AutoencoderVidTok": _VIDEO,
-    "ConsistencyDecoderVAE": "its decoder is a diffusion sampler, which answers differently at each call",
-    "Cosmos3AVAEAudioTokenizer": _AUDIO,
-    "Kandinsky6SRVAE": _VIDEO,
-    "LTX2VideoDiffusionDecoderModel": "it is a video decoder without an encoder",
-    "LongCatAudioDiTVae": _AUDIO,
-    "MMAudioVAE": _AUDIO,
-    "MMAudioVocoder": _AUDIO,
-    "MiniMaxMusic3Vocoder": _AUDIO,
-    "RFD4ProteinaAutoencoder": "it works on protein structures, not on images",
-}
-
-
-def supported_class(autoencoder: type | str) -> str:
-    """The name in SUPPORTED that `autoencoder` (a class, or a class name from a config) is or derives from.
-
-    Raises:
-        ValueError: for every other class, with the reason.
-    """
-    if isinstance(autoencoder, str):
-        names = [autoencoder]
-    else:
-        names = [ancestor.__name__ for ancestor in autoencoder.__mro__]
-    for name in names:
-        if name in SUPPORTED:
-            return name
-    reason = REFUSED.get(names[0], "it is not an autoencoder of images that is known here")
-    raise ValueError(f"{names[0]} cannot be used: {reason}. Usable classes: {', '.join(SUPPORTED)}.")
 
 
 @dataclass(frozen=True)
@@ -146,58 +72,42 @@ class LatentSpace:
 
     @classmethod
     def from_config(cls, autoencoder) -> "LatentSpace":
-        """Read the space of a diffusers autoencoder (a model, not its config).
+        """The space of an autoencoder of diffusers or our own (a model, not its config).
 
         Raises:
-            ValueError: for a class of autoencoder that cannot be used, with the reason.
+            ValueError: for a class that is not supported, with the reason, or entries that make no space.
         """
-        from latent_codec.torch_settings import uncompiled
+        from latent_codec.families import family_of
 
-        return cls.read(supported_class(type(uncompiled(autoencoder))), autoencoder.config)
+        return family_of(autoencoder).latent_space()
 
     @classmethod
     def read(cls, class_name: str, config: Mapping) -> "LatentSpace":
         """Read the space of an autoencoder from its config.json, all of whose entries are there.
 
-        Args:
-            class_name: one of SUPPORTED.
-
         Raises:
-            ValueError: for another class, with the reason, or for entries that make no space.
+            ValueError: for a class that is not supported, with the reason, or entries that make no space.
             KeyError: for a missing entry.
         """
-        kind = supported_class(class_name)
-        if kind in ("AutoencoderDC", "AutoencoderTiny", "AutoencoderTinyGN"):
-            channels, factor = config["latent_channels"], 2 ** (len(config["encoder_block_out_channels"]) - 1)
-        elif kind == "AsymmetricAutoencoderKL":
-            channels, factor = config["latent_channels"], 2 ** (len(config["down_block_out_channels"]) - 1)
-        elif kind == "AutoencoderKLHunyuanImage":
-            channels, factor = config["latent_channels"], config["spatial_compression_ratio"]
-        elif kind == "AutoencoderKLKVAE":
-            channels, factor = config["z_channels"], 2 ** (len(config["ch_mult"]) - 1)
-        elif kind == "HierarchicalVQ":
-            channels, factor = len(config["strides"]) * config["embed_dim"], config["strides"][0]
-        elif kind in ("AutoencoderVQ", "VQModel"):
-            channels = config["vq_embed_dim"] or config["latent_channels"]
-            factor = 2 ** (len(config["block_out_channels"]) - 1)
-        else:
-            channels, factor = config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+        from latent_codec.families import family_class
 
-        scaling_factor = config.get("scaling_factor")
-        if scaling_factor is None or _is_movq(config):
-            # Kandinsky's pipelines hand MoVQ's latents to the denoiser as they are, whatever its config says.
-            scaling_factor = 1.0
+        return family_class(class_name, config).latent_space_of(config)
+
+    @classmethod
+    def of_entries(cls, channels: int, downsampling_factor: int, config: Mapping) -> "LatentSpace":
+        """The space that the entries of a config describe which `to_config` writes; absent ones change nothing."""
+        scaling_factor, shift_factor = config.get("scaling_factor"), config.get("shift_factor")
         return cls(
             channels=channels,
-            downsampling_factor=factor,
-            scaling_factor=scaling_factor,
-            shift_factor=0.0 if config.get("shift_factor") is None else config["shift_factor"],
+            downsampling_factor=downsampling_factor,
+            scaling_factor=1.0 if scaling_factor is None else scaling_factor,
+            shift_factor=0.0 if shift_factor is None else shift_factor,
             mean=config.get("latents_mean"),
             std=config.get("latents_std"),
         )
 
     def to_config(self) -> dict:
-        """The config entries that `from_config` reads back, named as diffusers names them.
+        """The config entries that `of_entries` reads back, named as diffusers names them.
 
         `shift_factor` is written even when 0, because SD3's pipelines add it without asking for None.
         """
@@ -228,21 +138,3 @@ class LatentSpace:
 
 def _is_number(value) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def side_multiple(autoencoder) -> int:
-    """What an image's sides must be divisible by: the factor, or more where levels halve the grid again."""
-    from latent_codec.torch_settings import uncompiled
-
-    if supported_class(type(uncompiled(autoencoder))) == "HierarchicalVQ":
-        return autoencoder.multiple
-    return LatentSpace.from_config(autoencoder).downsampling_factor
-
-
-def is_movq(autoencoder) -> bool:
-    """Whether this is Kandinsky's VQModel (spatial norm), whose pipelines decode latents unquantised."""
-    return _is_movq(autoencoder.config)
-
-
-def _is_movq(config: Mapping) -> bool:
-    return config.get("norm_type") == "spatial"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_codec.codec import LatentCodec, decodes_codewords
+from latent_codec.codec import LatentCodec
 from latent_codec.files import find_files
 from latent_codec.images.sources import FolderImages, ImageSource, LabelError
 from latent_codec.latents.latent_files import (
@@ -181,7 +181,7 @@ def encode_source(
         source=source,
         batch_size=batch_size,
         mirrored=mirrored,
-        indices=decodes_codewords(codec) if indices is None else indices,
+        indices=codec.indices_suffice if indices is None else indices,
         labels=labels,
         on_progress=on_progress or (lambda done, total: None),
     )

@@ -7,6 +7,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec import deprecated
 from latent_codec.models.own_weights import OwnWeights
 
 
@@ -100,3 +101,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(hidden)))
+
+
+def __getattr__(name: str):
+    """The class's old name, which pipelines that were saved by version 0.1 ask this module for."""
+    return deprecated.find_name(__name__, name)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
-from latent_codec.models.quantizers import k_means
+from latent_codec.models.quantizers import VectorQuantizer, k_means
 
 RIDGE = 1e-4
 NUM_REGRESSED = 64  # images that the decoder's least squares look at: enough for its thousand unknowns
@@ -78,7 +78,11 @@ def initialize_codebooks(autoencoder: ModelMixin, images: Tensor, *, seed: int =
 
 @torch.no_grad()
 def initialize_linear_code(
-    autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor, *, anchor: float = 8.0
+    autoencoder: AutoencoderKL | AutoencoderVQ,
+    images: Tensor,
+    *,
+    quantizer: VectorQuantizer | None = None,
+    anchor: float = 8.0,
 ) -> None:
     """Make a new `autoencoder` compute the principal components of `images`' blocks, and undo them.
 
@@ -94,6 +98,7 @@ def initialize_linear_code(
             them, and keep their initial values elsewhere.
         images: (N, in_channels, height, width) in [-1, 1], sides divisible by the
             downsampling factor; some dozens of crops are enough, with a codebook some latents per codeword.
+        quantizer: of an AutoencoderVQ.
         anchor: A, in units of an image's range [-1, 1]. At 8 a group's scale moves by about 1 %: a frame of
             grey or noise changes the image inside by about 1 %, one of plain black or white by about 6 %
             (a random start: by more than all of it). But x + A keeps fewer of x's digits: at 8 a trained
@@ -103,7 +108,7 @@ def initialize_linear_code(
         ValueError: if the widths cannot carry the code (`_check` lists what they need), or
             `images` vary in fewer directions than there are latent channels.
     """
-    _check(autoencoder, images)
+    _check(autoencoder, images, quantizer)
     for part in (autoencoder.encoder, autoencoder.decoder):
         for module in part.modules():
             if isinstance(module, ResnetBlock2D):
@@ -116,9 +121,8 @@ def initialize_linear_code(
         if conv is not None:
             _carry(conv, conv.in_channels)
     images = images.float()
-    levels, latents = _write_encoder(autoencoder, images)
-    if isinstance(autoencoder, AutoencoderVQ):
-        quantizer = autoencoder.quantize
+    levels, latents = _write_encoder(autoencoder, images, one_scale=quantizer is not None)
+    if quantizer is not None:
         vectors = latents.movedim(1, -1).flatten(0, 2)
         quantizer.embedding.weight.copy_(k_means(vectors, quantizer.codebook_size))
         latents = quantizer.lookup(quantizer.assign(latents))
@@ -129,7 +133,9 @@ def initialize_linear_code(
     )
 
 
-def _write_encoder(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor) -> tuple[list[Tensor], Tensor]:
+def _write_encoder(
+    autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor, *, one_scale: bool
+) -> tuple[list[Tensor], Tensor]:
     """Write the analysis cascade; return the image's blocks at every finer grid, finest first, and the latents."""
     encoder, latent_channels = autoencoder.encoder, autoencoder.config.latent_channels
     downsamplers = [block.downsamplers[0].conv for block in encoder.down_blocks if block.downsamplers]
@@ -160,7 +166,7 @@ def _write_encoder(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor) -
             f"the images' blocks vary in fewer directions than the {latent_channels} latent channels: give more "
             "images, ones that differ, or fewer channels."
         )
-    if isinstance(autoencoder, AutoencoderVQ):
+    if one_scale:
         std = std.max().expand_as(std)
     head = encoder.conv_out
     _silence(head)
@@ -256,14 +262,12 @@ def _fit_convolution(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return solution[:-1].T.reshape(-1, features.shape[1], 3, 3), solution[-1]
 
 
-def _check(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor) -> None:
+def _check(
+    autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor, quantizer: VectorQuantizer | None
+) -> None:
     """Refuse what cannot become a linear code, before anything is overwritten."""
-    if not isinstance(autoencoder, AutoencoderKL | AutoencoderVQ):
-        raise ValueError(
-            f"a linear start knows AutoencoderKL and AutoencoderVQ, not {type(autoencoder).__name__}."
-        )
     config = autoencoder.config
-    if isinstance(autoencoder, AutoencoderVQ):
+    if quantizer is not None:
         if config.l2_normalized:
             raise ValueError(
                 "a linear start has latents of every length; l2_normalized keeps their direction alone."

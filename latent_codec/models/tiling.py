@@ -16,12 +16,9 @@ from itertools import product, zip_longest
 from math import isqrt
 
 import torch
-from diffusers import AutoencoderKL, VQModel
 from diffusers.models.attention_processor import Attention
-from diffusers.models.autoencoders.vae import Decoder, DiagonalGaussianDistribution, Encoder
-from diffusers.models.autoencoders.vq_model import VQEncoderOutput
+from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.downsampling import Downsample2D
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
@@ -34,49 +31,40 @@ QUERY_SIDE = 32
 """Of a tile of queries. Fewer at a time are slower; more may be too many where a device keeps a table of all scores."""
 
 
-def has_exact_tiles(autoencoder: nn.Module) -> bool:
-    """Whether the two functions below take it: not MoVQ, whose decoder's norms read the latents too."""
-    return (
-        isinstance(autoencoder, AutoencoderKL | VQModel) and autoencoder.config.get("norm_type") != "spatial"
-    )
-
-
 @torch.no_grad()
-def encode_tiled(
-    autoencoder: AutoencoderKL | VQModel, images: Tensor, tile: int
-) -> AutoencoderKLOutput | VQEncoderOutput:
-    """What `autoencoder.encode(images)` gives, computed tile by tile.
+def encode_tiled(encoder: Encoder, quant_conv: nn.Module | None, images: Tensor, tile: int) -> Tensor:
+    """What `quant_conv(encoder(images))` gives, computed tile by tile.
 
     Args:
+        encoder: diffusers' own, of AutoencoderKL or VQModel.
         images: (B, C, H, W), whose sides are multiples of the downsampling factor.
         tile: side, in pixels, of the tiles at the image's resolution, at least 1; deeper layers,
             whose positions have more channels, work on tiles of as many values.
+
+    Returns:
+        Moments of a posterior, or raw latents, (B, C, h, w).
 
     Raises:
         ValueError: for a network with other layers than those classes build by default or with attention.
         OSError: if the scratch files find no room.
     """
-    encoder = autoencoder.encoder
     tiles = _Tiles(int(tile) ** 2 * encoder.conv_in.out_channels)
     images = images.to(encoder.conv_in.weight.dtype)
-    raw = torch.cat([tiles.encode(encoder, autoencoder.quant_conv, image) for image in images.split(1)])
-    if isinstance(autoencoder, VQModel):
-        return VQEncoderOutput(latents=raw.to(autoencoder.dtype))
-    return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(raw))
+    return torch.cat([tiles.encode(encoder, quant_conv, image) for image in images.split(1)])
 
 
 @torch.no_grad()
-def decode_tiled(autoencoder: AutoencoderKL | VQModel, raw_latents: Tensor, tile: int) -> Tensor:
-    """Raw latents or codewords, (B, C, h, w) -> images, as `autoencoder.decode` gives them, tile by tile.
+def decode_tiled(
+    decoder: Decoder, post_quant_conv: nn.Module | None, raw_latents: Tensor, tile: int
+) -> Tensor:
+    """Raw latents or codewords, (B, C, h, w) -> images, as `decoder(post_quant_conv(...))` gives them, tile by tile.
 
-    Nothing is quantised here. `tile` and errors are those of `encode_tiled`.
+    Nothing is quantized here, and the decoder's norms must be group norms. `tile` and errors are those of
+    `encode_tiled`.
     """
-    decoder = autoencoder.decoder
     tiles = _Tiles(int(tile) ** 2 * decoder.conv_out.in_channels)
     raw_latents = raw_latents.to(decoder.conv_in.weight.dtype)
-    return torch.cat(
-        [tiles.decode(decoder, autoencoder.post_quant_conv, each) for each in raw_latents.split(1)]
-    )
+    return torch.cat([tiles.decode(decoder, post_quant_conv, each) for each in raw_latents.split(1)])
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
-from latent_codec.families.latent_space import side_multiple
 from latent_codec.images.sources import ImageSource, spread
 from latent_codec.images.tensors import ImageError, center_crop, pad_to_multiple
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import nearest_codewords
-from latent_codec.previews.full import codebooks, position_sides, rgb
+from latent_codec.previews.full import rgb
 from latent_codec.previews.palette import Palette
 from latent_codec.previews.previewer import LatentPreviewer
 from latent_codec.torch_settings import ignoring_caller_settings
@@ -125,10 +123,13 @@ def fit_linear(
         torch.cat([_rows(sample.latents) for sample in samples]),
         torch.cat([_rows(sample.colors) for sample in samples]),
     )
-    palette = fit_palette(codebooks(codec), samples) if codec.is_discrete else None
+    palette = fit_palette(_codebooks(codec), samples) if codec.is_discrete else None
     seconds = time.perf_counter() - start
     correlation, palette_correlation = _held_out_correlations(
-        codec, source, held_out, LatentPreviewer.linear(weight, bias, space=codec.space, palette=palette)
+        codec,
+        source,
+        held_out,
+        LatentPreviewer.linear(weight, bias, space=codec.latent_space, palette=palette),
     )
     return Fit(
         weight,
@@ -253,7 +254,7 @@ def _random_samples(
 ) -> Iterator[Sample]:
     """Latents with the spectrum of images, decoded one image at a time."""
     generator = torch.Generator().manual_seed(seed)
-    multiple, factor = side_multiple(codec.autoencoder), codec.space.downsampling_factor
+    multiple, factor = codec.family.side_multiple, codec.latent_space.downsampling_factor
     side = -(-min(SIDE, LATENT_SIDE * factor) // multiple) * multiple // factor
     for done in range(1, NUM_RANDOM + 1):
         if codec.is_discrete:
@@ -261,7 +262,10 @@ def _random_samples(
             latents = _latents_of(codec, grids)
             decoded = codec.decode_indices(grids, output_type="pt")
         else:
-            grids, latents = [], colored_noise((1, codec.space.channels, side, side), SPECTRUM, generator)
+            grids, latents = (
+                [],
+                colored_noise((1, codec.latent_space.channels, side, side), SPECTRUM, generator),
+            )
             decoded = codec.decode(latents, output_type="pt")
         yield Sample(latents.cpu(), grids, _blocks(decoded, latents.shape[2:]))
         if on_progress:
@@ -271,10 +275,9 @@ def _random_samples(
 def _random_grids(codec: LatentCodec, side: int, generator: torch.Generator) -> list[Tensor]:
     """Grids of the codewords nearest to coloured noise that has the codebooks' own mean and covariance."""
     grids = []
-    sides = position_sides(codec)
-    for codebook, position_side in zip(codebooks(codec), sides):
-        codebook = codebook.cpu()
-        length = side * sides[-1] // position_side
+    for level in codec.levels:
+        codebook = level.codebook.detach().float().cpu()
+        length = side * codec.levels[-1].side // level.side
         noise = colored_noise((codebook.shape[1], length, length), SPECTRUM, generator).flatten(1).T
         values, vectors = torch.linalg.eigh(codebook.T.cov().view(codebook.shape[1], -1).double())
         scaled = (vectors * values.clamp_min(0).sqrt()).float()
@@ -284,12 +287,12 @@ def _random_grids(codec: LatentCodec, side: int, generator: torch.Generator) -> 
 
 def _latents_of(codec: LatentCodec, grids: list[Tensor]) -> Tensor:
     """Scaled latents of indices, float32."""
-    if isinstance(codec.autoencoder, HierarchicalVQ):
-        raw_latents = codec.autoencoder.upper_features([grid.to(codec.device) for grid in grids]).float()
-    else:
-        (codebook,) = codebooks(codec)
-        raw_latents = codebook[grids[0].to(codec.device)].permute(0, 3, 1, 2)
-    return codec.space.normalize(raw_latents)
+    raw_latents = codec.family.latents_of_indices([grid.to(codec.device) for grid in grids]).float()
+    return codec.latent_space.normalize(raw_latents)
+
+
+def _codebooks(codec: LatentCodec) -> list[Tensor]:
+    return [level.codebook.detach().float() for level in codec.levels]
 
 
 def _middle(source: ImageSource, index: int, codec: LatentCodec) -> Tensor:
@@ -297,7 +300,7 @@ def _middle(source: ImageSource, index: int, codec: LatentCodec) -> Tensor:
     image = source.read(index, codec.channels).float() / 127.5 - 1
     height, width = image.shape[-2:]
     image = center_crop(image, (min(height, SIDE), min(width, SIDE)))
-    return pad_to_multiple(image, side_multiple(codec.autoencoder))
+    return pad_to_multiple(image, codec.family.side_multiple)
 
 
 def _held_out_correlations(

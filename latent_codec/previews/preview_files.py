@@ -96,7 +96,7 @@ def read_preview(path: Path, codec: LatentCodec) -> StoredPreview:
             tensors[key] = own_copy(file[key])
             check_finite(tensors[key], key, path)
         return StoredPreview(
-            weight=tensors["linear.weight"].view(3, codec.space.channels),
+            weight=tensors["linear.weight"].view(3, codec.latent_space.channels),
             bias=tensors["linear.bias"].view(3),
             palette=_palette(tensors, codec),
             tiny=_tiny(tensors, facts.get("tiny")),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
-from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families import LatentSpace
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.full import FullPreview
 from latent_codec.previews.palette import Palette, checked_grids
@@ -78,8 +78,8 @@ class LatentPreviewer:
                 f"the preview of {codec.name} has no tiny decoder: {command} --tiny --images DIR` adds it"
             )
         if stored.tiny is not None and kind != "linear":
-            return cls.tiny(stored.tiny, space=codec.space, palette=stored.palette)
-        return cls.linear(stored.weight, stored.bias, space=codec.space, palette=stored.palette)
+            return cls.tiny(stored.tiny, space=codec.latent_space, palette=stored.palette)
+        return cls.linear(stored.weight, stored.bias, space=codec.latent_space, palette=stored.palette)
 
     @classmethod
     def linear(
@@ -130,7 +130,11 @@ class LatentPreviewer:
         """
         preview = FullPreview(codec, max_side)
         return cls(
-            "full", preview, codec.space, preview.indices if codec.is_discrete else None, codec.codebook_sizes
+            "full",
+            preview,
+            codec.latent_space,
+            preview.indices if codec.is_discrete else None,
+            codec.codebook_sizes,
         )
 
     @property

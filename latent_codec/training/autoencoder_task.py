@@ -10,12 +10,10 @@ from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from latent_codec.families.latent_space import LatentSpace, side_multiple
+from latent_codec.families import family_of
 from latent_codec.images.sources import ImageSource
 from latent_codec.metrics import LPIPS_MIN_SIDE
-from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.discriminator import PatchDiscriminator, min_side
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.initialization import initialize_codebooks, initialize_linear_code
 from latent_codec.models.quantizers import CodebookLearner
 from latent_codec.training import losses, report
@@ -53,7 +51,8 @@ class AutoencoderTask(Task):
         resumes: bool = False,
     ):
         super().__init__(config, autoencoder, accelerator)
-        self.is_discrete = hasattr(autoencoder, "quantizers")
+        self.family = family_of(autoencoder)
+        self.is_discrete = bool(self.family.levels)
         self.crops = TrainingCrops.configured(config, source, autoencoder.config.in_channels)
         self.streamed = None if stream is None else self._streamed(stream)
         self.num_images = len(source) if stream is None else None
@@ -63,7 +62,12 @@ class AutoencoderTask(Task):
         # Networks.
         if config.model.initialization == "linear" and not resumes:
             count = config.codebook.kmeans_crops if self.is_discrete else _LINEAR_START_CROPS
-            initialize_linear_code(autoencoder, self._first_crops(count), anchor=config.model.anchor)
+            initialize_linear_code(
+                autoencoder,
+                self._first_crops(count),
+                quantizer=autoencoder.quantizers[0] if self.is_discrete else None,
+                anchor=config.model.anchor,
+            )
         autoencoder.to(accelerator.device).train()
         if config.run.gradient_checkpointing:
             autoencoder.enable_gradient_checkpointing()
@@ -249,8 +253,7 @@ class AutoencoderTask(Task):
             )
             terms |= {f"{name}{suffix}": value for name, value in learned.items()}
             restarted.append(moved)
-            if isinstance(self.network, HierarchicalVQ):
-                self.network.set_usage(level, learner.usage)
+            self.family.record_usage(level, learner.usage)
         return restarted
 
 
@@ -262,13 +265,14 @@ def check_autoencoder(config: TrainingConfig, autoencoder: Autoencoder, source: 
         raise ValueError(
             f"the autoencoder takes {channels[0]} channels and gives {channels[1]}: make them equal."
         )
-    factor = side_multiple(autoencoder)
+    factor = family_of(autoencoder).side_multiple
     for name, side in zip(("height", "width"), config.data.size):
         if side % factor:
             raise ValueError(
                 f"data.{name} is {side}; a multiple of {factor}, which is a latent's side in pixels."
             )
-    if hasattr(autoencoder, "quantizers"):
+    family = family_of(autoencoder)
+    if family.levels:
         if config.objective.kl_weight or config.objective.reconstruction in ("gaussian", "bernoulli"):
             raise ValueError(
                 f"{type(autoencoder).__name__} has codewords and no posterior: leave objective.kl_weight 0, and set "
@@ -284,7 +288,7 @@ def check_autoencoder(config: TrainingConfig, autoencoder: Autoencoder, source: 
                 'assignment "linear" has a temperature to lower and no commitment term, which this trainer does not know: '
                 'set model.train = "decoder", or train with assignment "nearest".'
             )
-        if config.model.train == "decoder" and not isinstance(autoencoder, AutoencoderVQ):
+        if config.model.train == "decoder" and not family.trainable.frozen:
             raise ValueError(
                 'model.train = "decoder" needs an encoder apart from the decoder: HierarchicalVQ has none.'
             )
@@ -295,7 +299,7 @@ def check_autoencoder(config: TrainingConfig, autoencoder: Autoencoder, source: 
                 'model.initialization = "linear" begins with a codebook under its latents: set codebook.kmeans_crops above '
                 "0 and leave codebook.start_step 0."
             )
-    if config.objective.level_dropout and len(getattr(autoencoder, "quantizers", [])) < 2:
+    if config.objective.level_dropout and len(family.levels) < 2:
         raise ValueError(
             f"objective.level_dropout is {config.objective.level_dropout}; only a HierarchicalVQ of two or more levels "
             "has levels to leave out."
@@ -326,7 +330,7 @@ def _codebook_learners(config: TrainingConfig, autoencoder: Autoencoder) -> torc
             restart_below=settings.restart_below,
             seed=config.run.seed,
         )
-        for quantizer in getattr(autoencoder, "quantizers", [])
+        for quantizer in (autoencoder.quantizers if family_of(autoencoder).levels else [])
     )
 
 
@@ -343,17 +347,20 @@ def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted:
 
 
 def _encoder_parameters(autoencoder: Autoencoder) -> list[torch.nn.Parameter]:
-    parts = [
-        getattr(autoencoder, name, None) for name in ("encoder", "encoders", "quant_conv", "quantize_convs")
+    parts = family_of(autoencoder).trainable.encoder
+    return [
+        parameter
+        for name, part in autoencoder.named_children()
+        if name in parts
+        for parameter in part.parameters()
     ]
-    return [parameter for part in parts if part is not None for parameter in part.parameters()]
 
 
 def _freeze_encoder(autoencoder: Autoencoder) -> dict[str, Tensor]:
     """Take encoder, quant_conv and codebook out of training, and return a copy of them."""
-    names = ("encoder", "quant_conv", "quantize")
-    for part in (getattr(autoencoder, name, None) for name in names):
-        if part is not None:
+    names = family_of(autoencoder).trainable.frozen
+    for name, part in autoencoder.named_children():
+        if name in names:
             part.requires_grad_(False)
     return {
         key: tensor.clone()
@@ -369,7 +376,8 @@ def _changed(autoencoder: Autoencoder, frozen: dict[str, Tensor]) -> bool:
 
 def _latent_shape(config: TrainingConfig, autoencoder: Autoencoder) -> tuple[int, int, int] | None:
     """Shape of the noise that the posterior is sampled by, (C, h, w); None where it is not."""
-    if config.objective.posterior == "mean" or hasattr(autoencoder, "quantizers"):
+    family = family_of(autoencoder)
+    if config.objective.posterior == "mean" or family.levels:
         return None
-    space = LatentSpace.from_config(autoencoder)
+    space = family.latent_space()
     return (space.channels, *(side // space.downsampling_factor for side in config.data.size))

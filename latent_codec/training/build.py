@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from latent_codec.codec import LatentCodec
+from latent_codec.families import family_of
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.initialization import initialize_evenly
@@ -31,7 +32,7 @@ def build_autoencoder(config: TrainingConfig) -> Autoencoder:
     """
     if config.model.pretrained:
         autoencoder = LatentCodec.from_pretrained(config.model.pretrained).autoencoder
-        if not isinstance(autoencoder, Autoencoder):
+        if family_of(autoencoder).trainable is None:
             raise ValueError(
                 f"{config.model.pretrained} is of the class {type(autoencoder).__name__}; this trainer takes "
                 f"{', '.join(CLASSES)}."

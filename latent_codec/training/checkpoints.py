@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from latent_codec import deprecated
 from latent_codec.files import replacing
 
 FORMAT_VERSION = 1
@@ -80,7 +81,7 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizers: dic
         ValueError: if the checkpoint is damaged, does not fit the modules, or has another format version.
     """
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = deprecated.rename_record(json.loads((folder / "state.json").read_text()))
         if state["format_version"] != FORMAT_VERSION:
             raise ValueError(f"its format is {state['format_version']}, this version reads {FORMAT_VERSION}")
         for name, module in modules.items():

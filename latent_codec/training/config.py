@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from latent_codec import deprecated
 from latent_codec.files import check_is_file
 
 ACTIVATION_LIMIT = 65504.0  # the largest float16
@@ -386,6 +387,7 @@ class TrainingConfig:
     @classmethod
     def from_dict(cls, table: dict[str, Any]) -> "TrainingConfig":
         """Build from nested tables, naming the near match of an unknown key and the allowed values of a wrong one."""
+        table = deprecated.rename_settings(table)
         sections = {section.name: section.type for section in fields(cls)}
         _check_keys(table, sections, "section")
         return cls(**{name: _build(sections[name], values, name) for name, values in table.items()})

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
-from latent_codec.codec import LatentCodec, decodes_codewords
+from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
 from latent_codec.latents.encoded_images import EncodedImages
 from latent_codec.models.context_network import (
@@ -22,7 +22,6 @@ from latent_codec.models.context_network import (
     freeze_shifts,
     is_frozen,
 )
-from latent_codec.previews.full import codebooks
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.labelled_data import hold_out
@@ -61,7 +60,7 @@ def load_codec(config: TrainingConfig) -> LatentCodec:
 
 def context_class(codec: LatentCodec) -> type[Context]:
     """What learns the values that a codec's files hold."""
-    return IndexContext if decodes_codewords(codec) else LatentContext
+    return IndexContext if codec.indices_suffice else LatentContext
 
 
 def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCodec) -> Context:
@@ -80,7 +79,7 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
         if source.is_discrete:
             fits = list(context.config.codebook_sizes) == list(codec.codebook_sizes)
         else:
-            fits = context.num_channels == codec.space.channels
+            fits = context.num_channels == codec.latent_space.channels
         if not fits:
             raise ValueError(
                 f"{config.model.pretrained} was made for a codec of other values than {codec.name}'s."
@@ -224,7 +223,7 @@ def _windows(
     Raises:
         ValueError: if the files are of another kind, or no image is large enough.
     """
-    if source.is_discrete != decodes_codewords(codec):
+    if source.is_discrete != codec.indices_suffice:
         raise ValueError(
             f"the files hold {'indices' if source.is_discrete else 'latents'}, which {codec.name} does not code."
         )
@@ -245,5 +244,5 @@ def _windows(
 
 def _codewords(codec: LatentCodec, level: int) -> Tensor:
     """float32 (K, D), of variance 1."""
-    vectors = codebooks(codec)[level].cpu()
+    vectors = codec.levels[level].codebook.detach().float().cpu()
     return (vectors - vectors.mean(0)) / vectors.std().clamp_min(1e-8)

@@ -13,6 +13,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.components.codec_folders import SIDECARS
 from latent_codec.components.weight_files import FORMER_WEIGHTS, save_component
 from latent_codec.evaluation import calibration
+from latent_codec.families import family_of
 from latent_codec.files import replacing
 from latent_codec.images.sources import ImageSource
 from latent_codec.training.build import Autoencoder
@@ -147,8 +148,9 @@ def is_finished(config: TrainingConfig, run: Path, step: int) -> bool:
 
 def has_untrained_variance(config: TrainingConfig, autoencoder: Autoencoder) -> bool:
     """A plain autoencoder's decoder saw the posterior's mean alone, so that nothing trained its variance."""
-    has_posterior = isinstance(autoencoder, AutoencoderKL)
-    return has_posterior and config.objective.posterior == "mean" and config.model.train == "all"
+    if config.kind != "codec" or family_of(autoencoder).levels:
+        return False
+    return config.objective.posterior == "mean" and config.model.train == "all"
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.families import family_of
 from latent_codec.metrics import load_lpips, round_to_8_bits
 from latent_codec.models.discriminator import PatchDiscriminator
-from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.quantizers import QuantizerOutput
 from latent_codec.training import losses
 from latent_codec.training.build import Autoencoder
@@ -43,7 +43,7 @@ class AutoencoderObjective(nn.Module):
         self.autoencoder = autoencoder
         self.config = config
         self.train_encoder = train_encoder
-        self.is_discrete = hasattr(autoencoder, "quantizers")
+        self.is_discrete = bool(family_of(autoencoder).levels)
         if config.reconstruction == "gaussian" and config.gaussian_std is None:
             self.log_std = nn.Parameter(torch.tensor(-1.0))
         elif config.reconstruction == "gaussian":
@@ -240,9 +240,4 @@ def level_suffixes(num_levels: int) -> list[str]:
 
 def _last_weight(autoencoder: Autoencoder) -> Tensor:
     """The weight of the layer that paints the image."""
-    if isinstance(autoencoder, HierarchicalVQ):
-        layers = [
-            layer for layer in autoencoder.decoders[-1].modules() if isinstance(layer, nn.ConvTranspose2d)
-        ]
-        return layers[-1].weight
-    return autoencoder.decoder.conv_out.weight
+    return family_of(autoencoder).last_layer.weight

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from latent_codec.codec import LatentCodec
-from latent_codec.evaluation.codes import position_sides
 from latent_codec.images.labels import Images
 from latent_codec.images.sources import open_source
 from latent_codec.latents.encoded_images import EncodedImages, are_latent_files, encode_source, open_encoded
@@ -183,7 +182,7 @@ def window_shapes(config: TrainingConfig, codec: LatentCodec, num_levels: int) -
     Raises:
         ValueError: if the codec has fewer levels, or the window is no multiple of a position's side.
     """
-    sides = position_sides(codec) or [codec.space.downsampling_factor]
+    sides = [level.side for level in codec.levels] or [codec.latent_space.downsampling_factor]
     if num_levels > len(sides):
         raise ValueError(f"prior.level is {num_levels - 1}; {codec.name} has levels 0 to {len(sides) - 1}.")
     for name, side in zip(("height", "width"), config.data.size):

@@ -81,7 +81,7 @@ def _facts(
     if codec is None:
         return facts
     if not codec.codebook_sizes:
-        return facts | {"data_channels": codec.space.channels}
+        return facts | {"data_channels": codec.latent_space.channels}
     level = config.prior.level
     facts["codebook_size"] = codec.codebook_sizes[level]
     if level and arguments.get("condition_codebook_size") is not None:

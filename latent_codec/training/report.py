@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from latent_codec import deprecated
 from latent_codec.files import replacing
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import ImageError, center_crop, image_grid, write_image
@@ -157,7 +158,7 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl, oldest first, without one that is cut short."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [deprecated.rename_record(json.loads(line)) for line in lines if line.endswith("\n")]
 
 
 def plot_curves(run: Path) -> Path | None:

@@ -40,8 +40,8 @@ def build_tiny_decoder(config: TrainingConfig, source: ImageSource) -> TinyDecod
         decoder = open_component(config.model.pretrained, "preview", [TinyDecoder]).train()
     else:
         arguments = dict(config.model.arguments)
-        levels = codec.space.downsampling_factor.bit_length()
-        arguments.setdefault("latent_channels", codec.space.channels)
+        levels = codec.latent_space.downsampling_factor.bit_length()
+        arguments.setdefault("latent_channels", codec.latent_space.channels)
         arguments.setdefault("block_out_channels", [64, 48, 32, *[16] * levels][:levels])
         arguments.setdefault("num_blocks", [*[3] * (levels - 1), 1])
         if "latent_magnitude" not in arguments:
@@ -49,7 +49,7 @@ def build_tiny_decoder(config: TrainingConfig, source: ImageSource) -> TinyDecod
             images = torch.stack([crops[position] for position in range(NUM_SAMPLES)])
             arguments["latent_magnitude"] = 3 * float(codec.encode(images).float().std())
         decoder = construct(TinyDecoder, arguments, config.run.seed)
-    theirs, ours = codec.space, decoder.config
+    theirs, ours = codec.latent_space, decoder.config
     if (theirs.channels, theirs.downsampling_factor) != (ours.latent_channels, decoder.upsampling_factor):
         raise ValueError(
             f"the decoder takes {ours.latent_channels} channels and enlarges by {decoder.upsampling_factor}; "

@@ -113,7 +113,7 @@ def test_default_codec_beside_jpeg_of_equal_psnr(kodak):
     print(f"\n{'kodak':16}{codec.name:>16}{f'JPEG quality {quality:.1f}':>20}")
     for name, value in jpeg.items():
         print(f"{name:16}{format(ours[name], '.4f') if name in ours else '-':>16}{value:20.4f}")
-    latents = 16 * codec.space.channels / codec.space.downsampling_factor**2
+    latents = 16 * codec.latent_space.channels / codec.latent_space.downsampling_factor**2
     print(f"The codec's latents take {latents:.2f} bits per pixel in float16, before any entropy coding.")
 
     assert jpeg["PSNR"] == pytest.approx(ours["PSNR"])

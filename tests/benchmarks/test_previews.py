@@ -39,7 +39,7 @@ def timed(function, rounds: int) -> tuple[float, float]:
 
 
 def previewer_of(codec: LatentCodec, fit) -> LatentPreviewer:
-    return LatentPreviewer.linear(fit.weight, fit.bias, space=codec.space, palette=fit.palette)
+    return LatentPreviewer.linear(fit.weight, fit.bias, space=codec.latent_space, palette=fit.palette)
 
 
 def described(values: list[float]) -> str:
@@ -81,7 +81,9 @@ def test_linear_previews_and_palettes_on_kodak(shared, name):
 )
 def test_a_tiny_decoder_on_kodak(shared):
     codec, kodak = LatentCodec.from_pretrained("default"), open_source(shared / "data" / "kodak")
-    tiny = LatentPreviewer.tiny(TinyDecoder.from_pretrained(os.environ["TINY_PREVIEW"]), space=codec.space)
+    tiny = LatentPreviewer.tiny(
+        TinyDecoder.from_pretrained(os.environ["TINY_PREVIEW"]), space=codec.latent_space
+    )
     linear = LatentPreviewer.from_pretrained("default", kind="linear")
     found = {"tiny": ([], []), "linear, enlarged by bicubic interpolation": ([], [])}
     for index in range(0, len(kodak), 2):

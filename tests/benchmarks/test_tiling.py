@@ -34,7 +34,7 @@ DECODE = """
 import json, os, sys, threading, time
 from pathlib import Path
 import torch
-from latent_codec.models.tiling import decode_tiled
+from latent_codec.models.tiling import decode_tiled, encode_tiled
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
 
@@ -72,7 +72,7 @@ def watch():
 loaded = memory("VmRSS")
 threading.Thread(target=watch, daemon=True).start()
 start, cpu_start = time.perf_counter(), time.process_time()
-image = decode_tiled(autoencoder, latents, tile) if tile else autoencoder.decode(latents).sample
+image = decode_tiled(autoencoder.decoder, autoencoder.post_quant_conv, latents, tile) if tile else autoencoder.decode(latents).sample
 seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 print(json.dumps({
     "resident": memory("VmHWM") - loaded,
@@ -111,14 +111,14 @@ def seam_energy(difference: Tensor, period: int) -> float:
 def compare(title: str, autoencoder: AutoencoderKL, image: Tensor, tile: int) -> float:
     """Print how far tiles are from the untiled encoder and decoder; the largest difference of exact ones."""
     with torch.no_grad():
-        latents = autoencoder.encode(image).latent_dist.mean
+        latents = autoencoder.encode(image).chunk(2, 1)[0]
         decoded = autoencoder.decode(latents).sample
         tiled = (
-            encode_tiled(autoencoder, image, tile).latent_dist.mean,
-            decode_tiled(autoencoder, latents, tile),
+            encode_tiled(autoencoder.encoder, autoencoder.quant_conv, image, tile).chunk(2, 1)[0],
+            decode_tiled(autoencoder.decoder, autoencoder.post_quant_conv, latents, tile),
         )
         with blending_tiles(autoencoder, tile):
-            blended = autoencoder.encode(image).latent_dist.mean, autoencoder.decode(latents).sample
+            blended = autoencoder.encode(image).chunk(2, 1)[0], autoencoder.decode(latents).sample
     rows = []
     for name, (its_latents, its_decoded), period in (
         ("exact", tiled, tile),

@@ -1,0 +1,240 @@
+"""Family: the few things that LatentCodec and every capability ask of an autoencoder."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from latent_codec.families.latent_space import LatentSpace
+
+if TYPE_CHECKING:  # what a config says is read without torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One level of a discrete autoencoder.
+
+    Args:
+        codebook: codewords, (codebook_size, dim), in the autoencoder's dtype and on its device.
+        side: pixels that one index stands for, per side.
+    """
+
+    codebook: "Tensor"
+    side: int
+
+    @property
+    def codebook_size(self) -> int:
+        return len(self.codebook)
+
+
+class Encoded(NamedTuple):
+    """What an encoder gives: a posterior over raw latents, or the raw latents themselves."""
+
+    posterior: Any | None
+    """With `mean`, `var`, `mode()` and `sample(generator)`; None where the class has none."""
+    raw_latents: "Tensor | None"
+    """(B, C, h, w); None where there is a posterior."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainable:
+    """How the trainer may treat an autoencoder.
+
+    Args:
+        encoder: names of the modules before the latents, the codebook excepted.
+        frozen: names of the modules that stay as they are while the decoder alone is trained; empty: the decoder
+            cannot be trained alone.
+        linear_start: whether models/initialization.py knows its layers.
+    """
+
+    encoder: tuple[str, ...]
+    frozen: tuple[str, ...] = ()
+    linear_start: bool = False
+
+
+class Family:
+    """An autoencoder as one of a family: how it encodes, decodes, tiles, and which weights are whose.
+
+        images -> encode_raw -> raw latents -> latent_space().normalize -> latents
+        images <- decode_raw <- raw latents <- latent_space().denormalize <-
+
+    A family is one file and one row of `families.FAMILIES`. Methods neither pad nor crop, and take and give
+    tensors on the autoencoder's device: images (B, C, H, W) in [-1, 1], raw latents (B, c, h, w).
+
+    Args:
+        autoencoder: a model of one of the family's classes.
+    """
+
+    frames: ClassVar[int] = 0
+    """0: images; 1: a video autoencoder that is given stills."""
+    trainable: ClassVar[Trainable | None] = None
+    """None: it is used here, not trained."""
+    indices_suffice: ClassVar[bool] = True
+    """Whether the indices, where there are levels, hold all that the decoder uses."""
+    levels_condition: ClassVar[bool] = False
+    """Whether each level below the top is sampled given the features of those above it."""
+    has_exact_tiles: ClassVar[bool] = False
+    """Whether any tile gives the untiled result; else tiles are diffusers' own, blended, or refused."""
+
+    def __init__(self, autoencoder: "nn.Module"):
+        self.autoencoder = autoencoder
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "type[Family]":
+        """The family itself, or the one that `config` makes of the same class."""
+        return cls
+
+    @classmethod
+    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        """Channels of the latents and the downsampling factor."""
+        return config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+
+    @classmethod
+    def level_shapes(cls, config: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """(codebook_size, side in pixels of what an index stands for) of each level, top first; empty if continuous."""
+        return []
+
+    @classmethod
+    def decoder_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """What the keys begin with of the weights that a fine-tuned decoder may change: those that no latent depends on."""
+        return ("decoder.", "post_quant_conv.")
+
+    @classmethod
+    def latent_space_of(cls, config: Mapping[str, Any], pipeline: str | None = None) -> LatentSpace:
+        """The latent space that a config describes; no model is needed.
+
+        Args:
+            pipeline: a pipeline's class name, where pipelines of one class of autoencoder differ; None: the usual one.
+
+        Raises:
+            ValueError: for entries that no latent space has.
+        """
+        channels, factor = cls.latent_shape(config)
+        return LatentSpace.of_entries(channels, factor, config)
+
+    def latent_space(self, pipeline: str | None = None) -> LatentSpace:
+        """`latent_space_of` this autoencoder's config."""
+        return self.latent_space_of(self.autoencoder.config, pipeline)
+
+    @property
+    def channels(self) -> int:
+        """Of the images: 1, 3 or 4."""
+        return self.autoencoder.config.in_channels
+
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of an image must be divisible by."""
+        return self.latent_shape(self.autoencoder.config)[1]
+
+    @property
+    def levels(self) -> list[Level]:
+        """Codebooks, top level first; empty where the latents are continuous."""
+        return []
+
+    @property
+    def reads_scale(self) -> bool:
+        """Whether pipelines read a scaling_factor from its config."""
+        return "scaling_factor" in self.autoencoder.config
+
+    @property
+    def reads_shift(self) -> bool:
+        """Whether a measured shift_factor belongs into its config."""
+        return "shift_factor" in self.autoencoder.config
+
+    @property
+    def folds_statistics(self) -> bool:
+        """Whether mean and deviation of the latents can be folded into weights."""
+        return False
+
+    @property
+    def last_layer(self) -> "nn.Module":
+        """The layer that makes the image, of an autoencoder that is trained."""
+        return self.autoencoder.decoder.conv_out
+
+    @property
+    def has_post_quant_conv(self) -> bool:
+        """Whether there is the layer whose dtype SDXL's pipelines ask for when they upcast."""
+        return getattr(self.autoencoder, "post_quant_conv", None) is not None
+
+    def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
+        """Images -> the posterior over raw latents, or raw latents."""
+        with self.tiling(tile):
+            output = self.autoencoder.encode(images)
+        posterior = getattr(output, "latent_dist", None)
+        if posterior is not None:
+            return Encoded(posterior, None)
+        return Encoded(None, output.latents if "latents" in output else output.latent)
+
+    def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
+        """Raw latents -> images, not clamped; a discrete autoencoder snaps them to its codebook first."""
+        with self.tiling(tile):
+            return self.autoencoder.decode(raw_latents).sample
+
+    def encode_indices(self, images: "Tensor") -> "list[Tensor]":
+        """Images -> indices of each level, int64 (B, h, w), top first."""
+        raise TypeError(f"{type(self.autoencoder).__name__} has no codebook")
+
+    def decode_indices(
+        self, indices: "Sequence[Tensor]", known: "Sequence[Tensor] | None" = None
+    ) -> "Tensor":
+        """Indices, top level first -> images, not clamped.
+
+        Args:
+            known: bool masks shaped like `indices`: where False, a mean codeword stands in, if the family has one.
+        """
+        raise TypeError(f"{type(self.autoencoder).__name__} has no codebook")
+
+    def latents_of_indices(self, indices: "Sequence[Tensor]") -> "Tensor":
+        """Indices, top level first -> raw latents, (B, c, h, w)."""
+        raise TypeError(f"{type(self.autoencoder).__name__} has no codebook")
+
+    def record_usage(self, level: int, counts: "Tensor") -> None:
+        """Take note of how often each codeword of a level is used, where the family has a use for it."""
+
+    @contextmanager
+    def tiling(self, tile: int | None) -> Iterator[None]:
+        """Work in tiles of `tile` pixels, blended by diffusers with an overlap of a quarter, inside the block.
+
+        Raises:
+            ValueError: for a tile that the autoencoder cannot take.
+        """
+        if tile is None:
+            yield
+            return
+        factor = self.side_multiple
+        settings = self.tile_settings(tile, factor)
+        if settings is None:
+            name = type(self.autoencoder).__name__
+            raise ValueError(f"tile is {tile}; diffusers cannot tile {name} reliably: expected None")
+        if tile % (4 * factor):
+            raise ValueError(f"tile is {tile}; expected a multiple of {4 * factor} pixels")
+        settings["use_tiling"] = True
+        before = {key: getattr(self.autoencoder, key) for key in settings}
+        try:
+            vars(self.autoencoder).update(settings)
+            yield
+        finally:
+            vars(self.autoencoder).update(before)
+
+    def tile_settings(self, tile: int, factor: int) -> dict[str, float] | None:
+        """Attributes of diffusers' own tiling; None where its tiles are not reliable."""
+        return None
+
+
+def single_level_indices(indices: "Sequence[Tensor]", codebook_size: int) -> "Tensor":
+    """The one index map of a single-level autoencoder.
+
+    Raises:
+        ValueError: for more or fewer maps, another dtype or shape, or an index beyond the codebook.
+    """
+    import torch
+
+    if len(indices) != 1:
+        raise ValueError(f"expected a list of one index map, got {len(indices)} index maps")
+    (only,) = indices
+    if only.ndim != 3 or only.dtype != torch.int64:
+        raise ValueError(f"expected int64 indices (B, h, w), got {only.dtype} of shape {tuple(only.shape)}")
+    if only.numel() and not 0 <= only.min() <= only.max() < codebook_size:
+        raise ValueError(f"expected indices from 0 to {codebook_size - 1}, got {only.min()} to {only.max()}")
+    return only

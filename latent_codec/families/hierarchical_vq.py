@@ -1,0 +1,80 @@
+"""HierarchicalVQ: VQ-VAE-2's levels of indices, each finer than the one above it (arXiv:1906.00446)."""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import TYPE_CHECKING, Any
+
+from latent_codec.families.family import Family, Level, Trainable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Hierarchical(Family):
+    """Raw latents are the levels' codewords, brought to the bottom level's resolution and concatenated."""
+
+    levels_condition = True
+    trainable = Trainable(encoder=("encoders", "quantize_convs"))
+
+    @classmethod
+    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        return len(config["strides"]) * config["embed_dim"], config["strides"][0]
+
+    @classmethod
+    def level_shapes(cls, config: Mapping[str, Any]) -> list[tuple[int, int]]:
+        strides, sizes = config["strides"], config["codebook_sizes"]
+        sizes = [sizes] * len(strides) if isinstance(sizes, int) else sizes
+        return list(zip(sizes, list(accumulate(strides, mul))[::-1], strict=True))
+
+    @classmethod
+    def decoder_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
+        # The upper decoders are part of what the levels below them encode.
+        return (f"decoders.{len(config['strides']) - 1}.", "usage_")
+
+    @property
+    def side_multiple(self) -> int:
+        return self.autoencoder.multiple
+
+    @property
+    def levels(self) -> list[Level]:
+        quantizers, shapes = self.autoencoder.quantizers, self.level_shapes(self.autoencoder.config)
+        return [
+            Level(quantizer.embedding.weight, side)
+            for quantizer, (_, side) in zip(quantizers, shapes, strict=True)
+        ]
+
+    @property
+    def last_layer(self) -> "nn.Module":
+        from torch.nn import ConvTranspose2d
+
+        layers = self.autoencoder.decoders[-1].modules()
+        return [layer for layer in layers if isinstance(layer, ConvTranspose2d)][-1]
+
+    def encode_indices(self, images: "Tensor") -> "list[Tensor]":
+        return self.autoencoder.encode_indices(images.to(self.autoencoder.dtype))
+
+    def decode_indices(
+        self, indices: "Sequence[Tensor]", known: "Sequence[Tensor] | None" = None
+    ) -> "Tensor":
+        """Lower levels may be missing: their mean codeword stands in, as it does wherever `known` is False."""
+        autoencoder = self.autoencoder
+        if known is None:
+            return autoencoder.decode_indices(list(indices))
+        side = autoencoder.multiple
+        shapes = autoencoder.grid_shapes(*(length * side for length in indices[0].shape[1:]))
+        quantized = []
+        for level, shape in enumerate(shapes):
+            codewords = autoencoder.mean_codeword(level).view(1, -1, 1, 1)
+            codewords = codewords.expand(len(indices[0]), -1, *shape)
+            if level < len(indices):
+                found = autoencoder.quantizers[level].lookup(indices[level])
+                codewords = found.where(known[level][:, None], codewords)
+            quantized.append(codewords)
+        return autoencoder.decode_quantized(quantized)
+
+    def latents_of_indices(self, indices: "Sequence[Tensor]") -> "Tensor":
+        return self.autoencoder.upper_features(list(indices))
+
+    def record_usage(self, level: int, counts: "Tensor") -> None:
+        self.autoencoder.set_usage(level, counts)
