@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import mean, stdev
 
-from scipy.interpolate import PchipInterpolator  # scipy: a dependency of lpips
+from scipy.interpolate import PchipInterpolator
 from scipy.stats import t as student_t
 
 METRICS = {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "gmsd": "GMSD", "haarpsi": "HaarPSI"}
