@@ -13,10 +13,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.nn import functional as F
 
-from latent_codec import LatentCodec
+from latent_codec import HierarchicalVQ, LatentCodec
 from latent_codec.bitstream import compress, decompress
 from latent_codec.families import FAMILIES, Encoded, Family, LatentSpace, Level
 from latent_codec.previews import LatentPreviewer
+from latent_codec.training.autoencoder_task import check_autoencoder
+from latent_codec.training.config import TrainingConfig
 
 
 class Mosaic(ModelMixin, ConfigMixin):
@@ -103,6 +105,21 @@ def test_tiles_of_a_family_without_them_are_refused(codec, image):
     family = Family(SimpleNamespace(config={"block_out_channels": (1, 1), "latent_channels": 4}))
     with pytest.raises(ValueError, match="diffusers cannot tile SimpleNamespace reliably"), family.tiling(64):
         pass
+
+
+def test_a_linear_start_is_refused_to_a_family_whose_layers_it_does_not_know():
+    config = TrainingConfig.from_dict(
+        {
+            "model": {"class_name": "HierarchicalVQ", "initialization": "linear"},
+            "codebook": {"kmeans_crops": 8},
+            "data": {"height": 64, "width": 64},
+        }
+    )
+    autoencoder = HierarchicalVQ(hidden_channels=8, residual_channels=4, embed_dim=4, codebook_sizes=8)
+    with pytest.raises(
+        ValueError, match="a linear start knows AutoencoderKL and AutoencoderVQ, not HierarchicalVQ"
+    ):
+        check_autoencoder(config, autoencoder, None, None)
 
 
 def test_a_config_is_read_without_torch():

@@ -272,6 +272,10 @@ def check_autoencoder(config: TrainingConfig, autoencoder: Autoencoder, source: 
                 f"data.{name} is {side}; a multiple of {factor}, which is a latent's side in pixels."
             )
     family = family_of(autoencoder)
+    if config.model.initialization == "linear" and not family.trainable.linear_start:
+        raise ValueError(
+            f"a linear start knows AutoencoderKL and AutoencoderVQ, not {type(autoencoder).__name__}."
+        )
     if family.levels:
         if config.objective.kl_weight or config.objective.reconstruction in ("gaussian", "bernoulli"):
             raise ValueError(
