@@ -15,9 +15,8 @@ SHARED = ROOT.parent / "shared"
 latent_codec.__path__.append(str(ROOT))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # one test a core, in subprocesses too
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:  # one test a core, in subprocesses too, unless told otherwise
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 if (SHARED / "torch_home").is_dir():
     os.environ.setdefault("TORCH_HOME", str(SHARED / "torch_home"))
 
