@@ -3,10 +3,12 @@
 from importlib import import_module
 
 _EXPORTS = {
+    "Conversion": "converting",
     "ConversionError": "renaming",
     "FORMATS": "foreign",
     "Foreign": "foreign",
     "KeyReport": "renaming",
+    "convert": "converting",
     "detect": "foreign",
     "from_diffusers": "foreign",
     "open_checkpoint": "checkpoints",

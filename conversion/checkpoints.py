@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # the header of a safetensors file is read without torch
     import torch
     from torch import Tensor
 
-_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
 IF_LATENTS = "if it holds latents, `latent-codec decode` opens it with --codec"
 _NO_CHECKPOINTS = {
@@ -153,7 +153,7 @@ def read_pickled(path: str | os.PathLike) -> object:
     path.stat()  # raises OSError where there is nothing
     if not path.is_file():
         raise ValueError(
-            f"{path} is a folder or a device, not a file; give one checkpoint file ({', '.join(_SUFFIXES)})"
+            f"{path} is a folder or a device, not a file; give one checkpoint file ({', '.join(SUFFIXES)})"
         )
     with path.open("rb") as file:
         head = file.read(512)
@@ -189,10 +189,8 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     path = Path(path)
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(
-            f"{path} ends in {path.suffix!r}; a checkpoint ends in one of {', '.join(_SUFFIXES)}"
-        )
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} ends in {path.suffix!r}; a checkpoint ends in one of {', '.join(SUFFIXES)}")
     if metadata and path.suffix != ".safetensors":
         raise ValueError(
             f"metadata came for {path}, which has no place for it; only a .safetensors file takes it"

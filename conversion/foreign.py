@@ -19,6 +19,7 @@ from latent_codec.conversion.checkpoints import Checkpoint, open_entries
 from latent_codec.conversion.other_families import OTHER_FAMILIES
 from latent_codec.conversion.renaming import (
     ConversionError,
+    ConversionSettingError,
     Format,
     KeyReport,
     Network,
@@ -335,8 +336,10 @@ def choose(
     first, *rest = candidates
     if not all(_are_twins(first, each, tensors, shapes) for each in rest):
         count = {2: "two"}.get(len(candidates), str(len(candidates)))
-        raise ConversionError(
-            f"{name} holds {count} autoencoders, {_listed(candidates)}; choose one by its name (--entry NAME)"
+        raise ConversionSettingError(
+            "entry",
+            f"the name of one autoencoder, as {name} holds {count} autoencoders, {_listed(candidates)}",
+            advice="convert one of them with `entry=NAME`",
         )
     return first, [each for each in places if each is not first]
 
@@ -450,7 +453,7 @@ def to_diffusers(state_dict: "Mapping[str, Tensor]", config: Mapping | None = No
 
 
 def from_diffusers(component: "nn.Module", name: str) -> "dict[str, Tensor]":
-    """A component's state dict in the format that `--to` calls `name`; tensors share memory where they can.
+    """A component's state dict in the format called `name` (`Format.names`); tensors share memory where they can.
 
     Raises:
         ConversionError: if the format cannot hold it, with the reason.
@@ -467,7 +470,7 @@ def from_diffusers(component: "nn.Module", name: str) -> "dict[str, Tensor]":
 
 
 def find_format(component: "nn.Module", name: str) -> Format:
-    """The format that `--to` calls `name`, for a component of this class."""
+    """The format called `name` that holds components of this class."""
     possible = [each for each in FORMATS if each.holds(component)]
     fitting = [each for each in possible if name in each.names]
     if not fitting:

@@ -16,6 +16,8 @@ from enum import Enum
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
+from latent_codec.errors import SettingError
+
 if TYPE_CHECKING:  # names and shapes are read without torch
     from torch import Tensor, nn
 
@@ -34,13 +36,17 @@ class Scale(NamedTuple):
         if not (0 < self.scaling_factor < math.inf and math.isfinite(self.shift_factor or 0)):
             shift = "" if self.shift_factor is None else f", shift_factor {self.shift_factor:g}"
             raise ConversionError(
-                f"{name}: scaling_factor {self.scaling_factor:g}{shift} ({self.rule}); expected finite numbers, the "
-                "first above 0: give --scaling-factor"
+                f"{name}: expected a finite scaling_factor above 0 and a finite shift_factor, got scaling_factor "
+                f"{self.scaling_factor:g}{shift} ({self.rule})"
             )
 
 
 class ConversionError(ValueError):
     """A checkpoint that cannot be converted with nothing lost."""
+
+
+class ConversionSettingError(SettingError, ConversionError):
+    """A checkpoint that can be converted once a setting of `convert` says what is not in it."""
 
 
 class Change(Enum):
@@ -121,7 +127,7 @@ class Format:
     """A foreign format: how it is recognised, what it becomes, and the table between the two."""
 
     names: tuple[str, ...]
-    """What `--to` calls it."""
+    """What `convert` calls it as `to`."""
     title: str
     class_name: str
     """Of the component that it becomes."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from latent_codec.components.weight_files import MAX_CONFIG_BYTES, config_in
 from latent_codec.conversion.checkpoints import Checkpoint
-from latent_codec.conversion.renaming import ConversionError, Format, Network, Scale
+from latent_codec.conversion.renaming import ConversionError, ConversionSettingError, Format, Network, Scale
 
 _SAME_LAYOUT = {
     "AutoencoderVQ": ("VQModel",),
@@ -28,18 +28,20 @@ class Settings(NamedTuple):
     rule: str
 
 
-class SettingsNeededError(ConversionError):
+class SettingsNeededError(ConversionSettingError):
     """A checkpoint whose format is known, and whose settings are not."""
 
-    def __init__(self, name: str, format: Format):
-        groups = ""
-        if "norm_num_groups" in format.not_shown:
-            groups = ", or say the groups to `latent-codec convert` (--norm-num-groups N)"
+    def __init__(self, name: str, title: str, not_shown: str):
+        groups = ", or convert it with `norm_num_groups=N`" if "norm_num_groups" in not_shown else ""
         super().__init__(
-            f"{name} is a {format.title} in its own key layout, which does not show {format.not_shown}: put its config.json "
-            f"next to it, or give it (--config config.json){groups}"
+            "config",
+            f"the config.json of {name}, a {title} in its own key layout, which does not show {not_shown}",
+            advice=f"put it next to the file, or give it: `config=config.json`{groups}",
         )
-        self.title = format.title
+        self.name, self.title, self.not_shown = name, title, not_shown
+
+    def __reduce__(self):
+        return type(self), (self.name, self.title, self.not_shown)
 
 
 def read_diffusers_config(path: str | os.PathLike) -> dict | None:
@@ -118,7 +120,7 @@ def settle(name: str, format: Format, inferred: Mapping, settings: Settings | No
     """
     if settings is None:
         if format.fixed is None:
-            raise SettingsNeededError(name, format)
+            raise SettingsNeededError(name, format.title, format.not_shown)
         return format.class_name, dict(inferred), format.fixed
     class_name = settings.config.get("_class_name", format.class_name)
     if class_name not in (format.class_name, *_SAME_LAYOUT.get(format.class_name, ())):

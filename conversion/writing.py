@@ -67,7 +67,7 @@ def write_foreign(
     *,
     dtypes: Dtypes = None,
 ) -> list[Path]:
-    """Write a component in the format that `--to` calls `name`; give the files.
+    """Write a component in the format called `name` (`Format.names`); return the files.
 
     A safetensors file says scaling_factor and shift_factor in its metadata, where `read_foreign` finds them; the other
     kinds have no place for them. A format of two files takes `path` as a folder.

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from latent_codec import LatentCodec
 from latent_codec.cli import main
 from latent_codec.components.weight_files import config_metadata
-from latent_codec.conversion import ConversionError, from_diffusers, read_foreign, to_diffusers
+from latent_codec.conversion import ConversionError, convert, from_diffusers, read_foreign, to_diffusers
 from latent_codec.conversion.foreign import detect, recognize, shapes_of
 from latent_codec.conversion.ldm_config import read_config
 from latent_codec.conversion.scales import SCALES
+from latent_codec.errors import SettingError
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 
@@ -503,6 +504,24 @@ def test_convert_there_and_back(foreign_file, tmp_path, capsys):
     assert plain.latent_space.scaling_factor == 0.5 and plain.dtype == torch.float32
 
 
+def test_convert_in_python_says_what_it_found(foreign_file, tmp_path):
+    _, path = foreign_file
+    with pytest.raises(SettingError) as caught:
+        convert(path, tmp_path / "folder")
+    assert caught.value.setting == "scale" and isinstance(caught.value, ConversionError)
+    with pytest.raises(SettingError, match="one of diffusers, ldm"):
+        convert(path, tmp_path / "folder", to="other", scale="sd1")
+    assert not (tmp_path / "folder").exists()
+    done = convert(path, tmp_path / "folder", scale="sd1", dtype=torch.float16)
+    assert done.written == [tmp_path / "folder"] and done.scaling_factor == 0.18215
+    assert done.keys["mapped"] == len(load_file(path)) and done.prefix is None
+    for name in ("entry", "config"):
+        with pytest.raises(SettingError, match=f"{name}: .* is a codec"):
+            convert(tmp_path / "folder", tmp_path / "new.pt", to="ldm", **{name: "x"})
+    back = convert(tmp_path / "folder", tmp_path / "back.pt", to="ldm")
+    assert back.keys == {"mapped": done.keys["mapped"]} and back.written == [tmp_path / "back.pt"]
+
+
 def test_a_folder_in_half_precision_keeps_its_bits(foreign_file, tmp_path):
     _, path = foreign_file
     assert main(["convert", str(path), str(tmp_path / "half"), "--scale", "sd1", "--dtype", "bfloat16"]) == 0
@@ -528,7 +547,7 @@ def test_a_codec_whose_config_leaves_the_scale_open_converts_with_the_one_it_com
 def test_an_unknown_scale_is_asked_for_and_warned_of(foreign_file, tmp_path, capsys):
     _, path = foreign_file
     assert main(["convert", str(path), str(tmp_path / "file.safetensors"), "--scale", "sd1"]) == 2
-    assert "file.safetensors is a file's name" in capsys.readouterr().err
+    assert "expected the name of a folder" in capsys.readouterr().err
     assert main(["convert", str(path), str(tmp_path / "folder")]) == 2
     assert "scale" in capsys.readouterr().err and not (tmp_path / "folder").exists()
     with pytest.warns(UserWarning, match="taken as 1"):
@@ -580,8 +599,8 @@ def test_a_given_config_has_to_agree_and_says_the_scale(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--shift-factor", "1"], "--shift-factor needs --scaling-factor"),
-        (["--to", "ldm"], "has none of the suffixes"),
+        (["--shift-factor", "1"], "expected none without a scaling factor"),
+        (["--to", "ldm"], "expected a file name that ends in one of .safetensors"),
         (["--to", "taming", "--scale", "sd1", "NAME.pt"], "AutoencoderKL cannot be written as taming"),
     ],
 )

@@ -201,7 +201,7 @@ def test_two_that_differ_are_asked_about(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"first": kl_state(), "second": kl_state(1)}, path)
     with pytest.raises(
-        ConversionError, match=r"two autoencoders, .* under first and .* under second; choose one"
+        ConversionError, match=r"two autoencoders, .* under first and .* under second; convert one"
     ):
         read_foreign(path)
     assert_takes(read_foreign(path, entry="second"), kl_state(1))
