@@ -2,6 +2,7 @@
 
 import latent_codec.pictures              a module that moved           MODULES
 latent_codec.PictureClassifier            a class, function, constant   NAMES
+reconstruction.read_image                 one that moved                MOVED
 codec.space                               an attribute                  attribute()
 run.calibration_pictures = 16             a setting of a run            SETTINGS
 latent-codec info --pictures DATA         a flag                        FLAGS
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +39,12 @@ MODULES = {
 
 ELSEWHERE = {"find_images": "latent_codec.images.files", "SUFFIXES": "latent_codec.images.files"}
 """Names of today that left the module that took the rest."""
+
+MOVED = {
+    "latent_codec.evaluation.reconstruction.read_image": "latent_codec.images.sources:ImageSource.image",
+    "latent_codec.training.labelled_data.SomeImages": "latent_codec.images.sources:SomeImages",
+}
+"""Names that left a module that stays; its `__getattr__` is `find_name`."""
 
 NAMES = {
     "DatasetPictures": "DatasetImages",
@@ -94,6 +102,9 @@ def find_name(module: str, name: str) -> Any:
     Raises:
         AttributeError: if `module` never had that name.
     """
+    if place := MOVED.get(f"{module}.{name}"):
+        warn(f"{module}.{name}", place.replace(":", "."), stacklevel=4)
+        return resolve_name(place)
     new = NAMES.get(name)
     if new is None:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")

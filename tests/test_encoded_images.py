@@ -282,7 +282,7 @@ def test_killed_run_goes_on_where_it_was(idx, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["delete", "truncate", "empty"])
-def test_only_missing_and_damaged_files_are_written_again(damage, idx, tmp_path, capsys):
+def test_only_missing_and_damaged_files_are_written_again(damage, idx, tmp_path, caplog):
     codec = vq_codec()
     files = encode_source(codec, idx, tmp_path / "codes", images_per_file=3, mirrored=True)
     whole = files[1].rename(tmp_path / "whole.safetensors")
@@ -294,7 +294,7 @@ def test_only_missing_and_damaged_files_are_written_again(damage, idx, tmp_path,
     assert encode_source(codec, idx, tmp_path / "codes", images_per_file=3, mirrored=True) == files
     assert mtimes([files[0], files[2]]) == [10**18] * 2
     assert_same_content(files[1], whole)
-    assert ("written anew" in capsys.readouterr().err) == (damage != "delete")
+    assert ("written anew" in caplog.text) == (damage != "delete")
 
 
 def test_data_that_has_grown_adds_to_the_last_file(photos, tmp_path):
@@ -307,7 +307,7 @@ def test_data_that_has_grown_adds_to_the_last_file(photos, tmp_path):
     assert load_latents(files[1]).names == ["dog/3.png", "dog/4.png", "dog/9.png"]
 
 
-def test_unreadable_images_are_left_out_and_named(photos, tmp_path, capsys):
+def test_unreadable_images_are_left_out_and_named(photos, tmp_path, caplog):
     codec = vq_codec()
     (photos / "cat" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     for number in (3, 4):
@@ -315,8 +315,7 @@ def test_unreadable_images_are_left_out_and_named(photos, tmp_path, capsys):
     files = encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
     assert [file.name for file in files] == ["00000.safetensors"]  # of the second one nothing can be read
     assert load_latents(files[0]).names == ["cat/0.png", "cat/2.png"]
-    err = capsys.readouterr().err
-    assert err.count("skipped: ") == 3 and "1.png: damaged or cut short" in err
+    assert caplog.text.count("skipped: ") == 3 and "1.png: damaged or cut short" in caplog.text
 
     os.utime(files[0], ns=(10**18, 10**18))
     encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)

@@ -26,7 +26,6 @@ from latent_codec.evaluation.rate_distortion_result import (
     paired_difference,
     upward,
 )
-from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.images.sources import open_source
 from latent_codec.images.tensors import to_image
 from latent_codec.metrics import psnr
@@ -225,7 +224,7 @@ def test_grey_images(photos, tmp_path):
         qualities=[90],
         limit=1,
     )
-    original = read_image(open_source(photos), 0, 1)
+    original = open_source(photos).image(0, 1)
     (trial,) = result.select("curve", "avif")
     decoded = to_image(Image.open(tmp_path / "files" / trial.file), channels=1)
     assert trial.psnr == psnr(decoded[None], original[None]).item() > 30

@@ -15,6 +15,7 @@ are: --out names a folder for a copy.
 
 import argparse
 import contextlib
+import sys
 from pathlib import Path
 
 from latent_codec.cli.arguments import (
@@ -25,7 +26,7 @@ from latent_codec.cli.arguments import (
     load_codec,
 )
 from latent_codec.cli.codec_copies import folder_for_sidecar
-from latent_codec.cli.progress import showing, with_progress
+from latent_codec.cli.progress import showing
 
 PRESETS = {"LatentContext": "latent-context", "IndexContext": "index-context"}
 
@@ -69,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
     from accelerate import PartialState
 
-    from latent_codec.images.sources import open_source, spread
-    from latent_codec.training.labelled_data import SomeImages
+    from latent_codec.images.sources import SomeImages, open_source, spread
 
     processes = PartialState(cpu=on_cpu())
     is_main_process = processes.is_main_process
@@ -127,26 +127,16 @@ def _save(model, path: Path) -> dict:
 
 def _count(codec, source):
     """The tables of order 0, and what to report."""
-    import sys
-
     from latent_codec.bitstream import fit_static
-    from latent_codec.images.tensors import ImageError
+    from latent_codec.images.batches import iter_images
 
-    num_images = 0
-
-    def images():
-        nonlocal num_images
-        for number in with_progress(range(len(source)), "encoding"):
-            try:
-                pixels = source.read(number, codec.channels)
-            except ImageError as error:
-                print(f"skipped: {error}", file=sys.stderr)
-                continue
-            num_images += 1
-            yield pixels.float() / 127.5 - 1
-
-    model = fit_static(codec, images())
-    return model, {"images": num_images}
+    skipped: list[str] = []
+    with showing("encoding") as report:
+        images = iter_images(source, channels=codec.channels, on_skip=skipped.append, on_progress=report)
+        model = fit_static(codec, (image for _, image in images))
+    for line in skipped:
+        print(f"skipped: {line}", file=sys.stderr)
+    return model, {"images": len(source) - len(skipped)}
 
 
 def _train(args: argparse.Namespace, codec, source, processes):

@@ -420,13 +420,12 @@ def _audit_drop_in(args: argparse.Namespace) -> None:
 def _images(args: argparse.Namespace, channels: int) -> Iterator:
     """Images in [-1, 1], cut to at most 512 px a side."""
     from latent_codec.cli.roundtrip import SAMPLE_SIZE, _sample_photograph
-    from latent_codec.evaluation.reconstruction import read_image
     from latent_codec.images.sources import open_source, spread
     from latent_codec.images.tensors import center_crop
 
     source = open_source(_sample_photograph() if args.images is None else args.images)
     for index in with_progress(spread(len(source), args.num), "comparing"):
-        image = read_image(source, index, channels)
+        image = source.image(index, channels)
         yield center_crop(image, tuple(min(side, SAMPLE_SIZE) for side in image.shape[1:]))
 
 

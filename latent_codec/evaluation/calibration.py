@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from latent_codec import metrics
 from latent_codec.codec import LatentCodec, NonFiniteError, to_precision
-from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.families import LatentSpace, family_of
+from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import ImageSource, spread
-from latent_codec.images.tensors import ImageError, center_crop
+from latent_codec.images.tensors import center_crop
 from latent_codec.torch_settings import ignoring_caller_settings
 
 Convention = Literal["scale", "channels", "normalize", "keep"]
@@ -139,20 +139,21 @@ def measure(
     peak = _PeakActivation()
     start = time.thread_time()
     with _hooked(codec.autoencoder, peak):
-        for done, index in enumerate(chosen, 1):
-            try:
-                image = _center(read_image(source, index, codec.channels)).to(codec.device)
-            except ImageError as error:
-                skipped.append(str(error))
-            else:
-                mean, variance = _raw_moments(codec, image)
-                totals = totals + mean.sum(1)
-                squares = squares + (mean.square() + variance).sum(1)
-                positions += mean.shape[1]
-                if num_measured % between_parity_images == 0 and len(parity_images) < NUM_PARITY_IMAGES:
-                    parity_images.append(image)
-                num_measured += 1
-            report(done, len(chosen), "measuring latents")
+        for _, image in iter_images(
+            source,
+            channels=codec.channels,
+            indices=chosen,
+            on_skip=skipped.append,
+            on_progress=lambda done, total: report(done, total, "measuring latents"),
+        ):
+            image = _center(image).to(codec.device)
+            mean, variance = _raw_moments(codec, image)
+            totals = totals + mean.sum(1)
+            squares = squares + (mean.square() + variance).sum(1)
+            positions += mean.shape[1]
+            if num_measured % between_parity_images == 0 and len(parity_images) < NUM_PARITY_IMAGES:
+                parity_images.append(image)
+            num_measured += 1
         if not num_measured:
             raise ValueError(f"no image could be read; the first of {len(skipped)}: {skipped[0]}")
         emulated = codec.device.type == "cpu"

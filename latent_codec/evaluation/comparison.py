@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.codes import codebook_image, index_map, mean_colors
-from latent_codec.evaluation.reconstruction import Evaluation, ImageFigures, read_image, reconstruct
+from latent_codec.evaluation.reconstruction import Evaluation, ImageFigures, reconstruct
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import hstack_images
 
@@ -29,7 +29,7 @@ def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evalua
     for image in ranked:
         if image.index not in chosen:
             continue
-        original = read_image(source, image.index, codec.channels)
+        original = source.image(image.index, codec.channels)
         reconstruction = reconstruct(codec, original.unsqueeze(0))[0].cpu()
         difference = (reconstruction - original).clamp(-1, 1)
         if codec.channels == 4:
@@ -73,7 +73,7 @@ def index_sheet(
         tiles: `codeword_tiles` of each level, top first.
     """
     image = median_image(evaluation)
-    original = read_image(source, image.index, codec.channels)
+    original = source.image(image.index, codec.channels)
     size, rows = tuple(original.shape[1:]), []
     for level, (grid,) in enumerate(codec.encode_indices(original)):
         side = codec.levels[level].side

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
+from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.labels import Images, class_of
 from latent_codec.images.sources import spread
-from latent_codec.images.tensors import ImageError
 from latent_codec.latents.encoded_images import EncodedImages
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.torch_settings import ignoring_caller_settings
@@ -125,15 +125,16 @@ def measure_likelihood(
     channels = priors[0].data_channels if codec is None else codec.channels
     num_done, num_dims = 0, 0
     skipped: list[str] = []
-    for batch, values in _batches(images, numbers, channels, skipped):
-        grids = _encode(values, priors[0], codec)
+    values = _values(images, numbers, channels, skipped)
+    for batch, *stacked in batch_by_shape(values, max_pixels=BATCH_PIXELS):
+        grids = _encode(images, stacked, priors[0], codec)
         labels = None
         if has_classes:
             labels = torch.tensor([_class(images, number, label, priors) for number in batch])
         for level, meter in meters.items():
             meter.add(grids[: level + 1], labels, codec)
         num_done += len(batch)
-        num_dims += channels * sum(_num_pixels(images, number, values[0]) for number in batch)
+        num_dims += channels * sum(_num_pixels(images, number, stacked[0]) for number in batch)
         if on_progress:
             on_progress(num_done + len(skipped), len(numbers))
     if not num_done:
@@ -315,37 +316,15 @@ def _class(images: Images, number: int, label: str, priors: Sequence[Autoregress
     return found
 
 
-def _batches(
+def _values(
     images: Images, numbers: list[int], channels: int, skipped: list[str]
-) -> Iterator[tuple[list[int], list[Tensor]]]:
-    """Neighbours of equal shapes, stacked: indices, latents or uint8 pixels; unreadable ones go to `skipped`."""
-    waiting: list[tuple[int, list[Tensor]]] = []
-
-    def stacked() -> tuple[list[int], list[Tensor]]:
-        return [each for each, _ in waiting], [
-            torch.stack(part) for part in zip(*(each for _, each in waiting))
-        ]
-
-    for number in numbers:
-        try:
-            values = _read(images, number, channels)
-        except ImageError as error:
-            skipped.append(str(error))
-            continue
-        shapes = [part.shape for part in values]
-        is_full = (len(waiting) + 1) * math.prod(shapes[-1][-2:]) > BATCH_PIXELS
-        if waiting and (is_full or shapes != [part.shape for part in waiting[0][1]]):
-            yield stacked()
-            waiting = []
-        waiting.append((number, values))
-    if waiting:
-        yield stacked()
-
-
-def _read(images: Images, number: int, channels: int) -> list[Tensor]:
+) -> Iterator[tuple[int, Tensor] | tuple[int, *tuple[Tensor, ...]]]:
+    """The index of an image, and its index maps, latents or pixels; unreadable ones go to `skipped`."""
     if not isinstance(images, EncodedImages):
-        return [images.read(number, channels)]
-    return images.indices(number) if images.is_discrete else [images.latents(number)]
+        yield from iter_images(images, channels=channels, indices=numbers, on_skip=skipped.append)
+        return
+    for number in numbers:
+        yield number, *(images.indices(number) if images.is_discrete else [images.latents(number)])
 
 
 def _num_pixels(images: Images, number: int, values: Tensor) -> int:
@@ -354,13 +333,15 @@ def _num_pixels(images: Images, number: int, values: Tensor) -> int:
     return math.prod(images.size(number) if is_encoded else values.shape[-2:])
 
 
-def _encode(values: list[Tensor], prior: AutoregressivePrior, codec: LatentCodec | None) -> list[Tensor]:
-    """A batch of `_batches` -> int64 grids as priors take them, top level first."""
-    if values[0].dtype == torch.uint8:
+def _encode(
+    images: Images, values: list[Tensor], prior: AutoregressivePrior, codec: LatentCodec | None
+) -> list[Tensor]:
+    """A batch of `_values` -> int64 grids as priors take them, top level first."""
+    if not isinstance(images, EncodedImages):
         if codec is None:
-            return [values[0].to(torch.int64)]
-        images = values[0].to(codec.device).float() / 127.5 - 1
-        values = codec.encode_indices(images) if codec.is_discrete else [codec.encode(images)]
+            return [values[0].add(1).mul(127.5).round().to(torch.int64)]
+        pixels = values[0].to(codec.device)
+        values = codec.encode_indices(pixels) if codec.is_discrete else [codec.encode(pixels)]
     if values[0].is_floating_point():
         return [prior.encode_latents(values[0].float())]
     return values

@@ -21,7 +21,7 @@ from torch import Tensor
 from latent_codec import metrics
 from latent_codec.evaluation.cost import device_name
 from latent_codec.evaluation.rate_distortion_result import CURVE, Fidelity, RateDistortion, Trial
-from latent_codec.evaluation.reconstruction import read_images
+from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import ImageSource, spread
 from latent_codec.images.tensors import to_image, to_pil
 
@@ -103,7 +103,8 @@ def measure_rate_distortion(
             on_progress(len(result.trials) + per_image * len(result.skipped), per_image * len(indices))
         return trial
 
-    for index, image in read_images(source, indices, channels, result.skipped):
+    readable = iter_images(source, channels=channels, indices=indices, on_skip=result.skipped.append)
+    for index, image in readable:
         tests = _Tests(source.name(index), index, image.to(device), folder / f"{index:04d}")
         for compressor in compressors:
             for quality in curves[compressor.name]:
@@ -243,4 +244,5 @@ def _sample(source: ImageSource, indices: Sequence[int], channels: int) -> list[
     """SAMPLES images that can be read, spread over the source where all can be."""
     first = [indices[place] for place in spread(len(indices), SAMPLES)]
     order = [*first, *(index for index in indices if index not in first)]
-    return [to_pil(image) for _, image in islice(read_images(source, order, channels, []), SAMPLES)]
+    readable = iter_images(source, channels=channels, indices=order, on_skip=lambda line: None)
+    return [to_pil(image) for _, image in islice(readable, SAMPLES)]

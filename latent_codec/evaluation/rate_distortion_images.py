@@ -7,7 +7,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latent_codec.evaluation.rate_distortion import Compressor
 from latent_codec.evaluation.rate_distortion_result import LESS_IS_BETTER, METRICS, RateDistortion, Trial
-from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.files import replacing
 from latent_codec.images.decoding import printable
 from latent_codec.images.sources import ImageSource, spread
@@ -84,7 +83,7 @@ def equal_bytes_grid(
     cells = []
     for comparison in result.comparisons:
         for index in chosen:
-            original = to_pil(read_image(source, index, channels))
+            original = to_pil(source.image(index, channels))
             cells.append(
                 _cell(original, [printable(Path(source.name(index)).name), f"original, at {comparison}"])
             )

@@ -1,22 +1,21 @@
 """Send images through a codec and measure what came back, what lay between, and what it cost."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 
-import torch
 from torch import Tensor
 
-from latent_codec import metrics
+from latent_codec import deprecated, metrics
 from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.codes import CodeMeter, CodeStatistics
 from latent_codec.evaluation.cost import CostMeter, device_name
 from latent_codec.evaluation.frechet import FrechetMeter, load_feature_network
 from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
+from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.sources import ImageSource, spread
-from latent_codec.images.tensors import ImageError
 from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_PIXELS = 512 * 512
@@ -119,7 +118,8 @@ def evaluate_codec(
     has_posterior = not codec.is_discrete
 
     with ignoring_caller_settings():
-        for batch_indices, originals in _batches(source, indices, codec.channels, skipped):
+        readable = iter_images(source, channels=codec.channels, indices=indices, on_skip=skipped.append)
+        for batch_indices, originals in batch_by_shape(readable, max_pixels=BATCH_PIXELS):
             originals = originals.to(device)
             if not images:
                 reconstruct(codec, originals)  # first calls allocate and tune
@@ -174,15 +174,6 @@ def reconstruct(codec: LatentCodec, images: Tensor) -> Tensor:
     return metrics.round_to_8_bits(codec.decode(codec.encode(images), size=(height, width), output_type="pt"))
 
 
-def read_image(source: ImageSource, index: int, channels: int) -> Tensor:
-    """One image of a source as (C, H, W) in [-1, 1].
-
-    Raises:
-        ImageError: if it cannot be read.
-    """
-    return source.read(index, channels=channels).float() / 127.5 - 1
-
-
 def lpips_trained(codec: LatentCodec) -> bool | None:
     """Whether the codec's training minimised LPIPS, as its model card says; None where no card tells.
 
@@ -197,34 +188,6 @@ def lpips_trained(codec: LatentCodec) -> bool | None:
         return None
     answer = (front_matter or {}).get("lpips_trained")
     return answer if isinstance(answer, bool) else None
-
-
-def read_images(
-    source: ImageSource, indices: Sequence[int], channels: int, skipped: list[str]
-) -> Iterator[tuple[int, Tensor]]:
-    """Images as `read_image` gives them, and their indices; messages on unreadable ones go to `skipped`."""
-    for index in indices:
-        try:
-            image = read_image(source, index, channels)
-        except ImageError as error:
-            skipped.append(str(error))
-            continue
-        yield index, image
-
-
-def _batches(
-    source: ImageSource, indices: list[int], channels: int, skipped: list[str]
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Neighbours of one size, stacked up to BATCH_PIXELS; unreadable images go to `skipped`."""
-    waiting: list[tuple[int, Tensor]] = []
-    for index, image in read_images(source, indices, channels, skipped):
-        full = (len(waiting) + 1) * image.shape[1] * image.shape[2] > BATCH_PIXELS
-        if waiting and (full or image.shape != waiting[0][1].shape):
-            yield [each for each, _ in waiting], torch.stack([each for _, each in waiting])
-            waiting = []
-        waiting.append((index, image))
-    if waiting:
-        yield [each for each, _ in waiting], torch.stack([each for _, each in waiting])
 
 
 def _compare(
@@ -306,3 +269,7 @@ def _frechet(meter: FrechetMeter | None) -> Figure:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def __getattr__(name: str):
+    return deprecated.find_name(__name__, name)

@@ -65,9 +65,35 @@ class ImageSource:
         """
         return read_pixels(self._image(index), channels=channels, name=self.name(index))
 
+    def image(self, index: int, channels: int = 3) -> Tensor:
+        """The same, float32 in [-1, 1]."""
+        return self.read(index, channels).float() / 127.5 - 1
+
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) as stored, before EXIF orientation, without decoding. Raises ImageError as `read`."""
         return image_size(self._image(index), name=self.name(index))
+
+
+class SomeImages(ImageSource):
+    """Some images of a source, by their indices there."""
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]):
+        self._source, self._indices = source, list(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def name(self, index: int) -> str:
+        return self._source.name(self._indices[index])
+
+    def label(self, index: int) -> int | dict | None:
+        return self._source.label(self._indices[index])
+
+    def read(self, index: int, channels: int = 3) -> Tensor:
+        return self._source.read(self._indices[index], channels)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._source.size(self._indices[index])
 
 
 def spread(count: int, limit: int | None) -> list[int]:

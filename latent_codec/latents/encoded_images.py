@@ -5,15 +5,12 @@
 A prior sees every image's codes in every epoch; encoding them anew each time would take longer than its own step.
 """
 
+import logging
 import math
 import os
-import sys
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +19,8 @@ from torch import Tensor
 
 from latent_codec.codec import LatentCodec
 from latent_codec.files import find_files
-from latent_codec.images.sources import FolderImages, ImageSource, LabelError
+from latent_codec.images.batches import batch_by_shape, iter_images
+from latent_codec.images.sources import FolderImages, ImageSource
 from latent_codec.latents.latent_files import (
     Label,
     LatentFile,
@@ -31,6 +29,8 @@ from latent_codec.latents.latent_files import (
     save_indices,
     save_latents,
 )
+
+logger = logging.getLogger(__name__)
 
 MIRRORED = " (mirrored)"
 """What the name of an image's mirror image ends with."""
@@ -207,14 +207,6 @@ def encode_source(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Image:
-    number: int
-    label: Label
-    pixels: Tensor
-    """uint8, (C, H, W)."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Encoding:
     """What `encode_source` was asked for; a part is a range of the source's numbers, which makes a file."""
 
@@ -237,7 +229,7 @@ class _Encoding:
         try:
             found = load_latents(path)
         except ValueError as error:
-            print(f"written anew: {error}", file=sys.stderr, flush=True)
+            logger.warning("written anew: %s", error)
             return False
         kind = "latents" if found.indices is None else "indices"
         wanted_kind = "indices" if self.indices else "latents"
@@ -253,26 +245,26 @@ class _Encoding:
                 f"{belong[0]} to {belong[-1]}; give another folder, or delete this one"
             )
         missing = [number for number in part if not stored.issuperset(self._names(number))]
-        return not any(True for _ in self._read(missing))
+        return not any(True for _ in self._readable(missing))
 
     def write(self, path: Path, part: range) -> None:
         """Encode a part into its file; there is none if no image of it can be read."""
         names, labels, sizes, codes = [], [], [], []
-        for batch in _batches(self._read(part), self.batch_size):
-            codes.append(self._encode(torch.stack([image.pixels for image in batch])))
-            for image in batch:
-                for name in self._names(image.number):
+        for batch, images in batch_by_shape(self._readable(part), max_images=self.batch_size):
+            codes.append(self._encode(images.to(self.codec.device)))
+            for number in batch:
+                label = self.source.label(number) if self.labels else None
+                for name in self._names(number):
                     names.append(name)
-                    labels.append(image.label)
-                    sizes.append(tuple(image.pixels.shape[-2:]))
-            self.on_progress(batch[-1].number + 1, len(self.source))
+                    labels.append(label)
+                    sizes.append(tuple(images.shape[-2:]))
+            self.on_progress(batch[-1] + 1, len(self.source))
         if codes:
             save = save_indices if self.indices else save_latents
             save(path, codes, codec=self.codec, names=names, sizes=sizes, labels=labels)
 
-    def _encode(self, pixels: Tensor) -> Tensor | list[Tensor]:
-        """uint8 (N, C, H, W) -> latents or index grids of these, each followed by its mirror image if asked for."""
-        images = pixels.to(self.codec.device).float() / 127.5 - 1
+    def _encode(self, images: Tensor) -> Tensor | list[Tensor]:
+        """Images -> latents or index maps of these, each followed by its mirror image if asked for."""
         if self.mirrored:
             images = torch.stack((images, images.flip(-1)), 1).flatten(0, 1)
         if self.indices:
@@ -285,40 +277,8 @@ class _Encoding:
             name = Path(name).relative_to(self.source.root).as_posix()  # as good wherever the folder lies
         return [name, name + MIRRORED] if self.mirrored else [name]
 
-    def _read(self, numbers: Iterable[int]) -> Iterator[_Image]:
-        """The images that can be read, in their order; up to `batch_size` more are read meanwhile, by threads."""
-        upcoming = iter(numbers)
-        with ThreadPoolExecutor() as threads:
-            reading = deque(
-                threads.submit(self._image, number) for number in islice(upcoming, self.batch_size)
-            )
-            while reading:
-                try:
-                    image = reading.popleft().result()
-                except LabelError:  # as all of the source may be
-                    raise
-                except ValueError as error:  # ImageError, or a row of a data set that holds no image
-                    print(f"skipped: {error}", file=sys.stderr, flush=True)
-                    image = None
-                reading.extend(threads.submit(self._image, number) for number in islice(upcoming, 1))
-                if image is not None:
-                    yield image
-
-    def _image(self, number: int) -> _Image:
-        pixels = self.source.read(number, self.codec.channels)
-        return _Image(number=number, label=self.source.label(number) if self.labels else None, pixels=pixels)
-
-
-def _batches(images: Iterable[_Image], size: int) -> Iterator[list[_Image]]:
-    """Consecutive images of one shape, `size` at most."""
-    batch: list[_Image] = []
-    for image in images:
-        if len(batch) == size or (batch and image.pixels.shape != batch[0].pixels.shape):
-            yield batch
-            batch = []
-        batch.append(image)
-    if batch:
-        yield batch
+    def _readable(self, part: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        return iter_images(self.source, channels=self.codec.channels, indices=part, ahead=self.batch_size)
 
 
 class _Packed:

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
+from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import ImageSource, spread
-from latent_codec.images.tensors import ImageError, center_crop, pad_to_multiple
+from latent_codec.images.tensors import center_crop, pad_to_multiple
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.previews.full import rgb
 from latent_codec.previews.palette import Palette
@@ -231,22 +232,16 @@ def _image_samples(
     skipped: list[str],
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Sample]:
-    for done, index in enumerate(chosen, 1):
-        try:
-            image = _middle(source, index, codec)
-        except ImageError as error:
-            skipped.append(str(error))
+    for _, image in iter_images(
+        source, channels=codec.channels, indices=chosen, on_skip=skipped.append, on_progress=on_progress
+    ):
+        image = _middle(image, codec)
+        if codec.is_discrete:
+            grids = codec.encode_indices(image)
+            latents = _latents_of(codec, grids)
         else:
-            if codec.is_discrete:
-                grids = codec.encode_indices(image)
-                latents = _latents_of(codec, grids)
-            else:
-                grids, latents = [], codec.encode(image).float()
-            yield Sample(
-                latents.cpu(), [grid.cpu() for grid in grids], _blocks(image[None], latents.shape[2:])
-            )
-        if on_progress:
-            on_progress(done, len(chosen))
+            grids, latents = [], codec.encode(image).float()
+        yield Sample(latents.cpu(), [grid.cpu() for grid in grids], _blocks(image[None], latents.shape[2:]))
 
 
 def _random_samples(
@@ -295,9 +290,8 @@ def _codebooks(codec: LatentCodec) -> list[Tensor]:
     return [level.codebook.detach().float() for level in codec.levels]
 
 
-def _middle(source: ImageSource, index: int, codec: LatentCodec) -> Tensor:
-    """The middle of an image as the codec pads it, (C, H, W) in [-1, 1]."""
-    image = source.read(index, codec.channels).float() / 127.5 - 1
+def _middle(image: Tensor, codec: LatentCodec) -> Tensor:
+    """The middle of an image as the codec pads it, (C, H, W)."""
     height, width = image.shape[-2:]
     image = center_crop(image, (min(height, SIDE), min(width, SIDE)))
     return pad_to_multiple(image, codec.family.side_multiple)
@@ -308,12 +302,8 @@ def _held_out_correlations(
 ) -> tuple[float | None, float | None]:
     found: list[float] = []
     found_of_indices: list[float] = []
-    for index in held_out:
-        try:
-            image = _middle(source, index, codec)
-        except ImageError:
-            continue
-        latents = codec.encode(image)
+    for _, image in iter_images(source, channels=codec.channels, indices=held_out, on_skip=lambda line: None):
+        latents = codec.encode(_middle(image, codec))
         decoded = downscaled_decode(codec, latents)
         found.append(correlation(previewer(latents), decoded))
         if codec.is_discrete:

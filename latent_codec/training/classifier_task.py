@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec.components.loading import open_component
-from latent_codec.images.sources import ImageSource
+from latent_codec.images.sources import ImageSource, SomeImages
 from latent_codec.models.classifier import ImageClassifier
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import TrainingCrops
-from latent_codec.training.labelled_data import ClassOf, Labels, SomeImages, hold_out
+from latent_codec.training.labelled_data import ClassOf, Labels, hold_out
 from latent_codec.training.task import Task
 
 

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
+from latent_codec import deprecated
 from latent_codec.images.labels import Images, class_of
-from latent_codec.images.sources import ImageSource
 from latent_codec.latents.encoded_images import MIRRORED
 
 _HELD_OUT = 2  # stream of randomness beside the data's own, under the same seed
@@ -69,23 +68,5 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[list[int], list[i
     return np.flatnonzero(~is_held_out).tolist(), np.flatnonzero(is_held_out).tolist()
 
 
-class SomeImages(ImageSource):
-    """Some images of a source, by their numbers there."""
-
-    def __init__(self, source: ImageSource, numbers: Sequence[int]):
-        self._source, self._numbers = source, list(numbers)
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def name(self, index: int) -> str:
-        return self._source.name(self._numbers[index])
-
-    def label(self, index: int) -> int | dict | None:
-        return self._source.label(self._numbers[index])
-
-    def read(self, index: int, channels: int = 3) -> Tensor:
-        return self._source.read(self._numbers[index], channels)
-
-    def size(self, index: int) -> tuple[int, int]:
-        return self._source.size(self._numbers[index])
+def __getattr__(name: str):
+    return deprecated.find_name(__name__, name)

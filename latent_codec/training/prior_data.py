@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 
 from latent_codec.codec import LatentCodec
 from latent_codec.images.labels import Images
-from latent_codec.images.sources import open_source
+from latent_codec.images.sources import SomeImages, open_source
 from latent_codec.latents.encoded_images import EncodedImages, are_latent_files, encode_source, open_encoded
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import EpochOrder, TrainingCrops
-from latent_codec.training.labelled_data import ClassOf, Labels, SomeImages, hold_out
+from latent_codec.training.labelled_data import ClassOf, Labels, hold_out
 
 _WINDOW = 4  # stream of randomness beside the data's own, under the same seed
 Item = tuple[list[Tensor], int]

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from latent_codec import deprecated
 from latent_codec.files import replacing
+from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import ImageError, center_crop, image_grid, write_image
+from latent_codec.images.tensors import center_crop, image_grid, write_image
 from latent_codec.training.config import TrainingConfig
 
 NUM_SAMPLES = 8
@@ -121,15 +123,10 @@ class SampleImages:
     """A fixed set of images, each original over its reconstruction."""
 
     def __init__(self, source: ImageSource, channels: int, config: TrainingConfig):
-        self._images: list[Tensor] = []
-        for index in range(len(source)):
-            if len(self._images) == NUM_SAMPLES:
-                break
-            try:
-                pixels = source.read(index, channels)
-            except ImageError:
-                continue
-            self._images.append(_central_window(pixels.float() / 127.5 - 1, config.data.size))
+        readable = iter_images(source, channels=channels, on_skip=lambda line: None)
+        self._images = [
+            _central_window(image, config.data.size) for _, image in islice(readable, NUM_SAMPLES)
+        ]
         if not self._images:
             raise ValueError(f"none of the {len(source)} images can be read, the first is {source.name(0)}")
         if config.data.binarize:

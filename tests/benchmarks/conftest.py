@@ -3,7 +3,6 @@ import torch
 from torch import Tensor
 
 from latent_codec.evaluation.cost import device_name
-from latent_codec.evaluation.reconstruction import read_image
 from latent_codec.images.sources import open_source
 
 
@@ -24,4 +23,4 @@ def one_thread():
 def kodak(shared) -> list[Tensor]:
     """The Kodak images, (1, 3, H, W) each."""
     source = open_source(shared / "data/kodak")
-    return [read_image(source, index, 3)[None] for index in range(len(source))]
+    return [source.image(index, 3)[None] for index in range(len(source))]

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from latent_codec import LatentCodec
 from latent_codec.components.codec_folders import ASSETS
-from latent_codec.evaluation.reconstruction import read_image, reconstruct
+from latent_codec.evaluation.reconstruction import reconstruct
 from latent_codec.images.sources import ImageSource, open_source, spread
 from latent_codec.images.tensors import image_grid, pad_to_multiple
 from latent_codec.metrics import lpips_available, lpips_distance, psnr, round_to_8_bits, ssim
@@ -63,7 +63,7 @@ def blocks_of_photos(source: ImageSource) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     drawn = []
     for index in range(len(source)):
-        blocks = to_blocks(read_image(source, index, 3)[None])[0].flatten(1).T
+        blocks = to_blocks(source.image(index, 3)[None])[0].flatten(1).T
         drawn.append(blocks[torch.randperm(len(blocks), generator=generator)[:BLOCKS_PER_PHOTO]])
     return torch.cat(drawn)
 
@@ -104,7 +104,7 @@ def row_of_shipped_codec(photos: ImageSource, kodak: list[Tensor]) -> list:
     with torch.no_grad():
         score = mean(psnr(reconstruct(codec, image), image).item() for image in kodak)
         for index in chosen:
-            (grid,) = codec.encode_indices(read_image(photos, index, 3)[None])
+            (grid,) = codec.encode_indices(photos.image(index, 3)[None])
             counts += torch.bincount(grid.flatten(), minlength=size)
     where = f"{len(chosen)} of {len(photos)} photos, whole"
     return [codec.name, score, where, int((counts > 0).sum()), float(perplexity(counts))]
@@ -268,7 +268,7 @@ def test_levels_of_equal_bits_on_faces(shared, tmp_path):
     """VQ-VAE-2 (arXiv:1906.00446) in one, two and three levels with the same bits in all: 10,240 a face, or 10,244."""
     faces = open_source(shared / "data/faces/faces-train.tar")
     held_out = open_source(shared / "data/faces/faces-test.tar")
-    originals = [read_image(held_out, index, 3)[None] for index in spread(len(held_out), NUM_FACES)]
+    originals = [held_out.image(index, 3)[None] for index in spread(len(held_out), NUM_FACES)]
     padded = [pad_to_multiple(image, FACE_SIDE) for image in originals]
     height, width = originals[0].shape[2:]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from latent_codec import LatentCodec
 from latent_codec.components.codec_folders import ASSETS
-from latent_codec.evaluation.reconstruction import read_image, reconstruct
+from latent_codec.evaluation.reconstruction import reconstruct
 from latent_codec.images.sources import ImageSource, open_source
 from latent_codec.images.tensors import to_image, to_pil
 from latent_codec.metrics import lpips_available, lpips_distance, ms_ssim, psnr, round_to_8_bits
@@ -38,7 +38,7 @@ def principal_components(source: ImageSource) -> tuple[Tensor, Tensor]:
     """Mean block (192,) and the directions of largest variance (192, 192), best first."""
     count, total, products = 0, 0, 0
     for i in range(len(source)):
-        blocks = to_blocks(read_image(source, i, 3)[None])
+        blocks = to_blocks(source.image(i, 3)[None])
         count += len(blocks)
         total = total + blocks.sum(0)
         products = products + blocks.T @ blocks

@@ -11,11 +11,11 @@ from tables import table
 
 from latent_codec import LatentCodec
 from latent_codec.components.codec_folders import ASSETS
-from latent_codec.images.sources import open_source
+from latent_codec.images.sources import SomeImages, open_source
 from latent_codec.pipelines import PriorPipeline
 from latent_codec.training.classifier_task import build_classifier
 from latent_codec.training.config import load_config
-from latent_codec.training.labelled_data import SomeImages, hold_out
+from latent_codec.training.labelled_data import hold_out
 from latent_codec.training.loop import train
 
 
