@@ -82,7 +82,7 @@ def test_a_config_next_to_the_file_or_given_is_used_and_none_is_asked_for(tmp_pa
     save_component(build(kind), tmp_path / "codec")
     expected = LatentCodec.from_pretrained(tmp_path / "codec")
     lone = bare(tmp_path / "codec", tmp_path / "lone" / "my.safetensors")
-    with pytest.raises(SettingsNeededError, match=r"my\.safetensors .* does not show .*config=config\.json"):
+    with pytest.raises(SettingsNeededError, match=r"my\.safetensors, .* does not show .*config=config\.json"):
         LatentCodec.from_pretrained(lone)
     config = tmp_path / "codec" / "config.json"
     assert_same_codec(LatentCodec.from_pretrained(lone, config=config), expected)
