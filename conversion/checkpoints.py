@@ -27,7 +27,7 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
 
 IF_LATENTS = "if it holds latents, `latent-codec decode` opens it with --codec"
 _NO_CHECKPOINTS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the weights it stands for; run `git lfs pull`",
+    b"version https://git-lfs": "a Git LFS pointer, not the weights that it names; run `git lfs pull`",
     b"<": "a web page; fetch the file itself, not the page that shows it",
     b"{": "JSON text; give the file that holds the weights",
     b"\x1f\x8b": "a gzip archive; unpack it, and give the checkpoint inside",
@@ -67,7 +67,7 @@ class Checkpoint(Mapping):
     """The state dict of a checkpoint file: a mapping from key to CPU tensor, in file order.
 
     Tensors are views of the memory-mapped file, whose pages are read once they are used; those of a legacy pickle
-    (before torch 1.6) lie in memory. Writing to a tensor leaves the file as it is.
+    (before torch 1.6) are in memory. Writing to a tensor leaves the file as it is.
     """
 
     path: Path
@@ -108,8 +108,8 @@ class Checkpoint(Mapping):
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Open a safetensors file or one of `torch.save`, told apart by content, running nothing that it names.
 
-    The state dict is what lies under "state_dict" (Lightning); else the top level, if tensors lie there; else what
-    lies under the only key whose value holds tensors.
+    The state dict is what is under "state_dict" (Lightning); else the top level, if there are tensors; else what
+    is under the only key whose value holds tensors.
 
     Raises:
         ValueError: for what is no checkpoint, is damaged, would run code, or has more than one state dict.
@@ -192,11 +192,9 @@ def save_checkpoint(
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} ends in {path.suffix!r}; a checkpoint ends in one of {', '.join(SUFFIXES)}")
     if metadata and path.suffix != ".safetensors":
-        raise ValueError(
-            f"metadata came for {path}, which has no place for it; only a .safetensors file takes it"
-        )
+        raise ValueError(f"expected a .safetensors file for metadata, got {path}, which has no place for it")
     if not state_dict:
-        raise ValueError(f"an empty state dict came for {path}; give at least one tensor")
+        raise ValueError(f"{path}: expected a state dict with at least one tensor, got an empty one")
     tensors, storages = {}, set()
     for key, tensor in state_dict.items():
         if not isinstance(key, str) or not isinstance(tensor, torch.Tensor):
@@ -204,9 +202,9 @@ def save_checkpoint(
             raise ValueError(f"{key!r} maps to a {kind}; a state dict maps strings to tensors")
         tensor = tensor.detach().cpu()
         storage = tensor.untyped_storage()
-        alone = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+        is_only = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
         storages.add(storage.data_ptr())
-        if not (alone and tensor.is_contiguous()):
+        if not (is_only and tensor.is_contiguous()):
             tensor = tensor.clone(memory_format=torch.contiguous_format)
         tensors[key] = tensor
     with replacing(path) as written:

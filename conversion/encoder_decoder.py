@@ -113,7 +113,7 @@ def infer_levels(shapes: Shapes, names: Names) -> dict:
     uneven = [width for width in widths if width % NORM_GROUPS]
     if uneven and names is LDM:
         raise ConversionError(
-            f"the levels are {widths} channels wide; the original code normalises in {NORM_GROUPS} groups, which do not "
+            f"the levels are {widths} channels wide; the original code normalizes in {NORM_GROUPS} groups, which do not "
             f"divide {uneven[0]}."
         )
     return {
@@ -167,7 +167,7 @@ def refuse_for_ldm(component: "nn.Module") -> str | None:
             "weights would load there and mean something else"
         )
     if config.get("norm_type", "group") != "group":
-        return f"its decoder's norm_type is {config.norm_type}; latent-diffusion's code has group norms alone"
+        return f"its decoder's norm_type is {config.norm_type}; latent-diffusion's code has only group norms"
     if config.act_fn not in ("silu", "swish"):
         return f"its activation is {config.act_fn}, and latent-diffusion's is silu"
     known = {"DownEncoderBlock2D", "AttnDownEncoderBlock2D", "UpDecoderBlock2D", "AttnUpDecoderBlock2D"}
@@ -176,7 +176,7 @@ def refuse_for_ldm(component: "nn.Module") -> str | None:
     down = [name.startswith("Attn") for name in config.down_block_types]
     up = [name.startswith("Attn") for name in reversed(config.up_block_types)]
     if down != up:
-        return "attention lies at other levels in its encoder than in its decoder; latent-diffusion's code has one list"
+        return "attention is at other levels in its encoder than in its decoder; latent-diffusion's code has one list"
     if attends and not config.get("mid_block_add_attention", True):
         return (
             "it has attention at levels and none in the middle; latent-diffusion's code has both or neither"

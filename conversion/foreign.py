@@ -70,7 +70,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Foreign:
-    """A recognised checkpoint, its weights not yet read."""
+    """A recognized checkpoint, its weights not yet read."""
 
     name: str
     tensors: "Mapping[str, Tensor]"
@@ -221,7 +221,7 @@ def read_foreign(
     entry: str | None = None,
     settings: Settings | None = None,
 ) -> Foreign:
-    """Recognise a checkpoint by its names and shapes: one file, or the two that hold encoder and decoder.
+    """Recognize a checkpoint by its names and shapes: one file, or the two that hold encoder and decoder.
 
     Args:
         entry: the prefix of the autoencoder's keys, names of dicts in the file included, such as "ema" or
@@ -287,7 +287,7 @@ def find_places(shapes: Shapes, name: str = "the state dict") -> list[Place]:
             prefixes |= {prefix: None for prefix in found if not prefix or prefix.endswith(".")}
     if len(prefixes) > _MOST_PLACES:
         raise ConversionError(
-            f"{name} has {len(prefixes)} parts that look like autoencoders; save one of them alone"
+            f"{name} has {len(prefixes)} parts that look like autoencoders; save only one of them"
         )
     places, others = [], []
     for prefix in prefixes:
@@ -325,7 +325,7 @@ def choose(
     Raises:
         ConversionError: if `entry` names none, or several that differ are left.
     """
-    if len(places) > 1:  # of which some may look like an autoencoder by a few keys alone
+    if len(places) > 1:  # of which some may look like an autoencoder by only a few keys
         places = [each for each in places if _is_whole(each, shapes)] or places
     candidates = places
     if entry is not None:

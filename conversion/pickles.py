@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from torch._weights_only_unpickler import _get_allowed_globals  # its public form knows zip files alone
+from torch._weights_only_unpickler import _get_allowed_globals  # its public form knows only zip files
 
 from latent_codec.conversion.checkpoints import gist, printable
 
@@ -45,7 +45,7 @@ _BYTES_CODECS = ((), ("latin1",), ("latin-1",))
 def unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(
         f"{path} is damaged, truncated or beyond torch.load(weights_only=True) ({gist(error)}); "
-        "fetch it again, or save its state dict alone"
+        "fetch it again, or save only its state dict"
     )
 
 
@@ -189,7 +189,7 @@ class PickleReader:
                     raise ValueError(f"it has the opcode {unknown}, which torch.save's own protocol has not")
 
     def _find_names(self, stream: BinaryIO) -> None:
-        """Names alone, of every pickle protocol."""
+        """Only names, of every pickle protocol."""
         strings = []
         for opcode, argument, _ in islice(pickletools.genops(stream), _MOST_OPCODES_FOR_NAMES):
             if opcode.name in ("GLOBAL", "INST"):
@@ -264,14 +264,14 @@ class _StandIn:
 
 
 class _DictStandIn:
-    """The same for a class whose objects are given items, which torch sets in its own kinds of dict alone."""
+    """The same for a class whose objects are given items, which torch sets only in its own kinds of dict."""
 
     def __new__(cls, *_):
         return OrderedDict()
 
 
 class _ListStandIn:
-    """The same for a class whose objects are given elements, which torch appends to lists alone."""
+    """The same for a class whose objects are given elements, which torch appends only to lists."""
 
     def __new__(cls, *_):
         return []

@@ -124,7 +124,7 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A foreign format: how it is recognised, what it becomes, and the table between the two."""
+    """A foreign format: how it is recognized, what it becomes, and the table between the two."""
 
     names: tuple[str, ...]
     """What `convert` calls it as `to`."""
@@ -136,7 +136,7 @@ class Format:
     recognizes: Callable[[Shapes], bool]
     """Whether these keys, without their prefix, are of this format."""
     infer: Callable[[Shapes], dict]
-    """The config, from names and shapes alone; raises ConversionError for what the class cannot hold."""
+    """The config, from only names and shapes; raises ConversionError for what the class cannot hold."""
     fixed: str | None = None
     """How the settings that shapes do not show are known, where the original code fixes them; None: by a config."""
     not_shown: str = "norm_num_groups, act_fn and the scale of its latents"
@@ -166,7 +166,7 @@ class Format:
 
 @dataclass(frozen=True)
 class KeyReport:
-    """What became of every key of a checkpoint; foreign keys stand as the file has them."""
+    """What became of every key of a checkpoint; foreign keys are as the file has them."""
 
     mapped: dict[str, tuple[str, Change]] = field(default_factory=dict)
     """Foreign key -> our key, and the change of its tensor."""

@@ -81,7 +81,7 @@ def table(config: Mapping) -> list[Rename]:
 
 def refuses(component: "nn.Module") -> str | None:
     if component.config.get("l2_normalized"):
-        return "its codewords are l2-normalised; the original compares them as they are"
+        return "its codewords are l2-normalized; the original compares them as they are"
     return refuse_for_ldm(component)
 
 

@@ -133,19 +133,17 @@ def _only(stand_ins: list[tuple[type, str]]) -> Iterator[None]:
 def state_dict_of(path: Path, value: object) -> Checkpoint:
     """The state dict in the object of a file, as `open_checkpoint` looks for it."""
     if not isinstance(value, dict):
-        raise ValueError(
-            f"{path} holds a {type(value).__name__}, not a state dict; save its state dict alone"
-        )
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a state dict; save only its state dict")
     wrappers = [key for key in value if _holds_tensors(value[key])]
     if "state_dict" in wrappers:
         wrappers = ["state_dict"]
     elif wrappers and _holds_tensors(value):
         raise ValueError(
-            f"{path} holds tensors at its top level and under {wrappers[0]!r}; save one of them alone"
+            f"{path} holds tensors at its top level and under {wrappers[0]!r}; save only one of them"
         )
     elif len(wrappers) > 1:
         names = " and ".join(map(repr, wrappers))
-        raise ValueError(f"{path} holds state dicts under {names}; save one of them alone")
+        raise ValueError(f"{path} holds state dicts under {names}; save only one of them")
     elif not wrappers and not _holds_tensors(value):
         raise ValueError(
             f"{path} holds no tensors at its top level or one below; give a checkpoint with weights"
@@ -177,11 +175,11 @@ def entries_of(path: Path, value: object) -> Checkpoint:
         nonlocal visited
         visited += 1
         if len(parts) > _DEEPEST or visited > _MOST_VALUES:
-            raise ValueError(f"{path} holds dicts in dicts without end; save the state dict alone")
+            raise ValueError(f"{path} holds dicts in dicts without end; save only the state dict")
         if isinstance(each, Tensor):
             key = ".".join(parts)
             if key in tensors:
-                raise ValueError(f"{path} holds two tensors called {key!r}; save one of them alone")
+                raise ValueError(f"{path} holds two tensors called {key!r}; save only one of them")
             tensors[key] = _plain(path, key, each)
             entries[key] = ".".join(parts[:-1])
             return True

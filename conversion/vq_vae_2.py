@@ -79,7 +79,7 @@ def refuses(component: "nn.Module") -> str | None:
     if tuple(config.strides) != STRIDES:
         return f"its strides are {tuple(config.strides)}; the original has two levels, of strides {STRIDES}"
     if config.l2_normalized:
-        return "its codewords are l2-normalised; the original compares them as they are"
+        return "its codewords are l2-normalized; the original compares them as they are"
     return None
 
 

@@ -26,6 +26,7 @@ from latent_codec.components.weight_files import FORMER_WEIGHTS, check_folder_to
 from latent_codec.families import Encoded, LatentSpace, Level, family_of
 from latent_codec.files import read_folder, replacing
 from latent_codec.images.tensors import pad_to_multiple, to_image, to_pil
+from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.own_weights import check_finite
 from latent_codec.tensors import check_dense, check_floating
 from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict, uncompiled
@@ -425,15 +426,20 @@ class LatentCodec:
 
     @contextmanager
     def _precision(self) -> Iterator[torch.dtype]:
-        """The dtype to compute in: float32 while a float16 codec says force_upcast, as SDXL's pipelines do."""
-        if self.dtype != torch.float16 or not self.autoencoder.config.get("force_upcast"):
-            yield self.dtype
-            return
-        to_precision(self.autoencoder, torch.float32)
+        """The dtype to compute in: float32 while a float16 codec says force_upcast, as SDXL's pipelines do.
+
+        Weights are laid out for it; their values stay.
+        """
+        upcasts = self.dtype == torch.float16 and self.autoencoder.config.get("force_upcast")
+        if upcasts:
+            to_precision(self.autoencoder, torch.float32)
+        if self.family.channels_last:
+            use_channels_last(self.autoencoder)
         try:
-            yield torch.float32
+            yield self.dtype
         finally:
-            to_precision(self.autoencoder, torch.float16)
+            if upcasts:
+                to_precision(self.autoencoder, torch.float16)
 
     def _check_finite(self, tensor: Tensor, what: str) -> None:
         if torch.isfinite(tensor).all():

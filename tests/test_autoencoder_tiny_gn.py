@@ -259,7 +259,7 @@ def test_codec_of_a_saved_folder_has_its_space_and_fingerprints(tmp_path):
     ("call", "message"),
     [
         (lambda model: model.encode(torch.zeros(1, 4, 8, 8)), r"expected \(B, 3, height, width\)"),
-        (lambda model: model.decode(torch.zeros(1, 20, 2, 2)), r"\(1, 20, 2, 2\) came; expected \(B, 5, "),
+        (lambda model: model.decode(torch.zeros(1, 20, 2, 2)), r"expected .*\(B, 5, .* got \(1, 20, 2, 2\)"),
         (lambda model: model.decode(torch.zeros(5, 2, 2)), r"expected \(B, 5, height, width\)"),
         (
             lambda model: tiny(num_encoder_blocks=(1, 1)),

@@ -241,7 +241,7 @@ def test_bfloat16(how, tmp_path):
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        (torch.zeros(2, 3, 4, 4), r"latents of shape \(2, 3, 4, 4\) came; expected \(B, 4, h, w\)"),
+        (torch.zeros(2, 3, 4, 4), r"expected latents \(B, 4, h, w\), got shape \(2, 3, 4, 4\)"),
         (torch.zeros(4, 4, 4), r"expected \(B, 4, h, w\)"),
     ],
 )

@@ -99,7 +99,7 @@ def test_other_input_is_refused(images, told):
     "config, told",
     [
         ({"num_classes": 1}, "num_classes is 1; a classifier tells 2 or more apart"),
-        ({"class_names": ["cat"]}, "1 class_names came for 4 classes"),
+        ({"class_names": ["cat"]}, "expected 4 class_names, one for each class, got 1"),
         ({"block_out_channels": (8, 10)}, "block_out_channels are (8, 10) and norm_num_groups 4"),
         ({"block_out_channels": ()}, "block_out_channels are ()"),
         ({"dropout": 1.0}, "dropout is 1.0"),

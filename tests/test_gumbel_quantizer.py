@@ -150,5 +150,5 @@ def test_bypassed_latents_go_through():
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (4, 4, 4)])
 def test_latents_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"came; expected \(B, 4, h, w\)"):
+    with pytest.raises(ValueError, match=r"expected latents \(B, 4, h, w\), got shape"):
         build()(torch.zeros(shape))

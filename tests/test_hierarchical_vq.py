@@ -288,20 +288,23 @@ def test_sides_that_do_not_divide_are_refused(height, width):
 
 
 def test_images_and_latents_of_other_channels_are_refused():
-    with pytest.raises(ValueError, match=r"\(1, 1, 32, 32\) came; expected \(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected an image \(B, 3, H, W\), got shape \(1, 1, 32, 32\)"):
         tiny().encode(torch.zeros(1, 1, 32, 32))
-    with pytest.raises(ValueError, match=r"\(1, 4, 8, 8\) came; expected \(B, 8, h, w\)"):
+    with pytest.raises(ValueError, match=r"expected latents \(B, 8, h, w\), got shape \(1, 4, 8, 8\)"):
         tiny().decode(torch.zeros(1, 4, 8, 8))
-    with pytest.raises(ValueError, match="codewords of 1 levels came; there are 2"):
+    with pytest.raises(ValueError, match="expected codewords of 2 levels, got 1"):
         tiny().decode_quantized([torch.zeros(1, 4, 8, 8)])
 
 
 @pytest.mark.parametrize(
     "grids, message",
     [
-        ([], "0 grids came; expected a list of 1 to 2 grids"),
-        (torch.zeros(1, 2, 2, dtype=torch.int64), "Tensor came; expected a list of 1 to 2 grids"),
-        ([(1, 2, 2), (1, 4, 4), (1, 8, 8)], "3 grids came"),
+        ([], "expected a list of 1 to 2 index maps, top level first, got 0 index maps"),
+        (
+            torch.zeros(1, 2, 2, dtype=torch.int64),
+            "expected a list of 1 to 2 index maps, top level first, got Tensor",
+        ),
+        ([(1, 2, 2), (1, 4, 4), (1, 8, 8)], "got 3 index maps"),
         ([(2, 2)], "level 0 have shape (2, 2); expected (B, h, w)"),
         ([(1, 0, 2)], "level 0 have shape (1, 0, 2); expected (B, h, w)"),
         ([(1, 2, 3), (1, 6, 4)], "level 1 have shape (1, 6, 4); expected (1, 4, 6)"),

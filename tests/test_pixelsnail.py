@@ -414,7 +414,7 @@ def test_sampling_options_that_mean_nothing_are_refused():
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, "top_p is 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"generator": [torch.Generator()] * 3}, "3 generators came for 2 grids"),
+        ({"generator": [torch.Generator()] * 3}, "expected one generator, or one for each of 2 grids, got 3"),
         ({"known": known}, "belong together"),
         ({"known": known[:1], "known_mask": mask}, r"\(1, 4, 4\); expected torch.int64 of shape \(2, 4, 4\)"),
         ({"known": known, "known_mask": mask.float()}, "expected torch.bool"),

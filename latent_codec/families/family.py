@@ -74,6 +74,8 @@ class Family:
     """Whether the indices, where there are levels, hold all that the decoder uses."""
     levels_condition: ClassVar[bool] = False
     """Whether each level below the top is sampled given the features of those above it."""
+    channels_last: ClassVar[bool] = False
+    """Whether it was measured to compute faster with weights laid out by `models.memory_format`."""
     has_exact_tiles: ClassVar[bool] = False
     """Whether any tile gives the untiled result; else tiles are diffusers' own, blended, or refused."""
 

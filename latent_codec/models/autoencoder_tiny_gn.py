@@ -19,7 +19,7 @@ class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         image <--to [-1, 1]-- conv <-- [blocks <--nearest x2, conv-- ... ] blocks + norms <-- conv <-- m tanh(z / m)
 
     It is called as diffusers' AutoencoderTiny is, whose keys it has too (`encoder.layers.N`, `decoder.layers.N`), with
-    a `pool` beside the `conv` of blocks with norms. Four things differ. Levels may differ in width. The clamp's m is
+    a `pool` next to the `conv` of blocks with norms. Four things differ. Levels may differ in width. The clamp's m is
     `latent_magnitude`. `forward` does not round latents to bytes, and checkpointing keeps the image's range, so that
     gradients are right. There is no tiling: a group norm's statistics are those of the whole image.
 
@@ -31,7 +31,7 @@ class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         use_midblock_gn: norms in the blocks of the coarsest level, the encoder's last and the decoder's first.
         latent_magnitude, latent_shift: of `scale_latents`, and the clamp's limit.
         scaling_factor, shift_factor: what pipelines do to the latents; 1 and 0, as this is trained on latents that a
-            denoiser sees (of FLUX.2: normalised, and not packed).
+            denoiser sees (of FLUX.2: normalized, and not packed).
         force_upcast: SDXL's pipelines then decode in float32.
 
     Raises:
@@ -130,9 +130,7 @@ class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def _check(self, what: str, x: Tensor, channels: int) -> None:
         if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(
-                f"{what} of shape {tuple(x.shape)} came; expected (B, {channels}, height, width)."
-            )
+            raise ValueError(f"expected {what} of shape (B, {channels}, height, width), got {tuple(x.shape)}")
 
     def _slices(self, batch: Tensor) -> list[Tensor]:
         return list(batch.split(1)) if self.use_slicing else [batch]

@@ -23,11 +23,11 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
           ^                                                         |
           +------------- decoder <--post_quant_conv-- codewords <---+
 
-    As pipelines expect of a VQModel, `encode` gives latents that are not yet quantised and `decode` quantises
+    As pipelines expect of a VQModel, `encode` gives latents that are not yet quantized and `decode` quantizes
     them. Codes are one grid of int64 indices, (B, height / f, width / f).
 
     Opened in half precision, encoder and codebook stay in float32 (`_keep_in_fp32_modules`), because a rounded
-    encoder chooses other codewords: indices are the same whatever the precision, and the decoder alone is halved.
+    encoder chooses other codewords: indices are the same whatever the precision, and only the decoder is halved.
 
     Args:
         in_channels, out_channels, block_out_channels, layers_per_block, act_fn, latent_channels, sample_size,
@@ -124,12 +124,12 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
-        """Image (B, C, H, W) in [-1, 1] -> `latents` (B, D, H / f, W / f), unquantised."""
+        """Image (B, C, H, W) in [-1, 1] -> `latents` (B, D, H / f, W / f), unquantized."""
         latents = self._latents(x).to(self.dtype)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     def _latents(self, image: Tensor) -> Tensor:
-        """Unquantised latents in the encoder's own precision."""
+        """Unquantized latents in the encoder's own precision."""
         image = image.to(self.quant_conv.weight.dtype)
         parts = image.split(1) if self.use_slicing else [image]
         return torch.cat([self.quant_conv(self.encoder(part)) for part in parts])
@@ -143,7 +143,7 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
         shape: tuple[int, ...] | None = None,
         generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[Tensor, Tensor]:
-        """Latents, quantised here, or indices -> `sample`, (B, C, H, W), and `commit_loss`.
+        """Latents, quantized here, or indices -> `sample`, (B, C, H, W), and `commit_loss`.
 
         Args:
             h: (B, D, h, w) of floats; or integer indices (B, h, w), or of any shape with `shape`.

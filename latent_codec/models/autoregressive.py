@@ -75,7 +75,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
     def logits(
         self, indices: Tensor, condition: Tensor | None = None, class_labels: Tensor | None = None
     ) -> Tensor:
-        """Unnormalised log-probabilities of every value at every position, given the positions before it.
+        """Unnormalized log-probabilities of every value at every position, given the positions before it.
 
         Args:
             indices: int64 (B, h, w), or (B, C, h, w) where `has_channels`, in 0..num_values - 1.
@@ -135,10 +135,10 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         Args:
             shape: of the result: (B, h, w), or (B, C, h, w) where `has_channels`; h and w as you like.
             condition, class_labels: as for `logits`, for B grids.
-            temperature: divides the logits; 0 takes the likeliest value.
-            top_k: draw among so many of the likeliest values; None among all.
-            top_p: draw among the fewest likeliest values that have this probability together; None among all.
-            generator: the source of chance, or one per grid. Each position uses up as much of it, drawn or
+            temperature: divides the logits; 0 takes the most probable value.
+            top_k: draw among the N most probable values; None: among all.
+            top_p: draw among the fewest most probable values whose probabilities sum to this; None: among all.
+            generator: a random number generator, or one per grid. Each position consumes as many of its numbers, drawn or
                 known, so that the same seed and arguments give the same indices, and those of a completion follow
                 from what it keeps.
             known: indices of `shape`; only those under the mask are read.
@@ -157,7 +157,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         _check_sampling(temperature, top_k, top_p)
         if not isinstance(generator, torch.Generator | None) and len(generator) != batch:
             raise ValueError(
-                f"{len(generator)} generators came for {batch} grids; give one, or one for each."
+                f"expected one generator, or one for each of {batch} grids, got {len(generator)}"
             )
         with ignoring_caller_settings():
             indices, done = self._start(batch, height, width, known, known_mask)
@@ -171,12 +171,12 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         for row, column in product(range(height), range(width)):
             with ignoring_caller_settings(), torch.inference_mode():
                 if column == 0:
-                    chances = draw_uniforms((width, self.data_channels), batch, generator, self.device)
+                    uniforms = draw_uniforms((width, self.data_channels), batch, generator, self.device)
                 walk.advance()
                 values = by_position[row, column]
                 for channel in range(0 if skips[row][column] else self.data_channels):
                     logits = filter_logits(walk.logits(values, channel), temperature, top_k, top_p)
-                    drawn = draw(logits, chances[column, channel])
+                    drawn = draw(logits, uniforms[column, channel])
                     if any_known[row][column]:
                         drawn = torch.where(keep[row, column], values[:, channel], drawn)
                     values[:, channel] = drawn
@@ -455,28 +455,28 @@ def draw_uniforms(shape: Sequence[int], batch: int, generator: Generators, devic
     """Uniform numbers in (0, 1], float64 (*shape, batch, 1), those of a grid from its own generator if it has one."""
     if isinstance(generator, torch.Generator | None):
         source = device if generator is None else generator.device
-        chances = torch.rand(*shape, batch, dtype=torch.float64, generator=generator, device=source)
+        uniforms = torch.rand(*shape, batch, dtype=torch.float64, generator=generator, device=source)
     else:
         each = [
             torch.rand(*shape, dtype=torch.float64, generator=one, device=one.device).to(device)
             for one in generator
         ]
-        chances = torch.stack(each, -1)
-    return 1 - chances.to(device)[..., None]
+        uniforms = torch.stack(each, -1)
+    return 1 - uniforms.to(device)[..., None]
 
 
-def draw(logits: Tensor, chance: Tensor) -> Tensor:
-    """The value (B,) at which the cumulative probability of `logits` (B, K) reaches `chance`, (B, 1) in (0, 1].
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The value (B,) at which the cumulative probability of `logits` (B, K) reaches `uniform`, (B, 1) in (0, 1].
 
     Values of probability 0 are never drawn: the sum does not rise at them, and is above 0 where it is first reached.
     """
     cumulative = logits.softmax(1).cumsum(1, dtype=torch.float64)
-    return torch.searchsorted(cumulative, chance * cumulative[:, -1:])[:, 0]
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:])[:, 0]
 
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; give 0 (the likeliest value) or more.")
+        raise ValueError(f"temperature is {temperature}; expected 0 (the most probable value) or more")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}; give 1 or more, or None for all values.")
     if top_p is not None and not 0 < top_p <= 1:

@@ -8,13 +8,13 @@ al., arXiv:1606.05328, section 2.2):
            |                            v
            +---------shift_right--> horizontal:  (i, j) knows row i left of j, and what the vertical stack knows
 
-The shift alone keeps a code from its own position. Every layer after it therefore includes the position it
+Only the shift keeps an index from its own position. Every layer after it therefore includes the position it
 computes: masking that again would lose one more row or column of the past per layer.
 
 A layer has two forms that share its weights: `forward` over the whole grid, for training, and a pair for sampling.
 `row` runs the vertical stack over one row as soon as the row above it is complete, and prepares all that the
 horizontal stack needs from it; `step` computes the horizontal stack at one position from the cached positions
-to its left, so that a position costs the same wherever it lies, attention's look back aside.
+to its left, so that a position costs the same wherever it is, but for attention's look back.
 
 Layout: whole grids are (B, C, H, W); rows (C, W, B), which a convolution's weight multiplies as it is; what a row
 leaves for its positions (W, B, C), so that a column is one slice; the stream of a position (B, C), which `step` changes
@@ -46,7 +46,7 @@ def shift_raster(x: Tensor) -> Tensor:
 
 
 class CausalContext(NamedTuple):
-    """What layers may use anywhere, for it is known before the first code or holds earlier ones alone."""
+    """What layers may use anywhere, for it is known before the first code or holds only earlier ones."""
 
     context: Tensor | None
     """(B, D, H, W), or (B, D, 1, 1) where it is the same everywhere: labels, and the level above."""
@@ -109,7 +109,7 @@ class HorizontalConv(nn.Conv2d):
 class HorizontalCache:
     """A row of a horizontal convolution's input, and its weight as a matrix.
 
-    One row's columns lie side by side in memory, so that the columns under the kernel are a matrix product's
+    One row's columns are adjacent in memory, so that the columns under the kernel are a matrix product's
     operand as they are. `row` is all of them, (W, B, C); `slots` are the columns to write, `windows` what the kernel
     sees at each.
     """
@@ -185,11 +185,11 @@ class GatedLayer(nn.Module):
 
     def forward(self, vertical: Tensor, horizontal: Tensor, around: CausalContext) -> tuple[Tensor, Tensor]:
         above = self.vertical_conv(vertical)
-        beside = self.horizontal_conv(horizontal) + self.vertical_to_horizontal(above)
+        sideways = self.horizontal_conv(horizontal) + self.vertical_to_horizontal(above)
         if self.from_context is not None:
             for_vertical, for_horizontal = self.from_context(around.context).chunk(2, 1)
-            above, beside = above + for_vertical, beside + for_horizontal
-        return vertical + gate(above, 1), horizontal + self.horizontal_out(self.dropout(gate(beside, 1)))
+            above, sideways = above + for_vertical, sideways + for_horizontal
+        return vertical + gate(above, 1), horizontal + self.horizontal_out(self.dropout(gate(sideways, 1)))
 
     def begin(self, batch: int, height: int, width: int) -> "GatedLayerCache":
         return GatedLayerCache(self, batch, width)
@@ -252,10 +252,10 @@ class GatedResidual(nn.Module):
             above = above + for_vertical
         vertical = vertical + F.glu(above, 1)
         hidden = self.horizontal_conv1(F.elu(horizontal)) + self.vertical_to_horizontal(F.elu(vertical))
-        beside = self.horizontal_conv2(self.dropout(F.elu(hidden)))
+        sideways = self.horizontal_conv2(self.dropout(F.elu(hidden)))
         if self.from_context is not None:
-            beside = beside + for_horizontal
-        return vertical, horizontal + F.glu(beside, 1)
+            sideways = sideways + for_horizontal
+        return vertical, horizontal + F.glu(sideways, 1)
 
     def begin(self, batch: int, height: int, width: int) -> "GatedResidualCache":
         return GatedResidualCache(self, batch, width)

@@ -50,7 +50,7 @@ class ImageClassifier(OwnWeights, ModelMixin, ConfigMixin):
             raise ValueError(f"num_classes is {num_classes}; a classifier tells 2 or more apart.")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(
-                f"{len(class_names)} class_names came for {num_classes} classes; give one for each."
+                f"expected {num_classes} class_names, one for each class, got {len(class_names)}"
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; give a share from 0, below 1.")

@@ -7,7 +7,7 @@ class PatchDiscriminator(nn.Module):
     """Judge overlapping patches of an image as real or reconstructed.
 
     PatchGAN (Isola et al., arXiv:1611.07004, section 3.2.2), with group norm where
-    the original has batch norm: batch norm would have to be synchronised over
+    the original has batch norm: batch norm would have to be synchronized over
     processes, which has no CPU form, and mixes the images of a batch.
 
         image --4x4/2--> width --[4x4/2, norm]--> 2w, 4w, ... --4x4, norm--> --4x4--> logits

@@ -1,11 +1,11 @@
-"""Feature maps that lie in a scratch file, read and written a tile at a time, and group norm over all of one.
+"""Feature maps in a scratch file, read and written a tile at a time, and group norm over all of one.
 
     write(tile) --> file: (H, W, C), so that a tile's lines are contiguous --> read(tile)
          |                                                                        |
          +--> mean and variance of each channel --> normalization(group norm) ----+--> convolution
 
 The operating system keeps of the files in free memory what fits there, and the disk holds the rest. They have no name, so
-that nothing is left behind however the process ends, and lie in the folder for temporary files (TMPDIR sets it).
+that nothing is left behind however the process ends, and are in the folder for temporary files (TMPDIR sets it).
 """
 
 import os
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 VALUES_AT_ONCE = 2**18
-"""What is read, normalised or written in one go: 1 MB, which a processor's cache holds."""
+"""What is read, normalized or written at once: 1 MB, which a processor's cache holds."""
 
 
 class FeatureMap:
@@ -64,7 +64,7 @@ class FeatureMap:
         return tile.permute(2, 0, 1)[None]
 
     def write(self, rows: slice, columns: slice, tile: Tensor) -> None:
-        """Write a tile, each position of the map once: its statistics are of all that came.
+        """Write a tile, each position of the map once: its statistics are of all that was written.
 
         Raises:
             OSError: where there is no room for it.

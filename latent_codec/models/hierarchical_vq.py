@@ -25,7 +25,7 @@ from latent_codec.torch_settings import ignoring_caller_settings
 
 
 class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
-    """A VQ-VAE-2 of any number of levels, each told what the levels above it already say.
+    """A VQ-VAE-2 of any number of levels, each conditioned on the levels above it.
 
         image --encoders[1]--> features --encoders[0]--> features
                                   |                         | quantize_convs[0], quantizers[0]
@@ -41,7 +41,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     the grid of level l and concatenated. The last makes the image, every other one features for the next level's
     quantizer. Lists are in the order of levels, top first; only `strides` begins at the image.
 
-    The latents that `encode` gives and `decode` takes are the last concatenation, already quantised:
+    The latents that `encode` gives and `decode` takes are the last concatenation, already quantized:
     (B, levels * embed_dim, H / strides[0], W / strides[0]).
 
     Args:
@@ -138,12 +138,12 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @property
     def downsampling_factor(self) -> int:
-        """Pixels per position of the latents, which lie on the bottom grid."""
+        """Pixels per position of the latents, which are on the bottom grid."""
         return self.config.strides[0]
 
     @property
     def position_sides(self) -> list[int]:
-        """Side in pixels of what one index of each level stands for, top first."""
+        """Side in pixels of what one index of each level covers, top first."""
         return list(accumulate(self.config.strides, mul))[::-1]
 
     @property
@@ -159,7 +159,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         if min(height, width) < 1 or height % self.multiple or width % self.multiple:
             raise ValueError(
-                f"an image of {height} x {width} came; strides {tuple(self.config.strides)} need sides that are "
+                f"got an image of {height} x {width}; strides {tuple(self.config.strides)} need sides that are "
                 f"multiples of {self.multiple}: pad or crop it."
             )
         return [(height // side, width // side) for side in self.position_sides]
@@ -191,7 +191,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         if image.ndim != 4 or image.shape[1] != self.config.in_channels:
             raise ValueError(
-                f"an image of shape {tuple(image.shape)} came; expected (B, {self.config.in_channels}, H, W)."
+                f"expected an image (B, {self.config.in_channels}, H, W), got shape {tuple(image.shape)}"
             )
         self.grid_shapes(*image.shape[2:])
         features = [image]
@@ -210,14 +210,14 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         """The inverse of `encode_quantized`: codewords of each level, top first -> image."""
         if len(quantized) != len(self.codebooks):
             raise ValueError(
-                f"codewords of {len(quantized)} levels came; there are {len(self.codebooks)}. "
+                f"expected codewords of {len(self.codebooks)} levels, got {len(quantized)}. "
                 "decode_indices fills in the lower levels where only upper ones are known."
             )
         return self.decode(self.concatenate(quantized)).sample
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
-        """Image (B, C, H, W) in [-1, 1] -> `latents`, the quantised concatenation that `decode` takes."""
+        """Image (B, C, H, W) in [-1, 1] -> `latents`, the quantized concatenation that `decode` takes."""
         outputs = [self.encode_quantized(part) for part in self._slices(x)]
         latents = torch.cat([self.concatenate([output.quantized for output in levels]) for levels in outputs])
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
@@ -238,7 +238,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ValueError(
-                f"latents of shape {tuple(latents.shape)} came; expected (B, {self.latent_channels}, h, w)."
+                f"expected latents (B, {self.latent_channels}, h, w), got shape {tuple(latents.shape)}"
             )
         sample = torch.cat([self.decoders[-1](part) for part in self._slices(latents)])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
@@ -253,7 +253,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     def decode_indices(self, grids: list[Tensor]) -> Tensor:
         """Indices of the levels, int64 (B, h, w), top first -> image (B, C, H, W).
 
-        The lowest levels may be left out, to show an image level by level; `mean_codeword` stands for them.
+        The lowest levels may be left out, to show an image level by level; `mean_codeword` replaces them.
 
         Raises:
             ValueError: for no or too many grids, shapes that do not follow from the top grid's, other dtypes than
@@ -292,7 +292,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         usage = self.get_buffer(f"usage_{level}")
         if counts.shape != usage.shape:
             raise ValueError(
-                f"counts of shape {tuple(counts.shape)} came; level {level} has {len(usage)} codewords."
+                f"expected counts of shape ({len(usage)},) for level {level}, got {tuple(counts.shape)}"
             )
         counts = counts.float()
         if not counts.isfinite().all() or (counts < 0).any() or not counts.any():
@@ -306,10 +306,8 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         """Every level's height and width, as the top grid gives them."""
         num_levels = len(self.codebooks)
         if not isinstance(grids, (list, tuple)) or not 1 <= len(grids) <= num_levels:
-            came = f"{len(grids)} grids" if isinstance(grids, (list, tuple)) else type(grids).__name__
-            raise ValueError(
-                f"{came} came; expected a list of 1 to {num_levels} grids of indices, top level first."
-            )
+            got = f"{len(grids)} grids" if isinstance(grids, (list, tuple)) else type(grids).__name__
+            raise ValueError(f"expected a list of 1 to {num_levels} index maps, top level first, got {got}")
         batch, *top = grids[0].shape if grids[0].ndim == 3 else (0, 0, 0)
         shapes = self.grid_shapes(*(side * self.multiple for side in top)) if min(top) else []
         for level, (grid, quantizer) in enumerate(zip(grids, self.codebooks)):
@@ -329,7 +327,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
 
 
 class CheckpointedSequential(nn.Sequential):
-    """Layers one after another, of each of which training can keep the input alone and compute the rest again."""
+    """Layers in sequence; with gradient checkpointing, training keeps only each layer's input and recomputes the rest."""
 
     gradient_checkpointing = False
 

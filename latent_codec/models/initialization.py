@@ -8,12 +8,12 @@ silent (their last convolution is zero), so that training begins at the linear
 code's fidelity and learns what is beyond it:
 
     image --conv_in: copy--> [2x2 blocks --PCA--> half the grid] x levels --conv_out--> latents
-    latents --conv_in: 3x3 neighbours--> [nearest x2 --least squares 3x3--> finer blocks] x levels --> image
+    latents --conv_in: 3x3 neighbors--> [nearest x2 --least squares 3x3--> finer blocks] x levels --> image
 
-With a codebook between them, k-means of the latents, this is vector quantisation of the image's blocks, and a
+With a codebook between them, k-means of the latents, this is vector quantization of the image's blocks, and a
 decoder that smooths their edges.
 
-Two obstacles stand between a residual network and a linear map, both in the head
+There are two obstacles between a residual network and a linear map, both in the head
 `conv_norm_out -> SiLU -> conv_out`, and both are met exactly:
 
 - SiLU: channels come in pairs x, -x, because silu(x) - silu(-x) = x.
@@ -45,7 +45,7 @@ IMAGES_AT_ONCE = 16
 def initialize_evenly(autoencoder: nn.Module) -> None:
     """Give every convolution of a new `autoencoder` outputs of its inputs' variance, and silence residual branches.
 
-    Kaiming's normal initialisation (arXiv:1502.01852, equation 10, without the factor 2 of a rectifier), no
+    Kaiming's normal initialization (arXiv:1502.01852, equation 10, without the factor 2 of a rectifier), no
     biases, and the last convolution of every residual branch 0. torch's own default shrinks the signal in every
     layer and adds biases to it, so that one vector per image, six levels deep, is lost among them for the
     first thousand steps of a training.
@@ -72,8 +72,8 @@ def initialize_codebooks(autoencoder: ModelMixin, images: Tensor, *, seed: int =
         # Lower levels see the codewords above them, so that each pass comes after the codebook before.
         parts = [autoencoder.encode_quantized(part)[level].latents for part in images.split(IMAGES_AT_ONCE)]
         vectors = torch.cat(parts).movedim(1, -1).flatten(0, 2)
-        centres = k_means(vectors, quantizer.codebook_size, seed=seed, normalize=quantizer.l2_normalized)
-        quantizer.embedding.weight.copy_(centres)
+        centers = k_means(vectors, quantizer.codebook_size, seed=seed, normalize=quantizer.l2_normalized)
+        quantizer.embedding.weight.copy_(centers)
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def initialize_linear_code(
             downsampling factor; some dozens of crops are enough, with a codebook some latents per codeword.
         quantizer: of an AutoencoderVQ.
         anchor: A, in units of an image's range [-1, 1]. At 8 a group's scale moves by about 1 %: a frame of
-            grey or noise changes the image inside by about 1 %, one of plain black or white by about 6 %
+            gray or noise changes the image inside by about 1 %, one of plain black or white by about 6 %
             (a random start: by more than all of it). But x + A keeps fewer of x's digits: at 8 a trained
             codec lost 0.31 dB in bfloat16, at 3 0.05 dB.
 
@@ -182,9 +182,9 @@ def _write_decoder(autoencoder: AutoencoderKL | AutoencoderVQ, levels: list[Tens
     """Write the synthesis cascade from `latents` to each of `levels` (finest first)."""
     decoder = autoencoder.decoder
     upsamplers = [block.upsamplers[0].conv for block in decoder.up_blocks if block.upsamplers]
-    neighbours = 9 * latents.shape[1]
-    decoder.conv_in.weight[:neighbours] = torch.eye(neighbours).view(neighbours, latents.shape[1], 3, 3)
-    decoder.conv_in.bias[:neighbours] = 0
+    neighbors = 9 * latents.shape[1]
+    decoder.conv_in.weight[:neighbors] = torch.eye(neighbors).view(neighbors, latents.shape[1], 3, 3)
+    decoder.conv_in.bias[:neighbors] = 0
 
     state = F.unfold(latents, 3, padding=1).unflatten(2, latents.shape[-2:])
     for level, conv in enumerate(upsamplers):
@@ -220,10 +220,10 @@ def _silence(layer: nn.Conv2d | nn.Linear) -> None:
 
 def _carry(conv: nn.Conv2d, channels: int) -> None:
     """Make the first `channels` outputs copy the first inputs; the others keep their initial weights."""
-    centre = conv.kernel_size[0] // 2
+    center = conv.kernel_size[0] // 2
     conv.weight[:channels] = 0
     conv.bias[:channels] = 0
-    conv.weight[torch.arange(channels), torch.arange(channels), centre, centre] = 1
+    conv.weight[torch.arange(channels), torch.arange(channels), center, center] = 1
 
 
 def _anchor(norm: nn.GroupNorm, bias: Tensor, anchor: float) -> None:
@@ -243,7 +243,7 @@ def _principal_components(blocks: Tensor, count: int) -> Tensor:
 
 
 def _fit_convolution(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Ridge-regress `target` on `features`' 3x3 neighbourhoods: a convolution's weight and bias."""
+    """Ridge-regress `target` on `features`' 3x3 neighborhoods: a convolution's weight and bias."""
     size = features.shape[1] * 9 + 1
     gram = torch.zeros(size, size, dtype=torch.float64)
     moments = torch.zeros(size, target.shape[1], dtype=torch.float64)
@@ -270,7 +270,7 @@ def _check(
     if quantizer is not None:
         if config.l2_normalized:
             raise ValueError(
-                "a linear start has latents of every length; l2_normalized keeps their direction alone."
+                "a linear start has latents of every length; l2_normalized keeps only their direction."
             )
         if config.assignment == "linear":
             raise ValueError(

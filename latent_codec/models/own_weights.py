@@ -47,7 +47,7 @@ def check_finite(tensor: Tensor, key: str, where: object, stored: torch.dtype | 
 class OwnWeights:
     """For models of diffusers: `from_pretrained` leaves no weights mapped to the file, so that it may be replaced.
 
-    It stands before ModelMixin among the bases.
+    It precedes ModelMixin among the bases.
     """
 
     @classmethod

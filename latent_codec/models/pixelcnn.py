@@ -25,10 +25,10 @@ class PixelCNN(AutoregressivePrior):
     - "codes": a codebook's, (B, h, w).
     - "pixels": values 0..255 of 1 or more channels, (B, C, h, w): red, green given red, blue given both, each
       a choice among 256. An image in [-1, 1] has the indices round(127.5 (image + 1)).
-    - "latents": levels of scalar-quantised latents, (B, C, h, w), channels in order, each a discretised mixture of
+    - "latents": symbols of scalar-quantized latents, (B, C, h, w), channels in order, each a discretized mixture of
       logistics (PixelCNN++, arXiv:1701.05517, section 2.1). `encode_latents` and `decode_latents` convert.
 
-    A position's earlier channels enter in the head alone, after the layers, so that a position is computed once.
+    A position's earlier channels enter only in the head, after the layers, so that a position is computed once.
 
     Args:
         data: what the indices are.
@@ -131,7 +131,7 @@ class PixelCNN(AutoregressivePrior):
     def _latents_quantizer(self) -> ScalarQuantizer:
         if self.quantizer is None:
             raise ValueError(
-                f'this PixelCNN is over {self.config.data}; only one over "latents" quantises them.'
+                f'this PixelCNN is over {self.config.data}; only one over "latents" quantizes them.'
             )
         return self.quantizer
 
@@ -268,10 +268,10 @@ class CategoricalHead(ChannelHead):
 
 
 class MixtureHead(ChannelHead):
-    """A discretised mixture of logistics per channel (PixelCNN++, arXiv:1701.05517, section 2.1).
+    """A discretized mixture of logistics per channel (PixelCNN++, arXiv:1701.05517, section 2.1).
 
     Each channel has its own mixture weights, and all that describes it may depend on earlier channels; the paper
-    shares the weights and shifts the means alone (section 2.2).
+    shares the weights and shifts only the means (section 2.2).
     """
 
     def __init__(self, channels: int, data_channels: int, num_values: int, num_mixtures: int):
@@ -301,7 +301,7 @@ def discretized_logistic(values: Tensor, means: Tensor, log_scales: Tensor, num_
         P(x) = F((x + 1/(K-1) - mean) / scale) - F((x - 1/(K-1) - mean) / scale),  F the sigmoid
 
     The first and the last value take the tails beyond them. The difference is computed as log F(a) + log F(-b) +
-    log(1 - exp(b - a)), which loses nothing however far the value lies from the mean.
+    log(1 - exp(b - a)), which loses nothing however far the value is from the mean.
 
     Args:
         values: integers.

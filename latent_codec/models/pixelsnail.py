@@ -16,7 +16,7 @@ class PixelSNAIL(AutoregressivePrior):
                        |                                |                                        |  x blocks
                        +--shift_right--> horizontal --[GatedResidual x layers]--CausalAttention--+--> head --> logits
 
-    Convolutions have the two stacks of PixelCNN++ instead of the paper's one: nothing of the neighbourhood is out of
+    Convolutions have the two stacks of PixelCNN++ instead of the paper's one: nothing of the neighborhood is out of
     sight, and half or more of the work of a position is its row's, done once. Attention knows each position's place
     as a share of the grid's sides, so that it runs on any size and is at its best near those it was trained on.
 

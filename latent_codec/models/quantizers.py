@@ -1,4 +1,4 @@
-"""Vector quantisation: the search, the gradients through it, the loss terms, and how a codebook is learned.
+"""Vector quantization: the search, the gradients through it, the loss terms, and how a codebook is learned.
 
     latents --nearest codeword--> indices --codebook--> quantized --straight-through | rotation--> decoder
        |                             |
@@ -39,7 +39,7 @@ class QuantizerOutput(NamedTuple):
     perplexity: Tensor
     """exp of the entropy (in nats) of the indices' frequencies: 1 to codebook_size."""
     latents: Tensor
-    """What was quantised, (B, D, h, w): unit vectors where the quantizer normalises."""
+    """What was quantized, (B, D, h, w): unit vectors where the quantizer normalizes."""
     kl: Tensor | None = None
     """Where indices are drawn by their probabilities (gumbel_quantizer.py): KL(q || uniform), nats per position."""
 
@@ -54,7 +54,7 @@ class VectorQuantizer(nn.Module):
         legacy: beta weighs the codebook term instead, as in the first published VQGAN and diffusers' `legacy=True`.
         gradient: "straight-through" (section 3.2), or "rotation" (arXiv:2410.06424, equation 4), which turns and
             scales a gradient as it turned and scaled the vector.
-        l2_normalized: compare directions alone: latents and codewords are unit vectors (arXiv:2110.04627, 3.2).
+        l2_normalized: compare only directions: latents and codewords are unit vectors (arXiv:2110.04627, 3.2).
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class VectorQuantizer(nn.Module):
         self.beta, self.legacy = beta, legacy
         self.gradient, self.l2_normalized = gradient, l2_normalized
         self.bypassed = False
-        """True lets latents through unquantised: the same network as a plain autoencoder, for comparison."""
+        """True lets latents through unquantized: the same network as a plain autoencoder, for comparison."""
         self.embedding = nn.Embedding(codebook_size, dim)
         nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
         self.project_codebook()
@@ -96,7 +96,7 @@ class VectorQuantizer(nn.Module):
 
     def assign(self, latents: Tensor) -> Tensor:
         """Indices of the nearest codewords, int64 (B, h, w), of latents (B, D, h, w)."""
-        # Normalising the latents would change no answer: among unit codewords the nearest is the one best aligned.
+        # Normalizing the latents would change no answer: among unit codewords the nearest is the one best aligned.
         vectors = latents.detach().movedim(1, -1).reshape(-1, self.dim)
         return nearest_codewords(vectors, self.embedding.weight).view(len(latents), *latents.shape[2:])
 
@@ -105,13 +105,15 @@ class VectorQuantizer(nn.Module):
         return self.embedding(indices).movedim(-1, 1).contiguous()
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
-        """Quantise `latents`, (B, D, h, w), in float32 where their dtype has fewer digits.
+        """Quantize `latents`, (B, D, h, w), in float32 where their dtype has fewer digits.
 
         Raises:
             ValueError: if they have another number of channels than the codewords.
         """
         self.check_latents(latents)
-        indices = self.assign(latents)  # of what came: in half precision unit vectors would be rounded again
+        indices = self.assign(
+            latents
+        )  # of the given latents: in half precision unit vectors would be rounded again
         if self.l2_normalized:
             latents = F.normalize(at_least_float32(latents), dim=1).to(latents.dtype)
         z = at_least_float32(latents)
@@ -129,7 +131,7 @@ class VectorQuantizer(nn.Module):
 
     def check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 4 or latents.shape[1] != self.dim:
-            raise ValueError(f"latents of shape {tuple(latents.shape)} came; expected (B, {self.dim}, h, w).")
+            raise ValueError(f"expected latents (B, {self.dim}, h, w), got shape {tuple(latents.shape)}")
 
     def loss(self, output: QuantizerOutput) -> Tensor:
         """The weighted sum of an output's terms: VQ-VAE, equation 3, behind the reconstruction.
@@ -241,13 +243,13 @@ def k_means(
 ) -> Tensor:
     """Centres of `vectors` by Lloyd's algorithm (1982), begun as k-means++ (Arthur and Vassilvitskii, 2007).
 
-    Each first centre is one of the vectors, drawn in proportion to its squared distance from those drawn before, a
-    64th of them at a time. A centre that loses all its vectors moves to one of them drawn at random. Computed on
+    Each first center is one of the vectors, drawn in proportion to its squared distance from those drawn before, a
+    64th of them at a time. A center that loses all its vectors moves to one of them drawn at random. Computed on
     the CPU, so that every process of a run gets the same.
 
     Args:
-        vectors: (N, D). With fewer than `num_clusters`, some centres are copies with a little noise.
-        normalize: by directions alone, with unit vectors as centres: spherical k-means.
+        vectors: (N, D). With fewer than `num_clusters`, some centers are copies with a little noise.
+        normalize: by directions only, with unit vectors as centers: spherical k-means.
 
     Returns:
         (num_clusters, D), float32.
@@ -268,28 +270,28 @@ def k_means(
         noise = torch.randn(drawn.shape, generator=generator)
         return drawn + 1e-4 * vectors.std(0, correction=0) * noise
 
-    centres = draw(1)
+    centers = draw(1)
     distances = torch.full((len(vectors),), math.inf, dtype=torch.float64)
-    newest = centres
-    while len(centres) < num_clusters:
+    newest = centers
+    while len(centers) < num_clusters:
         offsets = vectors - newest[nearest_codewords(vectors, newest)]
         distances = torch.minimum(distances, offsets.double().square().sum(1))
         bounds = distances.cumsum(0)
-        count = min(-(-num_clusters // 64), num_clusters - len(centres))
+        count = min(-(-num_clusters // 64), num_clusters - len(centers))
         places = torch.rand(count, dtype=torch.float64, generator=generator) * bounds[-1]
         chosen = torch.searchsorted(bounds, places, right=True).clamp_max(len(vectors) - 1)
         newest = vectors[chosen] if bounds[-1] > 0 else draw(count)
-        centres = torch.cat([centres, newest])
+        centers = torch.cat([centers, newest])
     for _ in range(num_iterations):
-        indices = nearest_codewords(vectors, centres)
+        indices = nearest_codewords(vectors, centers)
         counts, sums = codeword_sums(vectors, indices, num_clusters)
         empty = counts == 0
-        centres = torch.where(empty[:, None], centres, sums / counts.clamp_min(1)[:, None])
+        centers = torch.where(empty[:, None], centers, sums / counts.clamp_min(1)[:, None])
         if empty.any():
-            centres[empty] = draw(int(empty.sum()))
+            centers[empty] = draw(int(empty.sum()))
         if normalize:
-            centres = F.normalize(centres, dim=1)
-    return centres
+            centers = F.normalize(centers, dim=1)
+    return centers
 
 
 def codeword_sums(vectors: Tensor, indices: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Uniform scalar quantisation: one step per channel, integer levels."""
+"""Uniform scalar quantization: one step size per channel, integer symbols."""
 
 import math
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class ScalarQuantizer:
         """The finest rounding whose `num_levels` levels reach over a share `coverage` of each channel's `latents`.
 
         Args:
-            latents: (B, C, h, w), of the kind to be quantised; a few hundred images are enough.
+            latents: (B, C, h, w), of the kind to be quantized; a few hundred images are enough.
             num_levels: levels -(num_levels // 2) to (num_levels - 1) // 2.
             coverage: share of |z| that is not clipped.
 
@@ -116,7 +116,7 @@ class ScalarQuantizer:
     def _steps(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if values.ndim != 4 or values.shape[1] != len(self.steps):
             raise ValueError(
-                f"values of shape {tuple(values.shape)} came; this quantizer has {len(self.steps)} steps: "
+                f"expected values of {len(self.steps)} channels, one per step size, got shape {tuple(values.shape)}: "
                 f"expected (B, {len(self.steps)}, h, w)."
             )
         return torch.tensor(self.steps, dtype=dtype or values.dtype, device=values.device).view(1, -1, 1, 1)

@@ -4,9 +4,9 @@
                                                   ^                                            |
                                                   +------ statistics over all of the map <-----+
 
-Whatever reaches across a tile's border is the untiled network's: a convolution's neighbours are read from the
-map, a group norm's statistics are complete before anything is normalised, attention sees every position. So is the
-result, up to the rounding of sums. Only a tile's working set is in the device's memory; maps lie in scratch files
+Whatever reaches across a tile's border is the untiled network's: a convolution's neighbors are read from the
+map, a group norm's statistics are complete before anything is normalized, attention sees every position. So is the
+result, up to the rounding of sums. Only a tile's working set is in the device's memory; maps are in scratch files
 (feature_maps.py), three of a resolution at most.
 """
 
