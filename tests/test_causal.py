@@ -71,7 +71,7 @@ def test_row_and_step_compute_what_forward_does(name, context, batch):
         torch.testing.assert_close(found, expected[0][:, :, i].permute(1, 2, 0), rtol=0, atol=1e-12)
         for j in range(width):
             stream = horizontal[:, :, i, j].clone()
-            layer.step(cache, j, stream, previous[:, :, i, j])
+            layer.advance(cache, j, stream, previous[:, :, i, j])
             torch.testing.assert_close(stream, expected[1][:, :, i, j], rtol=0, atol=1e-12)
 
 

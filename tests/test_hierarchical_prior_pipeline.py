@@ -290,7 +290,7 @@ MISFITS = {
     ),
     "top-condition": (
         {"top_prior": {"condition_codebook_size": 3}},
-        "top_prior is a PixelSNAIL made for a condition, codes (B, h', w'), int64 in 0..2; nothing is above the top",
+        "top_prior is a PixelSNAIL made for a condition, indices (B, h', w'), int64 in 0..2; nothing is above the top",
     ),
     "no-condition": (
         {"bottom_prior": {"condition_codebook_size": None}},

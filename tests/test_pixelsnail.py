@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from latent_codec.models.autoregressive import Walk, draw, filter_logits
+from latent_codec.models.autoregressive import IncrementalSampler, draw, filter_logits
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
 
@@ -80,12 +80,14 @@ def cached_logits(model, indices, condition, labels) -> torch.Tensor:
     """`logits` by way of the caches, position after position."""
     values = indices if model.has_channels else indices[:, None]
     batch, channels, height, width = values.shape
-    walk = Walk(model, batch, height, width, model._context(batch, height, width, condition, labels))
+    sampler = IncrementalSampler(
+        model, batch, height, width, model._context(batch, height, width, condition, labels)
+    )
     logits = []
     for place in values.flatten(2).unbind(2):
-        walk.advance()
-        logits.append(torch.stack([walk.logits(place, channel) for channel in range(channels)], 2))
-        walk.append(place)
+        sampler.advance()
+        logits.append(torch.stack([sampler.logits(place, channel) for channel in range(channels)], 2))
+        sampler.append(place)
     stacked = torch.stack(logits, -1).view(batch, -1, channels, height, width)
     return stacked if model.has_channels else stacked[:, :, 0]
 
@@ -409,11 +411,11 @@ def test_sampling_options_that_mean_nothing_are_refused():
     known = inputs(model, 2, 4, 4)[0]
     mask = torch.ones(2, 4, 4, dtype=torch.bool)
     cases = [
-        ({"temperature": -1.0}, "temperature is -1"),
-        ({"temperature": math.nan}, "temperature is nan"),
-        ({"top_k": 0}, "top_k is 0"),
-        ({"top_p": 0.0}, "top_p is 0"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"temperature": -1.0}, "temperature: expected .* got -1"),
+        ({"temperature": math.nan}, "temperature: expected .* got nan"),
+        ({"top_k": 0}, "top_k: expected .* got 0"),
+        ({"top_p": 0.0}, "top_p: expected .* got 0"),
+        ({"top_p": 1.5}, "top_p: expected .* got 1.5"),
         ({"generator": [torch.Generator()] * 3}, "expected one generator, or one for each of 2 grids, got 3"),
         ({"known": known}, "belong together"),
         ({"known": known[:1], "known_mask": mask}, r"\(1, 4, 4\); expected torch.int64 of shape \(2, 4, 4\)"),

@@ -419,7 +419,7 @@ MISFITS = {
         {"data_channels": 3, "latent_steps": (1, 1, 1), "most_frequent": None},
         "PixelCNN with data_channels 3, and vae a AutoencoderKL with 2 latent channels",
     ),
-    "condition": ("VQModel", {"condition_codebook_size": 5}, "made for a condition, codes (B, h', w')"),
+    "condition": ("VQModel", {"condition_codebook_size": 5}, "made for a condition, indices (B, h', w')"),
 }
 
 

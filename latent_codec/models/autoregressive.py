@@ -6,8 +6,8 @@
                                              ^                                                   ^
                   condition, class labels ---+                       a position's earlier channels, if it has several
 
-`logits` and `log_prob` compute all positions at once. `sample` goes through a `Walk`, which computes one
-position after the other from caches, by the same weights (models/causal.py).
+`logits` and `log_prob` compute all positions at once. `sample` goes through an `IncrementalSampler`, which
+computes one position after the other from caches, by the same weights (models/causal.py).
 """
 
 import math
@@ -20,6 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.errors import SettingError
 from latent_codec.models.causal import CausalContext, shift_down, shift_raster, shift_right
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.torch_settings import ignoring_caller_settings
@@ -60,7 +61,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         if condition_codebook_size is not None and condition_channels is not None:
             raise ValueError(
                 f"condition_codebook_size is {condition_codebook_size} and condition_channels {condition_channels}; a "
-                "condition is either codes or features: give one."
+                "condition is either indices or features: give one."
             )
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, channels)
         self.condition_network = None
@@ -79,7 +80,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
 
         Args:
             indices: int64 (B, h, w), or (B, C, h, w) where `has_channels`, in 0..num_values - 1.
-            condition: codes of the level above, int64 (B, h', w'), or features (B, condition_channels, h', w'); h'
+            condition: indices of the level above, int64 (B, h', w'), or features (B, condition_channels, h', w'); h'
                 and w' divide h and w.
             class_labels: int64 (B,), in 0..num_classes - 1.
 
@@ -167,20 +168,20 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
             any_known = keep.any(2).tolist()
             with torch.inference_mode():  # which is faster; the indices stay ordinary tensors
                 context = self._context(batch, height, width, condition, class_labels)
-                walk = Walk(self, batch, height, width, context)
+                sampler = IncrementalSampler(self, batch, height, width, context)
         for row, column in product(range(height), range(width)):
             with ignoring_caller_settings(), torch.inference_mode():
                 if column == 0:
                     uniforms = draw_uniforms((width, self.data_channels), batch, generator, self.device)
-                walk.advance()
+                sampler.advance()
                 values = by_position[row, column]
                 for channel in range(0 if skips[row][column] else self.data_channels):
-                    logits = filter_logits(walk.logits(values, channel), temperature, top_k, top_p)
+                    logits = filter_logits(sampler.logits(values, channel), temperature, top_k, top_p)
                     drawn = draw(logits, uniforms[column, channel])
                     if any_known[row][column]:
                         drawn = torch.where(keep[row, column], values[:, channel], drawn)
                     values[:, channel] = drawn
-                walk.append(values)
+                sampler.append(values)
             if callback is not None:
                 done[:, row, column] = True
                 callback(indices if self.has_channels else indices[:, 0], done)
@@ -273,7 +274,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
     def _start(
         self, batch: int, height: int, width: int, known: Tensor | None, known_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The grid before sampling, (B, C, h, w) with 0 where nothing is known, and the mask (B, h, w) of what is."""
+        """The indices before sampling, (B, C, h, w) with 0 where unknown, and the mask (B, h, w) of known positions."""
         indices = torch.zeros(batch, self.data_channels, height, width, dtype=torch.int64, device=self.device)
         mask = torch.zeros(batch, height, width, dtype=torch.bool, device=self.device)
         if (known is None) != (known_mask is None):
@@ -305,7 +306,7 @@ class ConditionNetwork(nn.Module):
         condition --embedding | 1x1--> residual blocks --nearest--> the finer grid --> residual blocks --> context
 
     Args:
-        entry: nn.Embedding for codes, a 1x1 convolution for features.
+        entry: nn.Embedding for indices, a 1x1 convolution for features.
         channels: of the context.
         num_blocks: residual blocks on either grid.
     """
@@ -320,7 +321,7 @@ class ConditionNetwork(nn.Module):
     def expected(self) -> str:
         """What a condition has to be, in words."""
         if isinstance(self.entry, nn.Embedding):
-            return f"codes (B, h', w'), int64 in 0..{self.entry.num_embeddings - 1}"
+            return f"indices (B, h', w'), int64 in 0..{self.entry.num_embeddings - 1}"
         return f"features (B, {self.entry.in_channels}, h', w')"
 
     def forward(self, condition: Tensor, batch: int, height: int, width: int) -> Tensor:
@@ -352,8 +353,8 @@ class ConditionNetwork(nn.Module):
             )
         if is_codes and ((condition < 0) | (condition >= self.entry.num_embeddings)).any():
             raise ValueError(
-                f"the condition's codes run from {int(condition.min())} to {int(condition.max())}; this prior was made "
-                f"for codes 0 to {self.entry.num_embeddings - 1} above it."
+                f"the condition's indices run from {int(condition.min())} to {int(condition.max())}; this prior was made "
+                f"for indices 0 to {self.entry.num_embeddings - 1} above it."
             )
 
 
@@ -369,8 +370,8 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.elu(self.conv1(F.elu(x))))
 
 
-class Walk:
-    """A prior's way through grids in raster order: the logits of one position at a time, from caches.
+class IncrementalSampler:
+    """Samples grids in raster order: the logits of one position at a time, from caches.
 
         for each position: advance(); for each channel: logits(values, channel), choose values[:, channel]; append(values)
 
@@ -410,7 +411,7 @@ class Walk:
         self._stream.copy_(left)
         previous = left if column else self._last
         for layer, cache in zip(self._layers, self._caches):
-            layer.step(cache, column, self._stream, previous)
+            layer.advance(cache, column, self._stream, previous)
         self._head.enter(self._stream)
 
     def logits(self, values: Tensor, channel: int) -> Tensor:
@@ -476,8 +477,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; expected 0 (the most probable value) or more")
+        raise SettingError("temperature", "a number of at least 0", temperature)
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k is {top_k}; give 1 or more, or None for all values.")
+        raise SettingError("top_k", "an integer of at least 1, or None for all values", top_k)
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; give a probability above 0, up to 1, or None for all values.")
+        raise SettingError("top_p", "a probability above 0, up to 1, or None for all values", top_p)

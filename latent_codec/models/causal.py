@@ -3,7 +3,7 @@
 Two stacks of features run side by side, so that no part of the past is out of sight (Gated PixelCNN, van den Oord et
 al., arXiv:1606.05328, section 2.2):
 
-    code embeddings --shift_down---> vertical:    (i, j) knows rows above i, on both sides of j
+    index embeddings -shift_down---> vertical:    (i, j) knows rows above i, on both sides of j
            |                            | rows' features, already complete
            |                            v
            +---------shift_right--> horizontal:  (i, j) knows row i left of j, and what the vertical stack knows
@@ -13,11 +13,11 @@ computes: masking that again would lose one more row or column of the past per l
 
 A layer has two forms that share its weights: `forward` over the whole grid, for training, and a pair for sampling.
 `row` runs the vertical stack over one row as soon as the row above it is complete, and prepares all that the
-horizontal stack needs from it; `step` computes the horizontal stack at one position from the cached positions
+horizontal stack needs from it; `advance` computes the horizontal stack at one position from the cached positions
 to its left, so that a position costs the same wherever it is, but for attention's look back.
 
 Layout: whole grids are (B, C, H, W); rows (C, W, B), which a convolution's weight multiplies as it is; what a row
-leaves for its positions (W, B, C), so that a column is one slice; the stream of a position (B, C), which `step` changes
+leaves for its positions (W, B, C), so that a column is one slice; the stream of a position (B, C), which `advance` changes
 in place.
 """
 
@@ -46,12 +46,12 @@ def shift_raster(x: Tensor) -> Tensor:
 
 
 class CausalContext(NamedTuple):
-    """What layers may use anywhere, for it is known before the first code or holds only earlier ones."""
+    """What layers may use anywhere, for it is known before the first index or holds only earlier ones."""
 
     context: Tensor | None
     """(B, D, H, W), or (B, D, 1, 1) where it is the same everywhere: labels, and the level above."""
     previous: Tensor
-    """(B, E, H, W): the embedding of the code before each position in raster order."""
+    """(B, E, H, W): the embedding of the index before each position in raster order."""
     background: Tensor
     """(1, 2, H, W): each position's coordinates."""
 
@@ -128,7 +128,7 @@ class HorizontalCache:
 
 
 class GateCache:
-    """The gates of a row, (W, B, 2 channels), to which `step` adds; their columns, and the halves of each."""
+    """The gates of a row, (W, B, 2 channels), to which `advance` adds; their columns, and the halves of each."""
 
     def __init__(self, like: Tensor, width: int, batch: int, channels: int):
         self.row = like.new_empty(width, batch, 2 * channels)
@@ -203,7 +203,7 @@ class GatedLayer(nn.Module):
             cache.gates.row += for_horizontal
         return vertical + gate(above, 0)
 
-    def step(self, cache: "GatedLayerCache", column: int, stream: Tensor, previous: Tensor) -> None:
+    def advance(self, cache: "GatedLayerCache", column: int, stream: Tensor, previous: Tensor) -> None:
         cache.horizontal.slots[column].copy_(stream)
         cache.horizontal.add(column, to=cache.gates.columns[column])
         gated = cache.gates.candidates[column].tanh_().mul_(cache.gates.openings[column].sigmoid_())
@@ -273,7 +273,7 @@ class GatedResidual(nn.Module):
         torch.add(hidden, cache.bias, out=cache.horizontal2.row)
         return vertical
 
-    def step(self, cache: "GatedResidualCache", column: int, stream: Tensor, previous: Tensor) -> None:
+    def advance(self, cache: "GatedResidualCache", column: int, stream: Tensor, previous: Tensor) -> None:
         F.elu_(cache.horizontal1.slots[column].copy_(stream))
         F.elu_(cache.horizontal1.add(column, to=cache.horizontal2.slots[column]))
         cache.horizontal2.add(column, to=cache.gates.columns[column])
@@ -300,10 +300,10 @@ class GatedResidualCache:
 class CausalAttention(nn.Module):
     """The attention block of PixelSNAIL (arXiv:1712.09763, section 3 and figure 3b), and the 1x1 block that merges it.
 
-        horizontal, previous code, coordinates --1x1--> query, key, value --softmax over positions up to this--> a
+        horizontal, previous index, coordinates --1x1--> query, key, value --softmax over positions up to this--> a
         horizontal + glu(1x1(elu(1x1(elu(horizontal)) + 1x1(elu(a)))))
 
-    What a position offers is known before its own code: horizontal features, and the code before it in raster
+    What a position offers is known before its own index: horizontal features, and the index before it in raster
     order. So it may look at itself, the first position has something to look at, and one block reaches the whole
     past whatever the convolutions see.
     """
@@ -339,7 +339,7 @@ class CausalAttention(nn.Module):
         torch.addmm(cache.qkv_bias, around.background.flatten(1).T, cache.background_to_qkv, out=cache.placed)
         return vertical
 
-    def step(self, cache: "AttentionCache", column: int, stream: Tensor, previous: Tensor) -> None:
+    def advance(self, cache: "AttentionCache", column: int, stream: Tensor, previous: Tensor) -> None:
         torch.addmm(cache.columns[column], stream, cache.stream_to_qkv, out=cache.qkv)
         cache.qkv.addmm_(previous, cache.previous_to_qkv)
         cache.append()

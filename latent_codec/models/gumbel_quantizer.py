@@ -24,7 +24,7 @@ class GumbelQuantizer(VectorQuantizer):
     argmax of logits + g, g standard Gumbel noise. Gradients with respect to latents are those of the mean codeword under
     softmax((logits + g) / temperature): the straight-through Gumbel-softmax (arXiv:1611.01144, section 2.2; of a
     codebook: arXiv:2102.12092, section 2.1). Taming's own code draws at inference too, so that encoding an image twice
-    gives other codes.
+    gives other indices.
 
     Args:
         codebook_size: number of codewords.

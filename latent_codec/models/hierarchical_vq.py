@@ -306,7 +306,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         """Every level's height and width, as the top grid gives them."""
         num_levels = len(self.codebooks)
         if not isinstance(grids, (list, tuple)) or not 1 <= len(grids) <= num_levels:
-            got = f"{len(grids)} grids" if isinstance(grids, (list, tuple)) else type(grids).__name__
+            got = f"{len(grids)} index maps" if isinstance(grids, (list, tuple)) else type(grids).__name__
             raise ValueError(f"expected a list of 1 to {num_levels} index maps, top level first, got {got}")
         batch, *top = grids[0].shape if grids[0].ndim == 3 else (0, 0, 0)
         shapes = self.grid_shapes(*(side * self.multiple for side in top)) if min(top) else []

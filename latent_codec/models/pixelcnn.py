@@ -1,4 +1,4 @@
-"""PixelCNN: the convolutional prior, over codes, pixels and the latents of a continuous codec."""
+"""PixelCNN: the convolutional prior, over codebook indices, pixels and the latents of a continuous codec."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ class PixelCNN(AutoregressivePrior):
 
     What the indices are decides the embedding and the head:
 
-    - "codes": a codebook's, (B, h, w).
+    - "codes": indices of a codebook, (B, h, w).
     - "pixels": values 0..255 of 1 or more channels, (B, C, h, w): red, green given red, blue given both, each
       a choice among 256. An image in [-1, 1] has the indices round(127.5 (image + 1)).
     - "latents": symbols of scalar-quantized latents, (B, C, h, w), channels in order, each a discretized mixture of
@@ -32,8 +32,8 @@ class PixelCNN(AutoregressivePrior):
 
     Args:
         data: what the indices are.
-        codebook_size: of the codes; not used by the others.
-        data_channels: of pixels or latents; 1 for codes.
+        codebook_size: of the indices; not used by the others.
+        data_channels: of pixels or latents; 1 for indices.
         latent_steps, latent_minimum, latent_maximum, latent_dead_zone: of the latents' ScalarQuantizer, in the unit
             of the latents that come.
         num_mixtures: logistics per channel of a latent.
@@ -41,7 +41,7 @@ class PixelCNN(AutoregressivePrior):
         num_layers: depth; a layer sees `kernel_size` // 2 further on every side that is past.
         kernel_size: odd, 3 or more.
         num_classes: of the labels; None for a model without.
-        condition_codebook_size: of the codes of a condition; None for none.
+        condition_codebook_size: of the indices of a condition; None for none.
         condition_channels: of a condition of features; None for none.
         num_condition_blocks: residual blocks that read a condition, before and after it is brought to the grid.
         dropout: share of gated values left out while training.

@@ -1,4 +1,4 @@
-"""PixelSNAIL: the prior over codes whose every position looks back at all before it."""
+"""PixelSNAIL: the prior over codebook indices, whose every position looks back at all before it."""
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - diffusers asks the module for it
@@ -12,7 +12,7 @@ from latent_codec.models.pixelcnn import CategoricalHead, CodeEmbedding
 class PixelSNAIL(AutoregressivePrior):
     """Causal convolutions and attention in turn (Chen et al., arXiv:1712.09763, figure 2).
 
-        codes --embed--+--shift_down---> vertical   --[GatedResidual x layers]-------------------+--> ...
+        indices -embed-+--shift_down---> vertical   --[GatedResidual x layers]-------------------+--> ...
                        |                                |                                        |  x blocks
                        +--shift_right--> horizontal --[GatedResidual x layers]--CausalAttention--+--> head --> logits
 
@@ -21,14 +21,14 @@ class PixelSNAIL(AutoregressivePrior):
     as a share of the grid's sides, so that it runs on any size and is at its best near those it was trained on.
 
     Args:
-        codebook_size: number of codes.
+        codebook_size: number of codewords.
         hidden_channels: width of both stacks.
         num_blocks: how often attention follows the convolutions.
         num_layers: gated residual layers per block.
         kernel_size: odd, 3 or more.
         attention_channels, num_heads: of queries, keys and values, over all heads.
         num_classes: of the labels; None for a model without.
-        condition_codebook_size: of the codes of a condition; None for none.
+        condition_codebook_size: of the indices of a condition; None for none.
         condition_channels: of a condition of features; None for none.
         num_condition_blocks: residual blocks that read a condition, before and after it is brought to the grid.
         dropout: share of values left out while training, in the middle of every residual layer.
