@@ -287,11 +287,10 @@ def _convert_codec(source: str | os.PathLike, out: Path, to: str, dtype, asked: 
 def _calibrate(folder: Path, data: str | os.PathLike, on_progress) -> Scale:
     """Measure scale and shift on images and write them into the folder."""
     from latent_codec.codec import LatentCodec
-    from latent_codec.evaluation.calibration import calibrate, measure
-    from latent_codec.images.sources import open_source
+    from latent_codec.evaluation.calibration import calibrate
 
     codec = LatentCodec.from_pretrained(folder)
-    calibrate(codec, measure(codec, open_source(data), on_progress=on_progress), "scale")
+    calibrate(codec, data, on_progress=on_progress)
     codec.save_pretrained(folder)
     return Scale(codec.latent_space.scaling_factor, codec.latent_space.shift_factor, f"measured on {data}")
 

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from latent_codec.components.codec_folders import ASSETS
 from latent_codec.components.codec_folders import SHIPPED_PIPELINES as SHIPPED
 from latent_codec.components.weight_files import read_config_file
 from latent_codec.pipelines.hierarchical_prior_pipeline import HierarchicalPriorPipeline
-from latent_codec.pipelines.loading import INDEX
+from latent_codec.pipelines.loading import INDEX, shipped_pipeline
 from latent_codec.pipelines.prior_pipeline import PriorPipeline
 
 CLASSES = {each.__name__: each for each in (PriorPipeline, HierarchicalPriorPipeline)}
@@ -23,13 +22,8 @@ def find_pipeline(name_or_path: str | os.PathLike) -> Path:
     Raises:
         ValueError: if there is none.
     """
-    if str(name_or_path) in SHIPPED:
-        folder = ASSETS / str(name_or_path)
-        if not (folder / INDEX).is_file():
-            raise ValueError(
-                f"the shipped pipeline {folder.name} is missing from this installation; reinstall it."
-            )
-        return folder
+    if shipped := shipped_pipeline(str(name_or_path)):
+        return shipped
     given = Path(name_or_path)
     for folder in (given, given / "pipeline"):
         if not (folder / INDEX).exists():

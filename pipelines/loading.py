@@ -12,13 +12,26 @@ import torch
 from torch import nn
 
 from latent_codec import deprecated
-from latent_codec.components.codec_folders import load_autoencoder
+from latent_codec.components.codec_folders import ASSETS, SHIPPED_PIPELINES, load_autoencoder
 from latent_codec.components.loading import find_weights_in, open_component, read_config_file
 from latent_codec.components.prior_folders import load_prior
 from latent_codec.models.classifier import ImageClassifier
 from latent_codec.models.own_weights import check_finite, own_weights
 
 INDEX = "model_index.json"
+
+
+def shipped_pipeline(name: str) -> Path | None:
+    """Find the folder of a shipped pipeline; None for any other name.
+
+    Raises:
+        ValueError: if this installation lacks it.
+    """
+    if name not in SHIPPED_PIPELINES:
+        return None
+    if not (ASSETS / name / INDEX).is_file():
+        raise ValueError(f"the shipped pipeline {name} is missing from this installation; reinstall it")
+    return ASSETS / name
 
 
 def load_components(folder: Path, pipeline_class: type, given: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from latent_codec.families import family_of
 from latent_codec.models.own_weights import check_finite
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
-from latent_codec.pipelines.loading import INDEX, load_components
+from latent_codec.pipelines.loading import INDEX, load_components, shipped_pipeline
 from latent_codec.pipelines.rejection import class_probabilities, likeliest, num_to_keep
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -72,9 +72,10 @@ class SamplingPipeline(DiffusionPipeline):
         local_files_only: bool = False,
         **given,
     ) -> Self:
-        """Open a pipeline's folder, or one on the hub; every component is checked, and nothing in it is run.
+        """Open a shipped pipeline, a pipeline's folder or one on the hub; every component is checked, no code in it is run.
 
         Args:
+            pretrained_model_name_or_path: a shipped pipeline's name ("fashion-mnist"), a folder, or "owner/name" on the hub.
             torch_dtype: of the weights, but for those that a class keeps in float32; None means float32.
             revision, token, cache_dir, local_files_only: for the hub.
             given: components, `class_names` too, in place of the folder's.
@@ -82,20 +83,20 @@ class SamplingPipeline(DiffusionPipeline):
         Raises:
             ValueError: if there is no such pipeline, a component is damaged, or they do not fit together.
         """
-        folder = Path(pretrained_model_name_or_path)
+        name = str(pretrained_model_name_or_path)
+        folder = shipped_pipeline(name) or Path(name)
         if not folder.is_dir():
             wanted = [INDEX, *(f"*/{name}" for name in (CONFIG, *chain(*weight_patterns())))]
             hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-            name = str(pretrained_model_name_or_path)
             folder = download(name, wanted, local_files_only=local_files_only, **hub)
         pipe = cls(**load_components(folder, cls, given))
-        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        pipe.register_to_config(_name_or_path=name)
         if torch_dtype not in (None, torch.float32):
-            for name, component in pipe.components.items():
-                if isinstance(component, nn.Module) and name not in given:
+            for part, component in pipe.components.items():
+                if isinstance(component, nn.Module) and part not in given:
                     to_precision(component, torch_dtype)
                     for key, tensor in component.state_dict().items():
-                        check_finite(tensor, key, folder / name, torch.float32)
+                        check_finite(tensor, key, folder / part, torch.float32)
         return pipe
 
     @property

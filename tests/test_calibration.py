@@ -332,6 +332,19 @@ def test_keep_writes_force_upcast_alone(source):
     assert codec.autoencoder.config.force_upcast is False
 
 
+def test_calibrate_measures_data_and_leaves_a_scale_that_fits(folder, source):
+    codec, expected = LatentCodec(uneven()), LatentCodec(uneven())
+    measured = calibrate(codec, folder, limit=2)
+    calibrate(expected, measure(expected, source, num_images=2), "scale")
+    assert measured.num_images == 2 and codec.latent_space == expected.latent_space
+
+    written = codec.autoencoder.config.scaling_factor
+    codec.autoencoder.register_to_config(scaling_factor=written * (1 + 1e-6))
+    again = LatentCodec(codec.autoencoder)
+    calibrate(again, measured)
+    assert again.autoencoder.config.scaling_factor == written * (1 + 1e-6)
+
+
 def test_a_dead_channel_is_not_turned_into_noise(source):
     autoencoder = uneven(use_quant_conv=False, use_post_quant_conv=False)
     with torch.no_grad():

@@ -437,7 +437,7 @@ def test_sample_refuses_what_it_cannot_do(place, capsys, monkeypatch):
         main(["sample", "joined", "--keep", "some"])
     assert "neither a share such as 0.25 nor a number" in capsys.readouterr().err
 
-    monkeypatch.setattr("latent_codec.pipelines.folders.ASSETS", place / "assets")
+    monkeypatch.setattr("latent_codec.pipelines.loading.ASSETS", place / "assets")
     for argv in ([], ["fashion-mnist"]):
         assert "fashion-mnist is missing from this installation; reinstall it" in fails(
             capsys, "sample", *argv

@@ -27,6 +27,7 @@ from latent_codec.evaluation.frechet import (
 from latent_codec.evaluation.latents import LatentMeter, plot_latent_histograms
 from latent_codec.evaluation.reconstruction import (
     Figure,
+    evaluate,
     evaluate_codec,
     lpips_trained,
 )
@@ -266,6 +267,16 @@ def test_a_limit_spreads_over_the_source_and_progress_counts_it(codec, folder):
 
     assert [image.index for image in evaluation.images] == [0, 2]
     assert seen[-1] == (2, 2)
+
+
+def test_evaluate_takes_paths_and_names(evaluation, codec, codec_folder, folder):
+    found = evaluate(folder, codec_folder, limit=3)
+
+    assert [image.index for image in found.images] == [0, 1, 2]
+    assert (found.codec, found.fingerprint) == (codec_folder.name, codec.fingerprint)
+    # 1e-5: an image alone and in a batch of two may round differently.
+    expected = [image.psnr for image in evaluation.images[:3]]
+    assert [image.psnr for image in found.images] == pytest.approx(expected, rel=1e-5)
 
 
 def test_grid_crops_are_the_centred_squares_row_by_row():

@@ -13,7 +13,7 @@ from latent_codec import ImageClassifier, PixelCNN
 from latent_codec.cli import main
 from latent_codec.components.codec_folders import WEIGHTS
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
-from latent_codec.pipelines import PriorPipeline
+from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
 from latent_codec.pipelines.folders import load_pipeline
 
 TRACE = "open({!r}, 'w').close()\n"
@@ -48,6 +48,14 @@ def test_a_folder_opens_as_it_was_saved(folder):
     assert half.classifier is None and half.prior.dtype == torch.float16
     half.save_pretrained(folder.parent / "again")
     assert PriorPipeline.from_pretrained(folder.parent / "again").prior.dtype == torch.float32
+
+
+def test_a_shipped_pipeline_opens_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = PriorPipeline.from_pretrained("fashion-mnist")
+    assert pipe.config._name_or_path == "fashion-mnist" and len(pipe.config.class_names) == 10
+    with pytest.raises(ValueError, match="fashion-mnist holds a PriorPipeline; expected a Hierarchical"):
+        HierarchicalPriorPipeline.from_pretrained("fashion-mnist")
 
 
 def test_nothing_of_a_folder_is_run(folder):

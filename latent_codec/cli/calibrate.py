@@ -64,23 +64,20 @@ def run(args: argparse.Namespace) -> None:
     from latent_codec import LatentCodec
     from latent_codec.components.codec_folders import find_weights, is_foreign_file
     from latent_codec.components.weight_files import check_folder_to_save
-    from latent_codec.evaluation.calibration import calibrate, check_convention, measure
+    from latent_codec.evaluation.calibration import calibrate
     from latent_codec.images.sources import open_source
 
     source = open_source(args.data[0] if len(args.data) == 1 else args.data, split=args.split)
     codec = load_codec(args)
-    check_convention(codec.autoencoder, args.convention)
     weights = Path(args.codec) if is_foreign_file(args.codec) else find_weights(args.codec)
     folder = check_folder_to_save(args.out or _own_folder(args.codec, weights))
     before = codec.space_fingerprint
 
     with showing("calibrating") as report:
-        measured = measure(codec, source, num_images=args.limit, on_progress=report)
+        measured = calibrate(codec, source, args.convention, limit=args.limit, on_progress=report)
     for reason in measured.skipped:
         print(f"skipped {reason}", file=sys.stderr)
 
-    is_calibrated = args.convention == "scale" and _is_calibrated(codec.latent_space, measured)
-    calibrate(codec, measured, "keep" if is_calibrated else args.convention)
     _save(codec, folder, _stored_dtypes(weights, args.config))
     saved = LatentCodec.from_pretrained(folder)
     found = {
@@ -100,17 +97,8 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(found, indent=1, allow_nan=False))
     else:
         _print_report(found, measured.parity_note)
-        if is_calibrated:
+        if args.convention == "scale" and saved.space_fingerprint == before:
             print("Scale and shift were as measured before, and stay.")
-
-
-def _is_calibrated(space, measured) -> bool:
-    """Whether the codec's scale and shift are those measured, but for rounding, which would make another latent space."""
-    return (
-        space.is_plain
-        and abs(space.scaling_factor / measured.scaling_factor - 1) < 1e-5
-        and abs(space.shift_factor - measured.shift_factor) * measured.scaling_factor < 1e-5
-    )
 
 
 def _own_folder(name: str, weights: Path) -> Path:

@@ -98,7 +98,7 @@ def _measure_codec(args: argparse.Namespace) -> None:
     from latent_codec.evaluation.codes import codeword_tiles
     from latent_codec.evaluation.comparison import codebook_sheet, comparison_image, index_sheet
     from latent_codec.evaluation.latents import plot_latent_histograms
-    from latent_codec.evaluation.reconstruction import evaluate_codec
+    from latent_codec.evaluation.reconstruction import evaluate
     from latent_codec.files import replacing
     from latent_codec.images.sources import open_source
     from latent_codec.images.tensors import write_image
@@ -107,8 +107,8 @@ def _measure_codec(args: argparse.Namespace) -> None:
     codec = load_codec(args)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
     with showing("evaluating") as report:
-        evaluation = evaluate_codec(
-            codec, source, limit=args.limit, frechet_crop=args.frechet_crop, on_progress=report
+        evaluation = evaluate(
+            source, codec, limit=args.limit, frechet_crop=args.frechet_crop, on_progress=report
         )
     tiles = []
     for level in range(len(codec.codebook_sizes)):

@@ -30,7 +30,7 @@ from latent_codec import metrics
 from latent_codec.codec import LatentCodec, NonFiniteError, to_precision
 from latent_codec.families import LatentSpace, family_of
 from latent_codec.images.batches import iter_images
-from latent_codec.images.sources import ImageSource, spread
+from latent_codec.images.sources import Data, ImageSource, open_source, spread
 from latent_codec.images.tensors import center_crop
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -248,41 +248,73 @@ def normalize_latents(autoencoder: AutoencoderKL, mean: tuple[float, ...], std: 
     decode.weight.copy_(weight * scale.view(1, -1, 1, 1))
 
 
-def calibrate(codec: LatentCodec, calibration: Calibration, convention: Convention) -> None:
-    """Write what was measured into the codec's config, in memory; `save_pretrained` then keeps it.
+def calibrate(
+    codec: LatentCodec,
+    data: Data | ImageSource | Calibration,
+    convention: Convention = "scale",
+    *,
+    limit: int = 256,
+    split: str = "train",
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> Calibration:
+    """Measure a codec's latents and half-precision safety, and write both into its config, in memory.
+
+        measured = latent_codec.calibrate(codec, "photos/")
+        codec.save_pretrained("calibrated")
 
     `force_upcast` is written in every convention, and what a class's config lacks is left out:
     `shift_factor` and `force_upcast` exist for some classes only. A VQModel's shift stays 0: the pipelines that it is
-    made for, latent diffusion's, know none.
+    made for, latent diffusion's, know none. A scale and shift that equal the measured ones up to rounding stay, so
+    that the latent space does.
 
     Args:
-        codec: changed in place.
-        calibration: of this codec.
+        codec: in float32; changed in place.
+        data: images as `open_source` takes them, an open source, or what `measure` found of this codec.
         convention: what becomes of scale and shift, as the module's head explains.
+        limit: at most N images, spread evenly over `data`.
+        split: of data that has splits.
+        on_progress: called with (images done, images in all, phase).
 
     Raises:
-        ValueError: if the codec's class has no place for `convention`; nothing is changed then.
+        ValueError: if the codec's class has no place for `convention`, or as `measure` does; nothing is changed then.
     """
     check_convention(codec.autoencoder, convention)
+    if isinstance(data, Calibration):
+        measured = data
+    else:
+        source = data if isinstance(data, ImageSource) else open_source(data, split=split)
+        measured = measure(codec, source, num_images=limit, on_progress=on_progress)
     if "force_upcast" in codec.autoencoder.config:
-        codec.autoencoder.register_to_config(force_upcast=calibration.force_upcast)
+        codec.autoencoder.register_to_config(force_upcast=measured.force_upcast)
     if convention == "keep":
-        return
+        return measured
     channels = codec.latent_space.channels
     space = LatentSpace(channels, codec.latent_space.downsampling_factor)
     if convention == "scale":
         space = dataclasses.replace(
             space,
-            scaling_factor=calibration.scaling_factor,
-            shift_factor=calibration.shift_factor if codec.family.reads_shift else 0.0,
+            scaling_factor=measured.scaling_factor,
+            shift_factor=measured.shift_factor if codec.family.reads_shift else 0.0,
         )
+        if _equal_up_to_rounding(codec.latent_space, space):
+            return measured
     elif convention == "channels":
-        space = dataclasses.replace(space, mean=calibration.mean, std=calibration.divisors)
+        space = dataclasses.replace(space, mean=measured.mean, std=measured.divisors)
     else:
-        normalize_latents(codec.autoencoder, calibration.mean, calibration.divisors)
+        normalize_latents(codec.autoencoder, measured.mean, measured.divisors)
         codec.weights_changed()
         space = dataclasses.replace(space, mean=(0.0,) * channels, std=(1.0,) * channels)
     codec.latent_space = space
+    return measured
+
+
+def _equal_up_to_rounding(space: LatentSpace, other: LatentSpace) -> bool:
+    """Whether scale and shift of a space are those of another, which has nothing else."""
+    return (
+        space.is_plain
+        and abs(space.scaling_factor / other.scaling_factor - 1) < 1e-5
+        and abs(space.shift_factor - other.shift_factor) * other.scaling_factor < 1e-5
+    )
 
 
 def _raw_moments(codec: LatentCodec, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Send images through a codec and measure what came back, what lay between, and what it cost."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from latent_codec.evaluation.cost import CostMeter, device_name
 from latent_codec.evaluation.frechet import FrechetMeter, load_feature_network
 from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
 from latent_codec.images.batches import batch_by_shape, iter_images
-from latent_codec.images.sources import ImageSource, spread
+from latent_codec.images.sources import Data, ImageSource, open_source, spread
 from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_PIXELS = 512 * 512
@@ -166,6 +167,31 @@ def evaluate_codec(
         images=images,
         skipped=skipped,
     )
+
+
+def evaluate(
+    data: Data | ImageSource,
+    codec: str | os.PathLike | LatentCodec = "default",
+    *,
+    limit: int | None = None,
+    split: str = "test",
+    frechet_crop: int = 128,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Encode and decode images, and measure: `latent_codec.evaluate("photos/").psnr.value`.
+
+    Args:
+        data: images as `open_source` takes them, or an open source.
+        codec: an open one, or what `LatentCodec.from_pretrained` takes.
+        split: of data that has splits.
+        limit, frechet_crop, on_progress: as `evaluate_codec`.
+
+    Raises:
+        ValueError: if there are no such data or codec, or no image could be read.
+    """
+    source = data if isinstance(data, ImageSource) else open_source(data, split=split)
+    codec = codec if isinstance(codec, LatentCodec) else LatentCodec.from_pretrained(codec)
+    return evaluate_codec(codec, source, limit=limit, frechet_crop=frechet_crop, on_progress=on_progress)
 
 
 def reconstruct(codec: LatentCodec, images: Tensor) -> Tensor:
