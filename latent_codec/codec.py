@@ -20,6 +20,7 @@ from latent_codec.components.codec_folders import (
     is_foreign_file,
     load_autoencoder,
     load_foreign,
+    pipeline_around,
     short_name,
 )
 from latent_codec.components.weight_files import FORMER_WEIGHTS, check_folder_to_save, save_component
@@ -54,16 +55,19 @@ class LatentCodec:
         autoencoder: a diffusers model of a class in `families.FAMILIES`; put into eval mode. Parts of it may be
             compiled; a model that is compiled as a whole is unwrapped, because `torch.compile` compiles only `forward`.
         name: what messages and latent files call it.
+        pipeline: the class name of a pipeline of diffusers, such as "Ideogram4Pipeline": latents are those that its
+            denoiser works on; None: the usual ones of the autoencoder's class.
 
     Raises:
-        ValueError: for a class of autoencoder that cannot be used, with the reason.
+        ValueError: for a class of autoencoder that cannot be used, with the reason, or a pipeline that takes another.
     """
 
-    def __init__(self, autoencoder, *, name: str = "codec"):
+    def __init__(self, autoencoder, *, name: str = "codec", pipeline: str | None = None):
         self.autoencoder = autoencoder
         self.autoencoder.eval()
         self.name = name
-        self._latent_space = self.family.latent_space()
+        self.pipeline = pipeline
+        self._latent_space = self.family.latent_space(pipeline)
         self._digests: dict[str, str] | None = None
         self.folder: Path | None = None
         """Where `from_pretrained` found it, and its sidecars lie; None for other origins."""
@@ -75,6 +79,7 @@ class LatentCodec:
         name_or_path: str | os.PathLike = "default",
         *,
         subfolder: str | None = None,
+        pipeline: str | None = None,
         config: str | os.PathLike | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
@@ -87,6 +92,8 @@ class LatentCodec:
                 config.json, an id on the Hugging Face hub ("owner/name"), or a foreign checkpoint file, which is
                 converted in memory: where nothing in it says the latents' scale, that is 1, with a warning.
             subfolder: where in it the autoencoder lies, if elsewhere.
+            pipeline: the class name of the pipeline whose latents these are to be; None: the pipeline whose folder it
+                lies in, or else the usual ones of the autoencoder's class.
             config: the config.json of a lone weight file; None: the one in the file's metadata, or next to it.
             dtype: float32, bfloat16 or float16; None means float32.
             device: None means the CPU.
@@ -101,13 +108,14 @@ class LatentCodec:
             raise ValueError(f"dtype is {dtype}; allowed are {allowed}")
         device = _usable_device(device)
         if subfolder is None and is_foreign_file(name_or_path):
-            codec = cls(load_foreign(name_or_path, config), name=Path(name_or_path).stem)
+            codec = cls(load_foreign(name_or_path, config), name=Path(name_or_path).stem, pipeline=pipeline)
         else:
             if config is not None:
                 raise ValueError(f"a config is for a lone weight file, and {name_or_path} has its own")
             weights = find_weights(name_or_path, subfolder)
             autoencoder = read_folder(weights.parent, lambda: load_autoencoder(weights))
-            codec = cls(autoencoder, name=short_name(name_or_path))
+            pipeline = pipeline or pipeline_around(weights)
+            codec = cls(autoencoder, name=short_name(name_or_path), pipeline=pipeline)
             codec.folder = weights.parent
         if dtype != torch.float32:
             codec._weight_digests()  # of the weights as stored, so that a lower precision changes no fingerprint
@@ -151,6 +159,8 @@ class LatentCodec:
 
     @latent_space.setter
     def latent_space(self, space: LatentSpace) -> None:
+        if space == self._latent_space:
+            return
         kind, entries = type(self.autoencoder).__name__, space.to_config()
         unscaled = LatentSpace(space.channels, space.downsampling_factor).to_config()
         for key in entries.keys() - self.autoencoder.config.keys():
@@ -159,7 +169,7 @@ class LatentCodec:
             del entries[key]
         before = {key: self.autoencoder.config[key] for key in entries}
         self.autoencoder.register_to_config(**entries)
-        found = self.family.latent_space()
+        found = self.family.latent_space(self.pipeline)
         if found != space:
             self.autoencoder.register_to_config(**before)
             raise ValueError(f"{space} does not fit {kind}, which would have {found}")

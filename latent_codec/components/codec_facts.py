@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latent_codec.components.codec_folders import find_weights, is_foreign_file, short_name
+from latent_codec.components.codec_folders import (
+    find_weights,
+    is_foreign_file,
+    pipeline_around,
+    short_name,
+)
 from latent_codec.components.weight_files import CONFIG, config_in, metadata_of, read_config_file
 from latent_codec.families import LatentSpace, family_class
 from latent_codec.files import read_folder
@@ -37,6 +42,7 @@ class CodecFacts:
     name: str
     class_name: str
     config: dict
+    pipeline: str | None
     latent_space: LatentSpace
     num_parameters: int
     space_fingerprint: str
@@ -44,7 +50,7 @@ class CodecFacts:
 
     @property
     def channels(self) -> int:
-        return self.config["in_channels"]
+        return family_class(self.class_name, self.config).image_channels(self.config)
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -86,6 +92,7 @@ def facts_of(codec: "LatentCodec") -> CodecFacts:
         name=codec.name,
         class_name=type(codec.autoencoder).__name__,
         config=dict(codec.autoencoder.config),
+        pipeline=codec.pipeline,
         latent_space=codec.latent_space,
         num_parameters=codec.num_parameters,
         space_fingerprint=codec.space_fingerprint,
@@ -93,8 +100,11 @@ def facts_of(codec: "LatentCodec") -> CodecFacts:
     )
 
 
-def read_facts(name_or_path: str | os.PathLike) -> CodecFacts | None:
+def read_facts(name_or_path: str | os.PathLike, pipeline: str | None = None) -> CodecFacts | None:
     """Read a codec without building it; None where only building tells whether its files fit.
+
+    Args:
+        pipeline: as for `LatentCodec.from_pretrained`.
 
     Raises:
         ValueError: if there is no codec.
@@ -102,9 +112,10 @@ def read_facts(name_or_path: str | os.PathLike) -> CodecFacts | None:
     """
     if is_foreign_file(name_or_path):
         path = Path(name_or_path)
-        return _read(path, path.stem) if _is_own_copy(path) else None
+        return _read(path, path.stem, pipeline) if _is_own_copy(path) else None
     weights = find_weights(name_or_path, None)
-    return read_folder(weights.parent, lambda: _read(weights, short_name(name_or_path)))
+    pipeline = pipeline or pipeline_around(weights)
+    return read_folder(weights.parent, lambda: _read(weights, short_name(name_or_path), pipeline))
 
 
 def digest(values: np.ndarray) -> str:
@@ -115,11 +126,7 @@ def digest(values: np.ndarray) -> str:
 
 def fingerprint(digests: Mapping[str, str], space: LatentSpace) -> str:
     """16 hex digits over the digests of weights by their names, and over a latent space's scale and shift."""
-    entries = {
-        key: digest(np.asarray(value, np.float32))
-        for key, value in space.to_config().items()
-        if value is not None
-    }
+    entries = {key: digest(np.asarray(value, np.float32)) for key, value in space.identity().items()}
     lines = [f"{key} {each}\n" for key, each in sorted((dict(digests) | entries).items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
@@ -138,7 +145,7 @@ def _is_own_copy(path: Path) -> bool:
     return is_own and not foreign.count_keys_by_name()["unexpected"]
 
 
-def _read(weights: Path, name: str) -> CodecFacts | None:
+def _read(weights: Path, name: str, pipeline: str | None) -> CodecFacts | None:
     if weights.suffix != ".safetensors" or not weights.is_file():
         return None
     try:
@@ -155,8 +162,8 @@ def _read(weights: Path, name: str) -> CodecFacts | None:
             if stored is None or stored != {key: each for key, each in config.items() if key in stored}:
                 return None
             class_name = config["_class_name"]
-            space = LatentSpace.read(class_name, config)
-            end, num_parameters, digests = 0, 0, {}
+            family = family_class(class_name, config)
+            end, num_parameters, digests, statistics = 0, 0, {}, {}
             for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 shape, (start, stop) = entry["shape"], entry["data_offsets"]
                 dtype = np.dtype(_DTYPES[entry["dtype"]])
@@ -167,17 +174,21 @@ def _read(weights: Path, name: str) -> CodecFacts | None:
                 if entry["dtype"] == "BF16":
                     values = (values.astype("<u4") << 16).view("<f4")
                 digests[key] = digest(values)
+                if key in family.statistics_keys:
+                    statistics[key] = values
                 num_parameters += 0 if key.startswith("usage_") else values.size  # which are statistics
             if file.read(1):
                 return None
+            space = LatentSpace.read(class_name, config, pipeline, statistics)
     except (KeyError, TypeError, ValueError, RecursionError):
         return None  # building says what is wrong
-    decoder_keys = family_class(class_name, config).decoder_keys(config)
+    decoder_keys = family.decoder_keys(config)
     in_space = {key: each for key, each in digests.items() if not key.startswith(decoder_keys)}
     return CodecFacts(
         name=name,
         class_name=class_name,
         config=config,
+        pipeline=pipeline,
         latent_space=space,
         num_parameters=num_parameters,
         space_fingerprint=fingerprint(in_space, space),

@@ -14,6 +14,7 @@ from latent_codec.components.weight_files import (
     weight_patterns,
 )
 from latent_codec.families import LatentSpace, class_name_of
+from latent_codec.families.pipeline_spaces import PIPELINES
 from latent_codec.files import check_is_file, restore
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -73,6 +74,15 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None = None) 
         f"{name} does not exist; give a codec's folder or file, an id on the hub (owner/name or owner/name/subfolder) or a shipped codec "
         f"({', '.join(SHIPPED)})"
     )
+
+
+def pipeline_around(weights: Path) -> str | None:
+    """The class name of the pipeline whose folder holds this component, if its latent space is known; else None."""
+    for index in INDEXES:
+        if (weights.parent.parent / index).is_file():
+            name = read_config_file(weights.parent.parent / index).get("_class_name")
+            return name if name in PIPELINES else None
+    return None
 
 
 def in_subfolder(name_or_path: str | None, subfolder: str) -> str:

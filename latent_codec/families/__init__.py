@@ -8,6 +8,7 @@ from typing import Any
 from latent_codec.families.asymmetric_kl import AsymmetricKL
 from latent_codec.families.dc import DC
 from latent_codec.families.family import Encoded, Family, Level, Trainable
+from latent_codec.families.flux2 import Flux2
 from latent_codec.families.hierarchical_vq import Hierarchical
 from latent_codec.families.hunyuan_image import HunyuanImage
 from latent_codec.families.kl import KL
@@ -15,6 +16,7 @@ from latent_codec.families.kvae import KVAE
 from latent_codec.families.latent_space import LatentSpace
 from latent_codec.families.tiny import Tiny
 from latent_codec.families.vq import VQ, OwnVQ
+from latent_codec.families.wan import QwenImage, Wan
 
 __all__ = ["FAMILIES", "Encoded", "Family", "LatentSpace", "Level", "Trainable", "family_class", "family_of"]
 
@@ -22,8 +24,12 @@ FAMILIES: dict[str, type[Family]] = {
     "AsymmetricAutoencoderKL": AsymmetricKL,
     "AutoencoderDC": DC,
     "AutoencoderKL": KL,
+    "AutoencoderKLFlux2": Flux2,
     "AutoencoderKLHunyuanImage": HunyuanImage,
     "AutoencoderKLKVAE": KVAE,
+    "AutoencoderKLQwenImage": QwenImage,
+    "AutoencoderKLQwenImage21": Wan,
+    "AutoencoderKLWan": Wan,
     "AutoencoderTiny": Tiny,
     "AutoencoderTinyGN": Tiny,
     "AutoencoderVQ": OwnVQ,
@@ -38,8 +44,6 @@ REFUSED = {
     "AutoencoderKLAllegro": _VIDEO,
     "AutoencoderKLCogVideoX": _VIDEO,
     "AutoencoderKLCosmos": _VIDEO,
-    "AutoencoderKLFlux2": "FLUX.2 packs 2x2 latents into channels and normalises them with batch-norm "
-    "statistics kept in the weights, which scale and shift cannot express",
     "AutoencoderKLHunyuanImageRefiner": _VIDEO,
     "AutoencoderKLHunyuanVideo": _VIDEO,
     "AutoencoderKLHunyuanVideo15": _VIDEO,
@@ -52,10 +56,7 @@ REFUSED = {
     "AutoencoderKLMiniMaxH3": _VIDEO,
     "AutoencoderKLMiniMaxH3Audio": _AUDIO,
     "AutoencoderKLMochi": _VIDEO,
-    "AutoencoderKLQwenImage": "Qwen-Image's autoencoder is a video one: it takes tensors of five dimensions",
-    "AutoencoderKLQwenImage21": "Qwen-Image's autoencoder is a video one: it takes tensors of five dimensions",
     "AutoencoderKLTemporalDecoder": "its decoder works on video and wants the number of frames",
-    "AutoencoderKLWan": _VIDEO,
     "AutoencoderOobleck": _AUDIO,
     "AutoencoderRAE": "it resizes every image to one fixed square, so none would come back in its own size",
     "AutoencoderSAME": _AUDIO,

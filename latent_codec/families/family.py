@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families.pipeline_spaces import PIPELINES, find_pipeline
 
 if TYPE_CHECKING:  # what a config says is read without torch
     from torch import Tensor, nn
@@ -76,6 +77,10 @@ class Family:
     """Whether each level below the top is sampled given the features of those above it."""
     channels_last: ClassVar[bool] = False
     """Whether it was measured to compute faster with weights laid out by `models.memory_format`."""
+    packs: ClassVar[bool] = False
+    """Whether 2x2 positions of raw latents become channels before they are normalized."""
+    statistics_keys: ClassVar[tuple[str, ...]] = ()
+    """Weights that the latent space depends on, next to the config."""
     has_exact_tiles: ClassVar[bool] = False
     """Whether any tile gives the untiled result; else tiles are diffusers' own, blended, or refused."""
 
@@ -93,6 +98,11 @@ class Family:
         return config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
 
     @classmethod
+    def image_channels(cls, config: Mapping[str, Any]) -> int:
+        """Channels of the images: 1, 3 or 4."""
+        return config["in_channels"]
+
+    @classmethod
     def level_shapes(cls, config: Mapping[str, Any]) -> list[tuple[int, int]]:
         """(codebook_size, side in pixels of what an index stands for) of each level, top first; empty if continuous."""
         return []
@@ -103,26 +113,57 @@ class Family:
         return ("decoder.", "post_quant_conv.")
 
     @classmethod
-    def latent_space_of(cls, config: Mapping[str, Any], pipeline: str | None = None) -> LatentSpace:
+    def latent_space_of(
+        cls,
+        config: Mapping[str, Any],
+        pipeline: str | None = None,
+        statistics: Mapping[str, Any] | None = None,
+    ) -> LatentSpace:
         """The latent space that a config describes; no model is needed.
 
         Args:
-            pipeline: a pipeline's class name, where pipelines of one class of autoencoder differ; None: the usual one.
+            pipeline: the class name of a pipeline that takes this family; None: the usual one.
+            statistics: the weights of `statistics_keys`, as arrays.
 
         Raises:
-            ValueError: for entries that no latent space has.
+            ValueError: for entries that no latent space has, or statistics that are not given.
         """
         channels, factor = cls.latent_shape(config)
-        return LatentSpace.of_entries(channels, factor, config)
+        if pipeline is None:
+            return LatentSpace.of_entries(channels, factor, config, frame_axis=bool(cls.frames))
+        return PIPELINES[pipeline].latent_space(channels, factor, config)
 
     def latent_space(self, pipeline: str | None = None) -> LatentSpace:
-        """`latent_space_of` this autoencoder's config."""
-        return self.latent_space_of(self.autoencoder.config, pipeline)
+        """`latent_space_of` this autoencoder, as `pipeline` sees it.
+
+        Raises:
+            ValueError: for a pipeline that is not known or takes other autoencoders, naming both.
+        """
+        if pipeline is not None:
+            self.check_pipeline(pipeline, type(self.autoencoder).__name__)
+        statistics = {
+            key: self.autoencoder.get_buffer(key).detach().float().cpu().numpy()
+            for key in self.statistics_keys
+        }
+        return self.latent_space_of(self.autoencoder.config, pipeline, statistics)
+
+    @classmethod
+    def check_pipeline(cls, pipeline: str, class_name: str) -> None:
+        """Refuse a pipeline that is not known, or whose latents are made otherwise than this family's can be.
+
+        Raises:
+            ValueError: naming the pipeline and `class_name`, the autoencoder's.
+        """
+        row = find_pipeline(pipeline)
+        if (bool(row.packed), row.frame_axis) != (cls.packs, bool(cls.frames)):
+            raise ValueError(
+                f"{pipeline} takes {' or '.join(row.autoencoders)}, and this autoencoder is of the class {class_name}"
+            )
 
     @property
     def channels(self) -> int:
         """Of the images: 1, 3 or 4."""
-        return self.autoencoder.config.in_channels
+        return self.image_channels(self.autoencoder.config)
 
     @property
     def side_multiple(self) -> int:

@@ -10,17 +10,37 @@ if TYPE_CHECKING:  # a space is read from a config without torch
     from torch import Tensor
 
 
+CHANNEL_FIRST = "channel, row, column"
+"""Order of packed channels: c * 4 + 2 * row + column (FLUX.1 and 2, Qwen-Image)."""
+POSITION_FIRST = "row, column, channel"
+"""Order of packed channels: (2 * row + column) * C + c (Ideogram 4)."""
+_ORDERS = (CHANNEL_FIRST, POSITION_FIRST)
+
+
 @dataclass(frozen=True)
 class LatentSpace:
-    """Scale and shift of a latent space, and the size of its grid.
+    """From raw latents to the grid of latents that a denoiser works on, and from the grid to what it is handed.
+
+        raw_latents (B, c, h, w) -> normalize -> latents (B, C, h', w') -> pack -> tokens or video, where it takes those
 
     Two conventions exist, and diffusers keeps both in the autoencoder's config:
 
         latents = (raw_latents - shift_factor) * scaling_factor          SD 1-3, FLUX.1, SANA
-        latents = (raw_latents - mean) * scaling_factor / std            SDXL, where the config has both
+        latents = (raw_latents - mean) * scaling_factor / std            SDXL, GLM-Image, Wan, Qwen-Image
 
-    `mean` and `std` have one entry per channel. SD 1 and 2 ignore `shift_factor`, and all but SDXL's
-    pipelines ignore `mean` and `std`. SDXL in turn ignores `shift_factor`, so both together are an error.
+    `mean` and `std` have one entry per channel. SD 1 and 2 ignore `shift_factor`, and most pipelines ignore `mean` and
+    `std`. SDXL in turn ignores `shift_factor`, so both together are an error.
+
+    FLUX.2 moves 2x2 positions of a channel into 4 channels first (`packed`), so that mean and std have 4 entries per
+    raw channel, and latents are half as wide and high; FIBO 2 undoes the packing after it (`unpacked_again`).
+
+    Args:
+        channels: C, of latents.
+        downsampling_factor: pixels per position of latents, along one side.
+        packed: order of the channels that 2x2 positions become before mean and std are applied; None: not packed.
+        unpacked_again: whether the packing is undone once mean and std are applied.
+        tokens: side of the squares of positions that `pack` makes one token of, 1 or 2; None: no tokens.
+        frame_axis: whether the denoiser is handed video: (B, C, 1, h, w).
 
     Raises:
         ValueError: for a scale or std that is not positive, lengths that do not fit, or both conventions.
@@ -32,6 +52,10 @@ class LatentSpace:
     shift_factor: float = 0.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    packed: str | None = None
+    unpacked_again: bool = False
+    tokens: int | None = None
+    frame_axis: bool = False
 
     def __post_init__(self):
         for name in ("scaling_factor", "shift_factor"):
@@ -44,16 +68,19 @@ class LatentSpace:
             raise ValueError(f"scaling_factor is {self.scaling_factor}; it must be a positive number")
         if not abs(self.shift_factor) < float("inf"):
             raise ValueError(f"shift_factor is {self.shift_factor}; it must be a finite number")
+        if self.packed not in (None, *_ORDERS) or self.tokens not in (None, 1, 2):
+            raise ValueError(f"expected packed of {_ORDERS} or None and tokens of 1 or 2 or None, got {self}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("latents_mean and latents_std go together: give both or neither")
         if self.mean is None:
             return
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
-        if not len(self.mean) == len(self.std) == self.channels:
+        normalized = self.channels * (4 if self.unpacked_again else 1)
+        if not len(self.mean) == len(self.std) == normalized:
             raise ValueError(
-                f"latents_mean has {len(self.mean)} entries and latents_std {len(self.std)}; "
-                f"the latents have {self.channels} channels"
+                f"expected {normalized} entries of latents_mean and latents_std, one per channel, "
+                f"got {len(self.mean)} and {len(self.std)}"
             )
         if not all(0 < value < float("inf") for value in self.std):
             raise ValueError(f"latents_std is {self.std}; every entry must be a positive number")
@@ -82,19 +109,29 @@ class LatentSpace:
         return family_of(autoencoder).latent_space()
 
     @classmethod
-    def read(cls, class_name: str, config: Mapping) -> "LatentSpace":
+    def read(
+        cls, class_name: str, config: Mapping, pipeline: str | None = None, statistics: Mapping | None = None
+    ) -> "LatentSpace":
         """Read the space of an autoencoder from its config.json, all of whose entries are there.
 
+        Args:
+            pipeline: the class name of a pipeline whose space it is to be; None: the usual one of that class.
+            statistics: the weights that its family's space depends on (`Family.statistics_keys`).
+
         Raises:
-            ValueError: for a class that is not supported, with the reason, or entries that make no space.
+            ValueError: for a class that is not supported, with the reason, entries that make no space, or a pipeline
+                that takes no such autoencoder.
             KeyError: for a missing entry.
         """
         from latent_codec.families import family_class
 
-        return family_class(class_name, config).latent_space_of(config)
+        family = family_class(class_name, config)
+        if pipeline is not None:
+            family.check_pipeline(pipeline, class_name)
+        return family.latent_space_of(config, pipeline, statistics)
 
     @classmethod
-    def of_entries(cls, channels: int, downsampling_factor: int, config: Mapping) -> "LatentSpace":
+    def of_entries(cls, channels: int, downsampling_factor: int, config: Mapping, **packing) -> "LatentSpace":
         """The space that the entries of a config describe which `to_config` writes; absent ones change nothing."""
         scaling_factor, shift_factor = config.get("scaling_factor"), config.get("shift_factor")
         return cls(
@@ -104,6 +141,7 @@ class LatentSpace:
             shift_factor=0.0 if shift_factor is None else shift_factor,
             mean=config.get("latents_mean"),
             std=config.get("latents_std"),
+            **packing,
         )
 
     def to_config(self) -> dict:
@@ -118,22 +156,125 @@ class LatentSpace:
             "latents_std": None if self.std is None else list(self.std),
         }
 
+    @property
+    def raw_channels(self) -> int:
+        """Channels of raw latents."""
+        return self.channels // 4 if self.packed and not self.unpacked_again else self.channels
+
+    @property
+    def raw_factor(self) -> int:
+        """Pixels per position of raw latents, along one side."""
+        return self.downsampling_factor // (2 if self.packed and not self.unpacked_again else 1)
+
+    @property
+    def side_multiple(self) -> int:
+        """What the sides of an image must be divisible by, so that raw latents pack."""
+        return self.raw_factor * (2 if self.packed else 1)
+
     def normalize(self, raw_latents: "Tensor") -> "Tensor":
-        """Raw latents of the encoder, (B, C, h, w) -> latents for a denoiser, in the same dtype."""
+        """Raw latents of the encoder, (B, c, h, w) -> latents for a denoiser, in the same dtype."""
+        if self.packed:
+            raw_latents = pack_positions(raw_latents, self.packed)
         if self.mean is None:
-            return (raw_latents - self.shift_factor) * self.scaling_factor
-        mean, std = self._statistics(raw_latents)
-        return (raw_latents - mean) * self.scaling_factor / std
+            latents = (raw_latents - self.shift_factor) * self.scaling_factor
+        else:
+            mean, std = self._statistics(raw_latents)
+            latents = (raw_latents - mean) * self.scaling_factor / std
+        return unpack_positions(latents, self.packed) if self.unpacked_again else latents
 
     def denormalize(self, latents: "Tensor") -> "Tensor":
         """Latents of a denoiser, (B, C, h, w) -> raw latents for the decoder, in the same dtype."""
+        if self.unpacked_again:
+            latents = pack_positions(latents, self.packed)
         if self.mean is None:
-            return latents / self.scaling_factor + self.shift_factor
-        mean, std = self._statistics(latents)
-        return latents * std / self.scaling_factor + mean
+            raw_latents = latents / self.scaling_factor + self.shift_factor
+        else:
+            mean, std = self._statistics(latents)
+            raw_latents = latents * std / self.scaling_factor + mean
+        return unpack_positions(raw_latents, self.packed) if self.packed else raw_latents
+
+    def pack(self, latents: "Tensor") -> "Tensor":
+        """Latents (B, C, h, w) -> what the denoiser is handed.
+
+        Returns:
+            Tokens (B, h * w, C) or, of 2x2 positions, (B, h/2 * w/2, 4C), row by row, where there are `tokens`; else
+            (B, C, 1, h, w) where there is a `frame_axis`; else the latents as they are.
+
+        Raises:
+            ValueError: for latents of another shape, or odd sides that 2x2 positions do not divide.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise ValueError(f"expected latents (B, {self.channels}, h, w), got {tuple(latents.shape)}")
+        if self.tokens is None:
+            return latents.unsqueeze(2) if self.frame_axis else latents
+        if self.tokens == 2:
+            latents = pack_positions(latents, CHANNEL_FIRST)
+        return latents.flatten(2).mT
+
+    def unpack(self, packed: "Tensor", size: tuple[int, int] | None = None) -> "Tensor":
+        """Undo `pack`.
+
+        Args:
+            packed: tokens (B, N, C or 4C), video (B, C, 1, h, w) or latents (B, C, h, w).
+            size: rows and columns of the latents, (h, w); tokens need it.
+
+        Raises:
+            ValueError: for more than one frame, tokens without a size, or a size that they do not fill.
+        """
+        if packed.ndim == 5:
+            if packed.shape[2] != 1:
+                raise ValueError(f"expected one frame, got {packed.shape[2]} frames; unpack them one by one")
+            packed = packed[:, :, 0]
+        if packed.ndim == 4:
+            return packed
+        if self.tokens is None or packed.ndim != 3:
+            raise ValueError(f"expected latents (B, {self.channels}, h, w), got {tuple(packed.shape)}")
+        if size is None:
+            raise ValueError(
+                "expected the size (rows, columns) of the latents that the tokens make, got None"
+            )
+        rows, columns = (length // self.tokens for length in size)
+        channels = self.channels * self.tokens**2
+        if packed.shape[1:] != (rows * columns, channels):
+            raise ValueError(
+                f"expected {rows * columns} tokens of {channels} channels for latents of {size[0]}x{size[1]}, "
+                f"got {packed.shape[1]} of {packed.shape[2]}"
+            )
+        latents = packed.mT.unflatten(2, (rows, columns))
+        return unpack_positions(latents, CHANNEL_FIRST) if self.tokens == 2 else latents
+
+    def identity(self) -> dict[str, "float | list[float]"]:
+        """Numbers that tell this space from others whose weights are the same, for fingerprints."""
+        entries = {key: value for key, value in self.to_config().items() if value is not None}
+        if self.packed:
+            entries["packing"] = [float(_ORDERS.index(self.packed)), float(self.unpacked_again)]
+        return entries
 
     def _statistics(self, like: "Tensor") -> tuple["Tensor", "Tensor"]:
         return tuple(like.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+
+
+def pack_positions(grid: "Tensor", order: str) -> "Tensor":
+    """Move 2x2 positions into channels: (B, C, h, w) -> (B, 4C, h/2, w/2).
+
+    Args:
+        order: of the new channels, CHANNEL_FIRST or POSITION_FIRST.
+
+    Raises:
+        ValueError: for odd sides.
+    """
+    if any(side % 2 for side in grid.shape[-2:]):
+        raise ValueError(f"expected even sides to pack 2x2 positions, got {grid.shape[-2]}x{grid.shape[-1]}")
+    blocks = grid.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, h/2, row, w/2, column)
+    axes = (0, 1, 3, 5, 2, 4) if order == CHANNEL_FIRST else (0, 3, 5, 1, 2, 4)
+    return blocks.permute(axes).flatten(1, 3)
+
+
+def unpack_positions(grid: "Tensor", order: str) -> "Tensor":
+    """Undo `pack_positions`: (B, 4C, h, w) -> (B, C, 2h, 2w)."""
+    blocks = grid.unflatten(1, (-1, 2, 2) if order == CHANNEL_FIRST else (2, 2, -1))
+    axes = (0, 1, 4, 2, 5, 3) if order == CHANNEL_FIRST else (0, 3, 4, 1, 5, 2)
+    return blocks.permute(axes).flatten(4, 5).flatten(2, 3)
 
 
 def _is_number(value) -> bool:

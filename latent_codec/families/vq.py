@@ -105,8 +105,8 @@ class MoVQ(VQ):
     has_exact_tiles = False  # the decoder's norms read the latents too
 
     @classmethod
-    def latent_space_of(cls, config: Mapping[str, Any], pipeline: str | None = None) -> LatentSpace:
-        return super().latent_space_of({**config, "scaling_factor": None}, pipeline)
+    def latent_space_of(cls, config: Mapping[str, Any], *where: Any) -> LatentSpace:
+        return super().latent_space_of({**config, "scaling_factor": None}, *where)
 
     @property
     def reads_scale(self) -> bool:

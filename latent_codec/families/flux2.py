@@ -1,0 +1,44 @@
+"""AutoencoderKLFlux2: latents that are packed 2x2 and normalized by the statistics of a batch norm (FLUX.2)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from latent_codec.families.kl import KL
+from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families.pipeline_spaces import PIPELINES
+
+
+class Flux2(KL):
+    """AutoencoderKL's network; mean and deviation per packed channel are in its weights, not in its config."""
+
+    packs = True
+    statistics_keys = ("bn.running_mean", "bn.running_var")
+
+    @classmethod
+    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        return 4 * config["latent_channels"], 2 ** len(config["block_out_channels"])
+
+    @classmethod
+    def latent_space_of(
+        cls,
+        config: Mapping[str, Any],
+        pipeline: str | None = None,
+        statistics: Mapping[str, np.ndarray] | None = None,
+    ) -> LatentSpace:
+        row = PIPELINES[pipeline or "Flux2Pipeline"]
+        if statistics is None:
+            raise ValueError("expected the weights' batch-norm statistics, got a config without them")
+        mean, variance = (np.asarray(statistics[key], np.float32) for key in cls.statistics_keys)
+        eps = config["batch_norm_eps"] if row.batch_norm_eps is None else row.batch_norm_eps
+        std = np.sqrt(variance + np.float32(eps))  # in float32, as the pipelines
+        channels, factor = cls.latent_shape(config)
+        if row.unpacked_again:
+            channels, factor = channels // 4, factor // 2
+        entries = {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
+        return row.latent_space(channels, factor, entries)
+
+    @property
+    def folds_statistics(self) -> bool:
+        return False
