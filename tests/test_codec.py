@@ -676,7 +676,7 @@ def _json_list(folder):
 
 
 def _video_model(folder):
-    (folder / "config.json").write_text('{"_class_name": "AutoencoderKLWan"}')
+    (folder / "config.json").write_text('{"_class_name": "AutoencoderKLAllegro"}')
     return folder
 
 
@@ -704,7 +704,7 @@ def _extra_key(folder):
         (_nonsense_config, True, r"config.json: expected .* of type"),
         (_broken_json, True, "is not the config of a diffusers model"),
         (_json_list, True, "is not the config of a diffusers model"),
-        (_video_model, True, "AutoencoderKLWan is not supported: it works on video"),
+        (_video_model, True, "AutoencoderKLAllegro is not supported: it works on video"),
         (_lost_key, True, r"1 keys \(encoder.conv_in.bias\) missing, 0 keys unexpected"),
         (_extra_key, True, r"0 keys missing, 1 keys \(loss.x\) unexpected"),
     ],

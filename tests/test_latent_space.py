@@ -152,7 +152,7 @@ def test_to_config_writes_a_shift_that_sd3_can_add():
         ({"mean": (0.0,) * 4}, "go together"),
         (
             {"mean": (0.0,) * 3, "std": (1.0,) * 3},
-            "latents_mean has 3 entries and latents_std 3; .* 4 channels",
+            "expected 4 entries of latents_mean and latents_std, one per channel, got 3 and 3",
         ),
         ({"mean": (0.0,) * 4, "std": (1.0, 1.0, 0.0, 1.0)}, "every entry must be a positive number"),
         ({"mean": (0.0,) * 4, "std": (1.0,) * 4, "shift_factor": 0.1}, "two conventions"),

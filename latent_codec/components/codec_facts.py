@@ -30,8 +30,10 @@ from latent_codec.files import read_folder
 if TYPE_CHECKING:
     from latent_codec.codec import LatentCodec
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}
 """Of safetensors; bfloat16 is the upper half of a float32."""
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Last names of a batch norm's tensors that are no parameters."""
 _MAX_HEADER = 2**24
 
 
@@ -176,7 +178,8 @@ def _read(weights: Path, name: str, pipeline: str | None) -> CodecFacts | None:
                 digests[key] = digest(values)
                 if key in family.statistics_keys:
                     statistics[key] = values
-                num_parameters += 0 if key.startswith("usage_") else values.size  # which are statistics
+                if not key.startswith("usage_") and key.rpartition(".")[2] not in _STATISTICS:
+                    num_parameters += values.size
             if file.read(1):
                 return None
             space = LatentSpace.read(class_name, config, pipeline, statistics)

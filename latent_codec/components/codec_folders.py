@@ -1,5 +1,6 @@
 """Codec folders: what a name, a path or a hub id stands for, opened strictly and saved safely."""
 
+import json
 import os
 import re
 import warnings
@@ -79,9 +80,12 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None = None) 
 def pipeline_around(weights: Path) -> str | None:
     """The class name of the pipeline whose folder holds this component, if its latent space is known; else None."""
     for index in INDEXES:
-        if (weights.parent.parent / index).is_file():
-            name = read_config_file(weights.parent.parent / index).get("_class_name")
-            return name if name in PIPELINES else None
+        try:
+            entries = json.loads((weights.parent.parent / index).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            continue  # none, or one that the component does not need
+        name = entries.get("_class_name") if isinstance(entries, dict) else None
+        return name if isinstance(name, str) and name in PIPELINES else None
     return None
 
 
