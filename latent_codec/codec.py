@@ -384,6 +384,8 @@ class LatentCodec:
         if not singles:
             raise ValueError("no image came; give at least one")
         sizes = {image.shape[-2:] for image in singles}
+        for height, width in sizes:
+            self.family.check_size(height, width)
         batches = [torch.stack(singles)] if len(sizes) == 1 else [image[None] for image in singles]
         return [pad_to_multiple(batch, self.family.side_multiple) for batch in batches]
 

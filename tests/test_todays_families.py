@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,13 @@ from diffusers import (
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
     BriaFibo2Pipeline,
+    ConsistencyDecoderVAE,
     Flux2Pipeline,
+    HunyuanImageRefinerPipeline,
     QwenImageEditPipeline,
     QwenImagePipeline,
 )
+from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
 from latent_codec import LatentCodec, LatentSpace
 from latent_codec.components.codec_facts import facts_of, read_facts
@@ -261,3 +265,165 @@ def test_silent_deviations_are_the_pipelines():
     }.items():
         latents = PIPELINES[pipeline].latent_space(4, 8, config).normalize(raw)
         np.testing.assert_allclose(latents, expected, rtol=1e-6, err_msg=pipeline)
+
+
+# ruff: noqa: C408  keyword arguments of classes read best as such
+STILLS = {
+    "AutoencoderKLHunyuanVideo": dict(
+        block_out_channels=(8,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=4
+    ),
+    "AutoencoderKLHunyuanVideo15": dict(
+        block_out_channels=(8, 16, 16, 16, 16), layers_per_block=1, latent_channels=4
+    ),
+    "AutoencoderKLHunyuanImageRefiner": dict(
+        block_out_channels=(8, 16, 16, 16, 16), layers_per_block=1, latent_channels=4
+    ),
+    "AutoencoderKLCogVideoX": dict(
+        block_out_channels=(8,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=4
+    ),
+    "AutoencoderKLLTXVideo": dict(
+        latent_channels=8,
+        block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+    ),
+    "AutoencoderKLMagvit": dict(
+        block_out_channels=(8,) * 4,
+        down_block_types=["SpatialDownBlock3D", *["SpatialTemporalDownBlock3D"] * 3],
+        up_block_types=["SpatialUpBlock3D", *["SpatialTemporalUpBlock3D"] * 3],
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+    ),
+    "AutoencoderKLMochi": dict(
+        encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4,
+        latent_channels=4,
+        layers_per_block=(1,) * 5,
+        latents_mean=(0.5,) * 4,
+        latents_std=(2.0,) * 4,
+    ),
+    "AutoencoderKLCosmos": dict(
+        latent_channels=4,
+        encoder_block_out_channels=(8,) * 4,
+        decode_block_out_channels=(8,) * 4,
+        num_layers=1,
+        latents_mean=[0.1 * i for i in range(16)],
+        latents_std=[1 + 0.1 * i for i in range(16)],
+    ),
+    "AutoencoderKLKVAEVideo": dict(ch=32, ch_mult=(1,) * 4, num_res_blocks=1, z_channels=4),
+    "AutoencoderKLTemporalDecoder": dict(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2
+    ),
+}
+
+
+def build(name: str):
+    torch.manual_seed(0)
+    return getattr(diffusers, name)(**STILLS[name]).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STILLS)
+def test_video_autoencoders_are_codecs_of_one_frame(name, tmp_path):
+    """Latents are the class's own of one frame, scaled; saved, reopened and padded as any codec's."""
+    autoencoder, given = build(name), images(height=64, width=96)
+    codec = LatentCodec(autoencoder)
+
+    latents = codec.encode(given)
+
+    is_video = name != "AutoencoderKLTemporalDecoder"
+    each = [
+        autoencoder.encode(one.unsqueeze(2) if is_video else one).latent_dist.mode() for one in given.split(1)
+    ]
+    raw = torch.cat([one[:, :, 0] if is_video else one for one in each])
+    torch.testing.assert_close(codec.latent_space.denormalize(latents), raw, rtol=0, atol=1e-5)
+    factor = codec.latent_space.downsampling_factor
+    assert latents.shape == (2, codec.latent_space.channels, 64 // factor, 96 // factor)
+    codec.save_pretrained(tmp_path)
+    again = LatentCodec.from_pretrained(tmp_path)
+    assert again.fingerprint == codec.fingerprint
+    assert again.decode(again.encode(images(height=50, width=70)), size=(50, 70))[0].size == (70, 50)
+
+
+@torch.no_grad()
+def test_cosmos_takes_the_statistics_of_the_first_frame():
+    space = LatentCodec(build("AutoencoderKLCosmos")).latent_space
+    np.testing.assert_allclose(space.mean, [0.0, 0.4, 0.8, 1.2])
+
+
+@torch.no_grad()
+def test_the_refiners_denoiser_is_handed_every_channel_twice():
+    autoencoder, given = build("AutoencoderKLHunyuanImageRefiner"), images(height=64, width=96)
+    codec = LatentCodec(autoencoder, pipeline="HunyuanImageRefinerPipeline")
+
+    packed = codec.latent_space.pack(codec.encode(given))
+
+    own = HunyuanImageRefinerPipeline._reorder_image_tokens(
+        autoencoder.encode(given.unsqueeze(2)).latent_dist.mode()
+    )
+    torch.testing.assert_close(packed, own * autoencoder.config.scaling_factor, rtol=0, atol=1e-5)
+    restored = HunyuanImageRefinerPipeline._restore_image_tokens_order(packed)
+    assert torch.equal(codec.latent_space.unpack(packed), restored[:, :, 0])
+
+
+@torch.no_grad()
+def test_stable_cascades_latents_are_times_its_scale_when_decoded():
+    torch.manual_seed(0)
+    autoencoder = PaellaVQModel(embed_dim=16, bottleneck_blocks=1, num_vq_embeddings=32).eval()
+    codec, given = LatentCodec(autoencoder), images()
+
+    latents = codec.encode(given)
+
+    raw = autoencoder.encode((given + 1) / 2).latents
+    torch.testing.assert_close(latents * autoencoder.config.scale_factor, raw, rtol=0, atol=1e-5)
+    expected = autoencoder.decode(autoencoder.config.scale_factor * latents).sample.clamp(0, 1)
+    torch.testing.assert_close((codec.decode(latents, output_type="pt") + 1) / 2, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_consistency_decoder_answers_the_same_each_time():
+    torch.manual_seed(0)
+    autoencoder = ConsistencyDecoderVAE(
+        encoder_block_out_channels=(8, 8),
+        encoder_down_block_types=("DownEncoderBlock2D",) * 2,
+        encoder_layers_per_block=1,
+        encoder_norm_num_groups=4,
+        decoder_block_out_channels=(32, 32),
+        decoder_down_block_types=("ResnetDownsampleBlock2D",) * 2,
+        decoder_up_block_types=("ResnetUpsampleBlock2D",) * 2,
+        decoder_layers_per_block=1,
+        decoder_norm_num_groups=8,
+    ).eval()
+    codec = LatentCodec(autoencoder)
+    latents = codec.encode(images())
+    assert torch.equal(codec.decode(latents, output_type="pt"), codec.decode(latents, output_type="pt"))
+
+
+@torch.no_grad()
+def test_rae_takes_squares_of_one_size():
+    torch.manual_seed(0)
+    autoencoder = diffusers.AutoencoderRAE(
+        encoder_type="mae",
+        encoder_hidden_size=64,
+        encoder_patch_size=4,
+        encoder_num_hidden_layers=1,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+        patch_size=8,
+        encoder_input_size=16,
+    ).eval()
+    codec, given = LatentCodec(autoencoder), images(height=32, width=32)
+
+    latents = codec.encode(given)
+
+    assert latents.shape == (2, 64, 4, 4)
+    torch.testing.assert_close(latents, autoencoder.encode((given + 1) / 2).latent, rtol=0, atol=1e-5)
+    assert codec.decode(latents)[0].size == (32, 32)
+    with pytest.raises(
+        ValueError, match="expected images of 32x32 pixels, the one size that AutoencoderRAE takes, got 32x48"
+    ):
+        codec.encode(images())

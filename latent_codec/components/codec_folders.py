@@ -4,6 +4,7 @@ import json
 import os
 import re
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 from latent_codec.components.weight_files import (
@@ -14,7 +15,7 @@ from latent_codec.components.weight_files import (
     read_config_file,
     weight_patterns,
 )
-from latent_codec.families import LatentSpace, class_name_of
+from latent_codec.families import LIBRARY_MODULES, LatentSpace, class_name_of
 from latent_codec.families.pipeline_spaces import PIPELINES
 from latent_codec.files import check_is_file, restore
 
@@ -22,7 +23,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "default-f8c4"
 SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8"}
 SHIPPED_PIPELINES = ("fashion-mnist",)
-COMPONENTS = ("vae", "vqvae", "movq")
+COMPONENTS = ("vae", "vqvae", "movq", "vqgan")
 INDEXES = ("model_index.json", "modular_model_index.json")
 """Of pipelines."""
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<subfolder>[\w-][\w.-]*(/[\w-][\w.-]*)*))?")
@@ -230,4 +231,11 @@ def _component_class(class_name: str) -> type:
 
     ours = {each.__name__: each for each in (AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ)}
     name = class_name_of(class_name)
-    return ours.get(name) or getattr(diffusers, name)
+    if name in ours:
+        return ours[name]
+    found = getattr(import_module(LIBRARY_MODULES.get(name, "diffusers")), name, None)
+    if found is None:
+        raise ValueError(
+            f"{name} is not in diffusers {diffusers.__version__}; diffusers 0.42 has it: upgrade diffusers"
+        )
+    return found

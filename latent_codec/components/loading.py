@@ -229,19 +229,24 @@ def _load(weights: Path, find_class: Callable[[str], type], config: dict[str, An
         check_finite(state[key], name, stored.file(name), stored.dtype(name))
     component.load_state_dict(state, assign=True)
     if unset := [key for key, tensor in component.named_buffers() if tensor.is_meta]:
-        raise ValueError(f"{path} asks for {_some(unset)}, which no weight file holds; it is not supported")
+        computed = dict(_build(component_class, config, stored, path, "cpu").named_buffers())
+        for key in unset:  # what a class computes of its config, and stores nowhere
+            owner, _, name = key.rpartition(".")
+            component.get_submodule(owner).register_buffer(name, computed[key], persistent=False)
     component.register_to_config(_name_or_path=str(weights.parent))
     return component.eval()
 
 
-def _build(component_class: type, config: dict[str, Any], stored: Weights, path: Path) -> torch.nn.Module:
-    """The network without memory for its weights, which stops growing once it is larger than what is stored."""
+def _build(
+    component_class: type, config: dict[str, Any], stored: Weights, path: Path, device: str = "meta"
+) -> torch.nn.Module:
+    """The network, on "meta" without memory for its weights, which stops growing once it is larger than what is stored."""
     from diffusers import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # of entries that it does not know
     try:
-        with _no_larger_than(stored), torch.device("meta"):
+        with _no_larger_than(stored), torch.device(device):
             return component_class.from_config(config)
     except Exception as error:  # diffusers checks no config: a wrong entry can raise anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

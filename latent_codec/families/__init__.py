@@ -6,6 +6,7 @@ Adding a family is adding a file next to this one and a row to FAMILIES.
 from typing import Any
 
 from latent_codec.families.asymmetric_kl import AsymmetricKL
+from latent_codec.families.consistency_decoder import ConsistencyDecoder
 from latent_codec.families.dc import DC
 from latent_codec.families.family import Encoded, Family, Level, Trainable
 from latent_codec.families.flux2 import Flux2
@@ -14,7 +15,11 @@ from latent_codec.families.hunyuan_image import HunyuanImage
 from latent_codec.families.kl import KL
 from latent_codec.families.kvae import KVAE
 from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families.paella import Paella
+from latent_codec.families.rae import RAE
+from latent_codec.families.temporal_decoder import TemporalDecoder
 from latent_codec.families.tiny import Tiny
+from latent_codec.families.video import LTX, CogVideoX, Cosmos, HunyuanVideo, HunyuanVideo15, KVAEVideo, Mochi
 from latent_codec.families.vq import VQ, OwnVQ
 from latent_codec.families.wan import QwenImage, Wan
 
@@ -24,44 +29,48 @@ FAMILIES: dict[str, type[Family]] = {
     "AsymmetricAutoencoderKL": AsymmetricKL,
     "AutoencoderDC": DC,
     "AutoencoderKL": KL,
+    "AutoencoderKLCogVideoX": CogVideoX,
+    "AutoencoderKLCosmos": Cosmos,
     "AutoencoderKLFlux2": Flux2,
     "AutoencoderKLHunyuanImage": HunyuanImage,
+    "AutoencoderKLHunyuanImageRefiner": HunyuanVideo,
+    "AutoencoderKLHunyuanVideo": HunyuanVideo,
+    "AutoencoderKLHunyuanVideo15": HunyuanVideo15,
     "AutoencoderKLKVAE": KVAE,
+    "AutoencoderKLKVAEVideo": KVAEVideo,
+    "AutoencoderKLLTXVideo": LTX,
+    "AutoencoderKLMagvit": CogVideoX,
+    "AutoencoderKLMochi": Mochi,
     "AutoencoderKLQwenImage": QwenImage,
     "AutoencoderKLQwenImage21": Wan,
+    "AutoencoderKLTemporalDecoder": TemporalDecoder,
     "AutoencoderKLWan": Wan,
+    "AutoencoderRAE": RAE,
     "AutoencoderTiny": Tiny,
     "AutoencoderTinyGN": Tiny,
     "AutoencoderVQ": OwnVQ,
+    "ConsistencyDecoderVAE": ConsistencyDecoder,
     "HierarchicalVQ": Hierarchical,
+    "PaellaVQModel": Paella,
     "VQModel": VQ,
 }
+
+LIBRARY_MODULES = {"PaellaVQModel": "diffusers.pipelines.deprecated.wuerstchen"}
+"""Modules of classes that `diffusers` itself does not offer."""
 
 _VIDEO = "it works on video: tensors of five dimensions, with time"
 _AUDIO = "it works on sound, not on images"
 
 REFUSED = {
     "AutoencoderKLAllegro": _VIDEO,
-    "AutoencoderKLCogVideoX": _VIDEO,
-    "AutoencoderKLCosmos": _VIDEO,
-    "AutoencoderKLHunyuanImageRefiner": _VIDEO,
-    "AutoencoderKLHunyuanVideo": _VIDEO,
-    "AutoencoderKLHunyuanVideo15": _VIDEO,
     "AutoencoderKLKVAEAudio": _AUDIO,
-    "AutoencoderKLKVAEVideo": _VIDEO,
     "AutoencoderKLLTX2Audio": _AUDIO,
     "AutoencoderKLLTX2Video": _VIDEO,
-    "AutoencoderKLLTXVideo": _VIDEO,
-    "AutoencoderKLMagvit": _VIDEO,
     "AutoencoderKLMiniMaxH3": _VIDEO,
     "AutoencoderKLMiniMaxH3Audio": _AUDIO,
-    "AutoencoderKLMochi": _VIDEO,
-    "AutoencoderKLTemporalDecoder": "its decoder works on video and wants the number of frames",
     "AutoencoderOobleck": _AUDIO,
-    "AutoencoderRAE": "it resizes every image to one fixed square, so none would come back in its own size",
     "AutoencoderSAME": _AUDIO,
     "AutoencoderVidTok": _VIDEO,
-    "ConsistencyDecoderVAE": "its decoder is a diffusion sampler, which answers differently at each call",
     "Cosmos3AVAEAudioTokenizer": _AUDIO,
     "Kandinsky6SRVAE": _VIDEO,
     "LTX2VideoDiffusionDecoderModel": "it is a video decoder without an encoder",

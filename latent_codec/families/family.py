@@ -170,6 +170,13 @@ class Family:
         """What the sides of an image must be divisible by."""
         return self.latent_shape(self.autoencoder.config)[1]
 
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse images of a size that the family cannot take.
+
+        Raises:
+            ValueError: naming the sizes that it takes.
+        """
+
     @property
     def levels(self) -> list[Level]:
         """Codebooks, top level first; empty where the latents are continuous."""

@@ -41,6 +41,7 @@ class LatentSpace:
         unpacked_again: whether the packing is undone once mean and std are applied.
         tokens: side of the squares of positions that `pack` makes one token of, 1 or 2; None: no tokens.
         frame_axis: whether the denoiser is handed video: (B, C, 1, h, w).
+        repeated: whether it is handed every channel twice, as two frames folded into channels (HunyuanImage's refiner).
 
     Raises:
         ValueError: for a scale or std that is not positive, lengths that do not fit, or both conventions.
@@ -56,6 +57,7 @@ class LatentSpace:
     unpacked_again: bool = False
     tokens: int | None = None
     frame_axis: bool = False
+    repeated: bool = False
 
     def __post_init__(self):
         for name in ("scaling_factor", "shift_factor"):
@@ -206,6 +208,8 @@ class LatentSpace:
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"expected latents (B, {self.channels}, h, w), got {tuple(latents.shape)}")
         if self.tokens is None:
+            if self.repeated:
+                latents = latents.repeat(1, 2, 1, 1)
             return latents.unsqueeze(2) if self.frame_axis else latents
         if self.tokens == 2:
             latents = pack_positions(latents, CHANNEL_FIRST)
@@ -226,7 +230,7 @@ class LatentSpace:
                 raise ValueError(f"expected one frame, got {packed.shape[2]} frames; unpack them one by one")
             packed = packed[:, :, 0]
         if packed.ndim == 4:
-            return packed
+            return packed[:, self.channels :] if self.repeated else packed
         if self.tokens is None or packed.ndim != 3:
             raise ValueError(f"expected latents (B, {self.channels}, h, w), got {tuple(packed.shape)}")
         if size is None:

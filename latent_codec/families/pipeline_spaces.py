@@ -31,6 +31,7 @@ class PipelineSpace:
         batch_norm_eps: of the statistics of packed channels; None: the config's.
         tokens: side of the squares of positions that make one token of their denoiser.
         frame_axis: whether latents have an axis of frames.
+        repeated: whether their denoiser is handed every channel twice.
     """
 
     title: str
@@ -43,6 +44,7 @@ class PipelineSpace:
     batch_norm_eps: float | None = None
     tokens: int | None = None
     frame_axis: bool = False
+    repeated: bool = False
 
     def latent_space(self, channels: int, downsampling_factor: int, config: Mapping[str, Any]) -> LatentSpace:
         """The space of an autoencoder as these pipelines see it.
@@ -70,6 +72,7 @@ class PipelineSpace:
             unpacked_again=self.unpacked_again,
             tokens=self.tokens,
             frame_axis=self.frame_axis,
+            repeated=self.repeated,
         )
 
 
@@ -79,6 +82,8 @@ def _names(*stems: str) -> tuple[str, ...]:
 
 _FLUX2, _QWEN, _WAN = ("AutoencoderKLFlux2",), ("AutoencoderKLQwenImage",), ("AutoencoderKLWan",)
 _MOVQ = ("VQModel",)
+
+_PAELLA = ("PaellaVQModel",)
 
 ROWS = (
     PipelineSpace(
@@ -185,6 +190,7 @@ ROWS = (
         pipelines=_names("HunyuanImageRefiner"),
         autoencoders=("AutoencoderKLHunyuanImageRefiner",),
         frame_axis=True,
+        repeated=True,
     ),
     PipelineSpace(
         title="Kandinsky 2",
@@ -200,6 +206,11 @@ ROWS = (
         pipelines=_names("LDMSuperResolution"),
         autoencoders=_MOVQ,
         reads=(),
+    ),
+    PipelineSpace(
+        title="Stable Cascade",
+        pipelines=_names("StableCascadeDecoder", "StableCascadeCombined", "WuerstchenDecoder"),
+        autoencoders=_PAELLA,
     ),
     PipelineSpace(
         title="FLUX.2",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from latent_codec.families.stills import Stills
+from latent_codec.families.video import Stills
 
 
 class Wan(Stills):

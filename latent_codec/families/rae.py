@@ -1,0 +1,45 @@
+"""AutoencoderRAE: a frozen representation encoder with a trained decoder (arXiv:2510.11690), for one square size."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from latent_codec.families.family import Encoded, Family
+from latent_codec.families.latent_space import LatentSpace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RAE(Family):
+    """Images in [0, 1] inside, resized to its encoder's side; it scales and shifts by itself."""
+
+    @classmethod
+    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        return config["encoder_hidden_size"], config["patch_size"]
+
+    @classmethod
+    def latent_space_of(cls, config: Mapping[str, Any], *where: Any) -> LatentSpace:
+        return LatentSpace(*cls.latent_shape(config))
+
+    @classmethod
+    def image_channels(cls, config: Mapping[str, Any]) -> int:
+        return config["num_channels"]
+
+    @property
+    def side(self) -> int:
+        """Of the images, in pixels."""
+        config = self.autoencoder.config
+        return config.patch_size * (config.encoder_input_size // config.encoder_patch_size)
+
+    def check_size(self, height: int, width: int) -> None:
+        if (height, width) != (self.side, self.side):
+            raise ValueError(
+                f"expected images of {self.side}x{self.side} pixels, the one size that AutoencoderRAE takes, got "
+                f"{height}x{width}; crop or resize first"
+            )
+
+    def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
+        return super().encode_raw((images + 1) / 2, tile)
+
+    def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
+        return super().decode_raw(raw_latents, tile) * 2 - 1

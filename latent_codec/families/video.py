@@ -1,0 +1,125 @@
+"""Autoencoders of video that give one latent frame for one frame, used for still images."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from latent_codec.families.family import Encoded, Family
+from latent_codec.families.latent_space import LatentSpace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Stills(Family):
+    """A video autoencoder with one frame: an axis of frames is added before it and taken away after it."""
+
+    frames = 1
+
+    def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
+        posterior, raw_latents = super().encode_raw(images.unsqueeze(2), tile)
+        if posterior is None:
+            return Encoded(None, _only_frame(raw_latents))
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        return Encoded(DiagonalGaussianDistribution(_only_frame(posterior.parameters)), None)
+
+    def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
+        return _only_frame(super().decode_raw(raw_latents.unsqueeze(2), tile))
+
+
+def _only_frame(video: "Tensor") -> "Tensor":
+    if video.shape[2] != 1:
+        raise ValueError(f"expected one frame for one frame, got {video.shape[2]}")
+    return video[:, :, 0]
+
+
+class HunyuanVideo(Stills):
+    """HunyuanVideo's and HunyuanVideo 1.5's."""
+
+    @classmethod
+    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        return config["latent_channels"], config["spatial_compression_ratio"]
+
+
+class HunyuanVideo15(HunyuanVideo):
+    """Its attention's mask is made for one image: several go one by one."""
+
+    def __init__(self, autoencoder):
+        super().__init__(autoencoder)
+        autoencoder.enable_slicing()
+
+
+class CogVideoX(Stills):
+    """CogVideoX's and EasyAnimate's (Magvit), 8 times per side."""
+
+
+class KVAEVideo(Stills):
+    """Kandinsky's autoencoder of video, whose config has no scale."""
+
+    @classmethod
+    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        return config["z_channels"], 2 ** (len(config["ch_mult"]) - 1)
+
+
+class LTX(Stills):
+    """LTX-Video's; mean and deviation of its latents are in its weights."""
+
+    statistics_keys = ("latents_mean", "latents_std")
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> type[Family]:
+        if config.get("timestep_conditioning"):
+            raise ValueError(
+                "AutoencoderKLLTXVideo with timestep_conditioning is not supported: its decoder removes noise of a "
+                "strength that it must be told"
+            )
+        return cls
+
+    @classmethod
+    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        return config["latent_channels"], config["patch_size"] * 2 ** sum(config["spatio_temporal_scaling"])
+
+    @classmethod
+    def latent_space_of(
+        cls,
+        config: Mapping[str, Any],
+        pipeline: str | None = None,
+        statistics: Mapping[str, Any] | None = None,
+    ) -> LatentSpace:
+        if not statistics:
+            raise ValueError("expected the weights' latents_mean and latents_std, got a config without them")
+        values = {key: statistics[key].tolist() for key in cls.statistics_keys}
+        return super().latent_space_of({**config, **values}, pipeline)
+
+
+class Mochi(Stills):
+    """Mochi 1's, whose encoder makes 15 channels of an image's 3."""
+
+    @classmethod
+    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        return config["latent_channels"], math.prod(config["spatial_expansions"])
+
+    @classmethod
+    def image_channels(cls, config: Mapping[str, Any]) -> int:
+        return config["out_channels"]
+
+
+class Cosmos(Stills):
+    """Cosmos 1's, without a posterior; of its statistics per frame those of the first frame."""
+
+    @classmethod
+    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+        return config["latent_channels"], config["spatial_compression_ratio"]
+
+    @classmethod
+    def latent_space_of(cls, config: Mapping[str, Any], *where: Any) -> LatentSpace:
+        values = {key: config[key] for key in ("latents_mean", "latents_std")}
+        first = {
+            key: each and each[:: len(each) // config["latent_channels"]] for key, each in values.items()
+        }
+        return super().latent_space_of({**config, **first}, *where)
+
+    def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
+        with self.tiling(tile):
+            return Encoded(None, _only_frame(self.autoencoder.encode(images.unsqueeze(2)).latent_dist.mode()))
