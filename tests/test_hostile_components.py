@@ -64,7 +64,10 @@ def refused(capsys, folder: Path, *verb: str) -> str:
         ({"shift_factor": ""}, "expected shift_factor of type"),
         ({"latents_mean": "zero", "latents_std": [1] * 4}, "expected latents_mean of type"),
         ({"latents_mean": [0] * 4, "latents_std": [1, 1, "1", 1]}, "expected latents_std of type"),
-        ({"latents_mean": [0] * 4, "latents_std": [1, 1]}, "latents_std 2; the latents have 4 channels"),
+        (
+            {"latents_mean": [0] * 4, "latents_std": [1, 1]},
+            "expected 4 entries of latents_mean and latents_std, one per channel, got 4 and 2",
+        ),
         ({"latents_mean": [[0]] * 4, "latents_std": [1] * 4}, "expected latents_mean of type"),
         ({"block_out_channels": "wide"}, "expected block_out_channels of type"),
         ({"block_out_channels": [8, None]}, "expected block_out_channels of type"),
