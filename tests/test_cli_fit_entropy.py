@@ -1,20 +1,15 @@
 """The verb `fit-entropy`: what it writes, what it says, what it refuses; and `info` of what it wrote."""
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from diffusers import VQModel
+from helpers.processes import COMMAND, run_two
 from test_bitstream import build, make_image
-from test_prior_training import TWO_PROCESSES
 
 from latent_codec import LatentCodec
 from latent_codec.bitstream import WrongEntropyModelError, compress, decompress, load_entropy_model
@@ -275,30 +270,9 @@ def fails_after_progress(capsys, *argv) -> str:
     return err.splitlines()[-1]
 
 
-def test_help_answers_without_torch():
-    words = "import sys; from latent_codec.cli import main\ntry: main(['fit-entropy', '--help'])\nfinally: assert 'torch' not in sys.modules"
-    process = subprocess.run(
-        [sys.executable, "-c", words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.returncode == 0, process.stderr
-    assert "--static" in process.stdout and "entropy.safetensors" in process.stdout
-
-
 def test_two_processes_write_one_model(place, capsys):
-    """Processes as a launcher leaves them (tests/test_data_parallel.py starts one), forked to import things once."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
     command = ["fit-entropy", "photos", "--codec", "vq", "--out", "copy", "--json", *SMALL]
-    process = subprocess.run(
-        [sys.executable, "-c", TWO_PROCESSES, ROOT, *command],
-        env={**os.environ, **meeting, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
+    process = run_two(COMMAND, *command, ACCELERATE_USE_CPU="true")
     found = json.loads(process.stdout)
     assert "4 images a step, 2 process(es) on cpu" in process.stderr
     assert load_entropy_model("copy").fingerprint == found["fingerprint"]

@@ -4,14 +4,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import without_progress
+from helpers.processes import COMMAND, run_forked
 from PIL import Image
 from test_likelihood import cnn, kl, latents_prior, snail, vq
 
@@ -23,7 +22,6 @@ from latent_codec.evaluation.likelihood import measure_likelihood
 from latent_codec.images.sources import open_source
 from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = ["sandal", "boot", "bag"]
 CARD = """---
 training_steps: 7
@@ -372,25 +370,10 @@ def test_the_preview_is_written_at_most_twice_a_second(place, monkeypatch):
 
 def test_a_fresh_process_samples_what_was_joined(place):
     """The same images as here, and nothing on stderr."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    prefix = [sys.executable, "-c", FRESH, str(ROOT)]
-    done = subprocess.run(
-        [*prefix, "sample", "joined", "--num", "1", "--out", "fresh.png"],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert (done.returncode, without_progress(done.stderr)) == (0, "")
+    done = run_forked(COMMAND, "sample", "joined", "--num", "1", "--out", "fresh.png")
+    assert without_progress(done.stderr) == ""
     assert main(["sample", "joined", "--num", "1", "--out", "here.png"]) == 0
     assert Path("fresh.png").read_bytes() == Path("here.png").read_bytes()
-
-
-FRESH = """
-import sys, latent_codec
-latent_codec.__path__.append(sys.argv[1])
-from latent_codec.cli import main
-sys.exit(main(sys.argv[2:]))
-"""
 
 
 def test_sample_refuses_what_it_cannot_do(place, capsys, monkeypatch):

@@ -1,12 +1,9 @@
 """Context models: integers, every kernel alike, and files that they shorten without loss."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
+from helpers.processes import run_fresh
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_bitstream import build, make_image
@@ -406,13 +403,7 @@ def test_lost_layers_are_filled_with_what_is_expected(codecs, models):
     assert known == [pytest.approx(1 / 16), pytest.approx(1 / 4), pytest.approx(1 / 2)]
 
 
-def test_one_file_in_two_processes(codecs, models, tmp_path):
-    """Another process, with another number of threads and hash seed, finds the same latents to the bit."""
-    codec, model = codecs["kl"], models["kl"]
-    data = compress(codec, make_image(40, 56), entropy_model=model, quality=20)
-    model.save(tmp_path / "entropy.safetensors")
-    (tmp_path / "file.lcf").write_bytes(data)
-    script = """
+SCRIPT = """
 import sys, hashlib, torch
 torch.set_num_threads(2)
 from latent_codec.bitstream import load_entropy_model, unpack
@@ -422,16 +413,16 @@ model = load_entropy_model(sys.argv[1]).on(kernel=sys.argv[2])
 found = decode_values(model, unpack(open(sys.argv[1] + "/file.lcf", "rb").read()))
 print(hashlib.sha256(reconstruct(model, found.values[0], found.predictions[0], 20).tobytes()).hexdigest())
 """
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path), kernel],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"PYTHONHASHSEED": seed},
-        ).stdout
-        for kernel, seed in (("float32", "1"), ("int32", "2"))
-    }
+
+
+def test_one_file_in_two_processes(codecs, models, tmp_path):
+    """Another process, with another number of threads and hash seed, finds the same latents to the bit."""
+    codec, model = codecs["kl"], models["kl"]
+    data = compress(codec, make_image(40, 56), entropy_model=model, quality=20)
+    model.save(tmp_path / "entropy.safetensors")
+    (tmp_path / "file.lcf").write_bytes(data)
+    seeds = {"float32": "1", "int32": "2"}
+    digests = {run_fresh(SCRIPT, tmp_path, kernel, PYTHONHASHSEED=seeds[kernel]).stdout for kernel in seeds}
     assert len(digests) == 1
 
 

@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from importlib import import_module
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers.processes import run_forked
 
 from latent_codec import LatentCodec, deprecated
 from latent_codec.cli import build_parser
@@ -140,7 +139,8 @@ def test_old_flags_are_taken_and_hidden(argv, expected, capsys):
 
 
 def test_importing_the_package_warns_of_nothing():
-    run = "import latent_codec, latent_codec.codec, latent_codec.cli, latent_codec.pipelines.prior_pipeline"
-    subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:latent_codec", "-c", run], check=True, cwd=ROOT
+    run_forked(
+        "import warnings\n"
+        "warnings.filterwarnings('error', category=DeprecationWarning, module='latent_codec')\n"
+        "import latent_codec, latent_codec.codec, latent_codec.cli, latent_codec.pipelines.prior_pipeline"
     )

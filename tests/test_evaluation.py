@@ -337,7 +337,7 @@ def test_evaluate_names_the_squeezenet_features_it_used(codec, tmp_path):
 
 @pytest.mark.parametrize("name", ["weights", "pt"])
 def test_inception_is_used_where_its_weights_lie(name, tmp_path, monkeypatch):
-    pytest.importorskip("torch_fidelity", reason="Inception features need torch-fidelity")
+    pytest.importorskip("torch_fidelity", reason="needs the extra `fid`")
     from torchvision.models import inception_v3
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

@@ -1,15 +1,12 @@
 """HierarchicalPriorPipeline over two and three levels, told of the levels above by codes and by features."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers.processes import run_forked
 from safetensors.torch import load_file
 from test_prior_pipeline import (
     BLOCKS,
@@ -200,14 +197,10 @@ def test_the_callback_sees_levels_begin_one_by_one(num_levels):
 
 RELOADER = """
 import sys
-import latent_codec
-latent_codec.__path__.append(sys.argv[1])
-import latent_codec.pipelines
-assert "torch" not in sys.modules
 from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
 import json, torch
 from safetensors.torch import save_file
-for folder in sys.argv[2:]:
+for folder in sys.argv[1:]:
     pipeline_class = globals()[json.load(open(folder + "/model_index.json"))["_class_name"]]
     pipe = pipeline_class.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -230,10 +223,7 @@ def test_a_fresh_process_draws_the_same_images_from_saved_folders(tmp_path):
     assert index["middle_prior"] == [None, None]
     assert index["vae"] == ["latent_codec.models.hierarchical_vq", "HierarchicalVQ"]
 
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RELOADER, str(ROOT), *(str(tmp_path / kind) for kind in pipes)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_forked(RELOADER, *(tmp_path / kind for kind in pipes))
     for kind, pipe in pipes.items():
         expected = pipe(["bag", 0], 2, keep=1, generator=seeded(), output_type="pt")
         answer = load_file(tmp_path / kind / "answer.safetensors")

@@ -3,13 +3,11 @@
 import json
 import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
 import pytest
-from conftest import ROOT
+from helpers.processes import run_forked
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
@@ -218,13 +216,7 @@ def test_nothing_is_built_that_its_weights_do_not_bound(tmp_path):
             if padded:  # as many tensors as a file may have
                 write_empty_tensors(folder / WEIGHTS, 60_000)
             folders.append(str(folder))
-    done = subprocess.run(
-        [sys.executable, "-c", OPEN, str(tmp_path / "kl"), *folders],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-    )
+    done = run_forked(OPEN, tmp_path / "kl", *folders)
     *lines, last = done.stdout.splitlines()
     for folder, line in zip(folders, lines, strict=True):
         assert folder in line and line != "opened" and "<line>" not in line and len(line) < 1000

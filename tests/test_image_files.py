@@ -4,14 +4,13 @@ import gzip
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.processes import run_forked
 from PIL import Image
 
 from latent_codec.cli.arguments import named_images
@@ -466,19 +465,13 @@ def test_names_that_are_no_utf8_go_through_every_verb(tmp_path):
         ["evaluate", "photos", "--out", "report"],
         ["roundtrip", "photos", "--out", "seen", "--json"],
     ]
-    program = "import sys, json; from latent_codec.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
-    arguments = json.dumps([[*verb, "--codec", "vq"] for verb in verbs])
-    environment = os.environ | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-        "PYTHONIOENCODING": "utf-8:strict",  # as with most locales
-    }
-
-    done = subprocess.run(
-        [sys.executable, "-c", program, arguments], cwd=tmp_path, capture_output=True, env=environment
+    program = (
+        "import sys, json; from latent_codec.cli import main\n"
+        "sys.stdout.reconfigure(encoding='utf-8', errors='strict')\n"  # as with most locales
+        "sys.exit(max(map(main, json.loads(sys.argv[1]))))"
     )
-
-    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    arguments = json.dumps([[*verb, "--codec", "vq"] for verb in verbs])
+    done = run_forked(program, arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     for path in (
         "latents/{}.safetensors",
         "decoded/{}.png",
@@ -487,6 +480,6 @@ def test_names_that_are_no_utf8_go_through_every_verb(tmp_path):
         "of-tar/{}.png",
     ):
         assert (tmp_path / path.format(name)).is_file(), path
-        assert os.fsencode(path.format(name)) in done.stdout
+        assert path.format(name) in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
     assert [each["name"] for each in found["images"]] == [name, "plain"]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from helpers.processes import run_fresh
 from PIL import Image
 from test_denoised import NUM_STEPS, build_scheduler, run
-from test_swap_in import build_codec, flux_pipeline, run_alone, sd_pipeline
+from test_swap_in import build_codec, flux_pipeline, sd_pipeline
 
 from latent_codec.pipelines import AnimatedWebP, LatentPreviewCallback, PngFolder
 
@@ -436,7 +437,7 @@ for step, timestep in enumerate(pipe.scheduler.timesteps):
 
 
 def test_a_program_that_ends_at_once_still_writes_what_was_shown(tmp_path):
-    run_alone(PROGRAM, tmp_path / "run.webp")
+    run_fresh(PROGRAM, tmp_path / "run.webp")
     assert Image.open(tmp_path / "run.webp").n_frames >= 2
 
 

@@ -34,7 +34,7 @@ needs_lpips = pytest.mark.skipif(
     not lpips_available("squeeze"), reason="needs the SqueezeNet weights in torch's hub folder (TORCH_HOME)"
 )
 
-needs_piq = pytest.mark.skipif(not piq_available(), reason="needs piq, of the extra `metrics`")
+needs_piq = pytest.mark.skipif(not piq_available(), reason="needs the extra `metrics`")
 
 
 def make_images(*shape: int, seed: int = 0) -> torch.Tensor:

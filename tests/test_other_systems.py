@@ -1,11 +1,8 @@
 """The package imports where Unix modules are missing: on Windows, and in part on macOS."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from helpers import ROOT
+from helpers.processes import run_forked
 
-ROOT = Path(__file__).resolve().parent.parent
 UNIX_ONLY = (
     "fcntl",
     "resource",
@@ -46,8 +43,5 @@ def test_every_module_imports_without_what_only_unix_has():
         if path.stem != "__main__"
     )
     assert {"latent_codec.cli.train", "latent_codec.training.run_lock", "latent_codec.files"} <= set(modules)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", SCRIPT, ",".join(UNIX_ONLY), ",".join(modules)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    process = run_forked(SCRIPT, ",".join(UNIX_ONLY), ",".join(modules))
     assert process.stdout.strip() == str(len(modules))

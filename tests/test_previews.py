@@ -4,14 +4,12 @@ import json
 import math
 import re
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
-from conftest import ROOT
+from helpers.processes import run_forked
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_autoencoder_tiny_gn import taef2
@@ -522,14 +520,13 @@ def test_the_shipped_codecs_carry_fitted_previews(name):
 
 
 def test_a_fresh_process_previews_the_shipped_codec():
-    code = (
+    done = run_forked(
         "import torch\n"
         "from latent_codec.previews import LatentPreviewer\n"
         "previewer = LatentPreviewer.from_pretrained(kind='linear')\n"
         "print(previewer.kind, tuple(previewer(torch.zeros(2, 4, 3, 5)).shape))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("linear (2, 3, 3, 5)\n", 0), done.stderr
+    assert done.stdout == "linear (2, 3, 3, 5)\n"
 
 
 # ------------------------------------------------------------------------------------------ tiny decoders

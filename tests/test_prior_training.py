@@ -2,18 +2,14 @@
 
 import gzip
 import math
-import os
 import shutil
-import socket
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers.processes import COMMAND, run_two
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_training import gradients, weights
@@ -414,20 +410,11 @@ def test_a_classifier_learns_to_tell_the_classes_apart_and_says_how_well(idx, tm
 
 
 def test_two_processes_train_a_prior_as_one_with_twice_the_batch(idx, two_levels, tmp_path):
-    """Processes as a launcher leaves them (tests/test_data_parallel.py starts one), forked to import things once."""
     sections = {"data": {"label": "class"}, "prior": {"level": 1}, "run": {"steps": 1}}
     table = configuration(SNAIL, optimizer={"batch_size": 2, "clip_norm": 1e9}, **sections).to_dict()
     (tmp_path / "tiny.toml").write_text(dump_toml(table))
     options = ["--data", idx, "--codec", two_levels, "--out", tmp_path / "two"]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    process = subprocess.run(
-        [sys.executable, "-c", TWO_PROCESSES, ROOT, "train", tmp_path / "tiny.toml", *options],
-        env={**os.environ, **meeting, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
+    process = run_two(COMMAND, "train", tmp_path / "tiny.toml", *options)
     assert "4 images a step, 2 process(es) on cpu" in process.stderr
     assert process.stdout.strip() == str(tmp_path / "two" / "prior")
     config = configuration(SNAIL, two_levels, optimizer={"batch_size": 4, "clip_norm": 1e9}, **sections)
@@ -438,18 +425,3 @@ def test_two_processes_train_a_prior_as_one_with_twice_the_batch(idx, two_levels
     for number in one:
         # the same sums in another order: float32 rounding
         torch.testing.assert_close(two[number], one[number], rtol=1e-3, atol=5e-5 * scale)
-
-
-TWO_PROCESSES = """
-import os, sys
-import latent_codec
-latent_codec.__path__.append(sys.argv[1])
-from latent_codec.cli import main
-from latent_codec.training import finish, loop
-child = os.fork()
-os.environ["RANK"] = os.environ["LOCAL_RANK"] = "1" if child == 0 else "0"
-failed = main(sys.argv[2:])
-if child:
-    failed = failed or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-sys.exit(failed)
-"""

@@ -263,7 +263,7 @@ def test_jpeg_is_progressive_and_halves_its_chroma():
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_every_format_takes_its_coarsest_and_finest_quality(name, mode):
     if name == "jxl" and find_spec("pillow_jxl") is None:
-        pytest.skip("needs the package pillow-jxl-plugin")
+        pytest.skip("needs the extra `jxl`")
     (form,) = image_formats([name])
     image = smooth(33, 47).convert(mode)
     sizes = []

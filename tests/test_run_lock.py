@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
+from helpers.processes import Process
 from tiny_training import tiny_config, write_images
 
 from latent_codec.training.config import dump_toml
 from latent_codec.training.report import read_metrics
 from latent_codec.training.run_lock import lock_run
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 60
 HOLD = """
 import sys, time
@@ -27,15 +28,16 @@ with lock_run(__import__("pathlib").Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
 """
-# A process that has imported everything, and trains once it is told when: the starts of two are then a matter of our choosing.
+# A process that has imported everything, and trains once a file says so: when two start is then a matter of our choosing.
 TRAIN = """
 import sys, time
+from pathlib import Path
 from latent_codec.cli import main
 import latent_codec.training.loop
 print("ready", flush=True)
-wait = float(sys.stdin.readline())
-time.sleep(wait)
-sys.exit(main(["train", *sys.argv[1:]]))
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.001)
+sys.exit(main(["train", *sys.argv[2:]]))
 """
 # Python code that runs before `lock_run`, as on a file system that has no locks.
 NO_LOCKS = """
@@ -80,9 +82,18 @@ def arguments(tmp_path_factory):
 def wait_for_steps(process, run, count: int) -> None:
     deadline = time.monotonic() + 240
     while len(read_metrics(run)) < count:
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.read("err")
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def ready(go: Path, *arguments) -> Process:
+    """A process that trains once `go` exists."""
+    process = Process(TRAIN, go, *arguments, ACCELERATE_USE_CPU="true")
+    while "ready" not in process.read("out"):
+        assert process.poll() is None, process.read("err")
+        time.sleep(0.01)
+    return process
 
 
 def children(pid: int) -> list[int]:
@@ -158,41 +169,31 @@ def test_a_file_system_without_locks_is_told_and_trained_on(tmp_path):
 
 def test_kill_with_two_loaders_alive_and_resume_at_once(arguments, tmp_path):
     run = tmp_path / "run"
-    first, second = python(TRAIN, *arguments, run), python(TRAIN, *arguments, run, "--set", "run.steps=12")
-    assert first.stdout.readline() == second.stdout.readline() == "ready\n"
-    first.stdin.write("0\n")
-    first.stdin.flush()
+    go = [tmp_path / "first", tmp_path / "second"]
+    first, second = ready(go[0], *arguments, run), ready(go[1], *arguments, run, "--set", "run.steps=12")
+    go[0].touch()
     wait_for_steps(first, run, 6)
     loaders = children(first.pid)
     os.kill(first.pid, signal.SIGKILL)
     alive = [pid for pid in loaders if Path(f"/proc/{pid}").exists()]
-    first.wait()
-    _, error = second.communicate("0\n")
+    first.result()
+    go[1].touch()
+    done = second.result()
     assert len(alive) == 2
-    assert second.returncode == 0, error
+    assert done.returncode == 0, done.stderr
     steps = [line["step"] for line in read_metrics(run)]
     assert steps == list(range(1, max(steps) + 1)) and max(steps) >= 12
-    for pipe in (first.stdin, first.stdout, first.stderr):
-        pipe.close()
 
 
-def race(arguments, run, waits: tuple[float, float]) -> tuple[list[int], list[str]]:
-    """Two starts on one run folder; the exit codes and what each said."""
-    both = [python(TRAIN, *arguments, run) for _ in waits]
-    for process in both:
-        assert process.stdout.readline() == "ready\n"
-    for process, wait in zip(both, waits):
-        process.stdin.write(f"{wait}\n")
-        process.stdin.flush()
-    said = [process.communicate()[1] for process in both]
-    return [process.returncode for process in both], said
-
-
-@pytest.mark.parametrize("number", range(1))
-def test_of_two_starts_one_trains(arguments, tmp_path, number):
-    codes, said = race(arguments, tmp_path / "run", (0, random.uniform(0, 0.5)))
-    assert sorted(codes) == [0, 2], said
-    refused = said[codes.index(2)].strip().splitlines()
+def test_of_two_starts_one_trains(arguments, tmp_path):
+    go = [tmp_path / "first", tmp_path / "second"]
+    both = [ready(each, *arguments, tmp_path / "run") for each in go]
+    go[0].touch()
+    time.sleep(random.uniform(0, 0.5))
+    go[1].touch()
+    done = sorted((process.result() for process in both), key=lambda each: each.returncode)
+    assert [each.returncode for each in done] == [0, 2], done
+    refused = done[1].stderr.strip().splitlines()
     assert re.search(r"run is being trained by (process \d+ on .* since|another process)", refused[-1]), (
         refused
     )

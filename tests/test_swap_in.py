@@ -1,9 +1,6 @@
 """A codec's autoencoder in real diffusers pipelines, with small random denoisers."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -18,6 +15,7 @@ from exact_denoisers import (
     exact_answer,
     know,
 )
+from helpers.processes import run_forked, run_fresh
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPTextConfig,
@@ -31,8 +29,6 @@ from transformers import (
 
 from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.components.codec_folders import ASSETS, DEFAULT
-
-ROOT = Path(__file__).resolve().parent.parent
 
 WIDTH = 8
 """Of every layer."""
@@ -502,6 +498,7 @@ def test_sdxl_and_flux_encode_images_as_the_codec_does():
 RELOADER = """
 import json, sys
 import latent_codec
+import latent_codec.pipelines
 heavy = [name for name in ("torch", "diffusers", "transformers", "numpy") if name in sys.modules]
 assert not heavy, heavy
 import inspect
@@ -526,15 +523,6 @@ assert hierarchical_vq.HierarchicalVQ is latent_codec.HierarchicalVQ
 assert latent_codec.models.hierarchical_vq is hierarchical_vq is sys.modules[hierarchical_vq.__name__]
 save_file(images, answer)
 """
-
-
-def run_alone(code, *arguments):
-    """Run Python `code` in a process of its own, on this checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def with_components(pipeline, **components):
@@ -616,7 +604,7 @@ def test_pipelines_reload_after_import_latent_codec_alone(tmp_path):
     index = json.loads((tmp_path / "sd-vq" / "model_index.json").read_text())
     assert index["vae"] == ["latent_codec.models.autoencoder_vq", "AutoencoderVQ"]
 
-    run_alone(RELOADER, tmp_path, tmp_path / "answer.safetensors")
+    run_fresh(RELOADER, tmp_path, tmp_path / "answer.safetensors")
     images = load_file(tmp_path / "answer.safetensors")
     assert images.keys() == expected.keys()
     for name, drawn in expected.items():
@@ -627,13 +615,17 @@ def test_pipelines_reload_after_import_latent_codec_alone(tmp_path):
     assert LatentCodec.from_pretrained(tmp_path / "flux-vq").latent_space.shift_factor == 0.3
 
 
+DEFERRED = (
+    "from latent_codec import models; models.autoencoder_vq.AutoencoderVQ; import latent_codec.cli.train"
+)
+
+
 @pytest.mark.parametrize(
     "code",
     [
         "import transformers; transformers.CLIPTextModel; from latent_codec import LatentCodec",
         "import torch, diffusers; diffusers.VQModel; from latent_codec.models.autoencoder_vq import AutoencoderVQ",
         "from latent_codec.models.hierarchical_vq import *; HierarchicalVQ",
-        "from latent_codec import models; models.autoencoder_vq.AutoencoderVQ; import latent_codec.cli.train",
         "import sys; module = sys.modules['latent_codec.models.autoencoder_vq']; assert not hasattr(module, 'no');"
         "assert hasattr(module, 'ModelMixin')",
         "from concurrent.futures import ThreadPoolExecutor as P; m = latent_codec.models.autoencoder_vq;"
@@ -641,7 +633,11 @@ def test_pipelines_reload_after_import_latent_codec_alone(tmp_path):
     ],
 )
 def test_deferred_modules_import_in_any_order(code):
-    run_alone(f"import latent_codec; {code}")
+    run_forked(f"import latent_codec; {code}")
+
+
+def test_deferred_modules_import_their_libraries():
+    run_fresh(f"import latent_codec; {DEFERRED}")
 
 
 LOADER = """
@@ -671,10 +667,7 @@ def test_plain_diffusers_loads_folders_where_our_package_is_not_importable(tmp_p
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     save_file({"images": images}, tmp_path / "images.safetensors")
     files = [tmp_path / "images.safetensors", tmp_path / "answer.safetensors"]
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", LOADER, *folders, *files], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run_forked(LOADER, *folders, *files, cwd=tmp_path)
     answer = load_file(tmp_path / "answer.safetensors")
 
     for number, folder in enumerate(folders):

@@ -604,7 +604,7 @@ def test_what_would_fail_late_is_refused_at_once(tmp_path, make_images, sections
 
 
 def test_tensorboard_is_an_optional_tracker(tmp_path, make_images, capsys):
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="needs the extra `train`")
     config = tiny_config(run={"steps": 2})
     train(
         config,

@@ -3,13 +3,11 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import Process, run_forked
 from tiny_training import tiny_config, weights, write_images
 
 from latent_codec import LatentCodec
@@ -17,7 +15,6 @@ from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import dump_toml
 from latent_codec.training.report import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS = 50
 
 # Train the same run to its end in every folder given; what a real disk does at any moment, `DIE_AT` does at a
@@ -49,20 +46,7 @@ def command(tmp_path_factory):
     }
     (folder / "tiny.toml").write_text(dump_toml(tiny_config(**sections).to_dict()))
     write_images(folder / "images")
-    return [sys.executable, "-c", SCRIPT, str(folder / "tiny.toml"), str(folder / "images")]
-
-
-def start(command, *runs, **environment):
-    # one thread: another number of them may sum in another order
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.Popen(
-        [*command, *map(str, runs)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return [SCRIPT, folder / "tiny.toml", folder / "images"]
 
 
 def wait_for_step(process, run, step) -> None:
@@ -72,7 +56,7 @@ def wait_for_step(process, run, step) -> None:
         lines = read_metrics(run)
         if lines and lines[-1]["step"] >= step:
             return
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.read("err")
         time.sleep(0.01)
     raise AssertionError(f"step {step} was not reached")
 
@@ -88,23 +72,18 @@ def averages(run) -> dict[str, torch.Tensor]:
 def test_killed_runs_go_on_to_the_weights_of_an_uninterrupted_one(command, tmp_path):
     whole, killed, torn = tmp_path / "whole", tmp_path / "killed", tmp_path / "torn"
 
-    process = start(command, killed)
+    process = Process(*command, killed)
     wait_for_step(process, killed, random.randrange(5, 30))
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    process.result()
     assert latest_checkpoint(killed) is None or int(latest_checkpoint(killed).name) < STEPS
 
-    process = start(command, torn, DIE_AT="21")
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert run_forked(*command, torn, check=False, DIE_AT="21").returncode == -signal.SIGKILL
     assert sorted(path.name[:4] for path in (torn / "checkpoints").iterdir()) == [".21.", "14", "7"]
     averaged, codec = averages(torn), LatentCodec.from_pretrained(torn).autoencoder.state_dict()
     assert averaged.keys() == codec.keys() and all(torch.equal(codec[key], averaged[key]) for key in codec)
 
-    process = start(command, killed, torn, whole)
-    error = process.communicate()[1]
-    assert process.returncode == 0, error
+    run_forked(*command, killed, torn, whole)
 
     for run in (killed, torn):
         for name in ("model", "ema"):
@@ -121,13 +100,13 @@ def test_killed_runs_go_on_to_the_weights_of_an_uninterrupted_one(command, tmp_p
 
 
 def test_ctrl_c_reaches_the_loader_too_and_still_ends_on_a_checkpoint(command, tmp_path):
-    process = start(command, tmp_path / "run")
+    process = Process(*command, tmp_path / "run")
     wait_for_step(process, tmp_path / "run", 5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
-    error = process.communicate()[1]
+    done = process.result()
 
-    assert process.returncode == 128 + signal.SIGINT, error
-    assert "stopping after this step, with a checkpoint" in error
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert "stopping after this step, with a checkpoint" in done.stderr
     stopped = int(latest_checkpoint(tmp_path / "run").name)
     assert 5 <= stopped < STEPS
     assert (

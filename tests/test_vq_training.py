@@ -1,14 +1,11 @@
 """Trainings with a codebook: its start, its learning, its restarts, its checkpoint, in one process and in two."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from helpers.processes import run_forked, run_two
 from safetensors.torch import load_file
 from tiny_training import run_tiny, tiny_config, weights, write_images
 
@@ -385,35 +382,15 @@ def test_two_processes_keep_one_codebook_that_learns_from_the_doubled_batch(name
     codebook = {"restart_below": 0.99, "decay": 0.5, **codebook}
     settings = sections(name, codebook, run={"steps": 3})
     folders = {}
-    for run, batch_size, launcher in (
-        ("two", 2, ["-m", "accelerate.commands.launch", "--num_processes", "2"]),
-        ("one", 4, []),
-    ):
-        folders[run] = tmp_path / f"{run} recorded"
-        folders[run].mkdir()
-        (tmp_path / "recorder.py").write_text(RECORDER)
+    for name_of_run, batch_size in (("two", 2), ("one", 4)):
+        folders[name_of_run] = tmp_path / f"{name_of_run} recorded"
+        folders[name_of_run].mkdir()
         config = tiny_config(**settings, optimizer={"batch_size": batch_size, "clip_norm": 1e9})
-        (tmp_path / f"{run}.toml").write_text(dump_toml(config.to_dict()))
-        if launcher and torch.accelerator.is_available():
-            launcher.append("--cpu")
-        program = [tmp_path / "recorder.py", folders[run], "train", tmp_path / f"{run}.toml"]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-        }
-        process = subprocess.run(
-            list(
-                map(
-                    str, [sys.executable, *launcher, *program, "--data", make_images, "--out", tmp_path / run]
-                )
-            ),
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert process.returncode == 0, process.stderr
+        preset = tmp_path / f"{name_of_run}.toml"
+        preset.write_text(dump_toml(config.to_dict()))
+        words = ["train", preset, "--data", make_images, "--out", tmp_path / name_of_run]
+        start = run_two if name_of_run == "two" else run_forked
+        start(RECORDER, folders[name_of_run], *words, ACCELERATE_USE_CPU="true")
 
     begin = codebook.get("start_step", 0)
     num_levels = len(SUFFIXES[name])
