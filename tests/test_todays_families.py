@@ -10,6 +10,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLQwenImage21,
     AutoencoderKLWan,
     BriaFibo2Pipeline,
     ConsistencyDecoderVAE,
@@ -427,3 +428,30 @@ def test_rae_takes_squares_of_one_size():
         ValueError, match="expected images of 32x32 pixels, the one size that AutoencoderRAE takes, got 32x48"
     ):
         codec.encode(images())
+
+
+def wan21() -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    return AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1).eval()
+
+
+def qwen21() -> AutoencoderKLQwenImage21:
+    torch.manual_seed(0)
+    return AutoencoderKLQwenImage21(
+        base_dim=4, decoder_base_dim=8, z_dim=64, dim_mult=[1, 1, 1, 2, 2], num_res_blocks=1
+    ).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tile", [16, 24, 40, 1000])
+@pytest.mark.parametrize("make", [flux2, wan21, wan22, qwen, qwen21])
+def test_tiles_are_exact(make, tile):
+    family = LatentCodec(make().double()).family
+    given = images(family.channels, 64, 96).double()
+
+    moments = family.encode_raw(given).posterior.parameters
+    raw = moments.chunk(2, dim=1)[0]
+
+    tiled = family.encode_raw(given, tile).posterior.parameters
+    torch.testing.assert_close(tiled, moments, rtol=0, atol=1e-10)
+    torch.testing.assert_close(family.decode_raw(raw, tile), family.decode_raw(raw), rtol=0, atol=1e-10)

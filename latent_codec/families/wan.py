@@ -1,13 +1,19 @@
 """Wan's and Qwen-Image's autoencoders: causal in time, used with one frame (arXiv:2503.20314, section 4.1)."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from latent_codec.families.family import Encoded
 from latent_codec.families.video import Stills
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Wan(Stills):
     """A Gaussian posterior over latents of z_dim channels, with a mean and a deviation for each channel."""
+
+    has_exact_tiles = True
 
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -16,6 +22,22 @@ class Wan(Stills):
     @classmethod
     def image_channels(cls, config: Mapping[str, Any]) -> int:
         return config["in_channels"] // (config.get("patch_size") or 1) ** 2
+
+    def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
+        if tile is None:
+            return super().encode_raw(images)
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        from latent_codec.models.wan_tiling import encode_frame_tiled
+
+        return Encoded(DiagonalGaussianDistribution(encode_frame_tiled(self.autoencoder, images, tile)), None)
+
+    def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
+        if tile is None:
+            return super().decode_raw(raw_latents)
+        from latent_codec.models.wan_tiling import decode_frame_tiled
+
+        return decode_frame_tiled(self.autoencoder, raw_latents, tile)
 
 
 class QwenImage(Wan):

@@ -48,7 +48,7 @@ def encode_tiled(encoder: Encoder, quant_conv: nn.Module | None, images: Tensor,
         ValueError: for a network with other layers than those classes build by default or with attention.
         OSError: if the scratch files find no room.
     """
-    tiles = _Tiles(int(tile) ** 2 * encoder.conv_in.out_channels)
+    tiles = Tiles(int(tile) ** 2 * encoder.conv_in.out_channels)
     images = images.to(encoder.conv_in.weight.dtype)
     return torch.cat([tiles.encode(encoder, quant_conv, image) for image in images.split(1)])
 
@@ -62,13 +62,13 @@ def decode_tiled(
     Nothing is quantized here, and the decoder's norms must be group norms. `tile` and errors are those of
     `encode_tiled`.
     """
-    tiles = _Tiles(int(tile) ** 2 * decoder.conv_out.in_channels)
+    tiles = Tiles(int(tile) ** 2 * decoder.conv_out.in_channels)
     raw_latents = raw_latents.to(decoder.conv_in.weight.dtype)
     return torch.cat([tiles.decode(decoder, post_quant_conv, each) for each in raw_latents.split(1)])
 
 
 @dataclass(frozen=True)
-class _Tiles:
+class Tiles:
     """Runs one image through a network, each layer over all tiles before the next begins."""
 
     values: int
@@ -80,7 +80,7 @@ class _Tiles:
         return self.conv_out(encoder, quant_conv, x)
 
     def decode(self, decoder: Decoder, post_quant_conv: nn.Module | None, raw_latents: Tensor) -> Tensor:
-        conv_in = _sequence(post_quant_conv, decoder.conv_in)
+        conv_in = sequence(post_quant_conv, decoder.conv_in)
         x = self.layer(conv_in, FeatureMap.of(raw_latents), channels=decoder.conv_in.out_channels)
         x = self.blocks([decoder.mid_block, *decoder.up_blocks], x)
         return self.conv_out(decoder, None, x)
@@ -134,7 +134,7 @@ class _Tiles:
 
     def conv_out(self, network: Encoder | Decoder, last: nn.Module | None, x: FeatureMap) -> Tensor:
         before = x.normalization(network.conv_norm_out, network.conv_act)
-        conv_out = _sequence(network.conv_out, last)
+        conv_out = sequence(network.conv_out, last)
         output = self.layer(conv_out, x, before=before, channels=conv_out[-1].out_channels)
         return output.read(*output.everywhere).contiguous()
 
@@ -186,7 +186,7 @@ def _layers(block: nn.Module) -> Iterator[nn.Module]:
         yield from map(uncompiled, getattr(block, name, None) or ())
 
 
-def _sequence(*modules: nn.Module | None) -> nn.Sequential:
+def sequence(*modules: nn.Module | None) -> nn.Sequential:
     return nn.Sequential(*(module for module in modules if module is not None))
 
 
