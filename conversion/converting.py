@@ -25,7 +25,7 @@ FOREIGN = tuple(dict.fromkeys(name for each in FORMATS for name in each.names if
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What `convert` found and wrote."""
+    """The result of `convert`: the source's format, its keys and scale, the files written."""
 
     source: str
     """Title of the source's format."""
@@ -42,7 +42,7 @@ class Conversion:
     averaged_weights: tuple[str, ...] = ()
     """Entries with averaged weights of the same autoencoder, which were not taken; each is a value for `entry`."""
     settings_known_by: str | None = None
-    """How what weights do not show (groups of norms, activation) is known."""
+    """Source of the settings that weights do not show (groups of norms, activation)."""
 
 
 def convert(

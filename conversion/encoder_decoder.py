@@ -31,7 +31,7 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 
 @dataclass(frozen=True)
 class Names:
-    """Where a layout keeps what the config is read from; {i} is the level from the image inwards."""
+    """Keys from which a layout's config is read; {i} is the level from the image inwards."""
 
     encoder_block: str
     encoder_attention: str
@@ -40,7 +40,7 @@ class Names:
     middle_attention: str
 
     def blocks(self, shapes: Shapes, pattern: str, level: int) -> int:
-        """How many blocks, or attention layers, a level has."""
+        """Number of blocks, or attention layers, of a level."""
         count = 0
         while pattern.format(i=level, j=count) in shapes:
             count += 1
@@ -64,7 +64,7 @@ DIFFUSERS = Names(
 
 
 def infer_levels(shapes: Shapes, names: Names) -> dict:
-    """What AutoencoderKL and VQModel share of a config: channels, levels, blocks and attention.
+    """Infer what the configs of AutoencoderKL and VQModel share: channels, levels, blocks and attention.
 
     Raises:
         ConversionError: for widths that an original code's 32 groups do not divide, and for levels of different depth, which diffusers'
@@ -157,7 +157,7 @@ def _attention(theirs: str, ours: str) -> list[Rename]:
 
 
 def refuse_for_ldm(component: "nn.Module") -> str | None:
-    """Why latent-diffusion's code could not hold this AutoencoderKL or VQModel; None if it can."""
+    """Reason why latent-diffusion's code cannot hold this AutoencoderKL or VQModel; None if it can."""
     config = component.config
     types = (*config.down_block_types, *config.up_block_types)
     attends = any(name.startswith("Attn") for name in types)

@@ -57,7 +57,7 @@ _AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|shadow)(?![a-z])", re.
 
 
 class Place(NamedTuple):
-    """Where keys of a format are in a state dict."""
+    """The position of an autoencoder in a state dict: a prefix, and the format of its keys."""
 
     prefix: str
     """Of the keys, with its last point; empty at the top level."""
@@ -82,7 +82,7 @@ class Foreign:
     wrapper: str | None = None
     """The entry of the file that holds all its tensors, such as Lightning's state_dict."""
     settings: str = ""
-    """How what shapes do not show (groups of norms, activation) is known."""
+    """Source of the settings that shapes do not show (groups of norms, activation)."""
     others: tuple[Place, ...] = ()
     """Autoencoders in the file that were not taken."""
 
@@ -101,7 +101,7 @@ class Foreign:
 
     @cached_property
     def keys(self) -> KeyReport:
-        """What becomes of every key: the network is built, without memory for its weights, and its keys are looked for.
+        """The place of every key, found by building the network without memory for its weights.
 
         Raises:
             ConversionError: if its config makes no network.
@@ -403,7 +403,7 @@ def same_bits(one: "Tensor", other: "Tensor") -> bool:
 
 
 def _rule(place: Place, chosen: Place, tensors: "Mapping[str, Tensor]", shapes: Shapes) -> str:
-    """Why an autoencoder that is not the chosen one is left out."""
+    """Rule that leaves out an autoencoder which is not the chosen one."""
     if _are_twins(chosen, place, tensors, shapes):
         return f"{place.prefix}*, the same weights once more"
     kind = "averaged weights of the autoencoder" if place.is_averaged else "another autoencoder"
@@ -515,7 +515,7 @@ class Halves(Mapping):
 
 
 def side_of(shapes: Shapes) -> str | None:
-    """Which half of a tiny autoencoder a state dict is: layers are numbered, and the decoder's layer 0 is its clamp."""
+    """Name the half of a tiny autoencoder that a state dict holds: layers are numbered, and the decoder's layer 0 is its clamp."""
     prefix = common_prefix(shapes)
     if not all(key.removeprefix(prefix).partition(".")[0].isdigit() for key in shapes):
         return None

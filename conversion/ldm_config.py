@@ -9,7 +9,7 @@ import yaml
 
 from latent_codec.conversion.encoder_decoder import FIXED, NORM_GROUPS
 from latent_codec.conversion.renaming import ConversionError, Scale
-from latent_codec.conversion.settings import Settings
+from latent_codec.conversion.settings import Settings, read_config_file
 
 MAX_BYTES = 1 << 17
 SETTINGS = Settings({"norm_num_groups": NORM_GROUPS}, FIXED)
@@ -24,19 +24,10 @@ def read_config(path: str | os.PathLike) -> dict:
         OSError: if it cannot be read.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConversionError(f"{path} is not a file; give a config.json, or the original's yaml")
-    if path.stat().st_size > MAX_BYTES:
-        raise ConversionError(f"{path} has {path.stat().st_size:,} bytes; a config has a few thousand")
+    text = read_config_file(path, MAX_BYTES)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-        TypeError,
-        AttributeError,
-    ) as error:  # as the damage is
+        content = yaml.safe_load(text.decode())
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError) as error:  # by the damage
         reason = " ".join(str(error).split())[:200]
         raise ConversionError(f"{path} is no yaml: {reason}") from error
     mappings = list(_mappings(content))

@@ -1,4 +1,4 @@
-"""What a pickle would do, read from its opcodes before torch sees it, and without doing any of it.
+"""The effects of a pickle, read from its opcodes before torch sees it, and without running any of it.
 
 A name of Python's own library or of torch that is no plain data ends in an error, and every other name gets a class that
 does nothing. No module is imported.
@@ -58,7 +58,7 @@ class _Name:
 
 @dataclass(frozen=True, eq=False)
 class _Result:
-    """What calling it gives."""
+    """The result of a call to a name."""
 
     path: str
     items: dict = field(default_factory=dict)
@@ -76,7 +76,7 @@ class _Tuple(tuple):
 
 
 class PickleReader:
-    """What pickles would do, read from their opcodes (Python's pickletools) without doing any of it.
+    """Read the effects of pickles from their opcodes (Python's pickletools), without running any of it.
 
     The stack is kept for the opcodes that `torch.load(weights_only=True)` knows; with others a pickle is refused.
     """

@@ -50,7 +50,7 @@ class ConversionSettingError(SettingError, ConversionError):
 
 
 class Change(Enum):
-    """How a foreign tensor becomes ours, and back."""
+    """The change of a foreign tensor to ours, and back."""
 
     NONE = "as it is"
     MATRIX = "a 1x1 convolution's weight (C, D, 1, 1) as a matrix (C, D)"
@@ -81,7 +81,7 @@ class LeftOut(NamedTuple):
     pattern: str
     """A regular expression for the beginning of a key."""
     rule: str
-    """What they are, for the report."""
+    """A description of the keys, for the report."""
 
 
 _OUR_CLASSES = {
@@ -97,7 +97,7 @@ def component_class(name: str) -> "type[nn.Module]":
 
 
 class Network(NamedTuple):
-    """What a checkpoint's names and shapes say it is."""
+    """The network that a checkpoint's names and shapes describe."""
 
     class_name: str
     config: Mapping
@@ -127,7 +127,7 @@ class Format:
     """A foreign format: how it is recognized, what it becomes, and the table between the two."""
 
     names: tuple[str, ...]
-    """What `convert` calls it as `to`."""
+    """Values of `to` in `convert` that mean this format."""
     title: str
     class_name: str
     """Of the component that it becomes."""
@@ -138,16 +138,16 @@ class Format:
     infer: Callable[[Shapes], dict]
     """The config, from only names and shapes; raises ConversionError for what the class cannot hold."""
     fixed: str | None = None
-    """How the settings that shapes do not show are known, where the original code fixes them; None: by a config."""
+    """Source of the settings that shapes do not show, where the original code fixes them; None: a config is needed."""
     not_shown: str = "norm_num_groups, act_fn and the scale of its latents"
-    """Which settings these are."""
+    """Names of these settings."""
     table: Callable[[Mapping], Sequence[Rename]]
     """All modules of a network of this config."""
     own_keys: str | None = None
     """A regular expression for the beginning of the format's keys, where only a built network gives `table`."""
     left_out: tuple[LeftOut, ...] = ()
     refuses: "Callable[[nn.Module], str | None]" = lambda component: None
-    """Why a component of the class cannot be written in this format; None if it can."""
+    """Reason why a component of the class cannot be written in this format; None if it can."""
     complete: "Callable[[dict[str, Tensor]], dict[str, Tensor]]" = lambda state_dict: state_dict
     """Adds what the original code wants to load and our component does not have."""
     scale: Scale | None = None
@@ -166,7 +166,7 @@ class Format:
 
 @dataclass(frozen=True)
 class KeyReport:
-    """What became of every key of a checkpoint; foreign keys are as the file has them."""
+    """The place of every key of a checkpoint; foreign keys are as the file has them."""
 
     mapped: dict[str, tuple[str, Change]] = field(default_factory=dict)
     """Foreign key -> our key, and the change of its tensor."""
@@ -197,7 +197,7 @@ class KeyReport:
 
 
 def counts_of(mapped: int, left_out: Mapping[str, str], **others: int) -> dict[str, int]:
-    """How many keys are mapped, left out by each rule, and in the `others`."""
+    """Count keys: mapped, left out by each rule, and the `others`."""
     counted = Counter(left_out.values())
     return {"mapped": mapped, **{f"left out: {rule}": counted[rule] for rule in sorted(counted)}, **others}
 

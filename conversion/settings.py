@@ -1,4 +1,4 @@
-"""What names and shapes of weights do not show: groups of norms, activation, scale. It is read from a config, or asked for.
+"""Settings that names and shapes of weights do not show: groups of norms, activation, scale. A config or the caller gives them.
 
 Original codes fix these values, and their formats state them. Files in diffusers' own key layout come from networks of
 any settings, and need the config that was next to them: given, in the file's metadata, or still next to it.
@@ -50,12 +50,20 @@ def read_diffusers_config(path: str | os.PathLike) -> dict | None:
     Raises:
         ConversionError: if it is no file of a config's size.
     """
-    path = Path(path)
+    return config_in({"config": read_config_file(Path(path)).decode("utf-8", "replace")})
+
+
+def read_config_file(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> bytes:
+    """Read a config.json or an original code's yaml.
+
+    Raises:
+        ConversionError: if it is no file of a config's size.
+    """
     if not path.is_file():
         raise ConversionError(f"{path} is not a file; give a config.json, or the original's yaml")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
+    if path.stat().st_size > max_bytes:
         raise ConversionError(f"{path} has {path.stat().st_size:,} bytes; a config has a few thousand")
-    return config_in({"config": path.read_bytes().decode("utf-8", "replace")})
+    return path.read_bytes()
 
 
 def given_settings(path: str | os.PathLike) -> Settings:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PARTS = ("", ".conv.0", ".conv.2", ".conv.4")
-"""What has weights in a layer: a convolution itself, or the three of a block."""
+"""Parts of a layer that have weights: a convolution itself, or the three of a block."""
 FIXED = "the original code, whose activation is relu"
 SCALE = Scale(1.0, 0.0, "a tiny autoencoder's latents are already those that a denoiser sees")
 _CLAMP = {"encoder": 0, "decoder": 1}

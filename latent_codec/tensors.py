@@ -44,3 +44,15 @@ def check_floating(tensor: object, name: str) -> None:
             return
     dtype = str(tensor.dtype).removeprefix("torch.")
     raise ValueError(f"expected {name} as a floating-point tensor, got {dtype}; convert it to float32")
+
+
+def check_range(numbers: Tensor, size: int, name: str, meaning: str) -> None:
+    """Raise ValueError unless integers are from 0 to `size` - 1.
+
+    Args:
+        name: of what they are, in the plural: "indices".
+        meaning: of the range: "indices of its codebook".
+    """
+    if ((numbers < 0) | (numbers >= size)).any():
+        found = f"{int(numbers.min())} to {int(numbers.max())}"
+        raise ValueError(f"{name}: expected 0 to {size - 1}, {meaning}; got {found}")

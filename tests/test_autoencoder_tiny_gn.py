@@ -252,15 +252,15 @@ def test_codec_of_a_saved_folder_has_its_space_and_fingerprints(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda model: model.encode(torch.zeros(1, 4, 8, 8)), r"expected \(B, 3, height, width\)"),
+        (lambda model: model.encode(torch.zeros(1, 4, 8, 8)), r"of shape \(B, 3, height, width\), got"),
         (lambda model: model.decode(torch.zeros(1, 20, 2, 2)), r"expected .*\(B, 5, .* got \(1, 20, 2, 2\)"),
-        (lambda model: model.decode(torch.zeros(5, 2, 2)), r"expected \(B, 5, height, width\)"),
+        (lambda model: model.decode(torch.zeros(5, 2, 2)), r"of shape \(B, 5, height, width\), got"),
         (
             lambda model: tiny(num_encoder_blocks=(1, 1)),
-            "have 3, 2, 3, 3 entries; give one per level in each",
+            "have 3, 2, 3, 3 entries; expected one per level in each",
         ),
         (lambda model: tiny(num_decoder_blocks=()), "have 3, 3, 3, 0 entries"),
-        (lambda model: tiny(latent_magnitude=0), "latent_magnitude is 0; it must be above 0"),
+        (lambda model: tiny(latent_magnitude=0), "latent_magnitude is 0; expected a number above 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

@@ -242,7 +242,7 @@ def test_bfloat16(how, tmp_path):
     ("latents", "message"),
     [
         (torch.zeros(2, 3, 4, 4), r"expected latents \(B, 4, h, w\), got shape \(2, 3, 4, 4\)"),
-        (torch.zeros(4, 4, 4), r"expected \(B, 4, h, w\)"),
+        (torch.zeros(4, 4, 4), r"expected latents \(B, 4, h, w\)"),
     ],
 )
 def test_latents_of_another_shape_are_refused(latents, message):
@@ -359,7 +359,7 @@ def test_linear_assignment_trains_by_itself():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"assignment": "random"}, 'assignment is \'random\'; allowed are "nearest" and "linear"'),
+        ({"assignment": "random"}, 'assignment is \'random\'; expected "nearest" or "linear"'),
         ({"assignment": "linear", "l2_normalized": True}, "has no distances that these could change"),
         ({"assignment": "linear", "legacy": True}, "has no distances that these could change"),
         ({"assignment": "linear", "gradient": "rotation"}, "has no distances that these could change"),

@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_codec import LatentCodec, LatentSpace
 from latent_codec.components.codec_folders import WEIGHTS
+from latent_codec.families import family_of
 from latent_codec.images.tensors import pad_to_multiple
 
 BLOCKS = {
@@ -768,3 +770,28 @@ def test_failed_save_leaves_the_old_codec(tmp_path):
     for path in (tmp_path / "before").iterdir():
         assert (tmp_path / "mine" / path.name).read_bytes() == path.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["before", "mine"]
+
+
+@pytest.mark.parametrize("name", ["default", "default-vq"])
+def test_weights_are_laid_out_channels_last_with_the_same_fingerprints_and_files(name, tmp_path):
+    codec = LatentCodec.from_pretrained(name)
+    before = {key: tensor.clone() for key, tensor in codec.autoencoder.state_dict().items()}
+    codec.save_pretrained(tmp_path / "contiguous")
+    image = torch.rand(3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        (expected,) = codec.family.decode_raw(codec.latent_space.denormalize(codec.encode(image)))
+    weight = codec.autoencoder.decoder.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in codec.autoencoder.state_dict().items())
+
+    again = LatentCodec.from_pretrained(name)
+    assert (codec.fingerprint, codec.space_fingerprint) == (again.fingerprint, again.space_fingerprint)
+    codec.save_pretrained(tmp_path / "channels_last")
+    for file in (tmp_path / "contiguous").iterdir():
+        assert file.read_bytes() == (tmp_path / "channels_last" / file.name).read_bytes()
+
+    contiguous = copy.deepcopy(again.autoencoder)
+    with torch.no_grad():
+        latents = again.latent_space.denormalize(codec.encode(image))
+        found = family_of(contiguous).decode_raw(latents)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # rounding of sums in another order

@@ -404,7 +404,7 @@ def test_all_problems_come_at_once():
         ({"norm_num_groups": 16}, "ldm", "16 groups"),
         ({"act_fn": "relu"}, "ldm", "relu"),
         ({}, "taming", "AutoencoderKL cannot be written as taming; it can be as diffusers, ldm"),
-        ({"up_block_types": ("AttnUpDecoderBlock2D",)}, "ldm", "attention lies at other levels"),
+        ({"up_block_types": ("AttnUpDecoderBlock2D",)}, "ldm", "attention is at other levels"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(config, to, words):

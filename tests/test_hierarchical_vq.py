@@ -283,7 +283,7 @@ def test_unit_codewords():
 
 @pytest.mark.parametrize("height, width", [(30, 32), (32, 36), (4, 32), (0, 8)])
 def test_sides_that_do_not_divide_are_refused(height, width):
-    with pytest.raises(ValueError, match=rf"{height} x {width} came; .*multiples of 8"):
+    with pytest.raises(ValueError, match=rf"multiples of 8.* got {height} x {width}"):
         tiny().encode(torch.zeros(1, 3, height, width))
 
 
@@ -311,8 +311,11 @@ def test_images_and_latents_of_other_channels_are_refused():
         ([(1, 2, 3), (2, 4, 6)], "level 1 have shape (2, 4, 6); expected (1, 4, 6)"),
         ([(1, 2, 2, torch.int32)], "level 0 are torch.int32; expected torch.int64"),
         ([(1, 2, 2, torch.float32)], "level 0 are torch.float32; expected torch.int64"),
-        ([(1, 2, 2), torch.full((1, 4, 4), 16)], "level 1 run from 16 to 16; its codebook has 0 to 15"),
-        ([torch.full((1, 2, 2), -1)], "level 0 run from -1 to -1; its codebook has 0 to 15"),
+        (
+            [(1, 2, 2), torch.full((1, 4, 4), 16)],
+            "level 1: expected 0 to 15, indices of its codebook; got 16 to 16",
+        ),
+        ([torch.full((1, 2, 2), -1)], "level 0: expected 0 to 15, indices of its codebook; got -1 to -1"),
     ],
 )
 def test_wrong_grids_are_refused(grids, message):
@@ -331,7 +334,7 @@ def test_wrong_grids_are_refused(grids, message):
     "config, message",
     [
         ({"strides": ()}, "strides are ()"),
-        ({"strides": (4, 3)}, "strides are (4, 3); allowed are one or more powers of two"),
+        ({"strides": (4, 3)}, "strides are (4, 3); expected one or more powers of two"),
         ({"strides": (4, 1)}, "strides are (4, 1)"),
         ({"codebook_sizes": (8, 8, 8)}, "for 3 levels and strides (4, 2) for 2"),
         ({"hidden_channels": 7}, "hidden_channels is 7"),
@@ -346,7 +349,7 @@ def test_wrong_configs_are_refused(config, message):
     "level, counts, message",
     [
         (2, [1.0] * 16, "level is 2; levels are 0 (top) to 1"),
-        (0, [1.0] * 8, "(8,) came; level 0 has 16 codewords"),
+        (0, [1.0] * 8, "expected counts of shape (16,) for level 0, got (8,)"),
         (0, [0.0] * 16, "counts of level 0 must be finite"),
         (1, [-1.0] + [1.0] * 15, "counts of level 1 must be finite"),
         (1, [math.nan] + [1.0] * 15, "counts of level 1 must be finite"),

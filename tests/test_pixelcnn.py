@@ -121,7 +121,7 @@ def test_every_parameter_that_can_matter_gets_a_gradient():
 @pytest.mark.parametrize(
     "config, words",
     [
-        ({"kernel_size": 4}, "kernel_size is 4"),
+        ({"kernel_size": 4}, "kernel_size is 4; expected an odd number"),
         ({"data": "voxels"}, "data is 'voxels'"),
         ({"data": "latents", "data_channels": 2, "latent_steps": (1.0,)}, "one step per channel"),
         ({"data_channels": 3}, "codes have 1"),

@@ -373,21 +373,24 @@ def test_bad_input_is_named():
     model = tiny("snail-conditional")
     indices, condition, labels = inputs(model, 2, 6, 6)
     cases = [
-        ((indices, condition, torch.tensor([0, 3])), r"class_labels run from 0 to 3.*classes 0 to 2"),
-        ((indices, condition, torch.tensor([-1, 0])), r"run from -1 to 0.*0 to 2"),
+        (
+            (indices, condition, torch.tensor([0, 3])),
+            "class_labels: expected 0 to 2, classes of this .* got 0 to 3",
+        ),
+        ((indices, condition, torch.tensor([-1, 0])), "expected 0 to 2.* got -1 to 0"),
         ((indices, condition, torch.tensor([0])), r"shape \(1,\).*\(2,\)"),
         ((indices, condition, torch.tensor([0.0, 1.0])), "float32.*expected torch.int64"),
         ((indices, condition, None), "has 3 classes; give class_labels"),
-        ((indices, None, labels), r"made for a condition, codes .* in 0..4"),
-        ((indices + 9, condition, labels), r"indices run from .* to 19.*0 to 10"),
-        ((indices - 11, condition, labels), r"indices run from -11"),
+        ((indices, None, labels), r"made for a condition, indices .* in 0..4"),
+        ((indices + 9, condition, labels), "indices: expected 0 to 10.* to 19"),
+        ((indices - 11, condition, labels), "indices: .* got -11"),
         ((indices.float(), condition, labels), "float32; expected torch.int64"),
         ((indices[0], condition, labels), r"expected \(B, h, w\)"),
         ((indices, torch.zeros(2, 4, 6, dtype=torch.int64), labels), r"4x6 and the grid 6x6.*divide"),
         ((indices, torch.zeros(2, 12, 12, dtype=torch.int64), labels), r"12x12 and the grid 6x6"),
-        ((indices, condition + 5, labels), r"codes run from 5 .* 0 to 4"),
+        ((indices, condition + 5, labels), "condition's indices: expected 0 to 4.* got 5"),
         ((indices, condition[:1], labels), r"B = 2"),
-        ((indices, condition.float(), labels), r"float32.*expected codes"),
+        ((indices, condition.float(), labels), r"float32.*expected indices"),
     ]
     for arguments, words in cases:
         with pytest.raises(ValueError, match=words):
@@ -421,7 +424,7 @@ def test_sampling_options_that_mean_nothing_are_refused():
         ({"known": known[:1], "known_mask": mask}, r"\(1, 4, 4\); expected torch.int64 of shape \(2, 4, 4\)"),
         ({"known": known, "known_mask": mask.float()}, "expected torch.bool"),
         ({"known": known, "known_mask": mask[:, :2]}, r"known_mask .* \(2, 2, 4\)"),
-        ({"known": known + 11, "known_mask": mask}, "indices run from"),
+        ({"known": known + 11, "known_mask": mask}, "indices: expected 0 to"),
     ]
     for options, words in cases:
         with pytest.raises(ValueError, match=words):

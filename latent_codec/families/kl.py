@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 class KL(Family):
     """An encoder, a decoder, and 1x1 convolutions between them and the latents, where it has them."""
 
+    channels_last = True
     has_exact_tiles = True
     trainable = Trainable(
         encoder=("encoder", "quant_conv"), frozen=("encoder", "quant_conv"), linear_start=True

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 class VQ(Family):
     """diffusers' VQModel. Raw latents are unquantized, as latent diffusion has them; decoding quantizes."""
 
+    channels_last = True
     has_exact_tiles = True
 
     @classmethod
@@ -102,6 +103,7 @@ class MoVQ(VQ):
     """Kandinsky's VQModel (spatial norms), whose pipelines decode latents as they are, neither scaled nor quantized."""
 
     indices_suffice = False
+    channels_last = False  # not measured
     has_exact_tiles = False  # the decoder's norms read the latents too
 
     @classmethod

@@ -67,10 +67,10 @@ class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         if len(set(lengths)) > 1 or not lengths[0]:
             raise ValueError(
                 "encoder_block_out_channels, num_encoder_blocks, decoder_block_out_channels and num_decoder_blocks have "
-                f"{', '.join(map(str, lengths))} entries; give one per level in each."
+                f"{', '.join(map(str, lengths))} entries; expected one per level in each"
             )
         if latent_magnitude <= 0:
-            raise ValueError(f"latent_magnitude is {latent_magnitude}; it must be above 0.")
+            raise ValueError(f"latent_magnitude is {latent_magnitude}; expected a number above 0")
         self.encoder = Encoder(
             in_channels, encoder_block_out_channels, num_encoder_blocks, latent_channels, use_midblock_gn
         )

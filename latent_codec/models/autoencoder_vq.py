@@ -78,7 +78,7 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
         shift_factor: float = 0.0,
     ):
         if assignment not in ("nearest", "linear"):
-            raise ValueError(f'assignment is {assignment!r}; allowed are "nearest" and "linear".')
+            raise ValueError(f'assignment is {assignment!r}; expected "nearest" or "linear"')
         if assignment == "linear" and (l2_normalized or legacy or gradient != "straight-through"):
             raise ValueError(
                 f'l2_normalized is {l2_normalized}, legacy {legacy} and gradient {gradient!r}; assignment "linear" has no '

@@ -1,4 +1,4 @@
-"""What autoregressive priors share: the likelihood of a grid of indices, and sampling one in raster order.
+"""Autoregressive priors: the likelihood of an index map, and sampling one in raster order.
 
     p(x) = prod_p prod_c p(x[c, p] | all channels of the positions before p, x[< c, p], condition, label)
 
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from latent_codec.errors import SettingError
 from latent_codec.models.causal import CausalContext, shift_down, shift_raster, shift_right
 from latent_codec.models.own_weights import OwnWeights
+from latent_codec.tensors import check_range
 from latent_codec.torch_settings import ignoring_caller_settings
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -47,7 +48,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
     data_channels = 1
     """Indices per position."""
     num_values: int
-    """How many values an index can have."""
+    """Number of values of an index."""
 
     def _make_context(
         self,
@@ -245,22 +246,19 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
                 f"class_labels are {class_labels.dtype} of shape {tuple(class_labels.shape)}; expected torch.int64 of "
                 f"shape ({batch},), one per grid."
             )
-        if ((class_labels < 0) | (class_labels >= num_classes)).any():
-            raise ValueError(
-                f"class_labels run from {int(class_labels.min())} to {int(class_labels.max())}; this "
-                f"{type(self).__name__} has classes 0 to {num_classes - 1}."
-            )
+        check_range(class_labels, num_classes, "class_labels", f"classes of this {type(self).__name__}")
 
     def _check_indices(self, indices: Tensor) -> Tensor:
         """Indices as (B, C, h, w), or an error that says what is wrong with them."""
         self._check_shape(indices.shape)
         if indices.dtype != torch.int64:
             raise ValueError(f"indices are {indices.dtype}; expected torch.int64.")
-        if ((indices < 0) | (indices >= self.num_values)).any():
-            raise ValueError(
-                f"indices run from {int(indices.min())} to {int(indices.max())}; this {type(self).__name__} knows "
-                f"0 to {self.num_values - 1}: is it the prior of this codec?"
-            )
+        check_range(
+            indices,
+            self.num_values,
+            "indices",
+            f"values of this {type(self).__name__}: is it the codec's prior?",
+        )
         return indices if self.has_channels else indices[:, None]
 
     def _check_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -319,7 +317,7 @@ class ConditionNetwork(nn.Module):
 
     @property
     def expected(self) -> str:
-        """What a condition has to be, in words."""
+        """Dtype, shape and range of a condition, in words."""
         if isinstance(self.entry, nn.Embedding):
             return f"indices (B, h', w'), int64 in 0..{self.entry.num_embeddings - 1}"
         return f"features (B, {self.entry.in_channels}, h', w')"
@@ -335,8 +333,8 @@ class ConditionNetwork(nn.Module):
 
     def _check(self, condition: Tensor, batch: int, height: int, width: int) -> None:
         shape = tuple(condition.shape)
-        is_codes = isinstance(self.entry, nn.Embedding)
-        if is_codes:
+        is_discrete = isinstance(self.entry, nn.Embedding)
+        if is_discrete:
             fits = condition.ndim == 3 and condition.dtype == torch.int64
         else:
             fits = (
@@ -351,10 +349,12 @@ class ConditionNetwork(nn.Module):
                 f"the condition is {shape[-2]}x{shape[-1]} and the grid {height}x{width}; the condition's sides must "
                 "divide the grid's."
             )
-        if is_codes and ((condition < 0) | (condition >= self.entry.num_embeddings)).any():
-            raise ValueError(
-                f"the condition's indices run from {int(condition.min())} to {int(condition.max())}; this prior was made "
-                f"for indices 0 to {self.entry.num_embeddings - 1} above it."
+        if is_discrete:
+            check_range(
+                condition,
+                self.entry.num_embeddings,
+                "the condition's indices",
+                "of the level above this prior",
             )
 
 

@@ -46,7 +46,7 @@ def shift_raster(x: Tensor) -> Tensor:
 
 
 class CausalContext(NamedTuple):
-    """What layers may use anywhere, for it is known before the first index or holds only earlier ones."""
+    """Inputs that layers may use at every position: known before the first index, or of earlier indices only."""
 
     context: Tensor | None
     """(B, D, H, W), or (B, D, 1, 1) where it is the same everywhere: labels, and the level above."""
@@ -159,6 +159,17 @@ def gate(x: Tensor, dim: int) -> Tensor:
     return a.tanh() * b.sigmoid()
 
 
+def reach_of(kernel_size: int) -> int:
+    """Number of positions under a causal kernel on one side, its own included.
+
+    Raises:
+        ValueError: for a kernel_size that is even or below 3.
+    """
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}; expected an odd number of at least 3")
+    return kernel_size // 2 + 1
+
+
 class GatedLayer(nn.Module):
     """A layer of the Gated PixelCNN (arXiv:1606.05328, figure 2 and, for the context, equation 4).
 
@@ -173,7 +184,7 @@ class GatedLayer(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, context_channels: int = 0, dropout: float = 0.0):
         super().__init__()
-        reach = kernel_size // 2 + 1
+        reach = reach_of(kernel_size)
         self.vertical_conv = VerticalConv(channels, 2 * channels, reach, kernel_size)
         self.vertical_to_horizontal = PointwiseConv(2 * channels, 2 * channels)
         self.horizontal_conv = HorizontalConv(channels, 2 * channels, reach)
@@ -234,7 +245,7 @@ class GatedResidual(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, context_channels: int = 0, dropout: float = 0.0):
         super().__init__()
-        reach = kernel_size // 2 + 1
+        reach = reach_of(kernel_size)
         self.vertical_conv1 = VerticalConv(channels, channels, reach, kernel_size)
         self.vertical_conv2 = VerticalConv(channels, 2 * channels, reach, kernel_size)
         self.vertical_to_horizontal = PointwiseConv(channels, channels)
@@ -312,7 +323,7 @@ class CausalAttention(nn.Module):
         super().__init__()
         if attention_channels % num_heads:
             raise ValueError(
-                f"attention_channels is {attention_channels} and num_heads {num_heads}; give a multiple of the heads."
+                f"attention_channels is {attention_channels} and num_heads {num_heads}; expected a multiple of the heads."
             )
         self.num_heads = num_heads
         self.query_key_value = PointwiseConv(2 * channels + 2, 3 * attention_channels)
@@ -375,7 +386,7 @@ class AttentionCache:
         self.conv_out, self.conv_out_bias = layer.conv_out.matrix(), layer.conv_out.bias
         self.attention_in = layer.attention_in.matrix()
         self.placed = matrix.new_empty(width, 3 * attention_channels)
-        """What the coordinates of a row's positions give to query, key and value."""
+        """Contribution of a row's coordinates to query, key and value."""
         self.columns = self.placed.unbind(0)
         self.length = 0
         self.keys = matrix.new_empty(batch * heads, dim, num_positions)

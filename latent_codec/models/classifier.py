@@ -53,7 +53,7 @@ class ImageClassifier(OwnWeights, ModelMixin, ConfigMixin):
                 f"expected {num_classes} class_names, one for each class, got {len(class_names)}"
             )
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout}; give a share from 0, below 1.")
+            raise ValueError(f"dropout is {dropout}; expected a share from 0, below 1")
         if not block_out_channels or any(width % norm_num_groups for width in block_out_channels):
             raise ValueError(
                 f"block_out_channels are {tuple(block_out_channels)} and norm_num_groups {norm_num_groups}; give one or "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 VALUES_AT_ONCE = 2**18
-"""What is read, normalized or written at once: 1 MB, which a processor's cache holds."""
+"""Values read, normalized or written at once: 1 MB in float32, which fits a processor's cache."""
 
 
 class FeatureMap:

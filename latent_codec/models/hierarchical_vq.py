@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
+from latent_codec.tensors import check_range
 from latent_codec.torch_settings import ignoring_caller_settings
 
 
@@ -82,7 +83,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     ):
         super().__init__()
         if not strides or any(stride < 2 or stride & (stride - 1) for stride in strides):
-            raise ValueError(f"strides are {strides}; allowed are one or more powers of two, 2 and above.")
+            raise ValueError(f"strides are {strides}; expected one or more powers of two, 2 and above")
         if hidden_channels < 2 or hidden_channels % 2:
             raise ValueError(
                 f"hidden_channels is {hidden_channels}; the outer layers have half: give an even number."
@@ -148,7 +149,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @property
     def multiple(self) -> int:
-        """What both sides of an image must be multiples of: pixels per position of the top grid."""
+        """Common divisor of both sides of an image: pixels per position of the top grid."""
         return self.position_sides[0]
 
     def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -159,8 +160,8 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         if min(height, width) < 1 or height % self.multiple or width % self.multiple:
             raise ValueError(
-                f"got an image of {height} x {width}; strides {tuple(self.config.strides)} need sides that are "
-                f"multiples of {self.multiple}: pad or crop it."
+                f"expected an image whose sides are multiples of {self.multiple}, by strides "
+                f"{tuple(self.config.strides)}, got {height} x {width}; pad or crop it"
             )
         return [(height // side, width // side) for side in self.position_sides]
 
@@ -173,7 +174,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
 
     @ignoring_caller_settings()
     def upper_features(self, grids: list[Tensor]) -> Tensor:
-        """What the indices of the upper levels say to a prior of the next: the codewords as the decoder takes them.
+        """Condition of the next level's prior on the upper levels' indices: their codewords as the decoder takes them.
 
         Args:
             grids: int64 (B, h, w) of the levels from the top to any level l.
@@ -318,11 +319,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
                 )
             if grid.dtype != torch.int64:
                 raise ValueError(f"indices of level {level} are {grid.dtype}; expected torch.int64.")
-            if ((grid < 0) | (grid >= quantizer.codebook_size)).any():
-                raise ValueError(
-                    f"indices of level {level} run from {int(grid.min())} to {int(grid.max())}; "
-                    f"its codebook has 0 to {quantizer.codebook_size - 1}."
-                )
+            check_range(grid, quantizer.codebook_size, f"indices of level {level}", "indices of its codebook")
         return shapes
 
 

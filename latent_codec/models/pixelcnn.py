@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.models.causal import GatedLayer, PointwiseConv
+from latent_codec.models.quantizers import at_least_float32
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
 
 
@@ -77,8 +78,6 @@ class PixelCNN(AutoregressivePrior):
         space_fingerprint: str | None = None,
     ):
         super().__init__()
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; give an odd number, 3 or more.")
         self.has_channels, self.data_channels = data != "codes", data_channels
         self.quantizer: ScalarQuantizer | None = None
         """Of latents; None for other data."""
@@ -93,7 +92,7 @@ class PixelCNN(AutoregressivePrior):
         elif data == "latents":
             if latent_steps is None or len(latent_steps) != data_channels:
                 raise ValueError(
-                    f"latent_steps are {latent_steps} for {data_channels} data_channels; give one step per channel "
+                    f"latent_steps are {latent_steps} for {data_channels} data_channels; expected one step per channel "
                     "(ScalarQuantizer.from_latents finds them)."
                 )
             self.quantizer = ScalarQuantizer(
@@ -102,7 +101,7 @@ class PixelCNN(AutoregressivePrior):
             self.num_values = self.quantizer.num_levels
             self.embed = ValueEmbedding(data_channels, hidden_channels, self.num_values)
         else:
-            raise ValueError(f'data is {data!r}; allowed are "codes", "pixels" and "latents".')
+            raise ValueError(f'data is {data!r}; expected "codes", "pixels" or "latents"')
         if self.num_values < 2:
             raise ValueError(f"indices have {self.num_values} value; a prior needs 2 or more.")
         context_channels = self._make_context(
@@ -201,7 +200,7 @@ class ChannelHead(nn.Module):
         return ChannelHeadCache(self, batch)
 
     def hint(self, channel: int, values: Tensor) -> Tensor:
-        """What `values` (...) of a channel tell the later ones: (..., later channels * channels)."""
+        """Hints from `values` (...) of a channel to the later ones: (..., later channels * channels)."""
         raise NotImplementedError
 
     def to_logits(self, outputs: Tensor) -> Tensor:
@@ -314,7 +313,3 @@ def discretized_logistic(values: Tensor, means: Tensor, log_scales: Tensor, num_
     above = F.logsigmoid((means - x + half) * sharpness).masked_fill(values == 0, 0)
     inside = torch.log(-torch.expm1(-2 * half * sharpness))
     return below + above + inside.masked_fill((values == 0) | (values == num_values - 1), 0)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -60,8 +60,6 @@ class PixelSNAIL(AutoregressivePrior):
         space_fingerprint: str | None = None,
     ):
         super().__init__()
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; give an odd number, 3 or more.")
         if codebook_size < 2:
             raise ValueError(f"codebook_size is {codebook_size}; a prior needs 2 codes or more.")
         self.num_values = codebook_size

@@ -39,9 +39,9 @@ class QuantizerOutput(NamedTuple):
     perplexity: Tensor
     """exp of the entropy (in nats) of the indices' frequencies: 1 to codebook_size."""
     latents: Tensor
-    """What was quantized, (B, D, h, w): unit vectors where the quantizer normalizes."""
+    """Latents before quantization, (B, D, h, w): unit vectors where the quantizer normalizes."""
     kl: Tensor | None = None
-    """Where indices are drawn by their probabilities (gumbel_quantizer.py): KL(q || uniform), nats per position."""
+    """KL(q || uniform) in nats per position, of a quantizer that samples indices (gumbel_quantizer.py)."""
 
 
 class VectorQuantizer(nn.Module):
@@ -69,7 +69,7 @@ class VectorQuantizer(nn.Module):
     ):
         super().__init__()
         if gradient not in ("straight-through", "rotation"):
-            raise ValueError(f'gradient is {gradient!r}; allowed are "straight-through" and "rotation".')
+            raise ValueError(f'gradient is {gradient!r}; expected "straight-through" or "rotation"')
         if codebook_size < 1 or dim < 1:
             raise ValueError(f"codebook_size is {codebook_size} and dim {dim}; both are at least 1.")
         self.beta, self.legacy = beta, legacy
@@ -295,13 +295,13 @@ def k_means(
 
 
 def codeword_sums(vectors: Tensor, indices: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """How many of `vectors` (N, D) chose each codeword, float (K,), and their sum, (K, D)."""
+    """Count, float (K,), and sum, (K, D), of the `vectors` (N, D) that chose each codeword."""
     counts = torch.bincount(indices, minlength=codebook_size).to(vectors.dtype)
     return counts, vectors.new_zeros(codebook_size, vectors.shape[1]).index_add_(0, indices, vectors)
 
 
 class CodebookLearner(nn.Module):
-    """What a training knows of one codebook's use, and does about it after each step.
+    """Track the usage of a codebook during training; update and restart codewords after each step.
 
     Its buffers belong into the checkpoint. Every process observes its own batches; `update` sums over all of
     them, and does the same everywhere.

@@ -38,13 +38,13 @@ class ScalarQuantizer:
     def __post_init__(self):
         object.__setattr__(self, "steps", tuple(float(step) for step in self.steps))
         if not self.steps or not all(0 < step < math.inf for step in self.steps):
-            raise ValueError(f"steps are {self.steps}; give one per channel, above 0 and finite.")
+            raise ValueError(f"steps are {self.steps}; expected one per channel, above 0 and finite")
         if (self.minimum or 0) > 0 or (self.maximum or 0) < 0:
             raise ValueError(
-                f"levels from {self.minimum} to {self.maximum} leave out 0; give a minimum up to 0 and a maximum from 0."
+                f"levels from {self.minimum} to {self.maximum} leave out 0; expected a minimum up to 0 and a maximum from 0"
             )
         if not 1 <= self.dead_zone <= 2:
-            raise ValueError(f"dead_zone is {self.dead_zone} steps; allowed are 1 (none) to 2.")
+            raise ValueError(f"dead_zone is {self.dead_zone} steps; expected 1 (none) to 2")
 
     @classmethod
     def from_latents(cls, latents: Tensor, *, num_levels: int = 256, coverage: float = 0.9999):
@@ -60,7 +60,7 @@ class ScalarQuantizer:
         """
         if num_levels < 3 or not 0 < coverage <= 1:
             raise ValueError(
-                f"num_levels is {num_levels} and coverage {coverage}; give 3 levels or more and a share up to 1."
+                f"num_levels is {num_levels} and coverage {coverage}; expected 3 levels or more and a share up to 1"
             )
         minimum, maximum = -(num_levels // 2), (num_levels - 1) // 2
         magnitudes = latents.detach().double().abs().movedim(1, 0).flatten(1).sort(dim=1).values
@@ -69,7 +69,7 @@ class ScalarQuantizer:
 
     @property
     def num_levels(self) -> int | None:
-        """How many levels there are; None without both limits."""
+        """Number of symbols; None without both limits."""
         if self.minimum is None or self.maximum is None:
             return None
         return self.maximum - self.minimum + 1
@@ -116,7 +116,7 @@ class ScalarQuantizer:
     def _steps(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if values.ndim != 4 or values.shape[1] != len(self.steps):
             raise ValueError(
-                f"expected values of {len(self.steps)} channels, one per step size, got shape {tuple(values.shape)}: "
-                f"expected (B, {len(self.steps)}, h, w)."
+                f"expected values (B, {len(self.steps)}, h, w), a channel for each of {len(self.steps)} step sizes, got shape "
+                f"{tuple(values.shape)}"
             )
         return torch.tensor(self.steps, dtype=dtype or values.dtype, device=values.device).view(1, -1, 1, 1)

@@ -33,7 +33,7 @@ QUERY_SIDE = 32
 
 @torch.no_grad()
 def encode_tiled(encoder: Encoder, quant_conv: nn.Module | None, images: Tensor, tile: int) -> Tensor:
-    """What `quant_conv(encoder(images))` gives, computed tile by tile.
+    """Compute `quant_conv(encoder(images))` tile by tile.
 
     Args:
         encoder: diffusers' own, of AutoencoderKL or VQModel.

@@ -40,11 +40,11 @@ class TinyDecoder(OwnWeights, ModelMixin, ConfigMixin):
         super().__init__()
         if len(block_out_channels) != len(num_blocks) or not num_blocks:
             raise ValueError(
-                f"block_out_channels and num_blocks have {len(block_out_channels)} and {len(num_blocks)} entries; give "
+                f"block_out_channels and num_blocks have {len(block_out_channels)} and {len(num_blocks)} entries; expected "
                 "one per level in each."
             )
         if latent_magnitude <= 0:
-            raise ValueError(f"latent_magnitude is {latent_magnitude}; it must be above 0.")
+            raise ValueError(f"latent_magnitude is {latent_magnitude}; expected a number above 0")
         self.decoder = Decoder(latent_channels, block_out_channels, num_blocks, 3, use_midblock_gn=False)
 
     @property

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
 from latent_codec.families import LatentSpace
+from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.full import FullPreview
 from latent_codec.previews.palette import Palette, checked_grids
@@ -196,8 +197,13 @@ class LinearPreview(nn.Module):
 
 
 def _on_device_of_input(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """`module` in float32, moved to wherever the latents are."""
-    return lambda latents: module.to(latents.device)(latents.float())
+    """`module` in float32, moved to wherever the latents are, its weights laid out for that device."""
+
+    def paint(latents: Tensor) -> Tensor:
+        use_channels_last(module.to(latents.device))
+        return module(latents.float())
+
+    return paint
 
 
 def _painter_of(palette: Palette | None) -> tuple[Callable | None, list[int]]:
