@@ -484,7 +484,7 @@ CALLS = {
     "width": ({"width": 0}, "height x width is 8x0"),
     "generators": ({"generator": [seeded()] * 3}, "3 generators came and 4 images are drawn"),
     "type": ({"output_type": "latent"}, "output_type is 'latent'; allowed are pil, pt, np, indices"),
-    "temperature": ({"temperature": -1}, "temperature is -1"),
+    "temperature": ({"temperature": -1}, "temperature: expected a number of at least 0, got -1"),
     "mask": ({"known": GRID}, "known and known_mask belong together"),
     "known": ({"known_mask": BITS}, "known and known_mask belong together"),
     "range": (
