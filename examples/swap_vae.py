@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     write_image(hstack_images(images), args.out)
     if LatentCodec(own.vae).space_fingerprint != codec.space_fingerprint:
         print(
-            "The encoders or scales differ: the codec shows other latents than the denoiser learnt to draw."
+            "The encoders or scales differ: the codec shows other latents than the denoiser learned to draw."
         )
     print(args.out)
 

@@ -158,7 +158,7 @@ class SamplingPipeline(DiffusionPipeline):
         for name, fingerprint in known.items():
             if fingerprint not in (None, found):
                 logger.warning(
-                    "%s learnt the indices of the codec with space %s, and vae has space %s: it decodes them to other "
+                    "%s learned the indices of the codec with space %s, and vae has space %s: it decodes them to other "
                     "images. Load the autoencoder that the prior was trained with.",
                     name,
                     fingerprint,

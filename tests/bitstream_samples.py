@@ -75,7 +75,7 @@ def network(inputs: int, hidden: int, outputs: int, seed: int) -> IntegerNetwork
 
 
 def peak(mean: int, width: int) -> np.ndarray:
-    """Starts of the table of -width to width and an escape, whose chances fall with the distance from mean / 16."""
+    """Starts of the table of -width to width and an escape, whose probabilities fall with the distance from mean / 16."""
     distances = np.abs(16 * np.arange(-width, width + 1) - mean)
     frequencies = np.append(2**20 // (16 + distances**2 // width), 2**8)
     ends = frequencies.cumsum() * (2**16 - len(frequencies)) // frequencies.sum() + np.arange(

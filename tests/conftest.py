@@ -11,7 +11,7 @@ import latent_codec
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
-# `pipelines` and `conversion` lie beside the package in a checkout and inside it once installed.
+# `pipelines` and `conversion` are next to the package in a checkout and inside it once installed.
 latent_codec.__path__.append(str(ROOT))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,7 +29,7 @@ def without_progress(stderr: str) -> str:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of data and golden files beside the checkout; tests that need it skip without it."""
+    """The folder of data and golden files next to the checkout; tests that need it skip without it."""
     if not SHARED.is_dir():
         pytest.skip(f"needs the data folder {SHARED}, which is absent")
     return SHARED

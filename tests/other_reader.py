@@ -117,7 +117,7 @@ SIBLINGS = [
 LAYERS = [0, 1, 1, 2, 3]
 
 
-def neighbours(i: int, j: int) -> list[tuple[int, int]]:
+def neighbors(i: int, j: int) -> list[tuple[int, int]]:
     offsets = [(y * y + x * x, y, x) for y in range(-7, 8) for x in range(-7, 8)]
     earlier = [
         (i + y, j + x) for _, y, x in sorted(offsets) if phase_of((i + y) % 4, (j + x) % 4) < phase_of(i, j)
@@ -131,7 +131,7 @@ def inputs(i: int, j: int, is_inside, features, num_features: int, num_before: i
     def feature(f, place):
         return features(f, *place) if is_inside(*place) else 0
 
-    around = neighbours(i, j)
+    around = neighbors(i, j)
     own = [(i, j), *((i + y, j + x) for y, x in SIBLINGS[phase_of(i, j)])]
     return [
         *(32 if is_inside(*place) else 0 for place in around),

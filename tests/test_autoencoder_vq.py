@@ -1,4 +1,4 @@
-"""AutoencoderVQ beside diffusers' VQModel, which must read its folder as its own, and both of our discrete
+"""AutoencoderVQ compared with diffusers' VQModel, which must read its folder as its own, and both of our discrete
 models inside a LatentCodec."""
 
 import json
@@ -50,7 +50,7 @@ CONFIGS = {
     # Kandinsky's MoVQ: the decoder's norms, always of 32 groups, see the codewords too
     "spatial": {"norm_type": "spatial", "block_out_channels": (32, 32)},
     "unit": {"l2_normalized": True, "gradient": "rotation", "beta": 0.5, "legacy": True},
-    "grey": {"in_channels": 1, "out_channels": 1},
+    "gray": {"in_channels": 1, "out_channels": 1},
     "alpha": {"in_channels": 4, "out_channels": 4},
     "one level": {"levels": 1},
     "no lookup": {"lookup_from_codebook": False},
@@ -78,7 +78,7 @@ def test_diffusers_vqmodel_reads_the_folder_as_its_own(name, tmp_path):
     assert len(indices.unique()) > 3  # else nothing would be compared
     assert torch.equal(indices, plain_indices(plain, latents))
     decoded = model.decode(latents).sample
-    # to the same bits, but for latents that are normalised first and so round otherwise
+    # to the same bits, but for latents that are normalized first and so round otherwise
     tolerance = 1e-5 if model.config.l2_normalized else 0
     torch.testing.assert_close(decoded, plain.decode(latents).sample, rtol=0, atol=tolerance)
     # decode adds a codeword's difference from the latent to it, as diffusers does, which rounds
@@ -141,7 +141,7 @@ def test_forms_that_pipelines_call():
 
 
 @torch.no_grad()
-def test_latents_are_unquantised_and_quantize_latents_quantises_them():
+def test_latents_are_unquantized_and_quantize_latents_quantizes_them():
     model = tiny()
     latents = model.encode(make_image()).latents
     output = model.quantize_latents(latents)

@@ -280,8 +280,8 @@ def test_loss_of_a_section_is_confined_to_its_tile_and_flagged(codecs, models, k
     expected = torch.tensor(0)  # a small image's indices are of fixed length, without an opinion
     assert (container.header.entropy_fingerprint is None) == (kind == "vq")
     if kind == "kl":
-        likeliest = model.tables.likeliest[60 * 3 : 61 * 3]
-        expected = torch.from_numpy(reconstructed(model, likeliest[:, None, None], 60))[None]
+        most_probable = model.tables.likeliest[60 * 3 : 61 * 3]
+        expected = torch.from_numpy(reconstructed(model, most_probable[:, None, None], 60))[None]
     assert torch.equal(found[..., ~lost], whole[..., ~lost])
     assert torch.equal(found[..., :8, 8:], expected.expand_as(found[..., :8, 8:]))
     with pytest.warns(PartialWarning):
@@ -470,7 +470,7 @@ def test_tiles_decoded_one_by_one_give_the_image(codecs, models, kind, tile):
     np.testing.assert_array_equal(region, image)
 
 
-def test_a_tile_that_is_lost_is_grey_in_an_image_of_tiles(codecs, models):
+def test_a_tile_that_is_lost_is_gray_in_an_image_of_tiles(codecs, models):
     codec, model = codecs["kl"], models["kl"]
     data = bytearray(compress(codec, make_image(160, 160), entropy_model=model, quality=40, tile=80))
     data[-1] ^= 1  # the last tile, which begins at (80, 80)

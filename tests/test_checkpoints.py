@@ -187,20 +187,20 @@ def test_views_parameters_and_shared_storages_come_out_right(tmp_path, legacy):
 @FORMS
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "module", "params", None])
 def test_the_state_dict_is_found_and_all_else_is_named(tmp_path, wrapper, legacy):
-    beside = {
+    others = {
         "epoch": 3,
         "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
         "opt": {"lr": 0.1},
     }
-    value = {**beside, wrapper: {**WEIGHTS, "version": "1"}} if wrapper else {**WEIGHTS, **beside}
+    value = {**others, wrapper: {**WEIGHTS, "version": "1"}} if wrapper else {**WEIGHTS, **others}
     checkpoint = open_checkpoint(save(tmp_path / "a.ckpt", value, legacy))
     assert checkpoint.wrapper == wrapper
-    assert checkpoint.not_tensors == tuple(sorted([*beside, *(["version"] if wrapper else [])]))
+    assert checkpoint.not_tensors == tuple(sorted([*others, *(["version"] if wrapper else [])]))
     assert checkpoint.metadata == {}
     assert_same(checkpoint, WEIGHTS)
 
 
-def test_lightning_wrapper_wins_over_what_lies_beside_it(tmp_path):
+def test_lightning_wrapper_wins_over_what_is_next_to_it(tmp_path):
     value = {"state_dict": WEIGHTS, "best_accuracy": torch.tensor(0.5), "ema": {"conv.bias": torch.zeros(2)}}
     checkpoint = open_checkpoint(save(tmp_path / "a.ckpt", value))
     assert checkpoint.not_tensors == ("best_accuracy", "ema")
@@ -348,7 +348,7 @@ def bombs(marker):
 NAMES = list(bombs("x"))
 NESTED = {
     "alone": lambda bomb: bomb,
-    "beside": lambda bomb: {"state_dict": WEIGHTS, "callbacks": {"x": [bomb]}},
+    "next to": lambda bomb: {"state_dict": WEIGHTS, "callbacks": {"x": [bomb]}},
     "within": lambda bomb: {"state_dict": {**WEIGHTS, "conv.extra": bomb}},
     "as a key": lambda bomb: {"state_dict": WEIGHTS, "x": {bomb: 1}},
     "as state": lambda bomb: {"state_dict": WEIGHTS, "x": Namespace(bomb=bomb)},

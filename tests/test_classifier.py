@@ -70,7 +70,7 @@ def test_a_folder_brings_back_logits_and_class_names(tmp_path):
     again = ImageClassifier.from_pretrained(tmp_path)
     assert list(again.config.class_names) == ["cat", "dog", "hen", "pig"]
     assert list(again.config.sample_size) == [28, 20]
-    # Loaded weights lie elsewhere in memory, so vectorised sums may run in another order.
+    # Loaded weights lie elsewhere in memory, so vectorized sums may run in another order.
     torch.testing.assert_close(
         again(make_images(1, 3, 9, 9)), model(make_images(1, 3, 9, 9)), rtol=0, atol=1e-5
     )

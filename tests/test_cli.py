@@ -50,7 +50,7 @@ def codecs(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """Two images, one in a subfolder, and the current folder beside them."""
+    """Two images, one in a subfolder, and the current folder next to them."""
     (tmp_path / "photos" / "trip").mkdir(parents=True)
     noise = np.random.default_rng(0)
     for name, size in (("cat.png", (33, 40)), ("trip/dog.png", (24, 16))):
@@ -385,7 +385,7 @@ def test_decode_refuses_another_latent_space_and_warns_of_another_decoder(codecs
     assert "tuned" in err and "decoder of its own" in err and err.count("\n") == 1
 
 
-def test_names_in_a_strangers_latent_file_stay_inside_the_folder(codecs, photos, tmp_path, capsys):
+def test_names_in_a_foreign_latent_file_stay_inside_the_folder(codecs, photos, tmp_path, capsys):
     from latent_codec.latents.latent_files import save_latents
 
     codec = LatentCodec.from_pretrained(codecs / "mine")
@@ -530,5 +530,5 @@ def test_a_warning_is_one_line_without_a_place_in_the_code(codecs, photos, monke
     before = warnings.formatwarning
     assert main(["encode", "odd.png", "--codec", str(codecs / "mine"), "--out", "z"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("latent-codec encode: Note: ") and "odd.png: its colour profile is ignored" in line
+    assert line.startswith("latent-codec encode: Note: ") and "odd.png: its color profile is ignored" in line
     assert warnings.formatwarning is before

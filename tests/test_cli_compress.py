@@ -79,7 +79,7 @@ def codecs(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """Two images of odd sizes, one in a subfolder, and the current folder beside them."""
+    """Two images of odd sizes, one in a subfolder, and the current folder next to them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     write_image(make_image(33, 47, 1), "photos/cat.v2.png")

@@ -126,18 +126,18 @@ def test_images_that_cannot_be_read_are_named_and_not_counted(place, capsys, cap
         assert "skipped: " in said and "0.png" in said
 
 
-def test_a_codec_of_grey_images_is_counted(place, capsys):
+def test_a_codec_of_gray_images_is_counted(place, capsys):
     import diffusers
     from test_bitstream import BLOCKS
 
     torch.manual_seed(0)
-    grey = diffusers.AutoencoderKL(**BLOCKS, in_channels=1, out_channels=1, latent_channels=2)
-    LatentCodec(grey).save_pretrained("grey")
-    assert fit(capsys, "grey", "--static")["images"] == 10
-    assert fit(capsys, "grey")["finished"]
+    gray = diffusers.AutoencoderKL(**BLOCKS, in_channels=1, out_channels=1, latent_channels=2)
+    LatentCodec(gray).save_pretrained("gray")
+    assert fit(capsys, "gray", "--static")["images"] == 10
+    assert fit(capsys, "gray")["finished"]
 
 
-def test_a_codec_is_copied_with_all_that_lies_beside_it(place, capsys):
+def test_a_codec_is_copied_with_all_that_is_next_to_it(place, capsys):
     Path("kl/preview.safetensors").write_bytes(b"whatever is there")
     before = files_in("kl")
     found = fit(capsys, "kl", "--out", "copy")
@@ -299,7 +299,7 @@ def test_info_says_what_an_entropy_model_is(place, capsys, kind, static):
     else:
         assert facts["values"] == "indices" and not facts.keys() & {"num_steps", "coarsest_steps"}
         assert facts["codebook_sizes"] == list(LatentCodec.from_pretrained(kind).codebook_sizes)
-    # five phases of each level; of latents each of the four with neighbours for each of three channels
+    # five phases of each level; of latents each of the four with neighbors for each of three channels
     networks = {"kl": 1 + 4 * 3, "vq": 5, "plain": 5, "hierarchical": 10}[kind]
     assert facts["networks"] == (0 if static else networks)
     assert (facts["weights"] == 0) == isinstance(model, StaticEntropy) == static

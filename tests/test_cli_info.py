@@ -202,7 +202,7 @@ def test_compressed_file_without_its_codec(compressed, capsys):
     assert f"\n  layer 0, sections 1, bits {8 * sum(unpack(compressed['one']).lengths):,}, damaged 0\n" in out
 
 
-def test_compressed_file_beside_its_codec(compressed, capsys):
+def test_compressed_file_next_to_its_codec(compressed, capsys):
     codec = LatentCodec.from_pretrained("mine")
     model = fit_static(codec, sorted(Path("photos").iterdir()))
     expected = ideal_bits(read(codec, compressed["one"], entropy_model=model), model)
@@ -212,7 +212,7 @@ def test_compressed_file_beside_its_codec(compressed, capsys):
         assert found["bits_without_overhead"] == pytest.approx(expected, abs=0.1)
     found = answer(
         capsys, "one.lcf", "--verbose", "--codec", "mine"
-    )  # beside which there is no entropy model
+    )  # next to which there is no entropy model
     assert found["codec"] == "mine" and found["bits_without_overhead"] is None
 
     data = compress(LatentCodec.from_pretrained("default-vq"), "photos/0.png")

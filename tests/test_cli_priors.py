@@ -180,7 +180,7 @@ def test_half_precision_is_stored_and_its_prior_follows(place, capsys, caplog):
     assert fingerprint != LatentCodec.from_pretrained("mine").space_fingerprint
     assert caplog.text == ""
     assert main(["sample", "half", "--num", "1", "--label", "0"]) == 0
-    assert "another" not in caplog.text and "learnt the indices" not in caplog.text
+    assert "another" not in caplog.text and "learned the indices" not in caplog.text
 
 
 def test_a_pipeline_is_replaced_and_nothing_else_is(place, capsys):
@@ -294,7 +294,7 @@ def test_levels_are_sampled_together(place, capsys):
 
 
 @pytest.mark.parametrize("keep, kept", [("0.25", 2), ("3", 3), ("1.0", 8), ("1", 1)])
-def test_keep_returns_the_likeliest_of_each_label(keep, kept, place, capsys):
+def test_keep_returns_the_most_probable_of_each_label(keep, kept, place, capsys):
     facts = facts_of(capsys, *f"sample joined --num 8 --keep {keep} --label 0 2".split())
     assert facts["kept"] == kept and facts["num"] == 8
     assert cells("samples.png").shape[:2] == (2, kept)
@@ -341,7 +341,7 @@ def test_the_preview_grows_batch_by_batch(place, monkeypatch):
     ).images
     final = np.stack([np.asarray(image.convert("RGB")) for image in images])
     assert len(sheets) == 2 * 16
-    blank = np.full((16, 16, 3), 211)  # light grey
+    blank = np.full((16, 16, 3), 211)  # light gray
     assert np.array_equal(sheets[0][2], blank) and np.array_equal(sheets[15][3], blank)
     assert not np.array_equal(sheets[0][0], sheets[15][0])
     assert np.array_equal(sheets[15][:2], final[:2]) and np.array_equal(sheets[16][:2], final[:2])
@@ -496,7 +496,7 @@ def test_evaluate_notes_another_codec_on_stderr(place, capsys):
     capsys.readouterr()
     assert main(["evaluate", "data", "--prior", "run", "--codec", "tuned", "--out", "report", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "mind: the prior of level 0 learnt the indices of a codec with space" in " ".join(err.split())
+    assert "mind: the prior of level 0 learned the indices of a codec with space" in " ".join(err.split())
     assert len(json.loads(out)["notes"]) == 1
 
 

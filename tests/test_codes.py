@@ -85,7 +85,7 @@ BUILDERS = {"AutoencoderVQ": autoencoder_vq, "VQModel": vq_model, "HierarchicalV
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Smooth coloured images of two sizes, one of them odd."""
+    """Smooth colored images of two sizes, one of them odd."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for i, (height, width) in enumerate(SIZES):
         coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
@@ -253,7 +253,7 @@ def test_tiles_are_decoded_a_part_at_a_time(monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_and_alpha_codecs_are_painted_in_rgb(channels):
+def test_gray_and_alpha_codecs_are_painted_in_rgb(channels):
     codec = autoencoder_vq(in_channels=channels, out_channels=channels)
     with torch.no_grad():
         codec.autoencoder.decoder.conv_out.bias[-1] = -1e3 if channels == 4 else 1e3
@@ -295,16 +295,16 @@ def test_codewords_are_sorted_by_luma_into_rows_and_by_hue_within():
 
 def test_unused_codewords_come_last_below_a_stripe():
     codec = autoencoder_vq(num_vq_embeddings=5)
-    grey = [[value] * 3 for value in (0, 50, 100, 150, 200)]
+    gray = [[value] * 3 for value in (0, 50, 100, 150, 200)]
 
-    image = codebook_image(codec, tiles=flat_tiles(grey), counts=[1, 0, 4, 0, 2])
+    image = codebook_image(codec, tiles=flat_tiles(gray), counts=[1, 0, 4, 0, 2])
 
     factor = image.width // 8
     column = np.asarray(image)[factor // 2 :: factor, factor // 2, 0].tolist()
     # Three columns: used 0, 100, 200; a stripe of 2 px; unused 50, 150.
     assert column == [0, 0, 255, 255, 50, 50]
     with pytest.raises(ValueError, match="4 counts and 5 tiles came; level 0 has 5 codewords"):
-        codebook_image(codec, tiles=flat_tiles(grey), counts=[1] * 4)
+        codebook_image(codec, tiles=flat_tiles(gray), counts=[1] * 4)
 
 
 @pytest.mark.parametrize("codebook_size", [1, 2, 16])
@@ -321,7 +321,7 @@ def test_tiles_of_a_level_that_is_not_there():
         codeword_tiles(LatentCodec(diffusers.AutoencoderKL(**BLOCKS)))
 
 
-def test_an_index_map_has_a_square_of_its_colour_for_each_index():
+def test_an_index_map_has_a_square_of_its_color_for_each_index():
     grid = torch.tensor([[0, 1, 2], [2, 2, 0]])
     colors = torch.tensor([[10, 20, 30], [0, 255, 0], [9, 9, 9]], dtype=torch.uint8)
 
@@ -335,12 +335,12 @@ def test_an_index_map_has_a_square_of_its_colour_for_each_index():
     assert index_map(grid, side=4).size == (12, 8)
 
 
-def test_false_colours_tell_all_indices_apart_and_never_change():
+def test_false_colors_tell_all_indices_apart_and_never_change():
     colors = false_colors(16384)
     assert len(colors.unique(dim=0)) > 16300
     assert torch.equal(false_colors(100), colors[:100])
     near = (colors[1:300].int() - colors[:299].int()).abs().amax(1)
-    assert near.min() > 40  # neighbouring indices are far apart in one channel at least
+    assert near.min() > 40  # neighboring indices are far apart in one channel at least
 
     high, low = index_map(torch.tensor([[900, 3]]), side=1), index_map(torch.tensor([[3, 1]]), side=1)
     assert high.getpixel((1, 0)) == low.getpixel((0, 0))
@@ -350,16 +350,16 @@ def test_false_colours_tell_all_indices_apart_and_never_change():
     ("grid", "message"),
     [
         (torch.zeros(1, 2, 2, dtype=torch.int64), r"shape \(1, 2, 2\) came"),
-        (torch.tensor([[0, 3]]), "run from 0 to 3; there are 3 colours"),
-        (torch.tensor([[0, -1]]), "run from -1 to 0; there are 3 colours"),
+        (torch.tensor([[0, 3]]), "run from 0 to 3; there are 3 colors"),
+        (torch.tensor([[0, -1]]), "run from -1 to 0; there are 3 colors"),
     ],
 )
-def test_index_maps_refuse_what_has_no_colour(grid, message):
+def test_index_maps_refuse_what_has_no_color(grid, message):
     with pytest.raises(ValueError, match=message):
         index_map(grid, side=4, colors=torch.zeros(3, 3, dtype=torch.uint8))
 
 
-def test_mean_colours_round():
+def test_mean_colors_round():
     tiles = torch.tensor([[0, 255], [3, 4]], dtype=torch.uint8).view(2, 1, 1, 2).expand(-1, 3, 1, 2)
     assert mean_colors(tiles)[:, 0].tolist() == [128, 4]  # 127.5 and 3.5, to even
 
@@ -509,7 +509,7 @@ def test_latents_of_a_discrete_codec_on_request(folders, photos, tmp_path, monke
         main([*arguments, "--latents", "--indices"])
 
 
-def test_movq_whose_latents_are_decoded_unquantised_stays_with_latents(photos, tmp_path, monkeypatch, capsys):
+def test_movq_whose_latents_are_decoded_unquantized_stays_with_latents(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     movq = autoencoder_movq()
     assert movq.is_discrete and not movq.indices_suffice

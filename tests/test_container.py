@@ -330,8 +330,8 @@ def test_a_part_of_a_file_is_read_as_far_as_whole_sections_go(name):
         mask[where] = False
         np.testing.assert_array_equal(decoded_parts.known[level], mask)
         np.testing.assert_array_equal(decoded_parts.values[level][mask], expected[level][mask])
-        likeliest = likeliest_values(name, whole.header, level)
-        np.testing.assert_array_equal(decoded_parts.values[level][~mask], likeliest[~mask])
+        most_probable = most_probable_values(name, whole.header, level)
+        np.testing.assert_array_equal(decoded_parts.values[level][~mask], most_probable[~mask])
     if number < whole.header.num_sections:
         found = unpack(data[: lengths[number]], partial=True)
         decoded_parts = decode_values(model_of(name), found)
@@ -362,7 +362,7 @@ def test_a_lost_section_costs_the_rest_of_its_tile_alone(name):
                 assert found.values[level].max() < header.levels[level].codebook_size
 
 
-def likeliest_values(name: str, header: Header, level: int) -> np.ndarray:
+def most_probable_values(name: str, header: Header, level: int) -> np.ndarray:
     """The value with the most of 2^16 in each table; 0 where a file has no tables."""
     model, shape = model_of(name), header.shapes[level]
     if model is None:
@@ -472,8 +472,8 @@ class AlternatingPredictor:
         count = len(self.passes[number].positions)
         if number == 0:
             return Prediction(np.zeros(count, np.int64), np.zeros(count, np.int64))
-        neighbours = np.roll(values[0], 1, axis=2).reshape(-1)[self.passes[1].positions]
-        return Prediction(np.clip(neighbours, -2, 2) + 3, neighbours // 2)
+        neighbors = np.roll(values[0], 1, axis=2).reshape(-1)[self.passes[1].positions]
+        return Prediction(np.clip(neighbors, -2, 2) + 3, neighbors // 2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 17), (75, 101), (500, 500)])

@@ -84,28 +84,28 @@ def some_values(model, kind: str, sizes: list[tuple[int, int]], seed: int = 0) -
 
 
 @pytest.mark.parametrize("size", SHAPES)
-def test_phases_cover_a_grid_and_neighbours_are_of_earlier_phases(size):
+def test_phases_cover_a_grid_and_neighbors_are_of_earlier_phases(size):
     height, width = size
     seen = []
     for phase in range(NUM_PHASES):
-        positions, neighbours, siblings = grid_places(height, width, phase)
+        positions, neighbors, siblings = grid_places(height, width, phase)
         seen += positions.tolist()
         rows, columns = (
-            neighbours // (width + 2 * MARGIN) - MARGIN,
-            neighbours % (width + 2 * MARGIN) - MARGIN,
+            neighbors // (width + 2 * MARGIN) - MARGIN,
+            neighbors % (width + 2 * MARGIN) - MARGIN,
         )
-        assert neighbours.numel() == 0 or (phase_of(rows, columns) < phase).all()
+        assert neighbors.numel() == 0 or (phase_of(rows, columns) < phase).all()
         rows, columns = siblings // (width + 2 * MARGIN) - MARGIN, siblings % (width + 2 * MARGIN) - MARGIN
         assert (phase_of(rows, columns) == phase).all()
         assert torch.equal(rows[0] * width + columns[0], positions)
     assert sorted(seen) == list(range(height * width))
 
 
-def test_neighbours_surround_a_position():
+def test_neighbors_surround_a_position():
     for phase in range(1, NUM_PHASES):
-        neighbours, siblings = neighbour_offsets(phase)
-        assert len(neighbours) == 16 and len(siblings) == 4
-        for nearest in (neighbours[:4], siblings):
+        neighbors, siblings = neighbour_offsets(phase)
+        assert len(neighbors) == 16 and len(siblings) == 4
+        for nearest in (neighbors[:4], siblings):
             assert np.sum(nearest, axis=0).tolist() == [0, 0], nearest
 
 
@@ -343,7 +343,7 @@ def test_latents_bits_of_a_network_are_those_of_its_files(models):
 
 
 def test_tables_are_the_mixture_they_stand_for():
-    """Chances and means against samples that are quantised by rounding."""
+    """Probabilities and means against samples that are quantized by rounding."""
     weights, scales = np.array([0.7, 0.3]), np.array([0.8, 1.6])
     found = mixture_tables(weights, scales, rate_weight=0)
     rng = np.random.default_rng(0)
@@ -436,7 +436,7 @@ def test_codes_of_no_codeword_and_codewords_that_there_are_not(models):
 
 
 def test_lost_indices_are_always_codewords(models):
-    """Of 24 codewords in a tree of 32 leaves: the likeliest way may end at a leaf without one."""
+    """Of 24 codewords in a tree of 32 leaves: the most probable path may end at a leaf without one."""
     for seed in range(8):
         context = index_context([24], seed)
         model = IndexContextEntropy.export(context, build("vq"))

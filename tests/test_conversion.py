@@ -205,23 +205,23 @@ def original_keys(
 
 
 def random_shape(number):
-    chance = random.Random(number)
-    levels = 6 if number == 0 else chance.randint(2, 6)
-    z_channels = chance.choice([3, 4, 8, 16, 32])
+    generator = random.Random(number)
+    levels = 6 if number == 0 else generator.randint(2, 6)
+    z_channels = generator.choice([3, 4, 8, 16, 32])
     is_vq = number % 2
-    channels = chance.choice([1, 3, 4])
-    blocks = 4 if number == 0 else chance.randint(1, max(1, min(4, 10 // levels)))  # small ones are quick
+    channels = generator.choice([1, 3, 4])
+    blocks = 4 if number == 0 else generator.randint(1, max(1, min(4, 10 // levels)))  # small ones are quick
     return {
-        "widths": [32 * chance.choice([1, 1, 2]) for _ in range(levels)],
+        "widths": [32 * generator.choice([1, 1, 2]) for _ in range(levels)],
         "blocks": blocks,
-        "attention": {level for level in range(levels) if chance.random() < 0.3},
+        "attention": {level for level in range(levels) if generator.random() < 0.3},
         "in_channels": channels,
         "out_channels": channels,
         "z_channels": z_channels,
-        "embed_dim": chance.choice([z_channels, 2 * z_channels]) if is_vq else z_channels,
+        "embed_dim": generator.choice([z_channels, 2 * z_channels]) if is_vq else z_channels,
         "double_z": not is_vq,
-        "quant_convs": bool(is_vq or chance.random() < 0.6),
-        "codes": chance.choice([16, 37]) if is_vq else 0,
+        "quant_convs": bool(is_vq or generator.random() < 0.6),
+        "codes": generator.choice([16, 37]) if is_vq else 0,
     }
 
 
@@ -424,7 +424,7 @@ def test_levels_of_vq_vae_2_that_the_original_lacks_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("beside", "channels", "scale"),
+    ("others", "channels", "scale"),
     [
         ({"cond_stage_model.transformer.text_model.x": 1}, 4, SCALES["sd1"]),
         ({"cond_stage_model.model.positional_embedding": 1}, 4, SCALES["sd1"]),
@@ -436,9 +436,9 @@ def test_levels_of_vq_vae_2_that_the_original_lacks_are_refused():
         ({"model.diffusion_model.out.weight": 1}, 4, None),
     ],
 )
-def test_scales_follow_from_what_lies_beside_the_autoencoder(beside, channels, scale):
+def test_scales_follow_from_what_is_next_to_the_autoencoder(others, channels, scale):
     state = {f"first_stage_model.{k}": v for k, v in small(z_channels=channels, embed_dim=channels).items()}
-    state |= {key: torch.tensor(float(value)) for key, value in beside.items()}
+    state |= {key: torch.tensor(float(value)) for key, value in others.items()}
     foreign = recognize(state, shapes_of(state))
     assert (foreign.scale and foreign.scale[:2]) == scale
     component = foreign.component()

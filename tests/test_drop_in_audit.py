@@ -141,7 +141,7 @@ def test_the_same_encoder_with_another_scale(images):
     assert audit.fit == "rescaled" and "another scale" in audit.verdict
     assert audit.drift > 0 and all(each.correlation == pytest.approx(1) for each in audit.channels)
     for each in audit.channels:
-        # (raw - 0) * 0.5 beside (raw - 0.25) * 1
+        # (raw - 0) * 0.5 next to (raw - 0.25) * 1
         assert each.std == pytest.approx(each.reference_std / 2)
         assert each.mean == pytest.approx((each.reference_mean + 0.25) / 2, abs=1e-6)
     assert (audit.space, audit.reference_space) == (mine.latent_space, theirs.latent_space)

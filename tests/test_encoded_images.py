@@ -266,7 +266,7 @@ def test_killed_run_goes_on_where_it_was(idx, tmp_path):
         encode_source(
             codec, idx, folder, images_per_file=3, batch_size=1, mirrored=False, on_progress=interrupt
         )
-    (finished,) = folder.iterdir()  # nothing half-written beside it
+    (finished,) = folder.iterdir()  # nothing half-written next to it
     os.utime(finished, ns=(10**18, 10**18))
     # What a run that is killed outright may leave behind is never taken for a file.
     (folder / ".00001.safetensors.x.partial").mkdir()

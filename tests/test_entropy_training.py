@@ -195,7 +195,7 @@ def test_a_network_is_built_for_its_codec(place):
     used, _ = hold_out(source, 0.25, seed=0)
     latents = torch.stack([source.latents(number) for number in used])
     torch.testing.assert_close(torch.tensor(network.config.units), channel_units(latents))
-    # what has no neighbours is expected at the mean
+    # what has no neighbors is expected at the mean
     means = network.networks[0].layers[2].bias[:3] * torch.tensor(network.config.units)
     torch.testing.assert_close(means.detach(), latents.mean((0, 2, 3)))
     state, again = network.state_dict(), build_context(config, source, codec).state_dict()

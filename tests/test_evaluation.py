@@ -56,7 +56,7 @@ def tiny_kl(channels: int = 3) -> AutoencoderKL:
 
 
 def save_images(folder, *sizes: tuple[int, int], mode: str = "RGB") -> None:
-    """Smooth coloured images of (width, height)."""
+    """Smooth colored images of (width, height)."""
     rng = np.random.default_rng(0)
     for i, size in enumerate(sizes):
         coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
@@ -174,7 +174,7 @@ def test_codecs_without_a_posterior_have_no_kl(kind, folder):
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
-def test_grey_and_alpha_codecs(channels, mode, tmp_path):
+def test_gray_and_alpha_codecs(channels, mode, tmp_path):
     save_images(tmp_path, (24, 24), (32, 20), mode=mode)
     codec, source = LatentCodec(tiny_kl(channels)), open_source(tmp_path)
 
@@ -279,7 +279,7 @@ def test_evaluate_takes_paths_and_names(evaluation, codec, codec_folder, folder)
     assert [image.psnr for image in found.images] == pytest.approx(expected, rel=1e-5)
 
 
-def test_grid_crops_are_the_centred_squares_row_by_row():
+def test_grid_crops_are_the_centered_squares_row_by_row():
     images = torch.arange(2 * 3 * 7 * 9).view(2, 3, 7, 9).float()
 
     crops = grid_crops(images, 3)

@@ -149,12 +149,12 @@ def test_a_seed_gives_the_same_images_in_batches_of_any_size():
     assert same(fewer, [grid[:2] for grid in expected])
 
 
-def test_the_likeliest_images_are_kept_on_every_level():
+def test_the_most_probable_images_are_kept_on_every_level():
     pipe = pipeline(2)
     drawn = pipe([0, 2], 6, generator=seeded(), output_type="pt")
     with torch.no_grad():
-        chances = pipe.classifier(drawn.images.double()).softmax(1)
-    own = chances[torch.arange(12), torch.tensor(drawn.class_labels)]
+        probabilities = pipe.classifier(drawn.images.double()).softmax(1)
+    own = probabilities[torch.arange(12), torch.tensor(drawn.class_labels)]
     places = [int(place) + first for first in (0, 6) for place in own[first : first + 6].topk(2).indices]
     kept = pipe([0, 2], 6, generator=seeded(), output_type="pt", keep=1 / 3, batch_size=5)
     assert same(kept.indices, [grid[places] for grid in drawn.indices])
@@ -228,7 +228,7 @@ def test_a_fresh_process_draws_the_same_images_from_saved_folders(tmp_path):
         expected = pipe(["bag", 0], 2, keep=1, generator=seeded(), output_type="pt")
         answer = load_file(tmp_path / kind / "answer.safetensors")
         assert same([answer[f"level{level}"] for level in range(len(expected.indices))], expected.indices)
-        # Loaded weights lie elsewhere in memory, so vectorised sums may run in another order.
+        # Loaded weights lie elsewhere in memory, so vectorized sums may run in another order.
         torch.testing.assert_close(answer["images"], expected.images, rtol=0, atol=1e-5)
         torch.testing.assert_close(answer["probabilities"], expected.probabilities, rtol=0, atol=1e-4)
 

@@ -184,7 +184,7 @@ def test_usage_without_counts_is_uniform():
 
 
 @torch.no_grad()
-def test_what_upper_levels_say_changes_what_lower_ones_quantise():
+def test_what_upper_levels_say_changes_what_lower_ones_quantize():
     model, image = tiny(LEVELS[3]), make_image()
     before = model.encode_quantized(image)
     model.quantizers[0].embedding.weight.mul_(-1)

@@ -344,13 +344,13 @@ def test_ignored_entries_name_the_calibration_that_helps():
     assert "`latent-codec calibrate DATA --codec CODEC`" in found.remedy
 
 
-def grey(**config):
+def gray(**config):
     torch.manual_seed(0)
     return LatentCodec(diffusers.AutoencoderKL(**blocks(), in_channels=1, out_channels=1, **config))
 
 
 def test_images_of_one_channel_are_drawn_but_not_encoded():
-    codec = grey()
+    codec = gray()
     found = audit(codec, SD)
     assert found.verdict == "with limits" and "1 channels" in found.reasons[0]
     pipeline = sd_pipeline(codec)

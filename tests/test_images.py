@@ -31,7 +31,7 @@ HEIGHT, WIDTH = 24, 32
 
 
 def photo(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A smooth colour image without symmetry, (H, W, 3) uint8."""
+    """A smooth color image without symmetry, (H, W, 3) uint8."""
     y, x = np.mgrid[:height, :width] / (height, width)[0]
     return np.stack([60 + 120 * y, 30 + 100 * x, 200 - 90 * x * y], -1).clip(0, 255).astype(np.uint8)
 
@@ -130,17 +130,17 @@ def test_broken_exif_counts_as_upright():
 # Modes and channels
 
 
-def test_grey_is_repeated_for_three_channels_and_kept_for_one():
-    grey = photo()[:, :, 0]
-    data = encoded(Image.fromarray(grey), "PNG")
+def test_gray_is_repeated_for_three_channels_and_kept_for_one():
+    gray = photo()[:, :, 0]
+    data = encoded(Image.fromarray(gray), "PNG")
 
-    assert torch.equal(read_image(data, channels=1), signed(grey[:, :, None]))
-    assert torch.equal(read_image(data), signed(grey[:, :, None]).expand(3, -1, -1))
+    assert torch.equal(read_image(data, channels=1), signed(gray[:, :, None]))
+    assert torch.equal(read_image(data), signed(gray[:, :, None]).expand(3, -1, -1))
     with_alpha = read_image(data, channels=4)
     assert torch.equal(with_alpha[:3], read_image(data)) and with_alpha[3].eq(1).all()
 
 
-def test_one_channel_of_a_colour_image_is_rec_601_luma():
+def test_one_channel_of_a_color_image_is_rec_601_luma():
     colors = np.zeros((8, 24, 3), np.uint8)
     for channel in range(3):
         colors[:, 8 * channel : 8 * channel + 8, channel] = 255
@@ -152,7 +152,7 @@ def test_one_channel_of_a_colour_image_is_rec_601_luma():
 
 
 def test_channels_other_than_1_3_4_are_refused():
-    with pytest.raises(ValueError, match=r"channels=2: images have 1 \(grey\), 3 \(RGB\) or 4"):
+    with pytest.raises(ValueError, match=r"channels=2: images have 1 \(gray\), 3 \(RGB\) or 4"):
         read_image(Image.fromarray(photo()), channels=2)
 
 
@@ -174,7 +174,7 @@ def test_alpha_is_composited_on_the_stated_background():
     assert np.array_equal(read_pixels(data, channels=4).permute(1, 2, 0).numpy(), pixels)
 
 
-def test_grey_with_alpha_in_one_channel():
+def test_gray_with_alpha_in_one_channel():
     pixels = np.zeros((8, 8, 2), np.uint8)
     pixels[:, 4:, 1] = 255
 
@@ -184,7 +184,7 @@ def test_grey_with_alpha_in_one_channel():
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF"])
-def test_palette_becomes_its_colours(form):
+def test_palette_becomes_its_colors(form):
     palette = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 4).convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 99, 199])
 
@@ -203,7 +203,7 @@ def test_transparent_palette_entry_shows_the_background():
     assert image[0, :2].round(3).tolist() == [[255, 0, 0], [1, 2, 3]]
 
 
-def test_transparent_colour_of_an_rgb_png_shows_the_background():
+def test_transparent_color_of_an_rgb_png_shows_the_background():
     pixels = photo()
     pixels[:, :4] = (1, 2, 3)
     data = encoded(Image.fromarray(pixels), "PNG", transparency=(1, 2, 3))
@@ -221,7 +221,7 @@ def test_one_bit_is_black_and_white():
         assert torch.equal(image[0], torch.from_numpy(bits).float() * 2 - 1)
 
 
-def test_16_bit_grey_is_scaled_not_clipped_and_keeps_its_precision():
+def test_16_bit_gray_is_scaled_not_clipped_and_keeps_its_precision():
     deep = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
     expected = torch.from_numpy(deep / 65535 * 2 - 1).float()
     pgm = b"P5 16 16 65535\n" + deep.astype(">u2").tobytes()
@@ -297,7 +297,7 @@ def test_first_frame_of_an_animation():
         assert levels(read_image(data))[0, 0].tolist() == [255, 0, 0], form
 
 
-# Colour profiles. `icc_profile` builds one by the ICC specification (v2, matrix and curve).
+# Color profiles. `icc_profile` builds one by the ICC specification (v2, matrix and curve).
 
 
 def icc_profile(space: bytes, gamma: float, primaries: list[tuple[float, float, float]] = ()) -> bytes:
@@ -353,7 +353,7 @@ def test_linear_light_profile_becomes_srgb(form):
     assert np.abs(image - expected).max() <= 8  # lossy formats; an ignored profile is off by 73
 
 
-def test_profile_with_swapped_primaries_swaps_the_colours():
+def test_profile_with_swapped_primaries_swaps_the_colors():
     red, green, blue = SRGB_PRIMARIES
     swapped = icc_profile(b"RGB ", 2.2, [green, red, blue])
     image = Image.new("RGB", (8, 8), (220, 90, 140))
@@ -373,7 +373,7 @@ def test_profile_keeps_alpha():
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_grey_profile(deep):
+def test_gray_profile(deep):
     profile = icc_profile(b"GRAY", 1.0)
     gray = Image.fromarray(np.full((8, 8), 64 * 257, np.uint16)) if deep else Image.new("L", (8, 8), 64)
 
@@ -383,7 +383,7 @@ def test_grey_profile(deep):
         assert np.abs(levels(image) - srgb_curve(np.array(64 / 255))).max() <= 1
 
 
-def test_grey_image_with_an_rgb_profile():
+def test_gray_image_with_an_rgb_profile():
     profile = icc_profile(b"RGB ", 1.0, SRGB_PRIMARIES)
 
     image = read_image(encoded(Image.new("L", (8, 8), 64), "PNG", icc_profile=profile))
@@ -450,16 +450,16 @@ def test_cmyk_with_a_profile(form):
     [
         b"not a profile",
         icc_profile(b"RGB ", 2.2, SRGB_PRIMARIES)[:200],
-        icc_profile(b"GRAY", 2.2),  # of a colour image
+        icc_profile(b"GRAY", 2.2),  # of a color image
         cmyk_profile(),  # of an RGB image
     ],
-    ids=["garbage", "cut short", "grey", "cmyk"],
+    ids=["garbage", "cut short", "gray", "cmyk"],
 )
 def test_profile_that_does_not_fit_is_ignored_with_a_warning(tmp_path, profile):
     path = tmp_path / "holiday.png"
     path.write_bytes(encoded(Image.fromarray(photo()), "PNG", icc_profile=profile))
 
-    with pytest.warns(UserWarning, match=r"holiday\.png: its colour profile is ignored \("):
+    with pytest.warns(UserWarning, match=r"holiday\.png: its color profile is ignored \("):
         image = read_image(path)
 
     assert torch.equal(image, signed(photo()))
@@ -476,7 +476,7 @@ def png(*chunks: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
 
 
-def grey_png(width: int, height: int) -> bytes:
+def gray_png(width: int, height: int) -> bytes:
     """A tiny file that announces width x height pixels."""
     header = chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0))
     return png(header, chunk(b"IDAT", zlib.compress(b"\0" * 1000)))
@@ -535,10 +535,10 @@ BROKEN = {
     "crc.png": (bad_crc(), "damaged or cut short"),
     "zlib.png": (bad_zlib(), "damaged or cut short"),
     "header.tif": (tiff_without_pixels(), "damaged or cut short"),
-    "zero.png": (grey_png(0, 0), "too few|damaged or cut short"),
-    "short.png": (grey_png(512, 512), "damaged or cut short"),
-    "bomb.png": (grey_png(30_000, 30_000), "decompression bomb"),
-    "just-beyond-the-limit.png": (grey_png(10_000, 9_000), "decompression bomb"),
+    "zero.png": (gray_png(0, 0), "too few|damaged or cut short"),
+    "short.png": (gray_png(512, 512), "damaged or cut short"),
+    "bomb.png": (gray_png(30_000, 30_000), "decompression bomb"),
+    "just-beyond-the-limit.png": (gray_png(10_000, 9_000), "decompression bomb"),
     "tiny.png": (encoded(Image.new("RGB", (7, 100)), "PNG"), r"7x100 pixels \(width x height\) are too few"),
     "nan.tif": (encoded(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"), "no known white"),
     "hdr.tif": (encoded(Image.fromarray(np.full((8, 8), 4, np.float32)), "TIFF"), "float pixels from 4 to 4"),
@@ -826,7 +826,7 @@ def test_grid_places_images_row_by_row():
     grid = image_grid(images, columns=2, gap=1, background=(9, 8, 7))
 
     assert grid.size == (6 + 1 + 6, 4 + 1 + 4)
-    assert grid.getpixel((1, 0)) == (0, 0, 0) and grid.getpixel((0, 0)) == (9, 8, 7)  # centred in its cell
+    assert grid.getpixel((1, 0)) == (0, 0, 0) and grid.getpixel((0, 0)) == (9, 8, 7)  # centered in its cell
     assert grid.getpixel((7, 1)) == (128, 128, 128) and grid.getpixel((7, 0)) == (9, 8, 7)
     assert grid.getpixel((1, 5)) == (9, 8, 7)  # transparent
     assert hstack_images(images[:2], gap=3).size == (6 + 3 + 6, 4)

@@ -38,7 +38,7 @@ def build(channels=3, widths=(16, 32, 64), latent_channels=4, **config):
 
 
 def smooth(channels=3, count=8, side=48, seed=0):
-    """Images without sharp edges, (count, channels, side, side) in [-1, 1]; colours hang together as in photographs."""
+    """Images without sharp edges, (count, channels, side, side) in [-1, 1]; colors hang together as in photographs."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, channels, 9, 9, generator=generator) * 2 - 1
     coarse = 0.7 * coarse[:, :1] + 0.3 * coarse
@@ -131,7 +131,7 @@ def test_images_it_was_not_fitted_to_come_back_as_well():
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_a_constant_image_keeps_its_brightness(channels):
-    """Fitted to images in which no channel stands out, so that grey lies in the code, as it nearly does in photographs."""
+    """Fitted to images in which no channel stands out, so that gray lies in the code, as it nearly does in photographs."""
     images = smooth(channels)
     images = torch.cat([images.roll(shift, 1) for shift in range(channels)])
     autoencoder = initialized(images)
@@ -151,28 +151,28 @@ def test_decoding_moved_latents_gives_a_moved_image():
     assert (moved - expected)[..., inside, inside].abs().max() < 1e-3
 
 
-def change_by_context(autoencoder, centre, surroundings):
-    """RMS of what a frame around `centre`, nine times its area in all, changes in its middle, over the middle's own RMS."""
-    side = centre.shape[-1]
-    image = surroundings.expand(1, 3, 3 * side, 3 * side).clone()
-    image[..., side : 2 * side, side : 2 * side] = centre
+def change_by_context(autoencoder, center, frame):
+    """RMS of what a frame around `center`, nine times its area in all, changes in its middle, over the middle's own RMS."""
+    side = center.shape[-1]
+    image = frame.expand(1, 3, 3 * side, 3 * side).clone()
+    image[..., side : 2 * side, side : 2 * side] = center
     middle = slice(side // 2 - 8, side // 2 + 8)
-    alone = reconstruct(autoencoder, centre)[..., middle, middle]
+    alone = reconstruct(autoencoder, center)[..., middle, middle]
     framed = reconstruct(autoencoder, image)[..., side : 2 * side, side : 2 * side][..., middle, middle]
     return ((framed - alone).square().mean() / alone.square().mean()).sqrt().item()
 
 
-def test_surroundings_hardly_reach_far_away():
+def test_context_hardly_reach_far_away():
     """Group norm reads the whole image; the anchors keep it from acting on what it reads."""
     linear, ordinary = initialized(smooth()), build().eval()
-    centre = smooth(count=1, side=48, seed=1)
+    center = smooth(count=1, side=48, seed=1)
     noise = torch.rand(1, 3, 144, 144, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert change_by_context(linear, centre, torch.zeros(1)) < 0.02
-    assert change_by_context(linear, centre, noise) < 0.02
+    assert change_by_context(linear, center, torch.zeros(1)) < 0.02
+    assert change_by_context(linear, center, noise) < 0.02
     for extreme in (-torch.ones(1), torch.ones(1)):
-        change = change_by_context(linear, centre, extreme)
+        change = change_by_context(linear, center, extreme)
         assert change < 0.1
-        assert change < change_by_context(ordinary, centre, extreme) / 5
+        assert change < change_by_context(ordinary, center, extreme) / 5
 
 
 @pytest.mark.parametrize(

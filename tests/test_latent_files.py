@@ -78,11 +78,11 @@ def test_labels_of_every_kind_come_back(tmp_path, codec, latents, stored):
 
 
 def test_labels_leave_the_version_and_absent_ones_leave_nothing(tmp_path, codec, latents, stored):
-    labelled, unlabelled = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    save_latents(labelled, latents, codec=codec, names=NAMES, sizes=SIZES, labels=[0, 1])
-    save_latents(unlabelled, latents, codec=codec, names=NAMES, sizes=SIZES, labels=[None, None])
+    labeled, unlabeled = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_latents(labeled, latents, codec=codec, names=NAMES, sizes=SIZES, labels=[0, 1])
+    save_latents(unlabeled, latents, codec=codec, names=NAMES, sizes=SIZES, labels=[None, None])
     metadata = []
-    for path in (stored, unlabelled, labelled):
+    for path in (stored, unlabeled, labeled):
         with safe_open(path, framework="pt") as file:
             metadata.append(file.metadata())
     assert metadata[0] == metadata[1]
@@ -258,7 +258,7 @@ def test_missing_file_and_folder(tmp_path):
         load_latents(tmp_path)
 
 
-def test_recognises_its_own(stored, tmp_path):
+def test_recognizes_its_own(stored, tmp_path):
     assert is_latent_file(stored)
     _foreign(tmp_path / "other.safetensors")
     _image(tmp_path / "image.png")

@@ -366,7 +366,7 @@ class Counting(PipelineCallback):
         return callback_kwargs
 
 
-def test_one_callback_serves_several_runs_also_beside_others(pipe):
+def test_one_callback_serves_several_runs_also_next_to_others(pipe):
     pipe.scheduler = build_scheduler("DDIMScheduler")
     infos = []
     preview = LatentPreviewCallback(pipe, linear, lambda image, step: infos.append(image.info))

@@ -40,7 +40,7 @@ def test_every_autoencoder_of_diffusers_is_decided_upon():
         assert exported == (set(FAMILIES) - OURS) | set(REFUSED)
 
 
-def test_subclass_counts_as_its_parent_and_stranger_is_refused():
+def test_subclass_counts_as_its_parent_and_others_are_refused():
     class Mine(diffusers.VQModel):
         pass
 

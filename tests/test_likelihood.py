@@ -23,7 +23,7 @@ SIZES = [(16, 16), (16, 16), (16, 16), (9, 13), (24, 16)]
 
 
 def vq(strides=(4,), sizes=(12,), name="codes") -> LatentCodec:
-    """Grey images; its codewords lie among what the encoder gives, so that images use several of them."""
+    """Gray images; its codewords lie among what the encoder gives, so that images use several of them."""
     torch.manual_seed(0)
     model = HierarchicalVQ(
         in_channels=1,
@@ -83,7 +83,7 @@ def latents_prior(**config) -> PixelCNN:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Grey images of SIZES, (height, width), in the classes 0 (two) and 1 (three)."""
+    """Gray images of SIZES, (height, width), in the classes 0 (two) and 1 (three)."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(SIZES):
@@ -178,7 +178,7 @@ def test_a_prior_over_pixels_needs_no_codec_and_takes_images_as_they_are(channel
     assert measure_likelihood([prior], source).bits_per_dim == pytest.approx(8, rel=1e-7)
 
 
-def test_latents_cost_bits_per_value_beside_their_own_levels(source):
+def test_latents_cost_bits_per_value_next_to_their_own_levels(source):
     codec, prior = kl(), latents_prior()
     levels = [prior.encode_latents(codec.encode(image)) for image in images(source)]
     bits = sum(nats(prior, each) for each in levels) / math.log(2)
@@ -320,7 +320,7 @@ def test_another_codec_of_the_same_form_is_noted(source):
 def test_what_does_not_belong_together_is_refused(source, tmp_path):
     codes, continuous, two = vq(), kl(), vq((4, 2), (12, 12), name="two")
     encoded = open_encoded(encode_source(codes, source, tmp_path / "codes"))
-    unquantised = open_encoded(encode_source(codes, source, tmp_path / "latents", indices=False))
+    unquantized = open_encoded(encode_source(codes, source, tmp_path / "latents", indices=False))
     three = vq((2, 2, 2), (12, 12, 12), name="three")
     told = cnn(codebook_size=12, condition_codebook_size=12)
     for priors, images, codec, message in [
@@ -338,7 +338,7 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
         ([cnn(data="pixels")], source, codes, "needs no codec, and codes came"),
         ([cnn(data="pixels")], encoded, None, "hold indices of codes, and the prior is over pixels"),
         ([cnn(codebook_size=12)], encoded, two, "hold indices of codes .*not of two"),
-        ([cnn(codebook_size=12)], unquantised, codes, "hold latents of codes, and the prior is over codes"),
+        ([cnn(codebook_size=12)], unquantized, codes, "hold latents of codes, and the prior is over codes"),
         ([told], source, codes, "made for a condition, codes .*0..11, and codes, whose codebooks have .12."),
         ([told], source, None, "made for a condition, .* and no codec"),
         ([told], source, three, "level 1 or 2 of three"),

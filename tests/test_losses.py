@@ -11,7 +11,7 @@ from latent_codec.training import losses
 LEVELS = torch.arange(256) / 127.5 - 1  # what 8 bits can say in [-1, 1]
 
 
-def discretised_log_mass(image, mean, std):
+def discretized_log_mass(image, mean, std):
     """log P(level): the normal distribution's mass over a level's bin, the outermost bins reaching to infinity."""
     normal = Normal(mean.double(), std)
     half = 1 / 255
@@ -25,7 +25,7 @@ def test_gaussian_nll_is_the_mean_log_mass_of_the_levels(std):
     random = torch.Generator().manual_seed(0)
     image = LEVELS[torch.randint(256, (2, 3, 8, 8), generator=random)]
     mean = image + std * torch.randn(image.shape, generator=random)
-    expected = -discretised_log_mass(image, mean, std).mean()
+    expected = -discretized_log_mass(image, mean, std).mean()
 
     found = losses.gaussian_nll(image, mean, torch.tensor(math.log(std)))
 
@@ -35,7 +35,7 @@ def test_gaussian_nll_is_the_mean_log_mass_of_the_levels(std):
 
 @pytest.mark.parametrize("std", [0.003, 0.05, 1.0])
 @pytest.mark.parametrize("mean", [-1.3, -0.2, 0.0, 0.999, 1.1])
-def test_discretised_gaussian_sums_to_one_over_the_256_levels(mean, std):
+def test_discretized_gaussian_sums_to_one_over_the_256_levels(mean, std):
     nats = torch.stack(
         [losses.gaussian_nll(level, torch.tensor(mean), torch.tensor(math.log(std))) for level in LEVELS]
     )

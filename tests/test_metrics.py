@@ -75,7 +75,7 @@ def test_psnr_is_that_of_8_bit_files(channels):
     np.testing.assert_allclose(psnr(copy, original).numpy(), expected, rtol=1e-5)  # float32 means
 
 
-def test_psnr_of_one_grey_level_is_the_textbook_figure():
+def test_psnr_of_one_gray_level_is_the_textbook_figure():
     black = torch.full((1, 3, 8, 8), -1.0)
 
     assert psnr(black + 2 / 255, black).item() == pytest.approx(48.1308, abs=1e-3)
@@ -176,14 +176,14 @@ def test_lpips_is_frozen_and_passes_gradients_to_the_image():
 
 
 @needs_lpips
-def test_lpips_of_grey_and_of_alpha_images():
+def test_lpips_of_gray_and_of_alpha_images():
     original, copy = pair(2, 4, 32, 32)
 
     assert lpips_distance(original, original).tolist() == [0, 0]
     assert torch.equal(lpips_distance(copy, original), lpips_distance(copy[:, :3], original[:, :3]))
-    grey_a, grey_b = original[:, :1], copy[:, :1]
+    gray_a, gray_b = original[:, :1], copy[:, :1]
     torch.testing.assert_close(
-        lpips_distance(grey_b, grey_a), lpips_distance(grey_b.repeat(1, 3, 1, 1), grey_a.repeat(1, 3, 1, 1))
+        lpips_distance(gray_b, gray_a), lpips_distance(gray_b.repeat(1, 3, 1, 1), gray_a.repeat(1, 3, 1, 1))
     )
     with pytest.raises(ValueError, match="2 channels"):
         lpips_distance(original[:, :2], copy[:, :2])
@@ -283,7 +283,7 @@ def test_8_bit_rounding_gives_the_nearest_of_256_levels():
 
 
 @needs_piq
-def test_gmsd_is_the_papers_on_grey_images():
+def test_gmsd_is_the_papers_on_gray_images():
     """Prewitt gradients of the image halved by 2x2 means; the deviation of (2 ga gb + c) / (ga^2 + gb^2 + c)."""
     original, other = pair(1, 1, 32, 48)
 

@@ -57,9 +57,9 @@ def test_mixture_is_a_distribution_and_log_prob_reads_it():
 def test_discretized_logistic_is_the_difference_of_sigmoids():
     values = torch.arange(8)
     mean, log_scale = torch.tensor(0.3, dtype=torch.float64), torch.tensor(-1.2, dtype=torch.float64)
-    centres = torch.linspace(-1, 1, 8, dtype=torch.float64)
-    upper = ((centres + 1 / 7 - mean) / log_scale.exp()).sigmoid()
-    lower = ((centres - 1 / 7 - mean) / log_scale.exp()).sigmoid()
+    centers = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    upper = ((centers + 1 / 7 - mean) / log_scale.exp()).sigmoid()
+    lower = ((centers - 1 / 7 - mean) / log_scale.exp()).sigmoid()
     upper[-1], lower[0] = 1, 0
     found = discretized_logistic(values, mean, log_scale, 8)
     torch.testing.assert_close(found, (upper - lower).log())

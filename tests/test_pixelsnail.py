@@ -148,12 +148,12 @@ def naive_sample(model, indices, condition, labels, seed, known_mask=None, **opt
     batch, channels, height, width = values.shape
     generator = torch.Generator().manual_seed(seed)
     for i in range(height):
-        chances = 1 - torch.rand(width, channels, batch, dtype=torch.float64, generator=generator)
+        uniforms = 1 - torch.rand(width, channels, batch, dtype=torch.float64, generator=generator)
         for j in range(width):
             for channel in range(channels):
                 logits = model.logits(values if model.has_channels else values[:, 0], condition, labels)
                 logits = logits[..., i, j] if not model.has_channels else logits[:, :, channel, i, j]
-                drawn = draw(filter_logits(logits, *options.values()), chances[j, channel][:, None])
+                drawn = draw(filter_logits(logits, *options.values()), uniforms[j, channel][:, None])
                 free = torch.ones(batch, dtype=torch.bool) if known_mask is None else ~known_mask[:, i, j]
                 values[free, channel, i, j] = drawn[free]
     return values if model.has_channels else values[:, 0]
@@ -250,8 +250,8 @@ def test_filters_by_hand():
     assert kept["top_p"].tolist() == [[False, True, False, True], [True, False, False, False]]
     torch.testing.assert_close(filter_logits(logits, 0.5, None, None), 2 * logits)
     probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).log()
-    chances = torch.tensor([2**-53, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
-    assert [draw(probabilities, chance.view(1, 1)).item() for chance in chances] == [1, 1, 1, 3, 3]
+    uniforms = torch.tensor([2**-53, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    assert [draw(probabilities, uniform.view(1, 1)).item() for uniform in uniforms] == [1, 1, 1, 3, 3]
 
 
 @pytest.mark.parametrize("name", ["codes", "pixels", "snail"])

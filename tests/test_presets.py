@@ -218,7 +218,7 @@ def test_a_small_preset_trains(name, tmp_path):
     assert len(losses) == 3 and all(map(math.isfinite, losses))
 
 
-def labelled_images(folder, channels=1, size=(28, 28)):
+def labeled_images(folder, channels=1, size=(28, 28)):
     """Ten images of two classes, a subfolder each."""
     for name in ("bags", "boots"):
         write_images(folder / name, 10, channels, size=size)
@@ -227,7 +227,7 @@ def labelled_images(folder, channels=1, size=(28, 28)):
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_classifier_preset_trains(name, tmp_path):
-    config, source = short(name), labelled_images(tmp_path / "images")
+    config, source = short(name), labeled_images(tmp_path / "images")
     result = train(config, build_classifier(config, source), source, tmp_path / "run")
     assert result.finished and result.network.config.num_classes == 2
     assert all(map(math.isfinite, losses_of(tmp_path / "run")))
@@ -245,7 +245,7 @@ def test_a_prior_preset_trains_on_the_codec_it_is_for(name, tmp_path):
         narrow += ["model.arguments.attention_channels=16"]
     if not is_faces and not is_fashion:
         narrow += ["data.height=32", "data.held_out=0.2"]
-    source = labelled_images(tmp_path / "images", channels, size)
+    source = labeled_images(tmp_path / "images", channels, size)
     codec = None
     if arguments.get("data") != "pixels":
         torch.manual_seed(0)

@@ -87,7 +87,7 @@ def smooth(count: int, channels: int, height: int, width: int, seed: int = 0) ->
 
 @pytest.fixture(scope="module")
 def make_images(tmp_path_factory):
-    """Smooth colour images, since noise has no colour to preview."""
+    """Smooth color images, since noise has no color to preview."""
     from latent_codec.images.tensors import write_image
 
     folder = tmp_path_factory.mktemp("images")
@@ -235,7 +235,7 @@ def test_wrong_grids_are_refused(grids, message):
         previewer.indices(grids)
 
 
-def test_a_codec_without_codebook_has_no_colours_of_codewords():
+def test_a_codec_without_codebook_has_no_colors_of_codewords():
     for previewer in (
         LatentPreviewer.full(build()),
         LatentPreviewer.linear(torch.zeros(3, 4), torch.zeros(3)),
@@ -285,7 +285,7 @@ def test_ridge_regression_finds_a_linear_map_and_survives_a_dead_channel():
         torch.testing.assert_close(one, other)
 
 
-def test_a_palette_is_the_mean_colour_per_codeword_and_unused_ones_follow_their_vectors():
+def test_a_palette_is_the_mean_color_per_codeword_and_unused_ones_follow_their_vectors():
     torch.manual_seed(0)
     codebook = torch.randn(8, 2)
     colors = (codebook @ torch.randn(2, 3)) / 4
@@ -294,7 +294,7 @@ def test_a_palette_is_the_mean_colour_per_codeword_and_unused_ones_follow_their_
     palette = fit_palette([codebook], [Sample(torch.zeros(0), [grid], shown)])
     found = palette.mean + palette.tables[0]
     torch.testing.assert_close(found, colors, rtol=0, atol=1e-3)
-    # what no vector explains is learnt where it is seen
+    # what no vector explains is learned where it is seen
     odd = colors.clone()
     odd[0] += 0.5
     palette = fit_palette([codebook], [Sample(torch.zeros(0), [grid], odd[grid].permute(0, 3, 1, 2))])
@@ -401,7 +401,7 @@ def saved(codec: LatentCodec, folder: Path, tiny: TinyDecoder | None = None) -> 
 
 
 @pytest.mark.parametrize("kind", [diffusers.AutoencoderKL, AutoencoderVQ, HierarchicalVQ])
-def test_a_previewer_finds_what_was_stored_beside_the_codec(kind, tmp_path):
+def test_a_previewer_finds_what_was_stored_next_to_the_codec(kind, tmp_path):
     codec = build(kind, scaling_factor=0.5)
     previewer = LatentPreviewer.from_pretrained(saved(codec, tmp_path / "codec"))
     expected = stored(codec)
@@ -599,7 +599,7 @@ def test_distillation_resumes_to_the_same_weights_and_only_with_its_teacher(tmp_
     resumed = run("broken", 4).state_dict()
     assert all(torch.equal(resumed[key], straight[key]) for key in straight)
     build(seed=1).save_pretrained(tmp_path / "codec")
-    with pytest.raises(ValueError, match="learnt from a codec with the fingerprint"):
+    with pytest.raises(ValueError, match="learned from a codec with the fingerprint"):
         run("broken", 6)
 
 
@@ -642,4 +642,4 @@ def test_taef2_is_previewed_by_the_same_classes(shared):
     assert correlation(decoded, image[None]) > 0.95
     assert (
         correlation(shown, F.avg_pool2d(decoded, 8)) > 0.7
-    )  # FLUX.2's latents hold colour less plainly than others
+    )  # FLUX.2's latents hold color less plainly than others

@@ -182,11 +182,11 @@ def test_a_seed_gives_the_same_images_in_batches_of_any_size(kind):
 
 def test_temperature_and_top_k_reach_the_prior():
     pipe = pipeline("VQModel")
-    likeliest = pipe(1, 2, temperature=0.0, generator=seeded(), output_type="indices").indices[0]
-    assert torch.equal(likeliest[0], likeliest[1])
+    most_probable = pipe(1, 2, temperature=0.0, generator=seeded(), output_type="indices").indices[0]
+    assert torch.equal(most_probable[0], most_probable[1])
     for options in ({"top_k": 1}, {"top_p": 1e-6}):
         assert torch.equal(
-            pipe(1, 2, generator=seeded(), output_type="indices", **options).indices[0], likeliest
+            pipe(1, 2, generator=seeded(), output_type="indices", **options).indices[0], most_probable
         )
 
 
@@ -208,26 +208,29 @@ def test_height_and_width_are_in_pixels(height, width, positions):
         ("AutoencoderKL", 8, 8),
     ],
 )
-def test_the_likeliest_images_of_each_label_are_kept(kind, keep, num_kept):
+def test_the_most_probable_images_of_each_label_are_kept(kind, keep, num_kept):
     pipe = pipeline(kind)
     drawn = pipe(["bag", "sandal"], 8, generator=seeded(), output_type="pt")
     with torch.no_grad():
         logits = pipe.classifier(drawn.images.double())
-    chances = [
+    probabilities = [
         math.exp(row[label]) / sum(math.exp(value) for value in row)
         for row, label in zip(logits.tolist(), drawn.class_labels)
     ]
     ranks = [
-        sorted(range(first, first + 8), key=lambda place: -chances[place])[:num_kept] for first in (0, 8)
+        sorted(range(first, first + 8), key=lambda place: -probabilities[place])[:num_kept]
+        for first in (0, 8)
     ]
     places = [place for rank in ranks for place in rank]
-    assert len({round(chance, 6) for chance in chances}) == 16  # no ties: an order to be found
+    assert (
+        len({round(probability, 6) for probability in probabilities}) == 16
+    )  # no ties: an order to be found
 
     kept = pipe(["bag", "sandal"], 8, generator=seeded(), output_type="pt", keep=keep, batch_size=5)
     assert torch.equal(kept.indices[0], drawn.indices[0][places])
     assert kept.class_labels == [2] * num_kept + [0] * num_kept
     torch.testing.assert_close(
-        kept.probabilities, torch.tensor([chances[place] for place in places]).double()
+        kept.probabilities, torch.tensor([probabilities[place] for place in places]).double()
     )
     # The decoder of a smaller batch may sum in another order.
     torch.testing.assert_close(kept.images, drawn.images[places], rtol=0, atol=1e-5)

@@ -58,7 +58,7 @@ def configuration(model: dict, codec: Path | None = None, **sections: dict) -> T
 
 @pytest.fixture(scope="module")
 def idx(tmp_path_factory) -> Path:
-    """24 grey images of 16 px in Fashion-MNIST's layout: noise, on black in class 0 and on white in class 1."""
+    """24 gray images of 16 px in Fashion-MNIST's layout: noise, on black in class 0 and on white in class 1."""
     folder = tmp_path_factory.mktemp("idx")
     random = np.random.default_rng(0)
     labels = np.arange(24) % 2
@@ -200,7 +200,7 @@ def test_a_resumed_run_ends_in_the_same_weights_dropout_included(
     assert read_metrics(tmp_path / "without")[0]["loss"] != read_metrics(tmp_path / "whole")[0]["loss"]
 
 
-def test_pixels_are_learnt_as_values_of_8_bits(idx, tmp_path):
+def test_pixels_are_learned_as_values_of_8_bits(idx, tmp_path):
     arguments = CNN["arguments"] | {"data": "pixels", "data_channels": 1}
     config = configuration(CNN | {"arguments": arguments}, data={"held_out": 0.25, "label": "class"})
     result, source, _ = run_prior(config, idx, tmp_path / "run")
@@ -215,7 +215,7 @@ def test_pixels_are_learnt_as_values_of_8_bits(idx, tmp_path):
     assert Image.open(tmp_path / "run/samples/00000004.png").size == (4 * 16 + 3 * 4, 4 * 16 + 3 * 4)
 
 
-def test_latents_are_quantised_over_their_own_range(idx, continuous, tmp_path):
+def test_latents_are_quantized_over_their_own_range(idx, continuous, tmp_path):
     arguments = CNN["arguments"] | {
         "data": "latents",
         "num_mixtures": 2,

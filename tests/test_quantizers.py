@@ -51,7 +51,7 @@ def test_nearest_codewords_are_those_of_all_distances_in_float64(dtype, autocast
     assert torch.equal(indices, brute_force(vectors, codebook))
 
 
-def test_float64_is_searched_and_quantised_in_float64():
+def test_float64_is_searched_and_quantized_in_float64():
     """Codewords so near to one another that float32 cannot tell them apart."""
     codebook = 1 + 1e-6 * randn(50, 3).double()
     vectors = 1 + 1e-6 * randn(200, 3, seed=1).double()
@@ -340,21 +340,21 @@ def clusters(num_clusters: int, size: int = 30, dim: int = 3) -> tuple[torch.Ten
 @pytest.mark.parametrize("num_clusters", [1, 2, 8, 20])
 def test_k_means_finds_separate_clusters(num_clusters, seed):
     places, vectors = clusters(num_clusters)
-    centres = k_means(vectors, num_clusters, seed=seed)
-    assert centres.shape == places.shape and centres.dtype == torch.float32
-    matches = nearest_codewords(places, centres)
+    centers = k_means(vectors, num_clusters, seed=seed)
+    assert centers.shape == places.shape and centers.dtype == torch.float32
+    matches = nearest_codewords(places, centers)
     assert matches.unique().numel() == num_clusters
     for place, match in enumerate(matches):
         members = vectors[nearest_codewords(vectors, places) == place]
-        torch.testing.assert_close(centres[match], members.mean(0), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(centers[match], members.mean(0), rtol=1e-4, atol=1e-3)
 
 
 def test_k_means_comes_to_rest_where_lloyds_algorithm_does():
     vectors = randn(400, 2)
-    centres = k_means(vectors, 8, num_iterations=200)
-    indices = brute_force(vectors, centres)
+    centers = k_means(vectors, 8, num_iterations=200)
+    indices = brute_force(vectors, centers)
     for index in range(8):
-        torch.testing.assert_close(centres[index], vectors[indices == index].mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(centers[index], vectors[indices == index].mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_k_means_repeats_and_follows_its_seed():
@@ -367,20 +367,20 @@ def test_k_means_repeats_and_follows_its_seed():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_k_means_with_fewer_vectors_than_clusters_has_a_centre_at_each():
+def test_k_means_with_fewer_vectors_than_clusters_has_a_center_at_each():
     vectors = randn(5, 3)
-    centres = k_means(vectors, 12)
-    assert centres.shape == (12, 3) and centres.isfinite().all()
+    centers = k_means(vectors, 12)
+    assert centers.shape == (12, 3) and centers.isfinite().all()
     # copies lie within a little noise of a vector
-    assert (torch.cdist(centres, vectors).min(1).values < 1e-2).all()
-    assert (torch.cdist(vectors, centres).min(1).values < 1e-2).all()
+    assert (torch.cdist(centers, vectors).min(1).values < 1e-2).all()
+    assert (torch.cdist(vectors, centers).min(1).values < 1e-2).all()
 
 
 def test_k_means_of_duplicates():
     vectors = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(50, 1)
-    centres = k_means(vectors, 8)
-    assert centres.isfinite().all()
-    assert brute_force(vectors[:2], centres).unique().numel() == 2
+    centers = k_means(vectors, 8)
+    assert centers.isfinite().all()
+    assert brute_force(vectors[:2], centers).unique().numel() == 2
     torch.testing.assert_close(k_means(vectors[:1].repeat(9, 1), 4), vectors[:1].repeat(4, 1))
 
 
@@ -389,11 +389,11 @@ def test_k_means_by_directions_ignores_lengths():
     places = torch.stack([angles.cos(), angles.sin()], 1)
     vectors = places.repeat(40, 1) + 0.01 * randn(160, 2)
     lengths = torch.rand(160, 1, generator=torch.Generator().manual_seed(5)) * 50 + 0.5
-    centres = k_means(vectors * lengths, 4, normalize=True)
-    torch.testing.assert_close(centres.norm(dim=1), torch.ones(4))
-    matches = brute_force(places, centres)
+    centers = k_means(vectors * lengths, 4, normalize=True)
+    torch.testing.assert_close(centers.norm(dim=1), torch.ones(4))
+    matches = brute_force(places, centers)
     assert matches.unique().numel() == 4
-    torch.testing.assert_close(centres[matches], places, rtol=0, atol=0.01)
+    torch.testing.assert_close(centers[matches], places, rtol=0, atol=0.01)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -440,7 +440,7 @@ def test_moving_averages_follow_appendix_a1_over_two_micro_batches_a_step():
         )
         torch.testing.assert_close(learner.usage, counts_average.float(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(learner.sums, sums_average.float(), rtol=1e-5, atol=1e-5)
-        # Laplace smoothing, 1e-5 latents a codeword, is all that is beside the formula
+        # Laplace smoothing, 1e-5 latents a codeword, is all that the formula does not have
         expected = (sums_average / counts_average[:, None]).float()
         torch.testing.assert_close(quantizer.embedding.weight, expected, rtol=1e-4, atol=1e-5)
 

@@ -127,7 +127,7 @@ def test_one_symbol_costs_nothing_and_the_largest_alphabet_16_bits_each():
     np.testing.assert_array_equal(decoded(uniform, [stream], [numbers])[0], symbols)
 
 
-def test_rare_symbols_beside_a_nearly_certain_one():
+def test_rare_symbols_next_to_a_nearly_certain_one():
     tables = Tables.concatenate([cumulative_tables([1.0, 1e-9])], [0], escapes=False)
     assert tables.frequencies.tolist() == [TOTAL - 1, 1]
     symbols = (np.random.default_rng(0).random(20000) < 0.01).astype(np.int64)
@@ -170,7 +170,7 @@ def test_largest_remainders_get_what_is_left_the_first_of_equals_first():
         49151,
         49152,
         49153,
-    ]  # 49150.5 and 16383.5 beside two ones
+    ]  # 49150.5 and 16383.5 next to two ones
     assert cumulative_tables([0, 0]).tolist() == [0, 32768]
     rows = cumulative_tables([[[1, 1], [3, 1]]])
     assert rows.shape == (1, 2, 2) and rows[0, :, 1].tolist() == [32768, 49152]

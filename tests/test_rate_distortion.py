@@ -214,7 +214,7 @@ def test_limit_and_ceiling(photos, tmp_path):
     assert result.ceiling.psnr == pytest.approx(psnr(original[None] / 2, original[None]).item())
 
 
-def test_grey_images(photos, tmp_path):
+def test_gray_images(photos, tmp_path):
     result = measure_rate_distortion(
         ImageFormat("avif"),
         image_formats(["jpeg", "webp"]),

@@ -49,7 +49,7 @@ def test_steps_belong_to_channels_and_levels_are_clipped():
     assert free.encode(torch.full((1, 2, 1, 1), -9000.0)).flatten().tolist() == [-9000, -900]
 
 
-def test_half_precision_is_quantised_in_float32():
+def test_half_precision_is_quantized_in_float32():
     latents = torch.linspace(-30, 30, 999).view(1, 1, 27, 37)
     quantizer = ScalarQuantizer(steps=(0.013,))
     for dtype in (torch.bfloat16, torch.float16):

@@ -245,7 +245,7 @@ def test_stable_diffusion_runs_saves_and_reloads_with_a_codec_inside(tmp_path):
     pipeline.save_pretrained(tmp_path / "pipeline")
     again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     assert type(again.vae) is diffusers.AutoencoderKL
-    # Loaded weights lie elsewhere in memory, so vectorised sums may run in another order.
+    # Loaded weights lie elsewhere in memory, so vectorized sums may run in another order.
     torch.testing.assert_close(draw(again), before, rtol=0, atol=1e-5)
     assert LatentCodec.from_pretrained(tmp_path / "pipeline").fingerprint == codec.fingerprint
 
@@ -423,7 +423,7 @@ def test_a_denoiser_that_knows_the_latents_gives_the_codecs_own_reconstruction(b
             assert (drawn - (make_image() / 2 + 0.5)).abs().mean() < 0.05
 
 
-def without_chance(codec):
+def without_noise(codec):
     """Narrow the posterior of an AutoencoderKL to its mean: img2img pipelines draw from it."""
     if isinstance(codec.autoencoder, diffusers.AutoencoderKL):
         last = codec.autoencoder.quant_conv or codec.autoencoder.encoder.conv_out
@@ -436,7 +436,7 @@ def without_chance(codec):
 
 @pytest.mark.parametrize("kind", ["KL, 4 channels", "VQ", "tiny"])
 def test_inpainting_keeps_what_is_known_as_the_codec_reconstructs_it(kind):
-    codec = without_chance(CODECS[kind]())
+    codec = without_noise(CODECS[kind]())
     latents = codec.encode(make_image())
     other = latents.flip(3)
     components = ask_exactly(sd_pipeline(codec), other).components
@@ -461,7 +461,7 @@ def test_inpainting_keeps_what_is_known_as_the_codec_reconstructs_it(kind):
 
 @pytest.mark.parametrize("kind", ["KL, 4 channels", "KL, 16 channels", "VQ", "tiny"])
 def test_img2img_that_adds_no_noise_gives_the_codecs_own_reconstruction(kind):
-    codec = without_chance(CODECS[kind]())
+    codec = without_noise(CODECS[kind]())
     latents, encoded = codec.encode(make_image()), []
     pipeline = ask_exactly(sd_pipeline(codec), latents)
     pipeline = diffusers.StableDiffusionImg2ImgPipeline(**pipeline.components, requires_safety_checker=False)
@@ -481,7 +481,7 @@ def test_img2img_that_adds_no_noise_gives_the_codecs_own_reconstruction(kind):
 
 def test_sdxl_and_flux_encode_images_as_the_codec_does():
     for kind in ("KL, mean and std", "VQ", "tiny"):
-        codec = without_chance(CODECS[kind]())
+        codec = without_noise(CODECS[kind]())
         components = sdxl_pipeline(codec).components
         pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(**components, add_watermarker=False)
         latents = pipeline.prepare_latents(
@@ -489,7 +489,7 @@ def test_sdxl_and_flux_encode_images_as_the_codec_does():
         )
         torch.testing.assert_close(latents, codec.encode(make_image()), rtol=1e-5, atol=1e-5)
     for kind in ("KL, 16 channels, shift", "VQ, shift", "tiny, 16 channels"):
-        codec = without_chance(CODECS[kind]())
+        codec = without_noise(CODECS[kind]())
         pipeline = diffusers.FluxImg2ImgPipeline(**flux_pipeline(codec).components)
         latents = pipeline._encode_vae_image(make_image(), generator=None)
         torch.testing.assert_close(latents, codec.encode(make_image()), rtol=1e-5, atol=1e-5)
@@ -608,7 +608,7 @@ def test_pipelines_reload_after_import_latent_codec_alone(tmp_path):
     images = load_file(tmp_path / "answer.safetensors")
     assert images.keys() == expected.keys()
     for name, drawn in expected.items():
-        # Loaded weights lie elsewhere in memory, so vectorised sums may run in another order.
+        # Loaded weights lie elsewhere in memory, so vectorized sums may run in another order.
         assert torch.allclose(images[name], drawn, rtol=0, atol=1e-5), name
     assert LatentCodec.from_pretrained(tmp_path / "sd-vq").is_discrete
     assert LatentCodec.from_pretrained(tmp_path / "sd3").latent_space.shift_factor == 0.0609

@@ -11,7 +11,7 @@ from latent_codec.training.config import TrainingConfig, dump_toml, load_config
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"optimiser": {}}, "unknown section 'optimiser' .did you mean 'optimizer'"),
+        ({"optimizr": {}}, "unknown section 'optimizr' .did you mean 'optimizer'"),
         ({"run": {"step": 3}}, r"unknown key in \[run\]: 'step' .did you mean 'steps'"),
         ({"run": {"steps": "many"}}, "run.steps is 'many'; expected int"),
         ({"run": {"steps": 2.5}}, "run.steps is 2.5; expected int"),
@@ -127,8 +127,8 @@ def test_new_autoencoder_follows_arguments_and_seed():
     assert not first.encoder.conv_in.weight.equal(other.encoder.conv_in.weight)
     assert len(first.config.down_block_types) == 2
     assert first.config.scaling_factor == 1, "nothing was measured yet"
-    grey = build_autoencoder(tiny_config(model={"arguments": {"block_out_channels": [32], "in_channels": 1}}))
-    assert grey.config.out_channels == 1
+    gray = build_autoencoder(tiny_config(model={"arguments": {"block_out_channels": [32], "in_channels": 1}}))
+    assert gray.config.out_channels == 1
 
 
 @pytest.mark.parametrize(

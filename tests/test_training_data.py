@@ -146,7 +146,7 @@ def test_shrinking_averages_instead_of_picking_pixels():
 
     assert (
         crop[:, 4:-4, 4:-4].abs().max() < 0.05
-    )  # mid-grey; without antialiasing it would be black and white
+    )  # mid-gray; without antialiasing it would be black and white
 
 
 def test_small_images_are_padded_where_asked_and_large_ones_left_alone(folder):

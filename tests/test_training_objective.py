@@ -1,4 +1,4 @@
-"""What each objective minimises, against independent formulas, and which networks its gradients reach."""
+"""What each objective minimizes, against independent formulas, and which networks its gradients reach."""
 
 import math
 
@@ -64,7 +64,7 @@ def test_beta_vae_decodes_a_sample_and_weighs_the_divergence(beta):
 
 
 @pytest.mark.parametrize("std", [0.5, None])
-def test_gaussian_vae_minimises_the_negative_elbo_and_logs_it_in_bits_per_dim(std):
+def test_gaussian_vae_minimizes_the_negative_elbo_and_logs_it_in_bits_per_dim(std):
     objective, terms_of, image, noise = build(reconstruction="gaussian", gaussian_std=std, kl_weight=1.0)
     with torch.no_grad():  # a level too far off has no mass that float64 could tell from none
         objective.autoencoder.decoder.conv_out.weight *= 0.3
@@ -94,7 +94,7 @@ def test_gaussian_likelihood_counts_the_8_bit_level_of_a_resized_pixel():
     assert torch.equal(exact, rounded)
 
 
-def test_bernoulli_vae_minimises_the_negative_elbo():
+def test_bernoulli_vae_minimizes_the_negative_elbo():
     objective, terms_of, image, noise = build(reconstruction="bernoulli", kl_weight=1.0, binarized=True)
     image = image.sign()
     with torch.no_grad():  # probabilities away from the margin

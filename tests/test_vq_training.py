@@ -317,7 +317,7 @@ def test_settings_that_a_codebook_cannot_have_are_refused(others, message, tmp_p
 
 
 def smooth_images(count: int = 48, side: int = 16) -> torch.Tensor:
-    """Waves of random direction, length and colour, (N, 3, side, side) in [-1, 1]."""
+    """Waves of random direction, length and color, (N, 3, side, side) in [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     frequency = torch.randn(count, 2, 1, 1, generator=generator) * 0.25
@@ -337,15 +337,15 @@ def test_a_linear_start_is_k_means_of_the_images_blocks():
     mean = blocks.mean(0)
     _, _, directions = torch.linalg.svd(blocks - mean, full_matrices=False)
     projected = (blocks - mean) @ directions[:4].T
-    centres = k_means(projected, 64)
-    painted = centres[nearest_codewords(projected, centres)] @ directions[:4] + mean
+    centers = k_means(projected, 64)
+    painted = centers[nearest_codewords(projected, centers)] @ directions[:4] + mean
     block_error = float((painted - blocks).square().mean())
     with torch.no_grad():
         linear_error, random_error = (
             float((each(images).sample - images).square().mean()) for each in (linear, random)
         )
         used = len(linear.encode_indices(images).unique())
-    # The decoder sees neighbouring codewords as well, which can only help.
+    # The decoder sees neighboring codewords as well, which can only help.
     assert linear_error < 1.1 * block_error < 0.2 * random_error
     assert used >= 60
 

@@ -291,7 +291,7 @@ def index_map(
     colors = false_colors(int(grid.max()) + 1) if colors is None else colors
     if not 0 <= grid.min() <= grid.max() < len(colors):
         raise ValueError(
-            f"indices run from {int(grid.min())} to {int(grid.max())}; there are {len(colors)} colours."
+            f"indices run from {int(grid.min())} to {int(grid.max())}; there are {len(colors)} colors."
         )
     image = _enlarged(_to_image(colors[grid].permute(2, 0, 1)), side)
     height, width = size or (image.height, image.width)

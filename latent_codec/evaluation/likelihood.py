@@ -280,7 +280,7 @@ def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: in
     if known in (None, codec.space_fingerprint):
         return []
     return [
-        f"the prior of level {level} learnt the indices of a codec with space {known}, and {codec.name} has space "
+        f"the prior of level {level} learned the indices of a codec with space {known}, and {codec.name} has space "
         f"{codec.space_fingerprint}: they may mean something else"
     ]
 

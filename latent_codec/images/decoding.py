@@ -402,7 +402,7 @@ def _srgb_conversion(image: Image.Image, kind: str, name: str):
             raise ValueError(f"it is for {mode} pixels, these are {kind}")
     except Exception as error:  # LittleCMS's errors arrive as OSError, PyCMSError, ValueError ...
         detail = " ".join(str(error).split())
-        warnings.warn(f"{name}: its colour profile is ignored ({detail})", stacklevel=2)
+        warnings.warn(f"{name}: its color profile is ignored ({detail})", stacklevel=2)
         return None
     if transform is None:
         return None

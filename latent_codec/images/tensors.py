@@ -147,7 +147,7 @@ def _to_signed(pixels: np.ndarray) -> Tensor:
 def _with_channels(image: Tensor, channels: int, background: Color) -> Tensor:
     """Bring an image of 1 to 4 channels, the last of 2 or 4 being alpha, to 1, 3 or 4 channels."""
     if channels not in (1, 3, 4):
-        raise ValueError(f"channels={channels}: images have 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels")
+        raise ValueError(f"channels={channels}: images have 1 (gray), 3 (RGB) or 4 (RGB and alpha) channels")
     color, alpha = (image[:-1], image[-1:]) if image.shape[0] in (2, 4) else (image, None)
     if alpha is not None and channels != 4:
         behind = color.new_tensor(background).view(3, 1, 1) / 127.5 - 1

@@ -107,7 +107,7 @@ class TinyDecoderTask(Task):
         found = self.codec.fingerprint
         if state.get("teacher", found) != found:
             raise ValueError(
-                f"{out} learnt from a codec with the fingerprint {state['teacher']}, and {self.codec.name} has {found}: give "
+                f"{out} learned from a codec with the fingerprint {state['teacher']}, and {self.codec.name} has {found}: give "
                 "the one it was started with, or another run folder."
             )
 

@@ -4,7 +4,7 @@
 
 prints the tables that the README quotes, as Markdown. Networks are trained afresh for every row, through the project's
 own trainer and for equally long, so that rows differ by what their names say alone; these trainings are short, and
-narrower than the presets that they come from. Needs the data folder beside the checkout; about ten minutes of one idle
+narrower than the presets that they come from. Needs the data folder next to the checkout; about ten minutes of one idle
 core, and as long again for the usage of the shipped codec over all photographs (NUM_PHOTOS=100 takes so many of them).
 """
 

@@ -1,4 +1,4 @@
-"""Compressed files of the shipped codecs on Kodak: fidelity, bits beside their bounds, sizes hit, time.
+"""Compressed files of the shipped codecs on Kodak: fidelity, bits against their bounds, sizes hit, time.
 
     pytest tests/benchmarks/test_compressed_files.py -s -o addopts=          a quarter of an hour of one core
 
@@ -74,7 +74,7 @@ def test_default_codec_at_a_rate(kodak):
         misses.append(len(data) / target)
         ours = to_image(decompress(codec, data, entropy_model=model))
         (whole,) = codec.decode(codec.encode(original))
-        rows = {"default-f8c4": (len(data), ours), "default-f8c4, unquantised": (None, to_image(whole))}
+        rows = {"default-f8c4": (len(data), ours), "default-f8c4, unquantized": (None, to_image(whole))}
         for each in image_formats():
             file = largest_within(len(data), each, to_pil(original))
             rows[each.name] = (len(file), to_image(each.decode(file)))
@@ -97,32 +97,32 @@ def test_default_codec_at_a_rate(kodak):
     psnr, lpips = (
         {name: mean(row[place] for row in rows) for name, rows in found.items()} for place in (1, 3)
     )
-    assert psnr["default-f8c4"] >= psnr["default-f8c4, unquantised"] - 0.5
+    assert psnr["default-f8c4"] >= psnr["default-f8c4, unquantized"] - 0.5
     assert lpips["default-f8c4"] < min(lpips["jpeg"], lpips["webp"])
     assert all(over <= 0.005 * size + 64 for over, size in overheads) and max(headers) <= 64
     assert max(misses) <= 1 and min(misses) >= 0.98
 
 
-def test_contexts_against_factorised_tables(kodak):
+def test_contexts_against_factorized_tables(kodak):
     codec, model = codec_and_model("default")
     encoded = [codec.encode(image)[0].numpy() for image in kodak]
     num_pixels = sum(image[0, 0].numel() for image in kodak)
     rows = []
     for quality in (30, 40, QUALITY, 60, 70):
         levels = [quantize(model, latents, quality)[0] for latents in encoded]
-        factorised = sum(
+        factorized = sum(
             order_zero_bits([each[channel] for each in levels]) for channel in range(len(levels[0]))
         )
         sections = [encode_tile(model, [each], quality) for each in levels]
         context = 8 * sum(len(section) for each in sections for section in each)
         prior = prior_bits(levels, quality) if quality == QUALITY else None
-        saved = f"{context / factorised - 1:+.1%}"
+        saved = f"{context / factorized - 1:+.1%}"
         bound = "-" if prior is None else prior / num_pixels
-        rows.append([quality, factorised / num_pixels, context / num_pixels, saved, bound])
-        assert context <= 0.92 * factorised
+        rows.append([quality, factorized / num_pixels, context / num_pixels, saved, bound])
+        assert context <= 0.92 * factorized
     table(
         "default-f8c4 on Kodak, rounded levels: bits per pixel",
-        ["quality", "(a) factorised, their own frequencies", "(b) contexts", "", "(d) value by value"],
+        ["quality", "(a) factorized, their own frequencies", "(b) contexts", "", "(d) value by value"],
         rows,
     )
 

@@ -2,7 +2,7 @@
 
     pytest tests/benchmarks/test_compression_baselines.py -s -o addopts=
 
-prints the tables that the README quotes. Needs the data folder beside the checkout.
+prints the tables that the README quotes. Needs the data folder next to the checkout.
 """
 
 import io
@@ -67,7 +67,7 @@ def test_linear_code(shared, kodak):
 
 
 def jpeg_round_trip(image: Tensor, quality: int) -> tuple[Tensor, float]:
-    """The image after Pillow's JPEG (4:2:0, optimised, progressive), and its bits per pixel."""
+    """The image after Pillow's JPEG (4:2:0, optimized, progressive), and its bits per pixel."""
     file = io.BytesIO()
     to_pil(image[0]).save(file, "JPEG", quality=quality, subsampling="4:2:0", optimize=True, progressive=True)
     bits = 8 * file.tell() / (image.shape[2] * image.shape[3])
@@ -75,7 +75,7 @@ def jpeg_round_trip(image: Tensor, quality: int) -> tuple[Tensor, float]:
 
 
 def figures(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Means over images of reconstruction beside original."""
+    """Means over images of reconstruction against original."""
     metrics = {"PSNR": psnr, "MS-SSIM": ms_ssim}
     if lpips_available("squeeze"):
         metrics["LPIPS-squeeze"] = lpips_distance
@@ -89,7 +89,7 @@ def jpeg_figures(kodak: list[Tensor], quality: int) -> dict[str, float]:
 
 
 def jpeg_at_psnr(kodak: list[Tensor], wanted: float) -> tuple[dict[str, float], float]:
-    """JPEG's figures where its mean PSNR is `wanted`, between two neighbouring qualities, and that quality."""
+    """JPEG's figures where its mean PSNR is `wanted`, between two neighboring qualities, and that quality."""
     low, high = 1, 95
     while high - low > 1:
         middle = (low + high) // 2
@@ -104,7 +104,7 @@ def jpeg_at_psnr(kodak: list[Tensor], wanted: float) -> tuple[dict[str, float], 
 @pytest.mark.skipif(
     not (ASSETS / "default-f8c4" / "config.json").is_file(), reason="needs the shipped codec default-f8c4"
 )
-def test_default_codec_beside_jpeg_of_equal_psnr(kodak):
+def test_default_codec_against_jpeg_of_equal_psnr(kodak):
     codec = LatentCodec.from_pretrained("default")
     ours = figures([(reconstruct(codec, image), image) for image in kodak])
 

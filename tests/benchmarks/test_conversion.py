@@ -1,4 +1,4 @@
-"""What converting a Stable-Diffusion-shaped autoencoder costs: seconds, and memory beside the file's size.
+"""What converting a Stable-Diffusion-shaped autoencoder costs: seconds, and memory against the file's size.
 
 pytest tests/benchmarks/test_conversion.py -s -o addopts=
 """

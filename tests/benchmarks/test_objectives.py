@@ -4,7 +4,7 @@
 
 prints the tables that the README quotes, as Markdown. One network, the preset fashion-mnist-global (16 numbers per
 image) on images shrunk to 16 px, is trained afresh for every row, through the project's own trainer and for equally
-long, so that a table's rows differ by their objective alone. Needs the data folder beside the checkout; about 25 minutes
+long, so that a table's rows differ by their objective alone. Needs the data folder next to the checkout; about 25 minutes
 of one idle core.
 """
 
@@ -49,7 +49,7 @@ AUTOENCODER = ("objective.reconstruction=mse", "objective.posterior=mean", "obje
 VAE_SAMPLES, AUTOENCODER_SAMPLES = "VAE, z ~ N(0, I)", "autoencoder, z ~ N(0, I)"
 FITTED_SAMPLES = "autoencoder, z ~ N(mean, std of its codes)"
 PEAK_RATE = 2e-3  # of the classifier
-NONE_OF_THESE = 10  # the classifier's class beside the ten kinds of garment
+NONE_OF_THESE = 10  # the classifier's class after the ten kinds of garment
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def test_elbo(trained, seen, held_out):
         ["likelihood", "VAE", "of which KL", "one fixed image, no latents"],
         [
             ["Gaussian, learned std, 8-bit levels", gaussian, bits_of(gaussian_kl), without],
-            ["Bernoulli, binarised images", bernoulli, bits_of(bernoulli_kl), without_binary],
+            ["Bernoulli, binarized images", bernoulli, bits_of(bernoulli_kl), without_binary],
         ],
     )
     assert 0 < gaussian < without
@@ -250,7 +250,7 @@ def test_beta(trained, held_out):
         rows,
     )
     assert total[1] > total[4] > total[10] > 0
-    assert rows[0][1] < rows[2][1], "beta = 1 optimises the ELBO itself"
+    assert rows[0][1] < rows[2][1], "beta = 1 optimizes the ELBO itself"
 
 
 def test_samples(trained, seen, held_out, tmp_path):
@@ -279,11 +279,11 @@ def test_samples(trained, seen, held_out, tmp_path):
     for seed in SEEDS:
         variational, plain = trained(seed=seed), trained(*AUTOENCODER, seed=seed)
         codes, _ = plain.posterior(seen[0][:5000])
-        spread, centre = torch.std_mean(codes, dim=0)
+        spread, center = torch.std_mean(codes, dim=0)
         for name, images in {
             VAE_SAMPLES: variational.decode(normal),
             AUTOENCODER_SAMPLES: plain.decode(normal),
-            FITTED_SAMPLES: plain.decode(centre + spread * normal),
+            FITTED_SAMPLES: plain.decode(center + spread * normal),
             "VAE, reconstructed test images": variational.reconstruct(real),
             "autoencoder, reconstructed test images": plain.reconstruct(real),
         }.items():
@@ -291,7 +291,7 @@ def test_samples(trained, seen, held_out, tmp_path):
 
     scores = {
         name: [
-            (recognised(classifier, run), *precision_and_recall(classifier, reference, run)) for run in runs
+            (recognized(classifier, run), *precision_and_recall(classifier, reference, run)) for run in runs
         ]
         for name, runs in sources.items()
     }
@@ -300,11 +300,11 @@ def test_samples(trained, seen, held_out, tmp_path):
     drawn = (VAE_SAMPLES, AUTOENCODER_SAMPLES, FITTED_SAMPLES)
     image_grid([sources[name][0][i].clamp(-1, 1) for name in drawn for i in range(32)], 16).save(sheet)
     table(
-        f"{NUM_SAMPLES:,} images of each kind; recognised: by a classifier, as one kind of garment, with at least "
+        f"{NUM_SAMPLES:,} images of each kind; recognized: by a classifier, as one kind of garment, with at least "
         f"{CONFIDENCE:.0%} confidence (it names {accuracy:.1%} of the test images correctly, and its confidence is off "
         f"by {calibration_error:.1%} on average); mean and standard deviation of {len(SEEDS)} trainings. "
         f"Two rows each of the first three: {sheet}",
-        ["images", "recognised", "precision", "recall"],
+        ["images", "recognized", "precision", "recall"],
         [[name, *map(mean_and_std, zip(*runs))] for name, runs in scores.items()],
     )
     precision = {name: [run[1] for run in scores[name]] for name in drawn}
@@ -383,7 +383,7 @@ def class_probabilities(classifier: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([classifier(part) for part in images.split(500)]).softmax(1)
 
 
-def recognised(classifier: nn.Module, images: Tensor) -> float:
+def recognized(classifier: nn.Module, images: Tensor) -> float:
     """Share of `images` with one garment's probability at 90 % or more."""
     garments = class_probabilities(classifier, round_to_8_bits(images.clamp(-1, 1)))[:, :NONE_OF_THESE]
     return (garments.amax(1) >= CONFIDENCE).double().mean().item()
@@ -393,12 +393,12 @@ def precision_and_recall(classifier: nn.Sequential, real: Tensor, decoded: Tenso
     """Improved precision and recall (Kynkaanniemi et al., arXiv:1904.06991, equations 1 and 2, with k = 3)."""
     real, decoded = features(classifier, real), features(classifier, decoded)
     distance = torch.cdist(decoded, real)
-    near_real = distance <= distance_to_neighbour(real)
-    near_decoded = distance.mT <= distance_to_neighbour(decoded)
+    near_real = distance <= distance_to_neighbor(real)
+    near_decoded = distance.mT <= distance_to_neighbor(decoded)
     return near_real.any(1).double().mean().item(), near_decoded.any(1).double().mean().item()
 
 
-def distance_to_neighbour(points: Tensor, k: int = 3) -> Tensor:
+def distance_to_neighbor(points: Tensor, k: int = 3) -> Tensor:
     """Of each of (N, D) `points`, to its k-th nearest among the others: (N,)."""
     return torch.cdist(points, points).kthvalue(k + 1, dim=1).values
 

@@ -1,9 +1,9 @@
-"""Previews measured: fidelity to the full decode on Kodak's images, time to fit, and cost beside the decoder.
+"""Previews measured: fidelity to the full decode on Kodak's images, time to fit, and cost against the decoder's.
 
     pytest tests/benchmarks/test_previews.py -s -o addopts=
 
 A correlation is Pearson's over all values of an image, with the codec's decode averaged over each latent's block; the mean
-over 12 images, and the least. Times are of processor time beside the clock's where the machine may be busy otherwise.
+over 12 images, and the least. Times are of processor time next to wall time where the machine may be busy otherwise.
 """
 
 import io
@@ -114,7 +114,7 @@ def test_cost_of_a_linear_preview_as_jpeg():
 
 
 @torch.no_grad()
-def test_cost_of_a_tiny_decoder_beside_the_stable_diffusion_shape():
+def test_cost_of_a_tiny_decoder_against_the_stable_diffusion_shape():
     latents = torch.randn(1, 4, 64, 64)
     tiny = LatentPreviewer.tiny(TinyDecoder())
     full = LatentCodec(build_autoencoder(load_config("sd-f8c4")))

@@ -1,4 +1,4 @@
-"""The entropy coder alone on a grid of 64 x 64 x 4 values, beside constriction's coder of float models where installed.
+"""The entropy coder alone on a grid of 64 x 64 x 4 values, next to constriction's coder of float models where installed.
 
     pytest tests/benchmarks/test_rans.py -s -o addopts=          some seconds of one idle core
 

@@ -1,4 +1,4 @@
-"""Tiles against the untiled network: difference, seams, memory and time; diffusers' blending tiles beside them.
+"""Tiles against the untiled network: difference, seams, memory and time; diffusers' blending tiles too.
 
     pytest tests/benchmarks/test_tiling.py -s -o addopts=
 
