@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latent_codec.images.tensors import image_grid
 from latent_codec.pipelines.denoised import ObservedStep, SchedulerObserver, is_observable
+from latent_codec.pipelines.packed_latents import PackedLatents, TokenGridObserver, space_of_pipeline
 from latent_codec.pipelines.preview_worker import PreviewWorker
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,7 @@ class Frame:
     timestep: Tensor | float
     source: ObservedStep | Tensor
     """A copy."""
-    packed_grid: tuple[int, int] | None
-    """Rows and columns of what is packed, 2x2 latents each, where that is known."""
+    packing: PackedLatents
     copied: torch.cuda.Event | None
     """When the copies are there, on a GPU."""
 
@@ -42,10 +42,11 @@ class Frame:
     def shows(self) -> str:
         return "x_0" if isinstance(self.source, ObservedStep) else "x_t"
 
-    def latents(self) -> Tensor:
-        """(B, C, h, w)."""
-        latents = self.source.x_0() if isinstance(self.source, ObservedStep) else self.source
-        return unpack_latents(latents, self.packed_grid) if latents.ndim == 3 else latents
+    def latents(self) -> tuple[Tensor, int]:
+        """(B * T, C, h, w), and the number of frames T of each of the batch."""
+        return self.packing.unpack(
+            self.source.x_0() if isinstance(self.source, ObservedStep) else self.source
+        )
 
 
 class LatentPreviewCallback(PipelineCallback):
@@ -76,7 +77,9 @@ class LatentPreviewCallback(PipelineCallback):
             and AnimatedWebP in `preview_sinks` write files.
         every_steps: shows each so-many-th step; the last is always shown, also that of a run that `pipe._interrupt` ends.
         every_milliseconds: at least so long from one image to the next.
-        height, width: of the run's images in pixels, for pipelines that pack latents (FLUX); None: squares.
+        height, width: of the run's images in pixels, for pipelines that hand their denoiser tokens; None: as the
+            pipeline tells the denoiser where they are, or else squares.
+        frames: of video, "first" shows the first frame, "strip" all of them, side by side.
 
     Raises:
         ValueError: for intervals below 1 step or 0 ms, one of height and width, a pipe without scheduler, or sinks that
@@ -95,6 +98,7 @@ class LatentPreviewCallback(PipelineCallback):
         every_milliseconds: float = 0,
         height: int | None = None,
         width: int | None = None,
+        frames: str = "first",
     ):
         super().__init__()
         sinks = list(sink) if isinstance(sink, Sequence) else [sink]
@@ -109,6 +113,8 @@ class LatentPreviewCallback(PipelineCallback):
             )
         if (height is None) != (width is None):
             raise ValueError(f"height is {height} and width {width}; give both or neither.")
+        if frames not in ("first", "strip"):
+            raise ValueError(f'expected "first" or "strip" as frames, got {frames!r}')
         if getattr(pipe, "scheduler", None) is None:
             raise ValueError(
                 f"pipe is a {type(pipe).__name__} without a scheduler; give the pipeline that will run."
@@ -123,8 +129,10 @@ class LatentPreviewCallback(PipelineCallback):
         self._worker = PreviewWorker()
         self._last_step = -1  # of the run that goes on; -1: none does
         self._last_time = -math.inf
-        self._scheduler = self._observer = None
+        self.frames = frames
+        self._scheduler = self._observer = self._grid_observer = None
         self._observe(pipe.scheduler)
+        self._observe_denoiser(getattr(pipe, "transformer", None))
 
     def __enter__(self) -> "LatentPreviewCallback":
         return self
@@ -137,10 +145,11 @@ class LatentPreviewCallback(PipelineCallback):
         self._worker.wait()
 
     def close(self) -> None:
-        """Stop observing the scheduler, end a run that was cut short, and wait until all is shown and written."""
+        """Stop observing the scheduler and the denoiser, end a run that was cut short, and wait until all is shown and written."""
         if self._observer is not None:
             self._observer.close()
         self._scheduler = self._observer = None
+        self._observe_denoiser(None)
         if self._last_step >= 0:
             self._end_run()
         self.wait()
@@ -164,12 +173,20 @@ class LatentPreviewCallback(PipelineCallback):
         self._scheduler = scheduler
         self._observer = SchedulerObserver(scheduler) if is_observable(scheduler) else None
 
+    def _observe_denoiser(self, denoiser: torch.nn.Module | None) -> None:
+        if self._grid_observer is not None:
+            self._grid_observer.close()
+        self._grid_observer = None if denoiser is None else TokenGridObserver(denoiser)
+
     def _after_step(self, pipe, step: int, timestep: Tensor | float, latents: Tensor | None) -> None:
         if step <= self._last_step:
             self._end_run()  # of a run that stopped before its last step
         self._last_step = step
         if pipe.scheduler is not self._scheduler:
             self._observe(pipe.scheduler)
+        denoiser = getattr(pipe, "transformer", None)
+        if denoiser is not None and not (self._grid_observer and self._grid_observer.observes(denoiser)):
+            self._observe_denoiser(denoiser)
         seen = self._observer and self._observer.take()
         num_steps = getattr(pipe, "num_timesteps", None) or len(pipe.scheduler.timesteps)
         is_last = step >= num_steps - 1 or getattr(pipe, "interrupt", False)
@@ -196,10 +213,13 @@ class LatentPreviewCallback(PipelineCallback):
         if device.type == "cuda":
             copied = torch.cuda.Event()
             copied.record(torch.cuda.current_stream(device))
-        packed_grid = None
-        if self.size is not None:
-            packed_grid = tuple(side // (2 * pipe.vae_scale_factor) for side in self.size)
-        self._worker.show(partial(self._show, Frame(step, timestep, source, packed_grid, copied)))
+        packing = PackedLatents(
+            space_of_pipeline(pipe),
+            self._grid_observer and self._grid_observer.take(),
+            self.size,
+            getattr(pipe, "vae_scale_factor", 8),
+        )
+        self._worker.show(partial(self._show, Frame(step, timestep, source, packing, copied)))
 
     def _end_run(self) -> None:
         self._last_step = -1
@@ -236,9 +256,17 @@ class LatentPreviewCallback(PipelineCallback):
     def _image(self, frame: Frame) -> Image:
         with self._own_stream(frame):
             timestep = float(frame.timestep)
-            images = list(self.previewer(frame.latents()).cpu())
-        image = image_grid(images, columns=math.ceil(len(images) ** 0.5), gap=0)
+            latents, num_frames = frame.latents()
+            if self.frames == "first":
+                latents, num_frames = latents[::num_frames], 1
+            space = getattr(self.previewer, "space", None)
+            latents = frame.packing.for_previewer(latents, space and space.channels)
+            images = list(self.previewer(latents).cpu())
+        columns = num_frames if num_frames > 1 else math.ceil(len(images) ** 0.5)
+        image = image_grid(images, columns=columns, gap=0)
         image.info.update(step=frame.step, timestep=timestep, shows=frame.shows)
+        if getattr(self.previewer, "kind", None) == "linear":
+            image.info["pixels"] = "positions of latents"
         return image
 
     def _own_stream(self, frame: Frame):
@@ -250,23 +278,3 @@ class LatentPreviewCallback(PipelineCallback):
             self._streams[device] = torch.cuda.Stream(device)
         self._streams[device].wait_event(frame.copied)
         return torch.cuda.stream(self._streams[device])
-
-
-def unpack_latents(packed: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """Packed latents of FLUX, (B, rows * columns, 4 C) -> latents (B, C, 2 rows, 2 columns).
-
-    Args:
-        grid: rows and columns; None for a square.
-
-    Raises:
-        ValueError: where `grid` does not fit, or without it, for a number of places that makes no square.
-    """
-    batch, num_places, packed_channels = packed.shape
-    rows, columns = (math.isqrt(num_places),) * 2 if grid is None else grid
-    if rows * columns != num_places:
-        raise ValueError(
-            f"{num_places} packed latents came for {rows} rows of {columns}; give LatentPreviewCallback the height and "
-            "width of the images that the pipeline draws."
-        )
-    latents = packed.view(batch, rows, columns, packed_channels // 4, 2, 2)
-    return latents.permute(0, 3, 1, 4, 2, 5).reshape(batch, packed_channels // 4, 2 * rows, 2 * columns)

@@ -1,17 +1,31 @@
 """Where previews go: any function of a PIL image and the number of its step, and the two files here.
 
-An image's `info` tells its `step`, its `timestep` and what it `shows`, "x_0" or "x_t". A sink may have a method
-`finish()`, which is called when a run has shown its last image. Both are called on the thread that makes the
+An image's `info` tells its `step`, its `timestep`, what it `shows`, "x_0" or "x_t", and, of a linear preview, that its
+`pixels` are positions of latents. A sink may have a method `finish()`, which is called when a run has shown its last image. Both are called on the thread that makes the
 previews, one after the other.
 """
 
 import os
 from pathlib import Path
 
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 from PIL.PngImagePlugin import PngInfo
 
 from latent_codec.files import replacing
+
+SIDE = 256
+"""Pixels that the longer side of a preview has at least, in files."""
+
+
+def enlarged(image: Image, side: int) -> Image:
+    """The image, an integer number of times as large so that its longer side has at least `side` pixels."""
+    factor = -(-side // max(image.size))
+    if factor <= 1:
+        return image
+    resampling = Resampling.NEAREST if "pixels" in image.info else Resampling.BICUBIC
+    larger = image.resize((image.width * factor, image.height * factor), resampling)
+    larger.info.update(image.info)
+    return larger
 
 
 class PngFolder:
@@ -19,12 +33,14 @@ class PngFolder:
 
     Args:
         folder: made if need be; an older run's files of the same steps are overwritten.
+        side: pixels that the longer side has at least; smaller previews are enlarged.
     """
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike, *, side: int = SIDE):
+        self.folder, self.side = Path(folder), side
 
     def __call__(self, image: Image, step: int) -> None:
+        image = enlarged(image, self.side)
         text = PngInfo()
         for key, value in image.info.items():
             text.add_text(str(key), str(value))
@@ -39,15 +55,21 @@ class AnimatedWebP:
         path: of the file; the next run overwrites it.
         frame_milliseconds: for which each preview is shown.
         last_milliseconds: for which the last one is.
+        side: as for `PngFolder`.
 
     Raises:
         ValueError: for a path that does not end in .webp.
     """
 
     def __init__(
-        self, path: str | os.PathLike, *, frame_milliseconds: int = 100, last_milliseconds: int = 1000
+        self,
+        path: str | os.PathLike,
+        *,
+        frame_milliseconds: int = 100,
+        last_milliseconds: int = 1000,
+        side: int = SIDE,
     ):
-        self.path = Path(path)
+        self.path, self.side = Path(path), side
         if self.path.suffix.lower() != ".webp":
             raise ValueError(f"path is {self.path}; an animated WebP needs a name that ends in .webp.")
         self.frame_milliseconds = frame_milliseconds
@@ -55,7 +77,7 @@ class AnimatedWebP:
         self._images: list[Image] = []
 
     def __call__(self, image: Image, step: int) -> None:
-        self._images.append(image)
+        self._images.append(enlarged(image, self.side))
 
     def finish(self) -> None:
         if not self._images:

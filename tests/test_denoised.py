@@ -243,7 +243,9 @@ def test_x_0_of_flow_matching(scheduler):
         torch.testing.assert_close(x_0, TRUE_X_0, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("height", "width", "given"), [(32, 32, False), (32, 32, True), (48, 16, True)])
+@pytest.mark.parametrize(
+    ("height", "width", "given"), [(32, 32, False), (48, 16, True), (48, 16, False), (16, 48, False)]
+)
 def test_packed_latents_of_flux_are_unpacked(height, width, given):
     pipe = flux_pipeline(build_codec(shift_factor=0.1))
     x_0 = torch.randn(2, 4, height // 8, width // 8, generator=torch.Generator().manual_seed(5))

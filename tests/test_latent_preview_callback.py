@@ -189,7 +189,7 @@ def test_png_files_say_what_they_show(tmp_path):
         f"step_000{n}.png" for n in range(3)
     ]
     image = Image.open(tmp_path / "run" / "step_0001.png")
-    assert image.size == (8, 8)
+    assert image.size == (256, 256)  # of 8x8
     assert image.text == {"step": "1", "timestep": "334.0", "shows": "x_0"}
 
 
@@ -261,11 +261,12 @@ def test_a_sink_that_waits_for_itself_is_told(call, pipe, caplog):
 def test_a_wrong_size_of_packed_latents_is_logged_with_the_remedy(caplog):
     pipe = flux_pipeline(build_codec(shift_factor=0.1))
     size = {"height": 48, "width": 16}
-    with caplog.at_level(logging.WARNING), LatentPreviewCallback(pipe, linear, nowhere) as preview:
+    preview = LatentPreviewCallback(pipe, linear, nowhere, height=16, width=32)
+    with caplog.at_level(logging.WARNING), preview:
         pooled = torch.zeros(2, 8)
         run(pipe, callback_on_step_end=preview, pooled_prompt_embeds=pooled, num_inference_steps=2, **size)
     (message,) = [record.message for record in caplog.records if "preview" in record.message]
-    assert "3 packed latents came for 1 rows of 1; give LatentPreviewCallback the height and width" in message
+    assert "expected 1 x 2 tokens, got 3; give LatentPreviewCallback the height and width" in message
 
 
 class SomebodysScheduler:

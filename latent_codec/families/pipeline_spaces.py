@@ -32,6 +32,7 @@ class PipelineSpace:
         tokens: side of the squares of positions that make one token of their denoiser.
         frame_axis: whether latents have an axis of frames.
         repeated: whether their denoiser is handed every channel twice.
+        channels_last: whether the axis of channels is the last, after frames, rows and columns.
     """
 
     title: str
@@ -45,6 +46,7 @@ class PipelineSpace:
     tokens: int | None = None
     frame_axis: bool = False
     repeated: bool = False
+    channels_last: bool = False
 
     def latent_space(self, channels: int, downsampling_factor: int, config: Mapping[str, Any]) -> LatentSpace:
         """The space of an autoencoder as these pipelines see it.
@@ -116,7 +118,7 @@ ROWS = (
     PipelineSpace(title="CogView3 Plus", pipelines=_names("CogView3Plus")),
     PipelineSpace(title="CogView4", pipelines=_names("CogView4", "CogView4Control")),
     PipelineSpace(
-        title="Kandinsky 5 image", pipelines=_names("Kandinsky5T2I", "Kandinsky5I2I")
+        title="Kandinsky 5 image", pipelines=_names("Kandinsky5T2I", "Kandinsky5I2I"), channels_last=True
     ),  # FLUX.1's autoencoder, whose shift it ignores
     PipelineSpace(
         title="Stable Diffusion XL",
