@@ -89,7 +89,7 @@ def test_runs_and_presets_of_0_1_are_read():
     table = {"model": {"class_name": "PictureClassifier"}, "run": {"calibration_pictures": 3}}
     with pytest.warns(DeprecationWarning, match=r"run\.calibration_pictures is now run\.calibration_images"):
         config = TrainingConfig.from_dict(table)
-    assert config.kind == "classifier" and config.run.calibration_images == 3
+    assert config.kind.name == "classifier" and config.run.calibration_images == 3
     assert table["run"] == {"calibration_pictures": 3}, "what was given stays as it is"
     with pytest.warns(DeprecationWarning):
         assert load_config("default-f8c4", ["run.calibration_pictures=5"]).run.calibration_images == 5

@@ -17,8 +17,9 @@ from latent_codec import HierarchicalVQ, LatentCodec
 from latent_codec.bitstream import compress, decompress
 from latent_codec.families import FAMILIES, Encoded, Family, LatentSpace, Level
 from latent_codec.previews import LatentPreviewer
-from latent_codec.training.autoencoder_task import check_autoencoder
+from latent_codec.training.autoencoder_task import AutoencoderTask
 from latent_codec.training.config import TrainingConfig
+from latent_codec.training.task import TaskInputs
 
 
 class Mosaic(ModelMixin, ConfigMixin):
@@ -117,9 +118,9 @@ def test_a_linear_start_is_refused_to_a_family_whose_layers_it_does_not_know():
     )
     autoencoder = HierarchicalVQ(hidden_channels=8, residual_channels=4, embed_dim=4, codebook_sizes=8)
     with pytest.raises(
-        ValueError, match="a linear start knows AutoencoderKL and AutoencoderVQ, not HierarchicalVQ"
+        ValueError, match="for HierarchicalVQ: a linear start knows AutoencoderKL and AutoencoderVQ"
     ):
-        check_autoencoder(config, autoencoder, None, None)
+        AutoencoderTask.check(config, autoencoder, TaskInputs(source=None))
 
 
 def test_a_config_is_read_without_torch():

@@ -160,7 +160,9 @@ def test_mirror_images_are_held_out_with_their_original(idx, two_levels, tmp_pat
     _, held_out = hold_out(source, 0.25, seed=3)
     assert len(held_out) == 12 and {number ^ 1 for number in held_out} == set(held_out)
     assert hold_out(source, 0.25, seed=4)[1] != held_out
-    with pytest.raises(ValueError, match=r"data.held_out is 0.01 of 24 images, which are 0"):
+    with pytest.raises(
+        ValueError, match=r"data.held_out: expected a share of the 24 images .*, got 0.01; it is 0 of them"
+    ):
         hold_out(source, 0.01, seed=0)
 
 
@@ -291,24 +293,30 @@ def test_windows_of_all_levels_show_the_same_place(idx, two_levels, tmp_path):
             {"model": {"arguments": {"hiden_channels": 7}}},
             r"'hiden_channels' \(did you mean 'hidden_channels'",
         ),
-        ({"prior": {"level": 2}}, r"prior.level is 2; two has levels 0 to 1"),
-        ({"prior": {"level": -1}}, r"prior.level is -1"),
+        ({"prior": {"level": 2}}, r"prior.level: expected from 0 to 1, the levels of two, got 2"),
+        ({"prior": {"level": -1}}, r"prior.level: expected at least 0, got -1"),
         ({"prior": {"level": 1}, "model": {"arguments": {"condition_codebook_size": 9}}}, r"= 9.* have 6"),
-        ({"data": {"height": 18}}, r"data.height is 18; two needs a multiple of 4"),
+        (
+            {"data": {"height": 18}},
+            r"data.height: expected a multiple of 4, the pixels of a position on the top level of two, got 18",
+        ),
         (
             {"data": {"height": 32}},
-            r"none of the 24 images is as large as the window of 32x32.*8x8 positions",
+            r"a window that one of the 24 images holds, got .32x32.*8x8 positions",
         ),
         ({"data": {"label": "Smiling"}}, r'data.label is "Smiling", and train-00000 has the label 0'),
-        ({"data": {"scale": [0.5, 1]}}, r"data.scale, by_area, pad_small and binarize are for images"),
+        (
+            {"data": {"scale": [0.5, 1]}},
+            r"data.scale: expected its default: codes are learned as they were encoded",
+        ),
         (
             {"model": {"class_name": "PixelCNN", "arguments": {"data": "latents"}}},
-            r"hold indices.*learns latents",
+            r"model.arguments.data: expected .codes.*files of indices of two, got .latents.",
         ),
-        ({"objective": {"kl_weight": 1.0}}, r"objective.kl_weight is for codec; .* PixelSNAIL, a prior"),
+        ({"objective": {"kl_weight": 1.0}}, r"objective.kl_weight: expected none for PixelSNAIL: .* codec"),
         (
             {"model": {"train": "decoder", "initialization": "linear"}},
-            r"is for codecs; .* PixelSNAIL, a prior",
+            r"model.initialization: expected none for PixelSNAIL: .* codec",
         ),
     ],
 )
@@ -330,11 +338,11 @@ def test_a_prior_needs_a_codec_unless_it_is_over_pixels(idx, two_levels, tmp_pat
     (tmp_path / "pixels.toml").write_text(dump_toml(configuration(CNN | {"arguments": arguments}).to_dict()))
     out = ["--data", str(idx), "--out", str(tmp_path / "run")]
     assert main(["train", str(tmp_path / "codes.toml"), *out]) == 2
-    assert "a prior learns the codes of a codec: name it by --codec" in capsys.readouterr().err
+    assert "name or folder of the codec that a PixelSNAIL learns from" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "pixels.toml"), *out, "--codec", str(two_levels)]) == 2
-    assert "the prior is over pixels, which need no codec" in capsys.readouterr().err
+    assert "expected none for a prior over pixels" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "codes.toml"), *out, "--codec", str(two_levels), "--stream"]) == 2
-    assert "--stream is for codecs" in capsys.readouterr().err
+    assert "expected none for PixelSNAIL, which trains on data at hand" in capsys.readouterr().err
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
@@ -402,7 +410,7 @@ def test_a_classifier_learns_to_tell_the_classes_apart_and_says_how_well(idx, tm
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
     without = configuration(model)
-    with pytest.raises(ValueError, match=r"a classifier learns classes: set data.label"):
+    with pytest.raises(ValueError, match=r"data.label: expected what a classifier learns"):
         build_classifier(without, source)
     few = configuration(model | {"arguments": model["arguments"] | {"num_classes": 2}}, **settings)
     classifier = build_classifier(few, source)

@@ -108,7 +108,7 @@ def test_the_second_is_told_who_trains_and_writes_nothing(tmp_path):
     try:
         assert holder.stdout.readline() == "locked\n"
         before = sorted(path.name for path in (tmp_path / "run").iterdir())
-        expected = rf"run is being trained by process {holder.pid} on {re.escape(socket.gethostname())} since \d{{4}}-"
+        expected = rf"run_folder: expected a run folder that no other process trains in, .*run.; process {holder.pid} on {re.escape(socket.gethostname())} since \d{{4}}-"
         with pytest.raises(ValueError, match=expected), lock_run(tmp_path / "run"):
             raise AssertionError("both hold the lock")
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
@@ -129,7 +129,10 @@ def test_a_folder_in_which_nothing_began_is_not_left_behind(tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"holds thesis.tex and is no run's folder"), lock_run(tmp_path):
+    with (
+        pytest.raises(ValueError, match=r"run_folder: expected a run's folder, .*; it holds thesis.tex"),
+        lock_run(tmp_path),
+    ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -146,7 +149,7 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path):
     holder = python(code, tmp_path / "run")
     try:
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(ValueError, match="is being trained"), lock_run(tmp_path / "run"):
+        with pytest.raises(ValueError, match="no other process trains in"), lock_run(tmp_path / "run"):
             pass
         while not children(holder.pid):
             time.sleep(0.01)
@@ -194,8 +197,6 @@ def test_of_two_starts_one_trains(arguments, tmp_path):
     done = sorted((process.result() for process in both), key=lambda each: each.returncode)
     assert [each.returncode for each in done] == [0, 2], done
     refused = done[1].stderr.strip().splitlines()
-    assert re.search(r"run is being trained by (process \d+ on .* since|another process)", refused[-1]), (
-        refused
-    )
+    assert re.search(r"run.; (process \d+ on .* since|another process)", refused[-1]), refused
     steps = [line["step"] for line in read_metrics(tmp_path / "run")]
     assert steps == list(range(1, STEPS + 1))

@@ -14,7 +14,8 @@ from latent_codec import LatentCodec
 from latent_codec.images.sources import open_source
 from latent_codec.metrics import lpips_available
 from latent_codec.training.config import TrainingConfig, load_config
-from latent_codec.training.finish import finish_run, is_finished, num_calibration_images
+from latent_codec.training.finish import is_finished
+from latent_codec.training.finish_codec import finish_codec, num_calibration_images
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def finished(make_images, out, **sections):
     """Train and finish a tiny run; returns the codec's folder."""
     result = run_tiny(make_images, out, **sections)
     config = tiny_config(**sections)
-    return finish_run(config, result.network, open_source(make_images), out, data_name="images")
+    return finish_codec(config, result.network, open_source(make_images), out, data_name="images")
 
 
 def card_of(folder) -> tuple[dict[str, str], str]:
@@ -129,7 +130,7 @@ def test_a_full_disk_leaves_no_half_codec(tmp_path, make_images):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            finish_run(tiny_config(), result.network, source, tmp_path / "mine", data_name="images")
+            finish_codec(tiny_config(), result.network, source, tmp_path / "mine", data_name="images")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     # What the checkpoint left stays as it is.

@@ -184,7 +184,7 @@ def test_bfloat16_computes_in_half_and_keeps_float32_masters(tmp_path, make_imag
 
 
 def test_float16_on_the_cpu_is_refused(tmp_path, make_images):
-    with pytest.raises(ValueError, match='precision = "fp16" needs a GPU: set "bf16" or "fp32"'):
+    with pytest.raises(ValueError, match=r'run.precision: expected "bf16" or "fp32" on a CPU'):
         run_tiny(make_images, tmp_path / "run", run={"precision": "fp16"})
     assert not (tmp_path / "run").exists()
 
@@ -333,7 +333,7 @@ def test_decoder_only_does_not_go_on_with_another_encoder(tmp_path, make_images,
     finally:
         shutil.rmtree(pretrained)
         kept.rename(pretrained)
-    assert "keeps the encoder of another codec" in capsys.readouterr().err
+    assert "was started with, whose encoder it keeps" in capsys.readouterr().err
 
 
 def test_corrupt_images_are_skipped_counted_and_reported(tmp_path, capsys):
@@ -380,7 +380,7 @@ STEADY = {"steps": 7, "log_every": 3, "checkpoint_every": 3}
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_with_a_checkpoint_from_which_the_run_goes_on_to_the_same_bits(
-    tmp_path, make_images, which, capsys
+    tmp_path, make_images, which, caplog
 ):
     sections = {"objective": LATENT_DIFFUSION | {"input_noise": 0.1}, "run": STEADY}
     run_tiny(make_images, tmp_path / "whole", **sections)
@@ -391,7 +391,7 @@ def test_a_signal_stops_with_a_checkpoint_from_which_the_run_goes_on_to_the_same
     before = signal.getsignal(signal.SIGINT)
     stopped = train(config, autoencoder, open_source(make_images), tmp_path / "run")
     assert (stopped.step, stopped.finished, stopped.signal) == (5, False, which)
-    assert "stopping after this step" in capsys.readouterr().err
+    assert "stopping after this step" in caplog.text
     assert signal.getsignal(signal.SIGINT) is before
     went_on = run_tiny(make_images, tmp_path / "run", **sections)
 
@@ -442,7 +442,7 @@ def test_a_run_killed_before_its_codec_was_finished_finishes_it(tmp_path, make_i
 
 def test_another_configuration_in_the_same_folder_is_refused_naming_the_keys(tmp_path, make_images):
     run_tiny(make_images, tmp_path, run={"steps": 1})
-    with pytest.raises(ValueError, match="another configuration") as error:
+    with pytest.raises(ValueError, match=r"a run with this configuration") as error:
         run_tiny(
             make_images,
             tmp_path,
@@ -451,7 +451,12 @@ def test_another_configuration_in_the_same_folder_is_refused_naming_the_keys(tmp
             data={"height": 24},
         )
     message = str(error.value)
-    for named in ("data.height (16 -> 24)", "objective.kl_weight (0.0 -> 0.5)", "optimizer.betas (", "--out"):
+    for named in (
+        "data.height (16 -> 24)",
+        "objective.kl_weight (0.0 -> 0.5)",
+        "optimizer.betas (",
+        "`run_folder`",
+    ):
         assert named in message
     assert "optimizer.learning_rate" not in message
 
@@ -460,7 +465,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path, make_images
     (tmp_path / ".hidden").touch()  # what file managers leave
     (tmp_path / "cat.png").touch()
     with pytest.raises(
-        ValueError, match=r"holds cat\.png and is no run's folder\. Give a new or empty --out"
+        ValueError, match=r"run_folder: expected a run's folder, or a new or empty one.*; it holds cat\.png"
     ):
         run_tiny(make_images, tmp_path, run={"steps": 1})
     assert sorted(each.name for each in tmp_path.iterdir()) == [".hidden", "cat.png"]
@@ -472,10 +477,12 @@ def test_other_data_or_another_batch_is_refused_and_the_same_batch_cut_otherwise
     tmp_path, make_images
 ):
     run_tiny(make_images, tmp_path / "run", run={"steps": 1})
-    with pytest.raises(ValueError, match="trained with images_per_step = 2, which is 4 now"):
+    with pytest.raises(
+        ValueError, match=r"a run with images_per_step = 4, got .* trained with images_per_step = 2"
+    ):
         run_tiny(make_images, tmp_path / "run", optimizer={"batch_size": 4})
     fewer = write_images(tmp_path / "fewer", 5)
-    with pytest.raises(ValueError, match="trained with num_images = 6, which is 5 now"):
+    with pytest.raises(ValueError, match=r"a run with num_images = 5, got .* trained with num_images = 6"):
         run_tiny(fewer, tmp_path / "run")
     assert run_tiny(make_images, tmp_path / "run", optimizer={"batch_size": 1, "accumulation": 2}).finished
 
@@ -591,10 +598,19 @@ def test_first_images_of_a_stream_are_a_source(make_images):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"data": {"height": 17}}, "data.height is 17; a multiple of 2"),
-        ({"data": {"width": 19}}, "data.width is 19; a multiple of 2"),
-        ({"objective": {"gan_weight": 1.0}}, "crops are 16 px; the discriminator needs at least 24"),
-        ({"objective": {"lpips_weight": 1.0}}, r"crops are 16 px; LPIPS \(squeeze\) needs at least 17"),
+        (
+            {"data": {"height": 17}},
+            "data.height: expected a multiple of 2, a latent's side in pixels, got 17",
+        ),
+        ({"data": {"width": 19}}, "data.width: expected a multiple of 2, a latent's side in pixels, got 19"),
+        (
+            {"objective": {"gan_weight": 1.0}},
+            "data.height: expected at least 24 for the discriminator, got 16",
+        ),
+        (
+            {"objective": {"lpips_weight": 1.0}},
+            r"data.height: expected at least 17 for LPIPS \(squeeze\), got 16",
+        ),
     ],
 )
 def test_what_would_fail_late_is_refused_at_once(tmp_path, make_images, sections, message):
@@ -625,7 +641,7 @@ def test_tensorboard_is_an_optional_tracker(tmp_path, make_images, capsys):
 def test_a_tracker_that_is_not_there_is_refused(tmp_path, make_images, capsys):
     argv = ["train", preset_file(tmp_path), "--data", str(make_images), "--out", str(tmp_path / "run")]
     assert main([*argv, "--tracker", "tensorbord"]) == 2
-    assert "'tensorbord' is not installed, or unknown" in capsys.readouterr().err
+    assert "expected one that accelerate knows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -638,9 +654,12 @@ def test_a_tracker_that_is_not_there_is_refused(tmp_path, make_images, capsys):
         (["train", "nowhere.toml", "--data", "x"], "nowhere.toml: No such file or directory"),
         (
             ["train", "default-f8c4", "--data", "x", "--set", "run.seed=one"],
-            "run.seed is 'one'; expected int",
+            "expected an integer, got 'one'",
         ),
-        (["train", "default-f8c4", "--data", "x", "--codec", "mine"], "leave --codec out, or"),
+        (
+            ["train", "default-f8c4", "--data", "x", "--codec", "mine"],
+            "or take a preset that starts from a codec",
+        ),
         (["train", "default-f8c4", "--data", "x", "--minutes", "0"], "--minutes is 0.0; above 0"),
         (["train", "default-f8c4", "--data", "x", "--stream"], "x cannot be streamed"),
         (["train", "default-f8c4", "--data", "hf:a/b", "hf:c/d", "--stream"], "takes one dataset"),
@@ -695,5 +714,5 @@ def test_a_codebook_that_begins_after_a_resumption_is_the_same(tmp_path, make_im
 
 
 def test_a_codebook_that_would_never_begin_is_refused(tmp_path, make_images):
-    with pytest.raises(ValueError, match=r"codebook.start_step is 4, and the run ends at 4"):
+    with pytest.raises(ValueError, match=r"codebook.start_step: expected a step before the run ends at 4"):
         run_tiny(make_images, tmp_path, **CODEBOOK | {"codebook": {"start_step": 4}})

@@ -1,5 +1,6 @@
 """What a configuration leaves open, and how a run decides it: the precision, and settings that are shares of the run."""
 
+import logging
 import tomllib
 
 import pytest
@@ -8,10 +9,11 @@ from tiny_training import run_tiny, tiny_config, weights, write_images
 
 from latent_codec.cli import main
 from latent_codec.precision import computes_bfloat16
-from latent_codec.training.autoencoder_task import check_autoencoder
+from latent_codec.training.autoencoder_task import AutoencoderTask
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import IN_STEPS, dump_toml, load_config, preset_names
 from latent_codec.training.resolution import resolve
+from latent_codec.training.task import TaskInputs
 
 EMULATES = computes_bfloat16("cpu") is False
 
@@ -49,21 +51,22 @@ def test_every_preset_can_be_tried_in_a_few_steps(name, steps, tmp_path):
         if setting not in ("objective.gan_ramp", "objective.gan_start") or short.objective.gan_weight:
             assert count < steps
             assert count <= max(in_steps(whole)[setting] * steps / whole.run.steps, setting.endswith("ramp"))
-    if short.kind == "codec" and not short.model.pretrained:
+    if short.kind.name == "codec" and not short.model.pretrained:
         with torch.device("meta"):
-            check_autoencoder(short, build_autoencoder(short), None, None)
+            AutoencoderTask.check(short, build_autoencoder(short), TaskInputs(source=None))
 
 
-def test_what_shrinks_with_a_run_is_said_and_what_was_set_stays(tmp_path, capsys):
+def test_what_shrinks_with_a_run_is_said_and_what_was_set_stays(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "latent_codec")
     overrides = ["run.steps=100", "optimizer.warmup_steps=7"]
     config = resolve(load_config("faces-vqvae2", overrides), tmp_path / "run", "cpu")
     assert (config.codebook.start_step, config.optimizer.warmup_steps) == (8, 7)  # 200 of 2500
-    assert "codebook.start_step 8 (shares of 100 steps)" in capsys.readouterr().err
+    assert "codebook.start_step 8 (shares of 100 steps)" in caplog.text
 
 
 def test_a_setting_in_steps_beyond_the_end_is_refused_with_a_way_out(tmp_path, images):
     with pytest.raises(
-        ValueError, match=r"start_step is 9, and the run ends at 3: start earlier, or at a share"
+        ValueError, match=r"start_step: expected a step before the run ends at 3, or a share .*, got 9"
     ):
         run_tiny(images, tmp_path / "run", **codebook(start_step=9))
 
@@ -151,12 +154,14 @@ def test_precision_is_decided_when_a_run_begins_and_stored(tmp_path, images):
     assert all(torch.equal(found[key], same[key]) for key in same)
 
 
-def test_a_run_that_began_in_bf16_goes_on_in_it_and_another_precision_is_refused(tmp_path, images, capsys):
+def test_a_run_that_began_in_bf16_goes_on_in_it_and_another_precision_is_refused(tmp_path, images, caplog):
+    caplog.set_level(logging.INFO, "latent_codec")
     run_tiny(images, tmp_path / "run", run={"precision": "bf16"})
-    first = capsys.readouterr().err
+    first = caplog.text
+    caplog.clear()
     result = run_tiny(images, tmp_path / "run", run={"precision": "auto", "steps": 4})
     assert result.config.run.precision == stored(tmp_path / "run")["run"]["precision"] == "bf16"
-    second = capsys.readouterr().err
+    second = caplog.text
     assert ("about 20 to 30 times slower" in first) == EMULATES
     assert ("began in bf16 and goes on in it" in second) == EMULATES
     with pytest.raises(ValueError, match=r"run.precision \(bf16 -> fp32\)"):

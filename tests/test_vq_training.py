@@ -290,20 +290,29 @@ def test_the_decoder_of_a_gumbel_vqgan_trains_on_its_most_probable_codes(tmp_pat
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"arguments": {"assignment": "linear"}}, 'assignment "linear" has a temperature to lower'),
+        (
+            {"arguments": {"assignment": "linear"}},
+            'model.arguments.assignment: expected "nearest": "linear" has a temperature to lower',
+        ),
         (
             {"objective": {"kl_weight": 1e-6}},
-            "AutoencoderVQ has codewords and no posterior: leave objective.kl_weight",
+            "objective.kl_weight: expected 0 for AutoencoderVQ, which has no posterior",
         ),
-        ({"objective": {"reconstruction": "gaussian"}}, 'set objective.reconstruction to "l1" or "mse"'),
+        (
+            {"objective": {"reconstruction": "gaussian"}},
+            'objective.reconstruction: expected "l1" or "mse" for AutoencoderVQ',
+        ),
         (
             {"model": {"initialization": "linear"}, "codebook": {"kmeans_crops": 0}},
-            "codebook.kmeans_crops above 0",
+            "codebook.kmeans_crops: expected above 0 for a linear start",
         ),
-        ({"codebook": {"start_step": 3}}, "codebook.start_step is 3, and the run ends at 3"),
-        ({"codebook": {"decay": 1.0}}, "codebook.decay is 1.0; from 0 to below 1"),
-        ({"codebook": {"restart_below": 1.0}}, "codebook.restart_below is 1.0"),
-        ({"codebook": {"learning": "adam"}}, "codebook.learning is 'adam'; allowed: 'ema', 'gradient'"),
+        ({"codebook": {"start_step": 3}}, "codebook.start_step: expected a step before the run ends at 3"),
+        ({"codebook": {"decay": 1.0}}, "codebook.decay: expected from 0 to below 1, got 1.0"),
+        ({"codebook": {"restart_below": 1.0}}, "codebook.restart_below: expected from 0 to below 1, got 1.0"),
+        (
+            {"codebook": {"learning": "adam"}},
+            "codebook.learning: expected one of 'ema', 'gradient', got 'adam'",
+        ),
         ({"codebook": {"restarts": True}}, "unknown key in .codebook.: 'restarts'"),
     ],
 )
@@ -438,6 +447,6 @@ def test_level_dropout_trains_the_levels_and_goes_on_to_the_same_bits(tmp_path, 
 def test_level_dropout_needs_levels(tmp_path, make_images):
     settings = sections("AutoencoderVQ") | {"objective": {"level_dropout": 0.5}}
     with pytest.raises(
-        ValueError, match=r"level_dropout is 0.5; only a HierarchicalVQ of two or more levels"
+        ValueError, match=r"level_dropout: expected 0 but for a HierarchicalVQ of two or more levels, got 0.5"
     ):
         run_tiny(make_images, tmp_path, **settings)

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import logging
 import os
 import sys
 import warnings
@@ -122,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _warnings_in_words(verb: str) -> Iterator[None]:
-    """Show each warning as one line, without the place in the code that it is about, which users of a verb cannot change."""
+    """Show the library's log on stderr, and each warning as one line, without the place in the code that it is about, which users of a verb cannot change."""
 
     def in_words(message, category, filename, lineno, line=None) -> str:
         if issubclass(category, UserWarning):
@@ -130,10 +131,14 @@ def _warnings_in_words(verb: str) -> Iterator[None]:
         return before(message, category, filename, lineno, line)
 
     before, warnings.formatwarning = warnings.formatwarning, in_words
+    logger, lines = logging.getLogger("latent_codec"), logging.StreamHandler()
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
     try:
         yield
     finally:
         warnings.formatwarning = before
+        logger.removeHandler(lines)
 
 
 def _flush_results() -> None:

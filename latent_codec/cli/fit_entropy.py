@@ -163,9 +163,8 @@ def _train(args: argparse.Namespace, codec, source, processes):
             result = loop.train(
                 config, context, encoded, out, max_minutes=args.minutes, data_name=f"codes of {codec.name}"
             )
-    except (loop.NonFiniteLossError, ValueError) as error:
-        # They speak of the flags of `train`.
-        raise ValueError(str(error).replace("--out", "--run")) from error
+    except loop.NonFiniteLossError as error:
+        raise ValueError(str(error)) from error
     last = (read_metrics(out) or [{}])[-1]
     found = {
         "images": len(encoded),

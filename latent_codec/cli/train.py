@@ -1,29 +1,33 @@
-"""Train a codec, a prior or an entropy model over its codes, a classifier or a preview, from a preset or a TOML file of your own.
+"""Train a codec, a prior, an entropy model, a classifier or a preview.
 
-    latent-codec train --list
-    latent-codec train autoencoder --data photos/ --out runs/mine
-    latent-codec train autoencoder --data photos/ --out runs/mine --minutes 5
-    latent-codec train finetune-decoder --data photos/ --codec default --out runs/sharper
-    latent-codec train beta-vae --data photos/ --out runs/beta10 --set objective.kl_weight=10
-    latent-codec train pixelsnail-faces --data faces.tar --codec runs/faces --out runs/prior
+What is trained is a preset, or a TOML file of your own: copy one of
+latent_codec/presets, change it and name the copy, or change single settings by
+--set. Settings in steps shrink with `--set run.steps=100`.
 
-The run folder receives config.toml (everything that decides the result), metrics.jsonl,
-samples/, checkpoints/, codec/ and, at the end, curves.png. codec/ is a diffusers folder with
-the averaged weights, ready for `--codec runs/mine`: written with each checkpoint and when the
-run is stopped, and calibrated at the end; until then its model card says that it is
+The run folder receives config.toml (everything that decides the result),
+metrics.jsonl, samples/, checkpoints/, codec/ and, at the end, curves.png.
+codec/ is a diffusers folder with the averaged weights, ready for
+`--codec runs/mine`: written with each checkpoint and when the run is stopped,
+and calibrated at the end; until then its model card says that it is
 unfinished. A prior's run has prior/ instead, a classifier's classifier/.
 
-A preset is a TOML file in latent_codec/presets: copy one, change it and name the copy, or change single settings
-by --set. Settings in steps shrink with `--set run.steps=100`. The same command resumes a run that
-was stopped or killed, to the same weights. Ctrl-C and SIGTERM stop after the step at hand, with
-a checkpoint; one process at a time trains in a run folder. Exit status: 0 at the end and after
---minutes, 130 after Ctrl-C, 143 after SIGTERM (under a launcher, the launcher's own), 2 with
-one line where the input was at fault. Several processes or machines:
+The same command resumes a run that was stopped or killed, to the same weights.
+Ctrl-C and SIGTERM stop after the current step, with a checkpoint; one process
+at a time trains in a run folder. Exit status: 0 at the end and after
+--minutes, 130 after Ctrl-C, 143 after SIGTERM (under a launcher, the
+launcher's own), 2 with one line where the input was at fault.
 
-    accelerate launch --num_processes 2 -m latent_codec.cli train ...
+Several processes or machines: `accelerate launch --num_processes 2 -m
+latent_codec.cli train ...`. Every process takes `optimizer.batch_size` images,
+so that two processes make the step of one with twice the batch.
 
-Every process takes `optimizer.batch_size` images, so that two processes make the step
-of one with twice the batch.
+Examples:
+  latent-codec train --list
+  latent-codec train autoencoder --data photos/ --out runs/mine
+  latent-codec train autoencoder --data photos/ --out runs/mine --minutes 5
+  latent-codec train finetune-decoder --data photos/ --codec default
+  latent-codec train beta-vae --data photos/ --set objective.kl_weight=10
+  latent-codec train pixelsnail-faces --data faces.tar --codec runs/faces
 """
 
 import argparse
@@ -43,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list",
         action="store_true",
-        help="say what each shipped preset trains and how long that takes, and stop",
+        help="list the shipped presets: what each trains, and how long that takes",
     )
     parser.add_argument(
         "--data",
@@ -51,11 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="folders, webdataset tars, an IDX folder (Fashion-MNIST), or hf:owner/name",
     )
-    parser.add_argument("--out", metavar="RUN", help="run folder (default: runs/PRESET)")
+    parser.add_argument(
+        "--out", dest="run_folder", type=Path, metavar="RUN", help="run folder (default: runs/PRESET)"
+    )
     parser.add_argument(
         "--codec",
         metavar="NAME_OR_PATH",
-        help="the codec to start from, or whose codes a prior learns (default: the preset's, if it names one)",
+        help="the codec to start from or to learn from (default: the preset's)",
     )
     add_subfolder_argument(parser)
     parser.add_argument(
@@ -68,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes",
         type=float,
-        help="checkpoint and stop after this long; the same command goes on (default: to the preset's last step)",
+        help="checkpoint and stop after this many minutes; the same command goes on (default: none)",
     )
     parser.add_argument(
         "--stream",
@@ -77,7 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="train", help="split of the data set (default: train)")
     parser.add_argument(
-        "--tracker", action="append", default=[], metavar="NAME", help="tensorboard, wandb, ...; repeatable"
+        "--tracker",
+        dest="trackers",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="tensorboard, wandb, ...; repeatable",
     )
 
 
@@ -86,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.list:
         for name in preset_names():
-            what, duration = preset_notes(name)
-            print(f"{name}\n    {what}.\n    Duration: {duration}.")
+            notes = preset_notes(name)
+            print(f"{name}\n    {notes.summary}.\n    Duration: {notes.duration}.")
         return 0
     if not args.preset:
         raise ValueError(f"name a preset ({', '.join(preset_names())}) or a .toml file.")
@@ -103,17 +114,20 @@ def run(args: argparse.Namespace) -> int:
 
     from latent_codec.training.run_lock import lock_run
 
-    out = Path(args.out or f"runs/{Path(args.preset).name.removesuffix('.toml')}")
+    out = args.run_folder or Path("runs") / Path(args.preset).name.removesuffix(".toml")
     with lock_run(out):
         return _train_and_finish(args, config, out)
 
 
 def _train_and_finish(args: argparse.Namespace, config, out: Path) -> int:
     from latent_codec.training import loop
-    from latent_codec.training.finish import finish_network, finish_run, is_finished
+    from latent_codec.training.build import load_codec
+    from latent_codec.training.finish import is_finished
 
     with showing("preparing the training"):
-        network, source, stream = _network_and_data(args, config, out)
+        codec = load_codec(config)
+        source, stream = _open_data(args, config, out, codec)
+        network = config.kind.load("build")(config, source, codec)
     data_name = ", ".join(map(_name, args.data))
     try:
         result = loop.train(
@@ -121,8 +135,9 @@ def _train_and_finish(args: argparse.Namespace, config, out: Path) -> int:
             network,
             source,
             out,
+            codec=codec,
             stream=stream,
-            trackers=tuple(args.tracker),
+            trackers=tuple(args.trackers),
             max_minutes=args.minutes,
             data_name=data_name,
         )
@@ -134,7 +149,7 @@ def _train_and_finish(args: argparse.Namespace, config, out: Path) -> int:
     if result.skipped:
         names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
         print(f"{len(result.skipped)} image(s) could not be read: {names}", file=sys.stderr)
-    folder = out / config.kind
+    folder = out / config.kind.name
     if not result.finished:
         print(f"wrote {folder}: the averaged weights so far", file=sys.stderr)
         print(f"stopped at step {result.step} of {config.run.steps}; the same command goes on from there.")
@@ -144,75 +159,46 @@ def _train_and_finish(args: argparse.Namespace, config, out: Path) -> int:
         print(folder)
         return 0
     with showing("finishing the run") as report:
-        if config.kind == "codec":
-            finish_run(config, result.network, source, out, data_name=data_name, on_progress=report)
-        else:
-            finish_network(config, result.network, out, data_name=data_name)
-    print(folder)
+        finish = config.kind.load("finish")
+        print(finish(config, result.network, source, out, data_name=data_name, on_progress=report))
     return 0
 
 
-def _network_and_data(args: argparse.Namespace, config, out: Path):
-    """What is trained, the images or their codes, and the stream if there is to be one."""
-    from latent_codec.training import entropy_task
-    from latent_codec.training.build import build_autoencoder
-    from latent_codec.training.classifier_task import build_classifier
-    from latent_codec.training.prior_task import build_prior, load_codec
-    from latent_codec.training.tiny_decoder_task import build_tiny_decoder
-
-    if config.kind == "codec":
-        source, stream = _open(args, max(config.run.calibration_images, FIRST_IMAGES))
-        return build_autoencoder(config), source, stream
-    if args.stream:
-        raise ValueError(f"--stream is for codecs; {config.model.class_name} trains on images at hand.")
-    if config.kind == "classifier":
-        source, _ = _open(args, 0)
-        return build_classifier(config, source), source, None
-    if config.kind == "preview":
-        source, _ = _open(args, 0)
-        return build_tiny_decoder(config, source), source, None
-    if config.kind == "entropy":
-        codec = entropy_task.load_codec(config)
-        source = _encode_once(args, config, out, codec)
-        return entropy_task.build_context(config, source, codec), source, None
-    codec = load_codec(config)
-    source = _encode_once(args, config, out, codec)
-    return build_prior(config, source, codec), source, None
-
-
-def _encode_once(args: argparse.Namespace, config, out: Path, codec):
-    """A prior's or entropy model's data: codes, computed by the main process where there are none yet, or the images themselves."""
-    from accelerate import PartialState
-
-    from latent_codec.training.prior_data import open_prior_source
-    from latent_codec.training.processes import on_cpu
-
-    with PartialState(cpu=on_cpu()).main_process_first(), showing("encoding") as report:
-        return open_prior_source(
-            config,
-            args.data,
-            out,
-            codec,
-            split=args.split,
-            on_progress=report,
-        )
-
-
-def _open(args: argparse.Namespace, count: int):
-    """The images, and the stream if there is to be one; then the images are its first `count`."""
+def _open_data(args: argparse.Namespace, config, out: Path, codec):
+    """The images, or their codes, and the stream if there is to be one; then the images are its first."""
+    from latent_codec.errors import SettingError
     from latent_codec.images.sources import open_source, open_stream
     from latent_codec.training.data import first_images
 
+    kind = config.kind
+    if args.stream and not kind.streams:
+        raise SettingError(
+            "stream", f"none for {config.model.class_name}, which trains on data at hand", True
+        )
+    if kind.learns_codes:
+        return _encode_once(args, config, out, codec), None
     if not args.stream:
-        return open_source(args.data if len(args.data) > 1 else args.data[0], split=args.split), None
+        return open_source(args.data, split=args.split), None
     if len(args.data) > 1:
         raise ValueError(f"--stream takes one dataset, hf:owner/name, not {', '.join(args.data)}.")
     stream = open_stream(args.data[0], split=args.split)
+    count = max(config.run.calibration_images, FIRST_IMAGES)
     print(
         f"Note: samples and calibration take the first {count} images of the stream, whose length is not known",
         file=sys.stderr,
     )
     return first_images(stream, count, name=args.data[0]), stream
+
+
+def _encode_once(args: argparse.Namespace, config, out: Path, codec):
+    """Codes, computed by the main process where there are none yet; the images themselves for a prior over pixels."""
+    from accelerate import PartialState
+
+    from latent_codec.training.prior_data import open_codes
+    from latent_codec.training.processes import on_cpu
+
+    with PartialState(cpu=on_cpu()).main_process_first(), showing("encoding") as report:
+        return open_codes(config, args.data, out, codec, split=args.split, on_progress=report)
 
 
 def _name(data: str) -> str:

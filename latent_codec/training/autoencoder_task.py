@@ -10,8 +10,8 @@ from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from latent_codec.families import family_of
-from latent_codec.images.sources import ImageSource
+from latent_codec.errors import SettingError
+from latent_codec.families import Family, family_of
 from latent_codec.metrics import LPIPS_MIN_SIDE
 from latent_codec.models.discriminator import PatchDiscriminator, min_side
 from latent_codec.models.initialization import initialize_codebooks, initialize_linear_code
@@ -21,105 +21,121 @@ from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import StreamedCrops, TrainingCrops
 from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms, level_suffixes
-from latent_codec.training.optimization import build_optimizer, moving_average
-from latent_codec.training.task import Task
+from latent_codec.training.optimization import build_optimizer
+from latent_codec.training.task import Task, TaskInputs, collate
 
-_NOISE = 3  # stream of randomness beside the data's own, under the same seed
+_NOISE = 3  # a stream of randomness of its own under the run's seed (training/data.py)
 _LINEAR_START_CROPS = 64
 
 
 class AutoencoderTask(Task):
-    """Every objective is a setting of one network (training/objective.py).
-
-    Args:
-        config: of the run.
-        autoencoder: new or pretrained, float32.
-        source: images to train on; with a `stream`, its first ones, for samples and a linear start.
-        accelerator: device, precision and processes.
-        stream: a `datasets.IterableDataset` to train on, or None.
-        resumes: whether a checkpoint will be restored, so that nothing need be made from data.
-    """
+    """Every objective is a setting of one network (training/objective.py)."""
 
     def __init__(
-        self,
-        config: TrainingConfig,
-        autoencoder: Autoencoder,
-        source: ImageSource,
-        accelerator: Accelerator,
-        *,
-        stream=None,
-        resumes: bool = False,
+        self, config: TrainingConfig, network: Autoencoder, inputs: TaskInputs, accelerator: Accelerator
     ):
-        super().__init__(config, autoencoder, accelerator)
-        self.family = family_of(autoencoder)
-        self.is_discrete = bool(self.family.levels)
-        self.crops = TrainingCrops.configured(config, source, autoencoder.config.in_channels)
-        self.streamed = None if stream is None else self._streamed(stream)
-        self.num_images = len(source) if stream is None else None
-        self.samples = report.SampleImages(source, autoencoder.config.in_channels, config)
-        self.latent_shape = _latent_shape(config, autoencoder)
-
-        # Networks.
-        if config.model.initialization == "linear" and not resumes:
-            count = config.codebook.kmeans_crops if self.is_discrete else _LINEAR_START_CROPS
+        channels = network.config.in_channels
+        crops = TrainingCrops.configured(config, inputs.source, channels)
+        self.family = family_of(network)
+        self.latent_shape = _latent_shape(config, self.family)
+        self.samples = report.SampleImages(inputs.source, channels, config)
+        if config.model.initialization == "linear" and not inputs.resumes:
+            count = config.codebook.kmeans_crops if self.family.levels else _LINEAR_START_CROPS
             initialize_linear_code(
-                autoencoder,
-                self._first_crops(count),
-                quantizer=autoencoder.quantizers[0] if self.is_discrete else None,
+                network,
+                collate(crops, range(count)),
+                quantizer=network.quantizers[0] if self.family.levels else None,
                 anchor=config.model.anchor,
             )
-        autoencoder.to(accelerator.device).train()
-        if config.run.gradient_checkpointing:
-            autoencoder.enable_gradient_checkpointing()
+        super().__init__(config, network, crops, accelerator)
+        self.judge = None if self.discriminator is None else accelerator.prepare(self.discriminator)
+        self.streamed = None
+        if inputs.stream is not None:
+            self.num_images = None
+            self.streamed = StreamedCrops.configured(
+                config, inputs.stream, channels, accelerator.process_index, accelerator.num_processes
+            )
+
+    @classmethod
+    def check(cls, config: TrainingConfig, network: Autoencoder, inputs: TaskInputs) -> None:
+        shape, family, objective = network.config, family_of(network), config.objective
+        name = type(network).__name__
+        channels = shape.in_channels, shape.get("out_channels", shape.in_channels)
+        if channels[0] != channels[1]:
+            raise SettingError("model.arguments", "as many out_channels as in_channels", channels)
+        for side in ("height", "width"):
+            pixels = getattr(config.data, side)
+            if pixels and pixels % family.side_multiple:
+                expected = f"a multiple of {family.side_multiple}, a latent's side in pixels"
+                raise SettingError(f"data.{side}", expected, pixels)
+        if config.model.initialization == "linear" and not family.trainable.linear_start:
+            expected = f'"random" or "even" for {name}: a linear start knows AutoencoderKL and AutoencoderVQ'
+            raise SettingError("model.initialization", expected, "linear")
+        if family.levels:
+            _check_codebooks(config, shape, family, name)
+        if objective.level_dropout and len(family.levels) < 2:
+            expected = "0 but for a HierarchicalVQ of two or more levels"
+            raise SettingError("objective.level_dropout", expected, objective.level_dropout)
+        least = {}
+        if objective.lpips_weight:
+            least[f"LPIPS ({objective.lpips_net})"] = LPIPS_MIN_SIDE[objective.lpips_net]
+        if objective.gan_weight:
+            least["the discriminator"] = min_side(objective.discriminator_layers)
+        for judge, pixels in least.items():
+            if min(config.data.size) < pixels:
+                raise SettingError("data.height", f"at least {pixels} for {judge}", min(config.data.size))
+        if inputs.stream is not None and config.data.by_area:
+            raise SettingError("data.by_area", "false for a stream, whose images are not all at hand", True)
+
+    def build_objective(self) -> AutoencoderObjective:
+        """The objective, and around it the codebooks' learners, the discriminator and the terms."""
+        config, network, device = self.config, self.network, self.accelerator.device
         train_encoder = config.model.train == "all"
-        self.frozen = {} if train_encoder else _freeze_encoder(autoencoder)
-        self.ema = moving_average(autoencoder, config.optimizer.ema_decay)
-        self.objective = AutoencoderObjective(autoencoder, config.objective, train_encoder=train_encoder)
-        self.learners = _codebook_learners(config, autoencoder)
+        self.frozen = {} if train_encoder else _freeze_encoder(network)
+        objective = AutoencoderObjective(network, config.objective, train_encoder=train_encoder)
+        self.learners = _codebook_learners(config, network)
         if self.learners:
-            self.modules["codebooks"] = self.learners.to(accelerator.device)
+            self.modules["codebooks"] = self.learners.to(device)
         self.discriminator = None
         if config.objective.gan_weight:
             self.discriminator = self.modules["discriminator"] = PatchDiscriminator(
-                autoencoder.config.in_channels,
+                network.config.in_channels,
                 config.objective.discriminator_width,
                 config.objective.discriminator_layers,
-            ).to(accelerator.device)
+            ).to(device)
         self.terms_of = ObjectiveTerms(
-            self.objective,
+            objective,
             codebook_weight=config.codebook.weight,
             binarized=config.data.binarize,
             discriminator=self.discriminator,
-            mean_over_processes=lambda tensor: accelerator.reduce(tensor, reduction="mean"),
-        ).to(accelerator.device)
+            mean_over_processes=lambda tensor: self.accelerator.reduce(tensor, reduction="mean"),
+        ).to(device)
+        return objective
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        settings = self.config.optimizer
+        judging = list(self.discriminator.parameters()) if self.discriminator is not None else []
+        encoding = _encoder_parameters(self.network) if settings.encoder_factor != 1 else []
+        return build_optimizer(self.trained, judging, settings, encoder=encoding)
 
     @staticmethod
     def headline(terms: dict[str, float]) -> str:
         return f"loss {terms['loss']:.4f}, {terms['psnr']:.2f} dB"
 
-    def prepare(self) -> torch.optim.Optimizer:
-        settings = self.config.optimizer
-        judging = list(self.discriminator.parameters()) if self.discriminator is not None else []
-        encoding = _encoder_parameters(self.network) if settings.encoder_factor != 1 else []
-        self.model, optimizer = self.accelerator.prepare(
-            self.objective, build_optimizer(self.trained, judging, settings, encoder=encoding)
-        )
-        self.judge = None
-        if self.discriminator is not None:
-            self.judge = self.accelerator.prepare(self.discriminator)
-        return optimizer
-
     @property
     def skipped(self) -> list[str]:
-        return self.crops.skipped if self.streamed is None else self.streamed.skipped
+        return (self.streamed or self.dataset).skipped
 
     def resume(self, state: dict[str, Any], out: Path) -> None:
         if self.frozen and not self.config.model.pretrained:
             # Made from data at the first start, and the checkpoint's own since.
             self.frozen = _freeze_encoder(self.network)
         if _changed(self.network, self.frozen):
-            raise ValueError(
-                f"{out} keeps the encoder of another codec: give the one it was started with, or another --out."
+            raise SettingError(
+                "model.pretrained",
+                f"the codec that the run in {out} was started with, whose encoder it keeps",
+                self.config.model.pretrained,
+                advice="or give another `run_folder`",
             )
         if self.streamed is not None and "streams" in state:
             self.streamed.load_state_dict(state["streams"][self.accelerator.process_index])
@@ -129,42 +145,43 @@ class AutoencoderTask(Task):
 
     def batches(self, start: int) -> Iterator[tuple[list[int], Tensor]]:
         """Positions, and crops (N, C, h, w)."""
-        if self.streamed is None:
-            return self.positions(start, self.crops)
-        pin_memory = self.accelerator.device.type == "cuda"
-        loader = DataLoader(self.streamed, self.config.optimizer.batch_size, pin_memory=pin_memory)
-        return zip(self.position_sampler(start), loader)
+        batches = super().batches(start)
+        if self.streamed is not None:
+            pin_memory = self.accelerator.device.type == "cuda"
+            batches = DataLoader(self.streamed, self.config.optimizer.batch_size, pin_memory=pin_memory)
+        return zip(self.position_sampler(start), batches)
 
     def begin_step(self, step: int) -> None:
         if self.learners and step <= self.config.codebook.start_step:
             self._begin_codebooks(step)
 
-    def accumulate(self, batch: tuple[list[int], Tensor], step: int, *, last: bool) -> dict[str, Tensor]:
-        """The autoencoder's gradients, and the discriminator's."""
-        accumulation, accelerator = self.config.optimizer.accumulation, self.accelerator
+    def loss(self, batch: tuple[list[int], Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, noisy, noise, kept_levels = self._inputs(*batch)
-        with self.synchronizing(self.model, last):
-            outputs = self.model(noisy, noise, kept_levels)
-            with accelerator.autocast():
-                terms = self.terms_of.autoencoder_loss(image, outputs, step)
-            accelerator.backward(terms["loss"] / accumulation)
+        outputs = self.model(noisy, noise, kept_levels)
+        self._judged = image, outputs["reconstruction"].detach()
         if step >= self.config.codebook.start_step:
             for learner, level in zip(self.learners, outputs.get("levels", [])):
                 learner.observe(level)
+        return self.terms_of.autoencoder_loss(image, outputs, step)
+
+    def accumulate(self, batch: tuple[list[int], Tensor], step: int, *, last: bool) -> dict[str, Tensor]:
+        """The autoencoder's gradients, and the discriminator's."""
+        terms = super().accumulate(batch, step, last=last)
         if self.judge is not None and step >= self.config.objective.gan_start:
             with self.synchronizing(self.judge, last):
-                judged = self.terms_of.discriminator_loss(self.judge, image, outputs["reconstruction"])
-                accelerator.backward(judged["discriminator"] / accumulation)
-            terms |= judged
-        return {name: value.detach().float() for name, value in terms.items()}
+                judged = self.terms_of.discriminator_loss(self.judge, *self._judged)
+                self.accelerator.backward(judged["discriminator"] / self.config.optimizer.accumulation)
+            terms |= {name: value.detach().float() for name, value in judged.items()}
+        return terms
 
-    def end_step(self, step: int, terms: dict[str, float]) -> None:
+    def end_step(self, step: int) -> dict[str, float]:
         """Codebooks and moving average."""
-        restarted = []
+        terms, restarted = {}, []
         if step > self.config.codebook.start_step:
-            restarted = self._update_codebooks(step, terms)
+            terms, restarted = self._update_codebooks(step)
         self.ema.update_parameters(self.network)
         _forget_averages(self.ema.module, self.network, restarted)
+        return terms
 
     def write_samples(self, path: Path) -> None:
         self.samples.write(self.ema.module, path, self.accelerator)
@@ -176,22 +193,6 @@ class AutoencoderTask(Task):
     def check_end(self) -> None:
         assert not _changed(self.ema.module, self.frozen), "decoder-only training changed the encoder"
 
-    def _streamed(self, stream) -> StreamedCrops:
-        return StreamedCrops(
-            stream,
-            size=self.crops.size,
-            channels=self.crops.channels,
-            seed=self.crops.seed,
-            flip=self.crops.flip,
-            scale=self.crops.scale,
-            pad_small=self.crops.pad_small,
-            process_index=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-        )
-
-    def _first_crops(self, count: int) -> Tensor:
-        return torch.stack([self.crops[position] for position in range(count)])
-
     def _inputs(
         self, positions: list[int], image: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -199,7 +200,7 @@ class AutoencoderTask(Task):
 
         Randomness belongs to an image's position, whatever process or restart it is seen in.
         """
-        config, device = self.config, self.accelerator.device
+        config = self.config
         generators = [
             torch.Generator().manual_seed((config.run.seed * 1_000_003 + position) * 8 + _NOISE)
             for position in positions
@@ -216,16 +217,15 @@ class AutoencoderTask(Task):
         noise = kept_levels = None
         if self.latent_shape is not None:
             noise = torch.stack([torch.randn(self.latent_shape, generator=each) for each in generators])
-            noise = noise.to(device, non_blocking=True)
+            noise = self.to_device(noise)
         if config.objective.level_dropout:
             num_levels = len(self.network.quantizers)
             kept_levels = losses.draw_kept_levels(num_levels, generators, config.objective.level_dropout)
-            kept_levels = kept_levels.to(device, non_blocking=True)
-        image, noisy = (each.to(device, non_blocking=True) for each in (image, noisy))
-        return image, noisy, noise, kept_levels
+            kept_levels = self.to_device(kept_levels)
+        return self.to_device(image), self.to_device(noisy), noise, kept_levels
 
     def _begin_codebooks(self, step: int) -> None:
-        """Let latents through unquantised before `codebook.start_step`; then start each codebook from k-means.
+        """Let latents through unquantized before `codebook.start_step`; then start each codebook from k-means.
 
         All processes go on with the main one's codewords: those of another kind of GPU would differ in their last bits.
         """
@@ -235,16 +235,16 @@ class AutoencoderTask(Task):
             quantizer.bypassed = not begins
         has_some = config.model.pretrained or config.model.initialization == "linear"
         if begins and config.codebook.kmeans_crops and not has_some:
-            images = self._first_crops(config.codebook.kmeans_crops).to(autoencoder.device)
+            images = collate(self.dataset, range(config.codebook.kmeans_crops)).to(autoencoder.device)
             initialize_codebooks(autoencoder, images, seed=config.run.seed)
             for quantizer in autoencoder.quantizers:
                 broadcast(quantizer.embedding.weight.data)
             everything = [torch.arange(quantizer.codebook_size) for quantizer in autoencoder.quantizers]
             _forget_averages(averaged, autoencoder, everything)
 
-    def _update_codebooks(self, step: int, terms: dict[str, float]) -> list[Tensor]:
-        """Let each codebook learn from its step, over all processes; return the restarted codewords of each."""
-        restarted = []
+    def _update_codebooks(self, step: int) -> tuple[dict[str, float], list[Tensor]]:
+        """Let each codebook learn from its step, over all processes; return its terms and each one's restarted codewords."""
+        terms, restarted = {}, []
         for level, (suffix, learner) in enumerate(zip(level_suffixes(len(self.learners)), self.learners)):
             learned, moved = learner.update(
                 step,
@@ -254,71 +254,42 @@ class AutoencoderTask(Task):
             terms |= {f"{name}{suffix}": value for name, value in learned.items()}
             restarted.append(moved)
             self.family.record_usage(level, learner.usage)
-        return restarted
+        return terms, restarted
 
 
-def check_autoencoder(config: TrainingConfig, autoencoder: Autoencoder, source: ImageSource, stream) -> None:
-    """Refuse a configuration that this autoencoder cannot be trained by, before anything is written."""
-    shape = autoencoder.config
-    channels = shape.in_channels, shape.get("out_channels", shape.in_channels)
-    if channels[0] != channels[1]:
-        raise ValueError(
-            f"the autoencoder takes {channels[0]} channels and gives {channels[1]}: make them equal."
+def _check_codebooks(config: TrainingConfig, shape, family: Family, name: str) -> None:
+    """Refuse what a network with codewords cannot be trained by."""
+    objective, codebook, model = config.objective, config.codebook, config.model
+    if objective.kl_weight:
+        raise SettingError(
+            "objective.kl_weight", f"0 for {name}, which has no posterior", objective.kl_weight
         )
-    factor = family_of(autoencoder).side_multiple
-    for name, side in zip(("height", "width"), config.data.size):
-        if side % factor:
-            raise ValueError(
-                f"data.{name} is {side}; a multiple of {factor}, which is a latent's side in pixels."
-            )
-    family = family_of(autoencoder)
-    if config.model.initialization == "linear" and not family.trainable.linear_start:
-        raise ValueError(
-            f"a linear start knows AutoencoderKL and AutoencoderVQ, not {type(autoencoder).__name__}."
+    if objective.is_likelihood:
+        expected = f'"l1" or "mse" for {name}, which has no posterior'
+        raise SettingError("objective.reconstruction", expected, objective.reconstruction)
+    if codebook.start_step >= config.run.steps:
+        raise SettingError(
+            "codebook.start_step",
+            f"a step before the run ends at {config.run.steps}, or a share of the run, such as 0.1",
+            codebook.start_step,
         )
-    if family.levels:
-        if config.objective.kl_weight or config.objective.reconstruction in ("gaussian", "bernoulli"):
-            raise ValueError(
-                f"{type(autoencoder).__name__} has codewords and no posterior: leave objective.kl_weight 0, and set "
-                'objective.reconstruction to "l1" or "mse".'
-            )
-        if config.codebook.start_step >= config.run.steps:
-            raise ValueError(
-                f"codebook.start_step is {config.codebook.start_step}, and the run ends at {config.run.steps}: start earlier, "
-                "or at a share of the run, such as 0.1."
-            )
-        if config.model.train != "decoder" and shape.get("assignment") == "linear":
-            raise ValueError(
-                'assignment "linear" has a temperature to lower and no commitment term, which this trainer does not know: '
-                'set model.train = "decoder", or train with assignment "nearest".'
-            )
-        if config.model.train == "decoder" and not family.trainable.frozen:
-            raise ValueError(
-                'model.train = "decoder" needs an encoder apart from the decoder: HierarchicalVQ has none.'
-            )
-        if config.model.initialization == "linear" and (
-            config.codebook.start_step or not config.codebook.kmeans_crops
-        ):
-            raise ValueError(
-                'model.initialization = "linear" begins with a codebook under its latents: set codebook.kmeans_crops above '
-                "0 and leave codebook.start_step 0."
-            )
-    if config.objective.level_dropout and len(family.levels) < 2:
-        raise ValueError(
-            f"objective.level_dropout is {config.objective.level_dropout}; only a HierarchicalVQ of two or more levels "
-            "has levels to leave out."
+    if model.train == "decoder" and not family.trainable.frozen:
+        raise SettingError(
+            "model.train", f'"all" for {name}, whose encoder is not apart from the decoder', "decoder"
         )
-    # Both begin late in a run, which is no time to find out.
-    judges = []
-    if config.objective.lpips_weight:
-        judges.append((f"LPIPS ({config.objective.lpips_net})", LPIPS_MIN_SIDE[config.objective.lpips_net]))
-    if config.objective.gan_weight:
-        judges.append(("the discriminator", min_side(config.objective.discriminator_layers)))
-    for judge, least in judges:
-        if min(config.data.size) < least:
-            raise ValueError(f"crops are {min(config.data.size)} px; {judge} needs at least {least}.")
-    if stream is not None and config.data.by_area:
-        raise ValueError("data.by_area needs all images at hand: set it to false to train on a stream.")
+    if model.train != "decoder" and shape.get("assignment") == "linear":
+        raise SettingError(
+            "model.arguments.assignment",
+            '"nearest": "linear" has a temperature to lower and no commitment term, which is not supported',
+            "linear",
+            advice='`model.train="decoder"` trains without it',
+        )
+    if model.initialization == "linear" and codebook.start_step:
+        raise SettingError(
+            "codebook.start_step", "0 for a linear start, which has a codebook", codebook.start_step
+        )
+    if model.initialization == "linear" and not codebook.kmeans_crops:
+        raise SettingError("codebook.kmeans_crops", "above 0 for a linear start, which has a codebook", 0)
 
 
 def _codebook_learners(config: TrainingConfig, autoencoder: Autoencoder) -> torch.nn.ModuleList:
@@ -340,9 +311,9 @@ def _codebook_learners(config: TrainingConfig, autoencoder: Autoencoder) -> torc
 
 @torch.no_grad()
 def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted: list[Tensor]) -> None:
-    """Copy restarted codewords: the average of a codeword's old and new place is no place.
+    """Copy restarted codewords: the average of a codeword's old and new place is neither.
 
-    Nor is that of unit vectors a unit vector, so that such codewords are normalised again.
+    Nor is that of unit vectors a unit vector, so that such codewords are normalized again.
     """
     for level, codewords in enumerate(restarted):
         source, target = (each.quantizers[level] for each in (autoencoder, averaged))
@@ -378,9 +349,8 @@ def _changed(autoencoder: Autoencoder, frozen: dict[str, Tensor]) -> bool:
     return any(not torch.equal(state[key], tensor) for key, tensor in frozen.items())
 
 
-def _latent_shape(config: TrainingConfig, autoencoder: Autoencoder) -> tuple[int, int, int] | None:
+def _latent_shape(config: TrainingConfig, family: Family) -> tuple[int, int, int] | None:
     """Shape of the noise that the posterior is sampled by, (C, h, w); None where it is not."""
-    family = family_of(autoencoder)
     if config.objective.posterior == "mean" or family.levels:
         return None
     space = family.latent_space()

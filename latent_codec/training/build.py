@@ -1,4 +1,4 @@
-"""Build the autoencoder that a configuration names."""
+"""Build networks from a configuration, and load the codec that they learn from."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,21 +9,50 @@ import torch
 from diffusers import AutoencoderKL
 
 from latent_codec.codec import LatentCodec
+from latent_codec.errors import SettingError
 from latent_codec.families import family_of
+from latent_codec.images.sources import ImageSource
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.initialization import initialize_evenly
-from latent_codec.training.config import TrainingConfig, near_match
+from latent_codec.training.config import TrainingConfig
+from latent_codec.training.settings import check_keys
 
 CLASSES = {each.__name__: each for each in (AutoencoderKL, AutoencoderVQ, HierarchicalVQ)}
 Network = TypeVar("Network", bound=torch.nn.Module)
 Autoencoder = AutoencoderKL | AutoencoderVQ | HierarchicalVQ
 
 
-def build_autoencoder(config: TrainingConfig) -> Autoencoder:
+def load_codec(config: TrainingConfig) -> LatentCodec | None:
+    """The codec that this training learns from, on the CPU; None where it learns from images only.
+
+    Raises:
+        SettingError: if a kind that needs one has none.
+    """
+    if not config.kind.learns_from_codec:
+        return None
+    section, _, key = config.kind.codec.partition(".")
+    name = getattr(getattr(config, section), key)
+    is_over_pixels = config.model.arguments.get("data") == "pixels"
+    if is_over_pixels and name is not None:
+        raise SettingError(config.kind.codec, "none for a prior over pixels", name)
+    if is_over_pixels or (name is None and config.kind.codec_optional and config.model.pretrained):
+        return None
+    if name is not None:
+        return LatentCodec.from_pretrained(name)
+    raise SettingError(
+        config.kind.codec,
+        f"the name or folder of the codec that a {config.model.class_name} learns from",
+        advice="name it as `codec`",
+    )
+
+
+def build_autoencoder(
+    config: TrainingConfig, source: ImageSource | None = None, codec: LatentCodec | None = None
+) -> Autoencoder:
     """A new autoencoder of `model.class_name` from `model.arguments`, or `model.pretrained`, in float32.
 
-    For AutoencoderKL and AutoencoderVQ `block_out_channels` decides the number of levels, from which the block
+    For AutoencoderKL and AutoencoderVQ `block_out_channels` decides the number of resolutions, from which the block
     types follow; `out_channels` are as many as `in_channels`. Initial weights are a function of `run.seed`.
 
     Raises:
@@ -33,18 +62,18 @@ def build_autoencoder(config: TrainingConfig) -> Autoencoder:
     if config.model.pretrained:
         autoencoder = LatentCodec.from_pretrained(config.model.pretrained).autoencoder
         if family_of(autoencoder).trainable is None:
-            raise ValueError(
-                f"{config.model.pretrained} is of the class {type(autoencoder).__name__}; this trainer takes "
-                f"{', '.join(CLASSES)}."
+            raise SettingError(
+                "model.pretrained",
+                f"a codec of a class that is trained here ({', '.join(CLASSES)})",
+                config.model.pretrained,
+                advice=f"its class is {type(autoencoder).__name__}",
             )
         return autoencoder.train()
     autoencoder_class, arguments = CLASSES[config.model.class_name], dict(config.model.arguments)
     if "block_out_channels" in inspect.signature(autoencoder_class.__init__).parameters:
         widths = arguments.setdefault("block_out_channels", [64])
         if not isinstance(widths, (list, tuple)) or not widths:
-            raise ValueError(
-                f"model.arguments.block_out_channels is {widths!r}; expected a list, one per level."
-            )
+            raise SettingError("model.arguments.block_out_channels", "a list, one per resolution", widths)
         arguments.setdefault("down_block_types", ["DownEncoderBlock2D"] * len(widths))
         arguments.setdefault("up_block_types", ["UpDecoderBlock2D"] * len(widths))
         arguments.setdefault("out_channels", arguments.get("in_channels", 3))
@@ -65,11 +94,7 @@ def construct(network_class: type[Network], arguments: dict[str, Any], seed: int
     """
     name = network_class.__name__
     allowed = list(inspect.signature(network_class.__init__).parameters)[1:]
-    for key in arguments:
-        if key not in allowed:
-            raise ValueError(
-                f"unknown key in [model.arguments]: {key!r}{near_match(key, allowed)}. {name} has: {', '.join(allowed)}."
-            )
+    check_keys(arguments, allowed, f"key in [model.arguments] of {name}:")
     with seeded(seed):
         try:
             return network_class(**arguments)
@@ -80,7 +105,7 @@ def construct(network_class: type[Network], arguments: dict[str, Any], seed: int
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Chance on the CPU as a function of `seed` inside, and untouched outside."""
+    """Make random numbers on the CPU a function of `seed` inside, and leave their generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,7 +1,7 @@
 """Checkpoints of a run: complete or absent, and enough to go on to the same bits.
 
     RUN/checkpoints/STEP/
-        model.safetensors          what is optimised (float32)
+        model.safetensors          what is optimized (float32)
         ema.safetensors            its moving average
         discriminator.safetensors  with a GAN term
         optimizer.pt               optimizer's and gradient scaler's state, opened with weights_only

@@ -1,31 +1,31 @@
-"""Training a classifier of images, which judges what a prior draws."""
-
-from collections.abc import Iterator
-from typing import Any
+"""Training a classifier of images, which judges the samples of a prior."""
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
 
+from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
+from latent_codec.errors import SettingError
 from latent_codec.images.sources import ImageSource, SomeImages
 from latent_codec.models.classifier import ImageClassifier
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import TrainingCrops
 from latent_codec.training.labelled_data import ClassOf, Labels, hold_out
-from latent_codec.training.task import Task
+from latent_codec.training.task import Task, TaskInputs, collate
 
 
-def build_classifier(config: TrainingConfig, source: ImageSource) -> ImageClassifier:
+def build_classifier(
+    config: TrainingConfig, source: ImageSource, codec: LatentCodec | None = None
+) -> ImageClassifier:
     """A new classifier from `model.arguments`, or `model.pretrained`, in float32; classes are as many as the data's.
 
     Raises:
         ValueError: for an argument that it does not have or cannot use, or images without labels.
     """
-    if not config.data.label:
-        raise ValueError('a classifier learns classes: set data.label, "class" or the name of an attribute.')
+    _check_label(config)
     if config.model.pretrained:
         return open_component(config.model.pretrained, "classifier", [ImageClassifier]).train()
     arguments = dict(config.model.arguments)
@@ -34,70 +34,51 @@ def build_classifier(config: TrainingConfig, source: ImageSource) -> ImageClassi
     return construct(ImageClassifier, arguments, config.run.seed)
 
 
-def check_classifier(
-    config: TrainingConfig, classifier: ImageClassifier, source: ImageSource, stream
-) -> None:
-    """Refuse what a classifier cannot be trained by, before anything is written."""
-    if stream is not None:
-        raise ValueError("a classifier trains on images at hand: leave --stream out.")
+def _check_label(config: TrainingConfig) -> None:
     if not config.data.label:
-        raise ValueError('a classifier learns classes: set data.label, "class" or the name of an attribute.')
-    num_classes = Labels(source, config.data.label).num_classes
-    if num_classes > classifier.config.num_classes:
-        raise ValueError(
-            f"the images have classes 0 to {num_classes - 1}, and the classifier {classifier.config.num_classes}."
+        raise SettingError(
+            "data.label", 'what a classifier learns: "class" or the name of an attribute', config.data.label
         )
 
 
 class ClassifierTask(Task):
-    """Cross-entropy on random crops.
-
-    Args:
-        config: of the run.
-        classifier: what `build_classifier` gave.
-        source: images with labels.
-        accelerator: device, precision and processes.
-    """
+    """Cross-entropy on random crops."""
 
     def __init__(
-        self,
-        config: TrainingConfig,
-        classifier: ImageClassifier,
-        source: ImageSource,
-        accelerator: Accelerator,
-        *,
-        stream=None,
-        resumes: bool = False,
+        self, config: TrainingConfig, network: ImageClassifier, inputs: TaskInputs, accelerator: Accelerator
     ):
-        super().__init__(config, classifier, accelerator)
-        labels = Labels(source, config.data.label)
-        train, held_out = hold_out(source, config.data.held_out, config.run.seed)
-        self.train, self.held_out = (self._crops(source, numbers, labels) for numbers in (train, held_out))
-        self.num_images = len(train)
-        self.train_directly(classifier)
+        source, labels = inputs.source, Labels(inputs.source, config.data.label)
+        train, self.held_out = (
+            TrainingCrops.configured(
+                config,
+                SomeImages(source, numbers),
+                network.config.in_channels,
+                label_of=ClassOf(labels, numbers),
+            )
+            for numbers in hold_out(source, config.data.held_out, config.run.seed)
+        )
+        super().__init__(config, network, train, accelerator)
+
+    @classmethod
+    def check(cls, config: TrainingConfig, network: ImageClassifier, inputs: TaskInputs) -> None:
+        _check_label(config)
+        num_classes = Labels(inputs.source, config.data.label).num_classes
+        if num_classes > network.config.num_classes:
+            raise ValueError(
+                f"the images have classes 0 to {num_classes - 1}, and the classifier {network.config.num_classes}."
+            )
 
     @staticmethod
     def headline(terms: dict[str, float]) -> str:
         held_out = terms.get("held_out_accuracy")
-        beside = "" if held_out is None else f", {held_out:.4f} held out"
-        return f"loss {terms['loss']:.4f}, accuracy {terms['accuracy']:.4f}{beside}"
+        measured = "" if held_out is None else f", {held_out:.4f} held out"
+        return f"loss {terms['loss']:.4f}, accuracy {terms['accuracy']:.4f}{measured}"
 
-    @property
-    def skipped(self) -> list[str]:
-        return self.train.skipped
-
-    def batches(self, start: int) -> Iterator[tuple[list[int], Any]]:
-        return self.positions(start, self.train)
-
-    def begin_step(self, step: int) -> None:
-        self.seed_dropout(step)
-
-    def terms(self, batch: tuple[list[int], Any], step: int) -> dict[str, Tensor]:
-        _, (images, labels) = batch
-        labels = labels.to(self.accelerator.device)
-        logits = self.model(images.to(self.accelerator.device)).float()
+    def loss(self, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        images, labels = map(self.to_device, batch)
+        logits = self.model(images).float()
         accuracy = (logits.argmax(1) == labels).float().mean()
-        return {"loss": F.cross_entropy(logits, labels), "accuracy": accuracy}
+        return F.cross_entropy(logits, labels), {"accuracy": accuracy}
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -108,15 +89,6 @@ class ClassifierTask(Task):
         classifier = self.ema.module.eval()
         right = 0
         for positions in torch.arange(count).split(256):
-            crops = [self.held_out[position] for position in positions.tolist()]
-            images, labels = torch.utils.data.default_collate(crops)
-            right += int((classifier(images.to(self.accelerator.device)).argmax(1).cpu() == labels).sum())
+            images, labels = map(self.to_device, collate(self.held_out, positions.tolist()))
+            right += int((classifier(images).argmax(1) == labels).sum())
         return {"held_out_accuracy": right / count}
-
-    def _crops(self, source: ImageSource, numbers: list[int], labels: Labels) -> TrainingCrops:
-        return TrainingCrops.configured(
-            self.config,
-            SomeImages(source, numbers),
-            self.network.config.in_channels,
-            label_of=ClassOf(labels, numbers),
-        )

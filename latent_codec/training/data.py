@@ -1,4 +1,4 @@
-"""Crops to train on, in an order that a killed run takes up again exactly.
+"""Crops to train on, in an order that a killed run resumes exactly.
 
 `TrainingCrops` makes each crop a pure function of its position in an endless sequence (position -> epoch and
 place -> image, window, flip), so a run that is resumed, or moved from one process to two, sees what it would
@@ -6,10 +6,11 @@ have seen; `PositionSampler` says which positions each process takes. `StreamedC
 be read in order: it remembers where it is.
 """
 
-import sys
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from latent_codec.errors import SettingError
 from latent_codec.images.sources import DatasetImages, ImageSource, encoded_image, image_column
 from latent_codec.images.tensors import ImageError, read_pixels
 from latent_codec.training.config import TrainingConfig
 
+logger = logging.getLogger(__name__)
 # Independent streams of randomness under one seed.
 _ORDER, _CROP = 0, 1
 
@@ -33,7 +36,7 @@ class EpochOrder:
     Args:
         count: images in an epoch.
         seed: at least 0.
-        cumulative_weights: running sum of how often each is to be drawn, relative to the others; None: all alike.
+        cumulative_weights: running sum of how often each is to be drawn, relative to the others; None: all equally.
     """
 
     def __init__(self, count: int, seed: int, cumulative_weights: np.ndarray | None = None):
@@ -62,8 +65,8 @@ class EpochOrder:
 class TrainingCrops(Dataset):
     """Random resized crops of a source's images: `crops[position]`, float32 (C, h, w) in [-1, 1].
 
-    The image is `EpochOrder`'s, window and flip come from a generator seeded by (seed, position). Nothing else
-    counts: not the process, not the worker, not the cache.
+    The image is `EpochOrder`'s, window and flip come from a generator seeded by (seed, position). They depend on
+    nothing else: not the process, not the worker, not the cache.
 
     An image that cannot be read is replaced by the next one that can, reported once on stderr, and its name
     listed in `skipped`.
@@ -124,12 +127,7 @@ class TrainingCrops(Dataset):
         """As a run's [data] says; `source` may have no images."""
         return cls(
             source,
-            size=config.data.size,
-            channels=channels,
-            seed=config.run.seed,
-            flip=config.data.flip,
-            scale=config.data.scale,
-            pad_small=config.data.pad_small,
+            **_crop_arguments(config, channels),
             by_area=config.data.by_area and len(source) > 0,
             cache_bytes=int(config.data.cache_gigabytes * 2**30),
             label_of=label_of,
@@ -169,7 +167,7 @@ class TrainingCrops(Dataset):
                 return index, self._pixels(index)
             except ImageError as error:
                 self._unreadable[index] = True
-                print(f"skipped: {error}", file=sys.stderr, flush=True)
+                logger.warning(f"skipped: {error}")
         raise ValueError(f"none of the {len(self)} images can be read, the first is {self.source.name(0)}")
 
     def _pixels(self, index: int) -> Tensor:
@@ -220,26 +218,40 @@ def random_resized_crop(
     return crop.flip(-1) if flip and mirror < 0.5 else crop
 
 
+def _crop_arguments(config: TrainingConfig, channels: int) -> dict[str, Any]:
+    return {
+        "size": config.data.size,
+        "channels": channels,
+        "seed": config.run.seed,
+        "flip": config.data.flip,
+        "scale": config.data.scale,
+        "pad_small": config.data.pad_small,
+    }
+
+
 def _check_crop_arguments(size, channels, seed, scale) -> None:
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size={size}: give (height, width) of the crops in pixels, each at least 1")
-    if channels not in (1, 3, 4):
-        raise ValueError(f"channels={channels}: images have 1, 3 or 4 channels")
-    if seed < 0:
-        raise ValueError(f"seed={seed}: give an integer of at least 0")
-    if not 0 < scale[0] <= scale[1]:
-        raise ValueError(f"scale={scale}: give (smallest, largest) resize factor, 0 < smallest <= largest")
+    for name, value, fits, expected in (
+        ("size", size, len(size) == 2 and min(size) >= 1, "(height, width) in pixels, each at least 1"),
+        ("channels", channels, channels in (1, 3, 4), "1, 3 or 4"),
+        ("seed", seed, seed >= 0, "at least 0"),
+        (
+            "scale",
+            scale,
+            0 < scale[0] <= scale[1],
+            "(smallest, largest) resize factor, 0 < smallest <= largest",
+        ),
+    ):
+        if not fits:
+            raise SettingError(name, expected, value)
 
 
 def _check_process(process_index: int, num_processes: int) -> None:
     if not 0 <= process_index < num_processes:
-        raise ValueError(
-            f"process_index={process_index} of num_processes={num_processes}: give 0 to {num_processes - 1}"
-        )
+        raise SettingError("process_index", f"from 0 to {num_processes - 1}", process_index)
 
 
 def _cumulative_areas(source: ImageSource) -> np.ndarray:
-    """Running sum of the images' areas; one that cannot be opened counts nothing."""
+    """Running sum of the images' areas; one that cannot be opened has none."""
     areas = np.zeros(len(source))
     for index in range(len(source)):
         try:
@@ -275,9 +287,8 @@ class PositionSampler:
         num_steps: int | None = None,
     ):
         if min(batch_size, accumulation) < 1 or start_step < 0:
-            raise ValueError(
-                f"batch_size={batch_size} and accumulation={accumulation} are at least 1, start_step={start_step} at least 0"
-            )
+            expected = "at least 1 each, and start_step at least 0"
+            raise SettingError("batch_size, accumulation", expected, (batch_size, accumulation, start_step))
         _check_process(process_index, num_processes)
         self.start_step = start_step
         self.batch_size = batch_size
@@ -373,8 +384,20 @@ class StreamedCrops(IterableDataset):
         # Shards finished in this epoch, place inside the shard under way, examples seen by this process in all.
         self._state = {"epoch": 0, "shards_done": 0, "shard": None, "num_examples": 0}
 
+    @classmethod
+    def configured(
+        cls, config: TrainingConfig, stream, channels: int, process_index: int, num_processes: int
+    ) -> "StreamedCrops":
+        """As a run's [data] says."""
+        return cls(
+            stream,
+            **_crop_arguments(config, channels),
+            process_index=process_index,
+            num_processes=num_processes,
+        )
+
     def state_dict(self) -> dict:
-        """Where this process stands: plain numbers and strings, to be saved for each process."""
+        """The state of this process: plain numbers and strings, to be saved for each process."""
         return {**self._state, "seed": self.seed, "num_processes": self.num_processes}
 
     def load_state_dict(self, state: dict) -> None:
@@ -413,7 +436,7 @@ class StreamedCrops(IterableDataset):
                     num_failed += 1
                     if name not in self.skipped:
                         self.skipped.append(name)
-                        print(f"skipped: {error}", file=sys.stderr, flush=True)
+                        logger.warning(f"skipped: {error}")
                     if num_failed == 1000:
                         raise ValueError(f"1000 images in a row cannot be read, the last: {error}") from None
 

@@ -1,7 +1,7 @@
 """Training the networks of an entropy model: the fewest bits for a codec's values, as they will be coded."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
 from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
+from latent_codec.errors import SettingError
 from latent_codec.latents.encoded_images import EncodedImages
 from latent_codec.models.context_network import (
     LIMIT,
@@ -25,8 +26,8 @@ from latent_codec.models.context_network import (
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.labelled_data import hold_out
-from latent_codec.training.prior_data import GridWindows, large_enough, window_shapes
-from latent_codec.training.task import Task
+from latent_codec.training.prior_data import GridWindows, Item, large_enough, window_shapes
+from latent_codec.training.task import Task, TaskInputs, collate
 
 ROUNDED_FROM = 0.6
 """The part of a training after which numbers are rounded as they will be."""
@@ -37,25 +38,6 @@ _DECODED = 4  # windows that the decoder's sensitivity is found from
 _MEASURED = 64  # held-out windows, at most
 
 Context = LatentContext | IndexContext
-
-
-def load_codec(config: TrainingConfig) -> LatentCodec:
-    """The codec whose values are learnt.
-
-    Raises:
-        ValueError: if none is named, or it is of the other kind than the network.
-    """
-    if not config.model.teacher:
-        raise ValueError(
-            "an entropy model learns a codec's values: name the codec by --codec, or model.teacher."
-        )
-    codec = LatentCodec.from_pretrained(config.model.teacher)
-    wanted = context_class(codec).__name__
-    if config.model.class_name != wanted:
-        raise ValueError(
-            f'{codec.name} needs model.class_name = "{wanted}"; "{config.model.class_name}" came.'
-        )
-    return codec
 
 
 def context_class(codec: LatentCodec) -> type[Context]:
@@ -73,6 +55,9 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
     Raises:
         ValueError: for an argument that it does not have or cannot use, or a network for another codec.
     """
+    wanted = context_class(codec).__name__
+    if config.model.class_name != wanted:
+        raise SettingError("model.class_name", f"{wanted} for {codec.name}", config.model.class_name)
     windows = _windows(config, source, codec)[0]
     if config.model.pretrained:
         context = open_component(config.model.pretrained, "entropy", [context_class(codec)]).train()
@@ -121,74 +106,43 @@ def channel_units(latents: Tensor) -> Tensor:
     return torch.maximum(deviations, (channels.mean(1).abs() + 3 * deviations) * ONE / LIMIT)
 
 
-def check_entropy_network(config: TrainingConfig, context: Context, source, stream) -> None:
-    """Refuse what an entropy model cannot be trained by, before anything is written."""
-    if stream is not None:
-        raise ValueError("an entropy model trains on codes on disk: leave --stream out.")
-    if (
-        config.data.scale != (1.0, 1.0)
-        or config.data.by_area
-        or config.data.pad_small
-        or config.data.binarize
-    ):
-        raise ValueError("data.scale, by_area, pad_small and binarize are for images: leave them out.")
-
-
 class EntropyTask(Task):
-    """Bits per position of windows of latents at random step sizes, or of indices.
-
-    Args:
-        config: of the run.
-        context: what `build_context` gave.
-        source: the codec's latents or indices.
-        accelerator: device, precision and processes.
-    """
+    """Bits per position of windows of latents at random step sizes, or of indices."""
 
     def __init__(
-        self,
-        config: TrainingConfig,
-        context: Context,
-        source: EncodedImages,
-        accelerator: Accelerator,
-        *,
-        stream=None,
-        resumes: bool = False,
+        self, config: TrainingConfig, network: Context, inputs: TaskInputs, accelerator: Accelerator
     ):
-        super().__init__(config, context, accelerator)
-        self.codec = load_codec(config)
-        self.windows, self.held_out = _windows(config, source, self.codec)
-        self.num_images = len(self.windows)
-        self.train_directly(context)
+        self.codec = inputs.codec
+        windows, self.held_out = _windows(config, inputs.source, self.codec)
+        super().__init__(config, network, windows, accelerator)
 
     @staticmethod
     def headline(terms: dict[str, float]) -> str:
         held_out = terms.get("held_out_bits_per_position")
-        beside = "" if held_out is None else f", {held_out:.3f} held out"
-        return f"{terms['bits_per_position']:.3f} bits per position{beside}"
+        measured = "" if held_out is None else f", {held_out:.3f} held out"
+        return f"{terms['bits_per_position']:.3f} bits per position{measured}"
 
     def resume(self, state: dict[str, Any], out: Path) -> None:
         found = self.codec.space_fingerprint
         if state.get("space_fingerprint", found) != found:
-            raise ValueError(
-                f"{out} learnt the values of a codec with the space fingerprint {state['space_fingerprint']}, and "
-                f"{self.codec.name} has {found}: give the one it was started with, or another run folder."
+            raise SettingError(
+                "model.teacher",
+                f"the codec that the run in {out} was started with (space fingerprint {state['space_fingerprint']})",
+                f"{self.codec.name} ({found})",
+                advice="or give another `run_folder`",
             )
 
     def state_dict(self) -> dict[str, Any]:
         return {"space_fingerprint": self.codec.space_fingerprint}
 
-    def batches(self, start: int) -> Iterator[tuple[list[int], list]]:
-        return self.positions(start, self.windows)
-
     def begin_step(self, step: int) -> None:
-        self.seed_dropout(step)  # the draw of step sizes, too
+        super().begin_step(step)  # seeds the draw of step sizes, too
         if step >= int(ROUNDED_FROM * self.config.run.steps) and not is_frozen(self.network):
             freeze_shifts(self.network)
 
-    def terms(self, batch: tuple[list[int], list], step: int) -> dict[str, Tensor]:
-        _, (grids, _) = batch
-        bits = self._bits(self.model, grids)
-        return {"loss": bits, "bits_per_position": bits.detach()}
+    def loss(self, batch: Item, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        bits = self._bits(self.model, batch[0])
+        return bits, {"bits_per_position": bits.detach()}
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -199,19 +153,18 @@ class EntropyTask(Task):
         count = min(len(self.held_out), _MEASURED)
         torch.manual_seed(self.config.run.seed)
         for positions in torch.arange(count).split(self.config.optimizer.batch_size):
-            items = torch.utils.data.default_collate([self.held_out[int(each)] for each in positions])
-            total += float(self._bits(context, items[0])) * len(positions)
+            levels, _ = collate(self.held_out, positions.tolist())
+            total += float(self._bits(context, levels)) * len(positions)
         return {"held_out_bits_per_position": total / count}
 
     def _bits(self, context, grids: Sequence[Tensor]) -> Tensor:
         """Of all levels or channels together, per position of the last level; a scalar."""
-        device = self.accelerator.device
-        *_, last = grids = [grid.to(device, non_blocking=True) for grid in grids]
+        *_, last = grids = [self.to_device(grid) for grid in grids]
         num_positions = len(last) * math.prod(last.shape[-2:])
         if isinstance(self.network, IndexContext):
             return context(grids).sum() / num_positions
-        steps = self.network.steps().to(device)
-        steps = steps[torch.randint(len(steps), (len(last),)).to(device)]
+        steps = self.network.steps().to(last.device)
+        steps = steps[self.to_device(torch.randint(len(steps), (len(last),)))]
         return context(torch.round(last / steps[..., None, None]), steps).sum() / num_positions
 
 
@@ -228,17 +181,9 @@ def _windows(
             f"the files hold {'indices' if source.is_discrete else 'latents'}, which {codec.name} does not code."
         )
     shapes = window_shapes(config, codec, len(codec.codebook_sizes) if source.is_discrete else 1)
-    try:
-        parts = hold_out(source, config.data.held_out, config.run.seed)
-    except ValueError as error:
-        raise ValueError(f"{error} --set data.held_out=0 trains on all.") from error
-    train, held_out = (large_enough(source, numbers, shapes[0]) for numbers in parts)
-    if not train:
-        first = "x".join(map(str, source.size(0)))
-        raise ValueError(
-            f"none of the {len(source)} images is as large as the window of {config.data.size[0]}x{config.data.size[1]} "
-            f"pixels; {source.name(0)} has {first}. Set data.height and data.width: --set data.height=..."
-        )
+    train, held_out = hold_out(source, config.data.held_out, config.run.seed)
+    train = large_enough(config, source, train, shapes[0])
+    held_out = large_enough(config, source, held_out, shapes[0], may_be_none=True)
     return tuple(GridWindows(source, numbers, shapes, seed=config.run.seed) for numbers in (train, held_out))
 
 

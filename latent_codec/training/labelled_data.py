@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from latent_codec import deprecated
+from latent_codec.errors import SettingError
 from latent_codec.images.labels import Images, class_of
 from latent_codec.latents.encoded_images import MIRRORED
 
-_HELD_OUT = 2  # stream of randomness beside the data's own, under the same seed
+_HELD_OUT = 2  # a stream of randomness of its own under the run's seed (training/data.py)
 
 
 class Labels:
@@ -60,8 +61,11 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[list[int], list[i
     ]
     count = round(share * len(originals))
     if share and not 0 < count < len(originals):
-        raise ValueError(
-            f"data.held_out is {share} of {len(originals)} images, which are {count}; leave some on both sides."
+        raise SettingError(
+            "data.held_out",
+            f"a share of the {len(originals)} images that leaves some on both sides",
+            share,
+            advice=f"it is {count} of them; `data.held_out=0` trains on all",
         )
     order = np.random.default_rng((seed, _HELD_OUT)).permutation(len(originals))
     is_held_out = np.isin(np.array(groups), order[:count])

@@ -1,7 +1,8 @@
-"""The training loop: one function, whose phases stand in order."""
+"""The training loop: one function, phase by phase."""
 
+import dataclasses
+import logging
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,27 +11,25 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
-from latent_codec.models.autoregressive import AutoregressivePrior
-from latent_codec.models.classifier import ImageClassifier
-from latent_codec.models.context_network import IndexContext, LatentContext
-from latent_codec.models.tiny_decoder import TinyDecoder
-from latent_codec.training import checkpoints, report
-from latent_codec.training.autoencoder_task import AutoencoderTask, check_autoencoder
-from latent_codec.training.classifier_task import ClassifierTask, check_classifier
+from latent_codec.codec import LatentCodec
+from latent_codec.errors import SettingError
+from latent_codec.training import checkpoints
+from latent_codec.training.build import load_codec
 from latent_codec.training.config import TrainingConfig
-from latent_codec.training.entropy_task import EntropyTask, check_entropy_network
-from latent_codec.training.finish import write_so_far
 from latent_codec.training.optimization import learning_rate, set_learning_rate
-from latent_codec.training.prior_task import PriorTask, check_prior
 from latent_codec.training.processes import on_cpu
+from latent_codec.training.report import Journal, NonFiniteLossError
 from latent_codec.training.resolution import resolve
 from latent_codec.training.run_folder import open_run
 from latent_codec.training.run_lock import lock_run
 from latent_codec.training.stopping import StopRequest
-from latent_codec.training.task import Task
-from latent_codec.training.tiny_decoder_task import TinyDecoderTask, check_tiny_decoder
+from latent_codec.training.task import TaskInputs
+
+__all__ = ["NonFiniteLossError", "TrainingResult", "train"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,31 +52,30 @@ class TrainingResult:
     """As it was run: precision and numbers of steps decided."""
 
 
-class NonFiniteLossError(ArithmeticError):
-    """A loss term became NaN or infinite."""
-
-
 def train(
     config: TrainingConfig,
     network: nn.Module,
     source,
     out: str | Path,
     *,
+    codec: LatentCodec | None = None,
     stream=None,
     trackers: tuple[str, ...] = (),
     max_minutes: float | None = None,
-    data_name: str = "data that nobody named",
+    data_name: str = "unnamed data",
 ) -> TrainingResult:
     """Train `network` in place, resuming from the newest checkpoint in `out`.
 
-    With each checkpoint the averaged weights go into `out`/codec, `out`/prior and so on (training/finish.py). Under several processes each calls this with the same arguments.
+    With each checkpoint the averaged weights go into OUT/codec, OUT/prior and so on (training/finish.py). Under several
+    processes each calls this with the same arguments.
 
     Args:
         config: all that decides the result.
         network: new or pretrained, float32: what training/build.py makes of the configuration.
-        source: what to train on: an ImageSource for autoencoders, classifiers, previews and priors over pixels,
-            EncodedImages for other priors. With a `stream`, its first images, for samples and a linear start.
+        source: what to train on: EncodedImages for kinds that learn codes, else an ImageSource. With a `stream`, its
+            first images, for samples and a linear start.
         out: the run folder; made if need be.
+        codec: the codec to learn from, where it is at hand; None: loaded as the configuration names it.
         stream: a `datasets.IterableDataset` to train an autoencoder on, as `open_stream` gives it.
         trackers: accelerate's names, such as "tensorboard".
         max_minutes: checkpoint and stop after this long; None: when done.
@@ -90,23 +88,20 @@ def train(
         NonFiniteLossError: naming step and term; the checkpoints before it stay.
     """
     out = Path(out)
-    task_class, check = _task_of(network)
     with lock_run(out):
         notes: list[str] = []
         config = _resolved(config, out, notes)
-        check(config, network, source, stream)
-        return _train(
-            config, network, source, out, task_class, stream, trackers, max_minutes, data_name, notes
-        )
+        _check(config, network, stream)
+        inputs = TaskInputs(source=source, codec=codec or load_codec(config), stream=stream)
+        config.kind.load("task").check(config, network, inputs)
+        return _train(config, network, inputs, out, trackers, max_minutes, data_name, notes)
 
 
 def _train(
     config: TrainingConfig,
     network: nn.Module,
-    source,
+    inputs: TaskInputs,
     out: Path,
-    task_class: type[Task],
-    stream,
     trackers: tuple[str, ...],
     max_minutes: float | None,
     data_name: str,
@@ -122,24 +117,24 @@ def _train(
     torch.manual_seed(config.run.seed)
 
     # Data, networks, optimizer.
-    resumes = resume_from is not None
-    task = task_class(config, network, source, accelerator, stream=stream, resumes=resumes)
+    inputs = dataclasses.replace(inputs, resumes=resume_from is not None)
+    task = config.kind.load("task")(config, network, inputs, accelerator)
+    finish = config.kind.load("finish")
     modules = {"model": task.objective, "ema": task.ema, **task.modules}
-    optimizer = task.prepare()
-    optimizers = {"optimizer": optimizer}
+    optimizers = {"optimizer": task.optimizer}
     if accelerator.scaler is not None:
         optimizers["scaler"] = accelerator.scaler
 
     # Resumption.
-    state = checkpoints.load_checkpoint(resume_from, modules, optimizers) if resumes else {"step": 0}
+    state = checkpoints.load_checkpoint(resume_from, modules, optimizers) if inputs.resumes else {"step": 0}
     step = state["step"]
     facts = {"images_per_step": images_per_step, "num_images": task.num_images}
     _check_resumption(state, facts, out)
     task.resume(state, out)
     batches = task.batches(step)
     for note in notes:  # only now: an error is one line
-        print(note, file=sys.stderr)
-    journal = report.Journal(
+        logger.info(note)
+    journal = Journal(
         accelerator,
         out,
         config,
@@ -150,6 +145,7 @@ def _train(
     )
     signalled = None
     with StopRequest(max_minutes) as stop, journal:
+        watch = _StopWatch(accelerator, stop)
         while step < config.run.steps:
             # Gradients, over the micro-batches.
             task.begin_step(step)
@@ -158,41 +154,41 @@ def _train(
                 task.accumulate(next(batches), step, last=micro == settings.accumulation - 1)
                 for micro in range(settings.accumulation)
             ]
-            mean_terms = _mean_over_processes(accelerator, micro_terms)
-            _check_finite(mean_terms, step, out)
+            terms = _mean_over_processes(accelerator, micro_terms)
 
             # Update.
-            norm = float(accelerator.clip_grad_norm_(task.trained, settings.clip_norm or math.inf))
-            if accelerator.scaler is None:
-                _check_finite({"gradient_norm": norm}, step, out)
-            if math.isfinite(norm):  # float16's scaler leaves out a step that overflowed, and scales less
-                mean_terms["gradient_norm"] = norm
+            terms["gradient_norm"] = accelerator.clip_grad_norm_(task.trained, settings.clip_norm or math.inf)
             rate = learning_rate(step, settings, config.run.steps)
-            set_learning_rate(optimizer, rate)
-            optimizer.step()
-            optimizer.zero_grad()
+            set_learning_rate(task.optimizer, rate)
+            task.optimizer.step()
+            task.optimizer.zero_grad()
             step += 1
 
             # Moving average, and what learns without gradients.
-            task.end_step(step, mean_terms)
+            terms |= task.end_step(step)
 
             # Status.
             looks = step % config.run.sample_every == 0 or step == config.run.steps
-            if accelerator.is_main_process and looks:
-                mean_terms |= task.measure()
-            journal.record(step, mean_terms, rate)
-            if accelerator.is_main_process and looks:
+            if looks and accelerator.is_main_process:
+                terms |= task.measure()
+            journal.record(step, terms, rate)
+            if looks:
+                journal.settle()
+            if looks and accelerator.is_main_process:
                 task.write_samples(out / "samples" / f"{step:08d}.png")
 
             # Checkpoint, stop.
-            stopping, signalled = _any_process(accelerator, stop)
+            stopping, signalled = watch.any_process()
             if step % config.run.checkpoint_every == 0 or step == config.run.steps or stopping:
+                journal.settle()  # weights of a step that is not finite are not written
                 state = {**facts, "journal": journal.state_dict(), **task.state_dict()}
                 if accelerator.is_main_process:
                     checkpoints.save_checkpoint(
                         out, step, modules, optimizers, keep=config.run.keep_checkpoints, state=state
                     )
-                    write_so_far(config, task.ema.module, out, step, data_name=data_name)
+                    finish(
+                        config, task.ema.module, inputs.source, out, data_name=data_name, unfinished_at=step
+                    )
                 accelerator.wait_for_everyone()
             if stopping:
                 break
@@ -201,7 +197,7 @@ def _train(
     skipped = gather_object(task.skipped)
     is_main_process = accelerator.is_main_process
     # With its wrappers alive torch 2.6 can wait for ever when the group of processes ends.
-    del batches, optimizer, optimizers
+    del batches, optimizers, watch
     task.release()
     accelerator.free_memory()
     accelerator.end_training()
@@ -216,17 +212,18 @@ def _train(
     )
 
 
-def _task_of(network: nn.Module):
-    """The task that trains such a network, and what checks its configuration."""
-    if isinstance(network, AutoregressivePrior):
-        return PriorTask, check_prior
-    if isinstance(network, ImageClassifier):
-        return ClassifierTask, check_classifier
-    if isinstance(network, TinyDecoder):
-        return TinyDecoderTask, check_tiny_decoder
-    if isinstance(network, (LatentContext, IndexContext)):
-        return EntropyTask, check_entropy_network
-    return AutoencoderTask, check_autoencoder
+def _check(config: TrainingConfig, network: nn.Module, stream) -> None:
+    """Refuse a network or data that this kind of training does not take."""
+    kind = config.kind
+    if not any(each.__name__ in kind.model_classes for each in type(network).__mro__):
+        raise ValueError(
+            f"model.class_name is {config.model.class_name}, which trains a {' or '.join(kind.model_classes)}; "
+            f"expected one, got a {type(network).__name__}."
+        )
+    if stream is not None and not kind.streams:
+        raise SettingError(
+            "stream", f"none for {config.model.class_name}, which trains on data at hand", True
+        )
 
 
 def _resolved(config: TrainingConfig, out: Path, notes: list[str]) -> TrainingConfig:
@@ -240,13 +237,15 @@ def _resolved(config: TrainingConfig, out: Path, notes: list[str]) -> TrainingCo
 def _start_accelerator(config: TrainingConfig, out: Path, trackers: tuple[str, ...]) -> Accelerator:
     if config.run.precision == "fp16" and on_cpu():
         # Accelerate would leave it out in silence.
-        raise ValueError('run.precision = "fp16" needs a GPU: set "bf16" or "fp32" to train on this CPU.')
+        raise SettingError("run.precision", '"bf16" or "fp32" on a CPU', "fp16")
     available = [str(tracker) for tracker in get_available_trackers()]
     for tracker in trackers:
         if tracker not in available:
-            raise ValueError(
-                f"the tracker {tracker!r} is not installed, or unknown to accelerate. "
-                f"Here are: {', '.join(available) or 'none'}; tensorboard comes with latent-codec[train]."
+            raise SettingError(
+                "trackers",
+                f"one that accelerate knows and that is installed ({', '.join(available) or 'none is'})",
+                tracker,
+                advice="tensorboard is part of latent-codec[train]",
             )
     AcceleratorState._reset_state()  # or an earlier run in this process would fix the precision for all
     return Accelerator(
@@ -277,33 +276,33 @@ def _check_resumption(state: dict, facts: dict, out: Path) -> None:
     """Refuse to go on with other data or other steps than the checkpoint's."""
     for name, now in facts.items():
         if state.get(name, now) != now:
-            raise ValueError(
-                f"{out} was trained with {name} = {state[name]}, which is {now} now: give the same --data, number of "
-                "processes and batch, or another --out."
+            raise SettingError(
+                "run_folder",
+                f"the folder of a run with {name} = {now}",
+                f"{out}, which was trained with {name} = {state[name]}",
+                advice="give the same `data`, number of processes and batch, or another `run_folder`",
             )
 
 
-def _mean_over_processes(accelerator: Accelerator, micro_terms: list[dict[str, Tensor]]) -> dict[str, float]:
+def _mean_over_processes(
+    accelerator: Accelerator, micro_terms: list[dict[str, Tensor]]
+) -> dict[str, Tensor | float]:
+    """Each term's mean over micro-batches and processes, on the device."""
     stacked = torch.stack([torch.stack(list(terms.values())) for terms in micro_terms]).mean(0)
-    values = accelerator.reduce(stacked, reduction="mean").tolist()
-    return dict(zip(micro_terms[0], values))
+    return dict(zip(micro_terms[0], accelerator.reduce(stacked, reduction="mean")))
 
 
-def _check_finite(terms: dict[str, float], step: int, out: Path) -> None:
-    bad = [name for name, value in terms.items() if not math.isfinite(value)]
-    if bad:
-        last = checkpoints.latest_checkpoint(out)
-        kept = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
-        raise NonFiniteLossError(
-            f"step {step}: {', '.join(bad)} is not finite. {kept}. A run in another --out with a lower "
-            'optimizer.learning_rate, or run.precision = "fp32", may go further.'
-        )
+class _StopWatch:
+    """Asks after every step whether any process is to stop, without waiting for the device."""
 
+    def __init__(self, accelerator: Accelerator, stop: StopRequest):
+        self._stop = stop
+        self._group = distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
 
-def _any_process(accelerator: Accelerator, stop: StopRequest) -> tuple[bool, int | None]:
-    """Whether any process is to stop, and the highest number of the signals that they got."""
-    if accelerator.num_processes == 1:
-        return stop.requested, stop.signal
-    mine = torch.tensor([int(stop.requested), stop.signal or 0], device=accelerator.device)
-    requested, number = accelerator.gather(mine).view(-1, 2).amax(0).tolist()
-    return bool(requested), number or None
+    def any_process(self) -> tuple[bool, int | None]:
+        """Whether any is to stop, and the highest number of the signals that they got."""
+        mine = torch.tensor([int(self._stop.requested), self._stop.signal or 0])
+        if self._group is not None:
+            distributed.all_reduce(mine, distributed.ReduceOp.MAX, group=self._group)
+        requested, number = mine.tolist()
+        return bool(requested), number or None

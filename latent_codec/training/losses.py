@@ -17,13 +17,13 @@ BERNOULLI_MARGIN = 1 / 256  # nearest probability to 0 and 1 before the loss con
 
 
 def gaussian_nll(image: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Negative log-likelihood of 8-bit `image` under a discretised Gaussian, in nats per dimension.
+    """Negative log-likelihood of 8-bit `image` under a discretized Gaussian, in nats per dimension.
 
     The mass of a level is the Gaussian's over its bin, the outermost bins reaching to
     infinity (PixelCNN++, arXiv:1701.05517, equation 2, with the normal distribution in
     place of the logistic); a learned global standard deviation is the sigma-VAE
     (Rybkin et al., arXiv:2006.13202). Where a bin holds less mass than float32 can
-    subtract, density x width stands in.
+    subtract, density x width replaces it.
 
     Args:
         image: (N, C, H, W) on the 256 levels of [-1, 1].
@@ -51,10 +51,10 @@ def bernoulli_nll(image: Tensor, mean: Tensor) -> Tensor:
     The reconstruction stays an image: its value v in [-1, 1] is the probability
     p = (v + 1) / 2. Outside of [1/256, 255/256] the loss goes on along its tangent,
     so that a decoder that overshoots to the wrong side is still pulled back; beyond the right
-    side it stays level, so that the loss has its bound at 0.
+    side it is constant, so that the loss is bounded by 0.
 
     Args:
-        image: (N, C, H, W), -1 or 1 (binarised data; anything between is a soft label,
+        image: (N, C, H, W), -1 or 1 (binarized data; anything between is a soft label,
             whose cross-entropy is no likelihood).
         mean: shaped like `image`.
     """
@@ -115,7 +115,7 @@ def corrupt(
         image: (N, C, H, W) in [-1, 1].
         generators: one per image, on the CPU.
         noise: standard deviation in units of [-1, 1].
-        dropped: share of `patch` x `patch` squares set to mid-grey, in all channels.
+        dropped: share of `patch` x `patch` squares set to middle gray, in all channels.
 
     Returns:
         Shaped like `image`; noise may leave [-1, 1].
@@ -133,14 +133,14 @@ def corrupt(
 
 
 def draw_kept_levels(num_levels: int, generators: list[torch.Generator], dropout: float) -> Tensor:
-    """How many levels, from the top, each image is decoded from: all, or fewer with probability `dropout`.
+    """Draw how many levels, from the top, each image is decoded from: all, or fewer with probability `dropout`.
 
     Args:
         num_levels: at least 2.
         generators: one per image, on the CPU.
 
     Returns:
-        int64 (N,), 1 to `num_levels`; every number below it is as likely as another.
+        int64 (N,), 1 to `num_levels`; every number below it has the same probability.
     """
 
     def draw(generator: torch.Generator) -> int:

@@ -29,8 +29,8 @@ from latent_codec.training.config import ObjectiveConfig
 class AutoencoderObjective(nn.Module):
     """An autoencoder whose `forward` is the whole pass that training differentiates.
 
-    Wrapped for several processes, its gradients synchronise, because nothing calls
-    the autoencoder behind the wrapper's back.
+    Wrapped for several processes, its gradients synchronize, because nothing calls
+    the autoencoder but through the wrapper.
 
     Args:
         autoencoder: trained in place; given hooks if there is a penalty on its activations.
@@ -61,7 +61,7 @@ class AutoencoderObjective(nn.Module):
 
         Args:
             image: the encoder's input, (N, C, H, W), corrupted where the objective says so.
-            noise: standard normal, shaped like the latents: the reparameterisation's epsilon; not read where
+            noise: standard normal, shaped like the latents: the reparameterization's epsilon; not read where
                 nothing is sampled.
             kept_levels: int64 (N,), of HierarchicalVQ: how many levels, from the top, each image is decoded from;
                 None: from all.
@@ -105,7 +105,7 @@ class AutoencoderObjective(nn.Module):
         return "bernoulli_nll", losses.bernoulli_nll(image, reconstruction)
 
     def _keep_levels(self, quantized: list[Tensor], kept_levels: Tensor) -> list[Tensor]:
-        """Each level's codewords, at their mean for the images that are not decoded from it."""
+        """Return each level's codewords, at their mean for the images that are not decoded from it."""
         kept = [quantized[0]]
         for level, codewords in enumerate(quantized[1:], 1):
             if self.autoencoder.quantizers[level].bypassed:
@@ -123,12 +123,12 @@ class AutoencoderObjective(nn.Module):
 
 
 class ObjectiveTerms:
-    """The named terms of one step's loss, and the networks outside of the autoencoder that judge it.
+    """The named terms of one step's loss, and the networks that judge the autoencoder.
 
     Args:
         objective: not wrapped; read for its settings, its likelihood and its last layer.
         codebook_weight: of the commitment and codebook terms together.
-        binarized: the data is -1 and 1 alone, so that a Bernoulli likelihood counts as bits.
+        binarized: the data is only -1 and 1, so that a Bernoulli likelihood counts as bits.
         discriminator: not wrapped; None without a GAN term.
         mean_over_processes: averages a tensor over the processes of a run.
     """
@@ -158,8 +158,10 @@ class ObjectiveTerms:
             self.lpips.to(device)
         return self
 
-    def autoencoder_loss(self, image: Tensor, outputs: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """Every term by name, and their weighted sum `loss`.
+    def autoencoder_loss(
+        self, image: Tensor, outputs: dict[str, Tensor], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of all terms, and every term by name.
 
         `kl` and a likelihood are nats per dimension of the image, `bits_per_dim` (likelihoods
         only) is the negative ELBO in bits per dimension, an upper bound of the code length.
@@ -194,7 +196,7 @@ class ObjectiveTerms:
             terms["activation"] = outputs["activation"]
             loss = loss + config.activation_weight * terms["activation"]
         if self.discriminator is not None and step >= config.gan_start:
-            self.discriminator.requires_grad_(False)  # this step's gradients are the autoencoder's alone
+            self.discriminator.requires_grad_(False)  # this step's gradients are only the autoencoder's
             terms["gan"] = -self.discriminator(reconstruction).mean()
             terms["gan_adaptive_weight"] = losses.adaptive_gan_weight(
                 fidelity,
@@ -206,13 +208,12 @@ class ObjectiveTerms:
             share = config.gan_weight * losses.ramp(step, config.gan_start, config.gan_ramp)
             loss = loss + share * terms["gan_adaptive_weight"] * terms["gan"]
             self.discriminator.requires_grad_(True)
-        terms["loss"] = loss
         if self.counts_bits:
             terms["bits_per_dim"] = losses.nats_to_bits_per_dim((terms[name] + terms.get("kl", 0)).detach())
         with torch.no_grad():
             error = F.mse_loss(reconstruction.clamp(-1, 1), image, reduction="none").mean((1, 2, 3))
             terms["psnr"] = (10 * torch.log10(4 / error.clamp_min(1e-10))).mean()
-        return terms
+        return loss, terms
 
     @staticmethod
     def discriminator_loss(
@@ -234,10 +235,10 @@ class ObjectiveTerms:
 
 
 def level_suffixes(num_levels: int) -> list[str]:
-    """What tells the terms of several quantizers apart: "" for one alone, else "_1" (the top level), "_2", ..."""
+    """Suffixes of the terms of several quantizers: "" for a single one, else "_1" (the top level), "_2", ..."""
     return [""] if num_levels == 1 else [f"_{number}" for number in range(1, num_levels + 1)]
 
 
 def _last_weight(autoencoder: Autoencoder) -> Tensor:
-    """The weight of the layer that paints the image."""
+    """The weight of the layer that gives the image."""
     return family_of(autoencoder).last_layer.weight

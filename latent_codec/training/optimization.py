@@ -1,11 +1,11 @@
 """The optimizer, its learning rate as a pure function of the step, and the moving average of the weights."""
 
+import copy
 import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from latent_codec.training.config import OptimizerConfig
 
@@ -74,16 +74,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["factor"]
 
 
-def moving_average(network: nn.Module, decay: float) -> AveragedModel:
-    """A copy of `network` whose `update_parameters` keeps an exponential moving average.
+class MovingAverage(nn.Module):
+    """A copy of a network, `module`, that `update_parameters` makes an exponential moving average of it.
 
     The n-th update (from 1) copies the weights for n = 1, and after it uses
     min(decay, n / (9 + n)), which forgets the beginning of a run sooner.
     """
 
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        count = int(num_averaged)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + count) / (10 + count)))
+    def __init__(self, network: nn.Module, decay: float):
+        super().__init__()
+        self.module, self.decay = copy.deepcopy(network), decay
+        self.register_buffer("n_averaged", torch.tensor(0))  # on the CPU: to read it waits for no device
 
-    return AveragedModel(network, multi_avg_fn=update)
+    @torch.no_grad()
+    def update_parameters(self, network: nn.Module) -> None:
+        count = int(self.n_averaged)
+        averaged, current = list(self.module.parameters()), list(network.parameters())
+        if count:
+            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + count) / (10 + count)))
+        else:
+            torch._foreach_copy_(averaged, current)
+        for mine, theirs in zip(self.module.buffers(), network.buffers(), strict=True):
+            mine.copy_(theirs)
+        self.n_averaged += 1

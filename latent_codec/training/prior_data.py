@@ -1,4 +1,4 @@
-"""What a prior learns from: windows of images' codes, which lie on disk, or of their pixels.
+"""What a prior learns from: windows of images' codes, which are on disk, or of their pixels.
 
 images --codec--> latent files --windows of all levels down to the prior's--> codes, and the condition above them
 images --crops--> pixels 0..255
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from latent_codec.codec import LatentCodec
+from latent_codec.errors import SettingError
 from latent_codec.images.labels import Images
 from latent_codec.images.sources import SomeImages, open_source
 from latent_codec.latents.encoded_images import EncodedImages, are_latent_files, encode_source, open_encoded
@@ -20,9 +21,9 @@ from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import EpochOrder, TrainingCrops
 from latent_codec.training.labelled_data import ClassOf, Labels, hold_out
 
-_WINDOW = 4  # stream of randomness beside the data's own, under the same seed
+_WINDOW = 4  # a stream of randomness of its own under the run's seed (training/data.py)
 Item = tuple[list[Tensor], int]
-"""Grids of the levels down to the prior's, its own last, and the class (0 without classes)."""
+"""Indices of the levels down to the prior's, its own last (or latents, or pixels), and the class (0 without classes)."""
 
 
 class GridWindows(Dataset):
@@ -30,7 +31,7 @@ class GridWindows(Dataset):
 
     Args:
         encoded: the codes.
-        numbers: of the images to take, whose grids are as large as the windows or larger.
+        numbers: of the images to take, whose levels are as large as the windows or larger.
         shapes: (h, w) of the window on each level, top first; each is a multiple of the one above.
         seed: at least 0.
         labels: of the images; None: all are of class 0.
@@ -53,17 +54,22 @@ class GridWindows(Dataset):
         """Images in an epoch; positions go on beyond it."""
         return len(self.numbers)
 
+    @property
+    def skipped(self) -> list[str]:
+        """None: what was encoded can be read."""
+        return []
+
     def __getitem__(self, position: int) -> Item:
         index = self._order[position]
-        grids = grids_of(self.encoded, self.numbers[index], len(self.shapes))
+        levels = levels_of(self.encoded, self.numbers[index], len(self.shapes))
         rng = np.random.default_rng((self.seed, _WINDOW, position))
         top_height, top_width = self.shapes[0]
-        row = int(rng.integers(grids[0].shape[-2] - top_height + 1))
-        column = int(rng.integers(grids[0].shape[-1] - top_width + 1))
+        row = int(rng.integers(levels[0].shape[-2] - top_height + 1))
+        column = int(rng.integers(levels[0].shape[-1] - top_width + 1))
         windows = []
-        for grid, (height, width) in zip(grids, self.shapes):
+        for level, (height, width) in zip(levels, self.shapes):
             top, left = row * (height // top_height), column * (width // top_width)
-            windows.append(grid[..., top : top + height, left : left + width])
+            windows.append(level[..., top : top + height, left : left + width])
         return windows, self.class_of(index)
 
 
@@ -75,6 +81,10 @@ class PixelWindows(Dataset):
 
     def __len__(self) -> int:
         return len(self.crops)
+
+    @property
+    def skipped(self) -> list[str]:
+        return self.crops.skipped
 
     def __getitem__(self, position: int) -> Item:
         crop, label = self.crops[position]
@@ -123,19 +133,11 @@ class PriorData:
         return PixelWindows(crops)
 
     def _codes(self, config: TrainingConfig, source: Images, numbers: list[int]) -> GridWindows:
-        height, width = self.shapes[0]
-        large = large_enough(source, numbers, self.shapes[0])
-        if numbers and not large:
-            first = "x".join(map(str, grids_of(source, numbers[0], 1)[0].shape[-2:]))
-            raise ValueError(
-                f"none of the {len(numbers)} images is as large as the window of {config.data.size[0]}x"
-                f"{config.data.size[1]} pixels, {height}x{width} positions of the top grid; {source.name(numbers[0])} has "
-                f"{first}. Set data.height and data.width."
-            )
+        large = large_enough(config, source, numbers, self.shapes[0])
         return GridWindows(source, large, self.shapes, seed=config.run.seed, labels=self.labels)
 
 
-def open_prior_source(
+def open_codes(
     config: TrainingConfig,
     data: Sequence[str],
     run: Path,
@@ -144,14 +146,14 @@ def open_prior_source(
     split: str = "train",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Images:
-    """What a prior trains on: latent files as they are; images encoded once into RUN/codes; for pixels the images.
+    """What a kind that learns codes trains on: latent files as they are, images encoded once into RUN/codes, or images for a prior over pixels.
 
     Raises:
         ValueError: if `data` cannot be read, or is not of the codec.
     """
     if codec is not None and are_latent_files(data):
         return open_encoded(data, codec=codec)
-    images = open_source(data if len(data) > 1 else data[0], split=split)
+    images = open_source(data, split=split)
     if codec is None:
         return images
     files = encode_source(
@@ -165,51 +167,69 @@ def open_prior_source(
     return open_encoded(files, codec=codec)
 
 
-def large_enough(encoded: EncodedImages, numbers: Sequence[int], shape: tuple[int, int]) -> list[int]:
-    """Those of the images whose top grids hold a window of this shape."""
-    found = ((number, grids_of(encoded, number, 1)[0].shape[-2:]) for number in numbers)
-    return [number for number, (height, width) in found if height >= shape[0] and width >= shape[1]]
+def large_enough(
+    config: TrainingConfig,
+    encoded: EncodedImages,
+    numbers: Sequence[int],
+    shape: tuple[int, int],
+    *,
+    may_be_none: bool = False,
+) -> list[int]:
+    """Those of the images whose top level holds a window of this shape.
+
+    Raises:
+        SettingError: if there are images, and none of them does, unless `may_be_none`.
+    """
+    shapes = {number: tuple(levels_of(encoded, number, 1)[0].shape[-2:]) for number in numbers}
+    large = [number for number, each in shapes.items() if each[0] >= shape[0] and each[1] >= shape[1]]
+    if numbers and not large and not may_be_none:
+        first = "x".join(map(str, shapes[numbers[0]]))
+        raise SettingError(
+            "data.height",
+            f"a window that one of the {len(numbers)} images holds",
+            "x".join(map(str, config.data.size)),
+            advice=f"that is {shape[0]}x{shape[1]} positions of the top level, and {encoded.name(numbers[0])} has {first}; "
+            "set `data.height` and `data.width`",
+        )
+    return large
 
 
-def grids_of(encoded: EncodedImages, number: int, num_levels: int) -> list[Tensor]:
-    """The upper grids of indices, or the latents in a list."""
+def levels_of(encoded: EncodedImages, number: int, num_levels: int) -> list[Tensor]:
+    """Indices of the upper levels, or the latents in a list."""
     return encoded.indices(number)[:num_levels] if encoded.is_discrete else [encoded.latents(number)]
 
 
 def window_shapes(config: TrainingConfig, codec: LatentCodec, num_levels: int) -> list[tuple[int, int]]:
-    """The window's height and width on so many levels from the top.
+    """The window's height and width on the first `num_levels` levels from the top.
 
     Raises:
         ValueError: if the codec has fewer levels, or the window is no multiple of a position's side.
     """
+    for key in ("scale", "by_area", "pad_small", "binarize"):
+        if key in config.data.changed():
+            expected = "its default: codes are learned as they were encoded"
+            raise SettingError(f"data.{key}", expected, getattr(config.data, key))
     sides = [level.side for level in codec.levels] or [codec.latent_space.downsampling_factor]
     if num_levels > len(sides):
-        raise ValueError(f"prior.level is {num_levels - 1}; {codec.name} has levels 0 to {len(sides) - 1}.")
+        raise SettingError(
+            "prior.level", f"from 0 to {len(sides) - 1}, the levels of {codec.name}", num_levels - 1
+        )
     for name, side in zip(("height", "width"), config.data.size):
         if side % sides[0]:
-            raise ValueError(
-                f"data.{name} is {side}; {codec.name} needs a multiple of {sides[0]}, a position's side of its top grid."
-            )
+            expected = f"a multiple of {sides[0]}, the pixels of a position on the top level of {codec.name}"
+            raise SettingError(f"data.{name}", expected, side)
     return [(config.data.size[0] // side, config.data.size[1] // side) for side in sides[:num_levels]]
 
 
 def _check_codes(config: TrainingConfig, source: Images, codec: LatentCodec) -> None:
-    if (
-        config.data.scale != (1.0, 1.0)
-        or config.data.by_area
-        or config.data.pad_small
-        or config.data.binarize
-    ):
-        raise ValueError(
-            "data.scale, by_area, pad_small and binarize are for images; codes are learnt as they were encoded: leave "
-            "them out."
-        )
     wants_codes = (
         config.model.class_name == "PixelSNAIL" or config.model.arguments.get("data", "codes") == "codes"
     )
     if wants_codes != source.is_discrete:
         holds, learns = ("indices", "latents") if source.is_discrete else ("latents", "codes")
-        raise ValueError(
-            f"the files hold {holds} of {codec.name}, and the prior learns {learns}: set model.arguments.data to "
-            f'"{"codes" if source.is_discrete else "latents"}", of a PixelCNN, or encode the other kind.'
+        raise SettingError(
+            "model.arguments.data",
+            f'"{"codes" if source.is_discrete else "latents"}" (of a PixelCNN) for files of {holds} of {codec.name}',
+            learns,
+            advice="or encode the other kind",
         )

@@ -1,7 +1,6 @@
-"""Training a prior: the likelihood of codes, pixels or quantised latents."""
+"""Training a prior: the likelihood of indices, pixels or quantized latents."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +17,16 @@ from latent_codec.models.scalar_quantizer import ScalarQuantizer
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.prior_data import Item, PriorData
-from latent_codec.training.task import Task
+from latent_codec.training.task import Task, TaskInputs, collate
 
 NUM_SAMPLES = 16
 _SURVEYED = 1000  # windows that the commonest index and the latents' range are found from
 _MEASURED = 1024  # held-out windows, at most
 
 
-def load_codec(config: TrainingConfig) -> LatentCodec | None:
-    """The codec that the prior's configuration names.
-
-    Raises:
-        ValueError: if a prior over codes or latents has none, or one over pixels has one.
-    """
-    is_over_pixels = config.model.arguments.get("data") == "pixels" and not config.model.pretrained
-    if config.prior.codec is None:
-        if not is_over_pixels and not config.model.pretrained:
-            raise ValueError("a prior learns the codes of a codec: name it by --codec, or set prior.codec.")
-        return None
-    if is_over_pixels:
-        raise ValueError(
-            f"the prior is over pixels, which need no codec: leave {config.prior.codec} out, or set model.arguments.data."
-        )
-    return LatentCodec.from_pretrained(config.prior.codec)
-
-
-def build_prior(config: TrainingConfig, source: Images, codec: LatentCodec | None) -> AutoregressivePrior:
+def build_prior(
+    config: TrainingConfig, source: Images, codec: LatentCodec | None = None
+) -> AutoregressivePrior:
     """A new prior of `model.class_name`, or `model.pretrained`, in float32, for these codes.
 
     What codec and data decide may be left out of `model.arguments`: codebook_size, data_channels, num_classes,
@@ -74,7 +57,7 @@ def build_prior(config: TrainingConfig, source: Images, codec: LatentCodec | Non
 def _facts(
     config: TrainingConfig, arguments: dict, codec: LatentCodec | None, data: PriorData
 ) -> dict[str, Any]:
-    """Arguments that codec and data leave no choice of."""
+    """Arguments that codec and data determine."""
     facts: dict[str, Any] = {}
     if data.num_classes is not None:
         facts["num_classes"] = data.num_classes
@@ -98,7 +81,7 @@ def _check_facts(facts: dict[str, Any], arguments: dict, owner: str, codec: Late
         is_enough = key == "num_classes" and isinstance(given, int) and given >= value
         if given is not None and given != value and not is_enough:
             raise ValueError(
-                f"{owner} has {key} = {given}, and {whose} have {value}: leave it out, or give the other."
+                f"{owner} has {key} = {given}, and {whose} have {value}: leave it out, or correct it."
             )
         if is_enough:
             facts[key] = given
@@ -110,14 +93,14 @@ def _quantizer(arguments: dict, data: PriorData) -> dict[str, Any]:
         arguments.get("latent_minimum", -128),
         arguments.get("latent_maximum", 127),
     )
-    latents = torch.stack([grids[-1] for grids, _ in _first_items(data)])
+    latents = torch.stack([levels[-1] for levels, _ in _first_items(data)])
     found = ScalarQuantizer.from_latents(latents, num_levels=highest - lowest + 1)
     return {"latent_steps": found.steps, "latent_minimum": found.minimum, "latent_maximum": found.maximum}
 
 
 def _most_frequent(prior: AutoregressivePrior, data: PriorData) -> tuple[int, ...]:
     """The commonest index of each channel."""
-    values = torch.stack([grids[-1] for grids, _ in _first_items(data)])
+    values = torch.stack([levels[-1] for levels, _ in _first_items(data)])
     if values.is_floating_point():
         values = prior.encode_latents(values)
     channels = values.movedim(1, 0).flatten(1) if prior.has_channels else values.flatten()[None]
@@ -128,56 +111,31 @@ def _first_items(data: PriorData) -> list[Item]:
     return [data.train[position] for position in range(min(len(data.train), _SURVEYED))]
 
 
-def check_prior(config: TrainingConfig, prior: AutoregressivePrior, source: Images, stream) -> None:
-    """Refuse what a prior cannot be trained by, before anything is written."""
-    if stream is not None:
-        raise ValueError("a prior trains on codes on disk, and on pixels at hand: leave --stream out.")
-
-
 class PriorTask(Task):
-    """Maximum likelihood: the mean of -log p(index | those before it, condition, class).
-
-    Args:
-        config: of the run.
-        prior: what `build_prior` gave.
-        source: EncodedImages, or an ImageSource for pixels.
-        accelerator: device, precision and processes.
-    """
+    """Maximum likelihood: the mean of -log p(index | those before it, condition, class)."""
 
     def __init__(
         self,
         config: TrainingConfig,
-        prior: AutoregressivePrior,
-        source: Images,
+        network: AutoregressivePrior,
+        inputs: TaskInputs,
         accelerator: Accelerator,
-        *,
-        stream=None,
-        resumes: bool = False,
     ):
-        super().__init__(config, prior, accelerator)
-        self.codec = load_codec(config)
+        self.codec = inputs.codec
         if self.codec is not None:
             self.codec.autoencoder.to(accelerator.device)
-        self.data = PriorData(config, source, self.codec)
-        self.num_images = len(self.data.train)
-        self.train_directly(prior)
+        self.data = PriorData(config, inputs.source, self.codec)
+        super().__init__(config, network, self.data.train, accelerator)
 
     @staticmethod
     def headline(terms: dict[str, float]) -> str:
         held_out = terms.get("held_out_bits_per_index")
-        beside = "" if held_out is None else f", {held_out:.4f} held out"
-        return f"{terms['bits_per_index']:.4f} bits per index{beside}"
+        measured = "" if held_out is None else f", {held_out:.4f} held out"
+        return f"{terms['bits_per_index']:.4f} bits per index{measured}"
 
-    def batches(self, start: int) -> Iterator[tuple[list[int], list]]:
-        return self.positions(start, self.data.train)
-
-    def begin_step(self, step: int) -> None:
-        self.seed_dropout(step)
-
-    def terms(self, batch: tuple[list[int], list], step: int) -> dict[str, Tensor]:
-        _, (grids, labels) = batch
-        nats = -self.model(*self._arguments(self.network, grids, labels)).mean() / self.network.data_channels
-        return {"loss": nats, "bits_per_index": nats.detach() / math.log(2)}
+    def loss(self, batch: Item, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        nats = -self.model(*self._arguments(self.network, *batch)).mean() / self.network.data_channels
+        return nats, {"bits_per_index": nats.detach() / math.log(2)}
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -187,18 +145,18 @@ class PriorTask(Task):
         prior = self.ema.module.eval()
         total, count = 0.0, min(len(self.data.held_out), _MEASURED)
         for positions in torch.arange(count).split(self.config.optimizer.batch_size):
-            grids, labels = self._batch(self.data.held_out, positions.tolist())
-            log_prob = prior.log_prob(*self._arguments(prior, grids, labels))
+            batch = collate(self.data.held_out, positions.tolist())
+            log_prob = prior.log_prob(*self._arguments(prior, *batch))
             total -= float(log_prob.double().mean((1, 2)).sum())
         return {"held_out_bits_per_index": total / count / prior.data_channels / math.log(2)}
 
     def write_samples(self, path: Path) -> None:
         """Samples of every class in turn, under the first images' own upper levels."""
         prior = self.ema.module.eval()
-        grids, labels = self._batch(self.data.train, list(range(NUM_SAMPLES)))
+        levels, labels = collate(self.data.train, range(NUM_SAMPLES))
         if self.data.num_classes:
             labels = torch.arange(NUM_SAMPLES) % self.data.num_classes
-        _, condition, labels = self._arguments(prior, grids, labels)
+        _, condition, labels = self._arguments(prior, levels, labels)
         shape = (NUM_SAMPLES, prior.data_channels, *self.data.shapes[-1])
         if not prior.has_channels:
             shape = (NUM_SAMPLES, *self.data.shapes[-1])
@@ -207,21 +165,17 @@ class PriorTask(Task):
         if self.codec is None:
             images = drawn.cpu() / 127.5 - 1
         elif self.codec.is_discrete:
-            above = [grid.to(drawn.device) for grid in grids[:-1]]
+            above = [level.to(drawn.device) for level in levels[:-1]]
             images = self.codec.decode_indices([*above, drawn], output_type="pt").cpu()
         else:
             images = self.codec.decode(prior.decode_latents(drawn), output_type="pt").cpu()
         write_image(image_grid(list(images), columns=math.isqrt(NUM_SAMPLES)), path)
 
-    def _batch(self, dataset, positions: list[int]) -> tuple[list[Tensor], Tensor]:
-        return torch.utils.data.default_collate([dataset[position] for position in positions])
-
     def _arguments(
-        self, prior: AutoregressivePrior, grids: list[Tensor], labels: Tensor
+        self, prior: AutoregressivePrior, levels: list[Tensor], labels: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """A batch as the prior's arguments: values, condition and class labels."""
-        device = self.accelerator.device
-        *above, values = (grid.to(device, non_blocking=True) for grid in grids)
+        *above, values = map(self.to_device, levels)
         if values.is_floating_point():
             values = prior.encode_latents(values)
         condition = None
@@ -229,4 +183,4 @@ class PriorTask(Task):
             condition = above[-1]
         elif above:
             condition = self.codec.autoencoder.upper_features(above)
-        return values, condition, labels.to(device) if prior.config.num_classes else None
+        return values, condition, self.to_device(labels) if prior.config.num_classes else None

@@ -39,7 +39,7 @@ def start_missing_processes() -> None:
         return
     if not on_cpu():
         raise ValueError(
-            f"accelerate was asked for {wanted} processes and found one GPU: give --num_processes 1, or --cpu."
+            f"accelerate was asked for {wanted} processes and found one GPU: ask it for one process, or for the CPU."
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={wanted}"]
     sys.stderr.flush()

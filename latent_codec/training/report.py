@@ -1,6 +1,8 @@
 """What a run shows: progress bar, metrics.jsonl, trackers, sample images and the plot of the curves."""
 
 import json
+import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -16,9 +18,15 @@ from latent_codec.files import replacing
 from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import center_crop, image_grid, write_image
+from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import TrainingConfig
 
 NUM_SAMPLES = 8
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss term became NaN or infinite."""
 
 
 class Journal:
@@ -28,12 +36,16 @@ class Journal:
     and images per second. A resumed run drops the lines beyond its checkpoint, whose
     steps are made again, and gives the same ones, images per second aside.
 
+    Terms stay on the device until `settle`, which a CPU, having nothing to wait for, does at every step, and another
+    device for a line of metrics.jsonl, for samples and for a checkpoint.
+
     Args:
         out: the run folder.
         start: steps done.
         images_per_step: of all processes.
         headline: a step's terms in a few words.
         state: a checkpoint's `state_dict` of the journal.
+        waits: whether terms wait on the device; None: as the device is.
     """
 
     def __init__(
@@ -46,19 +58,21 @@ class Journal:
         images_per_step: int,
         headline: Callable[[dict[str, float]], str],
         state: dict | None,
+        waits: bool | None = None,
     ):
-        self._accelerator, self._config, self._start = accelerator, config, start
+        self._accelerator, self._config, self._out, self._start = accelerator, config, out, start
         self._path = out / "metrics.jsonl"
         self._images_per_step, self._headline = images_per_step, headline
+        self._waits = accelerator.device.type != "cpu" if waits is None else waits
         # Since the last line: name -> sum and number of values.
         self._sums = {name: tuple(entry) for name, entry in (state or {}).items()}
+        self._pending: list[tuple[int, dict[str, Tensor | float]]] = []
         self._since, self._steps_since = time.monotonic(), 0
         self._progress = None
         if accelerator.is_main_process:
-            print(
+            logger.info(
                 f"{out}: steps {start} to {config.run.steps}, {images_per_step} images a step, "
-                f"{accelerator.num_processes} process(es) on {accelerator.device}, {config.run.precision}",
-                file=sys.stderr,
+                f"{accelerator.num_processes} process(es) on {accelerator.device}, {config.run.precision}"
             )
             if self._path.is_file():
                 kept = [line for line in read_metrics(out) if line["step"] <= start]
@@ -88,15 +102,39 @@ class Journal:
     def state_dict(self) -> dict:
         return dict(self._sums)
 
-    def record(self, step: int, terms: dict[str, float], rate: float) -> None:
-        for name, value in terms.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + value, count + 1)
+    def record(self, step: int, terms: dict[str, Tensor | float], rate: float) -> None:
+        """Take the terms of a step, `step` being done, and its learning rate; write a line if one is due."""
+        self._pending.append((step, terms))
         self._steps_since += 1
+        is_due = step % self._config.run.log_every == 0 or step == self._config.run.steps
+        if is_due or not self._waits:
+            self.settle()
         if self._progress is not None:
-            self._progress.update(self._task, completed=step, description=self._headline(terms))
-        if step % self._config.run.log_every and step != self._config.run.steps:
-            return
+            self._progress.update(self._task, completed=step)
+        if is_due:
+            self._write_line(step, rate)
+
+    def settle(self) -> None:
+        """Read what waits on the device.
+
+        Raises:
+            NonFiniteLossError: for the first step with a term that is not finite.
+        """
+        tensors = [term for _, terms in self._pending for term in terms.values() if isinstance(term, Tensor)]
+        values = iter(torch.stack(tensors).tolist() if tensors else ())
+        for step, terms in self._pending:
+            found = {name: next(values) if isinstance(term, Tensor) else term for name, term in terms.items()}
+            if self._accelerator.scaler is not None and not math.isfinite(found["gradient_norm"]):
+                del found["gradient_norm"]  # the scaler leaves out a step that overflowed, and scales less
+            self._check_finite(found, step - 1)
+            for name, value in found.items():
+                total, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = (total + value, count + 1)
+            if self._progress is not None:
+                self._progress.update(self._task, description=self._headline(found))
+        self._pending.clear()
+
+    def _write_line(self, step: int, rate: float) -> None:
         seconds = time.monotonic() - self._since
         line = {
             "step": step,
@@ -111,12 +149,20 @@ class Journal:
             with self._path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             if not sys.stderr.isatty():
-                print(
+                logger.info(
                     f"step {step}/{self._config.run.steps}  {self._headline(line)}  "
-                    f"{line['images_per_second']:.1f} images/s",
-                    file=sys.stderr,
-                    flush=True,
+                    f"{line['images_per_second']:.1f} images/s"
                 )
+
+    def _check_finite(self, terms: dict[str, float], step: int) -> None:
+        bad = [name for name, value in terms.items() if not math.isfinite(value)]
+        if bad:
+            last = latest_checkpoint(self._out)
+            kept = f"The last good checkpoint is {last}" if last else "There is no checkpoint yet"
+            raise NonFiniteLossError(
+                f"step {step}: {', '.join(bad)} is not finite. {kept}. A run in another folder with a lower "
+                'optimizer.learning_rate, or run.precision = "fp32", may go further.'
+            )
 
 
 class SampleImages:

@@ -4,31 +4,31 @@ They are decided when a run begins, and config.toml holds what was decided. A ru
 """
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from latent_codec.precision import EMULATED, computes_bfloat16
 from latent_codec.training.config import IN_STEPS, TrainingConfig
 from latent_codec.training.run_folder import configuration_to_resume
 
+logger = logging.getLogger(__name__)
+
 
 def resolve(
-    config: TrainingConfig, out: Path, device: str, *, say: Callable[[str], None] | None = None
+    config: TrainingConfig, out: Path, device: str, *, say: Callable[[str], None] = logger.info
 ) -> TrainingConfig:
-    """Decide what `config` leaves open, and say what is worth knowing of it.
+    """Decide what `config` leaves open, and report it.
 
     Args:
         config: of the run.
         out: the run folder, which may hold a run to go on with.
         device: what will compute.
-        say: takes each line; None: prints it on stderr.
+        say: takes each line.
 
     Raises:
         ValueError: if the configuration in `out` cannot be read.
     """
-    say = say or partial(print, file=sys.stderr)
     before = configuration_to_resume(out)
     precision = config.run.precision
     if precision == "auto" and before is not None:
@@ -37,9 +37,9 @@ def resolve(
         precision = "bf16" if computes_bfloat16(device) else "fp32"
     if precision == "bf16" and device == "cpu" and computes_bfloat16(device) is False:
         advice = (
-            "give --set run.precision=fp32 from the beginning of a run"
+            "begin a run with run.precision=fp32"
             if before is None
-            else f"{out} began in bf16 and goes on in it; a run in another --out can be in fp32"
+            else f"{out} began in bf16 and goes on in it; a run in another folder can be in fp32"
         )
         say(f"Note: {EMULATED}; {advice}")
     sections = {"run": dataclasses.replace(config.run, precision=precision)}

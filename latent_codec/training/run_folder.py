@@ -1,4 +1,4 @@
-"""The run folder: whose run it is, and what a killed process left in it.
+"""The run folder: which run it belongs to, and what a killed process left in it.
 
 RUN/
     .lock            held by the process that trains (run_lock.py)
@@ -14,12 +14,13 @@ import shutil
 import tomllib
 from pathlib import Path
 
+from latent_codec.errors import SettingError
 from latent_codec.files import check_is_file, replacing
 from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import TrainingConfig, dump_toml
 
 # May differ between a run and its resumption: they change no step already made. Batches may be cut otherwise as
-# long as the images in a step stay as many, which the checkpoint knows.
+# long as the number of images in a step stays the same, which the checkpoint knows.
 _MAY_CHANGE = {
     "data": {"num_workers", "cache_gigabytes"},
     "optimizer": {"batch_size", "accumulation"},
@@ -53,12 +54,14 @@ def check_run_folder(out: Path) -> None:
     """
     if not out.is_dir() or (out / "config.toml").is_file():
         return
-    # Codes that `fit-entropy` trains on are there before the run is.
+    # Codes to train on are there before the run is.
     foreign = sorted(
         each.name for each in out.iterdir() if each.name != "codes" and not each.name.startswith(".")
     )
     if foreign:
-        raise ValueError(f"{out} holds {foreign[0]} and is no run's folder. Give a new or empty --out.")
+        raise SettingError(
+            "run_folder", "a run's folder, or a new or empty one", str(out), advice=f"it holds {foreign[0]}"
+        )
 
 
 def open_run(out: Path, config: TrainingConfig) -> Path | None:
@@ -73,9 +76,11 @@ def open_run(out: Path, config: TrainingConfig) -> Path | None:
     if before is not None:
         differing = _differences(before, config)
         if differing:
-            raise ValueError(
-                f"{out} holds a run of another configuration: {', '.join(differing)}. "
-                "Give another --out, or the settings it was started with."
+            raise SettingError(
+                "run_folder",
+                "the folder of a run with this configuration",
+                str(out),
+                advice=f"it differs in {', '.join(differing)}; give another `run_folder`, or the settings that it was started with",
             )
     for folder in (out, out / "checkpoints", out / "samples"):
         for leftover in folder.glob(".*.partial"):
@@ -102,4 +107,4 @@ def _read(path: Path) -> TrainingConfig:
         check_is_file(path)
         return TrainingConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error}). Give another --out.") from error
+        raise ValueError(f"{path} cannot be read ({error}); train in another run folder.") from error

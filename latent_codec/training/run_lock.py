@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -11,12 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from latent_codec.errors import SettingError
 from latent_codec.training.processes import is_main_process
 from latent_codec.training.run_folder import check_run_folder
 
 NAME = ".lock"
 _LOCKED_BYTE = 1 << 30  # far behind what the file holds: Windows lets nobody read what is locked
 _held: set[Path] = set()
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -65,13 +68,17 @@ def _open_locked(out: Path) -> BinaryIO:
             _lock(file)
         except (BlockingIOError, PermissionError):
             with file:
-                message = f"{out} is being trained by {_holder(file)}: wait for it, stop it, or give another run folder."
-            raise ValueError(message) from None
+                holder = _holder(file)
+            raise SettingError(
+                "run_folder",
+                "a run folder that no other process trains in",
+                str(out),
+                advice=f"{holder} does: wait for it, stop it, or give another `run_folder`",
+            ) from None
         except OSError as error:
-            print(
-                f"Note: {out} cannot be locked ({error.strerror}), as on some network drives: see to it that nothing else "
-                "trains in it.",
-                file=sys.stderr,
+            logger.warning(
+                f"Note: {out} cannot be locked ({error.strerror}), as on some network drives: make sure that nothing else "
+                "trains in it."
             )
             return file
         with contextlib.suppress(FileNotFoundError):

@@ -1,9 +1,11 @@
 """Stopping a run between two steps: by a signal, or when its time is up."""
 
 import contextlib
+import logging
 import signal
-import sys
 import time
+
+logger = logging.getLogger(__name__)
 
 
 class StopRequest:
@@ -39,7 +41,7 @@ class StopRequest:
     def _on_signal(self, number, frame) -> None:
         if self._signalled_at is None:
             self._signalled_at, self.signal = time.monotonic(), number
-            print("stopping after this step, with a checkpoint; Ctrl-C stops at once", file=sys.stderr)
+            logger.warning("stopping after this step, with a checkpoint; Ctrl-C stops at once")
         # A launcher passes on the Ctrl-C that its processes have already seen.
         elif number == signal.SIGINT and time.monotonic() - self._signalled_at > 2:
             raise KeyboardInterrupt

@@ -1,7 +1,9 @@
 """What the loop trains: the part of a run that knows data, networks and losses."""
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +12,85 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from latent_codec.codec import LatentCodec
+from latent_codec.images.labels import Images
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import PositionSampler
-from latent_codec.training.optimization import build_optimizer, moving_average
+from latent_codec.training.optimization import MovingAverage, build_optimizer
 from latent_codec.training.stopping import ignore_interrupts
 
+Terms = dict[str, Tensor | float]
+"""Named scalars of a step. Tensors stay on the device until the journal reads them."""
 
-class Task:
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInputs:
+    """What a task is built from, besides its configuration and network."""
+
+    source: Images | None
+    """Images, or codes of the codec; with a stream, its first images."""
+    codec: LatentCodec | None = None
+    """The codec to learn from; None for a kind that learns from images only."""
+    stream: Any = None
+    """A `datasets.IterableDataset` to train on."""
+    resumes: bool = False
+    """Whether a checkpoint will be restored, so that nothing need be initialized from data."""
+
+
+class Task(ABC):
     """One kind of training, of which the loop (training/loop.py) knows nothing but this.
 
-        __init__ -> prepare -> resume -> batches -> [begin_step -> accumulate ... -> end_step] x steps
+        check -> __init__ -> resume -> batches -> [begin_step -> accumulate ... -> end_step] x steps
 
-    A subclass sets, before `prepare`, the attributes below; everything else has a default.
+    A subclass has `loss`, and an `__init__(config, network, inputs, accelerator)` that makes its data set and calls this one.
 
     Args:
         config: of the run.
         network: what is trained in place, and ships.
+        dataset: what a batch is collated from, by position; `len` is an epoch, `skipped` names unreadable images.
         accelerator: device, precision and processes.
     """
 
-    objective: nn.Module
-    """Holds `network`; its forward is the pass that training differentiates."""
-    ema: nn.Module
-    """The moving average of `network`, as its `.module`."""
     modules: dict[str, nn.Module]
-    """By file stem: what a checkpoint holds beside objective and average."""
+    """By file stem: what a checkpoint holds besides objective and average."""
     num_images: int | None
     """In an epoch; None for a stream."""
     headline: Callable[[dict[str, float]], str] = staticmethod(lambda terms: f"loss {terms['loss']:.4f}")
     """A step's terms in the few words of the progress bar."""
 
-    def __init__(self, config: TrainingConfig, network: nn.Module, accelerator: Accelerator):
-        self.config, self.network, self.accelerator = config, network, accelerator
+    def __init__(
+        self, config: TrainingConfig, network: nn.Module, dataset: Dataset, accelerator: Accelerator
+    ):
+        self.config, self.network, self.dataset, self.accelerator = config, network, dataset, accelerator
+        self.num_images = len(dataset)
+        network.to(accelerator.device).train()
+        if config.run.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        self.ema = MovingAverage(network, config.optimizer.ema_decay)
         self.modules = {}
+        self.objective = self.build_objective()
+        self.model, self.optimizer = accelerator.prepare(self.objective, self.build_optimizer())
 
-    def prepare(self) -> torch.optim.Optimizer:
-        """Wrap the networks for several processes; return the optimizer of all that is trained."""
-        optimizer = build_optimizer(self.trained, [], self.config.optimizer)
-        self.model, optimizer = self.accelerator.prepare(self.objective, optimizer)
-        return optimizer
+    @classmethod
+    def check(cls, config: TrainingConfig, network: nn.Module, inputs: TaskInputs) -> None:
+        """Refuse a configuration that this network cannot be trained by, before anything is written.
+
+        Raises:
+            ValueError: for what does not fit together.
+        """
+        return
+
+    @abstractmethod
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """What a micro-batch is trained to lower, by `self.model`, and the named terms to be logged."""
+
+    def build_objective(self) -> nn.Module:
+        """What holds `network` and whose forward is the pass that training differentiates: by default the network itself."""
+        return self.network
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """One optimizer of all that is trained."""
+        return build_optimizer(self.trained, [], self.config.optimizer)
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -57,7 +99,7 @@ class Task:
     @property
     def skipped(self) -> list[str]:
         """Names of the images that this process could not read so far."""
-        return []
+        return self.dataset.skipped
 
     def resume(self, state: dict[str, Any], out: Path) -> None:
         """Take up what `state_dict` left in a checkpoint of the run `out`, whose modules are restored.
@@ -69,6 +111,7 @@ class Task:
         Raises:
             ValueError: if this is not the run that the checkpoint was made by.
         """
+        return
 
     def state_dict(self) -> dict[str, Any]:
         """Further entries of a checkpoint's state.json; called in every process."""
@@ -76,70 +119,16 @@ class Task:
 
     def batches(self, start: int) -> Iterator[Any]:
         """This process's micro-batches from step `start` on."""
-        raise NotImplementedError
-
-    def begin_step(self, step: int) -> None:
-        """Before the gradients of a step, counted from 0."""
-
-    def terms(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """The named terms of a micro-batch, `loss` among them, by `self.model`."""
-        raise NotImplementedError
-
-    def accumulate(self, batch: Any, step: int, *, last: bool) -> dict[str, Tensor]:
-        """Add a micro-batch's gradients, synchronised with the other processes' after the `last`; return its terms."""
-        with self.synchronizing(self.model, last):
-            with self.accelerator.autocast():
-                terms = self.terms(batch, step)
-            self.accelerator.backward(terms["loss"] / self.config.optimizer.accumulation)
-        return {name: value.detach().float() for name, value in terms.items()}
-
-    def train_directly(self, network: nn.Module) -> None:
-        """Make the network itself the objective, whose forward is trained."""
-        network.to(self.accelerator.device).train()
-        if self.config.run.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
-        self.ema = moving_average(network, self.config.optimizer.ema_decay)
-        self.objective = network
-
-    def seed_dropout(self, step: int) -> None:
-        """Make dropout a function of the step and the process, so that a resumed run goes on to the same weights."""
-        process = self.accelerator.process_index
-        torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 1_009 + process)
-
-    def synchronizing(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
-
-    def end_step(self, step: int, terms: dict[str, float]) -> None:
-        """After the optimizer's step, `step` being done; further terms of the step go into `terms`."""
-        self.ema.update_parameters(self.network)
-
-    def measure(self) -> dict[str, float]:
-        """Terms that are only had every `run.sample_every` steps, of the averaged network; in the main process."""
-        return {}
-
-    def write_samples(self, path: Path) -> None:
-        """Paint what the averaged network can do so far; in the main process."""
-
-    def release(self) -> None:
-        """Let go of what `prepare` wrapped: DistributedDataParallel must not outlive the processes' group."""
-        self.model = None
-
-    def check_end(self) -> None:
-        """Assert what must hold after the last step."""
-
-    def positions(self, start: int, dataset: Dataset) -> Iterator[tuple[list[int], Any]]:
-        """Micro-batches of `dataset` and their positions, each process its own."""
-        sampler = self.position_sampler(start)
         loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
+            self.dataset,
+            batch_sampler=self.position_sampler(start),
             num_workers=self.config.data.num_workers,
             worker_init_fn=ignore_interrupts,
             pin_memory=self.accelerator.device.type == "cuda",
         )
-        return zip(sampler, loader)
+        return iter(loader)
 
-    def position_sampler(self, start: int) -> Iterable[list[int]]:
+    def position_sampler(self, start: int) -> PositionSampler:
         settings = self.config.optimizer
         return PositionSampler(
             start,
@@ -149,3 +138,57 @@ class Task:
             num_processes=self.accelerator.num_processes,
             num_steps=self.config.run.steps - start,
         )
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """Copy to the device without waiting for it."""
+        device = self.accelerator.device
+        if device.type == "cuda" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=True)
+
+    def begin_step(self, step: int) -> None:
+        """Before the gradients of a step, counted from 0: make dropout a function of the step and the process.
+
+        So a resumed run goes on to the same weights.
+        """
+        process = self.accelerator.process_index
+        torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 1_009 + process)
+
+    def accumulate(self, batch: Any, step: int, *, last: bool) -> dict[str, Tensor]:
+        """Add a micro-batch's gradients, synchronized with the other processes' after the `last`; return its terms."""
+        with self.synchronizing(self.model, last):
+            with self.accelerator.autocast():
+                total, terms = self.loss(batch, step)
+            self.accelerator.backward(total / self.config.optimizer.accumulation)
+        return {"loss": total.detach().float()} | {
+            name: value.detach().float() for name, value in terms.items()
+        }
+
+    def synchronizing(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+
+    def end_step(self, step: int) -> dict[str, float]:
+        """After the optimizer's step, `step` being done; return further terms of the step."""
+        self.ema.update_parameters(self.network)
+        return {}
+
+    def measure(self) -> dict[str, float]:
+        """Terms that are only measured every `run.sample_every` steps, of the averaged network; in the main process."""
+        return {}
+
+    def write_samples(self, path: Path) -> None:
+        """Write an image that shows what the averaged network can do so far; in the main process."""
+        return
+
+    def release(self) -> None:
+        """Drop what was wrapped for several processes: DistributedDataParallel must not outlive the processes' group."""
+        self.model = self.optimizer = None
+
+    def check_end(self) -> None:
+        """Assert what must hold after the last step."""
+        return
+
+
+def collate(dataset: Dataset, positions: Iterable[int]) -> Any:
+    """A batch of these positions, as a loader makes it."""
+    return torch.utils.data.default_collate([dataset[position] for position in positions])

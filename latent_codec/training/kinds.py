@@ -1,0 +1,121 @@
+"""What can be trained: one table of `TrainingKind`s.
+
+A new kind of training is one file, which builds its network, has its Task (training/task.py) and may finish it in its own
+way, and one row of KINDS. The files are imported when they are needed: a configuration is checked without torch.
+"""
+
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+from latent_codec.errors import SettingError
+from latent_codec.training.settings import near_match
+
+_HERE = "latent_codec.training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingKind:
+    """One kind of training. `build`, `task` and `finish` are named as "module:name".
+
+    build(config, source, codec) -> network, new or pretrained
+    task: a subclass of Task
+    finish(config, network, source, run, *, data_name, on_progress, unfinished_at) -> the folder that it wrote
+    """
+
+    name: str
+    """Also that of its folder in the run folder."""
+    model_classes: tuple[str, ...]
+    """What `model.class_name` may be."""
+    sections: frozenset[str]
+    """The sections (`objective`) and settings (`data.label`) that it reads, of those that not every kind reads."""
+    build: str
+    task: str
+    finish: str = f"{_HERE}.finish:finish_network"
+    codec: str | None = None
+    """The setting that names the codec to start from (`model.pretrained`) or to learn from; None: it has none."""
+    codec_optional: bool = False
+    """Whether a pretrained network may have none to learn from."""
+    learns_codes: bool = False
+    """Whether it trains on the codec's latents or indices, not on images."""
+    streams: bool = False
+    """Whether it trains on a stream, too."""
+
+    @property
+    def learns_from_codec(self) -> bool:
+        return self.codec not in (None, "model.pretrained")
+
+    def load(self, part: Literal["build", "task", "finish"]) -> Any:
+        """Import what a field names."""
+        return resolve_name(getattr(self, part))
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        TrainingKind(
+            name="codec",
+            model_classes=("AutoencoderKL", "AutoencoderVQ", "HierarchicalVQ"),
+            sections=frozenset({"objective", "codebook", "model.initialization", "model.train"}),
+            build=f"{_HERE}.build:build_autoencoder",
+            task=f"{_HERE}.autoencoder_task:AutoencoderTask",
+            finish=f"{_HERE}.finish_codec:finish_codec",
+            codec="model.pretrained",
+            streams=True,
+        ),
+        TrainingKind(
+            name="prior",
+            model_classes=("PixelCNN", "PixelSNAIL"),
+            sections=frozenset({"prior", "data.label", "data.held_out"}),
+            build=f"{_HERE}.prior_task:build_prior",
+            task=f"{_HERE}.prior_task:PriorTask",
+            codec="prior.codec",
+            codec_optional=True,
+            learns_codes=True,
+        ),
+        TrainingKind(
+            name="classifier",
+            model_classes=("ImageClassifier",),
+            sections=frozenset({"data.label", "data.held_out"}),
+            build=f"{_HERE}.classifier_task:build_classifier",
+            task=f"{_HERE}.classifier_task:ClassifierTask",
+        ),
+        TrainingKind(
+            name="preview",
+            model_classes=("TinyDecoder",),
+            sections=frozenset({"model.teacher"}),
+            build=f"{_HERE}.tiny_decoder_task:build_tiny_decoder",
+            task=f"{_HERE}.tiny_decoder_task:TinyDecoderTask",
+            codec="model.teacher",
+        ),
+        TrainingKind(
+            name="entropy",
+            model_classes=("LatentContext", "IndexContext"),
+            sections=frozenset({"model.teacher", "data.held_out"}),
+            build=f"{_HERE}.entropy_task:build_context",
+            task=f"{_HERE}.entropy_task:EntropyTask",
+            codec="model.teacher",
+            learns_codes=True,
+        ),
+    )
+}
+
+
+def kind_of(class_name: str) -> TrainingKind:
+    """The kind that trains a class of networks.
+
+    Raises:
+        SettingError: if none does.
+    """
+    kinds = {name: kind for kind in KINDS.values() for name in kind.model_classes}
+    if class_name not in kinds:
+        expected = f"one of {', '.join(kinds)}{near_match(str(class_name), kinds)}"
+        raise SettingError("model.class_name", expected, class_name)
+    return kinds[class_name]
+
+
+def kinds_that_read(setting: str) -> list[TrainingKind] | None:
+    """The kinds that read `section.key`; None where all do."""
+    names = {setting, setting.partition(".")[0]}
+    reading = [kind for kind in KINDS.values() if kind.sections & names]
+    return reading or None
