@@ -32,6 +32,7 @@ MODULES = {
     "latent_codec.picture_sources": "latent_codec.images.sources",
     "latent_codec.pictures": "latent_codec.images.tensors",
     "latent_codec.prior_folders": "latent_codec.components.prior_folders",
+    "latent_codec.bitstream.stored_entropy": "latent_codec.bitstream.entropy_model",
     "latent_codec.bitstream.whole_numbers": "latent_codec.bitstream.integer_inference",
     "latent_codec.evaluation.picture_formats": "latent_codec.evaluation.image_formats",
     "latent_codec.evaluation.rate_distortion_pictures": "latent_codec.evaluation.rate_distortion_images",
@@ -59,6 +60,7 @@ NAMES = {
     "PictureSource": "ImageSource",
     "PreparedPicture": "PreparedImage",
     "TarPictures": "TarImages",
+    "StoredEntropy": "EntropyModel",
     "WholeNumberLayer": "IntegerLayer",
     "WholeNumberLinear": "IntegerLinear",
     "WholeNumberMLP": "IntegerMLP",
@@ -153,6 +155,12 @@ def rename_class(config: dict[str, Any]) -> dict[str, Any]:
 def rename_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """A line of metrics or the state of a checkpoint under today's names."""
     return {RECORDS.get(name, name): value for name, value in record.items()}
+
+
+def ideal_bits(decoded, entropy_model=None) -> float:
+    """`latent_codec.bitstream.ideal_bits` of version 0.1."""
+    warn("latent_codec.bitstream.ideal_bits(decoded)", "decoded.code_length")
+    return decoded.code_length
 
 
 def add_old_flag(parser: argparse.ArgumentParser, flag: str, **arguments: Any) -> None:

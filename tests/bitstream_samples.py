@@ -10,9 +10,9 @@ import numpy as np
 from latent_codec.bitstream.coding import encode_values
 from latent_codec.bitstream.container import Header, Level
 from latent_codec.bitstream.context_entropy import IndexContextEntropy, LatentContextEntropy
+from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.bitstream.integer_inference import IntegerLayer, IntegerNetwork
 from latent_codec.bitstream.static_entropy import StaticEntropy
-from latent_codec.bitstream.stored_entropy import StoredEntropy
 from latent_codec.bitstream.tables import Tables
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,7 +44,7 @@ def latent_model() -> StaticEntropy:
         tables=Tables.concatenate([starts] * 6, [-3, -3, -3, -4, -4, -4], escapes=True),
         space_fingerprint=SPACE,
         codec_name="golden",
-        steps=steps,
+        step_sizes=steps,
         shifts=(np.tile(np.arange(8), 6) - 3).astype(np.float32) / -64,
     )
 
@@ -102,7 +102,7 @@ def latent_context_model() -> LatentContextEntropy:
             network(16 * 4 + 5 * first if phase else 0, 4, 2 * count, 100 * phase + first)
             for phase, first, count in groups
         ),
-        steps=np.array([[0.5, 0.25, 1.0], [0.3, 0.125, 0.7]], np.float32),
+        step_sizes=np.array([[0.5, 0.25, 1.0], [0.3, 0.125, 0.7]], np.float32),
         shifts=((numbers(len(tables.starts), 5) % 6001 - 3000) / 10000).astype(np.float32),
         firsts=np.array([0, 16, 24, 28, 30], np.int32),
         drops=drops,
@@ -146,7 +146,7 @@ TOP_TREE = [3, 0, 4, -1, 1, -1, 2, -1]
 BOTTOM_TREE = [5, 12, 0, 9, 15, 3, 7, 1, 14, 10, 2, 8, 4, 13, 6, 11]
 
 
-def models() -> dict[str, StoredEntropy]:
+def models() -> dict[str, EntropyModel]:
     """Entropy models by the names of their sidecars."""
     return {
         "latents": latent_model(),
@@ -169,7 +169,7 @@ def outline(levels: tuple[Level, ...], **fields) -> Header:
 
 def latent_outline(**fields) -> Header:
     fingerprint = latent_model().fingerprint
-    return outline((Level(side=8, channels=3),), steps_index=1, entropy_fingerprint=fingerprint, **fields)
+    return outline((Level(side=8, channels=3),), step_size_index=1, entropy_fingerprint=fingerprint, **fields)
 
 
 def index_outline(**fields) -> Header:

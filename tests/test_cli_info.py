@@ -14,7 +14,7 @@ from helpers.processes import run_fresh
 from PIL import Image
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec
-from latent_codec.bitstream import compress, fit_static, ideal_bits, read, unpack
+from latent_codec.bitstream import compress, fit_static, read, unpack
 from latent_codec.cli import main
 from latent_codec.components.codec_facts import facts_of, read_facts
 from latent_codec.components.codec_folders import ASSETS
@@ -205,7 +205,7 @@ def test_compressed_file_without_its_codec(compressed, capsys):
 def test_compressed_file_next_to_its_codec(compressed, capsys):
     codec = LatentCodec.from_pretrained("mine")
     model = fit_static(codec, sorted(Path("photos").iterdir()))
-    expected = ideal_bits(read(codec, compressed["one"], entropy_model=model), model)
+    expected = read(codec, compressed["one"], entropy_model=model).code_length
     for name in ("mine", "tuned"):
         found = answer(capsys, "one.lcf", "--verbose", "--codec", name, "--entropy", "entropy")
         assert found["codec"] == name
@@ -255,7 +255,7 @@ def test_refusals_of_compressed_files(compressed, capsys):
     Path("text.lcf").write_text("hello")
     for argv, message in [
         (("head.lcf",), "head.lcf: the file is cut short: its 20 bytes end in the header"),
-        (("text.lcf",), "text.lcf: the data are not a file of latent-codec's compression"),
+        (("text.lcf",), "text.lcf: the data are not a compressed file of latent-codec"),
         (("nowhere.lcf",), "nowhere.lcf: No such file"),
         (("one.lcf", "--codec", "mine"), "--codec and --entropy are for counting bits; add --verbose"),
         (("one.lcf", "--verbose", "--codec", "wide"), "one.lcf was made by another codec"),

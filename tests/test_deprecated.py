@@ -9,10 +9,11 @@ import pytest
 import torch
 from helpers.processes import run_forked
 
-from latent_codec import LatentCodec, deprecated
+from latent_codec import LatentCodec, bitstream, deprecated
 from latent_codec.cli import build_parser
 from latent_codec.components.codec_folders import ASSETS
 from latent_codec.families.latent_space import LatentSpace
+from latent_codec.models.context_network import LatentContext
 from latent_codec.pipelines import PriorPipeline
 from latent_codec.training.checkpoints import load_checkpoint, save_checkpoint
 from latent_codec.training.config import TrainingConfig, load_config
@@ -83,6 +84,23 @@ def test_space_is_read_and_written_through_its_old_name():
     with pytest.warns(DeprecationWarning):
         codec.space = changed
     assert codec.latent_space == changed and codec.autoencoder.config.scaling_factor == 0.5
+
+
+def test_step_sizes_and_code_lengths_are_read_by_their_old_names():
+    codec = LatentCodec.from_pretrained()
+    model = bitstream.sidecar(codec)
+    data = bitstream.compress(codec, torch.zeros(3, 16, 16), quality=7)
+    decoded = bitstream.read(codec, data)
+    with pytest.warns(DeprecationWarning, match="is now step_sizes"):
+        assert model.steps is model.step_sizes
+    with pytest.warns(DeprecationWarning, match="is now num_step_sizes"):
+        assert model.num_steps == 101
+    with pytest.warns(DeprecationWarning, match=r"Header\.steps_index is now step_size_index"):
+        assert decoded.container.header.steps_index == 7
+    with pytest.warns(DeprecationWarning, match=r"ideal_bits\(decoded\) is now decoded\.code_length"):
+        assert bitstream.ideal_bits(decoded, model) == decoded.code_length > 0
+    with pytest.warns(DeprecationWarning, match=r"LatentContext\.steps is now step_sizes"):
+        assert LatentContext([1.0], [0.5], num_steps=2).steps()[0].tolist() == [0.5]
 
 
 def test_runs_and_presets_of_0_1_are_read():

@@ -12,7 +12,7 @@ from tiny_training import weights
 from latent_codec import LatentCodec
 from latent_codec.bitstream import IndexContextEntropy, LatentContextEntropy
 from latent_codec.bitstream.coding import encode_tile
-from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
+from latent_codec.bitstream.sensitivity import coarsest_step_sizes, decoder_sensitivity
 from latent_codec.cli import main
 from latent_codec.images.sources import open_source
 from latent_codec.images.tensors import write_image
@@ -111,7 +111,7 @@ def test_held_out_bits_are_of_the_average_and_of_images_held_out(place, kind, tm
     with torch.no_grad():
         for number in kept:
             if kind == "kl":
-                steps = network.steps()
+                steps = network.step_sizes()
                 levels = torch.round(source.latents(number) / steps[0][:, None, None])
                 total += float(network(levels[None], steps).sum())
                 num_positions += levels[0].numel()
@@ -133,20 +133,20 @@ def test_files_are_as_long_as_the_loss_says(place, trained, kind):
         if is_latents
         else IndexContextEntropy.export(network, codec)
     )
-    assert model.num_steps == (101 if is_latents else 0)
+    assert model.num_step_sizes == (101 if is_latents else 0)
     # at finer steps this little-trained network expects deviations beyond the widest tables
-    for steps_index in (0, 30, 60, 85) if is_latents else (0,):
+    for step_size_index in (0, 30, 60, 85) if is_latents else (0,):
         said = written = num_sections = 0
         for number in range(4):
             with torch.no_grad():
                 if is_latents:
-                    steps = network.steps()[steps_index]
+                    steps = network.step_sizes()[step_size_index]
                     grids = [torch.round(source.latents(number) / steps[:, None, None]).long()]
                     said += float(network(grids[0][None].float(), steps[None]).sum())
                 else:
                     grids = [grid[None] for grid in source.indices(number)]
                     said += float(network(grids).sum())
-            sections = encode_tile(model, [grid.numpy() for grid in grids], steps_index)
+            sections = encode_tile(model, [grid.numpy() for grid in grids], step_size_index)
             written += 8 * sum(map(len, sections))
             num_sections += len(sections)
         # a section holds its coder's last state, too, and ends on a whole byte
@@ -284,7 +284,7 @@ def test_a_network_goes_on_from_a_pretrained_one_of_the_same_codec(place, traine
         ("kl", {"data": {"held_out": 0.01}}, r"of the 12 images.*`data.held_out=0` trains on all"),
         ("kl", {"data": {"scale": [0.5, 1.0]}}, "data.scale: expected its default"),
         ("kl", {"model": {"arguments": {"hiden": 8}}}, "'hiden' .did you mean 'hidden'"),
-        ("kl", {"model": {"arguments": {"units": [1.0]}}}, "1 units and 3 steps came"),
+        ("kl", {"model": {"arguments": {"units": [1.0]}}}, "each of 1 units, got 3"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(place, kind, sections, message, tmp_path):
@@ -374,7 +374,7 @@ def test_the_coarsest_steps_leave_the_psnr_that_was_asked_for(wanted):
     codec = build("kl")
     images = torch.stack([make_image(64, 64, seed) for seed in range(4)])
     latents = codec.encode(images)
-    steps = coarsest_steps(decoder_sensitivity(codec, latents), wanted).float().view(-1, 1, 1)
+    steps = coarsest_step_sizes(decoder_sensitivity(codec, latents), wanted).float().view(-1, 1, 1)
     decoded, rounded = (
         codec.decode(each, output_type="pt") for each in (latents, torch.round(latents / steps) * steps)
     )
@@ -388,5 +388,5 @@ def test_a_channel_that_never_changes_is_named():
     codec = build("kl")
     latents = torch.randn(2, 3, 8, 8)
     latents[:, 1] = 0.5
-    with pytest.raises(ValueError, match="channel 1 of kl is the same everywhere"):
+    with pytest.raises(ValueError, match="channel 1 of kl is constant"):
         decoder_sensitivity(codec, latents)

@@ -1,6 +1,8 @@
-"""Latents and indices as small files, exact to the bit on every machine; FORMAT.md specifies them."""
+"""Latents and indices in small files, exact to the bit on every machine; FORMAT.md specifies them."""
 
 from importlib import import_module
+
+from latent_codec import deprecated
 
 _EXPORTS = {
     "DEFAULT_QUALITY": "compression",
@@ -19,14 +21,13 @@ _EXPORTS = {
     "compress": "compression",
     "decompress": "compression",
     "fit_static": "static_entropy",
-    "ideal_bits": "compression",
     "load_entropy_model": "sidecars",
     "prepare": "compression",
     "read": "compression",
-    "sidecar": "compression",
+    "sidecar": "sidecars",
     "unpack": "container",
 }
-"""Name -> module, imported when the name is first used: what a file says of itself is read without torch."""
+"""Name -> module, imported when the name is first used: a file's header is read without torch."""
 
 __all__ = list(_EXPORTS)
 
@@ -34,6 +35,8 @@ __all__ = list(_EXPORTS)
 def __getattr__(name: str):
     if name in _EXPORTS:
         return getattr(import_module(f"latent_codec.bitstream.{_EXPORTS[name]}"), name)
+    if name == "ideal_bits":
+        return deprecated.ideal_bits
     raise AttributeError(f"module 'latent_codec.bitstream' has no attribute {name!r}")
 
 

@@ -1,8 +1,8 @@
-"""The compressed file: a header that accounts for every byte, and sections, one for each layer of each tile.
+"""The compressed file: a header that accounts for every byte, and sections, one for each quality layer of each tile.
 
-    magic | version | header length | what is coded, and for whom | length and CRC of each section | CRC | sections
+    magic | version | header length | content and fingerprints | length and CRC of each section | CRC | sections
 
-FORMAT.md specifies it. Nothing is read, and no memory taken, before the header's checksum and the bounds below hold.
+FORMAT.md specifies it. Nothing is read, and no memory reserved, before the header's checksum and the bounds below hold.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from latent_codec import deprecated
 from latent_codec.bitstream.errors import (
     CorruptError,
     NewerFormatError,
@@ -20,6 +21,7 @@ from latent_codec.bitstream.errors import (
     TruncatedError,
 )
 from latent_codec.bitstream.varints import MAX_BYTES, read_varint, write_varint
+from latent_codec.errors import SettingError
 from latent_codec.files import check_is_file
 
 MAGIC = b"\x8cLCF"
@@ -27,11 +29,11 @@ VERSION = 1
 SUFFIX = ".lcf"
 
 INDICES, ENTROPY_CODED, TILED = 1, 2, 4
-"""Features: a reader must know all that a file names."""
+"""Features: a reader must know all of a file's."""
 
 MAX_PIXELS = 2**28
 MAX_VALUES = 2**25
-"""Of all tiles together: a quarter of a gigabyte as 64-bit integers."""
+"""Quantized latents or indices of all tiles together: a quarter of a gigabyte as 64-bit integers."""
 MAX_TILE_VALUES = 2**22
 MAX_LEVELS = 16
 MAX_LAYERS = 1024
@@ -45,18 +47,18 @@ _FINGERPRINT_BYTES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One grid of values."""
+    """One grid of values: quantized latents, or one level of codebook indices."""
 
     side: int
     """Pixels per position, in height and in width."""
     channels: int = 1
     codebook_size: int | None = None
-    """Of indices, whose `channels` is 1; None for latents."""
+    """Of indices, with 1 channel; None for latents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A rectangle of the image that is coded by itself."""
+    """A rectangle of the image that is coded independently."""
 
     top: int
     left: int
@@ -71,7 +73,7 @@ class Tile:
         return cls(top=0, left=0, height=-(-header.height // side), width=-(-header.width // side))
 
     def slices(self, levels: Sequence[Level]) -> list[tuple[slice, slice, slice]]:
-        """Where it lies in each level's array (channels, h, w)."""
+        """Its place in each level's array (channels, h, w)."""
         found = []
         for level in levels:
             scale = levels[0].side // level.side
@@ -88,10 +90,10 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a file says of itself, sections aside.
+    """The header of a file, without the table of sections.
 
     Raises:
-        ValueError: for fields that no file can have.
+        ValueError: for fields that do not fit each other.
         TooLargeError: for more than MAX_PIXELS, MAX_VALUES, MAX_TILE_VALUES or MAX_SECTIONS.
     """
 
@@ -101,14 +103,17 @@ class Header:
     levels: tuple[Level, ...]
     """Coarsest first; each level's side is a multiple of the next one's."""
     num_layers: int
+    """Quality layers."""
     space_fingerprint: str
     """Of the codec, 16 hex digits."""
     entropy_fingerprint: str | None = None
     """Of the entropy model, 16 hex digits; None: indices of fixed length, which need none."""
-    steps_index: int = 0
-    """Which of the entropy model's step sizes; 0 for indices."""
+    step_size_index: int = 0
+    """Of the entropy model's step sizes; 0 for indices."""
     tile: int | None = None
     """Side of a tile in positions of the first level; None: the image is one tile."""
+
+    steps_index = deprecated.attribute("steps_index", "step_size_index")
 
     def __post_init__(self):
         if not 1 <= len(self.levels) <= MAX_LEVELS or not 1 <= self.num_layers <= MAX_LAYERS:
@@ -130,12 +135,12 @@ class Header:
         num_pixels, num_values = self.height * self.width, _count(self.shapes)
         if num_pixels > MAX_PIXELS or num_values > MAX_VALUES:
             raise TooLargeError(
-                f"an image of {self.height} x {self.width} pixels and {num_values} values came; at most {MAX_PIXELS} "
-                f"pixels and {MAX_VALUES} values are taken on"
+                f"expected at most {MAX_PIXELS} pixels and {MAX_VALUES} values, got {self.height} x {self.width} pixels and "
+                f"{num_values} values"
             )
         if (largest := _count(next(self.tiles()).shapes(self.levels))) > MAX_TILE_VALUES:
             raise TooLargeError(
-                f"a tile of {largest} values came; {MAX_TILE_VALUES} are taken on. Use smaller tiles."
+                f"expected tiles of at most {MAX_TILE_VALUES} values, got {largest}; use smaller tiles"
             )
         if self.num_sections > MAX_SECTIONS:
             raise TooLargeError(
@@ -157,7 +162,7 @@ class Header:
         return 1 if side is None else -(-whole.height // side) * -(-whole.width // side)
 
     def tiles(self) -> Iterator[Tile]:
-        """Row by row; those at the bottom and on the right may be smaller."""
+        """Row by row; those at the bottom and on the right can be smaller."""
         whole = Tile.whole(self)
         side = self.tile or max(whole.height, whole.width)
         for top in range(0, whole.height, side):
@@ -180,23 +185,23 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """A file taken apart."""
+    """The header and the sections of a file."""
 
     header: Header
     header_bytes: int
     lengths: tuple[int, ...]
     """Bytes of each section."""
     sections: tuple[bytes | None, ...]
-    """None where a section is missing or damaged, which only a partial reading lets pass."""
+    """None where a section is missing or damaged, in partial reading only."""
     trailing_bytes: int = 0
-    """Behind the last section, where only a partial reading lets them pass."""
+    """After the last section, in partial reading only."""
     top: int = 0
     left: int = 0
-    """Pixels of the file's image above and to the left, if this is a part of it."""
+    """Pixels of the file's image above and to the left of this part."""
 
     @property
     def missing(self) -> list[str]:
-        """Names of the sections that are not there."""
+        """Names of the missing or damaged sections."""
         return [
             self.header.section_name(number)
             for number, section in enumerate(self.sections)
@@ -204,17 +209,15 @@ class Container:
         ]
 
     def around(self, top: int, left: int, height: int, width: int) -> "Container":
-        """The tiles that a rectangle of pixels touches, as the file of a smaller image.
+        """The tiles that a region of pixels touches, as the file of a smaller image.
 
         Raises:
-            ValueError: if the rectangle is empty or not in the image.
+            SettingError: if the region is empty or not in the image.
         """
         header = self.header
         if not (0 <= top < top + height <= header.height and 0 <= left < left + width <= header.width):
-            raise ValueError(
-                f"a region of {height}x{width} pixels at ({top}, {left}) came; it has to lie in the image of "
-                f"{header.height}x{header.width}"
-            )
+            expected = f"(top, left, height, width) within the image of {header.height}x{header.width} pixels"
+            raise SettingError("region", expected, (top, left, height, width))
         if header.tile is None:
             return self
         side = header.tile * header.levels[0].side
@@ -242,7 +245,7 @@ def read_file(path: str | os.PathLike) -> bytes:
     """The bytes of a compressed file, for `unpack`.
 
     Raises:
-        ValueError: for what is no file.
+        ValueError: if it is not a file.
         TooLargeError: for more than MAX_FILE_BYTES.
         OSError: if it cannot be read.
     """
@@ -255,20 +258,20 @@ def read_file(path: str | os.PathLike) -> bytes:
 
 
 def pack(header: Header, sections: Sequence[bytes]) -> bytes:
-    """The file of these sections.
+    """Write a file.
 
     Raises:
-        ValueError: if there are more or fewer than the header says.
+        ValueError: if the header is for another number of sections.
     """
     if len(sections) != header.num_sections:
-        raise ValueError(f"{len(sections)} sections came; this header has {header.num_sections}.")
+        raise ValueError(f"expected {header.num_sections} sections, got {len(sections)}")
     features = INDICES * header.is_indices
     features |= ENTROPY_CODED * (header.entropy_fingerprint is not None) | TILED * (header.tile is not None)
     numbers = [features, header.height, header.width, len(header.levels)]
     for level in header.levels:
         numbers += [level.side, level.codebook_size if header.is_indices else level.channels]
     if not header.is_indices:
-        numbers.append(header.steps_index)
+        numbers.append(header.step_size_index)
     if header.tile is not None:
         numbers.append(header.tile)
     numbers.append(header.num_layers)
@@ -282,17 +285,17 @@ def pack(header: Header, sections: Sequence[bytes]) -> bytes:
 
 
 def unpack(data: bytes, *, partial: bool = False) -> Container:
-    """Take a file apart, after looking at every checksum.
+    """Read a file's header and sections, and check every checksum.
 
     Args:
-        partial: let sections be None that are cut off or damaged, instead of raising an error for them.
+        partial: give None for sections that are cut off or damaged, instead of raising an error.
 
     Raises:
-        NotCompressedError: if it is no such file.
-        NewerFormatError: if it has a later version, or features that are not known here.
-        TruncatedError: if it is cut short; its header always has to be whole.
+        NotCompressedError: if it is not a compressed file.
+        NewerFormatError: if it has a later version, or unknown features.
+        TruncatedError: if it is cut short; also in partial reading if its header is.
         CorruptError: if it is damaged.
-        TooLargeError: if it says that it holds more than MAX_PIXELS, MAX_VALUES, MAX_TILE_VALUES or MAX_SECTIONS.
+        TooLargeError: if its header announces more than MAX_PIXELS, MAX_VALUES, MAX_TILE_VALUES or MAX_SECTIONS.
     """
     start, numbers_from = _checked_start(data)
     header, lengths, checksums = _parse(start, numbers_from)
@@ -307,7 +310,7 @@ def unpack(data: bytes, *, partial: bool = False) -> Container:
         elif len(section) < length:
             raise TruncatedError(
                 f"the file is cut short: it has {len(data)} of {len(start) + _CRC_BYTES + sum(lengths)} bytes, and "
-                f"ends in {header.section_name(number)}. What is whole can be decoded: ask for a partial decoding."
+                f"ends in {header.section_name(number)}. Partial decoding gives the sections before."
             )
         else:
             raise CorruptError(f"{header.section_name(number)} is damaged: its checksum is wrong", number)
@@ -323,9 +326,9 @@ def unpack(data: bytes, *, partial: bool = False) -> Container:
 
 
 def _checked_start(data: bytes) -> tuple[bytes, int]:
-    """The header without its checksum, which is right, and where the numbers of this version begin in it."""
+    """Check the header: give it without its checksum, with the position of the first number of this version."""
     if not data.startswith(MAGIC) and not (data and MAGIC.startswith(data)):
-        raise NotCompressedError("the data are not a file of latent-codec's compression")
+        raise NotCompressedError("the data are not a compressed file of latent-codec")
     cut = TruncatedError(f"the file is cut short: its {len(data)} bytes end in the header")
     try:
         length, position = read_varint(data, len(MAGIC) + 1)
@@ -342,11 +345,9 @@ def _checked_start(data: bytes) -> tuple[bytes, int]:
         raise CorruptError("the header is damaged: its checksum is wrong")
     version = data[len(MAGIC)]
     if version > VERSION:
-        raise NewerFormatError(
-            f"the file has version {version}; this latent-codec reads version {VERSION}. Update it."
-        )
+        raise NewerFormatError(f"expected version {VERSION} of the file, got {version}; update latent-codec")
     if version < VERSION:
-        raise CorruptError(f"the file has version {version}, which there is not")
+        raise CorruptError(f"expected version {VERSION} of the file, got {version}")
     return start, position
 
 
@@ -368,7 +369,7 @@ def _parse(start: bytes, position: int) -> tuple[Header, list[int], list[bytes]]
         unknown = features & ~(INDICES | ENTROPY_CODED | TILED)
         if unknown:
             raise NewerFormatError(
-                f"the file needs features {unknown:#x}, which this latent-codec lacks. Update it."
+                f"the file needs features {unknown:#x}, which this latent-codec does not know; update it"
             )
         is_indices = bool(features & INDICES)
         height, width, num_levels = number(), number(), number()
@@ -384,7 +385,7 @@ def _parse(start: bytes, position: int) -> tuple[Header, list[int], list[bytes]]
             height=height,
             width=width,
             levels=tuple(levels),
-            steps_index=0 if is_indices else number(),
+            step_size_index=0 if is_indices else number(),
             tile=number() if features & TILED else None,
             num_layers=number(),
             space_fingerprint=taken(_FINGERPRINT_BYTES).hex(),

@@ -1,11 +1,11 @@
-"""Tables chosen by what surrounds a value, in integers: see models/context_network.py for the order of passes.
+"""Entropy models with context networks, in integers: see models/context_network.py for the order of passes.
 
-values so far --multiply, shift--> 8-bit features --network--> mean and deviation --steps--> table and offset    latents
-indices so far --embedding-------> 8-bit features --network, fork--> a chance: the table                         indices
+quantized latents so far --multiply, shift--> 8-bit features --network--> mean and deviation --> table and offset
+indices so far --embedding--> 8-bit features --network, fork--> a probability: the table
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,54 +13,62 @@ import torch
 from torch import Tensor
 
 from latent_codec.bitstream.context_tables import DEVIATIONS_PER_OCTAVE, FRACTIONS, SMALLEST, mixture_tables
-from latent_codec.bitstream.entropy_model import Pass, Prediction, Shape
+from latent_codec.bitstream.entropy_model import EntropyModel, Pass, Prediction, Shape
 from latent_codec.bitstream.integer_inference import Arithmetic, IntegerLayer, IntegerNetwork
-from latent_codec.bitstream.stored_entropy import StoredEntropy
-from latent_codec.bitstream.tables import Tables, cumulative_tables
+from latent_codec.bitstream.tables import Tables, pmf_to_quantized_cdf
 from latent_codec.codec import LatentCodec
 from latent_codec.models.context_network import (
     LIMIT,
-    NUM_PHASES,
     ONE,
+    ContextPass,
+    GridContext,
     IndexContext,
     LatentContext,
-    channel_groups,
-    grid_places,
-    inputs_of,
-    num_inputs,
+    fork_of,
+    index_passes,
+    latent_passes,
     with_margin,
 )
 from latent_codec.torch_settings import ignoring_caller_settings
 
 LARGEST_MULTIPLIER = 1 << 28
-"""So that a product with a value, which is below 2^33, has 64 bits."""
+"""Its product with a symbol, which is below 2^33, has 64 bits."""
 LARGEST_LOGIT = 320
-"""Of forks, times ONE: a chance of 2^-14.4."""
+"""Of forks, times ONE: a probability of 2^-14.4."""
 PRECISION = 16
-"""Bits behind the point of multipliers."""
+"""Fractional bits of multipliers."""
 LAYER_OF_PHASE = (0, 1, 1, 2, 3)
-"""Of a grid that is alone; with several levels each is a layer."""
+"""Of one level; of several levels each is a layer."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ContextEntropy(StoredEntropy):
-    """What entropy models with context networks have in common.
+class ContextEntropy(EntropyModel):
+    """The common part of entropy models with context networks.
 
     Raises:
         ValueError: for arrays that do not fit each other.
     """
 
-    tables: Tables
-    space_fingerprint: str
-    codec_name: str
-    """For messages."""
     networks: tuple[IntegerNetwork, ...]
-    """One for each phase of each level, or for each phase and group of channels, in the order of passes."""
+    """One for each pass of `context_passes`."""
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
-    """Of the networks; no part of what is stored."""
+    """Of the networks; not stored."""
+
+    @property
+    def context_passes(self) -> list[ContextPass]:
+        raise NotImplementedError
+
+    def _check_networks(self, outputs: Sequence[int], num_layers: int) -> None:
+        """Raise ValueError for networks that do not fit their passes, or have other outputs or layers."""
+        if len(self.networks) != len(self.context_passes):
+            raise ValueError(f"expected {len(self.context_passes)} networks, got {len(self.networks)}")
+        for network, each, count in zip(self.networks, self.context_passes, outputs):
+            expected = each.num_inputs, count, num_layers
+            if (got := (network.inputs, network.outputs, len(network.layers))) != expected:
+                raise ValueError(f"expected a network of (inputs, outputs, layers) {expected}, got {got}")
 
     def on(self, device: str = "cpu", kernel: str = "float32") -> "ContextEntropy":
-        """The same model, whose networks run on a device, by sums of "float32" or "int32" (slow): the results are the same.
+        """The same model with its networks on a device, their sums in "float32" or "int32" (slow): results are the same.
 
         Raises:
             ValueError: for another kernel.
@@ -68,130 +76,95 @@ class ContextEntropy(StoredEntropy):
         return replace(self, arithmetic=Arithmetic(device, kernel))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        arrays = self.tables.arrays() | {name: getattr(self, name) for name in self._own_fields()}
+        arrays = super().arrays()
         for number, network in enumerate(self.networks):
             arrays |= network.arrays(f"networks.{number}")
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], **names: str) -> "ContextEntropy":
-        return cls(**cls._taken(arrays), **names)
-
-    @classmethod
     def _taken(cls, arrays: dict[str, np.ndarray]) -> dict:
-        """The fields that `arrays` hold, which are taken out."""
-        tables, networks = Tables.from_arrays(arrays), []
+        networks = []
         while f"networks.{len(networks)}.0.weights" in arrays:
             networks.append(IntegerNetwork.from_arrays(arrays, f"networks.{len(networks)}"))
-        own = {name: arrays.pop(name) for name in cls._own_fields()}
-        return {"tables": tables, "networks": tuple(networks), **own}
-
-    @classmethod
-    def _own_fields(cls) -> list[str]:
-        """Names of the arrays that a subclass adds."""
-        return [each.name for each in fields(cls) if each.type is np.ndarray or each.type == "np.ndarray"]
+        return super()._taken(arrays) | {"networks": tuple(networks)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LatentContextEntropy(ContextEntropy):
-    """Of latents: a mean and a deviation for each value (models/context_network.py, LatentContext)."""
+    """A context model of latents: a mean and a deviation for each (LatentContext)."""
 
     kind = "latent context"
 
-    steps: np.ndarray
-    """float32 (num_steps, C), falling, in the latents' unit."""
-    shifts: np.ndarray
-    """float32, flat like `tables.starts`: what lies between a level and the mean of its latents, in steps."""
     firsts: np.ndarray
     """int32: the first table of each deviation."""
     drops: np.ndarray
-    """int32: bits of the fraction that each deviation's tables do without."""
+    """int32: low bits of the fraction that each deviation's tables ignore."""
     feature_multipliers: np.ndarray
-    """int32 (num_steps, C): features per level, times 2^16."""
+    """int32 (num_step_sizes, C): features per step, times 2^16."""
     mean_multipliers: np.ndarray
-    """int32 (num_steps, C): sixteenths of a level per output of the networks, times 2^16."""
+    """int32 (num_step_sizes, C): sixteenths of a step per output of the networks, times 2^16."""
     deviation_offsets: np.ndarray
-    """int32 (num_steps, C): what is added to sixteenths of an octave, so that half of it is a deviation's number."""
+    """int32 (num_step_sizes, C): added to the networks' deviations in sixteenths of an octave, twice the deviation's number."""
 
     def __post_init__(self):
-        per_step = ("steps", "feature_multipliers", "mean_multipliers", "deviation_offsets")
-        types = {"steps": np.float32, "shifts": np.float32}
-        for name in self._own_fields():
-            array, dtype = getattr(self, name), types.get(name, np.int32)
-            if array.dtype != dtype or array.ndim != 1 + (name in per_step) or not np.isfinite(array).all():
-                raise ValueError(
-                    f"{name} are {array.dtype} of shape {array.shape}; expected finite {np.dtype(dtype)}"
-                )
-            if name in per_step and array.shape != self.steps.shape:
-                raise ValueError(f"{name} have shape {array.shape}, and steps {self.steps.shape}")
-        if (self.steps <= 0).any() or self.shifts.shape != self.tables.starts.shape:
-            raise ValueError("a step is not above 0, or shifts are not those of the tables")
-        for name in ("feature_multipliers", "mean_multipliers"):
+        super().__post_init__()
+        if self.is_indices:
+            raise ValueError("expected step sizes, got none")
+        for name in ("firsts", "drops", "feature_multipliers", "mean_multipliers", "deviation_offsets"):
             array = getattr(self, name)
-            if array.min() < 0 or array.max() > LARGEST_MULTIPLIER:
-                raise ValueError(
-                    f"{name} are {array.min()} to {array.max()}; allowed are 0 to {LARGEST_MULTIPLIER}"
-                )
+            is_flat = name in ("firsts", "drops")
+            shape = (len(self.firsts),) if is_flat else self.step_sizes.shape
+            if array.dtype != np.int32 or array.shape != shape:
+                raise ValueError(f"expected {name} in int32 {shape}, got {array.dtype} {array.shape}")
+            largest = LARGEST_MULTIPLIER if name.endswith("multipliers") else np.iinfo(np.int32).max
+            if (
+                name != "deviation_offsets"
+                and not 0 <= array.min(initial=0) <= array.max(initial=0) <= largest
+            ):
+                raise ValueError(f"expected {name} of 0 to {largest}, got {array.min()} to {array.max()}")
         last = self.firsts.astype(np.int64) + (FRACTIONS - 1 >> np.clip(self.drops, 0, 30))
-        if not len(self.firsts) == len(self.drops) > 0 or (self.drops < 0).any() or (self.firsts < 0).any():
-            raise ValueError("firsts and drops are not one for each deviation")
-        if last.max() >= len(self.tables):
-            raise ValueError(f"{len(self.tables)} tables came, and deviations number them up to {last.max()}")
-        if len(self.networks) != len(self.groups):
-            raise ValueError(f"{len(self.networks)} networks came for {len(self.groups)} passes")
-        for network, (phase, first, count) in zip(self.networks, self.groups):
-            wanted = num_inputs(phase, self.num_channels, first) if phase else 0
-            if (network.inputs, network.outputs, len(network.layers)) != (wanted, 2 * count, 3):
-                raise ValueError(f"a network has {network.inputs} inputs; its place in the grid has {wanted}")
+        if not len(last) or last.max() >= len(self.tables):
+            raise ValueError(
+                f"expected deviations of tables below {len(self.tables)}, got {last.max(initial=0)}"
+            )
+        self._check_networks([2 * each.num_channels for each in self.context_passes], num_layers=3)
 
     @property
     def num_channels(self) -> int:
-        return self.steps.shape[1]
-
-    @property
-    def num_steps(self) -> int:
-        """Step sizes to choose from."""
-        return len(self.steps)
+        return self.step_sizes.shape[1]
 
     @cached_property
-    def groups(self) -> list[tuple[int, int, int]]:
-        """Phase, first channel and number of channels of each network."""
-        channels = self.num_channels
-        if len(self.networks) < 2 or not 0 < self.networks[1].outputs // 2 <= channels:
-            raise ValueError(f"{len(self.networks)} networks are not enough for {channels} channels")
-        return channel_groups(channels, self.networks[1].outputs // 2)
+    def context_passes(self) -> list[ContextPass]:
+        group = self.networks[1].outputs // 2 if len(self.networks) > 1 else 0
+        if not 0 < group <= self.num_channels:
+            raise ValueError(
+                f"expected networks for groups of 1 to {self.num_channels} channels, got {group}"
+            )
+        return latent_passes(self.num_channels, group)
 
-    def predictor(self, shapes: Sequence[Shape], steps_index: int) -> "LatentPredictor":
+    def predictor(self, shapes: Sequence[Shape], step_size_index: int) -> "LatentPredictor":
         if len(shapes) != 1 or shapes[0][0] != self.num_channels:
             raise ValueError(f"this entropy model is not for values of shapes {list(shapes)}")
-        return LatentPredictor(self, shapes[0], steps_index)
+        return LatentPredictor(self, shapes[0], step_size_index)
 
     @classmethod
     @ignoring_caller_settings()
     def export(cls, context: LatentContext, codec: LatentCodec, rate_weight: float) -> "LatentContextEntropy":
-        """What a trained network says, as integers.
-
-        Args:
-            rate_weight: that files will be quantised with, as a rule.
-        """
+        """Export a trained context model, for files quantized with this `rate_weight`."""
         weights = torch.softmax(context.component_weights.double(), 0).cpu().numpy()
         scales = torch.exp2(context.component_scales.double()).cpu().numpy()
-        steps = context.steps().cpu().numpy()
-        per_unit = steps.astype(np.float64) / (np.array(context.config.units) / ONE)
-        found = mixture_tables(weights, scales, rate_weight)
+        step_sizes = context.step_sizes().cpu().numpy()
+        per_unit = step_sizes.astype(np.float64) / (np.array(context.config.units) / ONE)
         means = FRACTIONS / per_unit / 2**context.MEAN_EXPONENT
         per_octave = 2 * DEVIATIONS_PER_OCTAVE
-        # Half a number is added, so that the shift rounds.
+        # Plus one half of a deviation's number, so that the shift rounds.
         deviations = -per_octave * (np.log2(per_unit) + SMALLEST) + 1
         return cls(
-            tables=found.tables,
+            **mixture_tables(weights, scales, rate_weight),
             space_fingerprint=codec.space_fingerprint,
             codec_name=codec.name,
             networks=tuple(map(IntegerNetwork.from_mlp, context.networks)),
-            steps=steps,
-            shifts=found.shifts,
-            firsts=found.firsts,
-            drops=found.drops,
+            step_sizes=step_sizes,
             feature_multipliers=np.round(per_unit * 2**PRECISION).astype(np.int32),
             mean_multipliers=np.round(means * 2**PRECISION).astype(np.int32),
             deviation_offsets=np.round(deviations).astype(np.int32),
@@ -199,48 +172,39 @@ class LatentContextEntropy(ContextEntropy):
 
 
 class LatentPredictor:
-    """Of one tile of latents."""
+    """Predicts one tile of quantized latents."""
 
     @ignoring_caller_settings()
-    def __init__(self, model: LatentContextEntropy, shape: Shape, steps_index: int):
-        self._model, self._steps_index = model, steps_index
-        self._inside = with_margin(torch.full(shape[1:], ONE))
-        self._places = [grid_places(*shape[1:], phase) for phase in range(NUM_PHASES)]
+    def __init__(self, model: LatentContextEntropy, shape: Shape, step_size_index: int):
+        self._model, self._step_size_index = model, step_size_index
+        self._context = GridContext(*shape[1:])
         self.passes = []
-        for phase, first, count in model.groups:
-            channels = np.arange(first, first + count)[:, None] * (shape[1] * shape[2])
-            positions = (channels + self._places[phase][0].numpy()).reshape(-1)
-            self.passes.append(Pass(0, positions, LAYER_OF_PHASE[phase]))
+        for each in model.context_passes:
+            channels = np.arange(each.channels.start, each.channels.stop)[:, None] * (shape[1] * shape[2])
+            positions = (channels + self._context.positions(each).numpy()).reshape(-1)
+            self.passes.append(Pass(0, positions, LAYER_OF_PHASE[each.phase]))
 
     @ignoring_caller_settings()
-    def predict(self, number: int, values: Sequence[np.ndarray]) -> Prediction:
-        model, steps_index = self._model, self._steps_index
-        phase, first, count = model.groups[number]
-        places = self._places[phase]
-        if phase:
-            multipliers = model.feature_multipliers[steps_index].astype(np.int64)[:, None, None]
-            features = _scaled(values[0], multipliers).clip(-LIMIT, LIMIT).astype(np.int32)
-            x = inputs_of(self._inside, with_margin(torch.from_numpy(features)), places, first)
-        else:
-            x = torch.zeros(0, len(places[0]))
+    def predict(self, number: int, symbols: Sequence[np.ndarray]) -> Prediction:
+        model, index, each = self._model, self._step_size_index, self._model.context_passes[number]
+        multipliers = model.feature_multipliers[index, :, None, None]
+        features = _scaled(symbols[0], multipliers).clip(-LIMIT, LIMIT).astype(np.int32)
+        x = self._context.inputs(each, with_margin(torch.from_numpy(features)))
         outputs = model.networks[number](x, model.arithmetic).cpu().numpy().astype(np.int64)
-        channels = slice(first, first + count)
-        means = _scaled(
-            outputs[:count], model.mean_multipliers[steps_index, channels].astype(np.int64)[:, None]
-        )
-        offsets = means + FRACTIONS // 2 >> 4
-        fractions = means + FRACTIONS // 2 - FRACTIONS * offsets
-        deviations = outputs[count:] + model.deviation_offsets[steps_index, channels, None] >> 1
+        means, deviations = outputs[: each.num_channels], outputs[each.num_channels :]
+        means = _scaled(means, model.mean_multipliers[index, each.channels, None]) + FRACTIONS // 2
+        offsets = means // FRACTIONS
+        deviations = deviations + model.deviation_offsets[index, each.channels, None] >> 1
         deviations = deviations.clip(0, len(model.firsts) - 1)
-        numbers = model.firsts[deviations] + (fractions >> model.drops[deviations])
-        return Prediction(numbers.reshape(-1).astype(np.int64), offsets.reshape(-1))
+        cdf_index = model.firsts[deviations] + (means - FRACTIONS * offsets >> model.drops[deviations])
+        return Prediction(cdf_index.reshape(-1).astype(np.int64), offsets.reshape(-1))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IndexContextEntropy(ContextEntropy):
-    """Of indices: a tree over each level's codewords (models/context_network.py, IndexContext).
+    """A context model of indices: a tree over each level's codewords (IndexContext).
 
-    Table t is for a fork whose right side has the chance sigmoid((t - LARGEST_LOGIT) / ONE).
+    A symbol is an index's leaf. Table t is for a fork with P(right side) = sigmoid((t - LARGEST_LOGIT) / ONE).
     """
 
     kind = "index context"
@@ -253,41 +217,37 @@ class IndexContextEntropy(ContextEntropy):
     """int32: the codeword of each leaf, -1 where there is none; all levels' trees, one after another."""
 
     def __post_init__(self):
+        super().__post_init__()
+        if not self.is_indices:
+            raise ValueError("expected no step sizes for indices")
         if self.embeddings.dtype != np.int8 or self.embeddings.ndim != 2 or (self.embeddings < -LIMIT).any():
             raise ValueError(
-                f"embeddings are {self.embeddings.dtype} of shape {self.embeddings.shape}; expected int8 (K, E)"
+                f"expected embeddings in int8 (K, E) above -128, got {self.embeddings.dtype} {self.embeddings.shape}"
             )
         if self.leaves.dtype != np.int32 or self.leaves.ndim != 1:
+            raise ValueError(f"expected flat leaves in int32, got {self.leaves.dtype} {self.leaves.shape}")
+        count = sum(forks.outputs + 1 for forks in self.forks)
+        if not self.forks or count != len(self.leaves):
             raise ValueError(
-                f"leaves are {self.leaves.dtype} of shape {self.leaves.shape}; expected int32, flat"
+                f"expected {count} leaves for the forks of {len(self.forks)} levels, got {len(self.leaves)}"
             )
-        if len(self.networks) != NUM_PHASES * len(self.forks) or not self.forks:
-            raise ValueError(f"{len(self.networks)} networks came for {len(self.forks)} levels")
-        if sum(forks.outputs + 1 for forks in self.forks) != len(self.leaves):
-            raise ValueError(f"{len(self.leaves)} leaves do not belong to the forks that came")
         for tree in self.trees:
             present = np.sort(tree[tree >= 0])
             if len(tree) & len(tree) - 1 or not np.array_equal(present, np.arange(len(present))):
-                raise ValueError("a tree's leaves are not the codewords, each once")
+                raise ValueError("expected trees of 2^depth leaves with each codeword once")
         if sum(self.codebook_sizes) != len(self.embeddings):
-            raise ValueError(f"{len(self.embeddings)} embeddings came for {self.codebook_sizes} codewords")
+            raise ValueError(
+                f"expected embeddings of {self.codebook_sizes} codewords, got {len(self.embeddings)}"
+            )
         if (self.tables.sizes != 2).any() or self.tables.minimums.any() or self.tables.escapes.any():
-            raise ValueError("tables are not of two symbols")
+            raise ValueError("expected tables of the symbols 0 and 1")
         if len(self.tables) % 2 == 0:
-            raise ValueError(f"{len(self.tables)} tables came; there is one in the middle")
-        for number, network in enumerate(self.networks):
-            level, phase = divmod(number, NUM_PHASES)
-            size = self.embeddings.shape[1]
-            above = size * (level > 0)
-            wanted = num_inputs(phase, size + above, above) if phase or above else 0
-            if (network.inputs, network.outputs, len(network.layers)) != (
-                wanted,
-                self.forks[level].inputs,
-                2,
-            ):
-                raise ValueError(
-                    f"a network has {network.inputs} inputs; its place in the grids has {wanted}"
-                )
+            raise ValueError(f"expected an odd number of tables, got {len(self.tables)}")
+        self._check_networks([self.forks[each.level].inputs for each in self.context_passes], num_layers=2)
+
+    @cached_property
+    def context_passes(self) -> list[ContextPass]:
+        return index_passes(len(self.forks), self.embeddings.shape[1])
 
     @cached_property
     def trees(self) -> list[np.ndarray]:
@@ -306,31 +266,28 @@ class IndexContextEntropy(ContextEntropy):
 
     @cached_property
     def _leaf_of_codeword(self) -> list[np.ndarray]:
-        found = []
-        for tree, size in zip(self.trees, self.codebook_sizes):
-            codes = np.empty(size, np.int64)
-            codes[tree[tree >= 0]] = np.flatnonzero(tree >= 0)
-            found.append(codes)
-        return found
+        return [np.argsort(np.where(tree < 0, len(tree), tree), kind="stable") for tree in self.trees]
 
     @cached_property
     def leaf_features(self) -> list[Tensor]:
         """int32 (2^depth, E) of each level: the features of each leaf's codeword, 0 where there is none."""
-        found, first = [], 0
-        for tree, size in zip(self.trees, self.codebook_sizes):
+        found = []
+        firsts = np.cumsum([0, *self.codebook_sizes])
+        for tree, first in zip(self.trees, firsts):
             rows = np.where(tree[:, None] >= 0, self.embeddings[first + np.maximum(tree, 0)], 0)
             found.append(torch.from_numpy(rows.astype(np.int32)))
-            first += size
         return found
 
-    def codes(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def to_symbols(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         for level, (indices, size) in enumerate(zip(values, self.codebook_sizes)):
             if indices.size and not 0 <= indices.min() <= indices.max() < size:
-                raise ValueError(f"an index of level {level} is not of its {size} codewords")
-        return [codes[indices] for codes, indices in zip(self._leaf_of_codeword, values)]
+                raise ValueError(
+                    f"expected indices of 0 to {size - 1} on level {level}, got {indices.min()} to {indices.max()}"
+                )
+        return [leaves[indices] for leaves, indices in zip(self._leaf_of_codeword, values)]
 
-    def values(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [tree[leaves].astype(np.int64) for tree, leaves in zip(self.trees, codes)]
+    def from_symbols(self, symbols: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [tree[leaves].astype(np.int64) for tree, leaves in zip(self.trees, symbols)]
 
     def arrays(self) -> dict[str, np.ndarray]:
         arrays = super().arrays()
@@ -339,13 +296,13 @@ class IndexContextEntropy(ContextEntropy):
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray], **names: str) -> "IndexContextEntropy":
+    def _taken(cls, arrays: dict[str, np.ndarray]) -> dict:
         forks = []
         while f"forks.{len(forks)}.weights" in arrays:
             forks.append(IntegerLayer.from_arrays(arrays, f"forks.{len(forks)}"))
-        return cls(forks=tuple(forks), **cls._taken(arrays), **names)
+        return super()._taken(arrays) | {"forks": tuple(forks)}
 
-    def predictor(self, shapes: Sequence[Shape], steps_index: int) -> "IndexPredictor":
+    def predictor(self, shapes: Sequence[Shape], step_size_index: int) -> "IndexPredictor":
         if len(shapes) > len(self.forks) or any(shape[0] != 1 for shape in shapes):
             raise ValueError(f"this entropy model is not for values of shapes {list(shapes)}")
         return IndexPredictor(self, shapes)
@@ -353,14 +310,14 @@ class IndexContextEntropy(ContextEntropy):
     @classmethod
     @ignoring_caller_settings()
     def export(cls, context: IndexContext, codec: LatentCodec) -> "IndexContextEntropy":
-        """What a trained network says, as integers."""
+        """Export a trained context model."""
         levels = range(len(context.config.codebook_sizes))
-        chances = 1 / (1 + np.exp(-np.arange(-LARGEST_LOGIT, LARGEST_LOGIT + 1) / ONE))
-        embeddings = torch.cat([context.whole_embedding(level) for level in levels])
+        probabilities = 1 / (1 + np.exp(-np.arange(-LARGEST_LOGIT, LARGEST_LOGIT + 1) / ONE))
+        embeddings = torch.cat([context.integer_embedding(level) for level in levels])
         return cls(
             tables=Tables.concatenate(
-                list(cumulative_tables(np.stack([1 - chances, chances], 1))),
-                [0] * len(chances),
+                list(pmf_to_quantized_cdf(np.stack([1 - probabilities, probabilities], 1))),
+                [0] * len(probabilities),
                 escapes=False,
             ),
             space_fingerprint=codec.space_fingerprint,
@@ -373,57 +330,48 @@ class IndexContextEntropy(ContextEntropy):
 
 
 class IndexPredictor:
-    """Of one tile of indices, whose codes are leaves of trees."""
+    """Predicts one tile of indices, whose symbols are leaves of trees."""
 
     @ignoring_caller_settings()
     def __init__(self, model: IndexContextEntropy, shapes: Sequence[Shape]):
         self._model = model
-        self._key, self._hidden = None, None
-        is_alone = len(model.forks) == 1
-        self.passes, self._phases = [], []
-        for level, shape in enumerate(shapes):
-            for phase in range(NUM_PHASES):
-                positions = grid_places(*shape[1:], phase)[0].numpy()
-                layer = LAYER_OF_PHASE[phase] if is_alone else level
-                bits = reversed(range(model.depths[level]))
-                passes = [Pass(level, positions, layer, bit) for bit in bits]
-                self.passes += passes
-                self._phases += [phase] * len(passes)
+        self._contexts = [GridContext(*shape[1:]) for shape in shapes]
+        self._last, self._hidden = None, None
+        self.passes, self._networks = [], []
+        for number, each in enumerate(model.context_passes):
+            if each.level < len(shapes):
+                positions = self._contexts[each.level].positions(each).numpy()
+                layer = LAYER_OF_PHASE[each.phase] if len(model.forks) == 1 else each.level
+                for bit in reversed(range(model.depths[each.level])):
+                    self.passes.append(Pass(each.level, positions, layer, bit))
+                    self._networks.append(number)
 
     @ignoring_caller_settings()
-    def predict(self, number: int, values: Sequence[np.ndarray]) -> Prediction:
-        model, each, phase = self._model, self.passes[number], self._phases[number]
-        if self._key != (each.level, phase):
-            self._key, self._hidden = (each.level, phase), self._hidden_layer(each.level, phase, values)
-        depth = model.depths[each.level]
-        prefixes = values[each.level].reshape(-1)[each.positions] >> each.bit + 1
-        forks = (1 << depth - 1 - each.bit) - 1 + prefixes
+    def predict(self, number: int, symbols: Sequence[np.ndarray]) -> Prediction:
+        model, each = self._model, self.passes[number]
+        if self._last != self._networks[number]:
+            self._last = self._networks[number]
+            self._hidden = self._hidden_layer(self._last, symbols)
+        leaves = symbols[each.level].reshape(-1)[each.positions]
+        forks = fork_of(leaves, each.bit, model.depths[each.level])
         logits = model.forks[each.level].rows(forks, self._hidden, model.arithmetic)
         largest = len(model.tables) // 2
-        numbers = logits.cpu().numpy().astype(np.int64).clip(-largest, largest) + largest
-        return Prediction(numbers, np.zeros_like(numbers))
+        cdf_index = logits.cpu().numpy().astype(np.int64).clip(-largest, largest) + largest
+        return Prediction(cdf_index, np.zeros_like(cdf_index))
 
-    def _hidden_layer(self, level: int, phase: int, values: Sequence[np.ndarray]) -> Tensor:
-        model, (height, width) = self._model, values[level].shape[1:]
-        places = grid_places(height, width, phase)
-        if phase == 0 and level == 0:
-            x = torch.zeros(0, len(places[0]))
-        else:
-            features, above = self._features(level, values[level][0]), 0
-            if level:
-                scale = height // values[level - 1].shape[1]
-                upper = self._features(level - 1, values[level - 1][0])
-                upper = upper.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-                features, above = torch.cat([upper, features]), len(upper)
-            inside = with_margin(torch.full((height, width), ONE))
-            x = inputs_of(inside, with_margin(features), places, above)
-        return model.networks[level * NUM_PHASES + phase](x, model.arithmetic)
+    def _hidden_layer(self, number: int, symbols: Sequence[np.ndarray]) -> Tensor:
+        """Run network `number`."""
+        model, each = self._model, self._model.context_passes[number]
+        upper = self._features(each.level - 1, symbols) if each.level else None
+        features = with_margin(self._features(each.level, symbols), upper)
+        x = self._contexts[each.level].inputs(each, features)
+        return model.networks[number](x, model.arithmetic)
 
-    def _features(self, level: int, leaves: np.ndarray) -> Tensor:
+    def _features(self, level: int, symbols: Sequence[np.ndarray]) -> Tensor:
         """int32 (E, h, w)."""
-        return self._model.leaf_features[level][torch.from_numpy(leaves)].movedim(-1, 0)
+        return self._model.leaf_features[level][torch.from_numpy(symbols[level][0])].movedim(-1, 0)
 
 
 def _scaled(values: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
     """values multipliers / 2^PRECISION, rounded to the nearest, halves up."""
-    return values * multipliers + (1 << PRECISION - 1) >> PRECISION
+    return values * multipliers.astype(np.int64) + (1 << PRECISION - 1) >> PRECISION

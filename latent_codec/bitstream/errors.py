@@ -1,4 +1,4 @@
-"""What can be wrong with a compressed file, told apart by class; all are ValueErrors."""
+"""Errors of compressed files, by class; all are ValueErrors."""
 
 
 class BitstreamError(ValueError):
@@ -18,15 +18,15 @@ class WrongCodecError(BitstreamError):
 
 
 class WrongEntropyModelError(BitstreamError):
-    """The file was coded with another entropy model, or needs one and none came."""
+    """The file was coded with another entropy model, or needs one and got none."""
 
 
 class TruncatedError(BitstreamError):
-    """The file ends before its header says."""
+    """The file is shorter than its header states."""
 
 
 class CorruptError(BitstreamError):
-    """The file is damaged; the message names the part, and `section` is its number where it is a section."""
+    """The file is damaged; the message names the part, and `section` its number if it is a section."""
 
     def __init__(self, message: str, section: int | None = None):
         super().__init__(message)
@@ -34,4 +34,4 @@ class CorruptError(BitstreamError):
 
 
 class TooLargeError(BitstreamError):
-    """The file says that it holds more than this reader takes on."""
+    """The file is larger than this reader accepts."""

@@ -1,8 +1,8 @@
-"""The networks of entropy models in integers: the same results on every machine, by every kernel.
+"""Networks of entropy models in integer arithmetic: the same results on every machine and by every kernel.
 
-Weights and activations have 8 bits and a layer's sums stay below 2^24, which is proved when a layer is made: float32 holds
-every such number, so that no order of summation, fused or not, and no matrix kernel can change a result. There are only matrix
-products, no convolution, which a library might compute by another algorithm (Winograd, FFT) with other roundings.
+Weights and activations have 8 bits and a layer's sums stay below 2^24, which every layer checks: float32 holds such numbers
+exactly, so that no order of summation and no matrix kernel can change a result. There are only matrix products, no
+convolutions, which a library might compute by another algorithm (Winograd, FFT) with other roundings.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ KERNELS = {"float32": torch.float32, "int32": torch.int32}
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Where and how sums are computed; it changes no result.
+    """Device and kernel of sums; they change no result.
 
     Raises:
         ValueError: for another kernel.
@@ -32,7 +32,7 @@ class Arithmetic:
 
     def __post_init__(self):
         if self.kernel not in KERNELS:
-            raise ValueError(f"kernel is {self.kernel}; allowed are {', '.join(KERNELS)}")
+            raise ValueError(f"expected a kernel of {', '.join(KERNELS)}, got {self.kernel}")
 
     def tensor(self, array: np.ndarray | Tensor) -> Tensor:
         return torch.as_tensor(array).to(self.device, KERNELS[self.kernel])
@@ -51,21 +51,23 @@ class IntegerLayer:
     biases: np.ndarray
     """int32 (outputs,)."""
     shifts: np.ndarray
-    """int8 (outputs,): what each sum is divided by, as a power of 2, rounded down."""
+    """int8 (outputs,): of each sum to the right, rounding down."""
 
     def __post_init__(self):
         types = self.weights.dtype, self.biases.dtype, self.shifts.dtype
         if types != (np.int8, np.int32, np.int8) or self.weights.ndim != 2:
-            raise ValueError(f"a layer has weights, biases and shifts of {', '.join(map(str, types))}")
+            raise ValueError(
+                f"expected weights, biases and shifts in int8, int32 and int8, got {', '.join(map(str, types))}"
+            )
         if not self.biases.shape == self.shifts.shape == self.weights.shape[:1] or not len(self.biases):
             raise ValueError(
-                f"a layer has {len(self.biases)} biases for weights of shape {self.weights.shape}"
+                f"expected biases and shifts for weights of shape {self.weights.shape}, got {len(self.biases)} biases"
             )
         sums = np.abs(self.weights.astype(np.int64)).sum(1) * LIMIT + np.abs(self.biases.astype(np.int64))
         if sums.max() >= MAX_SUM:
-            raise ValueError(f"sums of a layer could reach {sums.max()}; they have to stay below {MAX_SUM}")
+            raise ValueError(f"expected sums of a layer below {MAX_SUM}, got weights for up to {sums.max()}")
         if (self.shifts < 0).any() or (self.shifts > 30).any():
-            raise ValueError(f"shifts are {self.shifts.min()} to {self.shifts.max()}; allowed are 0 to 30")
+            raise ValueError(f"expected shifts of 0 to 30, got {self.shifts.min()} to {self.shifts.max()}")
 
     @property
     def inputs(self) -> int:
@@ -78,14 +80,16 @@ class IntegerLayer:
     @classmethod
     @torch.no_grad()
     def from_linear(cls, linear: IntegerLinear) -> "IntegerLayer":
-        """What a layer was trained to be.
+        """Export a trained layer.
 
         Raises:
-            ValueError: if it is not rounded yet, or its sums could reach 2^24.
+            ValueError: if its shifts are not frozen yet, or its sums could reach 2^24.
         """
         if not linear.is_frozen:
-            raise ValueError("the network is not rounded yet; train it on beyond the point where it is")
-        weights, biases, shifts = (each.cpu().numpy() for each in linear.whole())
+            raise ValueError(
+                "expected a network with frozen shifts, got one in float; train it on until it is rounded"
+            )
+        weights, biases, shifts = (each.cpu().numpy() for each in linear.integers())
         return cls(weights.astype(np.int8), biases.astype(np.int32), shifts.astype(np.int8))
 
     @classmethod
@@ -94,7 +98,7 @@ class IntegerLayer:
 
         Raises:
             KeyError: for a missing array.
-            ValueError: for arrays that are no layer.
+            ValueError: for arrays that do not fit each other.
         """
         return cls(*(arrays.pop(f"{name}.{kind}") for kind in ("weights", "biases", "shifts")))
 
@@ -104,25 +108,19 @@ class IntegerLayer:
 
     def __call__(self, x: Tensor, arithmetic: Arithmetic) -> Tensor:
         """Integers (inputs, n) -> (outputs, n)."""
-        weights, biases, _ = self._tensors(arithmetic)
-        if not self.inputs:
-            return self._shifted(biases[:, None].expand(-1, x.shape[1]), slice(None), arithmetic)
-        sums = torch.addmm(biases[:, None], weights, x)
-        return self._shifted(sums, slice(None), arithmetic)
+        weights, biases, shifts = self._tensors(arithmetic)
+        sums = biases[:, None].expand(-1, x.shape[1])
+        return _shifted(torch.addmm(sums, weights, x) if self.inputs else sums, shifts[:, None])
 
     def rows(self, rows: np.ndarray, x: Tensor, arithmetic: Arithmetic) -> Tensor:
-        """One output for each column of (inputs, n): that of row `rows[i]`, int64 (n,). Gives (n,)."""
-        weights, biases, _ = self._tensors(arithmetic)
+        """Compute one output for each column of (inputs, n), (n,): that of row `rows[i]`, int64 (n,)."""
+        weights, biases, shifts = self._tensors(arithmetic)
         rows = torch.from_numpy(rows).to(x.device)
         sums = (weights[rows] * x.T).sum(1, dtype=x.dtype) + biases[rows]
-        return self._shifted(sums[:, None], rows, arithmetic)[:, 0]
-
-    def _shifted(self, sums: Tensor, rows: slice | Tensor, arithmetic: Arithmetic) -> Tensor:
-        shifts = self._tensors(arithmetic)[2][rows, None]
-        return sums >> shifts if sums.dtype == torch.int32 else torch.floor(sums * shifts)
+        return _shifted(sums, shifts[rows])
 
     def _tensors(self, arithmetic: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, biases and shifts; for sums in float32 powers of 2 instead of shifts, exact on every machine."""
+        """Weights, biases and shifts; in float32 shifts are powers of 2, exact on every machine."""
         if arithmetic not in self._cache:
             shifts = self.shifts if arithmetic.kernel == "int32" else np.ldexp(1.0, -self.shifts)
             arrays = self.weights, self.biases, shifts
@@ -136,7 +134,7 @@ class IntegerLayer:
 
 @dataclass(frozen=True, eq=False)
 class IntegerNetwork:
-    """A trained IntegerMLP: two hidden layers, and where there is a third the outputs, which see the inputs, too.
+    """A trained IntegerMLP: two hidden layers and, if there is a third, outputs that see the inputs, too.
 
     Raises:
         ValueError: for layers that do not fit each other.
@@ -146,9 +144,9 @@ class IntegerNetwork:
 
     def __post_init__(self):
         if len(self.layers) not in (2, 3) or self.layers[1].inputs != self.layers[0].outputs:
-            raise ValueError("the layers of a network do not fit each other")
+            raise ValueError(f"expected 2 or 3 layers that fit each other, got {len(self.layers)}")
         if len(self.layers) == 3 and self.layers[2].inputs != self.layers[1].outputs + self.inputs:
-            raise ValueError("the last layer of a network does not fit those before")
+            raise ValueError("expected a last layer that takes the hidden layer and the inputs")
 
     @property
     def inputs(self) -> int:
@@ -160,7 +158,7 @@ class IntegerNetwork:
 
     @classmethod
     def from_mlp(cls, mlp: IntegerMLP) -> "IntegerNetwork":
-        """What a network was trained to be; errors are those of its layers."""
+        """Export a trained network; errors are those of its layers."""
         return cls(tuple(map(IntegerLayer.from_linear, mlp.layers)))
 
     @classmethod
@@ -186,3 +184,7 @@ class IntegerNetwork:
         hidden = self.layers[0](x, arithmetic).clamp(0, LIMIT)
         hidden = self.layers[1](hidden, arithmetic).clamp(0, LIMIT)
         return self.layers[2](torch.cat([hidden, x]), arithmetic) if len(self.layers) > 2 else hidden
+
+
+def _shifted(sums: Tensor, shifts: Tensor) -> Tensor:
+    return sums >> shifts if sums.dtype == torch.int32 else torch.floor(sums * shifts)

@@ -1,16 +1,16 @@
-"""An entropy coder of integers alone: range asymmetric numeral systems, many lanes at a time in NumPy.
+"""An entropy coder in integer arithmetic: range asymmetric numeral systems, many interleaved lanes at a time in NumPy.
 
-rANS (Duda, arXiv:1311.2540, section 2.3) keeps its message in one number x. With a symbol's frequency f out of 2^16,
-which begins at c,
+rANS (Duda, arXiv:1311.2540, section 2.3) keeps its message in one number x. With a symbol's frequency f out of 2^16
+and its start c in the table,
 
     encode: x -> (x // f) 2^16 + c + x mod f            decode: x -> f (x // 2^16) + x mod 2^16 - c
 
-A lane is such a number, 2^32 <= x < 2^48, which gives and takes words of 16 bits at its low end. (States of 32 bits
+A lane is such a number, 2^32 <= x < 2^48, which writes and reads words of 16 bits at its low end. (States of 32 bits
 would do, but rounding x // f would then cost about 0.005 bits a symbol, 1 % of a coarse image.) Symbol i of a pass
 belongs to lane i mod num_lanes. The encoder runs backwards, so that the decoder runs forwards.
 
-A lane that starts at 2^32 wastes 32 bits. Only lane 0 does: it codes the end of the stream alone, and the words that it
-gives are taken back as the starts of the other lanes. What is left costs a byte per lane. FORMAT.md says this exactly.
+A lane that starts at 2^32 wastes 32 bits. Only lane 0 does: it codes the end of the stream by itself, and the words that it
+writes become the starts of the other lanes. The remaining cost is a byte per lane. FORMAT.md specifies this exactly.
 """
 
 from bisect import bisect_right
@@ -30,24 +30,24 @@ MAX_LANES = 256
 
 
 def encode(tables: Tables, passes: Sequence[np.ndarray], num_lanes: int | None = None) -> list[bytes]:
-    """Symbols -> the words of each pass; those of the first follow the lanes' states.
+    """Encode symbols to the words of each pass; those of the first follow the lanes' states.
 
     Args:
-        passes: the symbols of each, int64 as `Tables.symbols` gives them; at least one pass, which may be empty.
+        passes: the symbols of each, int64 entries as from `Tables.entries`; at least one pass, which may be empty.
         num_lanes: 1 to 256; None: by the size of the result, of which the lanes then cost 0.4 %, or 32 bytes.
-            Where all symbols together are too short to start so many, there is one.
+            Where the symbols are too few to start them, there is one.
 
     Raises:
         ValueError: for no passes, or another number of lanes.
     """
     if not passes:
-        raise ValueError("no passes came; give at least one, empty where there is nothing to code.")
+        raise ValueError("expected at least one pass, got none; it may be empty")
     if num_lanes is None:
         num_lanes = _best_num_lanes(tables, passes)
     if not 1 <= num_lanes <= MAX_LANES:
-        raise ValueError(f"num_lanes is {num_lanes}; allowed are 1 to {MAX_LANES}.")
+        raise ValueError(f"expected num_lanes of 1 to {MAX_LANES}, got {num_lanes}")
 
-    state, tails, num_interleaved = _encode_alone(tables, passes, 2 * (num_lanes - 1))
+    state, tails, num_interleaved = _encode_last(tables, passes, 2 * (num_lanes - 1))
     states = np.array([state], np.int64)
     heads = [np.empty(0, np.int64) for _ in passes]
     if num_interleaved:
@@ -63,49 +63,45 @@ def encode(tables: Tables, passes: Sequence[np.ndarray], num_lanes: int | None =
 
 
 class Decoder:
-    """Decodes one stream, pass by pass: the numbers of a pass's tables may depend on the symbols before.
+    """Decodes one stream, pass by pass: the tables of a pass may depend on the symbols before.
 
     Raises:
-        CorruptError: from every method, for what `encode` cannot have written.
+        CorruptError: from every method, for data that `encode` cannot have written.
     """
 
     def __init__(self, tables: Tables):
         self._tables = tables
         self._states: np.ndarray | None = None
         self._num_interleaved = 0
-        """Symbols that the lanes have still to decode together; those after them are lane 0's."""
+        """Symbols that the lanes have yet to decode together; later ones are lane 0's."""
         self._returned: list[int] = []
-        """Words that the other lanes' starts were made of, for lane 0 to read, last first."""
+        """Words of the other lanes' starts, for lane 0 to read, last first."""
 
-    def decode(self, data: bytes, numbers: np.ndarray) -> tuple[np.ndarray, bytes]:
-        """The symbols of the next pass, int64 (n,), and what `data` hold behind its words.
+    def decode(self, data: bytes, cdf_index: np.ndarray) -> tuple[np.ndarray, bytes]:
+        """Decode the symbols of the next pass, int64 entries (n,); with the rest of `data` after its words.
 
         Args:
-            data: as `encode` gave them for the pass.
-            numbers: of the tables, (n,): only these say how much is decoded.
+            data: as from `encode`, for the pass.
+            cdf_index: numbers of the tables, (n,).
         """
         if self._states is None:
             data = self._read_head(data)
         words = np.frombuffer(data, "<u2", len(data) // 2).astype(np.int64)
-        keys = numbers.astype(np.int64) << PRECISION
+        keys = cdf_index.astype(np.int64) << PRECISION
         count = min(self._num_interleaved, len(keys))
         symbols = np.empty(len(keys), np.int64)
         num_read = self._decode_lanes(keys[:count], words, symbols)
         self._num_interleaved -= count
         if not self._num_interleaved:
             self._join()
-            num_read += self._decode_alone(keys[count:].tolist(), words[num_read:].tolist(), symbols[count:])
+            num_read += self._decode_last(keys[count:].tolist(), words[num_read:].tolist(), symbols[count:])
         return symbols, data[2 * num_read :]
 
     def finish(self) -> None:
-        """To be called after the last pass: whether every lane came to where the encoder started it."""
-        if (
-            self._num_interleaved
-            or self._returned
-            or self._states is None
-            or self._states.tolist() != [LOWER]
-        ):
-            raise CorruptError("its words do not lead back to where the encoder started")
+        """Check after the last pass that every lane is back at its start."""
+        is_read = self._states is not None and not self._num_interleaved and not self._returned
+        if not is_read or self._states.tolist() != [LOWER]:
+            raise CorruptError("its words do not lead back to the encoder's start")
 
     def _read_head(self, data: bytes) -> bytes:
         num_lanes, position = read_varint(data, 0)
@@ -121,7 +117,7 @@ class Decoder:
         return data[end:]
 
     def _decode_lanes(self, keys: np.ndarray, words: np.ndarray, symbols: np.ndarray) -> int:
-        """Fill `symbols` lane by lane; the number of words read."""
+        """Fill `symbols` by all lanes; return the number of words read."""
         keys_of, ends, frequencies = self._tables.keys, self._tables.ends, self._tables.frequencies
         num_lanes, position, available = len(self._states), 0, len(words)
         for first in range(0, len(keys), num_lanes):
@@ -144,15 +140,15 @@ class Decoder:
         return position
 
     def _join(self) -> None:
-        """Take the lanes but the first apart into the words that they were started with."""
+        """Take the lanes but the first apart into the words of their starts."""
         starts, self._states = self._states[1:], self._states[:1]
         if len(starts):
             if (starts >> 32 != 1).any():
-                raise CorruptError("its words do not lead back to where the encoder started")
+                raise CorruptError("its words do not lead back to the encoder's start")
             self._returned = np.stack((starts >> 16 & WORD, starts & WORD), 1).flatten().tolist()[::-1]
 
-    def _decode_alone(self, keys: list[int], words: list[int], symbols: np.ndarray) -> int:
-        """Fill `symbols` by lane 0; the number of words read."""
+    def _decode_last(self, keys: list[int], words: list[int], symbols: np.ndarray) -> int:
+        """Fill `symbols` by lane 0; return the number of words read."""
         keys_of, ends, frequencies = self._tables.lists
         state, position, returned = int(self._states[0]), 0, self._returned
         found = []
@@ -181,26 +177,26 @@ def _best_num_lanes(tables: Tables, passes: Sequence[np.ndarray]) -> int:
     return min(MAX_LANES, max(num_bytes // 256, min(32, num_bytes // 32), 1))
 
 
-def _encode_alone(
+def _encode_last(
     tables: Tables, passes: Sequence[np.ndarray], num_words: int
 ) -> tuple[int, list[list[int]], int]:
-    """Lane 0 over the end of the stream, until it has given `num_words` words; over all of it for 0.
+    """Encode the end of the stream by lane 0, until it has written `num_words` words; all of the stream for 0.
 
     Returns:
-        Its state, the words of each pass as they came, and how many symbols are left; none are if it gave fewer.
+        Its state, the words of each pass in the order written, and the number of symbols left; 0 if it wrote fewer words.
     """
     keys, _, frequencies = tables.lists
     state, words = LOWER, [[] for _ in passes]
     left = sum(map(len, passes))
-    num_given = 0
-    for symbols, given in zip(reversed(passes), reversed(words)):
+    num_written = 0
+    for symbols, written in zip(reversed(passes), reversed(words)):
         for symbol in reversed(symbols.tolist()):
-            if num_words and num_given >= num_words:
+            if num_words and num_written >= num_words:
                 return state, words, left
             frequency = frequencies[symbol]
             if state >= frequency << 32:
-                given.append(state & WORD)
-                num_given += 1
+                written.append(state & WORD)
+                num_written += 1
                 state >>= 16
             quotient, rest = divmod(state, frequency)
             state = (quotient << PRECISION) + (keys[symbol] & WORD) + rest
@@ -209,16 +205,16 @@ def _encode_alone(
 
 
 def _take(words: list[list[int]], count: int) -> np.ndarray:
-    """Remove the `count` words that came last, and return them, the last first."""
+    """Remove the `count` words written last, and return them, the last first."""
     taken = []
-    for given in words:
-        while given and len(taken) < count:
-            taken.append(given.pop())
+    for written in words:
+        while written and len(taken) < count:
+            taken.append(written.pop())
     return np.array(taken, np.int64)
 
 
 def _encode_lanes(tables: Tables, symbols: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """The words of a pass, in the decoder's order; changes `states`."""
+    """Encode a pass to its words, in the decoder's order; changes `states`."""
     starts, frequencies = tables.keys[symbols] & WORD, tables.frequencies[symbols]
     limits = frequencies << 32
     words = [np.empty(0, np.int64)]

@@ -1,20 +1,20 @@
-"""Entropy models from their files."""
+"""Open entropy models."""
 
 import os
 
 from safetensors import SafetensorError, safe_open
 
 from latent_codec.bitstream.context_entropy import IndexContextEntropy, LatentContextEntropy
+from latent_codec.bitstream.entropy_model import FILE_NAME, FORMAT, VERSION, EntropyModel, sidecar_path
 from latent_codec.bitstream.static_entropy import StaticEntropy
-from latent_codec.bitstream.stored_entropy import FORMAT, VERSION, StoredEntropy, sidecar_path
 from latent_codec.codec import LatentCodec
 from latent_codec.files import check_is_file
 
 KINDS = {each.kind: each for each in (StaticEntropy, LatentContextEntropy, IndexContextEntropy)}
 
 
-def load_entropy_model(path: str | os.PathLike, *, codec: LatentCodec | None = None) -> StoredEntropy:
-    """Open a sidecar, or the one in a codec's folder; with `codec`, check that it was fitted to it.
+def load_entropy_model(path: str | os.PathLike, *, codec: LatentCodec | None = None) -> EntropyModel:
+    """Open an entropy model's file, or the one in a codec's folder; with `codec`, check that it was fitted to it.
 
     Raises:
         ValueError: if it is none, damaged, of a newer version, or fitted to another codec.
@@ -27,17 +27,17 @@ def load_entropy_model(path: str | os.PathLike, *, codec: LatentCodec | None = N
         with safe_open(path, framework="np") as stored:
             metadata = stored.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError("it is a safetensors file of something else")
+                raise ValueError("it is a safetensors file of another kind")
             if metadata.get("version") != VERSION or metadata.get("kind") not in KINDS:
                 raise ValueError(
-                    f"it has version {metadata.get('version')} and kind {metadata.get('kind')}, which this "
-                    f"latent-codec does not read. Update it."
+                    f"expected version {VERSION} and one of the kinds {', '.join(KINDS)}, got version {metadata.get('version')} and "
+                    f"kind {metadata.get('kind')}; update latent-codec"
                 )
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  no mapping
         names = {"space_fingerprint": metadata["space_fingerprint"], "codec_name": metadata["codec"]}
         model = KINDS[metadata["kind"]].from_arrays(arrays, **names)
         if arrays:
-            raise ValueError(f"it holds {min(arrays)}, which does not belong there")
+            raise ValueError(f"expected no array {min(arrays)} in the kind {model.kind}")
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no entropy model: {error}") from error
     if codec is not None and model.space_fingerprint != codec.space_fingerprint:
@@ -46,3 +46,14 @@ def load_entropy_model(path: str | os.PathLike, *, codec: LatentCodec | None = N
             f"(space {codec.space_fingerprint}); fit one to it"
         )
     return model
+
+
+def sidecar(codec: LatentCodec) -> EntropyModel | None:
+    """The entropy model in the codec's folder, if there is one.
+
+    Raises:
+        ValueError: if it is damaged, or of another codec.
+    """
+    if codec.folder is None or not (codec.folder / FILE_NAME).is_file():
+        return None
+    return load_entropy_model(codec.folder, codec=codec)

@@ -1,11 +1,11 @@
-"""Integer probability tables, and how values become their symbols: all that a decoder may know of a probability.
+"""Frequency tables (CDFs) in integers, and the entries of symbols in them: the only probabilities that a decoder knows.
 
-    values --symbols--> symbols + escape bits --rans--> bytes --rans--> symbols + escape bits --values--> values
+    symbols --entries--> entries + escape bits --rans--> bytes --rans--> entries + escape bits --symbols--> symbols
 
-A table is made once, when an entropy model is exported, and shipped: a decoder adds and compares integers alone.
+Tables are computed once, when an entropy model is exported, and shipped: a decoder only adds and compares integers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -14,23 +14,23 @@ from latent_codec.bitstream.errors import CorruptError
 
 PRECISION = 16
 TOTAL = 1 << PRECISION
-"""What the frequencies of every table add up to."""
+"""Sum of the frequencies of every table."""
 
 MAX_PREFIX = 31
-"""Zeros before the first one of an escaped value, at most: it lies less than 2^32 - 1 beyond its table."""
+"""Most zeros before the first one of an escaped symbol, which is less than 2^32 - 1 beyond its table."""
 
 
-def cumulative_tables(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities, or counts, as integers that add up to 2^16, each at least 1: where every symbol starts.
+def pmf_to_quantized_cdf(probabilities: np.ndarray) -> np.ndarray:
+    """Round probabilities, or counts, to frequencies of at least 1 that add up to 2^16, and accumulate them.
 
-    By largest remainder: what would get less than 1 gets 1, the others share the rest in proportion, rounded down, and
+    By largest remainder: frequencies below 1 become 1, the others share the rest in proportion, rounded down, and
     the largest remainders get one more each, the first of equals first.
 
     Args:
-        probabilities: (..., num_symbols), not negative, in any unit; at most 2^16 symbols. All 0 counts as all alike.
+        probabilities: (..., num_symbols), not negative, in any unit; at most 2^16 symbols. All 0 means uniform.
 
     Returns:
-        uint16, same shape: starts; the first is 0, and after the last symbol stands 2^16.
+        uint16, same shape: the start of each symbol; the first is 0, and the last symbol ends at 2^16.
 
     Raises:
         ValueError: for no or too many symbols, and for values that are negative or not finite.
@@ -38,9 +38,9 @@ def cumulative_tables(probabilities: np.ndarray) -> np.ndarray:
     probabilities = np.asarray(probabilities, np.float64)
     num_symbols = probabilities.shape[-1] if probabilities.ndim else 0
     if not 1 <= num_symbols <= TOTAL:
-        raise ValueError(f"probabilities of {num_symbols} symbols came; a table has 1 to {TOTAL}.")
+        raise ValueError(f"expected probabilities of 1 to {TOTAL} symbols, got {num_symbols}")
     if not np.isfinite(probabilities).all() or (probabilities < 0).any():
-        raise ValueError("probabilities must be finite and not negative.")
+        raise ValueError("expected probabilities that are finite and not negative")
     rows = probabilities.reshape(-1, num_symbols)
     frequencies = np.stack([_frequencies(row) for row in rows]) if len(rows) else rows.astype(np.int64)
     return (frequencies.cumsum(-1) - frequencies).astype(np.uint16).reshape(probabilities.shape)
@@ -66,23 +66,23 @@ def _frequencies(row: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tables:
-    """Tables of any lengths, one after another.
+    """Frequency tables of any lengths, one after another.
 
-    Symbol s of table t stands for the value minimums[t] + s, but for the last symbol of a table that escapes: it stands
-    for all values beyond, and each that occurs follows in the section's escape bits.
+    Entry s of table t is the symbol minimums[t] + s. The last entry of a table that escapes is its escape symbol, for all
+    symbols beyond the table; each that occurs follows in the section's escape bits.
 
     Raises:
-        ValueError: if a table is empty, does not start at 0, or has a symbol of frequency 0.
+        ValueError: if a table is empty, does not start at 0, or has an entry of frequency 0.
     """
 
     starts: np.ndarray
-    """uint16, flat: of the symbols of all tables."""
+    """uint16, flat: of the entries of all tables."""
     sizes: np.ndarray
-    """int32 (num_tables,): symbols of each table, the escape included."""
+    """int32 (num_tables,): entries of each table, the escape symbol included."""
     minimums: np.ndarray
-    """int32 (num_tables,): value of each table's first symbol."""
+    """int32 (num_tables,): each table's first symbol."""
     escapes: np.ndarray
-    """bool (num_tables,): whether the table's last symbol is an escape."""
+    """bool (num_tables,): whether the table's last entry is an escape symbol."""
 
     def __post_init__(self):
         types = {"starts": np.uint16, "sizes": np.int32, "minimums": np.int32, "escapes": np.bool_}
@@ -90,21 +90,26 @@ class Tables:
             array = np.asarray(getattr(self, name))
             if array.ndim != 1 or array.dtype != dtype:
                 raise ValueError(
-                    f"{name} are {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)}, flat."
+                    f"expected flat {name} of {np.dtype(dtype)}, got {array.dtype} of shape {array.shape}"
                 )
-        if not len(self.sizes) == len(self.minimums) == len(self.escapes) > 0:
+        lengths = len(self.sizes), len(self.minimums), len(self.escapes)
+        if len(set(lengths)) > 1 or not lengths[0]:
             raise ValueError(
-                f"{len(self.sizes)} sizes, {len(self.minimums)} minimums and {len(self.escapes)} escapes came; "
-                "there is one of each per table."
+                "expected one size, minimum and escape for each table, got {} sizes, {} minimums and {} escapes".format(
+                    *lengths
+                )
             )
-        if (self.sizes < 1).any() or int(self.sizes.sum(dtype=np.int64)) != len(self.starts):
-            raise ValueError(f"sizes of tables do not add up to the {len(self.starts)} starts that came.")
+        total = int(self.sizes.sum(dtype=np.int64))
+        if (self.sizes < 1).any() or total != len(self.starts):
+            raise ValueError(
+                f"expected sizes above 0 with the sum {len(self.starts)} of the starts, got {total}"
+            )
         if self.starts[self.offsets].any() or (self.frequencies < 1).any():
-            raise ValueError("a table starts at 0, and each symbol lies at least 1 beyond the one before.")
+            raise ValueError("expected tables that start at 0 and ascend")
 
     @classmethod
     def concatenate(cls, starts: list[np.ndarray], minimums: list[int], *, escapes: bool) -> "Tables":
-        """From one array of `cumulative_tables` and one minimum per table."""
+        """From one array of `pmf_to_quantized_cdf` and one minimum per table."""
         return cls(
             starts=np.concatenate(starts).astype(np.uint16),
             sizes=np.array([len(each) for each in starts], np.int32),
@@ -119,18 +124,18 @@ class Tables:
         Raises:
             KeyError: for a missing array.
         """
-        return cls(**{name: arrays.pop(name) for name in ("starts", "sizes", "minimums", "escapes")})
+        return cls(**{each.name: arrays.pop(each.name) for each in fields(cls)})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """By the names in an entropy model's file."""
-        return {name: getattr(self, name) for name in ("starts", "sizes", "minimums", "escapes")}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     @cached_property
     def offsets(self) -> np.ndarray:
-        """Where each table begins in the flat arrays, int64 (num_tables,)."""
+        """The first entry of each table in the flat arrays, int64 (num_tables,)."""
         sizes = self.sizes.astype(np.int64)
         return sizes.cumsum() - sizes
 
@@ -141,7 +146,7 @@ class Tables:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Like `keys`, where each symbol ends."""
+        """Like `keys`, the end of each entry."""
         return np.append(self.keys[1:], len(self) << PRECISION)
 
     @cached_property
@@ -156,56 +161,56 @@ class Tables:
         """`keys`, `ends` and `frequencies` as lists, which are faster for one symbol at a time."""
         return self.keys.tolist(), self.ends.tolist(), self.frequencies.tolist()
 
-    def symbols(self, values: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, bytes]:
-        """Values to places in the flat arrays, and the escape bits of those beyond their tables.
+    def entries(self, symbols: np.ndarray, cdf_index: np.ndarray) -> tuple[np.ndarray, bytes]:
+        """The entries of symbols in the flat arrays, and the escape bits of symbols beyond their tables.
 
-        An escaped value v is a bit, 1 above the table and 0 below, and then its distance d >= 0 from the table's edge
-        in Exp-Golomb code: as many zeros as d + 1 has bits after its first, then d + 1. Zeros fill the last byte.
+        An escaped symbol is a bit, 1 above the table and 0 below, and then its distance d >= 0 from the table's edge
+        in Exp-Golomb code: one zero less than d + 1 has bits, then d + 1. Zeros fill the last byte.
 
         Args:
-            values: integers, (n,).
-            numbers: of their tables, (n,).
+            symbols: integers, (n,).
+            cdf_index: numbers of their tables, (n,).
 
         Raises:
-            ValueError: for a value beyond a table without escape, or 2^32 - 1 and more beyond one with it.
+            ValueError: for a symbol beyond a table without escape, or 2^32 - 1 and more beyond one with it.
         """
-        values, numbers = values.astype(np.int64), self._checked(numbers, len(values))
-        minimums, lengths = self.minimums[numbers].astype(np.int64), self._num_values[numbers]
-        beyond = (values < minimums) | (values >= minimums + lengths)
+        symbols, cdf_index = symbols.astype(np.int64), self._checked(cdf_index, len(symbols))
+        minimums, lengths = self.minimums[cdf_index].astype(np.int64), self._num_symbols[cdf_index]
+        beyond = (symbols < minimums) | (symbols >= minimums + lengths)
         if not beyond.any():
-            return self.offsets[numbers] + values - minimums, b""
-        if not self.escapes[numbers[beyond]].all():
-            first = int(np.flatnonzero(beyond & ~self.escapes[numbers])[0])
+            return self.offsets[cdf_index] + symbols - minimums, b""
+        if not self.escapes[cdf_index[beyond]].all():
+            first = int(np.flatnonzero(beyond & ~self.escapes[cdf_index])[0])
             raise ValueError(
-                f"value {values[first]} has no symbol in its table, which has {minimums[first]} to "
-                f"{minimums[first] + lengths[first] - 1} and no escape."
+                f"expected a symbol from {minimums[first]} to {minimums[first] + lengths[first] - 1} for a table without "
+                f"escape, got {symbols[first]}"
             )
-        above = values[beyond] >= (minimums + lengths)[beyond]
+        above = symbols[beyond] >= (minimums + lengths)[beyond]
         distances = np.where(
-            above, values[beyond] - (minimums + lengths)[beyond], (minimums - 1 - values)[beyond]
+            above, symbols[beyond] - (minimums + lengths)[beyond], (minimums - 1 - symbols)[beyond]
         )
         if int(distances.max()) + 1 >= 1 << (MAX_PREFIX + 1):
             raise ValueError(
-                f"a value lies {distances.max()} beyond its table; the farthest is {2 ** (MAX_PREFIX + 1) - 2}."
+                f"expected symbols at most {2 ** (MAX_PREFIX + 1) - 2} beyond their tables, got {distances.max()}"
             )
         codes = [
             f"{int(side)}{'0' * ((d + 1).bit_length() - 1)}{d + 1:b}"
             for side, d in zip(above, distances.tolist())
         ]
         bits = np.frombuffer("".join(codes).encode(), np.uint8) - ord("0")
-        symbols = np.where(beyond, lengths, values - minimums)
-        return self.offsets[numbers] + symbols, np.packbits(bits).tobytes()
+        local = np.where(beyond, lengths, symbols - minimums)
+        return self.offsets[cdf_index] + local, np.packbits(bits).tobytes()
 
-    def values(self, symbols: np.ndarray, numbers: np.ndarray, data: bytes) -> tuple[np.ndarray, bytes]:
-        """The inverse of `symbols`: int64 (n,), and what `data` hold behind the escape bits that they begin with.
+    def symbols(self, entries: np.ndarray, cdf_index: np.ndarray, data: bytes) -> tuple[np.ndarray, bytes]:
+        """The inverse of `entries`: int64 (n,), and the rest of `data` after the escape bits that it begins with.
 
         Raises:
             CorruptError: if the escape bits end early or make no code.
         """
-        numbers = self._checked(numbers, len(symbols))
-        local = symbols - self.offsets[numbers]
-        values = self.minimums[numbers] + local
-        escaped = np.flatnonzero(self.escapes[numbers] & (local == self._num_values[numbers])).tolist()
+        cdf_index = self._checked(cdf_index, len(entries))
+        local = entries - self.offsets[cdf_index]
+        symbols = self.minimums[cdf_index] + local
+        escaped = np.flatnonzero(self.escapes[cdf_index] & (local == self._num_symbols[cdf_index])).tolist()
         most = len(escaped) * (2 + 2 * MAX_PREFIX) + 7 >> 3
         bits = np.unpackbits(np.frombuffer(data[:most], np.uint8)).tobytes()
         position = 0
@@ -215,61 +220,52 @@ class Tables:
             if one < 0 or end > len(bits):
                 raise CorruptError("its escape bits end early or make no code")
             distance = int(bits[one:end].translate(_DIGITS), 2) - 1
-            number = numbers[index]
-            edge = int(self.minimums[number])
-            values[index] = (
-                edge + self._num_values[number] + distance if bits[position] else edge - 1 - distance
+            table = cdf_index[index]
+            edge = int(self.minimums[table])
+            symbols[index] = (
+                edge + self._num_symbols[table] + distance if bits[position] else edge - 1 - distance
             )
             position = end
         num_bytes = -(-position // 8)
         if 1 in bits[position : 8 * num_bytes]:
             raise CorruptError("its escape bits do not end in zeros")
-        return values, data[num_bytes:]
+        return symbols, data[num_bytes:]
 
-    def costs(self, values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """What an ideal coder needs for each value under these tables, in bits: -log2 p, and an escape's own. float64 (n,)."""
-        minimums, lengths = self.minimums[numbers].astype(np.int64), self._num_values[numbers]
-        above, below = values - minimums - lengths, minimums - 1 - values
-        distances = np.maximum(above, below)
-        symbols = np.where(distances >= 0, lengths, values - minimums)
-        costs = self._bits_of_symbols[self.offsets[numbers] + symbols]
-        beyond = np.flatnonzero(distances >= 0)
-        costs[beyond] += 2 * np.floor(np.log2(distances[beyond] + 1)) + 2
-        return costs
-
-    def bits(self, values: np.ndarray, numbers: np.ndarray) -> float:
-        """The sum of `costs`.
-
-        Raises:
-            ValueError: for a value that has no symbol.
-        """
-        self.symbols(values, numbers)
-        return float(self.costs(values, numbers).sum())
+    def code_lengths(self, symbols: np.ndarray, cdf_index: np.ndarray) -> np.ndarray:
+        """The ideal code length of each symbol in bits, -log2 p, and the escape bits of those beyond. float64, same shape."""
+        minimums, lengths = self.minimums[cdf_index].astype(np.int64), self._num_symbols[cdf_index]
+        distances = np.maximum(symbols - minimums - lengths, minimums - 1 - symbols)
+        is_beyond = distances >= 0
+        found = self._code_lengths[self.offsets[cdf_index] + np.where(is_beyond, lengths, symbols - minimums)]
+        found[is_beyond] += 2 * np.floor(np.log2(distances[is_beyond] + 1)) + 2
+        return found
 
     @cached_property
-    def _bits_of_symbols(self) -> np.ndarray:
+    def _code_lengths(self) -> np.ndarray:
+        """Of entries."""
         return PRECISION - np.log2(self.frequencies)
 
     @cached_property
-    def likeliest(self) -> np.ndarray:
-        """The value of each table that has the highest frequency, escapes aside: the first of equals. int64 (num_tables,)."""
+    def most_probable(self) -> np.ndarray:
+        """The symbol of the highest frequency in each table, escapes aside: the first of equals. int64 (num_tables,)."""
         found = []
-        for start, count in zip(self.offsets.tolist(), self._num_values.tolist()):
+        for start, count in zip(self.offsets.tolist(), self._num_symbols.tolist()):
             found.append(int(self.frequencies[start : start + count].argmax()) if count else 0)
         return self.minimums + np.array(found, np.int64)
 
     @cached_property
-    def _num_values(self) -> np.ndarray:
+    def _num_symbols(self) -> np.ndarray:
+        """Entries of each table, the escape symbol aside."""
         return self.sizes.astype(np.int64) - self.escapes
 
-    def _checked(self, numbers: np.ndarray, count: int) -> np.ndarray:
-        if len(numbers) != count:
-            raise ValueError(f"{len(numbers)} table numbers came for {count} values; give one for each.")
-        if count and not 0 <= numbers.min() <= numbers.max() < len(self):
+    def _checked(self, cdf_index: np.ndarray, count: int) -> np.ndarray:
+        if len(cdf_index) != count:
+            raise ValueError(f"expected a cdf_index for each of {count} symbols, got {len(cdf_index)}")
+        if count and not 0 <= cdf_index.min() <= cdf_index.max() < len(self):
             raise ValueError(
-                f"table numbers run from {numbers.min()} to {numbers.max()}; there are tables 0 to {len(self) - 1}."
+                f"expected a cdf_index from 0 to {len(self) - 1}, got {cdf_index.min()} to {cdf_index.max()}"
             )
-        return numbers
+        return cdf_index
 
 
 _DIGITS = bytes(ord("0") + (byte & 1) for byte in range(256))

@@ -1,4 +1,4 @@
-"""Files of a size: which levels of indices fit, or which step sizes of latents, without a pixel being decoded."""
+"""Rate control: fit a file into a number of bytes by its levels of indices, or by the step sizes of its latents."""
 
 from dataclasses import replace
 
@@ -6,81 +6,84 @@ import numpy as np
 
 from latent_codec.bitstream.coding import Values, encode_passes, encode_values, pack_tiles
 from latent_codec.bitstream.container import Header
-from latent_codec.bitstream.entropy_model import EntropyModel, LatentEntropyModel
+from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.bitstream.quantization import quantize
+from latent_codec.errors import SettingError
 
 RATE_WEIGHT = 0.12
-"""What a bit is worth in squared steps, where nothing else is asked for."""
+"""Of a bit in squared steps, by default."""
 _STRONGEST = 16
-"""Times the asked rate weight, at most, where steps alone would miss a size."""
+"""Largest factor of the rate weight, between two step sizes."""
 _TRIES = 6
 _FINER_STEPS = 4
 _ENOUGH = 0.99
-"""Part of the bytes asked for at which the search ends."""
+"""Share of the target at which the search ends."""
 
 
 def compress_indices(
-    model: EntropyModel | None, grids: Values, outline: Header, target_bytes: int | None
+    model: EntropyModel | None, indices: Values, outline: Header, target_bytes: int | None
 ) -> tuple[bytes, Values]:
-    """The smaller of an entropy coded file and one of fixed length; with `target_bytes`, of as many levels as fit.
+    """Write the smaller of an entropy coded file and one of fixed length; with `target_bytes`, of as many levels as fit.
 
     Args:
-        grids: int64 (1, h, w) for each level.
+        indices: int64 (1, h, w) for each level.
 
     Raises:
-        ValueError: if not even the first level fits.
+        SettingError: if the first level does not fit.
     """
     models = [None] if model is None else [model, None]
-    for count in range(len(grids), 0, -1):
-        kept, some_levels = grids[:count], replace(outline, levels=outline.levels[:count])
+    for count in range(len(indices), 0, -1):
+        kept, some_levels = indices[:count], replace(outline, levels=outline.levels[:count])
         data = min((encode_values(each, kept, some_levels) for each in models), key=len)
         if target_bytes is None or len(data) <= target_bytes:
             return data, kept
-    levels = "its indices" if len(grids) == 1 else "its first level alone"
-    raise ValueError(
-        f"target_bytes is {target_bytes}, and {levels} take {len(data)} bytes: indices have one rate. Allow as many, or use a "
-        "codec of latents"
+    what = "indices" if len(indices) == 1 else "the first level of indices"
+    raise SettingError(
+        "target_bytes",
+        f"at least {len(data)} bytes for {what}",
+        target_bytes,
+        advice="a codec of latents has many rates",
     )
 
 
 def compress_latents(
-    model: LatentEntropyModel, latents: np.ndarray, outline: Header, steps_index: int, rate_weight: float
+    model: EntropyModel, latents: np.ndarray, outline: Header, step_size_index: int, rate_weight: float
 ) -> tuple[bytes, Values]:
-    """A file of latents, float32 (C, h, w), at a step size."""
-    levels, tiles = np.zeros(latents.shape, np.int64), []
+    """Write a file of latents, float32 (C, h, w), at a step size."""
+    quantized, tiles = np.zeros(latents.shape, np.int64), []
     for tile in outline.tiles():
-        (where,) = tile.slices(outline.levels)
-        levels[where], passes = quantize(model, latents[where], steps_index, rate_weight)
+        (place,) = tile.slices(outline.levels)
+        quantized[place], passes = quantize(model, latents[place], step_size_index, rate_weight)
         tiles.append(encode_passes(model.tables, passes))
-    return pack_tiles(model, tiles, replace(outline, steps_index=steps_index)), [levels]
+    return pack_tiles(model, tiles, replace(outline, step_size_index=step_size_index)), [quantized]
 
 
 def compress_latents_to(
-    model: LatentEntropyModel, latents: np.ndarray, outline: Header, target_bytes: int, rate_weight: float
+    model: EntropyModel, latents: np.ndarray, outline: Header, target_bytes: int, rate_weight: float
 ) -> tuple[bytes, Values]:
-    """The largest file found of at most `target_bytes`: by bisection the finest steps, and between two of them the rate weight.
+    """Search the largest file of at most `target_bytes`: bisect the step sizes and, between two of them, the rate weight.
 
     Raises:
-        ValueError: if the coarsest steps take more.
+        SettingError: if the coarsest step sizes take more.
     """
     best = b"", []
     smallest = None
 
-    def fits(steps_index: int, weight: float) -> bool:
+    def fits(step_size_index: int, weight: float) -> bool:
         nonlocal best, smallest
-        data, values = compress_latents(model, latents, outline, steps_index, weight)
+        data, values = compress_latents(model, latents, outline, step_size_index, weight)
         smallest = min(smallest or len(data), len(data))
         if len(best[0]) < len(data) <= target_bytes:
             best = data, values
         return len(data) <= target_bytes
 
-    low, high = -1, model.num_steps
+    low, high = -1, model.num_step_sizes
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle, rate_weight) else (low, middle)
-    # Finer steps are too many bytes unless bits weigh more: how much more, in octaves. Sizes do not quite fall with the weight.
+    # Finer step sizes fit at a higher rate weight, searched in octaves: sizes only nearly fall with it.
     weight = max(rate_weight, RATE_WEIGHT / 4)
-    for finer in range(high, min(high + _FINER_STEPS, model.num_steps)):
+    for finer in range(high, min(high + _FINER_STEPS, model.num_step_sizes)):
         light, heavy = 0.0, float(np.log2(_STRONGEST))
         for _ in range(_TRIES):
             if len(best[0]) >= _ENOUGH * target_bytes:
@@ -88,7 +91,5 @@ def compress_latents_to(
             middle = (light + heavy) / 2
             light, heavy = (light, middle) if fits(finer, weight * 2**middle) else (middle, heavy)
     if not best[0]:
-        raise ValueError(
-            f"target_bytes is {target_bytes}, and the smallest file of this image has {smallest}: allow as many"
-        )
+        raise SettingError("target_bytes", f"at least {smallest} bytes for this image", target_bytes)
     return best

@@ -1,9 +1,9 @@
-"""Integers in as few bytes as they need (LEB128): seven bits a byte, lowest first, the top bit says that more follow."""
+"""Variable-length integers (LEB128): seven bits a byte, lowest first; the top bit is set where more bytes follow."""
 
 from latent_codec.bitstream.errors import CorruptError
 
 MAX_BYTES = 5
-"""Numbers are below 2^32."""
+"""Of integers below 2^32."""
 
 
 def write_varint(number: int) -> bytes:
@@ -13,7 +13,7 @@ def write_varint(number: int) -> bytes:
         ValueError: for other numbers.
     """
     if not 0 <= number < 1 << 32:
-        raise ValueError(f"{number} came; a file holds numbers from 0 to {2**32 - 1}.")
+        raise ValueError(f"expected an integer from 0 to {2**32 - 1}, got {number}")
     parts = []
     while number > 127:
         parts.append(number & 127 | 128)

@@ -7,7 +7,7 @@
   latent-codec compress photos/ --target-bytes 2000 --psnr   2000 bytes at most; and what is lost by it
   latent-codec compress photos/ --codec default-vq           indices of a codebook
 
-Latents are quantised: --quality chooses one of the entropy model's step sizes, 0 the coarsest. Indices of a codebook
+Latents are quantized: --quality chooses one of the entropy model's step sizes, 0 the coarsest. Indices of a codebook
 are stored as they are, at one rate; with a target a codec of several levels leaves out the lowest that do not fit.
 Of a.png and a.jpg in one folder both keep their suffix: a.png.lcf, a.jpg.lcf.
 What is written is entropy coded by the model that lies beside the codec as entropy.safetensors, which
@@ -140,15 +140,16 @@ def _check(args: argparse.Namespace, codec, model) -> None:
             f"latents of {codec.name} need an entropy model, and no entropy.safetensors lies beside it: make one by "
             "`latent-codec fit-entropy`, or name one by --entropy"
         )
-    if args.quality is not None and not 0 <= args.quality < model.num_steps:
+    if args.quality is not None and not 0 <= args.quality < model.num_step_sizes:
         raise ValueError(
-            f"--quality is {args.quality}; this entropy model has 0 (coarsest) to {model.num_steps - 1}"
+            f"--quality is {args.quality}; this entropy model has 0 (coarsest) to {model.num_step_sizes - 1}"
         )
 
 
 def _compress(codec, model, path: Path, name: Path, args: argparse.Namespace) -> dict:
-    from latent_codec.bitstream import compress, decompress, ideal_bits, read
+    from latent_codec.bitstream import prepare
     from latent_codec.bitstream.container import SUFFIX
+    from latent_codec.errors import SettingError
     from latent_codec.files import replacing
     from latent_codec.images.tensors import to_image
 
@@ -158,23 +159,15 @@ def _compress(codec, model, path: Path, name: Path, args: argparse.Namespace) ->
     if args.target_bpp is not None:
         target = int(args.target_bpp * height * width / 8)
     try:
-        data = compress(
-            codec,
-            image,
-            entropy_model=model,
-            quality=args.quality,
-            target_bytes=target,
-            tile=args.tile or None,
-        )
-    except ValueError as error:
-        asked = (
-            "--target-bytes is"
-            if args.target_bpp is None
-            else f"--target-bpp {args.target_bpp:g} is, in bytes,"
-        )
-        raise ValueError(str(error).replace("target_bytes is", asked)) from error
-    decoded = read(codec, data, entropy_model=model)
-    header, bits = decoded.container.header, ideal_bits(decoded, model)
+        prepared = prepare(codec, image, entropy_model=model, tile=args.tile or None)
+        data, decoded = prepared.compress_and_read(quality=args.quality, target_bytes=target)
+    except SettingError as error:
+        if args.target_bpp is None:
+            raise
+        raise ValueError(
+            f"--target-bpp: expected {error.expected}, got {args.target_bpp:g}, which allows {target}"
+        ) from error
+    header, bits = decoded.container.header, decoded.code_length
     out = Path(args.out) / name.with_name(f"{name.name}{SUFFIX}")
     result = {
         "name": name.as_posix(),
@@ -187,9 +180,9 @@ def _compress(codec, model, path: Path, name: Path, args: argparse.Namespace) ->
         "coding": "fixed length" if header.entropy_fingerprint is None else "entropy coded",
         "tiles": header.num_tiles,
     }
-    result |= {"levels": len(header.levels)} if header.is_indices else {"quality": header.steps_index}
+    result |= {"levels": len(header.levels)} if header.is_indices else {"quality": header.step_size_index}
     if args.psnr:
-        result["psnr"] = _psnr(decompress(codec, data, entropy_model=model, output_type="pt"), image)
+        result["psnr"] = _psnr(decoded.image(output_type="pt"), image)
     with replacing(out) as written:
         written.write_bytes(data)
     return result

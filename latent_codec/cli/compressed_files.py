@@ -137,7 +137,7 @@ def describe_compressed_file(
     if header.is_indices:
         facts["codebook_sizes"] = [level.codebook_size for level in header.levels]
     else:
-        facts |= {"latent_channels": header.levels[0].channels, "quality": header.steps_index}
+        facts |= {"latent_channels": header.levels[0].channels, "quality": header.step_size_index}
     facts |= {
         "coding": "fixed length" if header.entropy_fingerprint is None else "entropy coded",
         "tiles": header.num_tiles,
@@ -170,7 +170,7 @@ def _layers(container) -> list[dict]:
 def _by_codec(path: Path, data: bytes | None, header, codec_name: str | None, entropy: Path | None) -> dict:
     """The codec's name, and what its entropy model says of the values in `data`; None where they are not at hand."""
     from latent_codec import LatentCodec
-    from latent_codec.bitstream import ideal_bits, load_entropy_model, read
+    from latent_codec.bitstream import load_entropy_model, read
     from latent_codec.bitstream.compression import sidecar
 
     if codec_name is None:
@@ -198,6 +198,5 @@ def _by_codec(path: Path, data: bytes | None, header, codec_name: str | None, en
             f"({model.fingerprint})"
         )
     if fits and data is not None:
-        bits = ideal_bits(read(codec, data, entropy_model=model), model)
-        facts["bits_without_overhead"] = round(bits, 1)
+        facts["bits_without_overhead"] = round(read(codec, data, entropy_model=model).code_length, 1)
     return facts

@@ -18,7 +18,7 @@ differently than all at once. --tile chooses another side, and 0 decodes the ima
 alone, which a codec with attention or group norm paints slightly differently than in the whole image.
 
 A file that is cut short or damaged is refused. With --partial what is whole of it is decoded, and what is missing is named on
-stderr: lost tiles come out grey, and lost layers as the entropy model expects them. A file that cannot be
+stderr: lost tiles come out gray, and lost layers as the entropy model expects them. A file that cannot be
 decoded is named on stderr, the others are written, and the exit status is 2.
 """
 

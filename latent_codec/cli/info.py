@@ -130,7 +130,7 @@ def describe(
         ValueError: if it is nothing that is known here.
         OSError: if it cannot be read.
     """
-    from latent_codec.bitstream.stored_entropy import FORMAT as ENTROPY_MODEL
+    from latent_codec.bitstream.entropy_model import FORMAT as ENTROPY_MODEL
     from latent_codec.components.codec_facts import facts_of, read_facts
     from latent_codec.components.codec_folders import ASSETS, SHIPPED_PIPELINES, is_foreign_file
     from latent_codec.components.weight_files import LATENTS, metadata_of
@@ -167,7 +167,7 @@ def _is_checkpoint(path: Path) -> bool:
 
     if not is_foreign_file(path):
         return False
-    from latent_codec.bitstream.stored_entropy import FORMAT as ENTROPY_MODEL
+    from latent_codec.bitstream.entropy_model import FORMAT as ENTROPY_MODEL
 
     return metadata_of(path).get("format") not in (LATENTS, ENTROPY_MODEL)
 
@@ -302,14 +302,14 @@ def _describe_entropy_model(path: Path) -> dict:
         "networks": len(getattr(model, "networks", ())),
         "weights": sum(size for name, size in sizes.items() if name.endswith(".weights")),
     }
-    if not model.num_steps:
+    if not model.num_step_sizes:
         codebooks = model.tables.sizes if model.kind == "static" else model.codebook_sizes
         return facts | {"values": "indices", "codebook_sizes": [int(size) for size in codebooks]}
     return facts | {
         "values": "latents",
-        "num_steps": model.num_steps,
-        "coarsest_steps": model.steps[0].tolist(),
-        "finest_steps": model.steps[-1].tolist(),
+        "num_steps": model.num_step_sizes,
+        "coarsest_steps": model.step_sizes[0].tolist(),
+        "finest_steps": model.step_sizes[-1].tolist(),
     }
 
 

@@ -163,7 +163,7 @@ class CodecCompressor:
 
         self.suffix = SUFFIX
         self.codec, self.entropy_model, self.name = codec, entropy_model, codec.name
-        num_steps = 0 if entropy_model is None else entropy_model.num_steps
+        num_steps = 0 if entropy_model is None else entropy_model.num_step_sizes
         self.qualities = range(num_steps) if num_steps else [None]
         self._image, self._prepared = None, None
 

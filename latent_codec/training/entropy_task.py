@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from latent_codec.bitstream.sensitivity import coarsest_steps, decoder_sensitivity
+from latent_codec.bitstream.sensitivity import coarsest_step_sizes, decoder_sensitivity
 from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
 from latent_codec.errors import SettingError
@@ -78,7 +78,7 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
         arguments.setdefault("units", channel_units(latents).tolist())
         if "coarsest" not in arguments:
             sensitivity = decoder_sensitivity(codec, latents[:_DECODED], config.run.seed)
-            arguments["coarsest"] = coarsest_steps(sensitivity).tolist()
+            arguments["coarsest"] = coarsest_step_sizes(sensitivity).tolist()
         context = construct(LatentContext, arguments, config.run.seed)
         means = latents.mean((0, 2, 3)) / torch.tensor(context.config.units)
         with torch.no_grad():
@@ -163,7 +163,7 @@ class EntropyTask(Task):
         num_positions = len(last) * math.prod(last.shape[-2:])
         if isinstance(self.network, IndexContext):
             return context(grids).sum() / num_positions
-        steps = self.network.steps().to(last.device)
+        steps = self.network.step_sizes().to(last.device)
         steps = steps[self.to_device(torch.randint(len(steps), (len(last),)))]
         return context(torch.round(last / steps[..., None, None]), steps).sum() / num_positions
 

@@ -19,7 +19,7 @@ import torch
 from tables import table
 
 from latent_codec import LatentCodec
-from latent_codec.bitstream import decompress, ideal_bits, prepare, read, sidecar, unpack
+from latent_codec.bitstream import decompress, prepare, read, sidecar, unpack
 from latent_codec.bitstream.coding import decode_tile, encode_tile
 from latent_codec.bitstream.quantization import quantize
 from latent_codec.components.prior_folders import load_prior
@@ -69,7 +69,7 @@ def test_default_codec_at_a_rate(kodak):
         target = int(RATE * num_pixels / 8)
         data = prepare(codec, original, entropy_model=model).compress(target_bytes=target)
         container, decoded = unpack(data), read(codec, data, entropy_model=model)
-        overheads.append((sum(container.lengths) - ideal_bits(decoded, model) / 8, sum(container.lengths)))
+        overheads.append((sum(container.lengths) - decoded.code_length / 8, sum(container.lengths)))
         headers.append(container.header_bytes)
         misses.append(len(data) / target)
         ours = to_image(decompress(codec, data, entropy_model=model))
@@ -149,7 +149,7 @@ def test_indices_on_kodak(kodak):
         decoded = read(codec, data, entropy_model=model)
         np.testing.assert_array_equal(decoded.values[0], codec.encode_indices(image)[0].numpy())
         sizes += 8 * len(data)
-        ideal += ideal_bits(decoded, model)
+        ideal += decoded.code_length
         grids.append(decoded.values[0])
     count = sum(each.size for each in grids)
     own = order_zero_bits(grids)
