@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT, SHARED
 
 import latent_codec
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
 
 # `pipelines` and `conversion` are next to the package in a checkout and inside it once installed.
 latent_codec.__path__.append(str(ROOT))
@@ -19,12 +17,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one test a core, in subprocesses too,
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 if (SHARED / "torch_home").is_dir():
     os.environ.setdefault("TORCH_HOME", str(SHARED / "torch_home"))
-
-
-def without_progress(stderr: str) -> str:
-    """What a process said, less the lines that it shows while libraries load on a busy machine."""
-    lines = stderr.splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith("loading libraries: "))
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,14 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
+from helpers.commands import fails, write_idx
 from PIL import Image
 from safetensors.torch import save_file
 
 from latent_codec import LatentCodec, __version__
 from latent_codec.cli import VERBS, main
 from latent_codec.latents.latent_files import load_latents
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def build_codec(kind=diffusers.AutoencoderKL, seed=0, **config):
@@ -58,17 +58,6 @@ def photos(tmp_path, monkeypatch):
         Image.fromarray(pixels).save(tmp_path / "photos" / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
-
-
-def fails(capsys, *argv) -> str:
-    """Run a command that must fail: exit code 2 and one line on stderr, which is returned."""
-    capsys.readouterr()
-    assert main(list(map(str, argv))) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"latent-codec {argv[0]}: ")
-    assert err.count("\n") == 1 and err.endswith("\n")
-    return err
 
 
 # ------------------------------------------------------------------------------------------ the shell
@@ -277,11 +266,6 @@ def test_indices_of_a_discrete_codec(codecs, photos, capsys):
 
     err = fails(capsys, "encode", cat, "--indices", "--codec", codecs / "mine")
     assert "has no codebook" in err
-
-
-def write_idx(path, array):
-    shape = b"".join(side.to_bytes(4, "big") for side in array.shape)
-    path.write_bytes(bytes((0, 0, 8, array.ndim)) + shape + array.tobytes())
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers.commands import fails, files_in
 from PIL import Image
 from safetensors.torch import load, load_file
 
@@ -44,21 +45,6 @@ def place(tmp_path, monkeypatch):
     Path("run/codec/README.md").write_text("# the model card\n")
     Path("run/codec/preview.safetensors").write_bytes(b"a sidecar")
     return tmp_path
-
-
-def fails(capsys, *argv) -> str:
-    capsys.readouterr()
-    assert main(list(map(str, argv))) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"latent-codec {argv[0]}: ") and err.count("\n") == 1
-    return err
-
-
-def files_in(folder) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()
-    }
 
 
 # ------------------------------------------------------------------------------------------ calibrate

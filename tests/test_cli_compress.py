@@ -9,8 +9,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import without_progress
 from helpers import processes
+from helpers.commands import fails, without_progress
 from PIL import Image
 from test_bitstream import BLOCKS
 
@@ -92,14 +92,6 @@ def run(capsys, *argv, status: int = 0) -> tuple[str, str]:
     capsys.readouterr()
     assert main(list(map(str, argv))) == status
     return capsys.readouterr()
-
-
-def fails(capsys, *argv) -> str:
-    """Run a command that must fail: status 2 and one line on stderr, which is returned."""
-    out, err = run(capsys, *argv, status=2)
-    assert out == ""
-    assert err.startswith(f"latent-codec {argv[0]}: ") and err.count("\n") == 1 and err.endswith("\n")
-    return err
 
 
 def pixels(path) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import VQModel
+from helpers.commands import fails, files_in
 from helpers.processes import COMMAND, run_two
 from test_bitstream import build, make_image
 
@@ -61,21 +62,6 @@ def fit(capsys, kind: str, *argv) -> dict:
     small = [] if "--static" in argv else SMALL
     assert main(["fit-entropy", "photos", "--codec", kind, "--json", *small, *argv]) == 0
     return json.loads(capsys.readouterr().out)
-
-
-def fails(capsys, *argv) -> str:
-    """Run a command that must fail: status 2 and one line on stderr, which is returned."""
-    capsys.readouterr()
-    assert main(list(argv)) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith(f"latent-codec {argv[0]}: ") and err.count("\n") == 1
-    return err
-
-
-def files_in(folder) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

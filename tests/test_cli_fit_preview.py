@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.commands import fails, files_in
+from helpers.training import write_images
 from test_previews import build, smooth
-from tiny_training import write_images
 
 from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.cli import main
@@ -31,21 +32,6 @@ def place(tmp_path, monkeypatch):
     Path("run/codec/README.md").write_text("# the model card\n")
     build(AutoencoderVQ).save_pretrained("vq")
     return tmp_path
-
-
-def fails(capsys, *argv) -> str:
-    capsys.readouterr()
-    assert main(["fit-preview", *map(str, argv)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("latent-codec fit-preview: ") and err.count("\n") == 1
-    return err
-
-
-def files_in(folder) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()
-    }
 
 
 def test_it_fits_to_images_and_writes_into_the_codecs_folder(place, capsys):
@@ -103,7 +89,7 @@ def test_a_shipped_codec_is_copied_to_the_bit(place, capsys, monkeypatch):
     monkeypatch.setattr(fitting, "NUM_RANDOM", 1)
     monkeypatch.setattr(fitting, "SIDE", 32)
     before = files_in(ASSETS / "default-f8c4")
-    assert "stays as it is; give --out DIR" in fails(capsys, "--codec", "default")
+    assert "stays as it is; give --out DIR" in fails(capsys, "fit-preview", "--codec", "default")
     for _ in range(2):  # the second time the copy is there
         assert main(["fit-preview", "--codec", "default", "--out", "copy"]) == 0
     assert files_in(ASSETS / "default-f8c4") == before
@@ -123,8 +109,8 @@ def test_a_shipped_codec_is_copied_to_the_bit(place, capsys, monkeypatch):
 def test_a_folder_of_something_else_is_left_alone(place, capsys):
     Path("full").mkdir()
     Path("full/letter.txt").write_text("dear")
-    assert "holds other files and no codec" in fails(capsys, "--codec", "run", "--out", "full")
-    message = fails(capsys, "--codec", "run", "--out", "vq")
+    assert "holds other files and no codec" in fails(capsys, "fit-preview", "--codec", "run", "--out", "full")
+    message = fails(capsys, "fit-preview", "--codec", "run", "--out", "vq")
     for codec in ("run", "vq"):
         assert LatentCodec.from_pretrained(codec).fingerprint in message
     assert not Path("vq/preview.safetensors").exists()
@@ -143,7 +129,7 @@ def test_a_folder_of_something_else_is_left_alone(place, capsys):
     ],
 )
 def test_wrong_flags_write_nothing(place, capsys, argv, message):
-    assert message in fails(capsys, "--codec", "run", *argv)
+    assert message in fails(capsys, "fit-preview", "--codec", "run", *argv)
     assert not Path("run/codec/preview.safetensors").exists()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
+from helpers.commands import fails
 from helpers.processes import run_fresh
 from PIL import Image
 
@@ -79,14 +80,6 @@ def printed(capsys, *argv):
     return out
 
 
-def refused(capsys, *argv):
-    capsys.readouterr()
-    assert main(["info", *argv]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("latent-codec info: ") and err.count("\n") == 1
-    return err
-
-
 def test_audit(capsys):
     codec = LatentCodec.from_pretrained("mine")
     audits = audit_hosts(codec)
@@ -152,7 +145,7 @@ def test_against_itself(capsys):
     ],
 )
 def test_refusals(argv, message, capsys):
-    assert message in refused(capsys, *argv)
+    assert message in fails(capsys, "info", *argv)
 
 
 def test_audit_and_against_are_two_questions(capsys):
@@ -267,7 +260,7 @@ def test_refusals_of_compressed_files(compressed, capsys):
         (("mine", "--codec", "mine"), "--codec and --entropy are for"),
         (("mine", "--audit", "--entropy", "entropy"), "--codec and --entropy are for"),
     ]:
-        assert message in refused(capsys, *argv), argv
+        assert message in fails(capsys, "info", *argv), argv
 
 
 def test_what_needs_no_model_is_said_without_its_libraries(compressed, place):
@@ -386,7 +379,7 @@ def test_keys_count_by_their_names_and_with_verbose_by_the_network(tmp_path, cap
 
 def test_verbose_is_for_files_that_have_more_to_say(compressed, place, capsys):
     for thing in ("mine", "entropy/entropy.safetensors"):
-        assert "--verbose is for what a compressed file" in refused(capsys, thing, "--verbose")
+        assert "--verbose is for what a compressed file" in fails(capsys, "info", thing, "--verbose")
 
 
 def test_files_that_do_not_agree_are_built_to_be_sure(place, tmp_path, capsys):
@@ -400,7 +393,7 @@ def test_files_that_do_not_agree_are_built_to_be_sure(place, tmp_path, capsys):
     assert read_facts(tmp_path / "codec") is not None
     weights.write_bytes(weights.read_bytes()[:-1])
     assert read_facts(tmp_path / "codec") is None
-    assert "diffusion_pytorch_model.safetensors" in refused(capsys, str(tmp_path / "codec"))
+    assert "diffusion_pytorch_model.safetensors" in fails(capsys, "info", str(tmp_path / "codec"))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import without_progress
+from helpers.commands import fails, without_progress, write_idx
 from helpers.processes import COMMAND, run_forked
 from PIL import Image
 from test_likelihood import cnn, kl, latents_prior, snail, vq
@@ -37,11 +37,6 @@ Trained for {steps} steps on garments.
 
 secret
 """
-
-
-def write_idx(path: Path, array: np.ndarray):
-    shape = b"".join(side.to_bytes(4, "big") for side in array.shape)
-    path.write_bytes(bytes((0, 0, 8, array.ndim)) + shape + array.tobytes())
 
 
 @pytest.fixture(scope="module")
@@ -91,15 +86,6 @@ def place(made, tmp_path, monkeypatch):
         (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def fails(capsys, *argv) -> str:
-    capsys.readouterr()
-    assert main(list(map(str, argv))) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"latent-codec {argv[0]}: ") and err.count("\n") == 1
-    return err
 
 
 def facts_of(capsys, *argv) -> dict:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.commands import fails
 from PIL import Image
 from test_bitstream import build, make_image
 
@@ -28,15 +29,6 @@ def place(tmp_path, monkeypatch):
         build(name).save_pretrained(folder)
     fit_static(LatentCodec.from_pretrained("kl"), [make_image(64, 64, 9)]).save("kl")
     return tmp_path
-
-
-def fails(capsys, *argv) -> str:
-    capsys.readouterr()
-    assert main(["rd", *map(str, argv)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("latent-codec rd: ") and err.count("\n") == 1
-    return err
 
 
 def test_figures_are_those_of_the_files_it_keeps(place, capsys):
@@ -116,8 +108,8 @@ def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
     assert main([*argv, "--json"]) == 0
     coded = json.loads(capsys.readouterr().out)
     assert coded["num_images"] == 1
-    assert "leave --bpp 0.2 out" in fails(capsys, "photos", "--codec", "vq", "--bpp", "0.2")
-    assert "leave --qualities out" in fails(capsys, "photos", "--codec", "vq", "--qualities", "3")
+    assert "leave --bpp 0.2 out" in fails(capsys, "rd", "photos", "--codec", "vq", "--bpp", "0.2")
+    assert "leave --qualities out" in fails(capsys, "rd", "photos", "--codec", "vq", "--qualities", "3")
 
 
 @pytest.mark.parametrize(
@@ -134,15 +126,15 @@ def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
     ],
 )
 def test_wrong_arguments_measure_nothing(place, capsys, argv, message):
-    assert message in fails(capsys, "photos", "--codec", "kl", "--out", "o", *argv)
+    assert message in fails(capsys, "rd", "photos", "--codec", "kl", "--out", "o", *argv)
     assert not Path("o").exists() or not any(Path("o").iterdir())
 
 
 def test_latents_without_an_entropy_model_or_with_anothers(place, capsys):
-    message = fails(capsys, "photos", "--codec", "bare")
+    message = fails(capsys, "rd", "photos", "--codec", "bare")
     assert "latents of bare need an entropy model" in message and "--entropy" in message
     build("kl", seed=1).save_pretrained("other")
-    message = fails(capsys, "photos", "--codec", "other", "--entropy", "kl")
+    message = fails(capsys, "rd", "photos", "--codec", "other", "--entropy", "kl")
     assert "was fitted to kl" in message
-    assert "nowhere" in fails(capsys, "nowhere", "--codec", "kl")
+    assert "nowhere" in fails(capsys, "rd", "nowhere", "--codec", "kl")
     assert ASSETS.is_dir()

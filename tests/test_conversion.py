@@ -555,7 +555,7 @@ def test_an_unknown_scale_is_asked_for_and_warned_of(foreign_file, tmp_path, cap
 
 
 def test_calibrate_measures_the_scale(foreign_file, tmp_path, capsys):
-    from tiny_training import write_images
+    from helpers.training import write_images
 
     _, path = foreign_file
     images = write_images(tmp_path / "images", channels=random_shape(2)["in_channels"])

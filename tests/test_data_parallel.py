@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import gradients, run_tiny, tiny_config, write_images
+from helpers import ROOT
+from helpers.training import gradients, run_tiny, tiny_config, write_images
 
 from latent_codec import LatentCodec
 from latent_codec.training.config import dump_toml
 from latent_codec.training.report import read_metrics
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # The most that can go wrong between processes: a learned likelihood outside of the network, a discriminator with
 # its adaptive weight, noise, accumulation.

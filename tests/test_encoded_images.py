@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers.commands import write_idx
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -66,11 +67,6 @@ def pixels(index: int, height=16, width=16) -> np.ndarray:
     noise = np.random.default_rng(index).integers(0, 64, (height, width), np.uint8)
     noise[: height // 2, : width // 2] += np.uint8(index * 83 % 192)
     return noise
-
-
-def write_idx(path, array: np.ndarray):
-    shape = b"".join(side.to_bytes(4, "big") for side in array.shape)
-    path.write_bytes(bytes((0, 0, 8, array.ndim)) + shape + array.tobytes())
 
 
 def png(array: np.ndarray) -> bytes:

@@ -6,8 +6,8 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from helpers.training import weights
 from test_bitstream import BLOCKS, build, make_image
-from tiny_training import weights
 
 from latent_codec import LatentCodec
 from latent_codec.bitstream import IndexContextEntropy, LatentContextEntropy

@@ -8,9 +8,9 @@ import time
 
 import pytest
 import torch
+from helpers.training import write_images
 from PIL import Image
 from test_swap_in import ROOT, build_codec, letter_tokenizer, sd_pipeline
-from tiny_training import write_images
 
 from latent_codec import LatentCodec
 

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers.commands import write_idx
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -37,13 +38,6 @@ def write_tar(path, members: dict[str, bytes]):
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     return path
-
-
-def write_idx(path, array: np.ndarray):
-    content = (
-        bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
-    )
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 def assert_holds_all(source, num: int = NUM):

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from tiny_training import tiny_config
+from helpers.training import tiny_config
 from torch import nn
 from torch.nn import functional as F
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from helpers.training import write_images
 from safetensors.torch import load_file, save_file
 
 from latent_codec import AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ, LatentCodec
@@ -101,7 +102,8 @@ def test_copies_of_the_shipped_weights_open_as_the_shipped_codecs(tmp_path, name
 def test_every_verb_with_a_codec_takes_the_config(tmp_path, capsys):
     save_component(build("kl"), tmp_path / "codec")
     lone = bare(tmp_path / "codec", tmp_path / "lone" / "my.safetensors")
-    assert main(["roundtrip", "--codec", str(lone)]) == 2
+    write_images(tmp_path / "images", 1)
+    assert main(["roundtrip", str(tmp_path / "images"), "--codec", str(lone)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     flags = [
         "--codec",
@@ -111,7 +113,7 @@ def test_every_verb_with_a_codec_takes_the_config(tmp_path, capsys):
         "--out",
         str(tmp_path / "out"),
     ]
-    assert main(["roundtrip", *flags]) == 0
+    assert main(["roundtrip", str(tmp_path / "images"), *flags]) == 0
     assert main(["info", str(lone)]) == 0
     assert "does not show norm_num_groups" in capsys.readouterr().out
 

@@ -9,8 +9,8 @@ from importlib.resources import files
 
 import pytest
 import torch
-from conftest import ROOT
-from tiny_training import tiny_config, write_images
+from helpers import ROOT
+from helpers.training import tiny_config, write_images
 
 from latent_codec import HierarchicalVQ, LatentCodec
 from latent_codec.cli import build_parser, main

@@ -10,10 +10,10 @@ import diffusers
 import pytest
 import torch
 from helpers.processes import run_forked
+from helpers.training import write_images
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_autoencoder_tiny_gn import taef2
-from tiny_training import write_images
 from torch.nn import functional as F
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec, LatentSpace

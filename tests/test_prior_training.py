@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.processes import COMMAND, run_two
+from helpers.training import gradients, weights
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_training import gradients, weights
 
 from latent_codec import HierarchicalVQ, LatentCodec, PixelCNN, PixelSNAIL
 from latent_codec.cli import main

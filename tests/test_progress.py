@@ -6,14 +6,12 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from latent_codec.cli import progress
 from latent_codec.cli.progress import clear, showing, starting, with_progress
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import shlex
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from diffusers import AutoencoderKL
+from helpers import ROOT
 from PIL import Image
 
 from latent_codec.cli import VERBS, main

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 from helpers.processes import Process
-from tiny_training import tiny_config, write_images
+from helpers.training import tiny_config, write_images
 
 from latent_codec.training.config import dump_toml
 from latent_codec.training.report import read_metrics

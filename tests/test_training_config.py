@@ -2,7 +2,7 @@ import dataclasses
 import tomllib
 
 import pytest
-from tiny_training import tiny_config
+from helpers.training import tiny_config
 
 from latent_codec.errors import SettingError
 from latent_codec.training.build import build_autoencoder

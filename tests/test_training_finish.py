@@ -7,8 +7,8 @@ import tomllib
 import diffusers
 import pytest
 import torch
+from helpers.training import run_tiny, tiny_config, write_images
 from safetensors.torch import load_file
-from tiny_training import run_tiny, tiny_config, write_images
 
 from latent_codec import LatentCodec
 from latent_codec.images.sources import open_source

@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from helpers.training import tiny_config, weights, write_images
 from safetensors.torch import load_file
-from tiny_training import tiny_config, weights, write_images
 from torch import nn
 
 from latent_codec.cli import main

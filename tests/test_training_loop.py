@@ -11,8 +11,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers.training import gradients, run_tiny, tiny_config, weights, write_images
 from PIL import Image
-from tiny_training import gradients, run_tiny, tiny_config, weights, write_images
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_training import tiny_config
+from helpers.training import tiny_config
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from latent_codec.metrics import lpips_available, round_to_8_bits

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 import torch
-from tiny_training import run_tiny, tiny_config, weights, write_images
+from helpers.training import run_tiny, tiny_config, weights, write_images
 
 from latent_codec.cli import main
 from latent_codec.precision import computes_bfloat16

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from helpers.processes import Process, run_forked
-from tiny_training import tiny_config, weights, write_images
+from helpers.training import tiny_config, weights, write_images
 
 from latent_codec import LatentCodec
 from latent_codec.training.checkpoints import latest_checkpoint

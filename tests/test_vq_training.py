@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.processes import run_forked, run_two
+from helpers.training import run_tiny, tiny_config, weights, write_images
 from safetensors.torch import load_file
-from tiny_training import run_tiny, tiny_config, weights, write_images
 
 from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.cli import main

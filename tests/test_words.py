@@ -3,7 +3,7 @@
 import re
 import subprocess
 
-from conftest import ROOT
+from helpers import ROOT
 
 REPLACED = ("pictures?", "Pictures?[A-Z]?", "whole numbers?", "WholeNumber", "draw_chances")
 WHERE_OLD_NAMES_LIVE = {
