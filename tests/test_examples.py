@@ -8,9 +8,10 @@ import time
 
 import pytest
 import torch
+from helpers import ROOT
 from helpers.training import write_images
 from PIL import Image
-from test_swap_in import ROOT, build_codec, letter_tokenizer, sd_pipeline
+from test_swap_in import build_codec, letter_tokenizer, sd_pipeline
 
 from latent_codec import LatentCodec
 
