@@ -127,7 +127,7 @@ def test_one_symbol_costs_nothing_and_the_largest_alphabet_16_bits_each():
     np.testing.assert_array_equal(decoded(uniform, [stream], [numbers])[0], symbols)
 
 
-def test_rare_symbols_beside_a_nearly_certain_one():
+def test_rare_symbols_next_to_a_nearly_certain_one():
     tables = Tables.concatenate([pmf_to_quantized_cdf([1.0, 1e-9])], [0], escapes=False)
     assert tables.frequencies.tolist() == [TOTAL - 1, 1]
     symbols = (np.random.default_rng(0).random(20000) < 0.01).astype(np.int64)

@@ -167,7 +167,7 @@ def _download(repository: str, subfolder: str | None) -> Path:
 
 
 def is_foreign_file(name_or_path: str | os.PathLike) -> bool:
-    """Whether this is one file, and not diffusers' weights beside their config.json."""
+    """Whether this is one file, and not diffusers' weights next to their config.json."""
     path = Path(name_or_path)
     return path.is_file() and not (is_weights_name(path.name) and (path.parent / CONFIG).is_file())
 

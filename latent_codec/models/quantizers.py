@@ -241,7 +241,7 @@ def k_means(
     seed: int = 0,
     normalize: bool = False,
 ) -> Tensor:
-    """Centres of `vectors` by Lloyd's algorithm (1982), begun as k-means++ (Arthur and Vassilvitskii, 2007).
+    """Centers of `vectors` by Lloyd's algorithm (1982), begun as k-means++ (Arthur and Vassilvitskii, 2007).
 
     Each first center is one of the vectors, drawn in proportion to its squared distance from those drawn before, a
     64th of them at a time. A center that loses all its vectors moves to one of them drawn at random. Computed on

@@ -48,7 +48,7 @@ def context_class(codec: LatentCodec) -> type[Context]:
 def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCodec) -> Context:
     """A new network from `model.arguments`, or `model.pretrained`, in float32.
 
-    Latents: units and coarsest steps follow from the data and the codec's decoder, and what has no neighbours is first
+    Latents: units and coarsest steps follow from the data and the codec's decoder, and what has no neighbors is first
     expected at the mean. Indices: codewords' features start as
     the codewords, whose tree follows from them, too.
 
