@@ -13,20 +13,53 @@ from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from threading import RLock
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from latent_codec import deprecated
+
+if TYPE_CHECKING:  # what _EXPORTS gives at run time
+    from latent_codec.bitstream.compression import compress as compress
+    from latent_codec.bitstream.compression import decompress as decompress
+    from latent_codec.codec import LatentCodec as LatentCodec
+    from latent_codec.conversion.converting import convert as convert
+    from latent_codec.errors import SettingError as SettingError
+    from latent_codec.evaluation.calibration import calibrate as calibrate
+    from latent_codec.evaluation.reconstruction import evaluate as evaluate
+    from latent_codec.families.latent_space import LatentSpace as LatentSpace
+    from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN as AutoencoderTinyGN
+    from latent_codec.models.autoencoder_vq import AutoencoderVQ as AutoencoderVQ
+    from latent_codec.models.classifier import ImageClassifier as ImageClassifier
+    from latent_codec.models.hierarchical_vq import HierarchicalVQ as HierarchicalVQ
+    from latent_codec.models.pixelcnn import PixelCNN as PixelCNN
+    from latent_codec.models.pixelsnail import PixelSNAIL as PixelSNAIL
+    from latent_codec.pipelines.hierarchical_prior_pipeline import (
+        HierarchicalPriorPipeline as HierarchicalPriorPipeline,
+    )
+    from latent_codec.pipelines.latent_preview_callback import LatentPreviewCallback as LatentPreviewCallback
+    from latent_codec.pipelines.prior_pipeline import PriorPipeline as PriorPipeline
+    from latent_codec.previews.previewer import LatentPreviewer as LatentPreviewer
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
+    "HierarchicalPriorPipeline": "latent_codec.pipelines.hierarchical_prior_pipeline",
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
-    "LatentCodec": "latent_codec.codec",
-    "LatentSpace": "latent_codec.families.latent_space",
     "ImageClassifier": "latent_codec.models.classifier",
+    "LatentCodec": "latent_codec.codec",
+    "LatentPreviewCallback": "latent_codec.pipelines.latent_preview_callback",
+    "LatentPreviewer": "latent_codec.previews.previewer",
+    "LatentSpace": "latent_codec.families.latent_space",
     "PixelCNN": "latent_codec.models.pixelcnn",
     "PixelSNAIL": "latent_codec.models.pixelsnail",
+    "PriorPipeline": "latent_codec.pipelines.prior_pipeline",
+    "SettingError": "latent_codec.errors",
+    "calibrate": "latent_codec.evaluation.calibration",
+    "compress": "latent_codec.bitstream.compression",
+    "convert": "latent_codec.conversion.converting",
+    "decompress": "latent_codec.bitstream.compression",
+    "evaluate": "latent_codec.evaluation.reconstruction",
 }
 
 _COMPONENTS = [module for module in _EXPORTS.values() if module.startswith("latent_codec.models.")]
@@ -34,7 +67,7 @@ _COMPONENTS = [module for module in _EXPORTS.values() if module.startswith("late
 __all__ = [*_EXPORTS, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     if name in deprecated.NAMES:
@@ -54,9 +87,10 @@ class _DeferredModule(ModuleType):
     started twice.
     """
 
+    __spec__: Any  # there is one, with a loader
     _lock = RLock()
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         is_metadata = name.startswith("__") and name != "__all__"  # which `import *` asks for
         with self._lock:
             if is_metadata or (type(self) is _DeferredModule and self.__spec__.loader_state == "running"):
@@ -65,7 +99,7 @@ class _DeferredModule(ModuleType):
                 self.__spec__.loader_state = "running"
                 try:
                     self.__spec__.loader.exec_module(self)
-                    self.__class__ = ModuleType
+                    self.__class__ = ModuleType  # type: ignore[assignment]
                 finally:
                     self.__spec__.loader_state = None
         return getattr(self, name)
@@ -73,8 +107,7 @@ class _DeferredModule(ModuleType):
 
 def _defer(name: str) -> None:
     """Put the module `name` into `sys.modules` and its package, to run later."""
-    spec = find_spec(name)
-    module = module_from_spec(spec)
+    module = module_from_spec(find_spec(name))  # type: ignore[arg-type]
     module.__class__ = _DeferredModule
     sys.modules[name] = module
     package, _, stem = name.rpartition(".")

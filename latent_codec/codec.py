@@ -4,8 +4,11 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from numbers import Integral
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -14,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from latent_codec import deprecated
-from latent_codec.components.codec_facts import digest, fingerprint
+from latent_codec.components.codec_facts import digest, facts_of, fingerprint
 from latent_codec.components.codec_folders import (
+    SIDECARS,
     find_weights,
     is_foreign_file,
     load_autoencoder,
@@ -23,7 +27,12 @@ from latent_codec.components.codec_folders import (
     pipeline_around,
     short_name,
 )
-from latent_codec.components.weight_files import FORMER_WEIGHTS, check_folder_to_save, save_component
+from latent_codec.components.weight_files import (
+    FORMER_WEIGHTS,
+    check_folder_to_save,
+    metadata_of,
+    save_component,
+)
 from latent_codec.families import Encoded, LatentSpace, Level, family_of
 from latent_codec.files import read_folder, replacing
 from latent_codec.images.tensors import pad_to_multiple, to_image, to_pil
@@ -34,7 +43,7 @@ from latent_codec.torch_settings import ignoring_caller_settings, plain_state_di
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 
 class NonFiniteError(ValueError):
@@ -83,7 +92,7 @@ class LatentCodec:
         config: str | os.PathLike | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device | None = None,
-    ) -> "LatentCodec":
+    ) -> Self:
         """Open a codec.
 
         Args:
@@ -102,11 +111,8 @@ class LatentCodec:
             ValueError: if nothing usable is there, if weights are damaged, missing, superfluous or beyond `dtype`, or for another
                 dtype or a device that this machine lacks.
         """
-        dtype = torch.float32 if dtype is None else dtype
-        if dtype not in DTYPES:
-            allowed = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
-            raise ValueError(f"dtype is {dtype}; allowed are {allowed}")
-        device = _usable_device(device)
+        dtype = _usable_dtype(torch.float32 if dtype is None else dtype)
+        device = _usable_device("cpu" if device is None else device)
         if subfolder is None and is_foreign_file(name_or_path):
             codec = cls(load_foreign(name_or_path, config), name=Path(name_or_path).stem, pipeline=pipeline)
         else:
@@ -117,16 +123,93 @@ class LatentCodec:
             pipeline = pipeline or pipeline_around(weights)
             codec = cls(autoencoder, name=short_name(name_or_path), pipeline=pipeline)
             codec.folder = weights.parent
-        if dtype != torch.float32:
-            codec._weight_digests()  # of the weights as stored, so that a lower precision changes no fingerprint
-        to_precision(codec.autoencoder.to(device), dtype)
-        if dtype != torch.float32:
-            for key, tensor in codec.autoencoder.state_dict().items():
-                check_finite(tensor, key, codec.folder or name_or_path, torch.float32)
-        return codec
+        return codec.to(device, dtype)
+
+    def to(
+        self, device: str | torch.device | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """Move and convert the weights in place: `codec.to("cuda")`, `codec.to(torch.bfloat16)`. Fingerprints stay.
+
+        Args:
+            device: None: where it is. A dtype in its place is the dtype.
+            dtype: float32, bfloat16 or float16; None: as it is.
+
+        Raises:
+            ValueError: for another dtype, a device that this machine lacks, or weights beyond `dtype`.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        if device is not None:
+            self.autoencoder.to(_usable_device(device))
+        if dtype is not None and _usable_dtype(dtype) != self.dtype:
+            self._weight_digests()  # of the weights as they are, so that a lower precision changes no fingerprint
+            stored = self.dtype
+            to_precision(self.autoencoder, dtype)
+            for key, tensor in self.autoencoder.state_dict().items():
+                check_finite(tensor, key, self.folder or self.name, stored)
+        return self
+
+    def __repr__(self) -> str:
+        return "\n".join([f"LatentCodec {self.name}", *(f"  {key}: {text}" for key, text in self._rows())])
+
+    def _repr_html_(self) -> str:
+        """The same as a table, for notebooks."""
+        rows = "".join(f"<tr><th>{key}</th><td>{escape(text)}</td></tr>" for key, text in self._rows())
+        return f"<table><caption>LatentCodec {escape(self.name)}</caption>{rows}</table>"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        """What `latent-codec info` shows, device and dtype; fingerprints only once they were computed."""
+        facts = facts_of(self, fingerprints=self._digests is not None).describe()
+        facts |= {"device": self.device, "dtype": str(self.dtype).removeprefix("torch.")}
+        del facts["kind"], facts["name"]
+        return [
+            (key.replace("_", " "), f"{value:,}" if type(value) is int else str(value))
+            for key, value in facts.items()
+            if value is not None
+        ]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload codec",
+        create_pr: bool = False,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub, with a model card where the codec has none.
+
+        Args:
+            repo_id: "owner/name"; the repository is made if there is none.
+            private: of a new repository; None: the owner's default.
+            token: None: the one that is logged in.
+            create_pr: open a pull request with it, instead of a commit.
+
+        Returns:
+            The URL of the commit.
+
+        Raises:
+            HfHubHTTPError: as huggingface_hub raises it, of the package's `errors`.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            card = Path(folder, "README.md")
+            if not card.is_file():
+                rows = "\n".join(f"| {key} | {text} |" for key, text in self._rows())
+                card.write_text(_CARD.format(name=self.name, repo_id=repo_id, rows=rows), encoding="utf-8")
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            return api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=commit_message, create_pr=create_pr
+            ).commit_url
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write a diffusers folder, complete or not at all, with the model card this codec was opened with.
+        """Write a diffusers folder, complete or not at all.
+
+        The model card of the folder that this codec was opened from goes with it, and so do its preview and entropy
+        model where they fit what is saved.
 
         An older codec's folder is overwritten; what else lies in it stays. Weights are written in `dtype`, so
         that a codec opened in half precision is saved with rounded weights: another codec, by its fingerprints.
@@ -137,18 +220,32 @@ class LatentCodec:
         """
         folder = check_folder_to_save(folder)
         with replacing(folder, superseded=FORMER_WEIGHTS) as new:
-            if self.folder is not None and (self.folder / "README.md").is_file():
-                new.mkdir(exist_ok=True)
-                shutil.copyfile(self.folder / "README.md", new / "README.md")
             save_component(self.autoencoder, new)
+            for file in self._companions():
+                shutil.copyfile(file, new / file.name)
+
+    def _companions(self) -> list[Path]:
+        """Model card, preview and entropy model of the folder that the codec was opened from.
+
+        Preview and entropy model name the fingerprint that they were fitted to.
+        """
+        if self.folder is None:
+            return []
+        found = [self.folder / "README.md"]
+        if self.dtype == torch.float32:
+            for path in (self.folder / name for name in SIDECARS):
+                metadata = "".join(metadata_of(path).values())
+                if metadata and (self.fingerprint in metadata or self.space_fingerprint in metadata):
+                    found.append(path)
+        return [path for path in found if path.is_file()]
 
     @property
-    def autoencoder(self) -> torch.nn.Module:
+    def autoencoder(self) -> Any:
         """The component itself, as a pipeline takes it."""
         return self._autoencoder
 
     @autoencoder.setter
-    def autoencoder(self, autoencoder: torch.nn.Module) -> None:
+    def autoencoder(self, autoencoder: Any) -> None:
         self._autoencoder = uncompiled(autoencoder)
         self.family = family_of(self._autoencoder)
 
@@ -329,6 +426,22 @@ class LatentCodec:
         images = [image for batch in batches for image in self._decode(batch, tile)]
         return as_output(self._crop(images, size), output_type)
 
+    def roundtrip(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        output_type: str = "pil",
+        tile: int | None = None,
+    ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+        """Images -> latents -> reconstructions of the same sizes, as `decode` gives them.
+
+        Raises:
+            ValueError, OSError: as `encode` and `decode`.
+        """
+        singles = self._singles(images)
+        sizes = [(image.shape[1], image.shape[2]) for image in singles]
+        return self.decode(self.encode(singles, tile=tile), size=sizes, output_type=output_type, tile=tile)
+
     @ignoring_caller_settings()
     def encode_indices(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
         """Images of one size -> codebook indices: a list of int64 grids (B, h, w), top level first.
@@ -379,15 +492,21 @@ class LatentCodec:
 
     def _image_batches(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
         """Images of any kind -> padded batches (N, C, H, W): one where all sizes agree, else one for each."""
-        device = self.device  # asked once: diffusers walks through all modules for it
-        singles = [image.to(device) for each in _listed(images) for image in self._to_images(each)]
-        if not singles:
-            raise ValueError("no image came; give at least one")
+        singles = self._singles(images)
         sizes = {image.shape[-2:] for image in singles}
         for height, width in sizes:
             self.family.check_size(height, width)
         batches = [torch.stack(singles)] if len(sizes) == 1 else [image[None] for image in singles]
         return [pad_to_multiple(batch, self.family.side_multiple) for batch in batches]
+
+    def _singles(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
+        """Images of any kind -> (C, H, W) each, of their own sizes, on the codec's device."""
+        device = self.device  # asked once: diffusers walks through all modules for it
+        listed = list(images) if isinstance(images, list | tuple) else [images]
+        singles = [image.to(device) for each in listed for image in self._to_images(each)]
+        if not singles:
+            raise ValueError("expected at least one image, got none")
+        return singles
 
     def _to_images(self, image: ImageLike) -> list[Tensor]:
         """One image, or a batch as array or tensor -> images (C, H, W)."""
@@ -499,12 +618,6 @@ def _checked_tile(tile: int | None) -> int | None:
     return int(tile)
 
 
-def _listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    if isinstance(images, list | tuple):
-        return list(images)
-    return [images]
-
-
 def as_output(
     images: list[Tensor], output_type: str
 ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
@@ -529,11 +642,37 @@ def _digest(tensor: Tensor) -> str:
     return digest(tensor.detach().to("cpu", torch.float32).numpy())
 
 
-def _usable_device(device: str | torch.device | None) -> torch.device:
+def _usable_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in DTYPES:
+        allowed = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
+        raise ValueError(f"dtype: expected one of {allowed}, got {dtype}")
+    return dtype
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
     try:
-        device = torch.device("cpu" if device is None else device)
+        device = torch.device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {device} cannot be used here: {reason}") from error
+        raise ValueError(f"device {device} is not available here: {reason}") from error
     return device
+
+
+_CARD = """---
+library_name: diffusers
+tags: [autoencoder, latent-codec]
+---
+
+# {name}
+
+| | |
+|---|---|
+{rows}
+
+```python
+from latent_codec import LatentCodec
+
+codec = LatentCodec.from_pretrained("{repo_id}")
+```
+"""

@@ -441,7 +441,7 @@ def test_bad_input_gives_one_line_and_exit_code_2(codecs, photos, capsys):
             "tile is 0; expected an integer of pixels",
         ),
         (("roundtrip", photos / "cat.png", *mine, "--device", "abacus"), "abacus"),
-        (("roundtrip", photos / "cat.png", *mine, "--device", "meta"), "device meta cannot be used here"),
+        (("roundtrip", photos / "cat.png", *mine, "--device", "meta"), "device meta is not available here"),
         (("decode", "nowhere.safetensors", *mine), "nowhere.safetensors: No such file"),
         (("roundtrip", photos / "cat.png", *mine, "--out", "text.png"), "text.png is a file, where a folder"),
         (("encode", photos / "cat.png", *mine, "--out", "text.png/in"), "text.png is a file, where a folder"),

@@ -388,7 +388,7 @@ def test_sample_refuses_what_it_cannot_do(place, capsys, monkeypatch):
         ("joined --top-p 2", "expected a probability above 0"),
         ("joined --out grid.xyz", "sample: grid.xyz: cannot write a .xyz"),
         ("joined --preview other", "other is a folder"),
-        ("joined --device nonsense", "device nonsense cannot be used here"),
+        ("joined --device nonsense", "device nonsense is not available here"),
         ("nowhere", "nowhere does not exist; give a pipeline's folder or a shipped one (fashion-mnist)"),
         ("mine", "mine is no pipeline"),
         (
@@ -498,7 +498,7 @@ def test_evaluate_refuses_what_does_not_fit(place, capsys):
         ("data --codec mine --label class", "there is no --prior"),
         ("data --prior mine --codec mine", "as prior, got HierarchicalVQ"),
         ("data --prior nowhere", "nowhere does not exist"),
-        ("data --prior pixels --device nonsense", "device nonsense cannot be used here"),
+        ("data --prior pixels --device nonsense", "device nonsense is not available here"),
         ("nowhere --prior pixels", "nowhere"),
     ]:
         assert message in fails(capsys, "evaluate", *argv.split()), argv

@@ -146,7 +146,7 @@ def device_of(args: argparse.Namespace) -> str:
         torch.zeros(1, device=device).item()  # which is where a device without values (meta) is told
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {device} cannot be used here: {reason}") from error
+        raise ValueError(f"device {device} is not available here: {reason}") from error
     return device
 
 

@@ -45,7 +45,7 @@ from latent_codec.cli.compressed_files import (
 from latent_codec.cli.progress import showing, with_progress
 
 if TYPE_CHECKING:
-    from latent_codec.components.codec_facts import CodecFacts
+    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +145,7 @@ def describe(
         return _describe_entropy_model(path)
     if is_foreign_file(path):
         facts = None if verbose else read_facts(path)
-        return _describe_codec(facts) if facts is not None else _describe_checkpoint(path, verbose=verbose)
+        return facts.describe() if facts is not None else _describe_checkpoint(path, verbose=verbose)
     if _class_name(path / "model_index.json").endswith("PriorPipeline"):
         return _describe_pipeline(path)
     if any(
@@ -157,7 +157,7 @@ def describe(
         from latent_codec import LatentCodec
 
         facts = facts_of(LatentCodec.from_pretrained(thing))
-    return _describe_codec(facts)
+    return facts.describe()
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -197,7 +197,7 @@ def _describe_pipeline(folder: Path) -> dict:
     }
     facts |= {name: _prior_facts(prior) for name, prior in priors_of(pipe).items()}
     if pipe.vae is not None:
-        codec = _describe_codec(facts_of(LatentCodec(pipe.vae)))
+        codec = facts_of(LatentCodec(pipe.vae)).describe()
         facts["vae"] = {key: value for key, value in codec.items() if key not in ("kind", "name")}
     if pipe.classifier is not None:
         facts["classifier"] = {"class": type(pipe.classifier).__name__}
@@ -222,40 +222,6 @@ def _prior_facts(prior) -> dict:
         "condition": prior.condition_network and prior.condition_network.expected,
         "sample_size": config.sample_size and list(config.sample_size),
         "space_fingerprint": config.space_fingerprint,
-    }
-
-
-def _describe_codec(codec: "CodecFacts") -> dict:
-    space = codec.latent_space
-    return {
-        "kind": "codec",
-        "name": codec.name,
-        "class": codec.class_name,
-        "parameters": codec.num_parameters,
-        "image_channels": codec.channels,
-        "latent_channels": space.channels,
-        "downsampling_factor": space.downsampling_factor,
-        **(_describe_codebooks(codec) if codec.codebook_sizes else {}),
-        **space.to_config(),
-        "force_upcast": bool(codec.config.get("force_upcast")),
-        "space_fingerprint": codec.space_fingerprint,
-        "fingerprint": codec.fingerprint,
-    }
-
-
-def _describe_codebooks(codec: "CodecFacts") -> dict:
-    """Of each level, top first; grids and bits of a square image of `sample_size`, 256 where the config has none."""
-    from latent_codec.components.codec_facts import fixed_length_bits
-
-    sizes, side = codec.codebook_sizes, codec.config.get("sample_size") or 256
-    grids = codec.grid_shapes(side, side)
-    dim = codec.latent_space.channels // len(sizes)  # latents have all levels' codewords side by side
-    return {
-        "codebook_sizes": sizes,
-        "codeword_dims": [dim] * len(sizes),
-        "sample_size": side,
-        "grids": [list(shape) for shape in grids],
-        "bits_per_pixel_at_fixed_length": round(fixed_length_bits(grids, sizes) / side**2, 6),
     }
 
 

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,8 +47,8 @@ class CodecFacts:
     pipeline: str | None
     latent_space: LatentSpace
     num_parameters: int
-    space_fingerprint: str
-    fingerprint: str
+    space_fingerprint: str | None
+    fingerprint: str | None
 
     @property
     def channels(self) -> int:
@@ -72,6 +72,36 @@ class CodecFacts:
         """`grid_shapes` of this codec's levels."""
         return grid_shapes(self.position_sides, height, width)
 
+    def describe(self) -> dict[str, Any]:
+        """What `latent-codec info` shows, ready for JSON; of levels, top first."""
+        return {
+            "kind": "codec",
+            "name": self.name,
+            "class": self.class_name,
+            "parameters": self.num_parameters,
+            "image_channels": self.channels,
+            "latent_channels": self.latent_space.channels,
+            "downsampling_factor": self.latent_space.downsampling_factor,
+            **(self._describe_codebooks() if self.codebook_sizes else {}),
+            **self.latent_space.to_config(),
+            "force_upcast": bool(self.config.get("force_upcast")),
+            "space_fingerprint": self.space_fingerprint,
+            "fingerprint": self.fingerprint,
+        }
+
+    def _describe_codebooks(self) -> dict[str, Any]:
+        """Index maps and bits are those of a square image of `sample_size`, 256 where the config has none."""
+        sizes, side = self.codebook_sizes, self.config.get("sample_size") or 256
+        grids = self.grid_shapes(side, side)
+        dim = self.latent_space.channels // len(sizes)  # latents hold the codewords of all levels
+        return {
+            "codebook_sizes": sizes,
+            "codeword_dims": [dim] * len(sizes),
+            "sample_size": side,
+            "grids": [list(shape) for shape in grids],
+            "bits_per_pixel_at_fixed_length": round(fixed_length_bits(grids, sizes) / side**2, 6),
+        }
+
 
 def grid_shapes(sides: Sequence[int], height: int, width: int) -> list[tuple[int, int]]:
     """Height and width of each level's index map, for an image that is padded to positions of the top level.
@@ -88,8 +118,8 @@ def fixed_length_bits(shapes: Sequence[tuple[int, int]], sizes: Sequence[int]) -
     return sum(math.prod(shape) * math.log2(size) for shape, size in zip(shapes, sizes, strict=True))
 
 
-def facts_of(codec: "LatentCodec") -> CodecFacts:
-    """The facts of a codec that was built."""
+def facts_of(codec: "LatentCodec", *, fingerprints: bool = True) -> CodecFacts:
+    """The facts of a codec that was built; without `fingerprints` these are None, and no weight is read."""
     return CodecFacts(
         name=codec.name,
         class_name=type(codec.autoencoder).__name__,
@@ -97,8 +127,8 @@ def facts_of(codec: "LatentCodec") -> CodecFacts:
         pipeline=codec.pipeline,
         latent_space=codec.latent_space,
         num_parameters=codec.num_parameters,
-        space_fingerprint=codec.space_fingerprint,
-        fingerprint=codec.fingerprint,
+        space_fingerprint=codec.space_fingerprint if fingerprints else None,
+        fingerprint=codec.fingerprint if fingerprints else None,
     )
 
 

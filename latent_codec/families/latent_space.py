@@ -97,7 +97,7 @@ class LatentSpace:
     @property
     def is_plain(self) -> bool:
         """Whether latents_mean and latents_std, if any, change nothing."""
-        return self.mean is None or (not any(self.mean) and set(self.std) == {1.0})
+        return self.mean is None or (not any(self.mean) and set(self.std or ()) == {1.0})
 
     @classmethod
     def from_config(cls, autoencoder) -> "LatentSpace":
@@ -182,11 +182,11 @@ class LatentSpace:
         else:
             mean, std = self._statistics(raw_latents)
             latents = (raw_latents - mean) * self.scaling_factor / std
-        return unpack_positions(latents, self.packed) if self.unpacked_again else latents
+        return unpack_positions(latents, self.packed) if self.packed and self.unpacked_again else latents
 
     def denormalize(self, latents: "Tensor") -> "Tensor":
         """Latents of a denoiser, (B, C, h, w) -> raw latents for the decoder, in the same dtype."""
-        if self.unpacked_again:
+        if self.packed and self.unpacked_again:
             latents = pack_positions(latents, self.packed)
         if self.mean is None:
             raw_latents = latents / self.scaling_factor + self.shift_factor
