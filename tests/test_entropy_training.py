@@ -253,7 +253,7 @@ def test_a_network_goes_on_from_a_pretrained_one_of_the_same_codec(place, traine
         state, expected = network.state_dict(), trained[kind].state_dict()
         assert all(torch.equal(state[key], expected[key]) for key in expected)
     source, codec = source_of(place, "vq")
-    with pytest.raises(ValueError, match="was made for a codec of other values than vq's"):
+    with pytest.raises(ValueError, match="model.pretrained: expected a context model for vq, got"):
         build_context(configuration(place, "vq", model=model), source, codec)
 
 
@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(place, kind, se
 
 def test_values_of_the_other_kind_are_refused(place):
     source, _ = source_of(place, "kl")
-    with pytest.raises(ValueError, match="the files hold latents, which vq does not code"):
+    with pytest.raises(ValueError, match="expected indices of vq, got files of latents"):
         build_context(configuration(place, "vq"), source, LatentCodec.from_pretrained(place / "vq"))
 
 

@@ -1,4 +1,4 @@
-"""Training the networks of an entropy model: the fewest bits for a codec's values, as they will be coded."""
+"""Train a context model: minimize the code length of a codec's quantized latents or indices."""
 
 import math
 from collections.abc import Sequence
@@ -30,30 +30,29 @@ from latent_codec.training.prior_data import GridWindows, Item, large_enough, wi
 from latent_codec.training.task import Task, TaskInputs, collate
 
 ROUNDED_FROM = 0.6
-"""The part of a training after which numbers are rounded as they will be."""
+"""Share of a training after which networks round to integers."""
 CHANNEL_GROUPS = 4
-"""Passes over a position's channels, at most, unless model.arguments.group says otherwise."""
-_SURVEYED = 64  # windows that latents' spread, and indices' frequencies, are found from
-_DECODED = 4  # windows that the decoder's sensitivity is found from
+"""Passes over a position's channels, at most, by default (model.arguments.group)."""
+_SURVEYED = 64  # windows, for the statistics of latents and indices
+_DECODED = 4  # windows, for the decoder's sensitivity
 _MEASURED = 64  # held-out windows, at most
 
 Context = LatentContext | IndexContext
 
 
 def context_class(codec: LatentCodec) -> type[Context]:
-    """What learns the values that a codec's files hold."""
+    """The context model of a codec's values."""
     return IndexContext if codec.indices_suffice else LatentContext
 
 
 def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCodec) -> Context:
-    """A new network from `model.arguments`, or `model.pretrained`, in float32.
+    """Build a new network from `model.arguments`, or open `model.pretrained`, in float32.
 
-    Latents: units and coarsest steps follow from the data and the codec's decoder, and what has no neighbors is first
-    expected at the mean. Indices: codewords' features start as
-    the codewords, whose tree follows from them, too.
+    Latents: units and coarsest step sizes follow from the data and the decoder's sensitivity, and phase 0 starts at the
+    mean. Indices: the codewords initialize their features and the tree.
 
     Raises:
-        ValueError: for an argument that it does not have or cannot use, or a network for another codec.
+        ValueError: for an argument that does not fit, or a network for another codec.
     """
     wanted = context_class(codec).__name__
     if config.model.class_name != wanted:
@@ -66,8 +65,8 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
         else:
             fits = context.num_channels == codec.latent_space.channels
         if not fits:
-            raise ValueError(
-                f"{config.model.pretrained} was made for a codec of other values than {codec.name}'s."
+            raise SettingError(
+                "model.pretrained", f"a context model for {codec.name}", config.model.pretrained
             )
         return context
     arguments = dict(config.model.arguments)
@@ -98,8 +97,7 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
 def channel_units(latents: Tensor) -> Tensor:
     """Units of a LatentContext for latents (B, C, h, w): (C,).
 
-    The standard deviation; more where a channel's mean lies so far from 0 that values within 3 deviations of it would
-    exceed what features hold.
+    The standard deviation; more where a channel's mean is so far from 0 that features within 3 deviations would be clipped.
     """
     channels = latents.movedim(1, 0).flatten(1)
     deviations = channels.std(1)
@@ -158,27 +156,29 @@ class EntropyTask(Task):
         return {"held_out_bits_per_position": total / count}
 
     def _bits(self, context, grids: Sequence[Tensor]) -> Tensor:
-        """Of all levels or channels together, per position of the last level; a scalar."""
+        """Code length of all levels or channels together, per position of the last level; a scalar."""
         *_, last = grids = [self.to_device(grid) for grid in grids]
         num_positions = len(last) * math.prod(last.shape[-2:])
         if isinstance(self.network, IndexContext):
             return context(grids).sum() / num_positions
-        steps = self.network.step_sizes().to(last.device)
-        steps = steps[self.to_device(torch.randint(len(steps), (len(last),)))]
-        return context(torch.round(last / steps[..., None, None]), steps).sum() / num_positions
+        step_sizes = self.network.step_sizes().to(last.device)
+        step_sizes = step_sizes[self.to_device(torch.randint(len(step_sizes), (len(last),)))]
+        quantized = torch.round(last / step_sizes[..., None, None])
+        return context(quantized, step_sizes).sum() / num_positions
 
 
 def _windows(
     config: TrainingConfig, source: EncodedImages, codec: LatentCodec
 ) -> tuple[GridWindows, GridWindows]:
-    """Those to train on, and those held out.
+    """Windows to train on, and held-out ones.
 
     Raises:
         ValueError: if the files are of another kind, or no image is large enough.
     """
     if source.is_discrete != codec.indices_suffice:
         raise ValueError(
-            f"the files hold {'indices' if source.is_discrete else 'latents'}, which {codec.name} does not code."
+            f"expected {'indices' if codec.indices_suffice else 'latents'} of {codec.name}, got files of "
+            f"{'indices' if source.is_discrete else 'latents'}"
         )
     shapes = window_shapes(config, codec, len(codec.codebook_sizes) if source.is_discrete else 1)
     train, held_out = hold_out(source, config.data.held_out, config.run.seed)
