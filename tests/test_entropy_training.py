@@ -253,7 +253,7 @@ def test_a_network_goes_on_from_a_pretrained_one_of_the_same_codec(place, traine
         state, expected = network.state_dict(), trained[kind].state_dict()
         assert all(torch.equal(state[key], expected[key]) for key in expected)
     source, codec = source_of(place, "vq")
-    with pytest.raises(ValueError, match="model.pretrained: expected a context model for vq, got"):
+    with pytest.raises(ValueError, match="expected a context model for vq, got"):
         build_context(configuration(place, "vq", model=model), source, codec)
 
 
