@@ -1,5 +1,6 @@
 """The whole way from a source to what is written: `convert`, as the verb of that name does it."""
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -43,6 +44,8 @@ class Conversion:
     """Entries with averaged weights of the same autoencoder, which were not taken; each is a value for `entry`."""
     settings_known_by: str | None = None
     """Source of the settings that weights do not show (groups of norms, activation)."""
+    other_classes: tuple[str, ...] = ()
+    """What else the source could become; each is a value for `class_name`."""
 
 
 def convert(
@@ -54,6 +57,7 @@ def convert(
     entry: str | None = None,
     config: str | os.PathLike | None = None,
     norm_num_groups: int | None = None,
+    class_name: str | None = None,
     scale: str | None = None,
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
@@ -75,12 +79,13 @@ def convert(
         source: a checkpoint file, or the two files of a tiny autoencoder; or a codec: a folder, a shipped name, a hub id.
         out: a folder that is new or holds a codec; with `to`, a new file (.safetensors, .ckpt, .pt or .pth), for taesd a
             new folder.
-        to: "diffusers", "ldm", "taming", "taesd" or "vq-vae-2".
+        to: "diffusers", or the format of an original code: one of `FOREIGN`.
         dtype: of the written weights; None keeps those of the source.
         entry: the entry or prefix of the file to take, such as "ema"; None: the only autoencoder, or the one that is
             not averaged.
         config: a diffusers config.json for the weights, or the original's yaml, which has to agree with them.
         norm_num_groups: groups of the norms, for weights in diffusers' own key layout without their config.json.
+        class_name: of the component, where one file fits several classes, such as Wan 2.1's and Qwen-Image's.
         scale: of the latents, by the model family: "sd1", "sdxl", "sd3" or "flux".
         scaling_factor, shift_factor: of the latents, as numbers.
         calibrate: images to measure the scale of the latents on, as `evaluation.calibration` does.
@@ -114,11 +119,12 @@ def convert(
         raise SettingError("calibrate", "a diffusers folder as the result", to, advice="convert to one first")
     if _are_files(sources):
         return _convert_files(
-            sources, out, to, dtype, entry, config, norm_num_groups, asked, calibrate, on_progress
+            sources, out, to, dtype, entry, config, norm_num_groups, class_name, asked, calibrate, on_progress
         )
     for name, value in {
         "entry": entry,
         "norm_num_groups": norm_num_groups,
+        "class_name": class_name,
         "config": config,
         "calibrate": calibrate,
     }.items():
@@ -190,25 +196,23 @@ def _convert_files(
     entry,
     config,
     norm_num_groups,
+    class_name,
     asked: Scale | None,
     calibrate,
     on_progress,
 ) -> Conversion:
     """Foreign files -> a diffusers folder, or another foreign format by way of the component."""
     settings, original = _settings(config, norm_num_groups)
-    foreign = read_foreign(sources, entry=entry, settings=settings)
+    foreign = read_foreign(sources, entry=entry, settings=settings, class_name=class_name)
+    if asked is not None or calibrate is not None:
+        _check_scalable(foreign.network.network_class)
     scale = asked or (original and scale_of(original)) or foreign.scale
     foreign = replace(foreign, scale=scale)
     foreign.keys.check(foreign.name)
     if original is not None:
         check_config(original, foreign.network.config, str(config))
     if scale is None and calibrate is None:
-        raise ConversionSettingError(
-            "scale",
-            f"one of {', '.join(SCALES)}, as nothing in {foreign.name} says the scale of its latents",
-            advice="give `scale=sd1` or the like, `scaling_factor=X` (1 leaves them as they are), or "
-            "`calibrate=IMAGES` to measure it",
-        )
+        raise _scale_needed(foreign)
     from latent_codec.conversion.writing import write_diffusers, write_foreign
 
     if to == "diffusers":
@@ -229,7 +233,29 @@ def _convert_files(
         prefix=foreign.prefix.rstrip(".") or None,
         averaged_weights=tuple(each.rstrip(".") for each in foreign.averages),
         settings_known_by=foreign.settings,
+        other_classes=tuple(each.class_name for each in foreign.format.twins),
     )
+
+
+def _scale_needed(foreign: Foreign) -> ConversionSettingError:
+    """The error for a scale that nothing says, with those of published models of this shape."""
+    measured = "`scaling_factor=X` (1 leaves them as they are), or `calibrate=IMAGES` to measure it"
+    nothing = f"as nothing in {foreign.name} says the scale of its latents"
+    if published := foreign.format.published_scales(foreign.network.config):
+        expected = f"the number of its model, {nothing}; published are {published}"
+        return ConversionSettingError("scaling_factor", expected, advice=f"give {measured}")
+    expected = f"one of {', '.join(SCALES)}, {nothing}"
+    return ConversionSettingError("scale", expected, advice=f"give `scale=sd1` or the like, {measured}")
+
+
+def _check_scalable(network_class: type) -> None:
+    """Raise SettingError if a scale was asked for and the class has no entry for it."""
+    if "scaling_factor" not in inspect.signature(network_class.__init__).parameters:
+        raise SettingError(
+            "scale",
+            f"none: {network_class.__name__} has no scaling_factor, and normalizes each channel by its own statistics",
+            advice="leave out `scale`, `scaling_factor` and `calibrate`",
+        )
 
 
 def _settings(
@@ -261,6 +287,7 @@ def _convert_codec(source: str | os.PathLike, out: Path, to: str, dtype, asked: 
     codec = LatentCodec.from_pretrained(source)
     component = codec.autoencoder
     if asked is not None:
+        _check_scalable(type(component))
         scale = {"scaling_factor": asked.scaling_factor, "shift_factor": asked.shift_factor}
         component.register_to_config(
             **{key: value for key, value in scale.items() if key in component.config}

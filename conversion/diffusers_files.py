@@ -50,7 +50,7 @@ def infer_hierarchical(shapes: Shapes) -> dict:
     } | ({"residual_channels": residual_channels} if blocks else {})
 
 
-def _own_names(class_name: str, config: Mapping) -> list[Rename]:
+def own_names(class_name: str, config: Mapping) -> list[Rename]:
     """Every tensor by its own name."""
     return [Rename(key, key) for key in Network(class_name, config).on_meta().state_dict()]
 
@@ -65,10 +65,25 @@ def old_name(key: str) -> str:
 def _old_names(config: Mapping) -> list[Rename]:
     """The old names, which today's code still renames."""
     rows = []
-    for row in _own_names("AutoencoderKL", config):
+    for row in own_names("AutoencoderKL", config):
         old = old_name(row.ours)
         rows.append(Rename(old, row.ours, Change.MATRIX if old != row.ours else Change.NONE))
     return rows
+
+
+def configured(class_name: str, anchor: str, **parts) -> Format:
+    """A format of whose networks only a config tells, which names and shapes are then held against."""
+    return Format(
+        names=("diffusers",),
+        title=f"diffusers {class_name}",
+        class_name=class_name,
+        anchor=anchor,
+        not_shown="what its layers are",
+        infer=lambda shapes: {},
+        table=lambda config: own_names(class_name, config),
+        own_keys=r"(encoder|decoder|quant_conv|post_quant_conv)\.",
+        **parts,
+    )
 
 
 KL = Format(
@@ -80,7 +95,7 @@ KL = Format(
         _ANCHOR in shapes and not _has_codebook(shapes) and not _has_old_attention(shapes)
     ),
     infer=infer_kl,
-    table=lambda config: _own_names("AutoencoderKL", config),
+    table=lambda config: own_names("AutoencoderKL", config),
     own_keys=_ENCODER_DECODER,
 )
 OLD_KL = Format(
@@ -100,7 +115,7 @@ VQ = Format(
     anchor=_ANCHOR,
     recognizes=lambda shapes: _ANCHOR in shapes and _has_codebook(shapes),
     infer=infer_vq,
-    table=lambda config: _own_names("AutoencoderVQ", config),
+    table=lambda config: own_names("AutoencoderVQ", config),
     own_keys=_ENCODER_DECODER,
 )
 HIERARCHICAL = Format(
@@ -113,6 +128,6 @@ HIERARCHICAL = Format(
         {"encoders.0.downsampling.0.weight", "codebooks.0.embedding.weight"} <= shapes.keys()
     ),
     infer=infer_hierarchical,
-    table=lambda config: _own_names("HierarchicalVQ", config),
+    table=lambda config: own_names("HierarchicalVQ", config),
     own_keys=r"(encoders|decoders|codebooks|quantize_convs|upsamplers)\.|usage_\d",
 )

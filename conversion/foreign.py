@@ -14,7 +14,19 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from latent_codec.conversion import diffusers_files, ldm_kl, taef2, taesd, taming_vq, vq_vae_2
+from latent_codec.conversion import (
+    dc_ae,
+    diffusers_files,
+    flux2,
+    hunyuan_image,
+    ldm_kl,
+    taef2,
+    taehv,
+    taesd,
+    taming_vq,
+    vq_vae_2,
+    wan,
+)
 from latent_codec.conversion.checkpoints import Checkpoint, open_entries
 from latent_codec.conversion.other_families import OTHER_FAMILIES
 from latent_codec.conversion.renaming import (
@@ -27,6 +39,7 @@ from latent_codec.conversion.renaming import (
     Shapes,
     counts_of,
     foreign_keys,
+    join,
     match_keys,
     other_keys,
     some,
@@ -38,7 +51,20 @@ if TYPE_CHECKING:  # what a file holds is recognized without torch, and without 
     import torch
     from torch import Tensor, nn
 
-FORMATS: tuple[Format, ...] = (
+FORMATS: tuple[Format, ...] = (  # the first that recognizes a file has it: some borrow the names of others
+    flux2.FORMAT,
+    flux2.COMFY,
+    flux2.DIFFUSERS,
+    hunyuan_image.FORMAT,
+    hunyuan_image.DIFFUSERS,
+    wan.WAN_2_1,
+    wan.WAN_2_2,
+    wan.QWEN_IMAGE,
+    wan.DIFFUSERS,
+    wan.QWEN_IMAGE_DIFFUSERS,
+    dc_ae.FORMAT,
+    dc_ae.DIFFUSERS,
+    taehv.FORMAT,
     ldm_kl.FORMAT,
     taming_vq.FORMAT,
     vq_vae_2.FORMAT,
@@ -160,10 +186,10 @@ class Foreign:
 
         return rule_outside
 
-    def tensor(self, foreign_key: str) -> "Tensor":
-        """One tensor as our component has it."""
-        _, change = self.keys.mapped[foreign_key]
-        return change.to_ours(self.tensors[foreign_key])
+    def tensors_of(self, foreign_key: str) -> "dict[str, Tensor]":
+        """A tensor of the file as our component has it: by our key, or by three of them."""
+        tensor = self.tensors[foreign_key]
+        return {ours: change.to_ours(tensor) for change, ours in self.keys.mapped[foreign_key].items()}
 
     def component(self, dtype: "torch.dtype | None" = None) -> "nn.Module":
         """The diffusers component, its scale set where known; `dtype` None keeps the file's.
@@ -178,11 +204,11 @@ class Foreign:
         component = self.network.on_meta()
         expected = component.state_dict()
         state = {}
-        for foreign_key, (ours, _) in self.keys.mapped.items():
-            tensor = self.tensor(foreign_key)
-            if expected[ours].is_floating_point():
-                tensor = cast_weight(tensor, dtype, foreign_key, self.name)
-            state[ours] = own_copy(tensor)
+        for foreign_key in self.keys.mapped:
+            for ours, tensor in self.tensors_of(foreign_key).items():
+                if expected[ours].is_floating_point():
+                    tensor = cast_weight(tensor, dtype, foreign_key, self.name)
+                state[ours] = own_copy(tensor)
         component.load_state_dict(state, assign=True)
         component.requires_grad_(True)
         component.eval()
@@ -220,6 +246,7 @@ def read_foreign(
     *,
     entry: str | None = None,
     settings: Settings | None = None,
+    class_name: str | None = None,
 ) -> Foreign:
     """Recognize a checkpoint by its names and shapes: one file, or the two that hold encoder and decoder.
 
@@ -227,10 +254,11 @@ def read_foreign(
         entry: the prefix of the autoencoder's keys, names of dicts in the file included, such as "ema" or
             "state_dict.first_stage_model"; None: the only one, or the one that is no moving average.
         settings: a diffusers config, or a part of one; None: the one in the file's metadata or next to it.
+        class_name: of the component, where one file fits several classes; None: the one of `settings`, or the usual one.
 
     Raises:
         ConversionError: if nothing known is in it, or several autoencoders are, or if nothing says the settings that
-            its weights do not show.
+            its weights do not show, or if it is not of `class_name`.
         ValueError: if a file is damaged or would run code.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
@@ -247,6 +275,7 @@ def read_foreign(
         wrapper=opened[0].wrapper,
         entry=entry,
         settings=settings,
+        class_name=class_name,
     )
 
 
@@ -258,10 +287,12 @@ def recognize(
     wrapper: str | None = None,
     entry: str | None = None,
     settings: Settings | None = None,
+    class_name: str | None = None,
 ) -> Foreign:
     """`read_foreign` for tensors that are at hand."""
     shapes = shapes_of(tensors) if shapes is None else shapes
     chosen, others = choose(find_places(shapes, name), tensors, shapes, name, entry, wrapper)
+    chosen = _of_class(chosen, name, class_name, settings)
     class_name, config, rule = settle(name, chosen.format, _inferred(chosen, shapes, name), settings)
     network = Network(class_name, config)
     kl_channels = config["latent_channels"] if class_name == "AutoencoderKL" else None
@@ -292,10 +323,10 @@ def find_places(shapes: Shapes, name: str = "the state dict") -> list[Place]:
     places, others = [], []
     for prefix in prefixes:
         inner = under(shapes, prefix)
-        other = [each for each in OTHER_FAMILIES if each.anchor in inner and each.recognizes(inner)]
+        other = [each for each in OTHER_FAMILIES if each.anchor in inner]
         others += other[:1]
         if not other:
-            places += [Place(prefix, each) for each in FORMATS if each.recognizes(inner)]
+            places += [Place(prefix, each) for each in FORMATS if each.recognizes(inner)][:1]
     if places:
         return places
     if others:
@@ -356,6 +387,16 @@ def _is_in(entry: str, prefix: str, wrapper: str | None) -> bool:
     return any(
         each == f"{entry}." or (entry and each.startswith(f"{entry}.")) or each == entry for each in names
     )
+
+
+def _of_class(place: Place, name: str, asked: str | None, settings: Settings | None) -> Place:
+    """The place in the format of the class that is asked for, or else that a config names."""
+    formats = {each.class_name: each for each in (place.format, *place.format.twins)}
+    if asked is not None and asked not in formats:
+        expected = f"{' or '.join(formats)}, as {name} is a {place.format.title}"
+        raise ConversionSettingError("class_name", expected, asked)
+    class_name = asked or (settings.config.get("_class_name") if settings else None)
+    return Place(place.prefix, formats.get(class_name, place.format))
 
 
 def _inferred(place: Place, shapes: Shapes, name: str) -> dict:
@@ -466,7 +507,10 @@ def from_diffusers(component: "nn.Module", name: str) -> "dict[str, Tensor]":
 
     state = plain_state_dict(component)
     names = foreign_keys(format.table(component.config), state)
-    return format.complete({theirs: change.to_foreign(state[key]) for key, (theirs, change) in names.items()})
+    parts: dict[str, dict] = {}
+    for key, (theirs, change) in names.items():
+        parts.setdefault(format.written_prefix + theirs, {})[change] = state[key]
+    return format.complete({theirs: join(tensors) for theirs, tensors in parts.items()})
 
 
 def find_format(component: "nn.Module", name: str) -> Format:
@@ -478,7 +522,7 @@ def find_format(component: "nn.Module", name: str) -> Format:
         raise ConversionError(
             f"{type(component).__name__} cannot be written as {name}; it can be as {', '.join(names)}."
         )
-    return fitting[0]
+    return next((each for each in fitting if each.refuses(component) is None), fitting[0])
 
 
 class Halves(Mapping):

@@ -3,11 +3,7 @@
 Each is told from the supported formats, whose names some of them borrow, by keys or shapes that only it has.
 """
 
-import re
-from collections.abc import Callable
 from typing import NamedTuple
-
-from latent_codec.conversion.renaming import Shapes
 
 
 class OtherFamily(NamedTuple):
@@ -15,55 +11,10 @@ class OtherFamily(NamedTuple):
 
     title: str
     anchor: str
-    """A key that every file of the family has, by which its prefix is found."""
-    recognizes: Callable[[Shapes], bool] = lambda shapes: True
-    """Whether keys without their prefix, `anchor` among them, are of the family."""
-
-
-def _has(pattern: str) -> Callable[[Shapes], bool]:
-    return lambda shapes: any(re.match(pattern, key) for key in shapes)
-
-
-def _has_key(key: str) -> Callable[[Shapes], bool]:
-    return lambda shapes: key in shapes
+    """A key that every file of the family has and no other, by which its prefix is found."""
 
 
 OTHER_FAMILIES = (
-    OtherFamily(
-        "FLUX.2's autoencoder (AutoencoderKLFlux2)", "bn.running_mean", _has_key("encoder.conv_in.weight")
-    ),
-    OtherFamily(
-        "Wan 2.2's video autoencoder (AutoencoderKLWan)",
-        "decoder.middle.0.residual.0.gamma",
-        _has(r"decoder\.upsamples\.0\.upsamples\."),
-    ),
-    OtherFamily(
-        "the video autoencoder of Wan 2.1 or Qwen-Image (AutoencoderKLWan, AutoencoderKLQwenImage)",
-        "decoder.middle.0.residual.0.gamma",
-    ),
-    OtherFamily(
-        "the video autoencoder of Wan or Qwen-Image (AutoencoderKLWan, AutoencoderKLQwenImage)",
-        "decoder.mid_block.resnets.0.norm1.gamma",
-    ),
-    OtherFamily(
-        "a deep compression autoencoder (DC-AE, AutoencoderDC)", "decoder.project_in.main.conv.weight"
-    ),
-    OtherFamily(
-        "a deep compression autoencoder (DC-AE, AutoencoderDC)",
-        "decoder.conv_in.weight",
-        _has(r"decoder\.up_blocks\.\d+\.\d+\."),
-    ),
-    OtherFamily(
-        # In latent-diffusion's code, whose names it has, the outermost level has nothing to upsample.
-        "HunyuanImage 2.1's autoencoder (AutoencoderKLHunyuanImage)",
-        "decoder.up.0.upsample.conv.weight",
-    ),
-    OtherFamily(
-        "HunyuanImage 2.1's autoencoder (AutoencoderKLHunyuanImage)", "decoder.up_blocks.0.conv1.weight"
-    ),
-    OtherFamily(
-        "a tiny video autoencoder (TAEHV)", "encoder.2.conv.weight", _has_key("decoder.7.conv.weight")
-    ),
     OtherFamily(
         "a video autoencoder with causal convolutions (such as AutoencoderKLHunyuanVideo or AutoencoderKLCogVideoX)",
         "encoder.mid_block.resnets.0.conv1.conv.weight",

@@ -55,16 +55,38 @@ class Change(Enum):
     NONE = "as it is"
     MATRIX = "a 1x1 convolution's weight (C, D, 1, 1) as a matrix (C, D)"
     TRANSPOSED = "(D, K) as (K, D)"
+    STILL = "a convolution's weight (C, D, 1, h, w) over one frame as (C, D, h, w)"
+    FIRST_THIRD = "the first C rows of a 1x1 convolution's weight (3 C, D, 1, 1) as a matrix (C, D)"
+    SECOND_THIRD = "its middle C rows"
+    LAST_THIRD = "its last C rows"
 
     def to_ours(self, tensor: "Tensor") -> "Tensor":
+        if self in THIRDS and tensor.ndim == 4 and tensor.shape[0] % 3 == 0 and tensor.shape[2:] == (1, 1):
+            return tensor.chunk(3)[THIRDS.index(self)][:, :, 0, 0]
         if self is Change.MATRIX and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
             return tensor[:, :, 0, 0]
+        if self is Change.STILL and tensor.ndim == 5 and tensor.shape[2] == 1:
+            return tensor[:, :, 0]
         return tensor.T if self is Change.TRANSPOSED and tensor.ndim == 2 else tensor
 
     def to_foreign(self, tensor: "Tensor") -> "Tensor":
-        if self is Change.MATRIX and tensor.ndim == 2:
+        """The foreign tensor; of a third, its rows, which `join` puts together."""
+        if self in (Change.MATRIX, *THIRDS) and tensor.ndim == 2:
             return tensor[:, :, None, None]
+        if self is Change.STILL and tensor.ndim == 4:
+            return tensor[:, :, None]
         return tensor.T.contiguous() if self is Change.TRANSPOSED else tensor
+
+
+THIRDS = (Change.FIRST_THIRD, Change.SECOND_THIRD, Change.LAST_THIRD)
+
+
+def join(parts: "Mapping[Change, Tensor]") -> "Tensor":
+    """The foreign tensor of our tensors, by their changes: one, or the three thirds of it."""
+    import torch
+
+    rows = [change.to_foreign(parts[change]) for change in Change if change in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 class Rename(NamedTuple):
@@ -86,6 +108,7 @@ class LeftOut(NamedTuple):
 
 _OUR_CLASSES = {
     "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
+    "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
 }
@@ -137,6 +160,10 @@ class Format:
     """Whether these keys, without their prefix, are of this format."""
     infer: Callable[[Shapes], dict]
     """The config, from only names and shapes; raises ConversionError for what the class cannot hold."""
+    defaults: Callable[[Mapping], dict] = lambda inferred: {}
+    """Entries of the config that the original code fixes for a network of the inferred one, unless a config says otherwise."""
+    required: tuple[str, ...] = ()
+    """Entries that neither shapes nor the original code know for every network."""
     fixed: str | None = None
     """Source of the settings that shapes do not show, where the original code fixes them; None: a config is needed."""
     not_shown: str = "norm_num_groups, act_fn and the scale of its latents"
@@ -152,6 +179,12 @@ class Format:
     """Adds what the original code wants to load and our component does not have."""
     scale: Scale | None = None
     """Of the latents of every model of this format, if one rule holds for all."""
+    published_scales: Callable[[Mapping], str] = lambda config: ""
+    """Names the scales of published models of a config, where no file has them."""
+    twins: "tuple[Format, ...]" = ()
+    """The same files for other classes, which have to be asked for."""
+    written_prefix: str = ""
+    """What the original code wants before every key of a file that it loads."""
     halves: bool = False
     """Whether the original has encoder and decoder in two files, each without the prefix that the table has."""
 
@@ -168,8 +201,8 @@ class Format:
 class KeyReport:
     """The place of every key of a checkpoint; foreign keys are as the file has them."""
 
-    mapped: dict[str, tuple[str, Change]] = field(default_factory=dict)
-    """Foreign key -> our key, and the change of its tensor."""
+    mapped: dict[str, dict[Change, str]] = field(default_factory=dict)
+    """Foreign key -> our key by the change of its tensor: one, or three where thirds of a tensor have their own."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Foreign key -> the rule that leaves it out."""
     missing: tuple[str, ...] = ()
@@ -242,17 +275,19 @@ def match_keys(
     """
     import torch
 
-    expected = {
-        f"{prefix}{theirs}": (key, change) for key, (theirs, change) in foreign_keys(table, ours).items()
-    }
+    expected: dict[str, dict[Change, str]] = {}
+    for key, (theirs, change) in foreign_keys(table, ours).items():
+        expected.setdefault(f"{prefix}{theirs}", {})[change] = key
     dropped, unexpected = other_keys(shapes, prefix, expected, left_out, rule_outside)
     mapped, misshapen = {}, []
     for key in (key for key in shapes if key in expected):
-        our_key, change = mapped[key] = expected[key]
-        changed = change.to_ours(torch.empty(shapes[key], device="meta")).shape
-        if changed != ours[our_key]:
-            wanted = tuple(change.to_foreign(torch.empty(ours[our_key], device="meta")).shape)
-            misshapen.append(f"{key} {tuple(shapes[key])} instead of {wanted}")
+        parts = mapped[key] = expected[key]
+        found = torch.empty(shapes[key], device="meta")
+        if any(change.to_ours(found).shape != ours[our_key] for change, our_key in parts.items()):
+            wanted = join(
+                {change: torch.empty(ours[our_key], device="meta") for change, our_key in parts.items()}
+            )
+            misshapen.append(f"{key} {tuple(shapes[key])} instead of {tuple(wanted.shape)}")
     missing = tuple(sorted(set(expected) - set(shapes)))
     return KeyReport(mapped, dropped, missing, unexpected, tuple(misshapen))
 

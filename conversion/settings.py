@@ -127,9 +127,10 @@ def settle(name: str, format: Format, inferred: Mapping, settings: Settings | No
         ConversionError: if the settings are of another class, or differ from what is inferred.
     """
     if settings is None:
-        if format.fixed is None:
+        config = {**inferred, **format.defaults(inferred)}
+        if format.fixed is None or not config.keys() >= set(format.required):
             raise SettingsNeededError(name, format.title, format.not_shown)
-        return format.class_name, dict(inferred), format.fixed
+        return format.class_name, config, format.fixed
     class_name = settings.config.get("_class_name", format.class_name)
     if class_name not in (format.class_name, *_SAME_LAYOUT.get(format.class_name, ())):
         raise ConversionError(
@@ -145,7 +146,10 @@ def settle(name: str, format: Format, inferred: Mapping, settings: Settings | No
         raise ConversionError(
             f"{settings.rule} does not describe the weights of {name}: {'; '.join(sorted(differing))}"
         )
-    return class_name, given | dict(inferred), settings.rule
+    config = format.defaults(inferred) | given | dict(inferred)
+    if not config.keys() >= set(format.required):
+        raise SettingsNeededError(name, format.title, format.not_shown)
+    return class_name, config, settings.rule
 
 
 def scale_of_config(network: Network, settings: Settings | None) -> Scale | None:
@@ -164,7 +168,9 @@ def scale_of_config(network: Network, settings: Settings | None) -> Scale | None
     if said:
         values = [network.config["scaling_factor"], network.config.get("shift_factor")]
     else:
-        values = [network.default("scaling_factor", 1.0), network.default("shift_factor", None)]
+        values = [network.default("scaling_factor", None), network.default("shift_factor", None)]
+    if values[0] is None:
+        return None
     for value in values:
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             raise ConversionError(
@@ -180,4 +186,14 @@ def _comparable(key: str, value, inferred: Mapping):
         return inferred["latent_channels"]
     if key == "codebook_sizes" and isinstance(value, int):
         return (value,) * len(inferred["strides"])
-    return tuple(value) if isinstance(value, list) else value
+    if key == "decoder_base_dim" and value is None:
+        return inferred["base_dim"]
+    if key == "decoder_block_out_channels" and value is None:
+        return inferred["block_out_channels"]
+    if isinstance(value, str) and isinstance(inferred[key], tuple):  # one for all stages
+        return (value,) * len(inferred[key])
+    return _as_tuple(value)
+
+
+def _as_tuple(value):
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value

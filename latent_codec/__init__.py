@@ -43,6 +43,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
+    "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
     "HierarchicalPriorPipeline": "latent_codec.pipelines.hierarchical_prior_pipeline",
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",

@@ -4,6 +4,8 @@
   latent-codec convert sd-v1-5.safetensors runs/vae              the VAE inside a whole Stable Diffusion file
   latent-codec convert vqgan.ckpt runs/vqgan --config model.yaml a VQGAN, its yaml held against the weights
   latent-codec convert taesd_encoder.pth taesd_decoder.pth runs/taesd
+  latent-codec convert flux2_ae.safetensors runs/flux2           FLUX.2's, under the names of BFL, ComfyUI or diffusers
+  latent-codec convert qwen_image_vae.safetensors runs/qwen --class-name AutoencoderKLQwenImage
   latent-codec convert runs/mine mine.safetensors --to ldm       a component -> latent-diffusion's names
   latent-codec convert default-vq taming.ckpt --to taming
   latent-codec convert run.pt runs/ema --entry ema --scale sd1   the averaged weights of a training checkpoint
@@ -23,8 +25,8 @@ its class's defaults.
 Files are safetensors, or pickles of tensors; a pickle that would run code is refused.
 
 The scale of the latents is rarely in the file. It is known for whole Stable Diffusion, SDXL, SD3 and
-FLUX models, for files with a scale_factor and those written here, and is 1 for VQ and tiny
-autoencoders. Else say it (--scale, --scaling-factor), or let it be measured (--calibrate).
+FLUX models, for files with a scale_factor and those written here, for FLUX.2, Wan, Qwen-Image and
+HunyuanImage, and is 1 for VQ and tiny autoencoders. Else say it (--scale, --scaling-factor), or let it be measured (--calibrate).
 """
 
 import argparse
@@ -69,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="groups of the norms, for weights in diffusers' own key layout without their config.json",
     )
     parser.add_argument(
+        "--class-name",
+        metavar="CLASS",
+        help="the diffusers class to build, where a file fits several: AutoencoderKLWan (default) or "
+        "AutoencoderKLQwenImage for the one file of both",
+    )
+    parser.add_argument(
         "--entry",
         metavar="NAME",
         help="which entry or prefix of the file to take, such as ema (default: the only autoencoder, or the one that is "
@@ -90,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
         "entry",
         "config",
         "norm_num_groups",
+        "class_name",
         "scale",
         "scaling_factor",
         "shift_factor",
@@ -128,5 +137,7 @@ def _print(done: Conversion) -> None:
         print(f"settings that weights do not show: {done.settings_known_by}", file=sys.stderr)
     for entry in done.averaged_weights:
         print(f"Note: averaged weights are in {entry}; --entry {entry} takes those", file=sys.stderr)
+    for name in done.other_classes:
+        print(f"Note: the file fits {name}, too; --class-name {name} builds that", file=sys.stderr)
     for path in done.written:
         print(path)

@@ -312,6 +312,7 @@ def _describe_checkpoint(path: Path, *, verbose: bool) -> dict:
         prefixes = sorted({key.partition(".")[0] for key in opened})
         title = error.title if isinstance(error, SettingsNeededError) else "unknown"
         return facts | {"format": title, "reason": str(error), "prefixes": prefixes}
+    published = foreign.format.published_scales(foreign.network.config)
     config = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in foreign.network.config.items()
@@ -328,7 +329,8 @@ def _describe_checkpoint(path: Path, *, verbose: bool) -> dict:
         "shift_factor": foreign.scale and foreign.scale.shift_factor,
         "scale_known_by": foreign.scale.rule
         if foreign.scale
-        else "nothing in the file; say it when converting",
+        else "nothing in the file; say it when converting"
+        + (f" (published: {published})" if published else ""),
     }
 
 

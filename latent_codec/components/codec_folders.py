@@ -226,10 +226,14 @@ def _component_class(class_name: str) -> type:
     import diffusers
 
     from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN
+    from latent_codec.models.autoencoder_tiny_video import AutoencoderTinyVideo
     from latent_codec.models.autoencoder_vq import AutoencoderVQ
     from latent_codec.models.hierarchical_vq import HierarchicalVQ
 
-    ours = {each.__name__: each for each in (AutoencoderTinyGN, AutoencoderVQ, HierarchicalVQ)}
+    ours = {
+        each.__name__: each
+        for each in (AutoencoderTinyGN, AutoencoderTinyVideo, AutoencoderVQ, HierarchicalVQ)
+    }
     name = class_name_of(class_name)
     if name in ours:
         return ours[name]

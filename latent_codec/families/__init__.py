@@ -19,6 +19,7 @@ from latent_codec.families.paella import Paella
 from latent_codec.families.rae import RAE
 from latent_codec.families.temporal_decoder import TemporalDecoder
 from latent_codec.families.tiny import Tiny
+from latent_codec.families.tiny_video import TinyVideo
 from latent_codec.families.video import LTX, CogVideoX, Cosmos, HunyuanVideo, HunyuanVideo15, KVAEVideo, Mochi
 from latent_codec.families.vq import VQ, OwnVQ
 from latent_codec.families.wan import QwenImage, Wan
@@ -48,6 +49,7 @@ FAMILIES: dict[str, type[Family]] = {
     "AutoencoderRAE": RAE,
     "AutoencoderTiny": Tiny,
     "AutoencoderTinyGN": Tiny,
+    "AutoencoderTinyVideo": TinyVideo,
     "AutoencoderVQ": OwnVQ,
     "ConsistencyDecoderVAE": ConsistencyDecoder,
     "HierarchicalVQ": Hierarchical,

@@ -1,0 +1,106 @@
+"""TAEHV (madebyollin/taehv): tiny autoencoders of video latents, one file with the layers of both halves numbered through.
+
+encoder: 0 conv, 1 ReLU, [pool over time, stride-2 conv, blocks] ..., conv; decoder: 0 clamp, 1 conv, 2 ReLU, [blocks,
+upsampling, growth in time, conv] ..., ReLU, conv. AutoencoderTinyVideo has the same names. The file shows everything
+but whose latents they are: taew2_1, taehv (HunyuanVideo) and taecvx (CogVideoX) are of one shape.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from latent_codec.conversion.diffusers_files import own_names
+from latent_codec.conversion.renaming import ConversionError, Format, Scale, Shapes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ANCHOR = "encoder.2.conv.weight"
+"""The first pool over time, which TAESD has not: its blocks have `conv.0.weight`."""
+_UNSETTLED = 32
+_MAGNITUDE = 3
+
+
+def infer(shapes: Shapes) -> dict:
+    """The config of an AutoencoderTinyVideo.
+
+    Raises:
+        ConversionError: for layers in another order, and for 32 latent channels, whose activation is not settled.
+    """
+    layers = {key.rpartition(".")[0] for key in shapes}
+
+    def is_block(layer: str) -> bool:
+        return f"{layer}.conv.0" in layers
+
+    index, widths, strides, blocks = 2, [shapes["encoder.0.weight"][0]], [], []
+    while f"encoder.{index}.conv" in layers:
+        pool = shapes[f"encoder.{index}.conv.weight"]
+        strides.append(pool[1] // pool[0])
+        widths.append(shapes[f"encoder.{index + 1}.weight"][0])
+        blocks.append(0)
+        index += 2
+        while is_block(f"encoder.{index}"):
+            blocks[-1] += 1
+            index += 1
+    latent_channels = shapes[f"encoder.{index}.weight"][0]
+
+    index, decoder_widths, decoder_strides = 3, [shapes["decoder.1.weight"][0]], []
+    while is_block(f"decoder.{index}"):
+        blocks.append(0)
+        while is_block(f"decoder.{index}"):
+            blocks[-1] += 1
+            index += 1
+        growth = shapes[f"decoder.{index + 1}.conv.weight"]  # after the upsampling, which has no weights
+        decoder_strides.append(growth[0] // growth[1])
+        decoder_widths.append(shapes[f"decoder.{index + 2}.weight"][0])
+        index += 3
+    outputs = shapes[f"decoder.{index + 1}.weight"][0]
+    if len(set(blocks)) != 1:
+        raise ConversionError(f"its levels have {blocks} blocks; expected as many in each")
+    if latent_channels == _UNSETTLED:
+        raise ConversionError(
+            f"it has {_UNSETTLED} latent channels (taehv1_5): its own repository has relu in every layer and ComfyUI leaky "
+            "relu, so nothing says which one its weights are for"
+        )
+    patch_size = math.isqrt(outputs // 3)
+    return {
+        "in_channels": shapes["encoder.0.weight"][1] // patch_size**2,
+        "out_channels": outputs // patch_size**2,
+        "latent_channels": latent_channels,
+        "patch_size": patch_size,
+        "encoder_block_out_channels": tuple(widths),
+        "decoder_block_out_channels": tuple(decoder_widths),
+        "num_blocks": blocks[0],
+        "encoder_time_strides": tuple(strides),
+        "decoder_time_strides": tuple(decoder_strides),
+    }
+
+
+def _defaults(inferred: Mapping) -> dict:
+    return {"latent_magnitude": _MAGNITUDE}
+
+
+def _refuses(component: "nn.Module") -> str | None:
+    if component.config.latent_magnitude != _MAGNITUDE:
+        return f"its latent_magnitude is {component.config.latent_magnitude:g}, and the original code's {_MAGNITUDE}"
+    return None
+
+
+FORMAT = Format(
+    names=("taehv", "diffusers"),
+    title="tiny video autoencoder (TAEHV)",
+    class_name="AutoencoderTinyVideo",
+    anchor=_ANCHOR,
+    defaults=_defaults,
+    fixed="the original code, whose activation is relu",
+    recognizes=lambda shapes: _ANCHOR in shapes and "decoder.1.weight" in shapes,
+    infer=infer,
+    table=lambda config: own_names("AutoencoderTinyVideo", config),
+    own_keys=r"(encoder|decoder)\.\d+\.",
+    refuses=_refuses,
+    scale=Scale(
+        1.0,
+        0.0,
+        "a tiny autoencoder's latents are already those that a denoiser sees; the file's name says whose",
+    ),
+)
