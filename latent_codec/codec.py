@@ -8,7 +8,7 @@ from html import escape
 from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -48,6 +48,17 @@ ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 class NonFiniteError(ValueError):
     """Latents or images came out as NaN or infinity."""
+
+
+class Encoding(NamedTuple):
+    """What one pass of an encoder gives of images of one size."""
+
+    latents: Tensor
+    """As `LatentCodec.encode` gives them."""
+    posterior: DiagonalGaussianDistribution | None
+    """As `LatentCodec.posterior` gives it."""
+    indices: list[Tensor] | None
+    """As `LatentCodec.encode_indices` gives them; None of codecs without a codebook."""
 
 
 class LatentCodec:
@@ -384,6 +395,26 @@ class LatentCodec:
         return latents[0] if len(latents) == 1 else latents
 
     @ignoring_caller_settings()
+    def encode_all(self, images: ImageLike | Sequence[ImageLike]) -> Encoding:
+        """Images of one size -> latents, posterior and indices, in one pass of the encoder.
+
+        Raises:
+            ValueError: for images of different sizes, or latents that overflow the dtype.
+        """
+        batch, indices = self._one_batch(images), None
+        with self._precision() as dtype:
+            if self.is_discrete:
+                encoded, indices = self.family.encode_with_indices(batch)
+            else:
+                encoded = self.family.encode_raw(batch.to(self.device, dtype))
+        posterior, raw_latents = encoded
+        if posterior is not None:
+            raw_latents = posterior.mode()
+        latents = self.latent_space.normalize(raw_latents).to(self.dtype).contiguous()
+        self._check_finite(latents, "latents")
+        return Encoding(latents, posterior, indices)
+
+    @ignoring_caller_settings()
     def posterior(self, images: ImageLike | Sequence[ImageLike]) -> DiagonalGaussianDistribution | None:
         """Images of one size, padded as `encode` does -> the Gaussian over their raw latents.
 
@@ -393,10 +424,7 @@ class LatentCodec:
         Raises:
             ValueError: for images of different sizes, or input that is no image.
         """
-        batches = self._image_batches(images)
-        if len(batches) > 1:
-            raise ValueError("the images differ in size; ask for their posteriors one by one")
-        return self._encoded(batches[0], tile=None).posterior
+        return self._encoded(self._one_batch(images), tile=None).posterior
 
     @ignoring_caller_settings()
     def decode(
@@ -452,13 +480,9 @@ class LatentCodec:
             ValueError: if the codec has no codebook, or for images of different sizes.
         """
         self._check_discrete()
-        batches = self._image_batches(images)
-        if len(batches) > 1:
-            raise ValueError(
-                "the images differ in size, and one grid cannot hold them; encode them one by one"
-            )
+        batch = self._one_batch(images)
         with self._precision():
-            return self.family.encode_indices(batches[0])
+            return self.family.encode_indices(batch)
 
     @ignoring_caller_settings()
     def decode_indices(
@@ -507,6 +531,12 @@ class LatentCodec:
         if not singles:
             raise ValueError("expected at least one image, got none")
         return singles
+
+    def _one_batch(self, images: ImageLike | Sequence[ImageLike]) -> Tensor:
+        batches = self._image_batches(images)
+        if len(batches) > 1:
+            raise ValueError("the images differ in size: expected one size, or one image at a time")
+        return batches[0]
 
     def _to_images(self, image: ImageLike) -> list[Tensor]:
         """One image, or a batch as array or tensor -> images (C, H, W)."""

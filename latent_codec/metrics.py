@@ -6,6 +6,7 @@ weights are absent says so (`lpips_available`).
 """
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,33 @@ PIQ_MIN_SIDE = 16
 
 MS_SSIM_MIN_SIDE = 176
 """Five scales, each half the last, under an 11-pixel window; torchmetrics asks for side // 16 > 10."""
+
+MIN_SIDES = {
+    "psnr": 1,
+    "ssim": 6,
+    "ms_ssim": MS_SSIM_MIN_SIDE,
+    "lpips": LPIPS_MIN_SIDE["squeeze"],
+    "gmsd": PIQ_MIN_SIDE,
+    "haarpsi": PIQ_MIN_SIDE,
+}
+"""Pixels per side that each metric of `compare` needs."""
+
+
+def compare(images: Tensor, references: Tensor, names: Sequence[str]) -> dict[str, list[float | None]]:
+    """Compute several of MIN_SIDES' metrics, each a figure per image.
+
+    None where the images are too small for a metric, or the weights or the package that it needs are absent.
+    """
+    functions = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim, "gmsd": gmsd, "haarpsi": haarpsi}
+    functions["lpips"] = lpips_distance
+    absent = [] if lpips_available() else ["lpips"]
+    absent += [] if piq_available() else ["gmsd", "haarpsi"]
+    return {
+        name: functions[name](images, references).tolist()
+        if name not in absent and min(references.shape[2:]) >= MIN_SIDES[name]
+        else [None] * len(references)
+        for name in names
+    }
 
 
 def psnr(images: Tensor, references: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
+from latent_codec.codec import Encoding
 from latent_codec.evaluation.codes import (
     CodeMeter,
     code_usage,
@@ -23,6 +24,7 @@ from latent_codec.evaluation.codes import (
     index_map,
     mean_colors,
 )
+from latent_codec.evaluation.meters import Batch
 from latent_codec.evaluation.reconstruction import evaluate_codec
 from latent_codec.images.sources import open_source
 from latent_codec.latents.latent_files import load_latents
@@ -78,6 +80,11 @@ def hierarchical_vq(**config) -> LatentCodec:
             if parameter.ndim == 4:
                 torch.nn.init.kaiming_normal_(parameter)
     return LatentCodec(model, name="levels")
+
+
+def batch_of_indices(indices: torch.Tensor, side: int) -> Batch:
+    """Of an image of this side, on one level."""
+    return Batch(originals=torch.zeros(1, 3, side, side), encoding=Encoding(None, None, [indices]))
 
 
 BUILDERS = {"AutoencoderVQ": autoencoder_vq, "VQModel": vq_model, "HierarchicalVQ": hierarchical_vq}
@@ -165,10 +172,10 @@ def test_continuous_codecs_have_no_codes(photos):
 
 def test_the_meter_refuses_other_levels_and_an_empty_count():
     meter = CodeMeter(hierarchical_vq())
-    with pytest.raises(ValueError, match="grids of 1 levels came; this codec has 2"):
-        meter.add([torch.zeros(1, 3, 3, dtype=torch.int64)], (24, 24))
+    with pytest.raises(ValueError, match="shorter"):
+        meter.add(batch_of_indices(torch.zeros(1, 3, 3, dtype=torch.int64), 24))
     with pytest.raises(ValueError, match="no indices were counted"):
-        meter.statistics()
+        meter.result()
 
 
 def test_the_note_says_when_indices_are_too_few_and_when_they_are_not_what_is_decoded():
@@ -181,8 +188,8 @@ def test_the_note_says_when_indices_are_too_few_and_when_they_are_not_what_is_de
     ]:
         meter = CodeMeter(codec)
         for _ in range(count):
-            meter.add([grid], (32, 32))
-        found = meter.statistics().note
+            meter.add(batch_of_indices(grid, 32))
+        found = meter.result().note
         assert (note in found) if note else found == ""
 
 

@@ -11,10 +11,12 @@ import pytest
 import scipy.stats
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
+from latent_codec.codec import Encoding
 from latent_codec.evaluation.comparison import comparison_image
 from latent_codec.evaluation.cost import CostMeter
 from latent_codec.evaluation.frechet import (
@@ -25,6 +27,7 @@ from latent_codec.evaluation.frechet import (
     load_feature_network,
 )
 from latent_codec.evaluation.latents import LatentMeter, plot_latent_histograms
+from latent_codec.evaluation.meters import Batch
 from latent_codec.evaluation.reconstruction import (
     Figure,
     evaluate,
@@ -53,6 +56,10 @@ def tiny_kl(channels: int = 3) -> AutoencoderKL:
         scaling_factor=0.5,
         shift_factor=0.25,
     )
+
+
+def batch_of_latents(latents: torch.Tensor, posterior=None) -> Batch:
+    return Batch(originals=torch.zeros(1, 3, 8, 8), encoding=Encoding(latents, posterior, None))
 
 
 def save_images(folder, *sizes: tuple[int, int], mode: str = "RGB") -> None:
@@ -137,10 +144,10 @@ def test_distance_from_normal_is_the_kolmogorov_smirnov_statistic():
     latents[:, 2] *= 3
     latents[:, 3] = 1000.0
     meter = LatentMeter(4)
-    for batch in latents.split(1):
-        meter.add(batch)
+    for each in latents.split(1):
+        meter.add(batch_of_latents(each))
 
-    found = meter.statistics().distance_from_normal
+    found = meter.result().distance_from_normal
 
     expected = [scipy.stats.kstest(latents[:, i].flatten().numpy(), "norm").statistic for i in range(4)]
     # 0.01: the histogram's bins are 0.02 wide, which hold at most 0.008 of N(0, 1).
@@ -238,9 +245,9 @@ def test_half_precision_gives_the_same_figures_or_a_reason(codec_folder, evaluat
     assert half.latents.kl == pytest.approx(evaluation.latents.kl, rel=0.05)
 
     meter = LatentMeter(1)
-    meter.add(torch.zeros(1, 1, 2, 2))
-    meter.add_posterior(torch.full((1, 1, 2, 2), math.inf), torch.zeros(1, 1, 2, 2))
-    assert meter.statistics().kl is None and "not finite" in meter.statistics().kl_note
+    moments = torch.cat([torch.full((1, 1, 2, 2), math.inf), torch.zeros(1, 1, 2, 2)], 1)
+    meter.add(batch_of_latents(torch.zeros(1, 1, 2, 2), DiagonalGaussianDistribution(moments)))
+    assert meter.result().kl is None and "not finite" in meter.result().kl_note
 
 
 def test_unreadable_images_are_left_out_and_listed(codec, tmp_path):
@@ -299,28 +306,27 @@ def test_frechet_meter_gives_the_distance_of_all_crops_features():
     )
     meter = FrechetMeter(network, 8)
     for original, copy in zip(originals.split(1), copies.split(1)):
-        meter.add(original, copy)
+        meter.add(Batch(originals=original, reconstructions=copy))
 
     expected = frechet_distance(*(network.features(grid_crops(images, 8)) for images in (originals, copies)))
 
     assert meter.num_crops == 3 * 28 * 24 >= MIN_CROPS
-    assert meter.distance() == pytest.approx(expected, rel=1e-6)
+    assert meter.result().value == pytest.approx(expected, rel=1e-6)
     assert expected > 0
 
 
 def test_frechet_distance_of_too_few_crops_is_refused_with_a_remedy():
     network = FeatureNetwork("means", lambda images: images.mean((2, 3)), min_side=2)
     few, enough_if_smaller = FrechetMeter(network, 128), FrechetMeter(network, 128)
-    few.add(*[torch.zeros(1, 3, 256, 300)] * 2)
-    few.add(*[torch.zeros(1, 3, 100, 90)] * 2)
-    enough_if_smaller.add(*[torch.zeros(1, 3, 32 * 50, 32 * 40)] * 2)
+    for meter, size in ((few, (256, 300)), (few, (100, 90)), (enough_if_smaller, (32 * 50, 32 * 40))):
+        meter.add(Batch(originals=torch.zeros(1, 3, *size), reconstructions=torch.zeros(1, 3, *size)))
 
-    with pytest.raises(
-        ValueError, match=r"needs 2000 crops; the images give 5 crops of 90-128 px: take more"
-    ):
-        few.distance()
-    with pytest.raises(ValueError, match=r"give 120 crops of 128 px: take smaller crops: --frechet-crop 32"):
-        enough_if_smaller.distance()
+    notes = [meter.result().note for meter in (few, enough_if_smaller)]
+    assert notes == [
+        "needs 2000 crops; the images give 5 crops of 90-128 px: take more images",
+        "needs 2000 crops; the images give 120 crops of 128 px: take smaller crops, of 32 px",
+    ]
+    assert few.result().value is None
     with pytest.raises(ValueError, match="crops of 1 px are too small for means, which needs 2 px"):
         FrechetMeter(network, 1)
 
@@ -407,8 +413,8 @@ def test_comparison_shows_worst_median_best(codec, tmp_path, sizes, rows):
 def test_histograms_are_drawn_for_any_number_of_channels(tmp_path):
     for channels in (1, 5):
         meter = LatentMeter(channels)
-        meter.add(torch.randn(1, channels, 4, 4))
-        plot_latent_histograms(meter.statistics(), tmp_path / "latents.png", title="Latents")
+        meter.add(batch_of_latents(torch.randn(1, channels, 4, 4)))
+        plot_latent_histograms(meter.result(), tmp_path / "latents.png", title="Latents")
         with Image.open(tmp_path / "latents.png") as image:
             assert image.format == "PNG" and min(image.size) > 100
 

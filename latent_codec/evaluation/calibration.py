@@ -319,9 +319,9 @@ def _equal_up_to_rounding(space: LatentSpace, other: LatentSpace) -> bool:
 
 def _raw_moments(codec: LatentCodec, image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the raw latents under the posterior, (C, positions) each, float64."""
-    posterior = codec.posterior(image)
+    latents, posterior, _ = codec.encode_all(image)
     if posterior is None:
-        mean = codec.latent_space.denormalize(codec.encode(image))
+        mean = codec.latent_space.denormalize(latents)
         variance = torch.zeros_like(mean)
     else:
         mean, variance = posterior.mean, posterior.var

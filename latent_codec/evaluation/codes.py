@@ -18,6 +18,7 @@ from torch import Tensor
 
 from latent_codec.codec import LatentCodec
 from latent_codec.components import codec_facts
+from latent_codec.evaluation.meters import Batch
 from latent_codec.torch_settings import ignoring_caller_settings
 
 NEIGHBOURHOOD = 5
@@ -110,25 +111,16 @@ class CodeMeter:
         self.num_pixels = 0
         self.from_codewords = codec.indices_suffice
 
-    def add(self, grids: list[Tensor], size: tuple[int, int]) -> None:
-        """Count in the indices of a batch.
-
-        Args:
-            grids: int64 (B, h, w) of each level, top first, as `LatentCodec.encode_indices` gives them.
-            size: (height, width) of the images, without padding.
-
-        Raises:
-            ValueError: for another number of levels.
-        """
-        if len(grids) != len(self.counts):
-            raise ValueError(f"grids of {len(grids)} levels came; this codec has {len(self.counts)}.")
-        for counts, grid in zip(self.counts, grids):
-            counts += torch.bincount(grid.flatten(), minlength=len(counts)).cpu()
+    def add(self, batch: Batch) -> None:
+        """Count in the indices."""
+        index_maps, size = batch.encoding.indices, tuple(batch.originals.shape[2:])
+        for counts, indices in zip(self.counts, index_maps, strict=True):
+            counts += torch.bincount(indices.flatten(), minlength=len(counts)).cpu()
         if not self.num_pixels:
-            self.first_size, self.first_grids = tuple(size), [tuple(grid.shape[1:]) for grid in grids]
-        self.num_pixels += len(grids[0]) * math.prod(size)
+            self.first_size, self.first_grids = size, [tuple(indices.shape[1:]) for indices in index_maps]
+        self.num_pixels += len(batch.originals) * math.prod(size)
 
-    def statistics(self) -> CodeStatistics:
+    def result(self) -> CodeStatistics:
         """
         Raises:
             ValueError: if nothing was counted.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from latent_codec import metrics
 from latent_codec.codec import ImageLike, LatentCodec
+from latent_codec.evaluation.meters import plain
 from latent_codec.families import LatentSpace
 from latent_codec.images.tensors import to_image
 from latent_codec.torch_settings import plain_state_dict
@@ -111,11 +112,7 @@ class DropInAudit:
 
     def to_dict(self) -> dict:
         """Plain data for JSON, which knows no infinity: of images that came back identical the PSNR is None."""
-        found = asdict(self)
-        for key in ("psnr", "psnr_of_reference", "psnr_by_reference", "psnr_of_reference_by_codec"):
-            if found[key] is not None and math.isinf(found[key]):
-                found[key] = None
-        return found
+        return plain(asdict(self))
 
 
 def audit_drop_in(
@@ -191,13 +188,8 @@ def _config_differences(codec: LatentCodec, reference: LatentCodec) -> tuple[str
         for key in sorted(mine.keys() & theirs.keys())
         if not key.startswith(("_", "decoder_", "num_decoder_", "up_"))
         and key not in NOT_OF_THE_ENCODER
-        and _plain(mine[key]) != _plain(theirs[key])
+        and plain(mine[key]) != plain(theirs[key])
     )
-
-
-def _plain(value):
-    """Tuples become lists once they have been in a file."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _equal(mine: Tensor, theirs: Tensor) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from latent_codec.evaluation.meters import Batch, Figure
 from latent_codec.metrics import as_rgb, frechet_distance_of_gaussians, load_lpips, lpips_available
 
 MIN_CROPS = 2000
@@ -21,6 +22,10 @@ MIN_CROPS = 2000
 
 INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 """The same weights under the names that torch-fidelity and pytorch-fid give them."""
+
+
+NO_FEATURES = "neither Inception's nor SqueezeNet's weights are in torch's hub folder"
+"""Why there is no distance where `load_feature_network` finds nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,14 @@ class FrechetMeter:
         self.sums: list[Tensor] = []
         self.products: list[Tensor] = []
 
-    def add(self, originals: Tensor, reconstructions: Tensor) -> None:
-        """Count in images in [-1, 1], both (N, C, H, W)."""
-        count, _, height, width = originals.shape
+    def add(self, batch: Batch) -> None:
+        """Count in the originals and the reconstructions."""
+        count, _, height, width = batch.originals.shape
         self.shapes.append((count, height, width))
         size = min(self.crop, height, width)
         if size < self.network.min_side:
             return
-        for which, images in enumerate((originals, reconstructions)):
+        for which, images in enumerate((batch.originals, batch.reconstructions)):
             crops = as_rgb(grid_crops(images, size))
             found = torch.cat([self.network.features(some) for some in crops.split(32)])
             found = found.cpu().double()  # not every accelerator has float64
@@ -78,21 +83,19 @@ class FrechetMeter:
         sizes = sorted(self.sizes) or [self.crop]
         return f"{self.num_crops} crops of {'-'.join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))} px"
 
-    def distance(self) -> float:
-        """The squared Frechet distance.
-
-        Raises:
-            ValueError: with fewer than MIN_CROPS crops, saying how many there are.
-        """
+    def result(self) -> Figure:
+        """The squared Frechet distance; none with fewer than MIN_CROPS crops."""
         if self.num_crops < MIN_CROPS:
             smaller = next((size for size in (64, 32) if self._count(size) >= MIN_CROPS), None)
-            remedy = f"smaller crops: --frechet-crop {smaller}" if smaller else "more images"
-            raise ValueError(f"needs {MIN_CROPS} crops; the images give {self.crops}: take {remedy}")
+            remedy = f"smaller crops, of {smaller} px" if smaller else "more images"
+            note = f"needs {MIN_CROPS} crops; the images give {self.crops}: take {remedy}"
+            return Figure(value=None, note=note)
         gaussians = []
         for total, product in zip(self.sums, self.products):
             mean = total / self.num_crops
             gaussians += [mean, (product - self.num_crops * mean.outer(mean)) / (self.num_crops - 1)]
-        return frechet_distance_of_gaussians(*gaussians)
+        distance = frechet_distance_of_gaussians(*gaussians)
+        return Figure(value=distance, note=f"{self.network.name}, {self.crops}")
 
     def _count(self, size: int) -> int:
         """Crops that a smaller grid would have given."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from latent_codec.evaluation.meters import Batch
 from latent_codec.files import replacing
 
 LIMIT = 8.0
@@ -50,9 +51,9 @@ class LatentMeter:
         self.posterior_positions = 0
         self.kl = torch.zeros(channels, dtype=torch.float64)
 
-    def add(self, latents: Tensor) -> None:
-        """Count in latents, (B, C, h, w)."""
-        values = latents.movedim(1, 0).flatten(1).cpu().double()
+    def add(self, batch: Batch) -> None:
+        """Count in the latents, and the posterior where there is one."""
+        values = batch.encoding.latents.movedim(1, 0).flatten(1).cpu().double()
         channels, bins = self.histogram.shape
         self.positions += values.shape[1]
         self.sum += values.sum(1)
@@ -60,18 +61,13 @@ class LatentMeter:
         index = ((values + LIMIT) * BINS_PER_UNIT).floor().clamp(0, bins - 1).long()
         index += torch.arange(channels).unsqueeze(1) * bins
         self.histogram += torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins)
+        if posterior := batch.encoding.posterior:
+            # Equation 10 of "Auto-Encoding Variational Bayes" (arXiv:1312.6114), not summed over channels.
+            mean, logvar = posterior.mean.cpu().double(), posterior.logvar.cpu().double()
+            self.kl += ((mean.square() + logvar.exp() - 1 - logvar) / 2).sum(dim=(0, 2, 3))
+            self.posterior_positions += values.shape[1]
 
-    def add_posterior(self, mean: Tensor, logvar: Tensor) -> None:
-        """Count in diagonal Gaussian posteriors of the raw latents, both (B, C, h, w).
-
-        Equation 10 of "Auto-Encoding Variational Bayes" (arXiv:1312.6114), not summed over channels.
-        """
-        mean, logvar = mean.cpu().double(), logvar.cpu().double()
-        kl = (mean.square() + logvar.exp() - 1 - logvar) / 2
-        self.kl += kl.sum(dim=(0, 2, 3))
-        self.posterior_positions += mean.numel() // mean.shape[1]
-
-    def statistics(self) -> LatentStatistics:
+    def result(self) -> LatentStatistics:
         mean = self.sum / self.positions
         variance = (self.sum_of_squares / self.positions - mean.square()).clamp(min=0)
         if not self.posterior_positions:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from latent_codec import metrics
 from latent_codec.evaluation.cost import device_name
-from latent_codec.evaluation.rate_distortion_result import CURVE, Fidelity, RateDistortion, Trial
+from latent_codec.evaluation.rate_distortion_result import CURVE, METRICS, Fidelity, RateDistortion, Trial
 from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import ImageSource, spread
 from latent_codec.images.tensors import to_image, to_pil
@@ -123,16 +123,8 @@ def measure_rate_distortion(
 
 def fidelity(image: Tensor, original: Tensor) -> Fidelity:
     """Measure an image beside its original, both (C, H, W) in [-1, 1] on one device."""
-    pair, side = (image[None], original[None]), min(original.shape[1:])
-    perceptual = metrics.lpips_available() and side >= metrics.LPIPS_MIN_SIDE["squeeze"]
-    untrained = metrics.piq_available() and side >= metrics.PIQ_MIN_SIDE
-    return Fidelity(
-        psnr=metrics.psnr(*pair).item(),
-        ms_ssim=metrics.ms_ssim(*pair).item() if side >= metrics.MS_SSIM_MIN_SIDE else None,
-        lpips=metrics.lpips_distance(*pair).item() if perceptual else None,
-        gmsd=metrics.gmsd(*pair).item() if untrained else None,
-        haarpsi=metrics.haarpsi(*pair).item() if untrained else None,
-    )
+    found = metrics.compare(image[None], original[None], tuple(METRICS))
+    return Fidelity(**{metric: figure for metric, (figure,) in found.items()})
 
 
 class _Tests:

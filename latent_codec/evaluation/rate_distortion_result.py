@@ -12,6 +12,8 @@ from statistics import mean, stdev
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import t as student_t
 
+from latent_codec.evaluation.meters import plain
+
 METRICS = {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "gmsd": "GMSD", "haarpsi": "HaarPSI"}
 LESS_IS_BETTER = ("lpips", "gmsd")
 CONFIDENCE = 0.95
@@ -167,7 +169,7 @@ class RateDistortion:
 
     def to_dict(self) -> dict:
         """Plain data for JSON, which knows no infinity: an infinite PSNR becomes None."""
-        return _plain(
+        return plain(
             {
                 "codec": self.codec,
                 "device": self.device,
@@ -297,11 +299,3 @@ def _figures(trial: Trial) -> dict:
     """A mean without what belongs to one image."""
     single = ("comparison", "fits", "image", "index", "file")
     return {key: value for key, value in asdict(trial).items() if key not in single}
-
-
-def _plain(found):
-    if isinstance(found, dict):
-        return {key: _plain(value) for key, value in found.items()}
-    if isinstance(found, list):
-        return [_plain(value) for value in found]
-    return None if isinstance(found, float) and not math.isfinite(found) else found

@@ -223,6 +223,10 @@ class Family:
 
     def encode_indices(self, images: "Tensor") -> "list[Tensor]":
         """Images -> indices of each level, int64 (B, h, w), top first."""
+        return self.encode_with_indices(images)[1]
+
+    def encode_with_indices(self, images: "Tensor") -> "tuple[Encoded, list[Tensor]]":
+        """Images -> raw latents as `encode_raw` gives them, and `encode_indices`, in one pass of the encoder."""
         raise TypeError(f"{type(self.autoencoder).__name__} has no codebook")
 
     def decode_indices(

@@ -5,7 +5,7 @@ from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING, Any
 
-from latent_codec.families.family import Family, Level, Trainable
+from latent_codec.families.family import Encoded, Family, Level, Trainable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,8 +51,9 @@ class Hierarchical(Family):
         layers = self.autoencoder.decoders[-1].modules()
         return [layer for layer in layers if isinstance(layer, ConvTranspose2d)][-1]
 
-    def encode_indices(self, images: "Tensor") -> "list[Tensor]":
-        return self.autoencoder.encode_indices(images.to(self.autoencoder.dtype))
+    def encode_with_indices(self, images: "Tensor") -> "tuple[Encoded, list[Tensor]]":
+        latents, indices = self.autoencoder.encode_with_indices(images.to(self.autoencoder.dtype))
+        return Encoded(None, latents), indices
 
     def decode_indices(
         self, indices: "Sequence[Tensor]", known: "Sequence[Tensor] | None" = None

@@ -55,8 +55,9 @@ class VQ(Family):
         autoencoder, codewords = self.autoencoder, self.latents_of_indices([indices])
         return decode_tiled(autoencoder.decoder, autoencoder.post_quant_conv, codewords, tile)
 
-    def encode_indices(self, images: "Tensor") -> "list[Tensor]":
-        return [self._assign(self.encode_raw(images.to(self.autoencoder.dtype)).raw_latents)]
+    def encode_with_indices(self, images: "Tensor") -> "tuple[Encoded, list[Tensor]]":
+        encoded = self.encode_raw(images.to(self.autoencoder.dtype))
+        return encoded, [self._assign(encoded.raw_latents)]
 
     def decode_indices(
         self, indices: "Sequence[Tensor]", known: "Sequence[Tensor] | None" = None
@@ -92,8 +93,9 @@ class OwnVQ(VQ):
         encoder=("encoder", "quant_conv"), frozen=("encoder", "quant_conv", "quantize"), linear_start=True
     )
 
-    def encode_indices(self, images: "Tensor") -> "list[Tensor]":
-        return [self.autoencoder.encode_indices(images)]  # in float32, whatever the autoencoder's dtype
+    def encode_with_indices(self, images: "Tensor") -> "tuple[Encoded, list[Tensor]]":
+        latents, indices = self.autoencoder.encode_with_indices(images)  # in float32, whatever its dtype
+        return Encoded(None, latents), [indices]
 
     def _assign(self, raw_latents: "Tensor") -> "Tensor":
         return self.autoencoder.quantize.assign(raw_latents)

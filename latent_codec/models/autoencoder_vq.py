@@ -174,7 +174,13 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
     @apply_forward_hook
     def encode_indices(self, image: Tensor) -> Tensor:
         """Image (B, C, H, W) in [-1, 1] -> indices, int64 (B, H / f, W / f)."""
-        return self.quantize.assign(self._latents(image))
+        return self.encode_with_indices(image)[1]
+
+    @apply_forward_hook
+    def encode_with_indices(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image -> the latents of `encode` and the indices of `encode_indices`, in one pass."""
+        latents = self._latents(image)
+        return latents.to(self.dtype), self.quantize.assign(latents)
 
     @apply_forward_hook
     def decode_indices(self, indices: Tensor) -> Tensor:

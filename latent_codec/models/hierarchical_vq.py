@@ -219,8 +219,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
         """Image (B, C, H, W) in [-1, 1] -> `latents`, the quantized concatenation that `decode` takes."""
-        outputs = [self.encode_quantized(part) for part in self._slices(x)]
-        latents = torch.cat([self.concatenate([output.quantized for output in levels]) for levels in outputs])
+        latents, _ = self.encode_with_indices(x)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
@@ -247,8 +246,14 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     @apply_forward_hook
     def encode_indices(self, image: Tensor) -> list[Tensor]:
         """Image (B, C, H, W) in [-1, 1] -> indices of each level, int64 (B, h, w), top first."""
+        return self.encode_with_indices(image)[1]
+
+    @apply_forward_hook
+    def encode_with_indices(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Image -> what `encode` and `encode_indices` give of it, in one pass."""
         outputs = [self.encode_quantized(part) for part in self._slices(image)]
-        return [torch.cat([output.indices for output in level]) for level in zip(*outputs)]
+        latents = torch.cat([self.concatenate([output.quantized for output in levels]) for levels in outputs])
+        return latents, [torch.cat([output.indices for output in level]) for level in zip(*outputs)]
 
     @apply_forward_hook
     def decode_indices(self, grids: list[Tensor]) -> Tensor:

@@ -1,0 +1,44 @@
+"""What all meters share: a batch of images that went through a codec once, and figures that may be missing.
+
+images --codec.encode_all--> Encoding --codec.decode--> reconstructions
+             Batch of all three --> meter.add(batch) ... meter.result()
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latent_codec.codec import Encoding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images of one size, and what a codec made of them. A meter reads the fields that it measures."""
+
+    originals: Tensor
+    """(N, C, H, W) in [-1, 1]."""
+    encoding: Encoding | None = None
+    reconstructions: Tensor | None = None
+    """Like `originals`, rounded as a file of 8 bits per channel would be."""
+    names: list[str] | None = None
+    indices: list[int] | None = None
+    """Of the images in their source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measured number, or None and the reason why there is none."""
+
+    value: float | None
+    note: str = ""
+    """How it was measured, or why it was not."""
+
+
+def plain(found):
+    """Lists and dicts for JSON, which knows no infinity: an infinite or undefined number becomes None."""
+    if isinstance(found, dict):
+        return {key: plain(value) for key, value in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [plain(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found

@@ -1,0 +1,75 @@
+"""How well reconstructions keep images: PSNR, SSIM, MS-SSIM and LPIPS, image by image."""
+
+import math
+from dataclasses import dataclass
+from statistics import mean
+
+from latent_codec import metrics
+from latent_codec.evaluation.meters import Batch, Figure
+
+METRICS = ("psnr", "ssim", "ms_ssim", "lpips")
+TITLES = {"ssim": "SSIM", "ms_ssim": "MS-SSIM", "lpips": "LPIPS"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFigures:
+    """One image's figures; None where the image is too small for a metric or its weights are absent."""
+
+    name: str
+    index: int
+    """Place in the source."""
+    width: int
+    height: int
+    psnr: float
+    ssim: float | None
+    ms_ssim: float | None
+    lpips: float | None
+
+
+class QualityMeter:
+    """Gathers ImageFigures, and takes their means, each image counting the same whatever its size.
+
+    Args:
+        lpips_trained: whether the codec was trained on LPIPS, which the figure's note tells; None where that is unknown.
+    """
+
+    def __init__(self, lpips_trained: bool | None = None):
+        self.images: list[ImageFigures] = []
+        self._lpips_trained = lpips_trained
+
+    def add(self, batch: Batch) -> None:
+        """Compare the reconstructions with the originals."""
+        height, width = batch.originals.shape[2:]
+        found = metrics.compare(batch.reconstructions, batch.originals, METRICS)
+        self.images += [
+            ImageFigures(name=name, index=index, width=width, height=height, **dict(zip(METRICS, figures)))
+            for name, index, *figures in zip(batch.names, batch.indices, *found.values())
+        ]
+
+    def result(self) -> dict[str, Figure]:
+        """The mean of each metric."""
+        return {"psnr": self._psnr()} | {metric: self._mean(metric) for metric in TITLES}
+
+    def _psnr(self) -> Figure:
+        equal = sum(math.isinf(image.psnr) for image in self.images)
+        note = "dB, 8 bits per channel, mean over images"
+        if equal:
+            note += f"; infinite because {equal} of {len(self.images)} came back identical"
+        return Figure(value=mean(image.psnr for image in self.images), note=note)
+
+    def _mean(self, metric: str) -> Figure:
+        if metric == "lpips" and not metrics.lpips_available():
+            return Figure(value=None, note=f"the weights {metrics.lpips_weights()} are not there")
+        why_not = f"too small: {TITLES[metric]} needs {metrics.MIN_SIDES[metric]} px per side"
+        values = [value for image in self.images if (value := getattr(image, metric)) is not None]
+        if not values:
+            return Figure(value=None, note=f"the images are {why_not}")
+        notes = [] if metric != "lpips" else ["SqueezeNet", *self._lpips_notes()]
+        if len(values) < len(self.images):
+            notes.append(f"of {len(values)} of {len(self.images)} images; the others are {why_not}")
+        return Figure(value=mean(values), note="; ".join(notes))
+
+    def _lpips_notes(self) -> list[str]:
+        if self._lpips_trained is None:
+            return ["no model card says whether the codec was trained on LPIPS"]
+        return ["the codec was trained on LPIPS, which flatters it"] if self._lpips_trained else []
