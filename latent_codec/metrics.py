@@ -1,4 +1,4 @@
-"""How like its original an image is, and how like a set of images another set is.
+"""Fidelity of images to their originals, and the distance between two sets of images.
 
 Images are NCHW floats in [-1, 1]; every image metric gives one float32 number
 per image, shaped (N,). Nothing here is ever fetched from a network: a metric whose
@@ -20,7 +20,7 @@ LPIPS_TRUNKS = {
     "alex": "alexnet-owt-7be5be79.pth",
     "vgg": "vgg16-397923af.pth",
 }
-"""The ImageNet weights that each form of LPIPS stands on, by torchvision's file name."""
+"""The ImageNet weights that each form of LPIPS needs, by torchvision's file name."""
 
 LPIPS_MIN_SIDE = {"squeeze": 17, "alex": 31, "vgg": 16}
 """Pixels per side under which the trunk's pooling leaves nothing to compare."""
@@ -162,8 +162,8 @@ class PerceptualDistance(nn.Module):
         """Distance per image, (N,), 0 for equal ones.
 
         Args:
-            images, references: (N, C, H, W) in [-1, 1]. One channel counts as grey;
-                of four channels the first three (colour) are compared.
+            images, references: (N, C, H, W) in [-1, 1]. One channel counts as gray;
+                of four channels the first three (color) are compared.
 
         Raises:
             ValueError: on unequal shapes, two or more than four channels, or a side under
@@ -241,12 +241,12 @@ def frechet_distance_of_gaussians(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor,
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """Three channels for networks that know only colour: grey repeated, alpha left out."""
+    """Three channels for networks that know only color: gray repeated, alpha left out."""
     channels = images.shape[1]
     if channels == 1:
         return images.expand(-1, 3, -1, -1)
     if channels not in (3, 4):
-        raise ValueError(f"images of {channels} channels cannot be seen as colour; 1, 3 or 4 can")
+        raise ValueError(f"images of {channels} channels are no color images: expected 1, 3 or 4 channels")
     return images[:, :3]
 
 

@@ -1,4 +1,4 @@
-"""The image a denoiser has in mind: x_0, predicted from what a scheduler's step is given.
+"""The image that a denoiser is heading for: x_0, predicted from what a scheduler's step is given.
 
 A pipeline's callback sees latents that still hold noise, x_t, and not the denoiser's answer. `SchedulerObserver`
 looks at both where they meet, in `scheduler.step`, and `ObservedStep` turns them into x_0.
@@ -196,7 +196,7 @@ def _observe(scheduler: SchedulerMixin, see: weakref.WeakMethod):
 
     def remove() -> None:
         scheduler = observed()
-        # Where another observer came later, its step goes on calling this one, which only passes on from now.
+        # Where another observer was added later, its step goes on calling this one, which only passes on from now.
         if scheduler is not None and getattr(vars(scheduler).get("step"), "__func__", None) is step:
             if had_its_own:
                 scheduler.step = types.MethodType(inner, scheduler)

@@ -1,4 +1,4 @@
-"""Pipeline folders: what a name or a path stands for, and opening it."""
+"""Pipeline folders: finding one by name or path, and opening it."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ PRIORS = ("prior", "top_prior", "middle_prior", "bottom_prior")
 
 
 def find_pipeline(name_or_path: str | os.PathLike) -> Path:
-    """The folder of a saved pipeline over priors: a shipped one's name, the path itself, or what lies under its pipeline/.
+    """The folder of a saved pipeline over priors: a shipped one's name, the path itself, or its subfolder pipeline/.
 
     Raises:
         ValueError: if there is none.

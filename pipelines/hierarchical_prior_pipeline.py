@@ -22,7 +22,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
 
         labels, seeds --top_prior--> codes 0 --condition--> middle_prior --> codes 1 --condition--> bottom_prior --> codes 2
                                         |                                       |                                       |
-        likeliest <--classifier-- images <------------------------------- vae.decode_indices <------------------------+
+        most probable <--classifier-- images <--------------------------- vae.decode_indices <------------------------+
 
     A condition is the codes of the level above (a prior with `condition_codebook_size`), or the codewords of all levels
     above as HierarchicalVQ.concatenate brings them to its grid (`condition_channels`).
@@ -90,7 +90,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
         sizes = [quantizer.codebook_size for quantizer in vae.quantizers]
         if len(sizes) != len(priors):
             raise ValueError(
-                f"vae is a HierarchicalVQ of {len(sizes)} levels, and {len(priors)} priors came ({', '.join(priors)}); give "
+                f"vae is a HierarchicalVQ of {len(sizes)} levels, and there are {len(priors)} priors ({', '.join(priors)}); give "
                 "one for each level: two, or three with middle_prior."
             )
         for level, (name, prior) in enumerate(priors.items()):

@@ -71,7 +71,7 @@ class LatentPreviewCallback(PipelineCallback):
     Args:
         pipe: the pipeline whose runs are shown, any that takes `callback_on_step_end`.
         previewer: latents (B, C, h, w), scaled, as denoisers know them -> images (B, 1, 3 or 4, H, W) in [-1, 1]:
-            a LatentPreviewer, or `lambda latents: codec.decode(latents, output_type="pt")`. It runs beside the pipeline,
+            a LatentPreviewer, or `lambda latents: codec.decode(latents, output_type="pt")`. It runs in parallel to the pipeline,
             so its modules should be its own: of a codec opened once more, not `pipe.vae`.
         sink: a function of a PIL image (of a whole batch, as a grid) and the step, from 0; or several. PngFolder
             and AnimatedWebP in `preview_sinks` write files.

@@ -1,6 +1,6 @@
 """Loading the components of a pipeline's folder, of a few classes that are known here, without diffusers' own loading.
 
-A folder's model_index.json names modules and classes; diffusers imports what it names, and some versions also what lies in
+A folder's model_index.json names modules and classes; diffusers imports what it names, and some versions also code that is in
 the folder.
 """
 

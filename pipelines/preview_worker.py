@@ -9,7 +9,7 @@ Job = Callable[[], None]
 
 
 class PreviewWorker:
-    """Runs jobs on one thread, in the order they came.
+    """Runs jobs on one thread, in the order of their arrival.
 
     A frame that was not begun when the next one comes is dropped: the thread lags by one frame at most, and the last
     one is always shown. Python waits for the thread before it exits. Jobs must not raise.
@@ -31,7 +31,7 @@ class PreviewWorker:
         self._add(job, is_frame=False)
 
     def wait(self) -> None:
-        """Return once all that came before is done.
+        """Return once all earlier jobs are done.
 
         Raises:
             RuntimeError: in a job, which would wait for itself.

@@ -20,14 +20,14 @@ from latent_codec.pipelines.sampling import (
 class PriorPipeline(SamplingPipeline):
     """Sample images from a PixelCNN or a PixelSNAIL, with or without class labels.
 
-        labels, seeds --prior--> pixels --------------------------> images --classifier--> the likeliest, if asked
+        labels, seeds --prior--> pixels --------------------------> images --classifier--> the most probable, if asked
                              +-> codes --vae.decode---------------> images
-                             +-> levels --dequantise, vae.decode--> images
+                             +-> levels --dequantize, vae.decode--> images
 
     Args:
         prior: over pixels, codes or latents.
         vae: the autoencoder whose codes (AutoencoderVQ, diffusers' VQModel, a HierarchicalVQ of one level) or latents
-            (AutoencoderKL) the prior learnt; None for pixels.
+            (AutoencoderKL) the prior learned; None for pixels.
         classifier: for `keep`: an ImageClassifier, or any model of images in [-1, 1] whose output is logits or has
             `logits`, such as transformers' image classifiers. Put into eval mode.
         class_names: one for each class, in the order of labels.
@@ -140,10 +140,10 @@ class PriorPipeline(SamplingPipeline):
                 as large as `known`.
             temperature, top_k, top_p: as AutoregressivePrior.sample.
             keep: of the images drawn for a label, return so many (an integer) or such a share (a float in (0, 1],
-                rounded up): those whose label `classifier` finds likeliest, likeliest first (VQ-VAE-2,
+                rounded up): those whose label `classifier` finds most probable, in that order (VQ-VAE-2,
                 arXiv:1906.00446, section 3.4).
             batch_size: images sampled at a time.
-            generator: one source of chance, or one for each image drawn. Every image has its own (one generator gives
+            generator: one random number generator, or one for each image drawn. Every image has its own (one generator gives
                 each a seed), so that an image is the same in batches of any size, and however many are drawn after it;
                 only a draw on the very edge between two indices can be turned by how a batch rounds.
             known: indices to complete, int64 (h, w) or (B, h, w), with channels (C, h, w) or (B, C, h, w); B is 1, for

@@ -55,8 +55,8 @@ def class_probabilities(classifier: nn.Module, images: Tensor, num_classes: int)
     return logits.softmax(1, dtype=torch.float64)
 
 
-def likeliest(probabilities: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
-    """The `num_kept` likeliest images of each label, likeliest first, earlier ones first where equal.
+def most_probable(probabilities: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
+    """The `num_kept` most probable images of each label, in that order, earlier ones first where equal.
 
     Args:
         probabilities: (labels, images per label), of each image's own label.

@@ -1,4 +1,4 @@
-"""What the pipelines over priors share: labels, chance, batches, rejection sampling and half-sampled images."""
+"""What the pipelines over priors share: labels, random generators, batches, rejection sampling and half-sampled images."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ from latent_codec.models.own_weights import check_finite
 from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
 from latent_codec.pipelines.loading import INDEX, load_components, shipped_pipeline
-from latent_codec.pipelines.rejection import class_probabilities, likeliest, num_to_keep
+from latent_codec.pipelines.rejection import class_probabilities, most_probable, num_to_keep
 from latent_codec.torch_settings import ignoring_caller_settings
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ OUTPUT_TYPES = ("pil", "pt", "np", "indices")
 
 @dataclass
 class PriorPipelineOutput(ImagePipelineOutput):
-    """Images of one label after the other, in the order drawn, or the likeliest first where some were kept.
+    """Images of one label after the other, in the order drawn, or the most probable first where some were kept.
 
     `images` is what `output_type` names: a list of PIL images, "pt" float32 (N, C, H, W) in [-1, 1], "np" float32
     (N, H, W, C) in [0, 1], or for "indices" the same as `indices`.
@@ -135,7 +135,7 @@ class SamplingPipeline(DiffusionPipeline):
         names, num_classes = self.config.class_names, self._num_classes
         if names is not None and (len(names) != num_classes or len(set(names)) != len(names)):
             raise ValueError(
-                f"{len(names)} class_names came, {len(set(names))} of them different, and the prior has "
+                f"{len(names)} class_names, {len(set(names))} of them different: the prior has "
                 f"{num_classes or 'no'} classes; give one name for each."
             )
         if self.classifier is not None:
@@ -210,7 +210,7 @@ class SamplingPipeline(DiffusionPipeline):
         names = self.config.class_names
         if names is None:
             raise ValueError(
-                f"class label {class_name!r} came and the pipeline has no class_names; give a number."
+                f"class label: expected a number, as the pipeline has no class_names, got {class_name!r}."
             )
         if class_name not in names:
             near = get_close_matches(class_name, names) or [*names[:5], "..."]
@@ -286,7 +286,7 @@ class SamplingPipeline(DiffusionPipeline):
             probabilities = None
             if keep is not None:
                 each = [self._score(images[batch], drawn[batch]) for batch in batches]
-                kept, probabilities = likeliest(torch.cat(each).view(-1, num_images), num_kept)
+                kept, probabilities = most_probable(torch.cat(each).view(-1, num_images), num_kept)
                 grids, images = [grid[kept.to(grid.device)] for grid in grids], images[kept.to(images.device)]
                 drawn = [drawn[place] for place in kept.tolist()]
             images = grids if output_type == "indices" else as_output(list(images), output_type)
@@ -373,7 +373,7 @@ class SamplingPipeline(DiffusionPipeline):
 
 
 def image_generators(generator: Generators, num_images: int) -> list[torch.Generator]:
-    """One source of chance for each image, so that no image depends on the batch it is drawn in.
+    """One random number generator for each image, so that no image depends on the batch it is drawn in.
 
     Of one generator, or None (torch's own), each image gets a seed in order: more images are the same first ones
     and further ones.
@@ -384,7 +384,7 @@ def image_generators(generator: Generators, num_images: int) -> list[torch.Gener
     if isinstance(generator, Sequence):
         if len(generator) != num_images:
             raise ValueError(
-                f"{len(generator)} generators came and {num_images} images are drawn; give one, or one for each."
+                f"expected one generator, or one for each of {num_images} images, got {len(generator)}"
             )
         return list(generator)
     device = "cpu" if generator is None else generator.device
@@ -393,7 +393,7 @@ def image_generators(generator: Generators, num_images: int) -> list[torch.Gener
 
 
 def onload(component: nn.Module) -> None:
-    """Bring a component to its device where `enable_model_cpu_offload` has taken it away: its hook hears `forward` alone.
+    """Bring a component to its device where `enable_model_cpu_offload` has taken it away: its hook is called only by `forward`.
 
     Raises:
         ValueError: if its weights are nowhere, as `enable_sequential_cpu_offload` leaves them.

@@ -190,11 +190,11 @@ def test_a_pipeline_is_replaced_and_nothing_else_is(place, capsys):
         ),
         ("--codec levels --prior top --out new", "2 levels; HierarchicalPriorPipeline samples them"),
         ("--codec levels --prior bottom top --out new", "top_prior is a PixelCNN with codebook_size 9"),
-        ("--codec mine --prior top bottom --out new", "1 levels, and 2 priors came"),
+        ("--codec mine --prior top bottom --out new", "1 levels, and there are 2 priors"),
         ("--prior top bottom --out new", "no codec came; give it by --codec"),
         ("--codec levels --prior top top top top --out new", "4 priors came; give 1 to 3"),
         ("--codec kl --prior run --out new", "which has no codebook"),
-        ("--codec mine --prior run --class-names a,b --out new", "2 class_names came"),
+        ("--codec mine --prior run --class-names a,b --out new", "2 class_names"),
         (
             "--codec mine --prior run --classifier run/prior --out new",
             "expected ImageClassifier as classifier, got PixelSNAIL",
@@ -482,13 +482,13 @@ def test_evaluate_notes_another_codec_on_stderr(place, capsys):
     capsys.readouterr()
     assert main(["evaluate", "data", "--prior", "run", "--codec", "tuned", "--out", "report", "--json"]) == 0
     out, err = capsys.readouterr()
-    assert "mind: the prior of level 0 learned the indices of a codec with space" in " ".join(err.split())
+    assert "Note: the prior of level 0 learned the indices of a codec with space" in " ".join(err.split())
     assert len(json.loads(out)["notes"]) == 1
 
 
 def test_evaluate_refuses_what_does_not_fit(place, capsys):
     for argv, message in [
-        ("data --prior run", "needs the codec that it was trained with; give it by --codec"),
+        ("data --prior run", "expected the codec that the prior, a PixelCNN over codes, was trained with"),
         ("data --prior run --codec levels", "knows 12 codes on level 0, and levels has 11"),
         ("data --prior pixels --codec mine", "needs no codec"),
         (

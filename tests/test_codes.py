@@ -310,7 +310,9 @@ def test_unused_codewords_come_last_below_a_stripe():
     column = np.asarray(image)[factor // 2 :: factor, factor // 2, 0].tolist()
     # Three columns: used 0, 100, 200; a stripe of 2 px; unused 50, 150.
     assert column == [0, 0, 255, 255, 50, 50]
-    with pytest.raises(ValueError, match="4 counts and 5 tiles came; level 0 has 5 codewords"):
+    with pytest.raises(
+        ValueError, match="expected 5 counts and tiles, as level 0 has codewords, got 4 and 5"
+    ):
         codebook_image(codec, tiles=flat_tiles(gray), counts=[1] * 4)
 
 

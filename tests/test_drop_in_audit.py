@@ -262,7 +262,7 @@ def test_a_constant_channel_has_no_correlation(images):
 
 def test_refusals(images):
     mine = build()
-    with pytest.raises(ValueError, match="no image came"):
+    with pytest.raises(ValueError, match="expected at least one image"):
         audit_drop_in(mine, mine, [])
     flat = twin(mine)
     with torch.no_grad():

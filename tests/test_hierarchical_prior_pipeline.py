@@ -309,7 +309,7 @@ MISFITS = {
     "classes": ({"bottom_prior": {"num_classes": 4}}, "top_prior has 3, bottom_prior has 4"),
     "missing": (
         {"num_levels": 3, "middle_prior": None},
-        "vae is a HierarchicalVQ of 3 levels, and 2 priors came (top_prior, bottom_prior)",
+        "vae is a HierarchicalVQ of 3 levels, and there are 2 priors (top_prior, bottom_prior)",
     ),
     "vae": (
         {"vae": AutoencoderVQ(**BLOCKS, num_vq_embeddings=11)},

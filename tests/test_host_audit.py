@@ -241,7 +241,7 @@ def test_every_host_answers_once_and_says_why_not(name):
     assert [each.host for each in audits] == HOSTS
     for each in audits:
         assert each.reasons or each.verdict == "as it is"
-        assert each.verdict != "as it is" or all(reason.startswith("mind: ") for reason in each.reasons)
+        assert each.verdict != "as it is" or all(reason.startswith("Note: ") for reason in each.reasons)
 
 
 # ------------------------------------------------------------------------------------------ reasons and remedies

@@ -234,7 +234,7 @@ def test_levels_add_up_each_given_those_above_it(told, source):
     for level, prior in enumerate(priors):  # one alone is known by its condition
         alone = measure_likelihood([prior], source, codec)
         assert alone.levels == [found.levels[level]]
-        assert alone.notes == [f"bits per dim are those of level {level} alone, of 3 levels"]
+        assert alone.notes == [f"bits per dim are only those of level {level}, of 3 levels"]
 
 
 def test_latent_files_give_the_figures_of_their_images(source, tmp_path):
@@ -343,8 +343,8 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
         ([told], source, None, "made for a condition, .* and no codec"),
         ([told], source, three, "level 1 or 2 of three"),
         ([cnn(codebook_size=12)] * 3, source, two, "3 priors came, and two has 2 levels"),
-        ([told, cnn(codebook_size=12)], source, two, "came for level 0 and takes codes"),
-        ([cnn(codebook_size=12)] * 2, source, two, "came for level 1 and takes no condition"),
+        ([told, cnn(codebook_size=12)], source, two, "for level 0, which takes codes"),
+        ([cnn(codebook_size=12)] * 2, source, two, "for level 1, which takes no condition"),
         (
             [cnn(codebook_size=12, num_classes=1)],
             source,

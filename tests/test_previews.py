@@ -128,7 +128,7 @@ def test_no_graph_grows_from_a_preview():
     [
         (
             torch.zeros(1, 5, 2, 2),
-            r"latents of shape \(1, 5, 2, 2\) came; this previewer takes \(B, 4, h, w\)",
+            r"expected latents \(B, 4, h, w\), got shape \(1, 5, 2, 2\)",
         ),
         (torch.zeros(4, 2, 2), r"latents of shape \(4, 2, 2\)"),
         (torch.zeros(1, 4, 0, 2), r"latents of shape"),
@@ -145,7 +145,7 @@ def test_wrong_latents_are_refused(latents, message):
 
 def test_wrong_maps_are_refused():
     with pytest.raises(
-        ValueError, match=r"weight of shape \(4, 3\) and bias of \(3,\) came; expected \(3, C\)"
+        ValueError, match=r"expected weight \(3, C\) and bias \(3,\), got shapes \(4, 3\) and"
     ):
         LatentPreviewer.linear(torch.zeros(4, 3), torch.zeros(3))
     with pytest.raises(ValueError, match="weight is for 4 channels; the space has 16"):
@@ -209,7 +209,7 @@ def test_a_mask_says_what_is_known_too():
     assert torch.equal(previewer.indices(grid, known_mask=mask), expected)
     assert torch.equal(previewer.indices([grid], known_mask=[mask.expand(2, 2, 2)]), expected)
     assert expected[0, 0].tolist() == [[1, 0], [1, 1]]
-    with pytest.raises(ValueError, match="2 masks came for 1 grids"):
+    with pytest.raises(ValueError, match="expected a mask for each of 1 grids, got 2"):
         previewer.indices(grid, known_mask=[mask, mask])
     with pytest.raises(
         ValueError, match=r"known_mask of grid 0 is torch.float32 of shape \(2, 2\); expected bool"
@@ -224,7 +224,7 @@ def test_a_mask_says_what_is_known_too():
         (torch.zeros(2, 2, dtype=torch.int64), r"of shape \(2, 2\)"),
         (torch.full((1, 2, 2), 4), "run from 4 to 4; allowed are 0 to 3, and -1"),
         (torch.full((1, 2, 2), -2), "run from -2 to -2"),
-        ([torch.zeros(1, 2, 2).long()] * 2, "2 grids came; this codec has 1"),
+        ([torch.zeros(1, 2, 2).long()] * 2, "expected at most 1 grids"),
         ([], "0 grids came"),
     ],
 )

@@ -485,7 +485,10 @@ CALLS = {
     "batch": ({"batch_size": 0}, "num_images is 4 and batch_size 0"),
     "height": ({"height": 9}, "height x width is 9x8; a position of VQModel has 2x2 pixels"),
     "width": ({"width": 0}, "height x width is 8x0"),
-    "generators": ({"generator": [seeded()] * 3}, "3 generators came and 4 images are drawn"),
+    "generators": (
+        {"generator": [seeded()] * 3},
+        "expected one generator, or one for each of 4 images, got 3",
+    ),
     "type": ({"output_type": "latent"}, "output_type is 'latent'; allowed are pil, pt, np, indices"),
     "temperature": ({"temperature": -1}, "temperature: expected a number of at least 0, got -1"),
     "mask": ({"known": GRID}, "known and known_mask belong together"),
@@ -567,5 +570,5 @@ def test_a_classifier_that_does_not_fit_says_so_before_anything_is_drawn(judge, 
 
 def test_a_name_needs_names():
     vae, prior = codec_and_prior("VQModel")
-    with pytest.raises(ValueError, match="'sandal' came and the pipeline has no class_names"):
+    with pytest.raises(ValueError, match="as the pipeline has no class_names, got 'sandal'"):
         PriorPipeline(prior, vae)("sandal")

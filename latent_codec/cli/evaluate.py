@@ -175,7 +175,7 @@ def _measure_prior(args: argparse.Namespace) -> None:
     for reason in likelihood.skipped:
         Console(stderr=True).print(f"skipped {reason}", style="yellow", markup=False, soft_wrap=True)
     for note in likelihood.notes:
-        Console(stderr=True).print(f"mind: {note}", style="yellow", markup=False, soft_wrap=True)
+        Console(stderr=True).print(f"Note: {note}", style="yellow", markup=False, soft_wrap=True)
     if args.json:
         print(json.dumps(found | {"files": [str(file)]}, indent=1, allow_nan=False))
     else:

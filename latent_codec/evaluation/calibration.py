@@ -1,11 +1,11 @@
 """Measure a codec's latent space and its half-precision safety, and write both into its config.
 
 Diffusers' pipelines disagree on which entries they read: Stable Diffusion 1 and 2 take
-`scaling_factor` alone, Stable Diffusion 3 and FLUX add `shift_factor`, SDXL has
+only `scaling_factor`, Stable Diffusion 3 and FLUX add `shift_factor`, SDXL has
 `latents_mean` and `latents_std`. One set of raw latents can be described in four ways:
 
     scale      latents = (raw - shift_factor) * scaling_factor, one of each for all channels
-    channels   latents = (raw - latents_mean) / latents_std, read by SDXL's pipelines alone
+    channels   latents = (raw - latents_mean) / latents_std, read only by SDXL's pipelines
     normalize  mean and std folded into quant_conv and post_quant_conv: raw latents have mean 0
                and standard deviation 1, and every pipeline agrees on them
     keep       as they are; for a codec whose latents are in use

@@ -21,7 +21,7 @@ from latent_codec.components import codec_facts
 from latent_codec.evaluation.meters import Batch
 from latent_codec.torch_settings import ignoring_caller_settings
 
-NEIGHBOURHOOD = 5
+NEIGHBORHOOD = 5
 """A codeword is shown amid equal ones on a grid of at least this side, because decoders see beyond a position.
 
 On an f8 VQGAN's decoder, tiles differ from those amid 33 x 33 equal codewords by 31 of 255 levels in the mean
@@ -29,7 +29,7 @@ where the grid's side is 1, 7 where it is 3, 3 where it is 5 and 1.3 where it is
 """
 
 DECODE_PIXELS = 512 * 512
-"""Codewords are decoded together up to so many pixels, whatever the size of the codebook."""
+"""Codewords are decoded in batches of at most this many pixels, whatever the size of the codebook."""
 
 IMAGE_SIDE = 768
 """Images of small codebooks are enlarged by a whole factor up to about this side."""
@@ -43,8 +43,7 @@ class CodeUsage:
     """How images use the codebook of one level.
 
     With shares p of the codewords among all indices, entropy = -sum p log2 p and perplexity = 2^entropy, which
-    is exp of the entropy in nats. Both are of order 0: what an ideal coder needs that knows the shares and
-    nothing of an index's neighbours.
+    is exp of the entropy in nats. Both are of order 0: the code length per index under a static model.
     """
 
     codebook_size: int
@@ -55,7 +54,7 @@ class CodeUsage:
     dead_codes: int
     """Codewords that none of these images uses."""
     perplexity: float
-    """1 (one codeword alone) to codebook_size (all alike)."""
+    """1 (only one codeword) to codebook_size (all alike)."""
     entropy: float
     """Bits per index."""
     bits_per_pixel: float
@@ -188,7 +187,7 @@ def codeword_tiles(
         on_progress: called with (codewords done, codewords in all).
 
     Returns:
-        RGB, uint8 (codebook_size, 3, side, side), on the CPU; alpha lies on white. `side` is the level's
+        RGB, uint8 (codebook_size, 3, side, side), on the CPU; alpha is composed over white. `side` is the level's
         `codec.levels`.
 
     Raises:
@@ -199,7 +198,7 @@ def codeword_tiles(
         has = f"levels 0 to {num_levels - 1}" if num_levels else "no codebook"
         raise ValueError(f"level is {level}; {codec.name} has {has}.")
     codebook_size, sides = codec.codebook_sizes[level], [each.side for each in codec.levels]
-    image_side = sides[0] * -(-NEIGHBOURHOOD * sides[level] // sides[0])
+    image_side = sides[0] * -(-NEIGHBORHOOD * sides[level] // sides[0])
     first = image_side // sides[level] // 2 * sides[level]
     tiles = []
     for indices in torch.arange(codebook_size).split(max(DECODE_PIXELS // image_side**2, 1)):
@@ -212,14 +211,14 @@ def codeword_tiles(
 
 
 def mean_colors(tiles: Tensor) -> Tensor:
-    """The mean colour of each tile, uint8 (codebook_size, 3)."""
+    """The mean color of each tile, uint8 (codebook_size, 3)."""
     return tiles.float().mean((2, 3)).round().to(torch.uint8)
 
 
 def false_colors(codebook_size: int) -> Tensor:
-    """A colour for every index, the same for the same index everywhere, uint8 (codebook_size, 3).
+    """A color for every index, the same for the same index everywhere, uint8 (codebook_size, 3).
 
-    The first points of the R3 sequence, which keep far apart in the cube of colours (Roberts, "The unreasonable
+    The first points of the R3 sequence, which keep far apart in the cube of colors (Roberts, "The unreasonable
     effectiveness of quasirandom sequences", 2018): x_n = n (1/g, 1/g^2, 1/g^3) mod 1 with g^4 = g + 1.
     """
     g = 1.2207440846057596
@@ -247,7 +246,7 @@ def codebook_image(
     counts = [1] * len(tiles) if counts is None else counts
     if not len(counts) == len(tiles) == codec.codebook_sizes[level]:
         raise ValueError(
-            f"{len(counts)} counts and {len(tiles)} tiles came; level {level} has {codec.codebook_sizes[level]} codewords."
+            f"expected {codec.codebook_sizes[level]} counts and tiles, as level {level} has codewords, got {len(counts)} and {len(tiles)}"
         )
     is_used = torch.tensor(counts) > 0
     columns = math.isqrt(len(tiles) - 1) + 1
@@ -265,7 +264,7 @@ def codebook_image(
 def index_map(
     grid: Tensor, *, side: int, size: tuple[int, int] | None = None, colors: Tensor | None = None
 ) -> Image.Image:
-    """A grid of indices as an image: a square of one colour for each.
+    """A grid of indices as an image: a square of one color for each.
 
     Args:
         grid: int64 (h, w).
@@ -275,10 +274,10 @@ def index_map(
             None means `false_colors`, which tell indices apart and say nothing of what they paint.
 
     Raises:
-        ValueError: for a grid of another shape, or indices without a colour.
+        ValueError: for a grid of another shape, or indices without a color.
     """
     if grid.ndim != 2 or not grid.numel():
-        raise ValueError(f"a grid of shape {tuple(grid.shape)} came; expected (h, w), no side 0.")
+        raise ValueError(f"expected a grid (h, w), no side 0, got shape {tuple(grid.shape)}")
     grid = grid.cpu()
     colors = false_colors(int(grid.max()) + 1) if colors is None else colors
     if not 0 <= grid.min() <= grid.max() < len(colors):
@@ -300,7 +299,7 @@ def _decode_constant(codec: LatentCodec, level: int, indices: Tensor, side: int)
 
 
 def _as_rgb(images: Tensor) -> Tensor:
-    """(N, 1, 3 or 4, H, W) in [-1, 1] -> uint8 (N, 3, H, W); alpha lies on white."""
+    """(N, 1, 3 or 4, H, W) in [-1, 1] -> uint8 (N, 3, H, W); alpha is composed over white."""
     if images.shape[1] == 4:
         alpha = (images[:, 3:] + 1) / 2
         images = images[:, :3] * alpha + 1 - alpha

@@ -18,7 +18,7 @@ MIN_HEIGHT = 128
 def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evaluation) -> Image.Image:
     """Worst, median and best image by PSNR, a row each: original | reconstruction | difference.
 
-    In the difference mid-grey means equal. Fewer rows where there are fewer images.
+    In the difference mid-gray means equal. Fewer rows where there are fewer images.
     """
     ranked = evaluation.by_quality()
     chosen = {ranked[0].index: "worst"}
@@ -33,7 +33,7 @@ def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evalua
         reconstruction = reconstruct(codec, original.unsqueeze(0))[0].cpu()
         difference = (reconstruction - original).clamp(-1, 1)
         if codec.channels == 4:
-            difference[3] = 1  # opaque: equal alphas would hide the colours' difference
+            difference[3] = 1  # opaque: equal alphas would hide the colors' difference
         row = _enlarged(hstack_images([original, reconstruction, difference]))
         rows.append(_captioned(row, f"{chosen[image.index]}: {Path(image.name).name}, {image.psnr:.2f} dB"))
 
@@ -67,7 +67,7 @@ def codebook_sheet(codec: LatentCodec, evaluation: Evaluation, tiles: list[Tenso
 def index_sheet(
     codec: LatentCodec, source: ImageSource, evaluation: Evaluation, tiles: list[Tensor]
 ) -> Image.Image:
-    """The image of median PSNR, for each level: original | indices in their codewords' mean colours | in false ones.
+    """The image of median PSNR, for each level: original | indices in their codewords' mean colors | in false ones.
 
     Args:
         tiles: `codeword_tiles` of each level, top first.
@@ -83,7 +83,7 @@ def index_sheet(
         ]
         caption = (
             f"{Path(image.name).name}, {level_name(level, len(tiles))}: {len(grid)}x{grid.shape[1]} indices "
-            "in the mean colours of their codewords, in false colours"
+            "in the mean colors of their codewords, in false colors"
         )
         rows.append(_captioned(_enlarged(hstack_images([original, *maps])), caption))
     return _stacked(rows)

@@ -12,8 +12,8 @@ from latent_codec.evaluation.host_findings import (
     factor_limits,
     image_limits,
     limit,
-    mind,
     no,
+    note,
 )
 
 
@@ -67,7 +67,7 @@ def _failures(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
     if codec.is_discrete and not codec.indices_suffice:
         yield no(
             "norm_type is spatial: of this MoVQ, Kandinsky's pipelines decode the latents as they are, and this one "
-            "would scale and quantise them",
+            "would scale and quantize them",
         )
     if config.get("scaling_factor") is None:
         yield no("it divides by scaling_factor, which is not set", _register(scaling_factor="1.0"))
@@ -128,7 +128,7 @@ def _precision_limits(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Findin
     config, kind = codec.autoencoder.config, type(codec.autoencoder).__name__
     if not pipeline.upcasts:
         if config.get("force_upcast"):
-            yield mind(
+            yield note(
                 "force_upcast is set and it does not look: in float16 images may turn black, unless "
                 "`latent-codec calibrate` finds float16 safe",
             )

@@ -83,7 +83,7 @@ class ChannelDrift:
 
 @dataclass(frozen=True, kw_only=True)
 class DropInAudit:
-    """A codec beside its reference; the figures are None, or absent, where there were no images."""
+    """A codec compared with its reference; the figures are None, or absent, where there were no images."""
 
     codec: str
     reference: str
@@ -123,7 +123,7 @@ def audit_drop_in(
     Args:
         codec: the one that would take the place of `reference`.
         reference: what the denoiser was trained on.
-        images: images, one by one, of any kind that `LatentCodec.encode` takes; None compares weights alone.
+        images: images, one by one, of any kind that `LatentCodec.encode` takes; None compares only weights.
 
     Raises:
         ValueError: if no denoiser could take both codecs' latents, or `images` is empty.
@@ -271,7 +271,7 @@ def _measure(codec: LatentCodec, reference: LatentCodec, images: Iterable[ImageL
             ]
         )
     if not meter.num_images:
-        raise ValueError("no image came; give at least one, or None to compare weights alone")
+        raise ValueError("expected at least one image, or None to compare only weights, got none")
     return meter
 
 

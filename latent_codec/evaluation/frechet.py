@@ -1,7 +1,7 @@
 """Frechet distance between crops of images and of their reconstructions, on features of a classifier.
 
 The classic figure (FID, arXiv:1706.08500) uses the Inception network converted from TensorFlow.
-Its weights are used where they lie in torch's hub folder and torch-fidelity is installed;
+Its weights are used where torch's hub folder has them and torch-fidelity is installed;
 otherwise features of SqueezeNet 1.1 are, and the result carries their name: the two scales
 cannot be compared with each other, nor figures of another crop size or number of crops.
 """
@@ -38,9 +38,9 @@ class FeatureNetwork:
 
 
 class FrechetMeter:
-    """Gathers the mean and covariance of features of crops, originals beside reconstructions.
+    """Gathers the mean and covariance of features of crops, of originals and of reconstructions.
 
-    Crops are squares cut on a grid without overlap, centred, of `crop` px or of the
+    Crops are squares cut on a grid without overlap, centered, of `crop` px or of the
     image's shorter side where that is less.
     """
 
@@ -103,7 +103,7 @@ class FrechetMeter:
 
 
 def grid_crops(images: Tensor, size: int) -> Tensor:
-    """All squares of a centred grid without overlap: (N, C, H, W) -> (N * rows * columns, C, size, size)."""
+    """All squares of a centered grid without overlap: (N, C, H, W) -> (N * rows * columns, C, size, size)."""
     height, width = images.shape[2:]
     rows, columns = height // size, width // size
     top, left = (height - rows * size) // 2, (width - columns * size) // 2

@@ -5,7 +5,7 @@ The rules are what the hosts' code reads (diffusers 0.42; ComfyUI, A1111 and Inv
     SD 1, 2, SDXL, SD3, FLUX    their pipelines in diffusers take any autoencoder object, and read entries of its config
     ComfyUI                     a weight file, diffusers' or latent-diffusion's keys; rebuilds Stable Diffusion's network
     A1111                       a weight file of latent-diffusion's keys, loaded strictly into its model's network
-    InvokeAI                    a diffusers folder, recognised by the class and the latents' channels in its config
+    InvokeAI                    a diffusers folder, recognized by the class and the latents' channels in its config
 
 "As it is" means that the host's latents are decoded as this codec decodes them. Whether a denoiser that was trained
 on another's latents fits these is another question: `drop_in_audit`.
@@ -28,7 +28,7 @@ class HostAudit:
     verdict: Verdict
     """The worst of what was found: "no" where loading or decoding fails, "with limits" where some use of it does."""
     reasons: tuple[str, ...]
-    """Why it is not better; where it works as it is, what to mind."""
+    """Why it is not better; where it works as it is, what to know."""
     remedy: str | None
     """The export or setting that helps, with CODEC for the codec's name; None where nothing does or need."""
 

@@ -29,8 +29,8 @@ def limit(reason: str, remedy: str | None = None) -> Finding:
     return Finding("with limits", reason, remedy)
 
 
-def mind(reason: str) -> Finding:
-    return Finding("as it is", f"mind: {reason}")
+def note(reason: str) -> Finding:
+    return Finding("as it is", f"Note: {reason}")
 
 
 def factor_limits(codec: LatentCodec, by_config: int) -> Iterator[Finding]:

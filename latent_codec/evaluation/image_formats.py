@@ -27,7 +27,7 @@ class ImageFormat:
 
         image --Pillow--> bytes --Pillow--> image
 
-    JPEG has optimised Huffman tables, progressive, chroma at 4:2:0; WebP is lossy by method 6; AVIF has speed 4 and
+    JPEG has optimized Huffman tables, progressive, chroma at 4:2:0; WebP is lossy by method 6; AVIF has speed 4 and
     4:2:0; JPEG XL has effort 7.
     """
 
@@ -43,7 +43,7 @@ class ImageFormat:
         return _QUALITIES.get(self.name, range(101))
 
     def encode(self, image: Image.Image, quality: int) -> bytes:
-        """A grey or RGB image as a file of this format."""
+        """A gray or RGB image as a file of this format."""
         file = io.BytesIO()
         image.save(file, self.name.upper(), quality=quality, **_OPTIONS[self.name])
         return file.getvalue()

@@ -13,8 +13,8 @@ from latent_codec.evaluation.host_findings import (
     factor_limits,
     image_limits,
     limit,
-    mind,
     no,
+    note,
 )
 from latent_codec.families import LatentSpace
 
@@ -72,7 +72,7 @@ def in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
     if config.use_quant_conv != config.use_post_quant_conv:
         problems.append(
             no(
-                "one quant convolution without the other: it looks for post_quant_conv alone and takes both or none",
+                "one quant convolution without the other: it looks only for post_quant_conv and takes both or none",
             )
         )
     if channels == 64:
@@ -81,7 +81,7 @@ def in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
     if not problems and upscaler:
         yield no("diffusers' keys of three levels are renamed as if there were four", TO_LDM)
     elif not problems:
-        yield mind("what it takes is the weight file, diffusion_pytorch_model.safetensors, under models/vae")
+        yield note("what it takes is the weight file, diffusion_pytorch_model.safetensors, under models/vae")
     if not problems:
         yield from _family_limits(codec)
 
@@ -145,7 +145,7 @@ def _invokeai_4_channels(codec: LatentCodec) -> Iterator[Finding]:
     autoencoder, config = codec.autoencoder, codec.autoencoder.config
     if codec.latent_space.shift_factor or not codec.latent_space.is_plain:
         yield limit(
-            "it reads scaling_factor alone, and ignores shift_factor, latents_mean and latents_std",
+            "it reads only scaling_factor, and ignores shift_factor, latents_mean and latents_std",
             f"`latent-codec calibrate DATA --codec CODEC --normalize`; {CHANGES_LATENTS}"
             if can_normalize(autoencoder)
             else None,
@@ -158,9 +158,9 @@ def _invokeai_4_channels(codec: LatentCodec) -> Iterator[Finding]:
             "decode with fp32 off",
         )
     if config.get("force_upcast"):
-        yield mind("force_upcast is set and it does not look: decode with fp32 on")
+        yield note("force_upcast is set and it does not look: decode with fp32 on")
     if not (config.scaling_factor == SCALES["sdxl"][0] and config.get("sample_size") in (512, 1024)):
-        yield mind("it files this under Stable Diffusion 1; for SDXL the folder's name has to end in xl")
+        yield note("it files this under Stable Diffusion 1; for SDXL the folder's name has to end in xl")
 
 
 def _invokeai_16_channels(codec: LatentCodec) -> Iterator[Finding]:
@@ -177,7 +177,7 @@ def _invokeai_16_channels(codec: LatentCodec) -> Iterator[Finding]:
         config.use_quant_conv or config.use_post_quant_conv or _differences(config, STABLE_DIFFUSION)
     )
     yield limit(
-        "recent versions alone take a folder of 16 channels; older ones take FLUX's as a file, and none of SD3",
+        "only recent versions take a folder of 16 channels; older ones take FLUX's as a file, and none of SD3",
         TO_LDM if is_flux_file else None,
     )
 

@@ -1,4 +1,4 @@
-"""What the latents of a codec look like, channel by channel, beside the standard normal a denoiser starts from."""
+"""What the latents of a codec look like, channel by channel, compared with the standard normal that a denoiser starts from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from latent_codec.evaluation.meters import Batch
 from latent_codec.files import replacing
 
 LIMIT = 8.0
-"""The histograms run from -LIMIT to LIMIT; what lies outside counts in the outermost bins."""
+"""The histograms run from -LIMIT to LIMIT; values outside count in the outermost bins."""
 
 BINS_PER_UNIT = 50
 
@@ -103,16 +103,16 @@ def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: s
     bins_per_bar = BINS_PER_UNIT // 10
     bars = counts.view(len(counts), -1, bins_per_bar).sum(2)
     density = bars / bars.sum(1, keepdim=True) * 10
-    centres = torch.linspace(-LIMIT + 0.05, LIMIT - 0.05, bars.shape[1], dtype=torch.float64)
-    normal = (-centres.square() / 2).exp() / (2 * torch.pi) ** 0.5
+    centers = torch.linspace(-LIMIT + 0.05, LIMIT - 0.05, bars.shape[1], dtype=torch.float64)
+    normal = (-centers.square() / 2).exp() / (2 * torch.pi) ** 0.5
 
     columns = min(4, len(counts))
     rows = -(-len(counts) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for channel, (axis, heights) in enumerate(zip(axes, density)):
-        axis.bar(centres.numpy(), heights.numpy(), width=0.1, color="tab:blue", label="latents")
-        axis.plot(centres.numpy(), normal.numpy(), color="tab:orange", label="N(0, 1)")
+        axis.bar(centers.numpy(), heights.numpy(), width=0.1, color="tab:blue", label="latents")
+        axis.plot(centers.numpy(), normal.numpy(), color="tab:orange", label="N(0, 1)")
         axis.set_xlim(-5, 5)
         axis.set_title(
             f"{channel}: mean {statistics.mean[channel]:.2f}, std {statistics.std[channel]:.2f}, "
@@ -126,5 +126,5 @@ def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: s
     if title:
         figure.suptitle(title, fontsize=10)
     FigureCanvasAgg(figure)
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=120, format="png")
+    with replacing(path) as written:
+        figure.savefig(written, dpi=120, format="png")

@@ -1,9 +1,9 @@
-"""How likely priors find images, beside what coders that know less of them would need.
+"""The likelihood of images under priors, compared with simpler entropy models.
 
     images --codec--> grids, top first --+--prior of each level--> nats --> bits per index, bits per dim
     latent files --------------------------+--shares of the values--> order-0 entropy
 
-An ideal arithmetic coder would store the indices in so many bits.
+The bits are the code length of an ideal arithmetic coder.
 """
 
 import math
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
+from latent_codec.errors import SettingError
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.labels import Images, class_of
@@ -23,7 +24,7 @@ from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_POSITIONS = 2**13
-"""Grids go through a prior together up to so many positions, whose attention is quadratic in a grid's."""
+"""Batches of a prior have at most this many positions, whose attention is quadratic in a grid's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class LevelLikelihood:
     perplexity: float | None
     """2^bits_per_index; None beyond what a number holds."""
     order_0_bits_per_index: float
-    """Entropy of these very indices' shares, each channel's its own: a coder that knows these and nothing of neighbours."""
+    """Entropy of the shares of these indices, per channel: the code length under a static (order-0) model."""
     uniform_bits_per_index: float
     """log2 K."""
     bits_per_dim: float
@@ -104,7 +105,7 @@ def measure_likelihood(
         images: to be encoded here, or the codes of images; a prior over pixels takes them as they are.
         codec: whose codes or latents they are; None for pixels.
         label: of priors with classes: "class" where a label is a number, else the name of an attribute.
-        limit: at most so many images, spread evenly; None means all.
+        limit: at most N images, spread evenly; None means all.
         on_progress: called with (images done, images in all).
 
     Raises:
@@ -117,7 +118,7 @@ def measure_likelihood(
     _check_encoded(images, codec, kind)
     if codec is not None and len(levels) < len(codec.codebook_sizes):
         notes.append(
-            f"bits per dim are those of level {min(levels)} alone, of {len(codec.codebook_sizes)} levels"
+            f"bits per dim are only those of level {min(levels)}, of {len(codec.codebook_sizes)} levels"
         )
     has_classes = any(prior.config.num_classes for prior in priors)
     meters = {level: _LevelMeter(level, prior) for level, prior in levels.items()}
@@ -224,7 +225,7 @@ def _levels(
         return {_level_of(priors[0], codec): priors[0]}
     if len(priors) != num_levels:
         whose = f"{codec.name} has {num_levels} levels" if codec is not None else "no codec"
-        raise ValueError(f"{len(priors)} priors came, and {whose}; give one prior for each level, or one.")
+        raise ValueError(f"expected one prior for each level, or one, got {len(priors)}: {whose}")
     return dict(enumerate(priors))
 
 
@@ -258,10 +259,10 @@ def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: in
     told = f"the prior, a {type(prior).__name__} over {kind},"
     if kind == "pixels":
         if codec is not None:
-            raise ValueError(f"{told} needs no codec, and {codec.name} came; leave --codec out.")
+            raise SettingError("codec", f"none for {told}", codec.name, advice="leave out `codec`")
         return []
     if codec is None:
-        raise ValueError(f"{told} needs the codec that it was trained with; give it by --codec.")
+        raise SettingError("codec", f"the codec that {told} was trained with")
     if (kind == "codes") != codec.is_discrete:
         has = f"{len(codec.codebook_sizes)} codebook(s)" if codec.is_discrete else "no codebook"
         raise ValueError(f"{told} does not fit {codec.name}, which has {has}.")
@@ -275,7 +276,7 @@ def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: in
         )
     if (prior.condition_network is not None) != (level > 0):
         needs = f"takes {prior.condition_network.expected}" if level == 0 else "takes no condition"
-        raise ValueError(f"{told} came for level {level} and {needs}; give the priors top first.")
+        raise ValueError(f"expected the priors top first, got {told} for level {level}, which {needs}.")
     known = prior.config.space_fingerprint
     if known in (None, codec.space_fingerprint):
         return []
@@ -306,7 +307,7 @@ def _check_encoded(images: Images, codec: LatentCodec | None, kind: str) -> None
 
 def _class(images: Images, number: int, label: str, priors: Sequence[AutoregressivePrior]) -> int:
     """An image's class, which all priors with classes know."""
-    found = class_of(images, number, label, setting="--label")
+    found = class_of(images, number, label, setting="label")
     num_classes = min(prior.config.num_classes for prior in priors if prior.config.num_classes is not None)
     if found >= num_classes:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Rate and distortion of a codec beside other compressors, through files on disk.
+"""Rate and distortion of a codec and of other compressors, through files on disk.
 
-    image --encode--> file, whose size counts --decode--> image, measured beside the original
+    image --encode--> file, whose size counts --decode--> image, compared with the original
 
 Bits per pixel are those of the whole file, over the pixels of the original.
 """
@@ -62,17 +62,17 @@ def measure_rate_distortion(
     """Compress every image by every compressor at several rates, and at equal bytes.
 
     At equal bytes, image by image: our file is the largest of at most so many bits per pixel, each other one the
-    largest of at most as many bytes as ours. Where even the coarsest quality takes more, it stands, and is marked.
+    largest of at most as many bytes as ours. Where even the coarsest quality takes more, it is used, and marked.
     Files are searched by bisection, as if they grew with quality; what is found never exceeds its bound.
 
     Args:
         folder: where the files go, for each image a folder of its own.
         channels: of the images: 1 or 3.
         qualities: of our curve; None: six that take about 0.05 to 0.5 bits per pixel. The others' follow ours. None at
-            all ([]) leaves the curves out: the comparisons alone take about a quarter of the time.
+            all ([]) leaves the curves out: only the comparisons take about a quarter of the time.
         rates: bits per pixel of the comparisons at equal bytes; of a codec with one rate there is one comparison, at
             its own bytes, and these are not looked at.
-        limit: at most so many images, spread evenly over the source; None means all.
+        limit: at most N images, spread evenly over the source; None means all.
         device: where metrics are computed.
         reconstruct: images (N, C, H, W) to what would come back of them without any loss in the files.
         on_progress: called with (trials done, trials in all).
@@ -122,7 +122,7 @@ def measure_rate_distortion(
 
 
 def fidelity(image: Tensor, original: Tensor) -> Fidelity:
-    """Measure an image beside its original, both (C, H, W) in [-1, 1] on one device."""
+    """Compare an image with its original, both (C, H, W) in [-1, 1] on one device."""
     found = metrics.compare(image[None], original[None], tuple(METRICS))
     return Fidelity(**{metric: figure for metric, (figure,) in found.items()})
 
@@ -215,7 +215,7 @@ def _qualities_of_curves(
 def _qualities_between(
     compressor: Compressor, sample: Sequence[Image.Image], low: float, high: float, count: int
 ) -> list[int | None]:
-    """Qualities near so many rates between two, in bits per pixel, coarsest first, by interpolation between a few.
+    """Qualities near `count` rates between two, in bits per pixel, coarsest first, by interpolation between a few.
 
     A compressor that does not go as low starts where it does, and goes on to four times as much at least.
     """

@@ -45,7 +45,7 @@ def plot_rate_distortion(result: RateDistortion, path: Path) -> None:
                 color="C0",
                 linestyle="--",
                 linewidth=1,
-                label=f"{result.codec}, unquantised",
+                label=f"{result.codec}, unquantized",
             )
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -59,8 +59,8 @@ def plot_rate_distortion(result: RateDistortion, path: Path) -> None:
         )
         axis.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=130, format="png")
+    with replacing(path) as written:
+        figure.savefig(written, dpi=130, format="png")
 
 
 def equal_bytes_grid(
@@ -76,7 +76,7 @@ def equal_bytes_grid(
 
     Args:
         compressors, source, folder, channels: of `measure_rate_distortion`.
-        num_images: at most so many, spread evenly over those measured.
+        num_images: at most N, spread evenly over those measured.
     """
     measured = sorted({trial.index for trial in result.trials})
     chosen = [measured[place] for place in spread(len(measured), num_images)]

@@ -24,7 +24,7 @@ CURVE = "curve"
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """How like its original an image is; None where it is too small for a metric, or weights are absent."""
+    """Fidelity of an image to its original; None where it is too small for a metric, or weights are absent."""
 
     psnr: float | None
     """In dB; infinite where nothing differs."""
@@ -107,7 +107,7 @@ class RateDistortion:
     """At equal bytes."""
     trials: list[Trial] = field(default_factory=list)
     ceilings: list[Fidelity] = field(default_factory=list)
-    """What comes back of latents that nobody quantised, for each image."""
+    """What comes back of unquantized latents, for each image."""
     skipped: list[str] = field(default_factory=list)
     """One line for each image that could not be read."""
     device: str = ""

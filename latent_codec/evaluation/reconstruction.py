@@ -21,7 +21,7 @@ from latent_codec.images.sources import Data, ImageSource, open_source, spread
 from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_PIXELS = 512 * 512
-"""Neighbouring images of one size go through together up to this many pixels."""
+"""Neighboring images of one size go through together up to this many pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def evaluate_codec(
     Latents are posterior means. Images that cannot be read are left out and listed.
 
     Args:
-        limit: at most so many images, spread evenly over the source; None means all.
+        limit: at most N images, spread evenly over the source; None means all.
         frechet_crop: side in pixels of the crops whose features are compared.
         on_progress: called with (images done, images in all).
 
@@ -156,7 +156,7 @@ def reconstruct(codec: LatentCodec, images: Tensor) -> Tensor:
 
 
 def lpips_trained(codec: LatentCodec) -> bool | None:
-    """Whether the codec's training minimised LPIPS, as its model card says; None where no card tells.
+    """Whether the codec's training minimized LPIPS, as its model card says; None where no card tells.
 
     The trainer writes `lpips_trained: true` or `false` in the front matter of the codec's README.md.
     """

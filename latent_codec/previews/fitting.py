@@ -2,7 +2,7 @@
 
 images --encode--> latents, indices --+--ridge regression--> 1x1 map
     |                                   +--means per codeword--> palette
-    +--mean over f x f blocks--> colours+
+    +--mean over f x f blocks--> colors+
                                         |
 random latents --decode--> blocks ------+      where there are no images
 """
@@ -26,7 +26,7 @@ from latent_codec.previews.previewer import LatentPreviewer
 from latent_codec.torch_settings import ignoring_caller_settings
 
 SIDE = 192
-"""Images are cut to their middle, at most so many pixels a side, and random latents make images of at most this side."""
+"""Images are cropped to their center, at most this many pixels a side, and random latents make images of at most this side."""
 
 LATENT_SIDE = 24
 """Grids of random latents have at most this side."""
@@ -46,7 +46,7 @@ RIDGE = 1e-4
 """Of the regression, in units of the features' mean variance: enough for a dead channel."""
 
 PRIOR_COUNT = 4.0
-"""As so many positions counts what a codeword's vector says of its colour, beside the positions that have it."""
+"""Positions that the prediction from a codeword's vector counts as, added to the positions that have the codeword."""
 
 NUM_HELD_OUT = 4
 
@@ -96,7 +96,7 @@ def fit_linear(
 ) -> Fit:
     """Fit the 1x1 map, and of a discrete codec the palette.
 
-    Colours are those of the images: a map fitted to what the codec decodes them to is no better (on Kodak both
+    Colors are those of the images: a map fitted to what the codec decodes them to is no better (on Kodak both
     correlate by 0.983 with the shipped codec's decodes), and takes three times as long.
 
     Args:
@@ -147,9 +147,9 @@ def fit_linear(
 def ridge_regression(
     features: Tensor, targets: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """W, b that minimise sum_i n_i |W x_i + b - y_i|^2 + lambda |W|^2, in closed form.
+    """W, b that minimize sum_i n_i |W x_i + b - y_i|^2 + lambda |W|^2, in closed form.
 
-    W = cov(y, x) (cov(x) + lambda I)^-1 and b = mean(y) - W mean(x) (Hoerl and Kennard, 1970), the bias unpenalised.
+    W = cov(y, x) (cov(x) + lambda I)^-1 and b = mean(y) - W mean(x) (Hoerl and Kennard, 1970), the bias unpenalized.
 
     Args:
         features: x, (N, C).
@@ -173,7 +173,7 @@ def ridge_regression(
 
 
 def fit_palette(codebooks: list[Tensor], samples: list[Sample]) -> Palette:
-    """Colours of the codewords: level by level from the top, each the mean of what the levels above left over.
+    """Colors of the codewords: level by level from the top, each the mean of what the levels above left over.
 
     So the upper levels show all they can while the lower ones are unknown. A codeword's mean is drawn to what a
     regression on the codewords' vectors says, which is all there is for those that no sample has.
@@ -268,7 +268,7 @@ def _random_samples(
 
 
 def _random_grids(codec: LatentCodec, side: int, generator: torch.Generator) -> list[Tensor]:
-    """Grids of the codewords nearest to coloured noise that has the codebooks' own mean and covariance."""
+    """Grids of the codewords nearest to colored noise that has the codebooks' own mean and covariance."""
     grids = []
     for level in codec.levels:
         codebook = level.codebook.detach().float().cpu()
@@ -312,7 +312,7 @@ def _held_out_correlations(
 
 
 def _blocks(images: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The mean colour of each of `shape` blocks, (B, 3, h, w)."""
+    """The mean color of each of `shape` blocks, (B, 3, h, w)."""
     return F.adaptive_avg_pool2d(rgb(images.float().cpu()), tuple(shape))
 
 

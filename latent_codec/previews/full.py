@@ -55,7 +55,7 @@ class FullPreview:
 
 
 def rgb(images: Tensor) -> Tensor:
-    """Images (B, 1, 3 or 4, H, W) in [-1, 1] -> RGB (B, 3, H, W); alpha lies on white."""
+    """Images (B, 1, 3 or 4, H, W) in [-1, 1] -> RGB (B, 3, H, W); alpha is composed over white."""
     if images.shape[1] == 4:
         alpha = (images[:, 3:] + 1) / 2
         images = images[:, :3] * alpha + 1 - alpha

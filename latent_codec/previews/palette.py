@@ -1,4 +1,4 @@
-"""Colours of codewords: grids of indices as small images, without a decoder."""
+"""Colors of codewords: grids of indices as small images, without a decoder."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 UNKNOWN = -1
-"""Stands for an index that is not known yet."""
+"""An index that is not known yet."""
 
 
 class Palette(torch.nn.Module):
-    """A colour for every codeword; those of several levels add up.
+    """A color for every codeword; those of several levels add up.
 
         color(position) = mean + sum over levels l of table_l[indices_l(position)]
 
-    An index that is not known yet adds nothing, so that a grid without any is of the mean colour.
+    An index that is not known yet adds nothing, so that a grid without any is of the mean color.
 
     Args:
         mean: RGB in [-1, 1], (3,).
@@ -55,10 +55,10 @@ def checked_grids(
     """
     grids = [grids] if isinstance(grids, Tensor) else list(grids)
     if not 1 <= len(grids) <= len(codebook_sizes):
-        raise ValueError(f"{len(grids)} grids came; this codec has {len(codebook_sizes)}, top level first.")
+        raise ValueError(f"expected at most {len(codebook_sizes)} grids, top level first, got {len(grids)}")
     masks = [known_mask] if isinstance(known_mask, Tensor) else list(known_mask or [None] * len(grids))
     if len(masks) != len(grids):
-        raise ValueError(f"{len(masks)} masks came for {len(grids)} grids; give one for each.")
+        raise ValueError(f"expected a mask for each of {len(grids)} grids, got {len(masks)}")
     checked = []
     for level, (grid, mask, size) in enumerate(zip(grids, masks, codebook_sizes)):
         if grid.ndim != 3 or not grid.numel() or grid.is_floating_point() or grid.dtype == torch.bool:

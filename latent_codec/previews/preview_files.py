@@ -43,10 +43,10 @@ class StoredPreview:
 
 
 def preview_path(name_or_path: str | os.PathLike) -> Path:
-    """Where the preview of a codec lies, if there is one.
+    """The path of a codec's preview, if there is one.
 
     Raises:
-        ValueError: if there is no such codec, or it is a single file of another layout, beside which there is no place.
+        ValueError: if there is no such codec, or it is a single file of another layout, which has no folder of its own.
     """
     return find_weights(name_or_path, None).parent / NAME
 

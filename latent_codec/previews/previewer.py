@@ -25,7 +25,7 @@ class LatentPreviewer:
         latents --1x1 map--> RGB, a pixel per latent                       linear
         latents --TinyDecoder--> RGB in the image's size                 tiny
         latents --reduced--> the codec's own decoder --> RGB               full
-        indices --a colour per codeword--> RGB, a pixel per index          linear and tiny
+        indices --a color per codeword--> RGB, a pixel per index          linear and tiny
         indices --reduced, filled--> the codec's own decoder --> RGB       full
 
     Made by `from_pretrained`, `linear`, `tiny` or `full`.
@@ -89,17 +89,17 @@ class LatentPreviewer:
         """color = weight @ latent + bias at every position.
 
         Args:
-            weight: (3, C), for latents as a denoiser has them and colours in [-1, 1].
+            weight: (3, C), for latents as a denoiser has them and colors in [-1, 1].
             bias: (3,).
             space: of the latents; None: C channels at a factor of 8, neither scaled nor shifted.
-            palette: colours of the codewords, for `indices`.
+            palette: colors of the codewords, for `indices`.
 
         Raises:
             ValueError: for other shapes.
         """
         if weight.ndim != 2 or len(weight) != 3 or bias.shape != (3,):
             raise ValueError(
-                f"weight of shape {tuple(weight.shape)} and bias of {tuple(bias.shape)} came; expected (3, C) and (3,)"
+                f"expected weight (3, C) and bias (3,), got shapes {tuple(weight.shape)} and {tuple(bias.shape)}"
             )
         space = space or LatentSpace(weight.shape[1], 8)
         if space.channels != weight.shape[1]:
@@ -153,11 +153,11 @@ class LatentPreviewer:
             ValueError: for other shapes, or latents that are not finite.
         """
         if not isinstance(latents, Tensor) or not latents.is_floating_point():
-            came = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
-            raise ValueError(f"latents are {came}; a floating-point tensor is needed")
+            got = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"latents: expected a floating-point tensor, got {got}")
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
             raise ValueError(
-                f"latents of shape {tuple(latents.shape)} came; this previewer takes (B, {self.latent_channels}, h, w)"
+                f"expected latents (B, {self.latent_channels}, h, w), got shape {tuple(latents.shape)}"
             )
         return _finished(self._paint(latents.detach()))
 
@@ -174,13 +174,13 @@ class LatentPreviewer:
 
         Returns:
             float32 (B, 3, H, W) in [-1, 1] on the CPU: linear and tiny a pixel per index of the finest grid, unknown
-            ones in the mean colour; full as `__call__`.
+            ones in the mean color; full as `__call__`.
 
         Raises:
             ValueError: for a codec without a codebook, and grids that are not its own.
         """
         if self._paint_indices is None:
-            raise ValueError("this previewer has no colours of codewords: it takes latents, not indices")
+            raise ValueError("this previewer has no colors of codewords: it takes latents, not indices")
         return _finished(self._paint_indices(checked_grids(grids, self._codebook_sizes, known_mask)))
 
 
