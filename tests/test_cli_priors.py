@@ -490,7 +490,7 @@ def test_evaluate_refuses_what_does_not_fit(place, capsys):
     for argv, message in [
         ("data --prior run", "expected the codec that the prior, a PixelCNN over codes, was trained with"),
         ("data --prior run --codec levels", "knows 12 codes on level 0, and levels has 11"),
-        ("data --prior pixels --codec mine", "needs no codec"),
+        ("data --prior pixels --codec mine", "--codec: expected none for the prior"),
         (
             "data --prior run --codec mine --label Smiling",
             '--label is "Smiling", and test-00000 has the label 0',

@@ -358,7 +358,7 @@ def test_false_colors_tell_all_indices_apart_and_never_change():
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        (torch.zeros(1, 2, 2, dtype=torch.int64), r"shape \(1, 2, 2\) came"),
+        (torch.zeros(1, 2, 2, dtype=torch.int64), r"got shape \(1, 2, 2\)"),
         (torch.tensor([[0, 3]]), "run from 0 to 3; there are 3 colors"),
         (torch.tensor([[0, -1]]), "run from -1 to 0; there are 3 colors"),
     ],

@@ -14,6 +14,7 @@ from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec
 from latent_codec.evaluation.calibration import calibrate, measure, normalize_latents
 from latent_codec.evaluation.drop_in_audit import CLOSE, RELATED, audit_drop_in
 from latent_codec.families import LatentSpace
+from latent_codec.images.sources import ImageSource
 from latent_codec.metrics import psnr, round_to_8_bits
 
 
@@ -225,7 +226,7 @@ def test_half_precision_weights_are_close_but_not_equal(images):
     assert not audit.encoder.are_equal and audit.fit == "close" and 0 < audit.drift < CLOSE / 10
 
 
-class Photographs:
+class Photographs(ImageSource):
     def __init__(self, images):
         self.pixels = [((image + 1) * 127.5).round().to(torch.uint8) for image in images]
 

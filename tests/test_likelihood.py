@@ -280,7 +280,7 @@ def test_labels_may_be_attributes(tmp_path):
     assert found.label == "Smiling"
     assert found.levels[0].bits_per_index == pytest.approx(total / math.log(2) / 48, rel=1e-6)
     assert found.num_dims == 3 * 15 * 16
-    with pytest.raises(ValueError, match='--label is "Hat", and a has the label'):
+    with pytest.raises(ValueError, match='label is "Hat", and a has the label'):
         measure_likelihood([prior], encoded, codec, label="Hat")
 
 
@@ -325,8 +325,18 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
     told = cnn(codebook_size=12, condition_codebook_size=12)
     for priors, images, codec, message in [
         ([cnn(codebook_size=16)], source, codes, "knows 16 codes on level 0, and codes has 12"),
-        ([cnn(codebook_size=12)], source, None, "over codes, needs the codec"),
-        ([cnn(codebook_size=12)], encoded, None, "over codes, needs the codec"),
+        (
+            [cnn(codebook_size=12)],
+            source,
+            None,
+            "expected the codec that the prior, a PixelCNN over codes was",
+        ),
+        (
+            [cnn(codebook_size=12)],
+            encoded,
+            None,
+            "expected the codec that the prior, a PixelCNN over codes was",
+        ),
         ([cnn(codebook_size=12)], source, continuous, "does not fit continuous, which has no codebook"),
         ([latents_prior()], source, codes, "does not fit codes, which has 1 codebook"),
         (
@@ -335,14 +345,19 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
             continuous,
             "knows 1 latent channels",
         ),
-        ([cnn(data="pixels")], source, codes, "needs no codec, and codes came"),
+        (
+            [cnn(data="pixels")],
+            source,
+            codes,
+            "expected none for the prior, a PixelCNN over pixels, got 'codes'",
+        ),
         ([cnn(data="pixels")], encoded, None, "hold indices of codes, and the prior is over pixels"),
         ([cnn(codebook_size=12)], encoded, two, "hold indices of codes .*not of two"),
         ([cnn(codebook_size=12)], unquantized, codes, "hold latents of codes, and the prior is over codes"),
         ([told], source, codes, "made for a condition, codes .*0..11, and codes, whose codebooks have .12."),
         ([told], source, None, "made for a condition, .* and no codec"),
         ([told], source, three, "level 1 or 2 of three"),
-        ([cnn(codebook_size=12)] * 3, source, two, "3 priors came, and two has 2 levels"),
+        ([cnn(codebook_size=12)] * 3, source, two, "got 3: two has 2 levels"),
         ([told, cnn(codebook_size=12)], source, two, "for level 0, which takes codes"),
         ([cnn(codebook_size=12)] * 2, source, two, "for level 1, which takes no condition"),
         (

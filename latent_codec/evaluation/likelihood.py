@@ -256,7 +256,7 @@ def _level_of(prior: AutoregressivePrior, codec: LatentCodec | None) -> int:
 def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: int) -> list[str]:
     """Refuse a codec whose indices a prior cannot read; notes say what is doubtful."""
     kind = _kind(prior)
-    told = f"the prior, a {type(prior).__name__} over {kind},"
+    told = f"the prior, a {type(prior).__name__} over {kind}"
     if kind == "pixels":
         if codec is not None:
             raise SettingError("codec", f"none for {told}", codec.name, advice="leave out `codec`")
@@ -265,7 +265,7 @@ def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: in
         raise SettingError("codec", f"the codec that {told} was trained with")
     if (kind == "codes") != codec.is_discrete:
         has = f"{len(codec.codebook_sizes)} codebook(s)" if codec.is_discrete else "no codebook"
-        raise ValueError(f"{told} does not fit {codec.name}, which has {has}.")
+        raise ValueError(f"{told}, does not fit {codec.name}, which has {has}.")
     if kind == "codes":
         theirs, ours, what = codec.codebook_sizes[level], prior.num_values, f"codes on level {level}"
     else:
@@ -276,7 +276,7 @@ def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: in
         )
     if (prior.condition_network is not None) != (level > 0):
         needs = f"takes {prior.condition_network.expected}" if level == 0 else "takes no condition"
-        raise ValueError(f"expected the priors top first, got {told} for level {level}, which {needs}.")
+        raise ValueError(f"expected the priors top first, got {told}, for level {level}, which {needs}.")
     known = prior.config.space_fingerprint
     if known in (None, codec.space_fingerprint):
         return []
