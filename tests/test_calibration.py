@@ -123,9 +123,9 @@ def test_posterior_is_diffusers_own_over_the_padded_image():
     codec = LatentCodec(uneven(scaling_factor=0.5, shift_factor=1.0))
     image = torch.rand(3, 15, 16) * 2 - 1
     padded = torch.cat([image, image[:, -1:]], 1)[None]
-    with torch.no_grad():
-        expected = codec.autoencoder.encode(padded).latent_dist
     posterior = codec.posterior(image)
+    with torch.no_grad():  # of weights laid out as the codec left them
+        expected = codec.autoencoder.encode(padded).latent_dist
     assert torch.equal(posterior.mean, expected.mean)
     assert torch.equal(posterior.var, expected.var)
     assert posterior.mean.shape == (1, 4, 8, 8)

@@ -354,7 +354,12 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
         ([cnn(data="pixels")], encoded, None, "hold indices of codes, and the prior is over pixels"),
         ([cnn(codebook_size=12)], encoded, two, "hold indices of codes .*not of two"),
         ([cnn(codebook_size=12)], unquantized, codes, "hold latents of codes, and the prior is over codes"),
-        ([told], source, codes, "made for a condition, codes .*0..11, and codes, whose codebooks have .12."),
+        (
+            [told],
+            source,
+            codes,
+            "made for a condition, indices .*0..11, and codes, whose codebooks have .12.",
+        ),
         ([told], source, None, "made for a condition, .* and no codec"),
         ([told], source, three, "level 1 or 2 of three"),
         ([cnn(codebook_size=12)] * 3, source, two, "got 3: two has 2 levels"),

@@ -130,10 +130,13 @@ def test_no_graph_grows_from_a_preview():
             torch.zeros(1, 5, 2, 2),
             r"expected latents \(B, 4, h, w\), got shape \(1, 5, 2, 2\)",
         ),
-        (torch.zeros(4, 2, 2), r"latents of shape \(4, 2, 2\)"),
-        (torch.zeros(1, 4, 0, 2), r"latents of shape"),
-        (torch.zeros(1, 4, 2, 2, dtype=torch.int64), "latents are torch.int64"),
-        ([[0.0]], "latents are list"),
+        (torch.zeros(4, 2, 2), r"expected latents \(B, 4, h, w\), got shape \(4, 2, 2\)"),
+        (torch.zeros(1, 4, 0, 2), "expected latents"),
+        (
+            torch.zeros(1, 4, 2, 2, dtype=torch.int64),
+            "latents: expected a floating-point tensor, got torch.int64",
+        ),
+        ([[0.0]], "latents: expected a floating-point tensor, got list"),
         (torch.full((1, 4, 2, 2), math.nan), "NaN or infinity"),
         (torch.full((1, 4, 2, 2), math.inf), "NaN or infinity"),
     ],
@@ -225,7 +228,7 @@ def test_a_mask_says_what_is_known_too():
         (torch.full((1, 2, 2), 4), "run from 4 to 4; allowed are 0 to 3, and -1"),
         (torch.full((1, 2, 2), -2), "run from -2 to -2"),
         ([torch.zeros(1, 2, 2).long()] * 2, "expected at most 1 grids"),
-        ([], "0 grids came"),
+        ([], "expected at most 1 grids, top level first, got 0"),
     ],
 )
 def test_wrong_grids_are_refused(grids, message):

@@ -457,8 +457,8 @@ def test_several_levels_are_for_the_other_pipeline():
 @pytest.mark.parametrize(
     "names, own, told",
     [
-        (["a", "b"], None, "2 class_names came, 2 of them different, and the prior has 3 classes"),
-        (["a", "b", "a"], None, "3 class_names came, 2 of them different"),
+        (["a", "b"], None, "2 class_names, 2 of them different: the prior has 3 classes"),
+        (["a", "b", "a"], None, "3 class_names, 2 of them different"),
         (["a", "b", "c"], ["a", "c", "b"], "['a', 'b', 'c'] and the classifier's ['a', 'c', 'b']"),
     ],
 )
