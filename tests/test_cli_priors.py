@@ -374,7 +374,7 @@ def test_sample_refuses_what_it_cannot_do(place, capsys, monkeypatch):
         ("--codec mine", "join the two by `latent-codec pipeline`"),
         ("joined --label bog", "none of the 3 class_names; there are bag"),
         ("joined --label 3", "class_labels are [3]; prior has classes 0 to 2"),
-        ("deep --label boot", "the pipeline has no class_names; give a number"),
+        ("deep --label boot", "expected a number, as the pipeline has no class_names, got 'boot'"),
         ("plain --label 0", "prior has no classes; leave them out"),
         ("deep --keep 2", "the pipeline has none; give it one"),
         ("joined --keep 17", "keep is 17; give how many of the 16"),
@@ -488,9 +488,9 @@ def test_evaluate_notes_another_codec_on_stderr(place, capsys):
 
 def test_evaluate_refuses_what_does_not_fit(place, capsys):
     for argv, message in [
-        ("data --prior run", "expected the codec that the prior, a PixelCNN over codes, was trained with"),
+        ("data --prior run", "expected the codec that the prior, a PixelSNAIL over codes was trained with"),
         ("data --prior run --codec levels", "knows 12 codes on level 0, and levels has 11"),
-        ("data --prior pixels --codec mine", "--codec: expected none for the prior"),
+        ("data --prior pixels --codec mine", "codec: expected none for the prior"),
         (
             "data --prior run --codec mine --label Smiling",
             '--label is "Smiling", and test-00000 has the label 0',

@@ -363,7 +363,7 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
         ([told], source, None, "made for a condition, .* and no codec"),
         ([told], source, three, "level 1 or 2 of three"),
         ([cnn(codebook_size=12)] * 3, source, two, "got 3: two has 2 levels"),
-        ([told, cnn(codebook_size=12)], source, two, "for level 0, which takes codes"),
+        ([told, cnn(codebook_size=12)], source, two, "for level 0, which takes indices"),
         ([cnn(codebook_size=12)] * 2, source, two, "for level 1, which takes no condition"),
         (
             [cnn(codebook_size=12, num_classes=1)],
