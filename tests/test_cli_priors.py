@@ -493,7 +493,7 @@ def test_evaluate_refuses_what_does_not_fit(place, capsys):
         ("data --prior pixels --codec mine", "codec: expected none for the prior"),
         (
             "data --prior run --codec mine --label Smiling",
-            '--label is "Smiling", and test-00000 has the label 0',
+            'label is "Smiling", and test-00000 has the label 0',
         ),
         ("data --codec mine --label class", "there is no --prior"),
         ("data --prior mine --codec mine", "as prior, got HierarchicalVQ"),
