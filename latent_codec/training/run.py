@@ -1,0 +1,190 @@
+"""A whole training: data, network, loop and what it leaves. The verb `train` calls `train`, and so may a program."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from latent_codec.codec import LatentCodec
+from latent_codec.errors import SettingError
+from latent_codec.images.decoding import printable
+from latent_codec.images.sources import open_source, open_stream
+from latent_codec.training import loop
+from latent_codec.training.build import load_codec
+from latent_codec.training.config import TrainingConfig, load_config
+from latent_codec.training.data import first_images
+from latent_codec.training.finish import is_finished
+from latent_codec.training.prior_data import open_codes
+from latent_codec.training.processes import on_cpu
+from latent_codec.training.run_lock import lock_run
+
+logger = logging.getLogger(__name__)
+
+FIRST_IMAGES = 64
+"""Of a stream, at least, that stand for it in samples, calibration and a linear start."""
+
+Showing = Callable[[str], AbstractContextManager[Callable[..., None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """What `train` did.
+
+    Args:
+        folder: what was trained, as its class's `from_pretrained` opens it: of the averaged weights, so far after a stop.
+        step: the last step that was made.
+        finished: whether all steps are made.
+        was_finished: whether they were before, so that nothing was done.
+        signal: the signal that stopped the run; None: none did.
+        report: what the end of the run says of it, in lines; "" after a stop and in processes but the main one.
+        is_main_process: False in the other processes of a training in several, which say nothing.
+    """
+
+    folder: Path
+    step: int
+    finished: bool
+    was_finished: bool
+    signal: int | None
+    report: str
+    is_main_process: bool
+
+
+@contextmanager
+def _in_silence(phase: str) -> Iterator[Callable[..., None]]:
+    yield lambda *done: None
+
+
+def train(
+    preset: str | os.PathLike,
+    data: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike | None = None,
+    *,
+    settings: Sequence[str] = (),
+    codec: str | None = None,
+    split: str = "train",
+    stream: bool = False,
+    minutes: float | None = None,
+    trackers: Sequence[str] = (),
+    showing: Showing = _in_silence,
+) -> TrainedRun:
+    """Train what a preset describes; the same call goes on with a run that was stopped or killed.
+
+        latent_codec.train("sd-f8c4", "photos/", "runs/mine", settings=["run.steps=5000"])
+
+    Args:
+        preset: a shipped preset's name, or a .toml file.
+        data: a folder of images, tars, an IDX folder or "hf:owner/name"; several in a list.
+        out: the run folder; None: runs/ and the preset's name.
+        settings: overrides, such as "run.steps=500".
+        codec: the codec to start from or to learn from; None: the preset's.
+        split: of data that has splits.
+        stream: read "hf:owner/name" while training, without downloading it first.
+        minutes: checkpoint and stop after this many; None: at the last step.
+        trackers: accelerate's names, such as "tensorboard".
+        showing: makes a context of a phase's name, which yields a function of (done, total); None is shown by default.
+
+    Raises:
+        ValueError: if preset, settings, data and run folder do not fit, or the loss is not finite.
+        OSError: if the run folder cannot be written, or is another process's.
+    """
+    config = load_config(preset, list(settings), codec)
+    names = [os.fspath(each) for each in ([data] if isinstance(data, (str, os.PathLike)) else data)]
+    if not names:
+        raise SettingError("data", "a folder of images, tars, an IDX folder or hf:owner/name")
+    if minutes is not None and minutes <= 0:
+        raise SettingError("minutes", "more than 0", minutes)
+    if stream and not config.kind.streams:
+        raise SettingError(
+            "stream", f"none for {config.model.class_name}, which trains on data at hand", True
+        )
+    if stream and len(names) > 1:
+        raise SettingError("data", "one dataset, hf:owner/name, to stream", ", ".join(names))
+    out = Path(out or Path("runs") / Path(preset).name.removesuffix(".toml"))
+    with lock_run(out):
+        return _train(config, names, out, split, stream, minutes, tuple(trackers), showing)
+
+
+def _train(
+    config: TrainingConfig,
+    data: list[str],
+    out: Path,
+    split: str,
+    stream: bool,
+    minutes: float | None,
+    trackers: tuple[str, ...],
+    showing: Showing,
+) -> TrainedRun:
+    with showing("preparing the training"):
+        codec = load_codec(config)
+        source, streamed = _open_data(config, data, out, codec, split, stream, showing)
+        network = config.kind.load("build")(config, source, codec)
+    data_name = ", ".join(map(_name, data))
+    try:
+        result = loop.train(
+            config,
+            network,
+            source,
+            out,
+            codec=codec,
+            stream=streamed,
+            trackers=trackers,
+            max_minutes=minutes,
+            data_name=data_name,
+        )
+    except loop.NonFiniteLossError as error:
+        raise ValueError(str(error)) from error
+    config = result.config
+    was_finished, report = False, ""
+    if result.is_main_process:
+        if result.skipped:
+            names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
+            logger.warning("%d image(s) could not be read: %s", len(result.skipped), names)
+        was_finished = result.finished and is_finished(config, out, result.step)
+        if result.finished and not was_finished:
+            with showing("finishing the run") as on_progress:
+                finish = config.kind.load("finish")
+                report = finish(
+                    config, result.network, source, out, data_name=data_name, on_progress=on_progress
+                )
+    return TrainedRun(
+        folder=out / config.kind.name,
+        step=result.step,
+        finished=result.finished,
+        was_finished=was_finished,
+        signal=result.signal,
+        report=str(report),
+        is_main_process=result.is_main_process,
+    )
+
+
+def _open_data(
+    config: TrainingConfig,
+    data: list[str],
+    out: Path,
+    codec: LatentCodec | None,
+    split: str,
+    stream: bool,
+    showing: Showing,
+):
+    """The images, or their codes, and the stream if there is to be one; then the images are its first."""
+    if config.kind.learns_codes:  # computed by the main process where there are none yet
+        with PartialState(cpu=on_cpu()).main_process_first(), showing("encoding") as on_progress:
+            return open_codes(config, data, out, codec, split=split, on_progress=on_progress), None
+    if not stream:
+        return open_source(data, split=split), None
+    streamed = open_stream(data[0], split=split)
+    count = max(config.run.calibration_images, FIRST_IMAGES)
+    logger.warning(
+        "samples and calibration take the first %d images of the stream, whose length is not known", count
+    )
+    return first_images(streamed, count, name=data[0]), streamed
+
+
+def _name(data: str) -> str:
+    """Data as the model card names it: without this machine's folders."""
+    path = Path(data.removeprefix("hf:"))
+    return printable(data if data.startswith("hf:") and not path.exists() else path.resolve().name)
