@@ -5,7 +5,7 @@ names below is first used, so that the command line answers `--help` at once.
 
 A pipeline that was saved with a model of ours inside can be reloaded after `import latent_codec` alone:
 diffusers takes a component's class from `sys.modules` and imports nothing that a folder names, so the
-modules of our models stand there from the start, and run when diffusers asks for the class.
+modules of our models are there from the start, and run when diffusers asks for the class.
 """
 
 import sys

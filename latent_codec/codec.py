@@ -90,7 +90,7 @@ class LatentCodec:
         self._latent_space = self.family.latent_space(pipeline)
         self._digests: dict[str, str] | None = None
         self.folder: Path | None = None
-        """Where `from_pretrained` found it, and its sidecars lie; None for other origins."""
+        """Where `from_pretrained` found it, with its sidecars; None for other origins."""
 
     @classmethod
     @ignoring_caller_settings()
@@ -108,10 +108,10 @@ class LatentCodec:
 
         Args:
             name_or_path: a shipped codec ("default", "default-vq"), a diffusers folder, a pipeline's folder (its vae, vqvae
-                or movq), a run folder of training (its codec/), diffusers' own weight file beside its
+                or movq), a run folder of training (its codec/), diffusers' own weight file next to its
                 config.json, an id on the Hugging Face hub ("owner/name"), or a foreign checkpoint file, which is
                 converted in memory: where nothing in it says the latents' scale, that is 1, with a warning.
-            subfolder: where in it the autoencoder lies, if elsewhere.
+            subfolder: of the autoencoder, if it is elsewhere.
             pipeline: the class name of the pipeline whose latents these are to be; None: the pipeline whose folder it
                 lies in, or else the usual ones of the autoencoder's class.
             config: the config.json of a lone weight file; None: the one in the file's metadata, or next to it.
@@ -222,7 +222,7 @@ class LatentCodec:
         The model card of the folder that this codec was opened from goes with it, and so do its preview and entropy
         model where they fit what is saved.
 
-        An older codec's folder is overwritten; what else lies in it stays. Weights are written in `dtype`, so
+        An older codec's folder is overwritten; its other files stay. Weights are written in `dtype`, so
         that a codec opened in half precision is saved with rounded weights: another codec, by its fingerprints.
 
         Raises:
@@ -367,16 +367,16 @@ class LatentCodec:
             images: one image or a list: a path, PIL image, array (H, W, C) of uint8 or of floats in [0, 1],
                 tensor (C, H, W) in [-1, 1]; or a batch, as array (N, H, W, C) or tensor (N, C, H, W).
                 Sides that are no multiple of the factor f are padded with their last row and column.
-                Grey, colour and alpha are brought to the codec's channels as `images.to_image` does it.
+                Gray, color and alpha are brought to the codec's channels as `images.to_image` does it.
             sample: draw from the posterior, with `generator`; otherwise its mean.
             tile: side of the tiles to work in, in pixels, where memory is short. An AutoencoderKL, AutoencoderVQ or
                 VQModel then gives what it gives untiled, up to rounding, for any tile; what the tiles do not hold
-                lies in scratch files (TMPDIR), 2 KB for each pixel of a Stable Diffusion shape in float32. Other
+                is in scratch files (TMPDIR), 2 KB for each pixel of a Stable Diffusion shape in float32. Other
                 classes are blended by diffusers from overlapping tiles, which shifts tones, or refused.
 
         Returns:
             Latents (B, C, ceil(H / f), ceil(W / f)) in the codec's dtype; where the images differ in size, a
-            list of such tensors with B = 1. A VQModel's latents are unquantised: `decode` quantises. A
+            list of such tensors with B = 1. A VQModel's latents are unquantized: `decode` quantizes. A
             HierarchicalVQ's are its levels' codewords, side by side on the bottom grid.
 
         Raises:
@@ -495,7 +495,7 @@ class LatentCodec:
     ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
         """Codebook indices, a list of int64 grids (B, h, w), top level first -> images, as `decode` gives them.
 
-        Of a HierarchicalVQ's grids the lower ones may be left out: their mean codeword stands in.
+        Of a HierarchicalVQ's grids the lower ones may be left out: their mean codeword takes their place.
 
         Raises:
             ValueError: if the codec has no codebook, or for grids of another form or out of its range.
@@ -548,7 +548,7 @@ class LatentCodec:
         check_floating(latents, "latents")
         if latents.ndim != 4 or latents.shape[1] != self.latent_space.channels or 0 in latents.shape:
             raise ValueError(
-                f"latents of shape {tuple(latents.shape)} came; {self.name} takes (B, {self.latent_space.channels}, h, w)"
+                f"expected latents of {self.name}, (B, {self.latent_space.channels}, h, w), got shape {tuple(latents.shape)}"
             )
         if not torch.isfinite(latents.float()).all():
             raise ValueError("the latents hold NaN or infinity; look at where they were made")
@@ -619,7 +619,7 @@ class LatentCodec:
             return images
         sizes = [size] * len(images) if isinstance(size[0], Integral) else list(size)
         if len(sizes) != len(images):
-            raise ValueError(f"{len(sizes)} sizes came for {len(images)} images")
+            raise ValueError(f"expected {len(images)} sizes, one for each image, got {len(sizes)}")
         factor = self.family.side_multiple
         for image, (height, width) in zip(images, sizes):
             full_height, full_width = image.shape[-2:]

@@ -11,13 +11,13 @@ class SettingError(ValueError):
     """A setting that does not fit, in parts, so that each face of the package names the setting in its own way.
 
     In Python the message is: tile: expected at least 64, got 3; pass `tile=512`. The command line writes `--tile` for `tile` and
-    `--tile 512` for what stands between backticks in the advice.
+    `--tile 512` for what is between backticks in the advice.
 
     Args:
         setting: its name in Python: an argument (`tile`), or `section.key` of a training's config.
         expected: what it may be.
         got: what it was; left out where the fault is that nothing was given.
-        advice: what to do; settings in it stand between backticks, as `name` or `name=value`.
+        advice: what to do; settings in it are between backticks, as `name` or `name=value`.
     """
 
     def __init__(self, setting: str, expected: str, got: Any = _NOT_GIVEN, *, advice: str = ""):

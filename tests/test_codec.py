@@ -215,12 +215,12 @@ def test_images_of_different_sizes_in_one_call():
     ("images", "message"),
     [
         (torch.zeros(3, 16, 16, dtype=torch.uint8), "uint8 tensor .* / 127.5 - 1"),
-        (torch.full((3, 16, 16), 200.0), r"must lie in \[-1, 1\].*200"),
-        (torch.full((3, 16, 16), float("nan")), r"must lie in \[-1, 1\]"),
+        (torch.full((3, 16, 16), 200.0), r"must be in \[-1, 1\].*200"),
+        (torch.full((3, 16, 16), float("nan")), r"must be in \[-1, 1\]"),
         (torch.zeros(16, 16, 3), r"\(16, 16, 3\).*C, H, W"),
         (torch.zeros(2, 3, 3, 16, 16), r"\(2, 3, 3, 16, 16\)"),
         (np.zeros((16, 16, 3), np.int64), "int64 array"),
-        (np.full((16, 16, 3), 7.0), r"must lie in \[0, 1\]"),
+        (np.full((16, 16, 3), 7.0), r"must be in \[0, 1\]"),
         ([], "expected at least one image, got none"),
         (torch.zeros(0, 3, 16, 16), "expected at least one image, got none"),
         (None, "NoneType is no image"),
@@ -287,7 +287,7 @@ def test_output_types_agree():
             {"size": (18, 23)},
             r"height, width\) = \(18, 23\) does not belong .* 24x20; height may be 21 to 24",
         ),
-        ({"size": [(24, 20), (24, 20)]}, "2 sizes came for 1 images"),
+        ({"size": [(24, 20), (24, 20)]}, "expected 1 sizes, one for each image, got 2"),
         ({"output_type": "jpeg"}, "output_type is 'jpeg'; allowed are"),
         ({"tile": 0}, "tile is 0; expected an integer of pixels, at least 1"),
     ],
@@ -301,8 +301,8 @@ def test_refuses_wrong_arguments_of_decode(arguments, message):
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        (torch.zeros(1, 8, 6, 5), r"\(1, 8, 6, 5\) came; codec takes \(B, 4, h, w\)"),
-        (torch.zeros(4, 6, 5), r"\(4, 6, 5\) came"),
+        (torch.zeros(1, 8, 6, 5), r"expected latents of codec, \(B, 4, h, w\), got shape \(1, 8, 6, 5\)"),
+        (torch.zeros(4, 6, 5), r"got shape \(4, 6, 5\)"),
         (
             torch.zeros(1, 4, 6, 5, dtype=torch.int64),
             "expected latents as a floating-point tensor, got int64",

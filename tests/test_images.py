@@ -690,13 +690,13 @@ def test_to_image_leaves_its_argument_alone():
         (np.zeros((8, 8, 5), np.uint8), r"shape \(8, 8, 5\)"),
         (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
         (np.zeros((8, 8, 3), np.int64), "a int64 array is no image: give uint8, uint16 or floats"),
-        (np.full((8, 8, 3), 200.0), r"must lie in \[0, 1\], and this one spans 200 to 200"),
-        (np.full((8, 8, 3), np.nan), r"must lie in \[0, 1\]"),
+        (np.full((8, 8, 3), 200.0), r"must be in \[0, 1\], and this one spans 200 to 200"),
+        (np.full((8, 8, 3), np.nan), r"must be in \[0, 1\]"),
         (torch.zeros(1, 3, 8, 8), r"shape \(1, 3, 8, 8\) is no image: give \(C, H, W\)"),
         (torch.zeros(8, 8, 3), r"shape \(8, 8, 3\)"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"give floats in \[-1, 1\], such as x / 127.5 - 1"),
-        (torch.full((3, 8, 8), 255.0), r"must lie in \[-1, 1\], and this one spans 255 to 255"),
-        (torch.full((3, 8, 8), torch.nan), r"must lie in \[-1, 1\]"),
+        (torch.full((3, 8, 8), 255.0), r"must be in \[-1, 1\], and this one spans 255 to 255"),
+        (torch.full((3, 8, 8), torch.nan), r"must be in \[-1, 1\]"),
     ],
 )
 def test_to_image_refuses_what_it_would_have_to_guess(thing, message):

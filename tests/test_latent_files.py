@@ -92,7 +92,7 @@ def test_labels_leave_the_version_and_absent_ones_leave_nothing(tmp_path, codec,
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([1], "2 images and 1 labels came"),
+        ([1], "expected as many labels as images, 2, got 1"),
         ([1, "cat"], r"the label of sun.png is 'cat'; a label is an int, a dict or None"),
         ([True, 1], "the label of moon.jpg is True"),
         ([1.5, 1], "the label of moon.jpg is 1.5"),
@@ -131,7 +131,7 @@ def test_indices_of_each_level_come_back(tmp_path, codec, num_levels):
 
 
 def test_names_and_sizes_must_match_in_number(tmp_path, codec, latents):
-    with pytest.raises(ValueError, match="2 images, 1 names and 2 sizes came"):
+    with pytest.raises(ValueError, match="expected as many names and sizes as images, 2, got 1 and 2"):
         save_latents(tmp_path / "a", latents, codec=codec, names=["one"], sizes=SIZES)
     assert not list(tmp_path.iterdir())
 
@@ -142,7 +142,7 @@ def test_other_latent_space_is_refused_naming_both(stored, codec):
         load_latents(stored, codec=other)
     assert str(caught.value) == (
         f"moon.safetensors holds latents of mine (space {codec.space_fingerprint}), "
-        f"not of theirs (space {other.space_fingerprint}). Pass --codec mine."
+        f"not of theirs (space {other.space_fingerprint}). Decode it with the codec mine."
     )
 
 
@@ -287,7 +287,7 @@ def test_indices_of_images_that_differ_in_size(tmp_path, codec):
     for stored, given in zip(found, (one, other), strict=True):
         assert all(torch.equal(*levels) for levels in zip(stored, given, strict=True))
 
-    with pytest.raises(ValueError, match="different numbers of levels"):
+    with pytest.raises(ValueError, match="expected images with one number of levels"):
         save_indices(tmp_path / "b.safetensors", [one, other[:1]], codec=codec, names=NAMES, sizes=SIZES)
     with pytest.raises(ValueError, match="2 images, 1 names"):
         save_indices(tmp_path / "b.safetensors", [one, other], codec=codec, names=NAMES[:1], sizes=SIZES)

@@ -30,6 +30,7 @@ from latent_codec.families.latent_space import (
     unpack_positions,
 )
 from latent_codec.families.pipeline_spaces import PIPELINES
+from latent_codec.latents.latent_files import load_latents, save_latents
 
 
 def flux2(**changes) -> AutoencoderKLFlux2:
@@ -455,3 +456,20 @@ def test_tiles_are_exact(make, tile):
     tiled = family.encode_raw(given, tile).posterior.parameters
     torch.testing.assert_close(tiled, moments, rtol=0, atol=1e-10)
     torch.testing.assert_close(family.decode_raw(raw, tile), family.decode_raw(raw), rtol=0, atol=1e-10)
+
+
+def test_latent_files_record_the_pipeline(tmp_path):
+    codec = LatentCodec(flux2(), name="mine", pipeline="Ideogram4Pipeline")
+    save_latents(
+        tmp_path / "a.safetensors",
+        codec.encode(images()),
+        codec=codec,
+        names=["a", "b"],
+        sizes=[(32, 48)] * 2,
+    )
+
+    file = load_latents(tmp_path / "a.safetensors", codec)
+
+    assert file.pipeline == "Ideogram4Pipeline"
+    with pytest.raises(ValueError, match=r"of mine for Ideogram4Pipeline \(space .*, not of other \(space"):
+        file.check(LatentCodec(flux2(), name="other"))

@@ -1,6 +1,6 @@
 """What a codec's folder says of it, without torch or diffusers: config.json, the weight file's header, and hashes of its tensors.
 
-Only folders whose weight file carries the very config that lies next to it are read here, and copies of such a file alone,
+Only folders whose weight file carries the very config that is next to it are read here, and lone copies of such a file,
 as everything that this package writes does: that they fit was checked when they were written. All others are to be built
 (`LatentCodec`).
 """
@@ -164,7 +164,7 @@ def fingerprint(digests: Mapping[str, str], space: LatentSpace) -> str:
 
 
 def _is_own_copy(path: Path) -> bool:
-    """Whether a weight file alone has diffusers' own key layout and carries the config that its shapes show."""
+    """Whether a lone weight file has diffusers' own key layout and carries the config that its shapes show."""
     from latent_codec.conversion.foreign import read_foreign
 
     if config_in(metadata_of(path)) is None:

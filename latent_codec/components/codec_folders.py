@@ -191,15 +191,15 @@ def load_foreign(path: str | os.PathLike, config: str | os.PathLike | None = Non
     autoencoder = foreign.component(torch.float32)
     for prefix in foreign.averages:
         warnings.warn(
-            f"{foreign.name} holds averaged weights, too, under {prefix}*; `latent-codec convert --entry "
-            f"{prefix.rstrip('.')}` takes those",
+            f"{foreign.name} holds averaged weights, too, under {prefix}*; convert it with the entry "
+            f"{prefix.rstrip('.')} to take those",
             stacklevel=3,
         )
     if foreign.scale is None:
         autoencoder.register_to_config(scaling_factor=1.0)
         warnings.warn(
-            f"nothing in {foreign.name} says the scale of its latents, which is taken as 1 here; `latent-codec convert "
-            "--scale ...` writes a codec that says it",
+            f"nothing in {foreign.name} says the scale of its latents, which is taken as 1 here; convert it with a "
+            "scale to write a codec that says it",
             stacklevel=3,
         )
     return autoencoder

@@ -12,7 +12,7 @@ CLASSES = {each.__name__: each for each in (PixelCNN, PixelSNAIL)}
 
 
 def find_prior(path: str | os.PathLike) -> Path:
-    """The diffusers folder of a prior: the path itself, or what lies under prior/ of a run or a pipeline.
+    """The diffusers folder of a prior: the path itself, or prior/ of a run or a pipeline.
 
     Raises:
         ValueError: if there is none.

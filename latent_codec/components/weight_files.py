@@ -1,4 +1,4 @@
-"""Weight files that carry their config.json in the safetensors metadata, so that a copy of the file alone can be opened.
+"""Weight files that carry their config.json in the safetensors metadata, so that a lone copy of the file can be opened.
 
 component --save_component--> folder/config.json
                               folder/diffusion_pytorch_model.safetensors, metadata {"format": "pt", "config": JSON}

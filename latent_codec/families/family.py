@@ -44,8 +44,8 @@ class Trainable:
 
     Args:
         encoder: names of the modules before the latents, the codebook excepted.
-        frozen: names of the modules that stay as they are while the decoder alone is trained; empty: the decoder
-            cannot be trained alone.
+        frozen: names of the modules that stay as they are while only the decoder is trained; empty: the decoder
+            cannot be trained by itself.
         linear_start: whether models/initialization.py knows its layers.
     """
 
@@ -235,7 +235,7 @@ class Family:
         """Indices, top level first -> images, not clamped.
 
         Args:
-            known: bool masks shaped like `indices`: where False, a mean codeword stands in, if the family has one.
+            known: bool masks shaped like `indices`: where False, a mean codeword is taken, if the family has one.
         """
         raise TypeError(f"{type(self.autoencoder).__name__} has no codebook")
 

@@ -58,7 +58,7 @@ class Hierarchical(Family):
     def decode_indices(
         self, indices: "Sequence[Tensor]", known: "Sequence[Tensor] | None" = None
     ) -> "Tensor":
-        """Lower levels may be missing: their mean codeword stands in, as it does wherever `known` is False."""
+        """Lower levels may be missing: their mean codeword takes their place, as it does wherever `known` is False."""
         autoencoder = self.autoencoder
         if known is None:
             return autoencoder.decode_indices(list(indices))

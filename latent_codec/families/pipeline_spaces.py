@@ -25,7 +25,7 @@ class PipelineSpace:
         pipelines: names of their classes.
         autoencoders: names of the classes of autoencoders that they are made for, the usual one first.
         reads: the entries of the autoencoder's config that they use; the others change nothing.
-        multiplier: what they multiply latents by besides: the scheduler's sigma_data, as published.
+        multiplier: what else they multiply latents by: the scheduler's sigma_data, as published.
         packed: order of the channels of 2x2 positions, which they pack before mean and std are applied.
         unpacked_again: whether they undo that packing afterwards.
         batch_norm_eps: of the statistics of packed channels; None: the config's.

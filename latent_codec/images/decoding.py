@@ -349,8 +349,8 @@ def _orientation(image: Image.Image) -> int:
 def _pixels(image: Image.Image, name: str) -> np.ndarray:
     """`decode_pixels` for a loaded image, before it is turned upright."""
     deep = image.mode == "F" or image.mode.startswith("I")
-    grey = deep or image.mode in ("1", "L", "LA", "La")
-    convert = _srgb_conversion(image, "L" if grey else "CMYK" if image.mode == "CMYK" else "RGB", name)
+    gray = deep or image.mode in ("1", "L", "LA", "La")
+    convert = _srgb_conversion(image, "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB", name)
 
     if deep:
         pixels = _deep_pixels(image, name)
@@ -366,12 +366,12 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
         alpha = [np.array(image)[:, :, 3:]]
     if convert is not None:
         image = convert(image)
-    color = np.array(image.convert("L" if grey and convert is None else "RGB"))
+    color = np.array(image.convert("L" if gray and convert is None else "RGB"))
     return np.concatenate([color.reshape(*color.shape[:2], -1), *alpha], axis=2)
 
 
 def _deep_pixels(image: Image.Image, name: str) -> np.ndarray:
-    """Grey of more than 8 bits, (H, W): uint16, or float32 in [0, 1]."""
+    """Gray of more than 8 bits, (H, W): uint16, or float32 in [0, 1]."""
     values = np.array(image)
     if image.mode.startswith("I;16"):
         return values.astype(np.uint16)
@@ -389,7 +389,7 @@ def _srgb_conversion(image: Image.Image, kind: str, name: str):
     """A function that turns the image into sRGB by its ICC profile; None where nothing is to be done.
 
     Args:
-        kind: what the pixels mean: "L", "RGB" or "CMYK". A grey image may carry an RGB profile.
+        kind: what the pixels mean: "L", "RGB" or "CMYK". A gray image may carry an RGB profile.
 
     A profile that is broken or for other pixels is ignored with a warning.
     """
@@ -413,7 +413,7 @@ def _srgb_conversion(image: Image.Image, kind: str, name: str):
 def _srgb_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
     """The mode that a profile is for, and its transform to sRGB; None for sRGB itself.
 
-    A profile that moves no colour of a coarse cube by more than one level of 255 counts as sRGB, so that
+    A profile that moves no color of a coarse cube by more than one level of 255 counts as sRGB, so that
     the many files that carry the standard profile keep their very pixels. The intent is the one that
     browsers use, relative colorimetric, with black point compensation.
     """

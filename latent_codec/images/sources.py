@@ -40,7 +40,7 @@ Data = str | os.PathLike | Sequence[str | os.PathLike]
 
 
 class ImageSource:
-    """Images by index. A subclass says where they lie: `__len__`, `name`, `label` and `_image`."""
+    """Images by index. A subclass says where they are: `__len__`, `name`, `label` and `_image`."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -99,7 +99,7 @@ class SomeImages(ImageSource):
 def spread(count: int, limit: int | None) -> list[int]:
     """Choose `limit` of range(count), evenly spread: floor(i * count / limit) for i = 0 .. limit - 1.
 
-    Every `--limit`, and every argument of that meaning, chooses by it, so that the same number is the same images.
+    Every `limit` chooses by it, so that the same number is the same images.
     All of them where `limit` is None or reaches `count`.
 
     Raises:
@@ -289,7 +289,7 @@ def checked_label(label, name: str) -> int | dict | None:
 
 
 class IdxImages(ImageSource):
-    """Grey images and class labels in IDX files, the layout of MNIST and its kin; packed ones are held in memory."""
+    """Gray images and class labels in IDX files, the layout of MNIST and its kin; packed ones are held in memory."""
 
     def __init__(self, folder: Path, split: str = "train"):
         if split not in ("train", "test"):

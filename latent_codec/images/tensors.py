@@ -1,8 +1,8 @@
 """Reading, shaping and writing images.
 
 Everywhere in this project an `image` is a float tensor, (channels, height, width)
-or (batch, channels, height, width), in [-1, 1], sRGB; here lies what stands
-between that and the files people have. Channels are 1 (grey, Rec. 601 luma),
+or (batch, channels, height, width), in [-1, 1], sRGB; here is what is
+between that and the files people have. Channels are 1 (gray, Rec. 601 luma),
 3 (RGB) or 4 (RGB and straight alpha).
 """
 
@@ -39,11 +39,11 @@ Color = tuple[int, int, int]
 def read_image(
     source: Source, *, channels: int = 3, background: Color = WHITE, name: str | None = None
 ) -> Tensor:
-    """Read one image as image, as a colour-managed viewer would show it.
+    """Read one image as image, as a color-managed viewer would show it.
 
     EXIF orientation is applied; an embedded ICC profile is turned into sRGB (a broken one is ignored with a
     warning); of an animation the first frame is taken; transparent pixels are composited on `background`.
-    16-bit grey keeps its precision, 16-bit RGB is rounded down to 8 bits by Pillow. Float pixels (TIFF) must lie
+    16-bit gray keeps its precision, 16-bit RGB is rounded down to 8 bits by Pillow. Float pixels (TIFF) must be
     in [0, 1]. CMYK without a profile is converted by Pillow's plain formula.
 
     Args:
@@ -83,7 +83,7 @@ def to_image(thing, *, channels: int = 3, background: Color = WHITE) -> Tensor:
 
     Args:
         thing: what `read_image` takes; or a numpy array (H, W) or (H, W, C), uint8, uint16 or float in
-            [0, 1]; or a float tensor (C, H, W) already in [-1, 1]. C is 1, 2 (grey and alpha), 3 or 4.
+            [0, 1]; or a float tensor (C, H, W) already in [-1, 1]. C is 1, 2 (gray and alpha), 3 or 4.
         channels: of the image returned: 1, 3 or 4.
 
     Returns:
@@ -131,7 +131,7 @@ def _check_range(values: Tensor, low: float, high: float, what: str) -> None:
     smallest, largest = (value.item() for value in torch.aminmax(values))
     if not (smallest >= low - 1e-3 and largest <= high + 1e-3):  # written so that NaN is refused
         raise ValueError(
-            f"{what} must lie in [{low}, {high}], and this one spans {smallest:.4g} to {largest:.4g}: "
+            f"{what} must be in [{low}, {high}], and this one spans {smallest:.4g} to {largest:.4g}: "
             "rescale or clamp it"
         )
 
@@ -237,7 +237,7 @@ def image_grid(
 ) -> Image.Image:
     """Lay out images (as `to_pil` takes) or PIL images row by row, `gap` pixels apart, on `background`.
 
-    Every cell is as large as the largest image; smaller ones are centred in theirs. No more columns are
+    Every cell is as large as the largest image; smaller ones are centerd in theirs. No more columns are
     made than there are images.
     """
     if not images or columns < 1:

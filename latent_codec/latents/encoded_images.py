@@ -65,7 +65,7 @@ class EncodedImages:
             self._sizes += file.sizes
             parts.append([_flattened(level, file.path) for level in levels])
         if first is None:
-            raise ValueError("no latent files came; give at least one")
+            raise ValueError("expected at least one latent file, got none")
         self.codec_name = first.codec_name
         self.space_fingerprint = first.space_fingerprint
         self.is_discrete = first.indices is not None
@@ -153,7 +153,7 @@ def encode_source(
     Args:
         source: what `open_source` gives; images are read in 8 bits.
         images_per_file: of the source, mirror images not counted.
-        batch_size: consecutive images of equal size, so many at most, are encoded together.
+        batch_size: consecutive images of equal size that are encoded together, at most.
         mirrored: each image is followed by its mirror image, left to right, named "NAME (mirrored)".
         indices: True for codebook indices, False for latents; None: indices where the codec decodes from its
             codebook, else latents.
@@ -171,7 +171,7 @@ def encode_source(
     """
     if min(images_per_file, batch_size) < 1:
         raise ValueError(
-            f"images_per_file={images_per_file} and batch_size={batch_size} came; both are at least 1"
+            f"expected images_per_file and batch_size of at least 1, got {images_per_file} and {batch_size}"
         )
     if indices and not codec.is_discrete:
         raise ValueError(f"{codec.name} has no codebook, and so no indices; encode latents")
@@ -190,10 +190,10 @@ def encode_source(
         folder / f"{start // images_per_file:05d}.safetensors": numbers[start : start + images_per_file]
         for start in numbers[::images_per_file]
     }
-    strangers = [path for path in find_files(folder, SUFFIXES) if path not in parts]
-    if strangers:
+    foreign = [path for path in find_files(folder, SUFFIXES) if path not in parts]
+    if foreign:
         raise ValueError(
-            f"{strangers[0]} does not belong to this encoding, which has {len(parts)} files of "
+            f"{foreign[0]} does not belong to this encoding, which has {len(parts)} files of "
             f"{images_per_file} images; give another folder, or delete what is in this one"
         )
     for path, part in parts.items():
@@ -274,7 +274,7 @@ class _Encoding:
     def _names(self, number: int) -> list[str]:
         name = self.source.name(number)
         if isinstance(self.source, FolderImages) and self.source.root is not None:
-            name = Path(name).relative_to(self.source.root).as_posix()  # as good wherever the folder lies
+            name = Path(name).relative_to(self.source.root).as_posix()  # as good wherever the folder is
         return [name, name + MIRRORED] if self.mirrored else [name]
 
     def _readable(self, part: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

@@ -2,6 +2,7 @@
 
 A safetensors file. Keys are `latents.IMAGE` with a tensor (C, h, w), or `indices.IMAGE.LEVEL` with an int64
 grid (h, w); the metadata names both fingerprints of the codec, the images' names and sizes, and the version.
+Where the latents are those of a pipeline that was named there is also `pipeline`, its class.
 Where images have labels there is also `labels`, a JSON list with an int, a dict or null for each image. Files
 without it are the same version as those with it, because a reader that knows no labels loses nothing else.
 """
@@ -38,8 +39,10 @@ class LatentFile:
     codec_name: str
     space_fingerprint: str
     fingerprint: str
+    pipeline: str | None = None
+    """The class name of the pipeline whose latents these are; None: the usual ones of the codec."""
     names: list[str]
-    """Where each image came from; not checked, so never a path to write to as it is."""
+    """Where each image is from; not checked, so never a path to write to as it is."""
     sizes: list[tuple[int, int]]
     """Each image's (height, width)."""
     labels: list[Label]
@@ -59,10 +62,11 @@ class LatentFile:
             ValueError: if the codec's latent space is another one, naming both.
         """
         if self.space_fingerprint != codec.space_fingerprint:
+            own = _named(self.codec_name, self.pipeline)
             raise ValueError(
-                f"{self.path.name} holds {'latents' if self.indices is None else 'indices'} of {self.codec_name} "
-                f"(space {self.space_fingerprint}), not of {codec.name} (space {codec.space_fingerprint}). "
-                f"Pass --codec {self.codec_name}."
+                f"{self.path.name} holds {'latents' if self.indices is None else 'indices'} of {own} "
+                f"(space {self.space_fingerprint}), not of {_named(codec.name, codec.pipeline)} (space "
+                f"{codec.space_fingerprint}). Decode it with the codec {own}."
             )
         if self.fingerprint != codec.fingerprint:
             return (
@@ -140,7 +144,9 @@ def save_indices(
         for level, grid in enumerate(image)
     }
     if len({len(image) for image in images}) > 1:
-        raise ValueError("images with different numbers of levels came; one codec gives them all the same")
+        raise ValueError(
+            "expected images with one number of levels, as one codec gives them, got several numbers"
+        )
     _write(Path(path), tensors, len(images), codec, names, sizes, labels)
 
 
@@ -202,11 +208,11 @@ def _write(
 ) -> None:
     if not num_images == len(names) == len(sizes):
         raise ValueError(
-            f"{num_images} images, {len(names)} names and {len(sizes)} sizes came; there must be as many of each"
+            f"expected as many names and sizes as images, {num_images}, got {len(names)} and {len(sizes)}"
         )
     labels = [None] * num_images if labels is None else list(labels)
     if len(labels) != num_images:
-        raise ValueError(f"{num_images} images and {len(labels)} labels came; there must be as many of each")
+        raise ValueError(f"expected as many labels as images, {num_images}, got {len(labels)}")
     for name, label in zip(names, labels):
         if not _is_label(label):
             raise ValueError(f"the label of {name} is {label!r}; a label is an int, a dict or None")
@@ -219,6 +225,8 @@ def _write(
         "names": json.dumps([str(name) for name in names]),
         "sizes": json.dumps([[int(height), int(width)] for height, width in sizes]),
     }
+    if codec.pipeline is not None:
+        metadata["pipeline"] = codec.pipeline
     if any(label is not None for label in labels):
         metadata["labels"] = json.dumps(labels, default=str)
     # Compact clones: safetensors refuses tensors that share memory, as images of a batch do, or have gaps.
@@ -231,6 +239,10 @@ def _write(
             save_file(tensors, written, metadata)
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
+
+
+def _named(codec: str, pipeline: str | None) -> str:
+    return codec if pipeline is None else f"{codec} for {pipeline}"
 
 
 def _is_label(label) -> bool:
@@ -252,7 +264,10 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         raise ValueError(f"it has {len(names)} images and {len(labels)} labels")
 
     fingerprints = metadata["space_fingerprint"], metadata["fingerprint"]
-    if not metadata["codec"].isprintable() or not all(map(_FINGERPRINT.fullmatch, fingerprints)):
+    pipeline = metadata.get("pipeline")
+    if not (metadata["codec"] + (pipeline or "")).isprintable() or not all(
+        map(_FINGERPRINT.fullmatch, fingerprints)
+    ):
         raise ValueError("its codec or fingerprints are malformed")
 
     latents = indices = None
@@ -277,6 +292,7 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
     return LatentFile(
         path=path,
         codec_name=metadata["codec"],
+        pipeline=pipeline,
         space_fingerprint=metadata["space_fingerprint"],
         fingerprint=metadata["fingerprint"],
         names=names,
