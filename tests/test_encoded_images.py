@@ -368,7 +368,7 @@ def test_files_of_another_encoding_are_never_overwritten(idx, photos, tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"images_per_file": 0}, {"batch_size": 0}])
 def test_numbers_below_one_are_refused(arguments, idx, tmp_path):
-    with pytest.raises(ValueError, match="both are at least 1"):
+    with pytest.raises(ValueError, match="expected images_per_file and batch_size of at least 1"):
         encode_source(vq_codec(), idx, tmp_path / "codes", **arguments)
 
 

@@ -289,6 +289,6 @@ def test_indices_of_images_that_differ_in_size(tmp_path, codec):
 
     with pytest.raises(ValueError, match="expected images with one number of levels"):
         save_indices(tmp_path / "b.safetensors", [one, other[:1]], codec=codec, names=NAMES, sizes=SIZES)
-    with pytest.raises(ValueError, match="2 images, 1 names"):
+    with pytest.raises(ValueError, match="expected as many names and sizes as images, 2, got 1"):
         save_indices(tmp_path / "b.safetensors", [one, other], codec=codec, names=NAMES[:1], sizes=SIZES)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

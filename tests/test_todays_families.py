@@ -468,7 +468,7 @@ def test_latent_files_record_the_pipeline(tmp_path):
         sizes=[(32, 48)] * 2,
     )
 
-    file = load_latents(tmp_path / "a.safetensors", codec)
+    file = load_latents(tmp_path / "a.safetensors", codec=codec)
 
     assert file.pipeline == "Ideogram4Pipeline"
     with pytest.raises(ValueError, match=r"of mine for Ideogram4Pipeline \(space .*, not of other \(space"):
