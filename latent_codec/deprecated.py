@@ -5,7 +5,7 @@ latent_codec.PictureClassifier            a class, function, constant   NAMES
 reconstruction.read_image                 one that moved                MOVED
 codec.space                               an attribute                  attribute()
 run.calibration_pictures = 16             a setting of a run            SETTINGS
-latent-codec info --pictures DATA         a flag                        FLAGS
+latent-codec info --images DATA           a flag                        FLAGS
 {"_class_name": "PictureClassifier"}      a config on disk (no warning) CLASS_NAMES
 "pictures_per_second": 24.1               a line of metrics (likewise)  RECORDS
 """
@@ -80,7 +80,11 @@ NAMES = {
 
 SETTINGS = {"run.calibration_pictures": "run.calibration_images"}
 
-FLAGS = {"--pictures": "--images"}
+FLAGS = {
+    "info": {"--pictures": "--data", "--images": "--data", "--num": "--limit"},
+    "fit-preview": {"--pictures": "DATA", "--images": "DATA"},
+}
+"""Of each verb; what is written in capitals is given without a flag."""
 
 CLASS_NAMES = {"PictureClassifier": "ImageClassifier"}
 
@@ -163,24 +167,32 @@ def ideal_bits(decoded, entropy_model=None) -> float:
     return decoded.code_length
 
 
-def add_old_flag(parser: argparse.ArgumentParser, flag: str, **arguments: Any) -> None:
-    """Let a parser take the old name of a flag, hidden from its help.
+def add_old_flags(parser: argparse.ArgumentParser, verb: str) -> None:
+    """Let the parser of a verb take the old names of its flags, hidden from its help."""
+    for flag, new in FLAGS.get(verb, {}).items():
+        (action,) = (each for each in parser._actions if new in (*each.option_strings, each.metavar))
+        parser.add_argument(
+            flag,
+            dest=action.dest,
+            action=_OldFlag,
+            new=new,
+            nargs="+" if action.nargs == "*" else action.nargs,
+            type=action.type,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
 
-    Args:
-        flag: one of FLAGS.
-        arguments: those of the flag under its new name.
-    """
-    new = FLAGS[flag]
 
-    class Renamed(argparse.Action):
-        def __call__(self, parser, namespace, values, option_string=None):
-            print(f"Note: {option_string} is now {new}; the old name goes with {REMOVAL}", file=sys.stderr)
-            setattr(namespace, self.dest, values)
+class _OldFlag(argparse.Action):
+    """Stores the value of the flag that is called `new` today."""
 
-    dest = new.removeprefix("--").replace("-", "_")
-    parser.add_argument(
-        flag, dest=dest, action=Renamed, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **arguments
-    )
+    def __init__(self, *args: Any, new: str, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.new = new
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"Note: {option_string} is now {self.new}; the old name goes with {REMOVAL}", file=sys.stderr)
+        setattr(namespace, self.dest, values)
 
 
 class _OldModules:

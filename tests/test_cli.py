@@ -349,8 +349,10 @@ def test_flags_that_do_not_go_together_are_refused(codecs, photos, digits, capsy
     assert "--mirrored goes with files of many" in fails(capsys, "encode", photos, "--mirrored", *mine)
     assert "goes into a folder" in fails(capsys, "encode", digits, "--out", "all.safetensors", *mine)
     assert "--tile is for plain images" in fails(capsys, "encode", digits, "--tile", "64", *mine)
-    assert "--shard is 0; at least 1" in fails(capsys, "encode", photos, "--shard", "0", *mine)
-    assert "--batch-size is -1" in fails(capsys, "encode", digits, "--batch-size", "-1", *mine)
+    assert "--shard: expected at least 1, got 0" in fails(capsys, "encode", photos, "--shard", "0", *mine)
+    assert "--batch-size: expected at least 1, got -1" in fails(
+        capsys, "encode", digits, "--batch-size", "-1", *mine
+    )
     assert "leave --indices out" in fails(capsys, "encode", photos, "--indices", *mine)
     assert "has splits 'train' and 'test'" in fails(capsys, "encode", digits, "--split", "dev", *mine)
     assert "mine has no codebook" in fails(capsys, "encode", digits, "--indices", *mine)

@@ -153,7 +153,10 @@ def test_calibrate_refuses_before_it_measures(place, capsys):
         (("photos", "--codec", "run", "--out", "photos/0.png"), "is a file; give a folder"),
         (("photos", "--codec", "vq", "--normalize"), "this VQModel has no quant convolutions"),
         (("photos", "--codec", "vq", "--per-channel"), "VQModel has no latents_mean"),
-        (("photos", "--codec", "run", "--dtype", "float16"), "--dtype is float16; float32 is measured"),
+        (
+            ("photos", "--codec", "run", "--dtype", "float16"),
+            "--dtype: expected float32, against which the others are measured, got 'float16'",
+        ),
         (("photos", "--codec", "run", "--limit", "0"), "a limit of 0 images"),
     ]:
         assert message in fails(capsys, "calibrate", *argv), argv
@@ -297,12 +300,18 @@ def test_sample_refuses_what_it_cannot_do(place, capsys):
     LatentCodec(build(diffusers.VQModel, num_vq_embeddings=16)).save_pretrained("vq")
     for argv, message in [
         (("--codec", "vq"), "its codewords do not follow a normal distribution"),
-        (("--codec", "run", "--num", "0"), "--num is 0"),
-        (("--codec", "run", "--temperature", "-1"), "--temperature is -1"),
-        (("--codec", "run", "--temperature", "nan"), "--temperature is nan"),
-        (("--codec", "run", "--size", "big"), "--size is big; expected HEIGHTxWIDTH"),
-        (("--codec", "run", "--size", "8x0"), "--size is 8x0"),
-        (("--codec", "run", "--size", "8x8x8"), "--size is 8x8x8"),
+        (("--codec", "run", "--num", "0"), "--num: expected at least 1, got 0"),
+        (
+            ("--codec", "run", "--temperature", "-1"),
+            "--temperature: expected a number of at least 0, got -1.0",
+        ),
+        (("--codec", "run", "--temperature", "nan"), "at least 0, got nan"),
+        (
+            ("--codec", "run", "--size", "big"),
+            "--size: expected HEIGHTxWIDTH in pixels, such as 64x96, or one side, got 'big'",
+        ),
+        (("--codec", "run", "--size", "8x0"), "got '8x0'"),
+        (("--codec", "run", "--size", "8x8x8"), "got '8x8x8'"),
         (("--codec", "run", "--out", "grid.xyz", "--num", "1"), "grid.xyz"),
         (("--codec", "nowhere"), "nowhere does not exist"),
     ]:

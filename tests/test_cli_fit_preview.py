@@ -36,7 +36,7 @@ def place(tmp_path, monkeypatch):
 
 def test_it_fits_to_images_and_writes_into_the_codecs_folder(place, capsys):
     before = files_in("run")
-    assert main(["fit-preview", "--codec", "run", "--images", "photos"]) == 0
+    assert main(["fit-preview", "--codec", "run", "photos"]) == 0
     out, err = capsys.readouterr()
     after = files_in("run")
     assert after.pop("codec/preview.safetensors") and after == before
@@ -64,10 +64,10 @@ def test_without_images_it_takes_random_latents_and_is_the_same_each_time(place,
 
 
 def test_held_out_images_of_a_discrete_codec_are_compared_by_indices_too(place, capsys):
-    assert main(["fit-preview", "--codec", "vq", "--images", "photos", "--json"]) == 0
+    assert main(["fit-preview", "--codec", "vq", "photos", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert -1 <= found["correlation"] <= 1 and -1 <= found["palette_correlation"] <= 1
-    assert main(["fit-preview", "--codec", "vq", "--images", "photos", "--limit", "7", "--json"]) == 0
+    assert main(["fit-preview", "--codec", "vq", "photos", "--limit", "7", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["images"], found["correlation"]) == (7, None)
 
@@ -89,7 +89,7 @@ def test_a_shipped_codec_is_copied_to_the_bit(place, capsys, monkeypatch):
     monkeypatch.setattr(fitting, "NUM_RANDOM", 1)
     monkeypatch.setattr(fitting, "SIDE", 32)
     before = files_in(ASSETS / "default-f8c4")
-    assert "stays as it is; give --out DIR" in fails(capsys, "fit-preview", "--codec", "default")
+    assert "which are never changed; give --out DIR" in fails(capsys, "fit-preview", "--codec", "default")
     for _ in range(2):  # the second time the copy is there
         assert main(["fit-preview", "--codec", "default", "--out", "copy"]) == 0
     assert files_in(ASSETS / "default-f8c4") == before
@@ -119,12 +119,12 @@ def test_a_folder_of_something_else_is_left_alone(place, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--tiny"], "--tiny learns from images: name some by --images"),
-        (["--limit", "0"], "--limit is 0; at least 1"),
+        (["--tiny"], "--tiny learns from images: name some as DATA"),
+        (["--limit", "0"], "--limit: expected at least 1, got 0"),
         (["--minutes", "3"], "--minutes is of --tiny, which is missing"),
         (["--set", "run.steps=3"], "--set is of --tiny"),
-        (["--tiny", "--images", "photos", "--minutes", "0"], "--minutes is 0.0; above 0"),
-        (["--images", "nowhere"], "nowhere: no such file or folder"),
+        (["--tiny", "photos", "--minutes", "0"], "--minutes: expected a number above 0, got 0.0"),
+        (["nowhere"], "nowhere: no such file or folder"),
         (["--codec", "nowhere"], "nowhere does not exist"),
     ],
 )
@@ -134,7 +134,7 @@ def test_wrong_flags_write_nothing(place, capsys, argv, message):
 
 
 def test_tiny_trains_resumes_and_is_kept(place, capsys):
-    argv = ["fit-preview", "--codec", "run", "--images", "photos", "--tiny", "--run", "r", *SMALL]
+    argv = ["fit-preview", "--codec", "run", "photos", "--tiny", "--run", "r", *SMALL]
     assert main([*argv, "--set=run.steps=2"]) == 0
     out, err = capsys.readouterr()
     assert re.search(r"tiny decoder: 2 steps, -?\d+\.\d\d dB to the codec's own decode", out)

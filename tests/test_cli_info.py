@@ -109,14 +109,14 @@ def test_audit_of_the_shipped_codecs(capsys):
 
 
 def test_against_with_images(capsys):
-    found = answer(capsys, "tuned", "--against", "mine", "--images", "photos")
+    found = answer(capsys, "tuned", "--against", "mine", "--data", "photos")
     assert (found["codec"], found["reference"], found["fit"]) == ("tuned", "mine", "same")
     assert (found["num_images"], found["drift"], found["images"]) == (3, 0.0, "photos")
     assert found["decoder"]["differing"] == ["decoder.conv_out.bias"]
     assert len(found["channels"]) == 4
-    assert answer(capsys, "tuned", "--against", "mine", "--images", "photos", "--num", "2")["num_images"] == 2
+    assert answer(capsys, "tuned", "--against", "mine", "--data", "photos", "--limit", "2")["num_images"] == 2
 
-    out = printed(capsys, "other", "--against", "mine", "--images", "photos")
+    out = printed(capsys, "other", "--against", "mine", "--data", "photos")
     assert out.startswith("other against mine: another latent space: ")
     assert "scaling_factor: 0.5 against 0.18215" in out
     assert "on 3 images of photos." in out
@@ -129,7 +129,7 @@ def test_against_looks_at_the_sample_photograph(capsys):
 
 
 def test_against_itself(capsys):
-    found = answer(capsys, "mine", "--against", "mine", "--images", "photos")
+    found = answer(capsys, "mine", "--against", "mine", "--data", "photos")
     assert found["fit"] == "same" and found["psnr"] == found["psnr_by_reference"]
 
 
@@ -139,9 +139,9 @@ def test_against_itself(capsys):
         (("mine", "--against", "wide"), "no denoiser takes both: latents of mine have 4 channels"),
         (("mine", "--against", "nowhere"), "nowhere does not exist"),
         (("nowhere", "--audit"), "nowhere does not exist"),
-        (("mine", "--images", "photos"), "--images are for --against REFERENCE"),
-        (("mine", "--against", "tuned", "--images", "mine/config.json"), "config.json"),
-        (("mine", "--against", "tuned", "--images", "photos", "--num", "0"), "leaves nothing to measure"),
+        (("mine", "--data", "photos"), "--data is for --against REFERENCE"),
+        (("mine", "--against", "tuned", "--data", "mine/config.json"), "config.json"),
+        (("mine", "--against", "tuned", "--data", "photos", "--limit", "0"), "leaves nothing to measure"),
     ],
 )
 def test_refusals(argv, message, capsys):
@@ -379,7 +379,7 @@ def test_keys_count_by_their_names_and_with_verbose_by_the_network(tmp_path, cap
 
 def test_verbose_is_for_files_that_have_more_to_say(compressed, place, capsys):
     for thing in ("mine", "entropy/entropy.safetensors"):
-        assert "--verbose is for what a compressed file" in fails(capsys, "info", thing, "--verbose")
+        assert "--verbose is for compressed files" in fails(capsys, "info", thing, "--verbose")
 
 
 def test_files_that_do_not_agree_are_built_to_be_sure(place, tmp_path, capsys):

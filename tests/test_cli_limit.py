@@ -37,7 +37,7 @@ def test_a_limit_below_one_is_refused():
         ["evaluate", "photos", "--out", "report"],
         ["rd", "photos", "--against", "jpeg", "--out", "rd"],
         ["calibrate", "photos", "--out", "calibrated"],
-        ["fit-preview", "--images", "photos"],
+        ["fit-preview", "photos"],
         ["fit-entropy", "photos", "--static"],
     ],
     ids=lambda verb: verb[0],

@@ -16,7 +16,7 @@ from test_likelihood import cnn, kl, latents_prior, snail, vq
 
 from latent_codec import ImageClassifier, LatentCodec
 from latent_codec.cli import main
-from latent_codec.cli import sample as sample_verb
+from latent_codec.cli.work import sample as sample_verb
 from latent_codec.components.prior_folders import load_prior
 from latent_codec.evaluation.likelihood import measure_likelihood
 from latent_codec.images.sources import open_source
@@ -145,7 +145,7 @@ def test_levels_pixels_and_latents_are_joined(made):
     deep = HierarchicalPriorPipeline.from_pretrained(made / "deep")
     assert deep.top_prior.num_values == 11 and deep.bottom_prior.config.condition_channels == 4
     assert deep.middle_prior is None
-    assert "It came without a model card." in (made / "deep/README.md").read_text()
+    assert "It has no model card of its own." in (made / "deep/README.md").read_text()
     assert PriorPipeline.from_pretrained(made / "plain").vae is None
     smooth = PriorPipeline.from_pretrained(made / "smooth")
     assert smooth.prior.config.data == "latents" and smooth.config.class_names is None
@@ -191,8 +191,8 @@ def test_a_pipeline_is_replaced_and_nothing_else_is(place, capsys):
         ("--codec levels --prior top --out new", "2 levels; HierarchicalPriorPipeline samples them"),
         ("--codec levels --prior bottom top --out new", "top_prior is a PixelCNN with codebook_size 9"),
         ("--codec mine --prior top bottom --out new", "1 levels, and there are 2 priors"),
-        ("--prior top bottom --out new", "no codec came; give it by --codec"),
-        ("--codec levels --prior top top top top --out new", "4 priors came; give 1 to 3"),
+        ("--prior top bottom --out new", "expected --codec, since 2 priors"),
+        ("--codec levels --prior top top top top --out new", "expected 1 to 3 folders after --prior"),
         ("--codec kl --prior run --out new", "which has no codebook"),
         ("--codec mine --prior run --class-names a,b --out new", "2 class_names"),
         (
@@ -368,9 +368,9 @@ def test_sample_refuses_what_it_cannot_do(place, capsys, monkeypatch):
     shutil.copytree("joined/pipeline", "broken")
     Path("broken/prior/config.json").write_text("{}")
     for argv, message in [
-        ("joined --codec kl", "the pipeline joined draws from a prior and --codec kl decodes"),
-        ("--codec kl --label 3", "--label draws from a prior and --codec kl decodes"),
-        ("--codec kl --preview p.png", "--preview draws from a prior"),
+        ("joined --codec kl", "the pipeline joined samples from a prior and --codec kl decodes"),
+        ("--codec kl --label 3", "--label samples from a prior and --codec kl decodes"),
+        ("--codec kl --preview p.png", "--preview samples from a prior"),
         ("--codec mine", "join the two by `latent-codec pipeline`"),
         ("joined --label bog", "none of the 3 class_names; there are bag"),
         ("joined --label 3", "class_labels are [3]; prior has classes 0 to 2"),
@@ -381,9 +381,9 @@ def test_sample_refuses_what_it_cannot_do(place, capsys, monkeypatch):
         ("joined --keep 1.5", "keep is 1.5"),
         ("joined --size 10", "give multiples of 4"),
         ("joined --size 10x", "expected HEIGHTxWIDTH"),
-        ("joined --num 0", "--num is 0"),
-        ("joined --seed -1", "--seed is -1"),
-        ("joined --temperature -1", "--temperature is -1"),
+        ("joined --num 0", "--num: expected at least 1, got 0"),
+        ("joined --seed -1", "--seed: expected at least 0, got -1"),
+        ("joined --temperature -1", "--temperature: expected a number of at least 0"),
         ("joined --top-k 0", "expected an integer of at least 1"),
         ("joined --top-p 2", "expected a probability above 0"),
         ("joined --out grid.xyz", "sample: grid.xyz: cannot write a .xyz"),

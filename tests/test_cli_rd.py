@@ -76,7 +76,7 @@ def test_tables(place, capsys):
     assert "Note: of 2 images even our coarsest file takes more than 0.15 bpp." in out
     assert "Note: no MS-SSIM, which needs 176 px per side." in out
     assert "kl minus the format, paired by image" in out and " of 2 " in out
-    for expected in ("unquantised", "BD-rate of kl", "Equal bytes, at 0.15 bpp", "jpeg", "webp"):
+    for expected in ("unquantized", "BD-rate of kl", "Equal bytes, at 0.15 bpp", "jpeg", "webp"):
         assert expected in out
     assert sorted(path.name for path in Path("latent-codec-out/rd").iterdir()) == [
         "grid.png",
@@ -90,10 +90,10 @@ def test_no_curves(place, capsys):
     argv = ["rd", "photos", "--codec", "kl", "--no-curves", "--against", "jpeg", "--out", "o"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "BD-rate" not in out and "Equal bytes, at 0.15 bpp" in out and "unquantised" in out
+    assert "BD-rate" not in out and "Equal bytes, at 0.15 bpp" in out and "unquantized" in out
     assert sorted(path.name for path in Path("o").iterdir()) == ["grid.png", "rd.csv", "rd.json"]
     assert "leave it or --no-curves out" in fails(
-        capsys, "photos", "--codec", "kl", "--no-curves", "--qualities", "5"
+        capsys, "rd", "photos", "--codec", "kl", "--no-curves", "--qualities", "5"
     )
 
 
@@ -108,7 +108,7 @@ def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
     assert main([*argv, "--json"]) == 0
     coded = json.loads(capsys.readouterr().out)
     assert coded["num_images"] == 1
-    assert "leave --bpp 0.2 out" in fails(capsys, "rd", "photos", "--codec", "vq", "--bpp", "0.2")
+    assert "leave --bpp out" in fails(capsys, "rd", "photos", "--codec", "vq", "--bpp", "0.2")
     assert "leave --qualities out" in fails(capsys, "rd", "photos", "--codec", "vq", "--qualities", "3")
 
 
@@ -117,9 +117,9 @@ def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
     [
         (["--against", "gif"], "no format 'gif'"),
         (["--qualities", "5,101"], "this entropy model has 0 (coarsest) to 100"),
-        (["--qualities", "five"], "--qualities is 'five'; integers with commas between are needed"),
-        (["--bpp", "0"], "--bpp is '0'; numbers above 0"),
-        (["--bpp", "nan"], "--bpp is 'nan'; numbers above 0"),
+        (["--qualities", "five"], "--qualities: expected integers, separated by commas, got 'five'"),
+        (["--bpp", "0"], "--bpp: expected numbers above 0, separated by commas, got '0'"),
+        (["--bpp", "nan"], "--bpp: expected numbers above 0, separated by commas, got 'nan'"),
         (["--limit", "0"], "a limit of 0 images"),
         (["--entropy", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--codec", "nowhere"], "nowhere does not exist"),

@@ -267,7 +267,7 @@ def test_a_subfolder_is_opened_and_kept_to(model, tmp_path, capsys, monkeypatch)
 
 @pytest.mark.parametrize("layout", ["bin", "variant", "shards"])
 def test_a_copy_of_any_layout_is_the_same_codec(layout, model, tmp_path):
-    from latent_codec.cli.codec_copies import folder_for_sidecar
+    from latent_codec.cli.work.codec_copies import folder_for_sidecar
 
     make(layout, model, tmp_path / "mine")
     codec = LatentCodec.from_pretrained(tmp_path / "mine")

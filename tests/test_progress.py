@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from latent_codec.cli import progress
-from latent_codec.cli.progress import clear, showing, starting, with_progress
+from latent_codec.cli.progress import clear, showing, starting
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_part_reports_what_is_done(capsys):
 
 @pytest.mark.usefixtures("at_once")
 def test_a_part_inside_another_is_shown_after_it(capsys):
-    for _ in with_progress(["a.png"], "encoding"):
+    for _ in progress.progress(["a.png"], "encoding"):
         with showing("tiles") as report:
             report(2, 4)
 
@@ -60,7 +60,7 @@ def test_the_start_is_over_when_a_part_begins(capsys):
 def test_what_is_done_soon_says_nothing(capsys, monkeypatch):
     monkeypatch.setattr(progress, "FIRST_LINE_AFTER", 1000.0)
     starting("loading")
-    for item in with_progress(range(3), "encoding"):
+    for item in progress.progress(range(3), "encoding"):
         assert item < 3
     with pytest.raises(KeyError), showing("decoding"):
         raise KeyError
@@ -87,7 +87,7 @@ def test_a_terminal_gets_a_bar_and_results_stay_clean():
 import time
 from latent_codec.cli import progress
 progress.BAR_AFTER = 0.0
-for item in progress.with_progress(range(3), "encoding"):
+for item in progress.progress(range(3), "encoding"):
     time.sleep(0.3)
     print("result", item)
 """

@@ -32,7 +32,7 @@ REFUSALS = [
     "evaluate . --label 3",
     "fit-entropy . --limit 0",
     "fit-preview --limit 0",
-    "info . --images .",
+    "info . --data .",
     "info . --verbose",
     "pipeline --prior a a a a --out new",
     "rd . --bpp many",

@@ -1,35 +1,44 @@
-"""The command line: `latent-codec VERB`. One file per verb: it parses, calls, prints."""
+"""The command line: `latent-codec VERB`.
+
+A verb is a row of VERBS and two modules of its name: `cli/VERB.py` with its help text (the docstring), `add_arguments(parser)` and,
+where something can be refused at once, `check(args)`, which import nothing heavy; and `cli/work/VERB.py` with `run(args)`.
+"""
 
 import argparse
 import io
-import logging
 import os
+import shutil
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 
-from latent_codec import __version__
+from latent_codec import __version__, deprecated
 from latent_codec.cli import progress
+from latent_codec.cli.messages import is_foreseen, one_line, shown
 
 VERBS = {
-    "roundtrip": "send images through a codec and back; with no image, a sample photograph",
-    "encode": "images -> latent files",
-    "decode": "latent files -> images",
-    "info": "what a codec, a checkpoint or a latent file is",
-    "convert": "foreign checkpoints -> diffusers components, and back, with every key accounted for",
-    "compress": "images -> small files: quantised latents or indices, entropy coded",
-    "decompress": "compressed files -> images, or latent files",
-    "rd": "rate-distortion of a codec beside JPEG, WebP, AVIF and JPEG XL, through real files",
-    "evaluate": "measure a codec on images, or the likelihood of images under a prior",
-    "train": "train or fine-tune a codec from a preset",
-    "calibrate": "measure scale, shift and half-precision safety on data, and write them into the codec",
-    "fit-preview": "fit what shows a codec's latents at once, as images, to its folder",
-    "fit-entropy": "fit what says how likely a codec's values are, for compressed files, to its folder",
-    "pipeline": "join a codec and its priors to a pipeline, which draws images",
-    "sample": "draw images from a prior, or decode random latents of a trained VAE",
+    "roundtrip": ("use", "send images through a codec and back"),
+    "encode": ("use", "images -> latent files"),
+    "decode": ("use", "latent files -> images"),
+    "sample": ("use", "generate images from a prior or a trained VAE"),
+    "train": ("train", "train or fine-tune a codec, a prior, a classifier"),
+    "calibrate": ("train", "measure scale, shift and float16 safety into a codec"),
+    "fit-preview": ("train", "fit a fast preview of a codec's latents"),
+    "pipeline": ("train", "join a codec and its priors to a pipeline"),
+    "convert": ("train", "foreign checkpoints <-> diffusers components"),
+    "compress": ("compress", "images -> small files (.lcf)"),
+    "decompress": ("compress", "compressed files -> images or latent files"),
+    "fit-entropy": ("compress", "fit an entropy model to a codec"),
+    "rd": ("compress", "rate-distortion against JPEG, WebP, AVIF, JPEG XL"),
+    "info": ("inspect", "what a codec, checkpoint or file is"),
+    "evaluate": ("inspect", "measure a codec, or the likelihood under a prior"),
+}
+"""Of each verb, its group in the help and what it does."""
+
+GROUPS = {
+    "use": "use a model",
+    "train": "train and prepare one",
+    "compress": "compress images",
+    "inspect": "inspect and measure",
 }
 
 
@@ -40,35 +49,60 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`\n")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help in lines of at most 79 columns."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, width=min(79, shutil.get_terminal_size().columns - 2))
+
+
 def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
-    """Build the parser; only `verb`'s module is imported, so that `--help` answers at once."""
+    """Build the parser; only the arguments of `verb` are imported, so that `--help` answers at once."""
     parser = _Parser(
         prog="latent-codec",
-        description="Train, measure and use the autoencoder side of latent diffusion.",
-        epilog="""begin with:
-  latent-codec roundtrip                     a sample photograph through the shipped codec and back
+        usage="latent-codec [-h] [--version] VERB ...",
+        description="Train, measure and use the autoencoder side of latent diffusion.\n\n" + _list_of_verbs(),
+        epilog="""examples:
+  latent-codec roundtrip                     a sample photograph, and back
   latent-codec roundtrip cat.jpg --out seen  an image of your own
   latent-codec roundtrip --help              what a verb does, with examples
 
-Results go to stdout, progress and complaints to stderr. The exit status is 0, or 2 where the input was at fault.""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+Results go to stdout, progress and notes to stderr. The exit status is 0, or 2
+where the input was at fault.""",
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"latent-codec {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, summary in VERBS.items():
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="VERB", required=True, prog="latent-codec", help=argparse.SUPPRESS
+    )
+    for name in VERBS:
         if name != verb:
-            verbs.add_parser(name, help=summary, add_help=False)
+            verbs.add_parser(name, add_help=False)
             continue
-        module = import_module(f"latent_codec.cli.{name.replace('-', '_')}")
+        module = _module(name)
+        description, _, examples = module.__doc__.partition("\nExamples:\n")
         subparser = verbs.add_parser(
             name,
-            help=summary,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=description,
+            epilog=examples and f"examples:\n{examples}",
+            formatter_class=_Help,
         )
         module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
+        deprecated.add_old_flags(subparser, name)
+        subparser.set_defaults(parser=subparser)
     return parser
+
+
+def _module(verb: str, package: str = "latent_codec.cli"):
+    return import_module(f"{package}.{verb.replace('-', '_')}")
+
+
+def _list_of_verbs() -> str:
+    lines = []
+    for group, title in GROUPS.items():
+        lines += [f"{title}:"]
+        lines += [f"  {verb:12}  {what}" for verb, (its_group, what) in VERBS.items() if its_group == group]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,26 +115,19 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file name need not be UTF-8, and goes out as it is
         sys.stdout.reconfigure(errors="surrogateescape")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`); the next file would get its number
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of this process
     verb = next((word for word in argv if not word.startswith("-")), None)
     args = None
-    for name in ("stdout", "stderr"):
-        if (
-            getattr(sys, name) is None
-        ):  # closed by the caller (`>&-`); else the next file opened would get its number
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of this process
     try:
         try:
             parser = build_parser(verb)
             if "" in argv:  # which would be the current folder
                 parser.error("an argument is empty, such as a variable that is not set; give a name")
             args = parser.parse_args(argv)
-            progress.starting("loading libraries")
-            if getattr(args, "subfolder", None) is not None:
-                from latent_codec.components.codec_folders import in_subfolder
-
-                args.codec = in_subfolder(args.codec, args.subfolder)
-            with _warnings_in_words(verb):
-                status = args.run(args) or 0
+            with shown(verb):
+                status = _run(args) or 0
         finally:
             progress.clear()
             _flush_results()  # here, and not on leaving Python, where a closed pipe can only be complained of
@@ -112,33 +139,25 @@ def main(argv: list[str] | None = None) -> int:
         _discard_results()
         return 141
     except Exception as error:
-        if not _is_foreseen(error):
+        if not is_foreseen(error):
             raise
-        message = " ".join(_in_words(error).split())
-        if _is_short_of_memory(error) and hasattr(args, "tile"):
-            message = f"the memory does not suffice: work in tiles, such as --tile 512 ({message or 'out of memory'})"
-        print(f"latent-codec {verb}: {message or type(error).__name__}", file=sys.stderr)
+        message = one_line(error, parser if args is None else args.parser)
+        print(f"latent-codec {verb}: {message}", file=sys.stderr)
         return 2
 
 
-@contextmanager
-def _warnings_in_words(verb: str) -> Iterator[None]:
-    """Show the library's log on stderr, and each warning as one line, without the place in the code that it is about, which users of a verb cannot change."""
+def _run(args: argparse.Namespace) -> int | None:
+    arguments = _module(args.verb)
+    if hasattr(arguments, "check"):
+        arguments.check(args)
+    progress.starting("loading libraries")
+    if getattr(args, "subfolder", None) is not None:
+        from latent_codec.components.codec_folders import in_subfolder
 
-    def in_words(message, category, filename, lineno, line=None) -> str:
-        if issubclass(category, UserWarning):
-            return f"latent-codec {verb}: Note: {' '.join(str(message).split())}\n"
-        return before(message, category, filename, lineno, line)
-
-    before, warnings.formatwarning = warnings.formatwarning, in_words
-    logger, lines = logging.getLogger("latent_codec"), logging.StreamHandler()
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before
-        logger.removeHandler(lines)
+        args.codec = in_subfolder(args.codec, args.subfolder)
+    if hasattr(arguments, "run"):  # a verb of the older kind, in one module
+        return arguments.run(args)
+    return _module(args.verb, "latent_codec.cli.work").run(args)
 
 
 def _flush_results() -> None:
@@ -154,31 +173,3 @@ def _flush_results() -> None:
 def _discard_results() -> None:
     """Let what is not yet written go nowhere, or Python would complain of it once more when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _in_words(error: Exception) -> str:
-    """The message, without the number and the quotes that the system's own errors have."""
-    if not (isinstance(error, OSError) and error.strerror):
-        return str(error)
-    if not isinstance(error.filename, str):
-        return error.strerror
-    path = Path(error.filename)
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        for each in (path, *path.parents):
-            if each.is_file():
-                return f"{each} is a file, where a folder is needed; name another"
-    return f"{path}: {error.strerror}"
-
-
-def _is_foreseen(error: Exception) -> bool:
-    """Whether input, files or memory are at fault, and not this program, which shows a traceback."""
-    if isinstance(error, (ValueError, OSError, MemoryError)):
-        return True
-    # Asked by name, so that safetensors need not be imported for it.
-    return _is_short_of_memory(error) or type(error).__name__ == "SafetensorError"
-
-
-def _is_short_of_memory(error: Exception) -> bool:
-    """Asked by name, so that torch need not be imported for it."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "DefaultCPUAllocator" in str(error)

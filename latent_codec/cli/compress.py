@@ -34,7 +34,7 @@ from latent_codec.cli.arguments import (
     named_images,
 )
 from latent_codec.cli.compressed_files import add_entropy_argument
-from latent_codec.cli.progress import with_progress
+from latent_codec.cli.progress import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy, codec=codec)
     _check(args, codec, model)
     results, failed = [], []
-    for path, name in with_progress(images, "compressing"):
+    for path, name in progress(images, "compressing"):
         try:
             result = _compress(codec, model, path, name, args)
         except ValueError as error:

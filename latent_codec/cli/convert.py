@@ -1,42 +1,52 @@
-"""Turn foreign checkpoints into diffusers components, and components into foreign checkpoints.
+"""Turn foreign checkpoints into diffusers components, and components into
+foreign checkpoints.
 
-  latent-codec convert vae.ckpt runs/mine --scale sd1            a latent-diffusion VAE -> a diffusers folder
-  latent-codec convert sd-v1-5.safetensors runs/vae              the VAE inside a whole Stable Diffusion file
-  latent-codec convert vqgan.ckpt runs/vqgan --config model.yaml a VQGAN, its yaml held against the weights
+The format is recognized by the keys and the shapes of the tensors, under any
+prefix and in any entry of the file, and so is most of the config; nothing is
+fetched. Every key is mapped, left out by a rule that is named, missing, or
+unexpected: one of the last two is an error, and nothing is written. So is a
+weight that is NaN, infinite or an integer. The written file is read again and
+compared.
+
+Weights do not show the groups of norms, the activation and the scale. Original
+codes fix the first two. A weight file in diffusers' own key layout needs its
+config.json: in the file's metadata (files written here have it), next to it,
+or by --config. --norm-num-groups N suffices for a file whose other settings
+are its class's defaults.
+
+Files are safetensors, or pickles of tensors; a pickle that would run code is
+refused.
+
+The scale of the latents is rarely in the file. It is known for whole Stable
+Diffusion, SDXL, SD3 and FLUX models, for files with a scale_factor and those
+written here, and is 1 for VQ and tiny autoencoders. Else give it (--scale,
+--scaling-factor), or let it be measured (--calibrate).
+
+Examples:
+  latent-codec convert vae.ckpt runs/mine --scale sd1
+                      a latent-diffusion VAE -> a diffusers folder
+  latent-codec convert sd-v1-5.safetensors runs/vae
+                      the VAE inside a whole Stable Diffusion file
+  latent-codec convert vqgan.ckpt runs/vqgan --config model.yaml
+                      a VQGAN, its yaml compared with the weights
   latent-codec convert taesd_encoder.pth taesd_decoder.pth runs/taesd
-  latent-codec convert flux2_ae.safetensors runs/flux2           FLUX.2's, under the names of BFL, ComfyUI or diffusers
-  latent-codec convert qwen_image_vae.safetensors runs/qwen --class-name AutoencoderKLQwenImage
-  latent-codec convert runs/mine mine.safetensors --to ldm       a component -> latent-diffusion's names
+  latent-codec convert flux2_ae.safetensors runs/flux2
+                      FLUX.2's, under the names of BFL, ComfyUI or diffusers
+  latent-codec convert qwen_image_vae.safetensors runs/qwen \\
+      --class-name AutoencoderKLQwenImage
+  latent-codec convert runs/mine mine.safetensors --to ldm
+                      a component -> latent-diffusion's names
   latent-codec convert default-vq taming.ckpt --to taming
-  latent-codec convert run.pt runs/ema --entry ema --scale sd1   the averaged weights of a training checkpoint
+  latent-codec convert run.pt runs/ema --entry ema --scale sd1
+                      the averaged weights of a training checkpoint
   latent-codec convert my-vae.safetensors runs/vae --config config.json
-                                                                 a diffusers weight file without its folder
-
-The format is recognized by the keys and the shapes of the tensors, under any prefix and in any entry of
-the file, and so is most of the config; nothing is fetched. Every key is mapped, left out by a rule that
-is named, missing, or unexpected: one of the last two is an error, and nothing is written. So is a weight
-that is NaN, infinite or an integer. What was written is read again and compared.
-
-Weights do not show the groups of norms, the activation and the scale. Original codes fix the first two.
-A weight file in diffusers' own key layout needs its config.json: in the file's metadata (files written
-here have it), next to it, or by --config. --norm-num-groups N does for a file whose other settings are
-its class's defaults.
-
-Files are safetensors, or pickles of tensors; a pickle that would run code is refused.
-
-The scale of the latents is rarely in the file. It is known for whole Stable Diffusion, SDXL, SD3 and
-FLUX models, for files with a scale_factor and those written here, for FLUX.2, Wan, Qwen-Image and
-HunyuanImage, and is 1 for VQ and tiny autoencoders. Else say it (--scale, --scaling-factor), or let it be measured (--calibrate).
+                      a diffusers weight file without its folder
 """
 
 import argparse
-import dataclasses
-import json
-import sys
 
 from latent_codec.cli.arguments import add_json_argument
-from latent_codec.cli.progress import showing
-from latent_codec.conversion.converting import FOREIGN, Conversion, convert
+from latent_codec.conversion.converting import FOREIGN
 from latent_codec.conversion.scales import SCALES
 
 
@@ -52,92 +62,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         choices=("diffusers", *FOREIGN),
         default="diffusers",
-        help="the format to write (default: %(default)s)",
+        help="write this format (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of the written weights (default: as they are)",
+        help="store the weights in this precision (default: as they are)",
     )
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="a diffusers config.json for the weights, or the original's yaml, which has to agree",
+        help="read this diffusers config.json for the weights, or the original's yaml, which has to agree",
     )
     parser.add_argument(
         "--norm-num-groups",
         type=int,
         metavar="N",
-        help="groups of the norms, for weights in diffusers' own key layout without their config.json",
+        help="set the groups of the norms, for weights in diffusers' own key layout without their config.json",
     )
     parser.add_argument(
         "--class-name",
         metavar="CLASS",
-        help="the diffusers class to build, where a file fits several: AutoencoderKLWan (default) or "
+        help="build this diffusers class, where a file fits several: AutoencoderKLWan (default) or "
         "AutoencoderKLQwenImage for the one file of both",
     )
     parser.add_argument(
         "--entry",
         metavar="NAME",
-        help="which entry or prefix of the file to take, such as ema (default: the only autoencoder, or the one that is "
+        help="take this entry or prefix of the file, such as ema (default: the only autoencoder, or the one that is "
         "not averaged)",
     )
     scale = parser.add_mutually_exclusive_group()
-    scale.add_argument("--scale", choices=tuple(SCALES), help="of the latents: this family's")
-    scale.add_argument("--scaling-factor", type=float, metavar="X", help="of the latents")
+    scale.add_argument(
+        "--scale",
+        choices=tuple(SCALES),
+        metavar="F",
+        help=f"write the scale of family F's latents, one of {', '.join(SCALES)}",
+    )
+    scale.add_argument("--scaling-factor", type=float, metavar="X", help="write this scale of the latents")
     scale.add_argument("--calibrate", metavar="DATA", help="measure the scale of the latents on these images")
     parser.add_argument(
-        "--shift-factor", type=float, metavar="X", help="of the latents, next to --scaling-factor"
+        "--shift-factor",
+        type=float,
+        metavar="X",
+        help="write this shift of the latents, with --scaling-factor",
     )
     add_json_argument(parser)
-
-
-def run(args: argparse.Namespace) -> None:
-    settings = (
-        "to",
-        "entry",
-        "config",
-        "norm_num_groups",
-        "class_name",
-        "scale",
-        "scaling_factor",
-        "shift_factor",
-        "calibrate",
-    )
-    with showing(f"converting {args.source[0]}") as report:
-        done = convert(
-            args.source,
-            args.out,
-            dtype=_dtype(args.dtype),
-            on_progress=report,
-            **{name: getattr(args, name) for name in settings},
-        )
-    if args.json:
-        print(json.dumps(dataclasses.asdict(done), default=str))
-    else:
-        _print(done)
-
-
-def _dtype(name: str | None):
-    if name is None:
-        return None
-    import torch
-
-    return getattr(torch, name)
-
-
-def _print(done: Conversion) -> None:
-    place = " in ".join(each for each in (done.prefix, done.wrapper) if each)
-    print(done.source + (f" under {place}" if place else ""), file=sys.stderr)
-    for name, count in done.keys.items():
-        print(f"{count:6,} keys {name}", file=sys.stderr)
-    shift = "" if done.shift_factor is None else f", shift_factor {done.shift_factor:g}"
-    print(f"scaling_factor {done.scaling_factor:g}{shift}: {done.scale_known_by}", file=sys.stderr)
-    if done.settings_known_by:
-        print(f"settings that weights do not show: {done.settings_known_by}", file=sys.stderr)
-    for entry in done.averaged_weights:
-        print(f"Note: averaged weights are in {entry}; --entry {entry} takes those", file=sys.stderr)
-    for name in done.other_classes:
-        print(f"Note: the file fits {name}, too; --class-name {name} builds that", file=sys.stderr)
-    for path in done.written:
-        print(path)

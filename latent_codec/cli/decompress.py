@@ -33,7 +33,7 @@ from latent_codec.cli.compressed_files import (
     shipped_name,
     what_is_whole,
 )
-from latent_codec.cli.progress import showing, with_progress
+from latent_codec.cli.progress import progress, showing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     codec = load_codec(args)
     model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy)
     failed = False
-    for path, name in with_progress(files, "decompressing"):
+    for path, name in progress(files, "decompressing"):
         data = b""
         try:
             data = read_file(path)

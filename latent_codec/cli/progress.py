@@ -2,7 +2,7 @@
 
     with showing("encoding") as report:
         encode_source(..., on_progress=report)            # calls report(done, total) or report(done, total, phase)
-    for path in with_progress(paths, "decoding"): ...
+    for path in progress(paths, "decoding"): ...
 
 On a terminal this is a bar. Elsewhere (a log, a pipe) it is one line after 2 s and one every 10 s, whether or not the
 work reports, so that a long step is seen as well. Parts inside a part are shown after it.
@@ -62,7 +62,7 @@ def showing(what: str) -> Iterator[Part]:
         _display.end(part)
 
 
-def with_progress(items: Iterable, what: str) -> Iterator:
+def progress(items: Iterable, what: str) -> Iterator:
     """Yield the items, and show how many are done."""
     items = list(items)
     with showing(what) as report:

@@ -1,54 +1,48 @@
-"""Draw images from a prior, as one image with a grid of them.
+"""Generate images with a prior, as one image with a grid of them.
 
-  latent-codec sample                                       the shipped garments, every class in a row of its own
-  latent-codec sample --label sneaker bag --num 8           some classes, by name or number
-  latent-codec sample --num 16 --keep 0.25                  the quarter that the classifier finds likeliest
-  latent-codec sample runs/joined --preview growing.png     look on: growing.png is rewritten while it samples
-  latent-codec sample runs/joined --size 256x384 --top-p 0.95 --temperature 0.9 --seed 7
+PIPELINE is a codec joined with its priors, as `latent-codec pipeline` writes
+it, or a run folder with one in pipeline/. A row of the grid holds one label's
+images; those of a single label, or without labels, fill a square. An image
+follows only from the seed, its label and its number: a larger --num adds
+images to the same first ones. Images of fewer than 96 px a side are shown
+enlarged by a whole factor, pixel by pixel.
 
-PIPELINE is a codec joined with its priors, as `latent-codec pipeline` writes it, or a run folder that
-holds one under pipeline/. Without --size images are as large as those the prior was trained on. A row
-of the grid holds one label's images; those of a single label, or without labels, fill a square. An
-image follows from the seed, its label and its number alone: a larger --num adds images to the same
-first ones. Images of fewer than 96 px a side are shown enlarged by a whole factor, pixel by pixel.
+--keep is classifier-based rejection sampling (VQ-VAE-2): of the --num images
+of a label it keeps those whose label the pipeline's classifier gives the
+highest probability, highest first.
 
---keep is classifier-based rejection sampling (VQ-VAE-2): of the --num images of a label it keeps a
-share (0.25) or a number (4), those whose label the pipeline's classifier finds likeliest, likeliest first.
+With --codec the verb decodes random latents of a trained VAE instead. z ~ N(0,
+I) goes through the codec's own scale and shift: where calibration found the
+latents of images away from mean 0 and std 1, the samples follow that mean and
+std, per channel where the config has them per channel. It prints the
+distribution.
 
-With --codec the verb decodes random latents of a trained VAE instead:
+Every position of the grid of latents is sampled independently. A codec with
+one vector per image (a 1x1 grid) gives whole images from that; one with a
+larger grid gives textures, since a denoiser or a prior is needed for the
+dependence between positions. Discrete codecs are refused for that reason.
 
-  latent-codec sample --codec runs/faces --num 16
-  latent-codec sample --codec runs/faces --num 64 --seed 7 --temperature 0.8 --out faces.png
-
-z ~ N(0, I) is drawn as a denoiser would hand it over and goes through the codec's own scale and shift:
-where calibration found the latents of images away from mean 0 and std 1, the samples follow
-that mean and std, per channel where the config has them per channel. What was drawn is printed.
-
-Every position of the grid is drawn on its own. A codec with one vector per image (a 1x1 grid)
-paints whole images from that; one with a larger grid paints textures, since what holds
-positions together is learned by a denoiser or a prior. Discrete codecs are refused for that reason.
+Examples:
+  latent-codec sample       the shipped garments, a row for every class
+  latent-codec sample --label sneaker bag --num 8
+                            some classes, by name or number
+  latent-codec sample --num 16 --keep 0.25
+                            the quarter that the classifier prefers
+  latent-codec sample runs/joined --preview growing.png
+                            growing.png is rewritten while it samples
+  latent-codec sample runs/joined --size 256x384 --top-p 0.95 --seed 7
+  latent-codec sample --codec runs/faces --num 64 --temperature 0.8 \\
+      --out faces.png
 """
 
 import argparse
 import math
-import time
 from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_json_argument,
-    by,
-    device_of,
-    load_codec,
-    note_emulated,
-)
-from latent_codec.cli.progress import showing, with_progress
+from latent_codec.cli.arguments import add_codec_arguments, add_json_argument, check_at_least
+from latent_codec.errors import SettingError
 
-BATCH_PIXELS = 512 * 512
-MIN_SIDE = 96  # smaller images are shown enlarged
-DEFAULT_SIDE = 256  # for codecs whose config names no size
 DEFAULT_PIPELINE = "fashion-mnist"
-BATCH_SIZE = 64  # images that a prior draws together
 OF_PIPELINES = ("label", "keep", "top_k", "top_p", "preview")
 
 
@@ -60,241 +54,88 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a pipeline's folder, a run folder, or the shipped {DEFAULT_PIPELINE} (default: the shipped one)",
     )
     parser.add_argument(
-        "--label", nargs="+", metavar="L", help="classes, by name or number (default: every class)"
+        "--label",
+        nargs="+",
+        metavar="L",
+        help="generate images of these classes, by name or number (default: every class)",
     )
     parser.add_argument(
         "--num",
         type=int,
         default=16,
         metavar="N",
-        help="images of every label, or in all without labels (default: %(default)s)",
+        help="generate N images of every label, or N in all without labels (default: %(default)s)",
     )
     parser.add_argument(
         "--keep",
         type=_share_or_number,
         metavar="SHARE",
-        help="keep this share (0.25) or number (4) of a label's images, which the classifier finds likeliest",
+        help="keep this share (0.25) or number (4) of a label's images, those of the highest probability of the label by "
+        "the classifier (default: all)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
-        help="of the random numbers; a larger --num adds samples to the same first ones (default: %(default)s)",
+        metavar="S",
+        help="seed the random number generators with S; a larger --num adds samples to the same first ones (default: %(default)s)",
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="T",
-        help="divides the logits, 0 takes the likeliest; of latents, draw from N(0, T^2) (default: %(default)s)",
+        help="divide the logits by T, 0 for the most probable value; with --codec, sample from N(0, T^2) (default: %(default)s)",
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw among so many likeliest values")
     parser.add_argument(
-        "--top-p", type=float, metavar="P", help="draw among the likeliest values that have this probability"
+        "--top-k", type=int, metavar="K", help="sample among the K most probable values (default: all)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample among the most probable values that together have the probability P (default: all)",
     )
     parser.add_argument(
         "--size",
         metavar="HxW",
-        help="pixels of an image, such as 64x96 or 64 (default: what the model was trained on)",
+        help="generate images of this size in pixels, such as 64x96 or 64 (default: the size of the training)",
     )
     parser.add_argument(
         "--preview",
         type=Path,
         metavar="IMAGE",
-        help="rewrite this image while the grid grows, at most twice a second",
+        help="rewrite this image while the grid grows, at most twice a second (default: none)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("samples.png"),
         metavar="IMAGE",
-        help="the grid (default: %(default)s)",
+        help="write the grid here (default: %(default)s)",
     )
     add_codec_arguments(parser, None, "a pipeline")
     add_json_argument(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    if args.num < 1:
-        raise ValueError(f"--num is {args.num}; 1 or more samples")
+def check(args: argparse.Namespace) -> None:
+    check_at_least(args, num=1, **({"seed": 0} if args.codec is None else {}))
     if not 0 <= args.temperature < math.inf:
-        raise ValueError(f"--temperature is {args.temperature}; 0 or more")
-    if args.codec is None:
-        _sample_pipeline(args)
-        return
+        raise SettingError("temperature", "a number of at least 0", args.temperature)
+    args.size = _parse_size(args.size) if args.size else None
     given = [f"--{name.replace('_', '-')}" for name in OF_PIPELINES if getattr(args, name) is not None]
-    if args.pipeline is not None or given:
+    if args.codec is not None and (args.pipeline is not None or given):
         what = given[0] if args.pipeline is None else f"the pipeline {args.pipeline}"
         raise ValueError(
-            f"{what} draws from a prior and --codec {args.codec} decodes random latents; leave one out"
-        )
-    _sample_latents(args)
-
-
-def _sample_pipeline(args: argparse.Namespace) -> None:
-    import json
-
-    import torch
-
-    from latent_codec.images.tensors import write_image
-    from latent_codec.pipelines.folders import find_pipeline, load_pipeline, priors_of
-
-    if args.seed < 0:
-        raise ValueError(f"--seed is {args.seed}; 0 or more")
-    height, width = _parse_size(args.size) if args.size else (None, None)
-    for path in filter(None, (args.out, args.preview)):
-        _check_writable(path)
-    folder = find_pipeline(args.pipeline or DEFAULT_PIPELINE)
-    device = device_of(args)
-    note_emulated(args.dtype, device)
-    with showing(f"opening {folder.name}"):
-        pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device)
-    pipe.set_progress_bar_config(disable=True)
-    labels = _labels(args.label, pipe, list(priors_of(pipe).values()))
-    num_drawn = args.num * len(labels or [None])
-    columns = args.num if labels and len(labels) > 1 else math.ceil(math.sqrt(args.num))
-    preview = Preview(pipe, args.preview, num_drawn, columns) if args.preview else None
-    began = time.monotonic()
-    with showing("sampling") as report:
-
-        def follow(step, num_steps, grids, done) -> None:
-            report(step, num_steps)
-            if preview is not None:
-                preview(step, num_steps, grids, done)
-
-        drawn = pipe(
-            labels,
-            args.num,
-            height=height,
-            width=width,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            keep=args.keep,
-            batch_size=BATCH_SIZE,
-            generator=_generators(args.seed, labels, args.num),
-            callback=follow,
-        )
-    seconds = time.monotonic() - began
-    num_rows = len(labels or [None])
-    kept = len(drawn.images) // num_rows
-    columns_kept = kept if num_rows > 1 else math.ceil(math.sqrt(kept))
-    sheet = _sheet(drawn.images, columns_kept)
-    for path in filter(None, (args.out, args.preview)):
-        write_image(sheet, path)
-
-    names = pipe.config.class_names
-    classes = None if labels is None else drawn.class_labels[::kept]
-    rows = None if classes is None else [names[each] if names else str(each) for each in classes]
-    size = [drawn.images[0].height, drawn.images[0].width]
-    probabilities = None if drawn.probabilities is None else drawn.probabilities.view(num_rows, kept)
-    if args.json:
-        facts = {
-            "pipeline": str(args.pipeline or DEFAULT_PIPELINE),
-            "class": type(pipe).__name__,
-            "labels": classes,
-            "class_names": rows if names else None,
-            "num": args.num,
-            "kept": kept,
-            "probabilities": None if probabilities is None else probabilities.tolist(),
-            "seed": args.seed,
-            "temperature": args.temperature,
-            "top_k": args.top_k,
-            "top_p": args.top_p,
-            "size": size,
-            "grids": [list(grid.shape[-2:]) for grid in drawn.indices],
-            "seconds": round(seconds, 3),
-            "path": str(args.out),
-            "preview": None if args.preview is None else str(args.preview),
-        }
-        print(json.dumps(facts))
-        return
-    grids = " + ".join(by(grid.shape[-2:]) for grid in drawn.indices)
-    print(
-        f"{len(drawn.images)} samples of {by(size)} from {grids} indices, seed {args.seed}, "
-        f"{seconds:.1f} s, see {args.out}"
-    )
-    if rows is not None:
-        print(f"{'rows' if num_rows > 1 else 'label'}: {', '.join(rows)}")
-    if probabilities is not None:
-        print(
-            f"kept {kept} of {args.num} for each label; the classifier's probability of the label is "
-            f"{probabilities.min():.3f} to {probabilities.max():.3f}, mean {probabilities.mean():.3f}"
+            f"{what} samples from a prior and --codec {args.codec} decodes random latents; leave one out"
         )
 
 
-class Preview:
-    """A pipeline's callback that paints the grid so far: at most twice a second, and a fifth of the time.
-
-    Args:
-        pipe: the pipeline that calls it.
-        path: the image, always whole.
-        num_drawn: images in all.
-        columns: of the grid.
-    """
-
-    def __init__(self, pipe, path: Path, num_drawn: int, columns: int):
-        self.pipe, self.path, self.num_drawn, self.columns = pipe, path, num_drawn, columns
-        self.finished = []  # of the batches before this one
-        self.due = 0.0
-
-    def __call__(self, step: int, num_steps: int, grids: list, done) -> None:
-        from PIL import Image
-
-        from latent_codec.images.tensors import write_image
-
-        steps_per_batch = num_steps // -(-self.num_drawn // BATCH_SIZE)
-        is_finished = step % steps_per_batch == 0
-        began = time.monotonic()
-        if began < self.due and not is_finished:
-            return
-        images = self.pipe.partial_images(grids, done)
-        if began >= self.due:
-            num_missing = self.num_drawn - len(self.finished) - len(images)
-            blank = Image.new("RGB", images[0].size, "lightgrey")
-            sheet = _sheet([*self.finished, *images, *[blank] * num_missing], self.columns)
-            write_image(sheet, self.path)
-            now = time.monotonic()
-            self.due = now + max(0.5, 4 * (now - began))
-        if is_finished:
-            self.finished += images
-
-
-def _sheet(images, columns: int):
-    """PIL images as a grid, small ones enlarged."""
-    from latent_codec.images.tensors import image_grid
-
-    return image_grid([*map(_enlarged, images)], columns)
-
-
-def _enlarged(image):
-    """A small PIL image as many times as large as it takes to be seen, pixel by pixel: 28 px a side become 112."""
-    from PIL import Image
-
-    factor = -(-MIN_SIDE // min(image.size))
-    return image.resize([factor * side for side in image.size], Image.Resampling.NEAREST)
-
-
-def _labels(given: list[str] | None, pipe, priors: list) -> list[int | str] | None:
-    """Labels as numbers; what is neither a name nor a number is left for the pipeline to refuse."""
-    if given is None:
-        counts = [prior.config.num_classes for prior in priors if prior.config.num_classes is not None]
-        return list(range(counts[0])) if counts else None
-    names = pipe.config.class_names or []
-    return [
-        names.index(label) if label in names else int(label) if label.isdecimal() else label
-        for label in given
-    ]
-
-
-def _generators(seed: int, labels: list[int | str] | None, num: int) -> list:
-    """A source of chance for every image, by its label and number among the label's."""
-    import numpy as np
-    import torch
-
-    numbers = [label if isinstance(label, int) else 0 for label in labels or [0]]
-    streams = [np.random.default_rng((seed, label, number)) for label in numbers for number in range(num)]
-    return [torch.Generator().manual_seed(int(stream.integers(2**63))) for stream in streams]
+def _parse_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if not (1 <= len(sides) <= 2 and all(side.isdecimal() and int(side) > 0 for side in sides)):
+        raise SettingError("size", "HEIGHTxWIDTH in pixels, such as 64x96, or one side", text)
+    return int(sides[0]), int(sides[-1])
 
 
 def _share_or_number(text: str) -> float | int:
@@ -304,102 +145,3 @@ def _share_or_number(text: str) -> float | int:
         raise argparse.ArgumentTypeError(
             f"{text} is neither a share such as 0.25 nor a number such as 4"
         ) from None
-
-
-def _check_writable(path: Path) -> None:
-    """Whether an image can be written there, which is better known before an hour of sampling than after it."""
-    from tempfile import TemporaryDirectory
-
-    from PIL import Image
-
-    from latent_codec.images.tensors import write_image
-
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give an image's name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        probe = Path(folder) / path.name
-        try:
-            write_image(Image.new("L", (1, 1)), probe)
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(probe), str(path))) from None
-
-
-def _sample_latents(args: argparse.Namespace) -> None:
-    import json
-
-    import torch
-
-    from latent_codec.images.tensors import write_image
-
-    size = _parse_size(args.size) if args.size else None
-    codec = load_codec(args)
-    if codec.is_discrete:
-        raise ValueError(
-            f"{codec.name} has a codebook: its codewords do not follow a normal distribution, "
-            "and sampling them needs a prior fitted to them; join the two by `latent-codec pipeline`, and give the "
-            "PIPELINE"
-        )
-    side = codec.autoencoder.config.get("sample_size") or DEFAULT_SIDE
-    height, width = size or (side, side)
-    factor = codec.latent_space.downsampling_factor
-    shape = codec.latent_space.channels, -(-height // factor), -(-width // factor)
-
-    # Drawn on the CPU, one sample after another: the same on every device and for every number of samples.
-    generator = torch.Generator().manual_seed(args.seed)
-    latents = args.temperature * torch.stack(
-        [torch.randn(shape, generator=generator) for _ in range(args.num)]
-    )
-    batches = latents.split(max(BATCH_PIXELS // (height * width), 1))
-    samples = [
-        image
-        for batch in with_progress(batches, "sampling")
-        for image in codec.decode(batch.to(codec.device), size=(height, width))
-    ]
-    write_image(_sheet(samples, math.ceil(math.sqrt(args.num))), args.out)
-
-    drawn = _what_was_drawn(codec.latent_space, args.temperature)
-    if args.json:
-        facts = {
-            "codec": codec.name,
-            "fingerprint": codec.fingerprint,
-            "num": args.num,
-            "seed": args.seed,
-            "temperature": args.temperature,
-            "size": [height, width],
-            "latent_shape": list(shape),
-            "drawn": drawn,
-            "path": str(args.out),
-        }
-        print(json.dumps(facts))
-        return
-    grid = by(shape)
-    print(f"{args.num} samples of {height}x{width} from {grid} latents, seed {args.seed}, see {args.out}")
-    print(f"drawn: {drawn}")
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if not (1 <= len(sides) <= 2 and all(side.isdecimal() and int(side) > 0 for side in sides)):
-        raise ValueError(f"--size is {text}; expected HEIGHTxWIDTH in pixels, such as 64x96, or one side")
-    return int(sides[0]), int(sides[-1])
-
-
-def _what_was_drawn(space, temperature: float) -> str:
-    """The distribution of the raw latents, in words."""
-    times = "" if temperature == 1 else f" times {temperature:g}"
-    if space.mean is not None and (set(space.mean), set(space.std)) != ({0.0}, {1.0}):
-        return (
-            f"raw latents with per-channel mean {_listed(space.mean)} and "
-            f"std {_listed(value / space.scaling_factor for value in space.std)}{times}"
-        )
-    if space.shift_factor == 0 and space.scaling_factor == 1:
-        return f"raw latents from N(0, I), as they are{times}"
-    return (
-        f"raw latents with mean {space.shift_factor:.4g} and std {1 / space.scaling_factor:.4g}{times}, "
-        "the same for every channel"
-    )
-
-
-def _listed(values) -> str:
-    return f"({', '.join(f'{value:.4g}' for value in values)})"

@@ -1,13 +1,14 @@
 """AutoencoderKLFlux2: latents that are packed 2x2 and normalized by the statistics of a batch norm (FLUX.2)."""
 
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from latent_codec.families.kl import KL
 from latent_codec.families.latent_space import LatentSpace
 from latent_codec.families.pipeline_spaces import PIPELINES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Flux2(KL):
@@ -25,11 +26,13 @@ class Flux2(KL):
         cls,
         config: Mapping[str, Any],
         pipeline: str | None = None,
-        statistics: Mapping[str, np.ndarray] | None = None,
+        statistics: Mapping[str, "np.ndarray"] | None = None,
     ) -> LatentSpace:
         row = PIPELINES[pipeline or "Flux2Pipeline"]
         if statistics is None:
             raise ValueError("expected the weights' batch-norm statistics, got a config without them")
+        import numpy as np  # not on top: the command line names families before it loads anything
+
         mean, variance = (np.asarray(statistics[key], np.float32) for key in cls.statistics_keys)
         eps = config["batch_norm_eps"] if row.batch_norm_eps is None else row.batch_norm_eps
         std = np.sqrt(variance + np.float32(eps))  # in float32, as the pipelines

@@ -22,7 +22,7 @@ import json, sys, time
 from pathlib import Path
 import diffusers.models.modeling_utils
 from latent_codec.cli import main
-import latent_codec.cli.convert, latent_codec.codec, latent_codec.conversion.writing, latent_codec.conversion.foreign
+import latent_codec.cli.work.convert, latent_codec.codec, latent_codec.conversion.writing, latent_codec.conversion.foreign
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))

@@ -1,0 +1,119 @@
+"""`latent-codec calibrate`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from latent_codec import LatentCodec
+from latent_codec.cli.progress import showing
+from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.printing import print_json, table
+from latent_codec.components.codec_folders import find_weights, is_foreign_file
+from latent_codec.components.loading import open_weights
+from latent_codec.components.weight_files import check_folder_to_save
+from latent_codec.conversion.foreign import read_foreign
+from latent_codec.conversion.settings import given_settings
+from latent_codec.evaluation.calibration import calibrate
+
+
+def run(args: argparse.Namespace) -> None:
+    source = open_data(args)
+    codec = load_codec(args)
+    weights = Path(args.codec) if is_foreign_file(args.codec) else find_weights(args.codec)
+    folder = check_folder_to_save(args.out or _own_folder(args.codec, weights))
+    before = codec.space_fingerprint
+
+    with showing("calibrating") as report:
+        measured = calibrate(codec, source, args.convention, limit=args.limit, on_progress=report)
+    for reason in measured.skipped:
+        print(f"skipped {reason}", file=sys.stderr)
+
+    _save(codec, folder, _stored_dtypes(weights, args.config))
+    saved = LatentCodec.from_pretrained(folder)
+    found = {
+        "codec": codec.name,
+        "data": args.data,
+        "convention": args.convention,
+        "measured": measured.to_dict(),
+        "written": {
+            **saved.latent_space.to_config(),
+            "force_upcast": bool(saved.autoencoder.config.get("force_upcast")),
+        },
+        "space_fingerprint_before": before,
+        "space_fingerprint": saved.space_fingerprint,
+        "path": str(args.out or folder),
+    }
+    if args.json:
+        print_json(found)
+    else:
+        _print_report(found, measured.parity_note)
+        if args.convention == "scale" and saved.space_fingerprint == before:
+            print("Scale and shift were as measured before, and stay.")
+
+
+def _own_folder(name: str, weights: Path) -> Path:
+    """The codec's folder, if the person who named the codec named a folder of theirs.
+
+    Raises:
+        ValueError: for a shipped codec, one from the hub, or a file.
+    """
+    if not weights.resolve().is_relative_to(Path(name).resolve()) or Path(name).is_file():
+        raise ValueError(
+            f"{name} is a shipped codec, one from the hub or a single file, which are never changed; "
+            "give --out DIR for the calibrated copy"
+        )
+    return weights.parent
+
+
+def _stored_dtypes(weights: Path, config: Path | None) -> set:
+    """Dtypes of the codec's weights in their file, whatever else is in it; `config` is the one given for it."""
+
+    if not is_foreign_file(weights):
+        return set(open_weights(weights).dtypes.values())
+
+    foreign = read_foreign(weights, settings=None if config is None else given_settings(config))
+    return {foreign.tensors[key].dtype for key in foreign.keys.mapped}
+
+
+def _save(codec, folder: Path, dtypes: set) -> None:
+    """Save in the precision in which the weights were stored, so that a half-precision codec stays half as large."""
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    if dtype not in (torch.float16, torch.bfloat16):
+        dtype = torch.float32
+    torch.nn.Module.to(codec.autoencoder, dtype=dtype)
+    codec.save_pretrained(folder)
+
+
+def _print_report(found: dict, parity_note: str) -> None:
+    measured, written = found["measured"], found["written"]
+    print(f"{found['codec']}: {measured['num_images']} images, raw latents as measured")
+    rows = [
+        (str(channel), f"{mean:.4f}", f"{std:.4f}")
+        for channel, (mean, std) in enumerate(zip(measured["mean"], measured["std"]))
+    ]
+    rows.append(("all", f"{measured['shift_factor']:.4f}", f"{1 / measured['scaling_factor']:.4f}"))
+    table(("latent channel", "mean", "std"), rows, justify="r")
+    rows = [
+        (each["dtype"], "not finite", "all")
+        if each["psnr"] is None
+        else (each["dtype"], f"{each['psnr']:.2f} dB", f"{each['psnr_lost']:.3f} dB")
+        for each in measured["parity"]
+    ]
+    table(("precision", "PSNR", "lost"), rows, justify="r")
+    print(f"Precisions: of {parity_note}.")
+    print(f"Largest activation: {measured['largest_activation']:.4g}; float16 ends at 65504.")
+    print("Written: " + ", ".join(f"{key} {_short(value)}" for key, value in written.items()))
+    if found["space_fingerprint"] != found["space_fingerprint_before"]:
+        print(
+            f"The latent space is another one ({found['space_fingerprint_before']} -> {found['space_fingerprint']}): "
+            "latents made before no longer decode."
+        )
+    print(f"Codec: {found['path']}")
+
+
+def _short(value) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value))}]"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,60 @@
+"""`latent-codec convert`."""
+
+import argparse
+import dataclasses
+import sys
+
+from latent_codec.cli.progress import showing
+from latent_codec.cli.work.printing import print_json
+from latent_codec.conversion.converting import Conversion, convert
+
+
+def run(args: argparse.Namespace) -> None:
+    settings = (
+        "to",
+        "entry",
+        "config",
+        "norm_num_groups",
+        "class_name",
+        "scale",
+        "scaling_factor",
+        "shift_factor",
+        "calibrate",
+    )
+    with showing(f"converting {args.source[0]}") as report:
+        done = convert(
+            args.source,
+            args.out,
+            dtype=_dtype(args.dtype),
+            on_progress=report,
+            **{name: getattr(args, name) for name in settings},
+        )
+    if args.json:
+        print_json(dataclasses.asdict(done) | {"written": [*map(str, done.written)]})
+    else:
+        _print(done)
+
+
+def _dtype(name: str | None):
+    if name is None:
+        return None
+    import torch  # not on top: what does not fit is refused without it
+
+    return getattr(torch, name)
+
+
+def _print(done: Conversion) -> None:
+    place = " in ".join(each for each in (done.prefix, done.wrapper) if each)
+    print(done.source + (f" under {place}" if place else ""), file=sys.stderr)
+    for name, count in done.keys.items():
+        print(f"{count:6,} keys {name}", file=sys.stderr)
+    shift = "" if done.shift_factor is None else f", shift_factor {done.shift_factor:g}"
+    print(f"scaling_factor {done.scaling_factor:g}{shift}: {done.scale_known_by}", file=sys.stderr)
+    if done.settings_known_by:
+        print(f"settings that weights do not show: {done.settings_known_by}", file=sys.stderr)
+    for entry in done.averaged_weights:
+        print(f"Note: averaged weights are in {entry}; --entry {entry} takes those", file=sys.stderr)
+    for name in done.other_classes:
+        print(f"Note: the file fits {name}, too; --class-name {name} builds that", file=sys.stderr)
+    for path in done.written:
+        print(path)

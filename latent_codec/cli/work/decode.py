@@ -1,0 +1,72 @@
+"""`latent-codec decode`."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from torch import Tensor
+
+from latent_codec import LatentCodec
+from latent_codec.cli.progress import progress
+from latent_codec.cli.work.opening import load_codec
+from latent_codec.errors import SettingError
+from latent_codec.images.tensors import write_image
+from latent_codec.latents.latent_files import load_latents
+from latent_codec.latents.plain_latents import PlainLatents, read_plain_latents
+
+
+def run(args: argparse.Namespace) -> None:
+    plain = {file: found for file, _ in args.files if (found := read_plain_latents(file)) is not None}
+    if plain and args.codec is None:
+        file, found = next(iter(plain.items()))
+        raise SettingError("codec", f"the codec of {file}, which is {found} and does not name it")
+    args.codec = args.codec or "default"
+    codec = load_codec(args)
+    taken: set[Path] = set()
+    for file, folder in progress(args.files, "decoding"):
+        images = (
+            _decode_plain(codec, plain[file], file, args.tile)
+            if file in plain
+            else _decode(codec, file, args.tile)
+        )
+        for name, image in images:
+            path = Path(args.out) / _free_path(folder, name, taken)
+            write_image(image.cpu(), path)
+            print(path)
+
+
+def _decode_plain(
+    codec: LatentCodec, plain: PlainLatents, file: Path, tile: int | None
+) -> Iterator[tuple[str, Tensor]]:
+    batches = plain.latents(codec.latent_space.channels)
+    print(
+        f"latent-codec decode: Note: {file} is {plain}; whether its latents are of {codec.name} cannot be checked",
+        file=sys.stderr,
+    )
+    for latents in batches:
+        (image,) = codec.decode(latents, output_type="pt", tile=tile)
+        yield file.name, image
+
+
+def _decode(codec: LatentCodec, file: Path, tile: int | None) -> Iterator[tuple[str, Tensor]]:
+    found = load_latents(file)
+    if warning := found.check(codec):
+        print(f"latent-codec decode: {warning}", file=sys.stderr)
+    for index, (name, size) in enumerate(zip(found.names, found.sizes)):
+        if found.latents is not None:
+            (image,) = codec.decode(found.latents[index], size=size, output_type="pt", tile=tile)
+        else:
+            (image,) = codec.decode_indices(found.indices[index], size=size, output_type="pt")
+        yield name, image
+
+
+def _free_path(folder: Path, name: str, taken: set[Path]) -> Path:
+    """A file for an image: under its own name, numbered if taken; folders in the name, which is not to be trusted, go."""
+    stem = PurePosixPath(name.replace("\\", "/").replace("\0", "")).stem or "image"
+    free, number = folder / f"{stem}.png", 1
+    while free in taken:
+        number += 1
+        free = folder / f"{stem}-{number}.png"
+    taken.add(free)
+    return free

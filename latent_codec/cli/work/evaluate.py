@@ -1,0 +1,218 @@
+"""`latent-codec evaluate`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from latent_codec import LatentCodec
+from latent_codec.cli.progress import showing
+from latent_codec.cli.work.opening import device_of, load_codec, open_data
+from latent_codec.cli.work.printing import by, print_json, table, write_json
+from latent_codec.components.prior_folders import load_prior
+from latent_codec.evaluation.codes import CodeStatistics, codeword_tiles
+from latent_codec.evaluation.comparison import codebook_sheet, comparison_image, index_sheet, level_name
+from latent_codec.evaluation.latents import plot_latent_histograms
+from latent_codec.evaluation.likelihood import Likelihood, measure_likelihood
+from latent_codec.evaluation.reconstruction import Evaluation, evaluate
+from latent_codec.files import human_bytes
+from latent_codec.images.tensors import write_image
+from latent_codec.latents.encoded_images import are_latent_files, open_encoded
+from latent_codec.pipelines.folders import PRIORS, SHIPPED, find_pipeline
+
+
+def run(args: argparse.Namespace) -> None:
+    (_evaluate_codec if args.prior is None else _measure_prior)(args)
+
+
+def _evaluate_codec(args: argparse.Namespace) -> None:
+    args.codec = args.codec or "default"
+    source = open_data(args)
+    codec = load_codec(args)
+    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
+    with showing("evaluating") as report:
+        evaluation = evaluate(
+            source, codec, limit=args.limit, frechet_crop=args.frechet_crop, on_progress=report
+        )
+    tiles = []
+    for level in range(len(codec.codebook_sizes)):
+        with showing("decoding codewords") as report:
+            tiles.append(codeword_tiles(codec, level, on_progress=report))
+
+    images = {"images.png": comparison_image(codec, source, evaluation)}
+    if tiles:
+        images["codebook.png"] = codebook_sheet(codec, evaluation, tiles)
+        images["indices.png"] = index_sheet(codec, source, evaluation, tiles)
+    names = ["images.png", "latents.png", *(["codebook.png", "indices.png"] if tiles else [])]
+    files = [args.out / name for name in names]
+    with showing(f"writing {args.out}"):
+        for name, image in images.items():
+            write_image(image, args.out / name)
+        title = f"Latents of {codec.name}"
+        plot_latent_histograms(evaluation.latents, args.out / "latents.png", title=title)
+    found = {"data": args.data} | evaluation.to_dict()
+    show = partial(_print_evaluation, evaluation, " ".join(args.data))
+    _finish(args, found, "evaluation.json", files, evaluation.skipped, show)
+
+
+def _measure_prior(args: argparse.Namespace) -> None:
+    priors, codec = _open_priors(args)
+    images = open_encoded(args.data, codec=codec) if are_latent_files(args.data) else open_data(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with showing("measuring") as report:
+        likelihood = measure_likelihood(
+            priors, images, codec, label=args.label or "class", limit=args.limit, on_progress=report
+        )
+    found = {"data": args.data, "prior": args.prior} | likelihood.to_dict()
+    for note in likelihood.notes:
+        print(f"Note: {note}", file=sys.stderr)
+    show = partial(_print_likelihood, likelihood, args.prior, " ".join(args.data))
+    _finish(args, found, "likelihood.json", [], likelihood.skipped, show)
+
+
+def _finish(
+    args: argparse.Namespace,
+    found: dict,
+    name: str,
+    files: list[Path],
+    skipped: Iterable[str],
+    show: Callable[[], None],
+) -> None:
+    """Write the figures as `name`, report what was skipped, and print the result: by `show`, or as JSON."""
+    names = [*map(str, files), str(args.out / name)]
+    write_json(found, args.out / name)
+    for reason in skipped:
+        print(f"skipped {reason}", file=sys.stderr)
+    if args.json:
+        print_json(found | {"files": names})
+    else:
+        show()
+        print(f"Written: {', '.join(names)}")
+
+
+def _open_priors(args: argparse.Namespace) -> tuple[list, LatentCodec | None]:
+    """The priors that `--prior` names, top level first, and their codec, None of pixels."""
+    given = Path(args.prior)
+    folders = [given]
+    if args.prior in SHIPPED or any(
+        (each / "model_index.json").is_file() for each in (given, given / "pipeline")
+    ):
+        pipeline = find_pipeline(args.prior)
+        folders = [pipeline / name for name in PRIORS if (pipeline / name).is_dir()]
+        if args.codec is None and (pipeline / "vae").is_dir():
+            args.codec = str(pipeline)
+    with showing(f"opening {args.prior}"):
+        priors = [load_prior(folder).to(device_of(args)) for folder in folders]
+    return priors, None if args.codec is None else load_codec(args)
+
+
+def _print_likelihood(likelihood: Likelihood, prior: str, data: str) -> None:
+    whose = "" if likelihood.codec is None else f" of {likelihood.codec}"
+    print(f"{prior}, {likelihood.kind}{whose}, on {data}: {likelihood.num_images} images")
+    headings = "level", "indices", "bits per\nindex", "order 0", "log2 K", "perplexity", "K", "bits per\ndim"
+    rows = [
+        (
+            str(level.level),
+            f"{level.num_indices:,}",
+            f"{level.bits_per_index:.4f}",
+            f"{level.order_0_bits_per_index:.4f}",
+            f"{level.uniform_bits_per_index:.4f}",
+            "-" if level.perplexity is None else f"{level.perplexity:,.1f}",
+            f"{level.num_values:,}",
+            f"{level.bits_per_dim:.5f}",
+        )
+        for level in likelihood.levels
+    ]
+    if len(rows) > 1:
+        rows.append(("all", *[""] * 6, f"{likelihood.bits_per_dim:.5f}"))
+    table(headings, rows)
+    given = "" if likelihood.label is None else f", given {likelihood.label!r} of the label"
+    lossy = "" if likelihood.kind == "pixels" else " Of a lossy code: not the images' own likelihood."
+    print(
+        f"Bits per dim: {likelihood.bits_per_dim:.5f}{given}; order 0 {likelihood.order_0_bits_per_dim:.5f}, log2 K "
+        f"{likelihood.uniform_bits_per_dim:.5f}.{lossy}"
+    )
+
+
+def _print_evaluation(evaluation: Evaluation, data: str) -> None:
+    print(f"{evaluation.codec} on {data}: {len(evaluation.images)} images")
+    rows = [
+        (name, "-" if figure.value is None else format(figure.value, form), figure.note)
+        for name, figure, form in (
+            ("PSNR", evaluation.psnr, ".2f"),
+            ("SSIM", evaluation.ssim, ".4f"),
+            ("MS-SSIM", evaluation.ms_ssim, ".4f"),
+            ("LPIPS", evaluation.lpips, ".4f"),
+            ("Frechet distance", evaluation.frechet, ".4g"),
+        )
+    ]
+    where = f"s per megapixel, {evaluation.dtype} on {evaluation.device}"
+    peak = evaluation.peak_memory_bytes
+    rows += [
+        ("encode", f"{evaluation.encode_seconds_per_megapixel:.3g}", where),
+        ("decode", f"{evaluation.decode_seconds_per_megapixel:.3g}", where),
+        ("peak memory", "-" if peak is None else human_bytes(peak), evaluation.peak_memory_note),
+    ]
+    if evaluation.skipped:
+        rows.append(("skipped", str(len(evaluation.skipped)), "images that could not be read"))
+    table(("", "", ""), rows, justify="lrl")
+    if evaluation.codes:
+        _print_codes(evaluation.codes)
+    _print_latents(evaluation)
+
+
+def _print_codes(codes: CodeStatistics) -> None:
+    headings = (
+        "level",
+        "size",
+        "used",
+        "dead",
+        "perplexity",
+        "bits per\nindex",
+        "bits per\npixel",
+        "fixed\nlength",
+    )
+    rows = [
+        (
+            level_name(level, len(codes.levels)).removeprefix("level "),
+            f"{usage.codebook_size:,}",
+            f"{usage.used_codes:,}",
+            f"{usage.dead_codes:,}",
+            f"{usage.perplexity:,.1f}",
+            f"{usage.entropy:.3f}",
+            f"{usage.bits_per_pixel:.4f}",
+            f"{usage.fixed_length_bits_per_pixel:.4f}",
+        )
+        for level, usage in enumerate(codes.levels)
+    ]
+    if len(rows) > 1:
+        totals = f"{codes.bits_per_pixel:.4f}", f"{codes.fixed_length_bits_per_pixel:.4f}"
+        rows.append(("all", *[""] * 5, *totals))
+    table(headings, rows)
+    grids = " + ".join(by(usage.first_grid) for usage in codes.levels)
+    print(
+        f"Indices: {grids} for the first image, {by(codes.first_size)}.\n"
+        "Bits per index: their order-0 entropy. Bits per pixel: the same, per pixel without\n"
+        "padding. Fixed length: the bits per pixel at log2(size) bits for every index."
+    )
+    if codes.note:
+        print(f"Note: {codes.note}.")
+
+
+def _print_latents(evaluation: Evaluation) -> None:
+    is_discrete, statistics = evaluation.codes is not None, evaluation.latents
+    kls = [] if is_discrete else ["KL"]
+    rows = []
+    for channel, (mean, std, distance) in enumerate(
+        zip(statistics.mean, statistics.std, statistics.distance_from_normal)
+    ):
+        kl = "-" if statistics.kl is None else f"{statistics.kl[channel]:.3f}"
+        rows.append((str(channel), f"{mean:.3f}", f"{std:.3f}", *([kl] if kls else []), f"{distance:.3f}"))
+    table(("latent channel", "mean", "std", *kls, "from N(0, 1)"), rows, justify="r")
+    whose = "encoded latents" if is_discrete else "posterior means"
+    print(
+        f"Mean and std: of {whose}, scaled and shifted as a denoiser sees them.\n"
+        + ("" if is_discrete else f"KL: {statistics.kl_note}.\n")
+        + "From N(0, 1): Kolmogorov-Smirnov distance, 0 (the same) to 1 (nothing shared)."
+    )

@@ -1,0 +1,141 @@
+"""Open what arguments name: the device, the codec, the data."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from copy import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latent_codec import LatentCodec
+from latent_codec.cli.progress import progress, showing
+from latent_codec.images.sources import FolderImages, ImageSource, SomeImages, open_source, spread
+from latent_codec.images.tensors import ImageError, to_image
+from latent_codec.precision import EMULATED, computes_bfloat16
+
+SAMPLE_SIZE = 512
+"""Pixels per side of the crop of the sample photograph that verbs take."""
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """What `--device` names, or a GPU if there is one.
+
+    Raises:
+        ValueError: if this machine lacks it.
+    """
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device).item()  # where a device without values (meta) fails
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device} is not available here: {reason}") from error
+    return device
+
+
+def load_codec(args: argparse.Namespace) -> LatentCodec:
+    """The codec that `--codec`, `--config`, `--device` and `--dtype` name."""
+    with showing(f"opening {args.codec}"):
+        device = device_of(args)
+        note_emulated(args.dtype, device)
+        dtype = getattr(torch, args.dtype)
+        return LatentCodec.from_pretrained(args.codec, config=args.config, dtype=dtype, device=device)
+
+
+def note_emulated(dtype: str, device: str) -> None:
+    """Say what bfloat16 costs on a CPU that emulates it."""
+    if dtype == "bfloat16" and device.startswith("cpu") and computes_bfloat16(device) is False:
+        print(f"Note: {EMULATED}", file=sys.stderr)
+
+
+def open_data(args: argparse.Namespace) -> ImageSource:
+    """The images that DATA and `--split` name."""
+    return open_source(args.data, split=args.split)
+
+
+def limited(source: ImageSource, limit: int | None) -> ImageSource:
+    """The images of a source that `--limit` chooses."""
+    chosen = spread(len(source), limit)
+    if len(chosen) == len(source):
+        return source
+    if isinstance(source, FolderImages):  # which stays one, for the names of its images below their folder
+        some = copy(source)
+        some.listing = [source.listing[index] for index in chosen]
+        some.paths = [path for path, _ in some.listing]
+        return some
+    return SomeImages(source, chosen)
+
+
+def sample_photograph() -> Path:
+    """A photograph that every installation has: matplotlib's."""
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+
+class NamedImages:
+    """The images of DATA one by one, each with a name for what is made of it.
+
+        images = NamedImages(open_data(args), args)
+        for index, name, image in images.read(channels, "round trips"): ...
+        images.failed    # why others could not be read
+
+    Raises:
+        ValueError: if two images would get one name, or there is none.
+    """
+
+    def __init__(self, source: ImageSource, args: argparse.Namespace):
+        self.source, self.verb = source, args.verb
+        self.failed: list[str] = []
+        chosen = spread(len(source), args.limit)
+        if isinstance(source, FolderImages):
+            self.names = output_names({index: source.listing[index] for index in chosen})
+        else:
+            self.names = {index: Path(f"{index:06d}") for index in chosen}
+
+    def read(self, channels: int, what: str) -> Iterator[tuple[int, Path, Tensor]]:
+        """Yield index, name and image in [-1, 1], and show progress; those that cannot be read are reported."""
+        is_folder = isinstance(self.source, FolderImages)
+        for index, name in progress(self.names.items(), what):
+            try:
+                if is_folder:  # 16-bit files with all their bits, which `image` rounds to 8
+                    image = to_image(self.source.paths[index], channels=channels)
+                else:
+                    image = self.source.image(index, channels)
+            except ImageError as error:
+                self.fail(str(error))
+                continue
+            yield index, name, image
+
+    def fail(self, reason: str) -> None:
+        """Report an image that is left out."""
+        self.failed.append(reason)
+        print(f"latent-codec {self.verb}: {reason}", file=sys.stderr)
+
+
+def output_names(listing: dict[int, tuple[Path, Path]]) -> dict[int, Path]:
+    """A name for what is made of each image: its path below the folder given, without its suffix.
+
+    Of two that differ in their suffix only (a.png, a.jpg) both keep theirs. An image listed twice has one name.
+
+    Args:
+        listing: of images by index, each with its path relative to the folder given.
+
+    Raises:
+        ValueError: if two images would get one name all the same.
+    """
+    first: dict[Path, int] = {}
+    for index, (path, relative) in listing.items():
+        other = listing[first.setdefault(relative, index)][0]
+        if os.path.realpath(other) != os.path.realpath(path):
+            raise ValueError(
+                f"{other} and {path} would both be written as {relative.with_suffix('')}; name them in separate "
+                "calls, each with its own --out"
+            )
+    names = {relative: relative.with_suffix("") for relative in first}
+    while twins := {name for name, count in Counter(names.values()).items() if count > 1}:
+        names = {relative: relative if name in twins else name for relative, name in names.items()}
+    return {index: names[relative] for relative, index in first.items()}

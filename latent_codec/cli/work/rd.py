@@ -1,0 +1,245 @@
+"""`latent-codec rd`."""
+
+import argparse
+import csv
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from latent_codec import metrics
+from latent_codec.bitstream import decompress, load_entropy_model, prepare, sidecar
+from latent_codec.bitstream.container import SUFFIX
+from latent_codec.cli.progress import showing
+from latent_codec.cli.rd import words
+from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.printing import print_json, table, write_json
+from latent_codec.evaluation.image_formats import image_formats
+from latent_codec.evaluation.rate_distortion import measure_rate_distortion
+from latent_codec.evaluation.rate_distortion_images import equal_bytes_grid, plot_rate_distortion
+from latent_codec.evaluation.rate_distortion_result import LESS_IS_BETTER, METRICS, RateDistortion, Rival
+from latent_codec.evaluation.reconstruction import lpips_trained, reconstruct
+from latent_codec.files import replacing
+from latent_codec.images.tensors import write_image
+
+
+def run(args: argparse.Namespace) -> None:
+    others = image_formats(args.against and words(args.against))
+    source = open_data(args)
+    ours = _compressor(args)
+    qualities = _checked_qualities(args.qualities, ours)
+    if args.bpp and len(ours.qualities) == 1:
+        raise ValueError(f"{ours.name} has one rate, its own: leave --bpp out")
+    if args.no_curves:
+        if qualities:
+            raise ValueError("--qualities are those of a curve: leave it or --no-curves out")
+        qualities = []
+    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
+    names = ("rd.png",) * (not args.no_curves) + ("grid.png", "rd.json", "rd.csv")
+    files = {name: args.out / name for name in names}
+    with ExitStack() as stack:
+        if args.keep_files:
+            files["files"] = args.out / "files"
+            former = ("[0-9]*/*",)  # a folder for each image
+            folder = stack.enter_context(replacing(files["files"], superseded=former))
+        else:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="latent-codec-rd-")))
+        with showing("compressing") as report:
+            result = measure_rate_distortion(
+                ours,
+                others,
+                source,
+                folder,
+                channels=ours.codec.channels,
+                qualities=qualities,
+                rates=args.bpp or (0.15,),
+                limit=args.limit,
+                device=ours.codec.device,
+                reconstruct=None if ours.codec.indices_suffice else partial(reconstruct, ours.codec),
+                on_progress=report,
+            )
+        with showing(f"writing {args.out}"):
+            grid = equal_bytes_grid(result, [ours, *others], source, folder, channels=ours.codec.channels)
+            write_image(grid, files["grid.png"])
+            if not args.no_curves:
+                plot_rate_distortion(result, files["rd.png"])
+    found = {"data": args.data} | result.to_dict()
+    write_json(found, files["rd.json"])
+    _write_csv(found["trials"], files["rd.csv"])
+    for reason in result.skipped:
+        print(f"skipped {reason}", file=sys.stderr)
+    if args.json:
+        paths = [str(path) for path in files.values()]
+        print_json(found | {"files": paths})
+    else:
+        _print_tables(result, " ".join(found["data"]))
+        for note in _notes(result, ours.codec):
+            print(f"Note: {note}.")
+        print(f"Written: {', '.join(str(path) for path in files.values())}")
+
+
+class CodecCompressor:
+    """One of our codecs, by compressed files."""
+
+    def __init__(self, codec, entropy_model):
+        self.suffix = SUFFIX
+        self.codec, self.entropy_model, self.name = codec, entropy_model, codec.name
+        num_steps = 0 if entropy_model is None else entropy_model.num_step_sizes
+        self.qualities = range(num_steps) if num_steps else [None]
+        self._image, self._prepared = None, None
+
+    def encode(self, image, quality: int | None) -> bytes:
+        if image is not self._image:
+            self._image = image
+            self._prepared = prepare(self.codec, image, entropy_model=self.entropy_model)
+        return self._prepared.compress(quality=quality)
+
+    def decode(self, data: bytes):
+        return decompress(self.codec, data, entropy_model=self.entropy_model)
+
+
+def _compressor(args: argparse.Namespace) -> CodecCompressor:
+    """The codec with its entropy model.
+
+    Raises:
+        ValueError: if latents have none, or the codec's images are transparent.
+    """
+
+    codec = load_codec(args)
+    if codec.channels not in (1, 3):
+        raise ValueError(
+            f"{codec.name} takes images of {codec.channels} channels; expected gray or RGB, since transparency has no rate to compare"
+        )
+    model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy, codec=codec)
+    if model is None and not codec.indices_suffice:
+        raise ValueError(
+            f"latents of {codec.name} need an entropy model, and its folder has no entropy.safetensors: make one by `latent-codec "
+            "fit-entropy`, or name one by --entropy"
+        )
+    return CodecCompressor(codec, model)
+
+
+def _checked_qualities(qualities: list[int] | None, ours: CodecCompressor) -> list[int] | None:
+    if qualities is None:
+        return None
+    if len(ours.qualities) == 1:
+        raise ValueError(f"{ours.name} has one rate, its own: leave --qualities out")
+    if not all(quality in ours.qualities for quality in qualities):
+        last = ours.qualities[-1]
+        raise ValueError(
+            f"--qualities are {', '.join(map(str, qualities))}; this entropy model has 0 (coarsest) to {last}"
+        )
+    return qualities
+
+
+def _write_csv(trials: list[dict], path: Path) -> None:
+    with replacing(path) as written, written.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*(key for key in trials[0] if key not in METRICS), *METRICS])
+        writer.writeheader()
+        writer.writerows(trials)
+
+
+def _print_tables(result: RateDistortion, data: str) -> None:
+    print(f"{result.codec} on {data}: {result.num_images} images, on {result.device}")
+    if result.has_curves:
+        _print_curves(result)
+    for comparison in result.comparisons:
+        print(f"Equal bytes, at {comparison}")
+        rivals = result.rivals(comparison)
+        rows = []
+        for rival in rivals:
+            more_bytes = "" if rival.mean.compressor == result.codec else f"{rival.more_bytes:+.1%}"
+            rate = f"{rival.mean.bits_per_pixel:.4f}"
+            rows.append((rival.mean.compressor, rate, more_bytes, *_figures(rival.mean)))
+        if result.ceiling is not None:
+            rows.append(("unquantized", "-", "", *_figures(result.ceiling)))
+        table(("", "bpp", "bytes", *METRICS.values()), rows)
+        if len(rivals) > 1:
+            _print_differences(result, rivals[1:])
+        for rival in rivals[1:]:
+            if rival.num_larger:
+                print(
+                    f"{rival.mean.compressor}: of {rival.num_larger} images even the coarsest file is larger than ours."
+                )
+
+
+def _print_curves(result: RateDistortion) -> None:
+    rows = []
+    for name in result.compressors:
+        for each in result.curve(name):
+            quality = "-" if each.quality is None else str(each.quality)
+            rows.append((name, quality, f"{each.bits_per_pixel:.4f}", *_figures(each)))
+        rows.append(())
+    if result.ceiling is not None:
+        rows.append((result.codec, "unquantized", "-", *_figures(result.ceiling)))
+    table(("", "quality", "bpp", *METRICS.values()), rows)
+
+    if len(result.compressors) > 1:
+        print(
+            f"BD-rate of {result.codec}: bytes more (+) or fewer (-) at equal quality, over the range given"
+        )
+        bd_rates = result.bd_rates()
+        rows = [
+            (name, *(_bd_figure(by_metric[metric]) for by_metric in bd_rates.values()))
+            for metric, name in METRICS.items()
+        ]
+        table(("against", *bd_rates), rows, justify="l")
+
+
+def _print_differences(result: RateDistortion, rivals: list[Rival]) -> None:
+    """Ours minus each format's, a row for each metric."""
+    verdicts = {True: "ahead", False: "behind", None: "no difference seen"}
+    rows = []
+    for rival in rivals:
+        for metric, name in METRICS.items():
+            found, form = rival.differences[metric], "+.2f" if metric == "psnr" else "+.4f"
+            if found is None:
+                continue
+            rows.append(
+                (
+                    rival.mean.compressor,
+                    name + " (less is better)" * (metric in LESS_IS_BETTER),
+                    format(found.mean, form),
+                    f"{found.low:{form}} to {found.high:{form}}",
+                    f"{rival.num_ours_better[metric]} of {result.num_images}",
+                    verdicts[found.ahead],
+                )
+            )
+        rows.append(())
+    table(("against", "", "difference", "95 % interval", "ours better", "ours is"), rows, justify="l")
+    print(f"Difference: {result.codec} minus the format, paired by image.")
+
+
+def _notes(result, codec) -> list[str]:
+    """What to know of the figures."""
+    mean, notes = result.rivals(result.comparisons[0])[0].mean, []
+    for comparison in result.comparisons:
+        num_larger = result.rivals(comparison)[0].num_larger
+        if num_larger:
+            notes.append(f"of {num_larger} images even our coarsest file takes more than {comparison}")
+    if mean.ms_ssim is None:
+        notes.append(f"no MS-SSIM, which needs {metrics.MS_SSIM_MIN_SIDE} px per side")
+    if not metrics.lpips_available():
+        notes.append(f"no LPIPS, whose weights {metrics.lpips_weights()} are not there")
+    elif mean.lpips is None:
+        notes.append(f"no LPIPS, which needs {metrics.LPIPS_MIN_SIDE['squeeze']} px per side")
+    elif lpips_trained(codec):
+        notes.append(f"{codec.name} was trained on LPIPS, which flatters it")
+    if not metrics.piq_available():
+        notes.append("no GMSD and no HaarPSI, which need piq: `pip install piq`")
+    elif mean.gmsd is None:
+        notes.append(f"no GMSD and no HaarPSI, which need {metrics.PIQ_MIN_SIDE} px per side")
+    return notes
+
+
+def _figures(found) -> list[str]:
+    values = {metric: getattr(found, metric) for metric in METRICS}
+    return [
+        "-" if value is None else format(value, ".2f" if metric == "psnr" else ".4f")
+        for metric, value in values.items()
+    ]
+
+
+def _bd_figure(found) -> str:
+    return found.note if found.percent is None else f"{found.percent:+.1f} %\n{found.note}"

@@ -1,0 +1,99 @@
+"""`latent-codec roundtrip`."""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latent_codec import LatentCodec
+from latent_codec.cli.work.opening import SAMPLE_SIZE, NamedImages, load_codec, open_data, sample_photograph
+from latent_codec.cli.work.printing import by, print_json
+from latent_codec.evaluation.codes import fixed_length_bits_per_pixel
+from latent_codec.images.tensors import center_crop, hstack_images, write_image
+from latent_codec.metrics import psnr, round_to_8_bits, ssim
+
+
+def run(args: argparse.Namespace) -> int:
+    is_sample = not args.data
+    if is_sample:
+        args.data = [sample_photograph()]
+    images = NamedImages(open_data(args), args)
+    codec = load_codec(args)
+    results = []
+    for _, name, image in images.read(codec.channels, "round trips"):
+        results.append(_roundtrip(codec, center_crop(image, SAMPLE_SIZE) if is_sample else image, name, args))
+        if not args.json:
+            _print(results[-1])
+    if args.json:
+        facts = {"codec": codec.name, "fingerprint": codec.fingerprint}
+        print_json(facts | {"images": results, "failed": images.failed})
+    return 2 if images.failed else 0
+
+
+def _roundtrip(codec: LatentCodec, image: Tensor, name: Path, args: argparse.Namespace) -> dict:
+    start = time.perf_counter()
+    latents = codec.encode(image, tile=args.tile)
+    _finish(codec)
+    encoded = time.perf_counter()
+    (reconstruction,) = codec.decode(latents, size=tuple(image.shape[-2:]), output_type="pt", tile=args.tile)
+    _finish(codec)
+    decoded = time.perf_counter()
+
+    reconstruction = round_to_8_bits(reconstruction.cpu())
+    difference = (reconstruction - image).clamp(-1, 1)
+    if codec.channels == 4:
+        difference[3] = 1  # opaque, or an equal alpha would hide the difference of the colors
+    path = Path(args.out) / name.with_name(f"{name.name}-roundtrip.png")
+    write_image(hstack_images([image, reconstruction, difference]), path)
+    return {
+        "name": str(name),
+        "psnr": psnr(reconstruction[None], image[None]).item(),
+        "ssim": ssim(reconstruction[None], image[None]).item() if min(image.shape[-2:]) >= 11 else None,
+        "size": list(image.shape[-2:]),
+        "latent_shape": list(latents.shape[1:]),
+        "encode_seconds": encoded - start,
+        "decode_seconds": decoded - encoded,
+        "path": str(path),
+        **(_indices(codec, image, path) if codec.indices_suffice else {}),
+    }
+
+
+def _indices(codec: LatentCodec, image: Tensor, roundtrip_path: Path) -> dict:
+    """Sizes of indices and codebooks, top level first, and their cost; of several levels an image of the top level, the two top ones, to all."""
+    size = tuple(image.shape[-2:])
+    grids = codec.encode_indices(image)
+    facts = {
+        "grids": [list(grid.shape[1:]) for grid in grids],
+        "codebook_sizes": codec.codebook_sizes,
+        "bits_per_pixel_at_fixed_length": fixed_length_bits_per_pixel(codec, *size),
+    }
+    if len(grids) > 1:
+        stages = [codec.decode_indices(grids[: n + 1], size=size)[0] for n in range(len(grids))]
+        path = roundtrip_path.with_name(roundtrip_path.name.removesuffix("-roundtrip.png") + "-levels.png")
+        write_image(hstack_images(stages), path)
+        facts["levels_path"] = str(path)
+    return facts
+
+
+def _print(result: dict) -> None:
+    ssim_ = "n/a (under 11 px)" if result["ssim"] is None else f"{result['ssim']:.4f}"
+    codes = f"latents {by(result['latent_shape'])}"
+    if "grids" in result:
+        sizes = zip(result["grids"], result["codebook_sizes"])
+        grids = " + ".join(f"{by(grid)} of {codebook_size:,}" for grid, codebook_size in sizes)
+        codes = (
+            f"indices {grids}, {result['bits_per_pixel_at_fixed_length']:.4f} bits per pixel at fixed length"
+        )
+    seen = " and ".join(result[key] for key in ("path", "levels_path") if key in result)
+    print(
+        f"{result['name']}: PSNR {result['psnr']:.2f} dB, SSIM {ssim_}, {by(result['size'])} -> {codes}, "
+        f"encode {result['encode_seconds']:.2f} s, decode {result['decode_seconds']:.2f} s, see {seen}"
+    )
+
+
+def _finish(codec: LatentCodec) -> None:
+    """Wait for the device, so that the clock shows the work and not its queueing."""
+    if codec.device.type == "cuda":
+        torch.cuda.synchronize(codec.device)

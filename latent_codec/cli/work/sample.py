@@ -1,0 +1,254 @@
+"""`latent-codec sample`."""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from PIL import Image
+
+from latent_codec.cli.progress import progress, showing
+from latent_codec.cli.sample import DEFAULT_PIPELINE
+from latent_codec.cli.work.opening import device_of, load_codec, note_emulated
+from latent_codec.cli.work.printing import by, print_json
+from latent_codec.images.tensors import image_grid, write_image
+from latent_codec.pipelines.folders import find_pipeline, load_pipeline, priors_of
+
+BATCH_PIXELS = 512 * 512
+MIN_SIDE = 96  # smaller images are shown enlarged
+DEFAULT_SIDE = 256  # for codecs whose config names no size
+BATCH_SIZE = 64  # images that a prior samples together
+
+
+def run(args: argparse.Namespace) -> None:
+    (_sample_pipeline if args.codec is None else _sample_latents)(args)
+
+
+def _sample_pipeline(args: argparse.Namespace) -> None:
+
+    height, width = args.size or (None, None)
+    for path in filter(None, (args.out, args.preview)):
+        _check_writable(path)
+    folder = find_pipeline(args.pipeline or DEFAULT_PIPELINE)
+    device = device_of(args)
+    note_emulated(args.dtype, device)
+    with showing(f"opening {folder.name}"):
+        pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device)
+    pipe.set_progress_bar_config(disable=True)
+    labels = _labels(args.label, pipe, list(priors_of(pipe).values()))
+    num_drawn = args.num * len(labels or [None])
+    columns = args.num if labels and len(labels) > 1 else math.ceil(math.sqrt(args.num))
+    preview = Preview(pipe, args.preview, num_drawn, columns) if args.preview else None
+    began = time.monotonic()
+    with showing("sampling") as report:
+
+        def follow(step, num_steps, grids, done) -> None:
+            report(step, num_steps)
+            if preview is not None:
+                preview(step, num_steps, grids, done)
+
+        drawn = pipe(
+            labels,
+            args.num,
+            height=height,
+            width=width,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            keep=args.keep,
+            batch_size=BATCH_SIZE,
+            generator=_generators(args.seed, labels, args.num),
+            callback=follow,
+        )
+    seconds = time.monotonic() - began
+    num_rows = len(labels or [None])
+    kept = len(drawn.images) // num_rows
+    columns_kept = kept if num_rows > 1 else math.ceil(math.sqrt(kept))
+    sheet = _sheet(drawn.images, columns_kept)
+    for path in filter(None, (args.out, args.preview)):
+        write_image(sheet, path)
+
+    names = pipe.config.class_names
+    classes = None if labels is None else drawn.class_labels[::kept]
+    rows = None if classes is None else [names[each] if names else str(each) for each in classes]
+    size = [drawn.images[0].height, drawn.images[0].width]
+    probabilities = None if drawn.probabilities is None else drawn.probabilities.view(num_rows, kept)
+    if args.json:
+        facts = {
+            "pipeline": str(args.pipeline or DEFAULT_PIPELINE),
+            "class": type(pipe).__name__,
+            "labels": classes,
+            "class_names": rows if names else None,
+            "num": args.num,
+            "kept": kept,
+            "probabilities": None if probabilities is None else probabilities.tolist(),
+            "seed": args.seed,
+            "temperature": args.temperature,
+            "top_k": args.top_k,
+            "top_p": args.top_p,
+            "size": size,
+            "grids": [list(grid.shape[-2:]) for grid in drawn.indices],
+            "seconds": round(seconds, 3),
+            "path": str(args.out),
+            "preview": None if args.preview is None else str(args.preview),
+        }
+        print_json(facts)
+        return
+    grids = " + ".join(by(grid.shape[-2:]) for grid in drawn.indices)
+    print(
+        f"{len(drawn.images)} samples of {by(size)} from {grids} indices, seed {args.seed}, "
+        f"{seconds:.1f} s, see {args.out}"
+    )
+    if rows is not None:
+        print(f"{'rows' if num_rows > 1 else 'label'}: {', '.join(rows)}")
+    if probabilities is not None:
+        print(
+            f"kept {kept} of {args.num} for each label; the classifier's probability of the label is "
+            f"{probabilities.min():.3f} to {probabilities.max():.3f}, mean {probabilities.mean():.3f}"
+        )
+
+
+class Preview:
+    """A pipeline's callback that shows the grid so far: at most twice a second, and a fifth of the time.
+
+    Args:
+        pipe: the pipeline that calls it.
+        path: the image, always whole.
+        num_drawn: images in all.
+        columns: of the grid.
+    """
+
+    def __init__(self, pipe, path: Path, num_drawn: int, columns: int):
+        self.pipe, self.path, self.num_drawn, self.columns = pipe, path, num_drawn, columns
+        self.finished = []  # of the batches before this one
+        self.due = 0.0
+
+    def __call__(self, step: int, num_steps: int, grids: list, done) -> None:
+        steps_per_batch = num_steps // -(-self.num_drawn // BATCH_SIZE)
+        is_finished = step % steps_per_batch == 0
+        began = time.monotonic()
+        if began < self.due and not is_finished:
+            return
+        images = self.pipe.partial_images(grids, done)
+        if began >= self.due:
+            num_missing = self.num_drawn - len(self.finished) - len(images)
+            blank = Image.new("RGB", images[0].size, "lightgrey")
+            sheet = _sheet([*self.finished, *images, *[blank] * num_missing], self.columns)
+            write_image(sheet, self.path)
+            now = time.monotonic()
+            self.due = now + max(0.5, 4 * (now - began))
+        if is_finished:
+            self.finished += images
+
+
+def _sheet(images, columns: int):
+    """PIL images as a grid, small ones enlarged."""
+    return image_grid([*map(_enlarged, images)], columns)
+
+
+def _enlarged(image):
+    """A small PIL image as many times as large as it takes to be seen, pixel by pixel: 28 px a side become 112."""
+    factor = -(-MIN_SIDE // min(image.size))
+    return image.resize([factor * side for side in image.size], Image.Resampling.NEAREST)
+
+
+def _labels(given: list[str] | None, pipe, priors: list) -> list[int | str] | None:
+    """Labels as numbers; what is neither a name nor a number is left for the pipeline to refuse."""
+    if given is None:
+        counts = [prior.config.num_classes for prior in priors if prior.config.num_classes is not None]
+        return list(range(counts[0])) if counts else None
+    names = pipe.config.class_names or []
+    return [
+        names.index(label) if label in names else int(label) if label.isdecimal() else label
+        for label in given
+    ]
+
+
+def _generators(seed: int, labels: list[int | str] | None, num: int) -> list:
+    """A random number generator for every image, by its label and number among the label's."""
+    numbers = [label if isinstance(label, int) else 0 for label in labels or [0]]
+    streams = [np.random.default_rng((seed, label, number)) for label in numbers for number in range(num)]
+    return [torch.Generator().manual_seed(int(stream.integers(2**63))) for stream in streams]
+
+
+def _check_writable(path: Path) -> None:
+    """Whether an image can be written there, which is better known before an hour of sampling than after it."""
+
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give an image's name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        probe = Path(folder) / path.name
+        try:
+            write_image(Image.new("L", (1, 1)), probe)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(probe), str(path))) from None
+
+
+def _sample_latents(args: argparse.Namespace) -> None:
+    codec = load_codec(args)
+    if codec.is_discrete:
+        raise ValueError(
+            f"{codec.name} has a codebook: its codewords do not follow a normal distribution, "
+            "and sampling them needs a prior fitted to them; join the two by `latent-codec pipeline`, and give the "
+            "PIPELINE"
+        )
+    side = codec.autoencoder.config.get("sample_size") or DEFAULT_SIDE
+    height, width = args.size or (side, side)
+    factor = codec.latent_space.downsampling_factor
+    shape = codec.latent_space.channels, -(-height // factor), -(-width // factor)
+
+    # Drawn on the CPU, one sample after another: the same on every device and for every number of samples.
+    generator = torch.Generator().manual_seed(args.seed)
+    latents = args.temperature * torch.stack(
+        [torch.randn(shape, generator=generator) for _ in range(args.num)]
+    )
+    batches = latents.split(max(BATCH_PIXELS // (height * width), 1))
+    samples = [
+        image
+        for batch in progress(batches, "sampling")
+        for image in codec.decode(batch.to(codec.device), size=(height, width))
+    ]
+    write_image(_sheet(samples, math.ceil(math.sqrt(args.num))), args.out)
+
+    drawn = _what_was_drawn(codec.latent_space, args.temperature)
+    if args.json:
+        facts = {
+            "codec": codec.name,
+            "fingerprint": codec.fingerprint,
+            "num": args.num,
+            "seed": args.seed,
+            "temperature": args.temperature,
+            "size": [height, width],
+            "latent_shape": list(shape),
+            "drawn": drawn,
+            "path": str(args.out),
+        }
+        print_json(facts)
+        return
+    grid = by(shape)
+    print(f"{args.num} samples of {height}x{width} from {grid} latents, seed {args.seed}, see {args.out}")
+    print(f"drawn: {drawn}")
+
+
+def _what_was_drawn(space, temperature: float) -> str:
+    """The distribution of the raw latents, in words."""
+    times = "" if temperature == 1 else f" times {temperature:g}"
+    if space.mean is not None and (set(space.mean), set(space.std)) != ({0.0}, {1.0}):
+        return (
+            f"raw latents with per-channel mean {_listed(space.mean)} and "
+            f"std {_listed(value / space.scaling_factor for value in space.std)}{times}"
+        )
+    if space.shift_factor == 0 and space.scaling_factor == 1:
+        return f"raw latents from N(0, I), as they are{times}"
+    return (
+        f"raw latents with mean {space.shift_factor:.4g} and std {1 / space.scaling_factor:.4g}{times}, "
+        "the same for every channel"
+    )
+
+
+def _listed(values) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
