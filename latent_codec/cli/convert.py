@@ -19,8 +19,9 @@ refused.
 
 The scale of the latents is rarely in the file. It is known for whole Stable
 Diffusion, SDXL, SD3 and FLUX models, for files with a scale_factor and those
-written here, and is 1 for VQ and tiny autoencoders. Else give it (--scale,
---scaling-factor), or let it be measured (--calibrate).
+written here, for FLUX.2, Wan, Qwen-Image and HunyuanImage, and is 1 for VQ and
+tiny autoencoders. Else give it (--scale, --scaling-factor), or let it be
+measured (--calibrate).
 
 Examples:
   latent-codec convert vae.ckpt runs/mine --scale sd1
@@ -62,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         choices=("diffusers", *FOREIGN),
         default="diffusers",
-        help="write this format (default: %(default)s)",
+        metavar="FORMAT",
+        help=f"write this format: diffusers, {', '.join(FOREIGN)} (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",
