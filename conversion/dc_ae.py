@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _ANCHOR = "decoder.project_in.main.conv.weight"
 _HEAD_DIM = 32
+_MOST_STAGES = 16
 _ACTIVATIONS = {"batch_norm": "relu", "rms_norm": "silu"}
 """Of a decoder's stage, by its norm."""
 _SCALES = {
@@ -87,6 +88,8 @@ def infer(shapes: Shapes) -> dict:
         ConversionError: for stages that have no blocks, the outermost excepted, or blocks of several kinds.
     """
     count = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.stages."))
+    if count > _MOST_STAGES:
+        raise ConversionError(f"it has {count} stages; expected at most {_MOST_STAGES}")
     encoder = [_stage(shapes, f"encoder.stages.{i}", 0) for i in range(count)]
     decoder = [_stage(shapes, f"decoder.stages.{i}", int(i < count - 1)) for i in range(count)]
     for side, stages in (("encoder", encoder), ("decoder", decoder)):

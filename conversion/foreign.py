@@ -56,6 +56,7 @@ FORMATS: tuple[Format, ...] = (  # the first that recognizes a file has it: some
     flux2.COMFY,
     flux2.DIFFUSERS,
     hunyuan_image.FORMAT,
+    hunyuan_image.COMFY,
     hunyuan_image.DIFFUSERS,
     wan.WAN_2_1,
     wan.WAN_2_2,

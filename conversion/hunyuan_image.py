@@ -1,11 +1,13 @@
 """HunyuanImage 2.1's autoencoder (Tencent-Hunyuan/HunyuanImage-2.1): latent-diffusion's names, and other layers.
 
-The checkpoint is of a video autoencoder: convolutions have kernels over one frame, and keys begin with vae. What has
+The checkpoint is of a video autoencoder: convolutions have kernels over one frame, and keys begin with vae. ComfyUI has
+neither; both are read, and each is written by a name of its own. What has
 latent-diffusion's names differs from it in four ways: `decoder.up.0` is the coarsest level, resampling convolutions trade
 pixels for channels, so that every residual block keeps its width, and shortcuts without weights go around them.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -96,6 +98,13 @@ FORMAT = Format(
     refuses=_refuses,
     scale=_SCALE,
     written_prefix="vae.",
+)
+COMFY = replace(
+    FORMAT,
+    names=("hunyuan-image-comfy",),
+    recognizes=lambda shapes: False,  # FORMAT reads these, too
+    table=lambda config: [row._replace(change=Change.NONE) for row in table(config)],
+    written_prefix="",
 )
 DIFFUSERS = configured(
     "AutoencoderKLHunyuanImage",

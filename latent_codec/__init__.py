@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
     from latent_codec.evaluation.reconstruction import evaluate as evaluate
     from latent_codec.families.latent_space import LatentSpace as LatentSpace
     from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN as AutoencoderTinyGN
+    from latent_codec.models.autoencoder_tiny_video import AutoencoderTinyVideo as AutoencoderTinyVideo
     from latent_codec.models.autoencoder_vq import AutoencoderVQ as AutoencoderVQ
     from latent_codec.models.classifier import ImageClassifier as ImageClassifier
     from latent_codec.models.hierarchical_vq import HierarchicalVQ as HierarchicalVQ

@@ -351,6 +351,70 @@ def test_the_layouts_of_flux2_are_one_component(shared):
             assert all(torch.equal(written[key], expected[key]) for key in expected)
 
 
+def test_hunyuan_image_goes_to_comfyui_without_prefix_and_frames(shared, tmp_path):
+    first = read_foreign(shared / "golden/conversion" / HUNYUAN_IMAGE)
+    write_foreign(first.component(), "hunyuan-image-comfy", tmp_path / "comfy.safetensors")
+    again = read_foreign(tmp_path / "comfy.safetensors")
+    for key in first.keys.mapped:
+        tensor, theirs = first.tensors[key], again.tensors[key.removeprefix("vae.")]
+        assert torch.equal(theirs, tensor.squeeze(2) if tensor.ndim == 5 else tensor)
+    state = again.component().state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in first.component().state_dict().items())
+
+
+def test_a_still_is_decoded_as_the_last_of_the_frames_that_a_video_of_one_latent_has():
+    """TAEHV's layers over all frames, written once more; a frame apart changes the answer, so memory is used."""
+    torch.manual_seed(0)
+    tiny = AutoencoderTinyVideo(
+        latent_channels=4,
+        num_blocks=1,
+        encoder_block_out_channels=(4, 4, 4),
+        decoder_block_out_channels=(4, 4, 4),
+        encoder_time_strides=(2, 2),
+        decoder_time_strides=(2, 2),
+    ).double()
+    image = torch.rand(2, 3, 8, 8).double() * 2 - 1
+    frames = [(image + 1) / 2] * 4
+    layers = list(tiny.encoder)
+    frames = [torch.relu(layers[0](frame)) for frame in frames]
+    for first in (2, 5):
+        pairs = [torch.cat(frames[i : i + 2], 1) for i in range(0, len(frames), 2)]
+        frames = [layers[first + 1](layers[first].conv(pair)) for pair in pairs]
+        past = [torch.zeros_like(frames[0]), *frames[:-1]]
+        block = layers[first + 2]
+        frames = [torch.relu(now + block.conv(torch.cat([now, then], 1))) for now, then in zip(frames, past)]
+    (frame,) = frames
+    torch.testing.assert_close(tiny.encode(image).latents, layers[8](frame), rtol=0, atol=1e-12)
+
+    layers = list(tiny.decoder)
+    frames = [torch.relu(layers[1](torch.tanh(frame / 3) * 3)) for frame in [tiny.encode(image).latents]]
+    for first in (3, 7):
+        past = [torch.zeros_like(frames[0]), *frames[:-1]]
+        block = layers[first]
+        frames = [torch.relu(now + block.conv(torch.cat([now, then], 1))) for now, then in zip(frames, past)]
+        grown = [layers[first + 2].conv(layers[first + 1](frame)).chunk(2, 1) for frame in frames]
+        frames = [layers[first + 3](each) for pair in grown for each in pair]
+    last = layers[12](torch.relu(frames[-1])) * 2 - 1
+    torch.testing.assert_close(tiny.decode(tiny.encode(image).latents).sample, last, rtol=0, atol=1e-12)
+    tiny.use_slicing = True
+    torch.testing.assert_close(tiny.decode(tiny.encode(image).latents).sample, last, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda tiny: tiny.encode(torch.zeros(1, 3, 1, 8, 8)), "an image of shape"),
+        (lambda tiny: tiny.decode(torch.zeros(1, 3, 8, 8)), r"latents of shape \(B, 16, height, width\)"),
+        (lambda tiny: AutoencoderTinyVideo(encoder_time_strides=(2, 2)), "one width more than strides"),
+    ],
+)
+def test_the_tiny_video_autoencoder_refuses_what_it_cannot_take(call, words):
+    with torch.device("meta"):
+        tiny = AutoencoderTinyVideo()
+    with pytest.raises(ValueError, match=words):
+        call(tiny)
+
+
 # ------------------------------------------------------------------------------------- what does not fit
 
 
@@ -383,6 +447,11 @@ def state_of(class_name, config, to):
             NETWORKS[11],
             {"encoder.stages.2.op_list.2.context_module.main.qkv.conv.weight": torch.zeros(95, 32, 1, 1)},
             r"qkv\.conv\.weight \(95, 32, 1, 1\) instead of \(96, 32, 1, 1\)",
+        ),
+        (
+            NETWORKS[11],
+            {"encoder.stages.999999999.x": torch.zeros(1)},
+            "1000000000 stages; expected at most 16",
         ),
         (NETWORKS[14], {"vae.encoder.extra": torch.zeros(1)}, r"vae\.encoder\.extra unexpected"),
         (NETWORKS[15], {"decoder.1.bias": None}, r"decoder\.1\.bias missing"),

@@ -197,8 +197,10 @@ def load_foreign(path: str | os.PathLike, config: str | os.PathLike | None = Non
         )
     if foreign.scale is None:
         autoencoder.register_to_config(scaling_factor=1.0)
+        known = foreign.format.published_scales(foreign.network.config)
+        published = f" (published: {known})" if known else ""
         warnings.warn(
-            f"nothing in {foreign.name} says the scale of its latents, which is taken as 1 here; convert it with a "
+            f"nothing in {foreign.name} says the scale of its latents{published}, which is taken as 1 here; convert it with a "
             "scale to write a codec that says it",
             stacklevel=3,
         )
