@@ -39,8 +39,9 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
     from latent_codec.pipelines.latent_preview_callback import LatentPreviewCallback as LatentPreviewCallback
     from latent_codec.pipelines.prior_pipeline import PriorPipeline as PriorPipeline
     from latent_codec.previews.previewer import LatentPreviewer as LatentPreviewer
+    from latent_codec.training.run import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _EXPORTS = {
     "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
@@ -62,6 +63,7 @@ _EXPORTS = {
     "convert": "latent_codec.conversion.converting",
     "decompress": "latent_codec.bitstream.compression",
     "evaluate": "latent_codec.evaluation.reconstruction",
+    "train": "latent_codec.training.run",
 }
 
 _COMPONENTS = [module for module in _EXPORTS.values() if module.startswith("latent_codec.models.")]

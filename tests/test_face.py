@@ -25,6 +25,7 @@ OFFERED = [
     "decompress",
     "convert",
     "evaluate",
+    "train",
     "calibrate",
     "LatentPreviewer",
     "LatentPreviewCallback",

@@ -36,7 +36,7 @@ class TrainedRun:
 
     Args:
         folder: what was trained, as its class's `from_pretrained` opens it: of the averaged weights, so far after a stop.
-        step: the last step that was made.
+        step: the last step that was made, of `num_steps`.
         finished: whether all steps are made.
         was_finished: whether they were before, so that nothing was done.
         signal: the signal that stopped the run; None: none did.
@@ -46,6 +46,7 @@ class TrainedRun:
 
     folder: Path
     step: int
+    num_steps: int
     finished: bool
     was_finished: bool
     signal: int | None
@@ -153,6 +154,7 @@ def _train(
     return TrainedRun(
         folder=out / config.kind.name,
         step=result.step,
+        num_steps=config.run.steps,
         finished=result.finished,
         was_finished=was_finished,
         signal=result.signal,
