@@ -5,7 +5,7 @@ Read in diffusers 0.42.1, in the lines where a pipeline encodes an image, and wh
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
@@ -39,6 +39,9 @@ class PipelineSpace:
     pipelines: tuple[str, ...]
     autoencoders: tuple[str, ...] = ("AutoencoderKL",)
     reads: tuple[str, ...] = SCALE
+    encodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    decodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    scale: float | None = None
     multiplier: float = 1.0
     packed: str | None = None
     unpacked_again: bool = False
@@ -64,7 +67,7 @@ class PipelineSpace:
             raise ValueError(f"{self.title}: expected latents_mean and latents_std in the config, got none")
         if None in (entries.get("latents_mean"), entries.get("latents_std")):  # SDXL uses both or neither
             entries.pop("latents_mean", None), entries.pop("latents_std", None)
-        scale = entries.get("scaling_factor")
+        scale = entries.get("scaling_factor") if self.scale is None else self.scale
         entries["scaling_factor"] = (1.0 if scale is None else scale) * self.multiplier
         return LatentSpace.of_entries(
             channels,
@@ -97,9 +100,11 @@ ROWS = (
             "StableDiffusionInstructPix2Pix",
             "StableDiffusionControlNet",
             "StableDiffusionDepth2Img",
-            "StableDiffusionUpscale",
         ),
         autoencoders=("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny"),
+    ),
+    PipelineSpace(
+        title="Stable Diffusion x4 upscaler", pipelines=_names("StableDiffusionUpscale"), scale=0.08333
     ),
     PipelineSpace(
         title="Latent consistency models",
@@ -123,15 +128,19 @@ ROWS = (
     PipelineSpace(
         title="Stable Diffusion XL",
         pipelines=_names("StableDiffusionXL", "StableDiffusionXLImg2Img", "StableDiffusionXLInpaint"),
-        reads=("scaling_factor", *MEAN_AND_STD),
+        reads=SCALE + MEAN_AND_STD,
+        encodes={"StableDiffusionXLInpaintPipeline": SCALE},
     ),
     PipelineSpace(
-        title="Kolors", pipelines=_names("Kolors", "KolorsImg2Img"), reads=("scaling_factor", *MEAN_AND_STD)
+        title="Kolors",
+        pipelines=_names("Kolors", "KolorsImg2Img"),
+        encodes={"KolorsImg2ImgPipeline": SCALE + MEAN_AND_STD},
     ),
     PipelineSpace(
         title="Stable Diffusion 3",
         pipelines=_names("StableDiffusion3", "StableDiffusion3Img2Img", "StableDiffusion3Inpaint"),
         reads=SCALE_AND_SHIFT,
+        decodes={"StableDiffusion3InpaintPipeline": SCALE},
     ),
     PipelineSpace(
         title="FLUX.1",
@@ -173,6 +182,7 @@ ROWS = (
         pipelines=_names("DreamLite", "DreamLiteMobile"),
         autoencoders=("AutoencoderTiny",),
         reads=SCALE_AND_SHIFT,
+        encodes=dict.fromkeys(_names("DreamLite", "DreamLiteMobile"), ()),
     ),
     PipelineSpace(title="GLM-Image", pipelines=_names("GlmImage"), reads=MEAN_AND_STD),
     PipelineSpace(title="SANA", pipelines=_names("Sana", "SanaControlNet"), autoencoders=("AutoencoderDC",)),
