@@ -198,14 +198,18 @@ def test_images_that_fail_are_named_and_the_others_written(codecs, photos, capsy
 
 def test_flags_that_fit_no_image_are_refused(codecs, photos, capsys):
     for codec, argv, message in [
-        ("kl", ["--quality", "101"], r"--quality is 101; .* 0 \(coarsest\) to 100"),
-        ("kl", ["--quality", "-1"], "expected --quality of at least 0, got -1"),
-        ("vq", ["--quality", "3"], "--quality is 3; indices of vq are stored as they are: leave it out"),
-        ("kl", ["--target-bytes", "0"], "--target-bytes is 0; at least 1"),
-        ("kl", ["--target-bpp", "nan"], "--target-bpp is nan; above 0"),
-        ("kl", ["--tile", "33"], "--tile is 33; kl needs a multiple of 2 pixels, or 0"),
-        ("levels", ["--tile", "-4"], "expected --tile of at least 0, got -4"),
-        ("bare", [], "latents of bare need an entropy model, .*fit-entropy`, or name one by --entropy"),
+        ("kl", ["--quality", "101"], r"--quality: expected 0 \(coarsest\) to 100 .*, got 101"),
+        ("kl", ["--quality", "-1"], "--quality: expected at least 0, got -1"),
+        (
+            "vq",
+            ["--quality", "3"],
+            "--quality: expected none for vq, whose indices are stored without loss, got 3",
+        ),
+        ("kl", ["--target-bytes", "0"], "--target-bytes: expected at least 1, got 0"),
+        ("kl", ["--target-bpp", "nan"], "--target-bpp: expected above 0, got nan"),
+        ("kl", ["--tile", "33"], "--tile: expected a multiple of 2 pixels for kl, or 0 for no tiles, got 33"),
+        ("levels", ["--tile", "-4"], "--tile: expected at least 0, got -4"),
+        ("bare", [], "--entropy: expected one for latents of bare, .*fit-entropy`"),
         ("other", ["--entropy", codecs / "kl"], r"was fitted to codec .*, not to other"),
         ("kl", ["--entropy", "nowhere"], "No such file"),
         ("kl", ["--entropy", photos / "cat.v2.png"], "is no entropy model"),
@@ -252,7 +256,7 @@ def test_a_region_is_cut_out(codecs, photos, capsys):
     err = fails(capsys, "decompress", "compressed/cat.v2.lcf", *at, "--region", "30,0,10,10")
     assert "within the image of 33x47 pixels" in err
     err = fails(capsys, "decompress", "compressed/cat.v2.lcf", *at, "--latents", "--format", "png")
-    assert "--latents writes none" in err
+    assert "--format: expected none for latent files" in err
     for argv in (["--region", "1,2,3"], ["--region", "1,2,3,x"], ["--region", "0,0,1,1", "--latents"]):
         with pytest.raises(SystemExit) as end:
             main(["decompress", "compressed/cat.v2.lcf", *argv])
@@ -269,7 +273,7 @@ def test_damaged_files_are_refused_and_partial_ones_flagged(codecs, photos, caps
     Path("flipped.lcf").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     for name, words in (("cut", "is cut short: it has"), ("flipped", r"tile 8\) is damaged")):
         err = fails(capsys, "decompress", f"{name}.lcf", *at)
-        assert re.search(rf"{name}\.lcf: .*{words}.*decompress --partial. decodes what is whole", err)
+        assert re.search(rf"{name}\.lcf: .*{words}.*decompress --partial. decodes the whole sections", err)
         out, err = run(capsys, "decompress", f"{name}.lcf", *at, "--partial")
         assert out.strip() == str(Path(f"decompressed/{name}.png"))
         assert f"{name}.lcf: decoded in part; missing or damaged: section " in err and err.count("\n") == 1

@@ -91,7 +91,7 @@ def test_it_says_what_it_did(place, capsys):
     first, second, last = capsys.readouterr().out.splitlines()
     assert first == "vq: fitted to 8 images"
     assert re.fullmatch(
-        r"\d+\.\d{3} bits per position of training windows, \d+\.\d{3} of images held out", second
+        r"\d+\.\d{3} bits per position of training windows, \d+\.\d{3} of held-out images", second
     )
     size = Path("vq/entropy.safetensors").stat().st_size
     assert re.fullmatch(
@@ -160,7 +160,7 @@ def test_the_same_command_goes_on_to_the_same_model(place, capsys, kind):
     assert on["fingerprint"] == whole["fingerprint"]
     assert load_entropy_model("b").fingerprint == whole["fingerprint"]
     assert main(["fit-entropy", "photos", "--codec", kind, *SMALL, "--run", "c", "--minutes", "1e-9"]) == 0
-    assert "stopped at step 1; the same command goes on from there" in capsys.readouterr().out
+    assert "stopped at step 1; the same command resumes there" in capsys.readouterr().out
 
 
 def test_a_killed_run_goes_on(place, capsys):
@@ -191,7 +191,7 @@ def test_files_of_an_older_model_are_refused_and_opened_by_what_is_kept(place, c
 
     # another seed is another model, which is kept, too; a damaged one is not
     assert main(["fit-entropy", "photos", "--codec", "kl", *SMALL, "--run", "more"]) == 0
-    assert f"it is kept as kl/entropy-{newer['fingerprint']}.safetensors" in capsys.readouterr().out
+    assert f"is kept as kl/entropy-{newer['fingerprint']}.safetensors" in capsys.readouterr().out
     Path("kl/entropy.safetensors").write_bytes(b"cut short")
     assert fit(capsys, "kl", "--static")["kept"] is None
     assert len(list(Path("kl").glob("entropy-*"))) == 2
@@ -220,11 +220,14 @@ def test_a_bfloat16_codec_gets_a_model_for_its_space(place, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--limit", "0"], "--limit is 0; at least 1"),
-        (["--minutes", "0"], "--minutes is 0.0; above 0"),
-        (["--static", "--minutes", "3"], "--minutes is of a training, and --static trains nothing"),
-        (["--static", "--set", "run.steps=3"], "--set is of a training"),
-        (["--static", "--run", "r"], "--run is of a training"),
+        (["--limit", "0"], "--limit: expected at least 1, got 0"),
+        (["--minutes", "0"], "--minutes: expected above 0, got 0.0"),
+        (
+            ["--static", "--minutes", "3"],
+            "--minutes: expected none without training, got 3.0; leave it or --static out",
+        ),
+        (["--static", "--set", "run.steps=3"], "--set: expected none without training"),
+        (["--static", "--run", "r"], "--run: expected none without training"),
         (["--codec", "nowhere"], "nowhere does not exist"),
         (["--out", "photos"], "photos holds other files and no codec"),
         (["--set", "run.step=3"], "did you mean 'steps'"),

@@ -230,7 +230,7 @@ def test_damaged_compressed_files_are_reported(compressed, capsys):
             assert main(["info", f"{name}.lcf", *flags]) == 2
             out, err = capsys.readouterr()
             assert err.startswith(f"latent-codec info: {name}.lcf: ") and err.count("\n") == 1
-            assert "`latent-codec decompress --partial` decodes what is whole" in err
+            assert "`latent-codec decompress --partial` decodes the whole sections" in err
         found = json.loads(out)
         assert found["damaged_sections"] == [f"section {each} (layer 0, tile {each})" for each in lost]
         assert found["layers"][0]["damaged"] == len(lost)

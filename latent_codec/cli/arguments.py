@@ -140,17 +140,3 @@ def check_at_least(args: argparse.Namespace, **least: int) -> None:
         number = getattr(args, name)
         if number is not None and number < smallest:
             raise SettingError(name, f"at least {smallest}", number)
-
-
-def named_images(arguments: list[str]):
-    from latent_codec.cli.work.opening import output_names
-    from latent_codec.images.files import list_images
-
-    listing = dict(enumerate(list_images(arguments)))
-    return [(listing[index][0], name) for index, name in output_names(listing).items()]
-
-
-def load_codec(args: argparse.Namespace):
-    from latent_codec.cli.work import opening
-
-    return opening.load_codec(args)

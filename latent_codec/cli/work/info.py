@@ -6,7 +6,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from latent_codec.cli.compressed_files import describe_compressed_file, is_compressed_file
+from latent_codec.cli.compressed_files import is_compressed_file
+from latent_codec.cli.work.compressed_files import describe_compressed_file
 from latent_codec.cli.work.printing import for_people, print_json
 from latent_codec.components.codec_folders import ASSETS, SHIPPED_PIPELINES, is_foreign_file
 from latent_codec.components.weight_files import LATENTS, metadata_of, read_config_file

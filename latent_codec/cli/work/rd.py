@@ -9,10 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from latent_codec import metrics
-from latent_codec.bitstream import decompress, load_entropy_model, prepare, sidecar
+from latent_codec.bitstream import decompress, prepare
 from latent_codec.bitstream.container import SUFFIX
 from latent_codec.cli.progress import showing
 from latent_codec.cli.rd import words
+from latent_codec.cli.work.compressed_files import entropy_model_of
 from latent_codec.cli.work.opening import load_codec, open_data
 from latent_codec.cli.work.printing import print_json, table, write_json
 from latent_codec.evaluation.image_formats import image_formats
@@ -111,7 +112,7 @@ def _compressor(args: argparse.Namespace) -> CodecCompressor:
         raise ValueError(
             f"{codec.name} takes images of {codec.channels} channels; expected gray or RGB, since transparency has no rate to compare"
         )
-    model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy, codec=codec)
+    model = entropy_model_of(args, codec)
     if model is None and not codec.indices_suffice:
         raise ValueError(
             f"latents of {codec.name} need an entropy model, and its folder has no entropy.safetensors: make one by `latent-codec "

@@ -1,0 +1,136 @@
+"""`latent-codec compress`."""
+
+import argparse
+from pathlib import Path
+
+from torch import Tensor
+
+from latent_codec import LatentCodec
+from latent_codec.bitstream import prepare
+from latent_codec.bitstream.compression import check_quality
+from latent_codec.bitstream.container import SUFFIX
+from latent_codec.bitstream.entropy_model import EntropyModel
+from latent_codec.cli.messages import one_line
+from latent_codec.cli.work.compressed_files import entropy_model_of
+from latent_codec.cli.work.opening import NamedImages, load_codec, open_data
+from latent_codec.cli.work.printing import print_json
+from latent_codec.errors import SettingError
+from latent_codec.files import replacing
+from latent_codec.metrics import psnr, round_to_8_bits
+
+
+def run(args: argparse.Namespace) -> int:
+    images = NamedImages(open_data(args), args)
+    codec = load_codec(args)
+    model = entropy_model_of(args, codec)
+    _check(args, codec, model)
+    results = []
+    for index, name, image in images.read(codec.channels, "compressing"):
+        try:
+            result = _compress(codec, model, image, name, args)
+        except ValueError as error:
+            images.fail(f"{images.source.name(index)}: {one_line(error, args.parser)}")
+            continue
+        results.append(result)
+        if not args.json:
+            print(f"{result['path']}: {_figures(result)}{_how(result, codec)}")
+    total = _total(results) if results else None
+    if args.json:
+        facts = {
+            "codec": codec.name,
+            "space_fingerprint": codec.space_fingerprint,
+            "entropy_fingerprint": model and model.fingerprint,
+        }
+        print_json(facts | {"images": results, "total": total, "failed": images.failed})
+    elif len(results) > 1:
+        print(f"{len(results)} images: {_figures(total)}")
+    return 2 if images.failed else 0
+
+
+def _check(args: argparse.Namespace, codec: LatentCodec, model: EntropyModel | None) -> None:
+    """Refuse settings that fit no image, before the first is read."""
+    multiple = codec.family.side_multiple
+    if args.tile % multiple:
+        raise SettingError(
+            "tile", f"a multiple of {multiple} pixels for {codec.name}, or 0 for no tiles", args.tile
+        )
+    if codec.indices_suffice:
+        if args.quality is not None:
+            expected = f"none for {codec.name}, whose indices are stored without loss"
+            raise SettingError("quality", expected, args.quality)
+    elif model is None:
+        advice = "make one by `latent-codec fit-entropy`"
+        raise SettingError(
+            "entropy_model", f"one for latents of {codec.name}, whose folder has none", advice=advice
+        )
+    elif args.quality is not None:
+        check_quality(args.quality, model)
+
+
+def _compress(
+    codec: LatentCodec, model: EntropyModel | None, image: Tensor, name: Path, args: argparse.Namespace
+) -> dict:
+    height, width = image.shape[-2:]
+    target = args.target_bytes
+    if args.target_bpp is not None:
+        target = int(args.target_bpp * height * width / 8)
+    prepared = prepare(codec, image, entropy_model=model, tile=args.tile or None)
+    try:
+        data, decoded = prepared.compress_and_read(quality=args.quality, target_bytes=target)
+    except SettingError as error:
+        if args.target_bpp is None or error.setting != "target_bytes":
+            raise
+        advice = f"it allows {target} bytes"
+        raise SettingError("target_bpp", error.expected, args.target_bpp, advice=advice) from error
+    header, bits = decoded.container.header, decoded.code_length
+    out = Path(args.out) / name.with_name(f"{name.name}{SUFFIX}")
+    result = {
+        "name": name.as_posix(),
+        "path": str(out),
+        "size": [height, width],
+        "bytes": len(data),
+        "bits_per_pixel": 8 * len(data) / (height * width),
+        "bits_without_overhead": bits,
+        "bits_per_pixel_without_overhead": bits / (height * width),
+        "coding": "fixed length" if header.entropy_fingerprint is None else "entropy coded",
+        "tiles": header.num_tiles,
+    }
+    result |= {"levels": len(header.levels)} if header.is_indices else {"quality": header.step_size_index}
+    if args.psnr:
+        reconstruction = round_to_8_bits(decoded.image(output_type="pt").cpu())
+        found = psnr(reconstruction[None], image.cpu()[None]).item()
+        result["psnr"] = found if found < float("inf") else None  # JSON has no infinity
+    with replacing(out) as written:
+        written.write_bytes(data)
+    return result
+
+
+def _total(results: list[dict]) -> dict:
+    pixels = sum(result["size"][0] * result["size"][1] for result in results)
+    total = {key: sum(result[key] for result in results) for key in ("bytes", "bits_without_overhead")}
+    total |= {
+        "bits_per_pixel": 8 * total["bytes"] / pixels,
+        "bits_per_pixel_without_overhead": total["bits_without_overhead"] / pixels,
+    }
+    if "psnr" in results[0]:
+        finite = [result["psnr"] for result in results if result["psnr"] is not None]
+        total["psnr"] = sum(finite) / len(finite) if finite else None
+    return total
+
+
+def _figures(found: dict) -> str:
+    text = (
+        f"{found['bytes']:,} bytes, {found['bits_per_pixel']:.4f} bits per pixel "
+        f"({found['bits_per_pixel_without_overhead']:.4f} without overhead)"
+    )
+    if "psnr" in found:
+        text += ", PSNR infinite" if found["psnr"] is None else f", PSNR {found['psnr']:.2f} dB"
+    return text
+
+
+def _how(result: dict, codec: LatentCodec) -> str:
+    if "quality" in result:
+        return f", quality {result['quality']}"
+    fixed = ", fixed length" if result["coding"] == "fixed length" else ""
+    levels = len(codec.codebook_sizes)
+    return fixed + (f", {result['levels']} of {levels} levels" if result["levels"] < levels else "")

@@ -1,0 +1,93 @@
+"""`latent-codec decompress`."""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from latent_codec import LatentCodec
+from latent_codec.bitstream import (
+    CorruptError,
+    NotCompressedError,
+    PartialWarning,
+    TruncatedError,
+    WrongCodecError,
+    WrongEntropyModelError,
+    decompress,
+    load_entropy_model,
+    sidecar,
+    unpack,
+)
+from latent_codec.bitstream.compression import tile_for
+from latent_codec.bitstream.container import read_file
+from latent_codec.bitstream.entropy_model import EntropyModel
+from latent_codec.cli.messages import one_line
+from latent_codec.cli.progress import progress, showing
+from latent_codec.cli.work.compressed_files import advice_for_damage, first_sentence, shipped_name
+from latent_codec.cli.work.opening import load_codec
+from latent_codec.images.tensors import write_image
+from latent_codec.latents.latent_files import is_latent_file, save_indices, save_latents
+
+
+def run(args: argparse.Namespace) -> int:
+    codec = load_codec(args)
+    model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy)
+    status = 0
+    for path, name in progress(args.files, "decompressing"):
+        data = b""
+        try:
+            data = read_file(path)
+            print(_decompress(codec, model, data, path, name, args))
+        except ValueError as error:
+            status = 2
+            print(f"latent-codec decompress: {path}: {_message(error, path, data, args)}", file=sys.stderr)
+    return status
+
+
+def _decompress(
+    codec: LatentCodec,
+    model: EntropyModel | None,
+    data: bytes,
+    path: Path,
+    name: Path,
+    args: argparse.Namespace,
+) -> Path:
+    """Decode a file and write the result, whose path is returned."""
+    header = unpack(data, partial=True).header
+    with warnings.catch_warnings(record=True) as warned, showing(f"decoding {path.name}") as report:
+        warnings.simplefilter("always", PartialWarning)
+        found = decompress(
+            codec,
+            data,
+            entropy_model=model,
+            region=args.region,
+            latents=args.latents,
+            partial=args.partial,
+            tile=tile_for(header) if args.tile is None else args.tile or None,
+            on_progress=report,
+        )
+    for warning in warned:
+        print(f"latent-codec decompress: {path}: {warning.message}", file=sys.stderr)
+    suffix = "safetensors" if args.latents else args.format or "png"
+    out = Path(args.out) / name.with_name(f"{name.name}.{suffix}")
+    if args.latents:
+        save = save_indices if header.is_indices else save_latents
+        save(out, found, codec=codec, names=[path.name], sizes=[(header.height, header.width)])
+    else:
+        write_image(found, out)
+    return out
+
+
+def _message(error: ValueError, path: Path, data: bytes, args: argparse.Namespace) -> str:
+    """The error's message, with advice for the command line."""
+    what = first_sentence(error)
+    if isinstance(error, NotCompressedError) and is_latent_file(path):
+        return f"{what}. It is a latent file: `latent-codec decode` opens it"
+    if isinstance(error, WrongCodecError):
+        shipped = shipped_name(unpack(data, partial=True).header.space_fingerprint)
+        return f"{what}. Pass --codec {shipped or 'with the one that made it'}"
+    if isinstance(error, WrongEntropyModelError):
+        return f"{what}. Pass that one by --entropy"
+    if isinstance(error, (TruncatedError, CorruptError)):
+        return f"{what}. {advice_for_damage(data)}"
+    return one_line(error, args.parser)
