@@ -1,5 +1,6 @@
 """Folders and tars as people have them: every image is read, the rest is counted and named, nothing hangs."""
 
+import argparse
 import gzip
 import io
 import json
@@ -13,7 +14,7 @@ import pytest
 from helpers.processes import run_forked
 from PIL import Image
 
-from latent_codec.cli.arguments import named_images
+from latent_codec.cli.work.opening import NamedImages
 from latent_codec.images.decoding import FORMATS, SUFFIXES
 from latent_codec.images.files import find_images
 from latent_codec.images.sources import LabelError, open_source
@@ -167,13 +168,18 @@ def test_pipes_links_and_locked_folders_are_named_and_never_waited_for(tmp_path,
 # Names of what is written
 
 
+def named_images(*paths: Path) -> list[tuple[Path, str]]:
+    """Images with the names of what verbs make of them."""
+    source = open_source([str(path) for path in paths])
+    names = NamedImages(source, argparse.Namespace(verb="encode", limit=None)).names
+    return [(source.paths[index], name.as_posix()) for index, name in names.items()]
+
+
 def test_twins_keep_their_suffixes_and_the_others_do_not(tmp_path):
     for name in ("a.png", "a.jpg", "b.png", "a.png.webp", "sub/a.png"):
         write(tmp_path, {name: encoded()})
 
-    named = {
-        path.relative_to(tmp_path).as_posix(): name.as_posix() for path, name in named_images([str(tmp_path)])
-    }
+    named = {path.relative_to(tmp_path).as_posix(): name for path, name in named_images(tmp_path)}
 
     assert named == {
         "a.png": "a.png",
@@ -182,10 +188,9 @@ def test_twins_keep_their_suffixes_and_the_others_do_not(tmp_path):
         "b.png": "b",
         "sub/a.png": "sub/a",
     }
-    once = [(tmp_path / "b.png", Path("b"))]
-    assert named_images([str(tmp_path / "b.png"), str(tmp_path / "b.png")]) == once
+    assert named_images(tmp_path / "b.png", tmp_path / "b.png") == [(tmp_path / "b.png", "b")]
     with pytest.raises(ValueError, match="would both be written as a; name them in separate calls"):
-        named_images([str(tmp_path / "a.png"), str(tmp_path / "sub/a.png")])
+        named_images(tmp_path / "a.png", tmp_path / "sub/a.png")
 
 
 # Tars

@@ -41,23 +41,6 @@ WHERE_OLD_NAMES_LIVE = {
     "tests/test_words.py",
     "CHANGELOG.md",
 }
-NOT_YET = (
-    "latent_codec/assets/",
-    "latent_codec/cli/",
-    "latent_codec/codec.py",
-    "latent_codec/evaluation/",
-    "latent_codec/images/",
-    "latent_codec/latents/",
-    "latent_codec/metrics.py",
-    "latent_codec/previews/",
-    "pipelines/",
-    *(
-        f"tests/test_{name}.py"
-        for name in ("cli_priors", "cli_rd", "codec", "codes", "host_audit", "previews")
-    ),
-)
-"""Folders whose words are still the old ones, and tests that quote their messages; of these only the first words."""
-FIRST = re.compile(r"(?<![a-z])([Pp]ictures?|whole numbers?|WholeNumber|draw_chances)(?![a-z])")
 OLD_FLAG = "add_old_flag(parser, "
 
 
@@ -75,6 +58,6 @@ def test_replaced_words_are_gone():
         for name in files
         if name not in WHERE_OLD_NAMES_LIVE
         for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
-        if (FIRST if name.startswith(NOT_YET) else OLD).search(line) and OLD_FLAG not in line
+        if OLD.search(line) and OLD_FLAG not in line
     ]
     assert found == []

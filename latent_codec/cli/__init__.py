@@ -155,8 +155,6 @@ def _run(args: argparse.Namespace) -> int | None:
         from latent_codec.components.codec_folders import in_subfolder
 
         args.codec = in_subfolder(args.codec, args.subfolder)
-    if hasattr(arguments, "run"):  # a verb of the older kind, in one module
-        return arguments.run(args)
     return _module(args.verb, "latent_codec.cli.work").run(args)
 
 

@@ -11,8 +11,8 @@ from latent_codec import LatentCodec
 from latent_codec.bitstream import IndexContextEntropy, LatentContextEntropy, fit_static, load_entropy_model
 from latent_codec.bitstream.entropy_model import FILE_NAME, EntropyModel
 from latent_codec.bitstream.targets import RATE_WEIGHT
-from latent_codec.cli.codec_copies import folder_for_sidecar
 from latent_codec.cli.progress import showing
+from latent_codec.cli.work.codec_copies import folder_for_sidecar
 from latent_codec.cli.work.opening import limited, load_codec, open_data
 from latent_codec.cli.work.printing import print_json
 from latent_codec.images.batches import iter_images

@@ -1,3 +1,0 @@
-"""Until every branch has landed: the old place of helpers/training.py."""
-
-from helpers.training import *  # noqa: F403
