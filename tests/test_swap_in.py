@@ -205,7 +205,7 @@ def test_codec_decodes_latents_as_the_pipeline_itself_does(build_pipeline, confi
 
     decoded = codec.decode(latents, output_type="pt")
     # The pipeline moves the image to [0, 1], which rounds.
-    torch.testing.assert_close(decoded / 2 + 0.5, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(decoded / 2 + 0.5, expected, rtol=0, atol=1e-5)  # weights laid out otherwise
 
 
 def test_codec_encodes_images_as_the_img2img_pipeline_does():
@@ -673,11 +673,12 @@ def test_plain_diffusers_loads_folders_where_our_package_is_not_importable(tmp_p
     for number, folder in enumerate(folders):
         codec = LatentCodec.from_pretrained(folder)
         mode, expected = answer[f"mode {number}"], answer[f"decoded {number}"]
-        latents = codec.encode(images)
-        assert torch.equal(latents, codec.latent_space.normalize(mode)), folder
         with torch.no_grad():
+            assert torch.equal(codec.autoencoder.encode(images).latent_dist.mode(), mode), folder
             assert torch.equal(codec.autoencoder.decode(mode).sample, expected), folder
-        # Through our own decode the latents are scaled and unscaled, which rounds.
+        # Our own calls lay the weights out for speed, and scale and unscale latents: both round.
+        latents = codec.encode(images)
+        torch.testing.assert_close(latents, codec.latent_space.normalize(mode), rtol=0, atol=2e-5)
         decoded = codec.decode(latents, output_type="pt")
         torch.testing.assert_close(decoded, expected.clamp(-1, 1), rtol=0, atol=2e-5)
 
