@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from latent_codec.conversion.renaming import ConversionError, Scale, Shapes
+from latent_codec.families.pipeline_spaces import FLUX1, SD1, SD3, SDXL
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SCALES = {
-    "sd1": (0.18215, None),  # arXiv:2112.10752's code, and every model until SDXL
-    "sdxl": (0.13025, None),
-    "sd3": (1.5305, 0.0609),
-    "flux": (0.3611, 0.1159),
+    "sd1": (SD1[0], None),  # arXiv:2112.10752's code, and every model until SDXL
+    "sdxl": (SDXL[0], None),
+    "sd3": SD3,
+    "flux": FLUX1,
 }
 """scaling_factor and shift_factor by the name of the model family."""
 _SIGNS = (

@@ -23,7 +23,9 @@ from latent_codec.components.weight_files import config_metadata, save_component
 from latent_codec.conversion import from_diffusers
 from latent_codec.conversion.checkpoints import save_checkpoint
 from latent_codec.evaluation.codes import grid_shapes
+from latent_codec.evaluation.diffusers_audit import made_for
 from latent_codec.evaluation.host_audit import audit_hosts
+from latent_codec.families.pipeline_spaces import ROWS
 from latent_codec.latents.latent_files import save_latents
 
 
@@ -87,10 +89,12 @@ def test_audit(capsys):
     assert found == {
         "codec": "mine",
         "fingerprint": codec.fingerprint,
+        "made_for": made_for(codec),
         "hosts": [each.to_dict() for each in audits],
     }
     out = printed(capsys, "mine", "--audit")
     lines = out.splitlines()
+    assert lines[0].startswith("made for: ")
     for each in audits:
         assert each.host in out
         for reason in each.reasons:
@@ -101,11 +105,9 @@ def test_audit(capsys):
 
 def test_audit_of_the_shipped_codecs(capsys):
     verdicts = {each["host"]: each["verdict"] for each in answer(capsys, "--audit")["hosts"]}
-    assert (
-        verdicts["diffusers StableDiffusion (1, 2)"] == verdicts["diffusers StableDiffusionXL"] == "as it is"
-    )
+    assert verdicts["Stable Diffusion 1 and 2"] == verdicts["Stable Diffusion XL"] == "as it is"
     assert verdicts["ComfyUI"] == verdicts["A1111"] == "no"
-    assert len(answer(capsys, "default-vq", "--audit")["hosts"]) == 7
+    assert len(answer(capsys, "default-vq", "--audit")["hosts"]) == len(ROWS) + 3
 
 
 def test_against_with_images(capsys):

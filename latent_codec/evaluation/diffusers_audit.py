@@ -1,8 +1,10 @@
-"""What diffusers' pipelines (0.42) make of a codec's autoencoder as their `vae`."""
+"""What diffusers' pipelines make of a codec's autoencoder, by the table of families/pipeline_spaces.py."""
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
+
+import numpy as np
 
 from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.calibration import can_normalize
@@ -15,42 +17,32 @@ from latent_codec.evaluation.host_findings import (
     no,
     note,
 )
+from latent_codec.families import LatentSpace
+from latent_codec.families.pipeline_spaces import MEAN_AND_STD, ROWS, PipelineSpace
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """What one of diffusers' pipelines takes from its `vae`."""
-
-    name: str
-    denoiser_channels: int
-    """Of the latents of released denoisers."""
-    reads_shift: bool = False
-    reads_mean_and_std: bool = False
-    upcasts: bool = False
-    """Whether it decodes in float32 where weights are float16 and force_upcast is set."""
-    passes_generator: bool = False
-    packing: int = 1
-    """Channels of the denoiser per channel of the latents."""
+def made_for(codec: LatentCodec) -> list[str]:
+    """Titles of the rows whose released denoisers were trained on such latents: by class, channels and scale."""
+    return [row.title for row in ROWS if _is_made_for(codec, row)]
 
 
-PIPELINES = (
-    Pipeline("diffusers StableDiffusion (1, 2)", 4, passes_generator=True),
-    Pipeline("diffusers StableDiffusionXL", 4, reads_mean_and_std=True, upcasts=True),
-    Pipeline("diffusers StableDiffusion3", 16, reads_shift=True),
-    Pipeline("diffusers Flux", 16, reads_shift=True, packing=4),
-)
-
-
-def in_diffusers(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
+def in_diffusers(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
+    """What the pipelines of a row make of the codec's autoencoder."""
     config, kind = codec.autoencoder.config, type(codec.autoencoder).__name__
-    if "block_out_channels" not in config:
-        yield no(f"it counts block_out_channels when it is built, and {kind}'s config has no such entry")
+    problem = _class_problem(codec, row)
+    if problem is not None:
+        yield no(problem)
         return
-    yield from _failures(codec, pipeline)
-    yield from factor_limits(codec, by_config=2 ** (len(config.block_out_channels) - 1))
-    yield from image_limits(config)
-    yield from _unread(codec, pipeline)
-    yield from _precision_limits(codec, pipeline)
+    failures = list(_failures(codec, row))
+    if failures:
+        yield from failures
+        return
+    if "AutoencoderKL" in row.autoencoders and "block_out_channels" in config:
+        released = dict(row.released)[codec.latent_space.channels]
+        yield from factor_limits(codec, 2 ** (len(config.block_out_channels) - 1), released)
+        yield from image_limits(config)
+    yield from _deviations(codec, row)
+    yield from _precision_limits(codec, row)
     if not type(codec.autoencoder).__module__.startswith("diffusers."):
         package = type(codec.autoencoder).__module__.partition(".")[0]
         yield limit(
@@ -60,40 +52,97 @@ def in_diffusers(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
         )
 
 
-def _failures(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
-    """What raises, or shows noise, whatever the settings."""
-    autoencoder, space, channels = codec.autoencoder, codec.latent_space, codec.latent_space.channels
-    config, kind = autoencoder.config, type(autoencoder).__name__
-    if codec.is_discrete and not codec.indices_suffice:
-        yield no(
+def _classes(codec: LatentCodec) -> set[str]:
+    return {each.__name__ for each in type(codec.autoencoder).__mro__}
+
+
+def _is_made_for(codec: LatentCodec, row: PipelineSpace) -> bool:
+    if codec.pipeline is not None:
+        return codec.pipeline in row.pipelines
+    fits = _classes(codec) & set(row.autoencoders) and _class_problem(codec, row) is None
+    if not fits or _channels(codec, row) not in dict(row.released):
+        return False
+    config = codec.autoencoder.config
+    scale = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
+    return "AutoencoderKL" not in _classes(codec) or any(np.allclose(scale, each) for each in row.published)
+
+
+def _channels(codec: LatentCodec, row: PipelineSpace) -> int:
+    """Of latents, as the row's pipelines see them."""
+    channels, _ = codec.family.latent_shape(codec.autoencoder.config)
+    return channels // 4 if row.unpacked_again else channels
+
+
+def _class_problem(codec: LatentCodec, row: PipelineSpace) -> str | None:
+    """Why the class does not work there, whatever its config; None if it does."""
+    kind, family = type(codec.autoencoder).__name__, codec.family
+    if not _classes(codec) & set(row.autoencoders):
+        takes = f"it takes {' or '.join(row.autoencoders)}, and this is {kind}"
+        if "AutoencoderKL" not in row.autoencoders:
+            return takes
+        if family.packs or family.frames:
+            return f"{takes}, which {'packs its latents' if family.packs else 'works on video'}"
+        if "block_out_channels" not in codec.autoencoder.config:
+            return f"it counts block_out_channels when it is built, and {kind}'s config has no such entry"
+    if codec.is_discrete and not codec.indices_suffice and row.quantizes:
+        return (
             "norm_type is spatial: of this MoVQ, Kandinsky's pipelines decode the latents as they are, and this one "
-            "would scale and quantize them",
+            "would scale and quantize them"
         )
-    if config.get("scaling_factor") is None:
-        yield no("it divides by scaling_factor, which is not set", _register(scaling_factor="1.0"))
-    if pipeline.passes_generator and not _takes_generator(autoencoder.decode):
-        yield no(
-            f"it calls decode(..., generator=...), and {kind}.decode has no generator",
-            "open the folder with latent_codec.AutoencoderVQ.from_pretrained" if kind == "VQModel" else None,
+    if codec.indices_suffice and not row.quantizes:
+        return "it decodes latents without quantizing them, and this decoder works on codewords"
+    return None
+
+
+def _failures(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
+    """What raises, or shows noise, whatever the settings; the last one has the remedy, of one or several steps."""
+    autoencoder, space, channels = codec.autoencoder, codec.latent_space, _channels(codec, row)
+    config, kind = autoencoder.config, type(autoencoder).__name__
+    problems: list[tuple[str, str | None]] = []
+    missing = {
+        key
+        for key in set(row.reads) - set(row.optional)
+        if config.get(key) is None and not (key not in config and _classes(codec) & set(row.autoencoders))
+    }
+    if "scaling_factor" in missing and row.scale is None:
+        problems.append(("it divides by scaling_factor, which is not set", _register(scaling_factor="1.0")))
+    if row.generator and not _takes_generator(autoencoder.decode):
+        ours = "open the folder with latent_codec.AutoencoderVQ.from_pretrained"
+        problems.append(
+            (
+                f"it calls decode(..., generator=...), and {kind}.decode has no generator",
+                ours if kind == "VQModel" else None,
+            )
         )
-    if pipeline.reads_shift and config.get("shift_factor") is None:
-        has_place = "shift_factor" in config
+    if "shift_factor" in missing:
         convert = (
             f"`latent-codec convert CODEC FOLDER --scaling-factor {space.scaling_factor} --shift-factor 0`"
         )
-        yield no(
-            "it adds shift_factor, which is not set", convert if has_place else _register(shift_factor="0.0")
+        remedy = convert if "shift_factor" in config else _register(shift_factor="0.0")
+        problems.append(("it adds shift_factor, which is not set", remedy))
+    calibrate = "`latent-codec calibrate DATA --codec CODEC"
+    if missing & set(MEAN_AND_STD):
+        remedy = f"{calibrate} --per-channel`; {CHANGES_LATENTS}" if "latents_mean" in config else None
+        problems.append(("it reads latents_mean and latents_std, which are not set", remedy))
+    if set(MEAN_AND_STD) <= set(row.optional) and space.mean is not None and channels != 4:
+        problems.append(
+            (
+                f"it takes latents_mean and latents_std for 4 channels whatever the denoiser, and these have {channels}",
+                f"{calibrate}`, which writes a scale instead",
+            )
         )
-    if channels != pipeline.denoiser_channels:
-        yield no(
-            f"its released denoisers take latents of {pipeline.denoiser_channels} channels, and these have {channels}",
-            f"train a denoiser with in_channels={channels * pipeline.packing}",
+    if channels not in dict(row.released):
+        wanted = " or ".join(str(each) for each, _ in row.released)
+        problems.append(
+            (
+                f"its released denoisers take latents of {wanted} channels, and these have {channels}",
+                f"train a denoiser with in_channels={channels * (row.tokens or 1) ** 2}",
+            )
         )
-    if pipeline.reads_mean_and_std and space.mean is not None and channels != 4:
-        yield no(
-            f"it takes latents_mean and latents_std for 4 channels whatever the denoiser, and these have {channels}",
-            f"`latent-codec calibrate DATA --codec CODEC` writes a scale instead; {CHANGES_LATENTS}",
-        )
+    steps = [remedy for _, remedy in problems]
+    for index, (reason, _) in enumerate(problems):
+        is_last = index == len(problems) - 1
+        yield no(reason, ", then ".join(steps) if is_last and None not in steps else None)
 
 
 def _takes_generator(decode: Callable) -> bool:
@@ -102,31 +151,75 @@ def _takes_generator(decode: Callable) -> bool:
     return "generator" in inspect.signature(method).parameters
 
 
-def _unread(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
-    """Scale entries that the pipeline ignores, so that its latents are not the codec's."""
-    space = codec.latent_space
+def _deviations(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
+    """How far the pipelines' latents are from the codec's, in silence."""
+    own, theirs = codec.latent_space, codec.family.latent_space(row.pipelines[0])
+    config, difference = codec.autoencoder.config, _difference(own, theirs)
     entries = []
-    if space.shift_factor and not pipeline.reads_shift:
-        entries.append(f"shift_factor {space.shift_factor:.5g}")
-    if not pipeline.reads_mean_and_std and not space.is_plain:
+    if own.scaling_factor != theirs.scaling_factor and ("scaling_factor" not in row.reads or row.scale):
+        entries.append(f"scaling_factor {own.scaling_factor:.5g}")
+    if own.shift_factor and "shift_factor" not in row.reads:
+        entries.append(f"shift_factor {own.shift_factor:.5g}")
+    if not own.is_plain and "latents_mean" not in row.reads:
         entries.append("latents_mean and latents_std")
-    if not entries:
-        return
-    convention = ""
-    if can_normalize(codec.autoencoder):
-        convention = " --normalize"
-    elif pipeline.reads_mean_and_std:
-        convention = " --per-channel"
-    helps = convention or pipeline.reads_shift
-    yield limit(
-        f"it ignores {' and '.join(entries)}: images come out right only with a denoiser trained through it",
-        f"`latent-codec calibrate DATA --codec CODEC{convention}`; {CHANGES_LATENTS}" if helps else None,
-    )
+    if row.batch_norm_eps not in (None, config.get("batch_norm_eps")) and codec.pipeline not in row.pipelines:
+        entries.append(f"batch_norm_eps {config.batch_norm_eps:g}, for {row.batch_norm_eps:g}")
+    if entries and difference:
+        convention, remedy = "", None
+        if can_normalize(codec.autoencoder):
+            convention = " --normalize"
+        elif "latents_mean" in row.reads:
+            convention = " --per-channel"
+        made_for = _is_made_for(codec, row)
+        if (
+            not made_for
+            and own.scaling_factor == theirs.scaling_factor
+            and (convention or "shift_factor" in row.reads)
+        ):
+            remedy = f"`latent-codec calibrate DATA --codec CODEC{convention}`; {CHANGES_LATENTS}"
+        trained = (
+            "as its released denoiser was trained"
+            if made_for
+            else "images come out right only with a denoiser trained through it"
+        )
+        yield limit(
+            f"it ignores {' and '.join(entries)}, so that latents are {difference}: {trained}", remedy
+        )
+    elif difference or (own.packed, own.unpacked_again) != (theirs.packed, theirs.unpacked_again):
+        how = difference or "packed otherwise"
+        yield note(f"latents are {how} there: LatentCodec(..., pipeline={row.pipelines[0]!r}) gives them")
+    for way, disagreeing in (("encodes", row.encodes), ("decodes", row.decodes)):
+        for name, reads in disagreeing.items():
+            channels, factor = theirs.channels, theirs.downsampling_factor
+            difference = _difference(theirs, replace(row, reads=reads).latent_space(channels, factor, config))
+            if difference:
+                word = "without" if len(reads) < len(row.reads) else "with"
+                odd = sorted(set(reads) ^ set(row.reads))
+                yield note(f"{name} {way} {word} {' and '.join(odd)}: its latents are {difference}")
 
 
-def _precision_limits(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Finding]:
+def _difference(own: LatentSpace, other: LatentSpace) -> str | None:
+    """How latents of `other` are to `own`'s, where both hold the same raw latents; None: equal."""
+    (mean, scale), (other_mean, other_scale) = _affine(own), _affine(other)
+    offset, ratio = np.abs((mean - other_mean) * other_scale).max(), other_scale / scale
+    parts = []
+    if not np.allclose(ratio, 1, rtol=1e-7, atol=0):
+        low, high = (f"{each:.6g}" for each in (ratio.min(), ratio.max()))
+        parts.append(f"{low} times as large" if low == high else f"{low} to {high} times as large")
+    if offset > 1e-7:
+        parts.append(f"off by {'' if own.mean is other.mean is None else 'up to '}{offset:.3g}")
+    return " and ".join(parts) or None
+
+
+def _affine(space: LatentSpace) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale per channel: latents = (raw_latents - mean) * scale."""
+    mean = [space.shift_factor] if space.mean is None else space.mean
+    return np.array(mean), space.scaling_factor / np.array(1.0 if space.std is None else space.std)
+
+
+def _precision_limits(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
     config, kind = codec.autoencoder.config, type(codec.autoencoder).__name__
-    if not pipeline.upcasts:
+    if not row.upcasts:
         if config.get("force_upcast"):
             yield note(
                 "force_upcast is set and it does not look: in float16 images may turn black, unless "
@@ -137,7 +230,7 @@ def _precision_limits(codec: LatentCodec, pipeline: Pipeline) -> Iterator[Findin
             f"in float16, and in image-to-image, it reads force_upcast, which {kind}'s config lacks",
             _register(force_upcast="False"),
         )
-    elif config.force_upcast and not codec.family.has_post_quant_conv:
+    elif config.force_upcast and "post_quant_conv" in row.upcasts and not codec.family.has_post_quant_conv:
         yield limit(
             "force_upcast is set, and in float16 it then asks post_quant_conv for its dtype, which is absent",
             "run it in float32 or bfloat16; or let `latent-codec calibrate DATA --codec CODEC --keep-space` find out "

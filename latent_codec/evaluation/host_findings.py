@@ -9,7 +9,7 @@ from latent_codec.codec import LatentCodec
 Verdict = Literal["as it is", "with limits", "no"]
 
 RELEASED_FACTOR = 8
-"""Pixels per latent position of every released denoiser here."""
+"""Pixels per latent position of most released denoisers."""
 
 CHANGES_LATENTS = "it changes the latents, so before a denoiser is trained"
 
@@ -33,17 +33,17 @@ def note(reason: str) -> Finding:
     return Finding("as it is", f"Note: {reason}")
 
 
-def factor_limits(codec: LatentCodec, by_config: int) -> Iterator[Finding]:
+def factor_limits(codec: LatentCodec, by_config: int, released: int = RELEASED_FACTOR) -> Iterator[Finding]:
     factor = codec.latent_space.downsampling_factor
     if by_config != factor:
         yield limit(
             f"it takes {by_config} pixels per latent position, and {factor} come out: images have another size than "
             "was asked for",
         )
-    elif factor != RELEASED_FACTOR:
+    elif factor != released:
         yield limit(
-            f"a latent position is {factor}x{factor} pixels and {RELEASED_FACTOR}x{RELEASED_FACTOR} in released "
-            f"denoisers: at the grid that they were trained on, images have {factor}/{RELEASED_FACTOR} of the side; "
+            f"a latent position is {factor}x{factor} pixels and {released}x{released} in released "
+            f"denoisers: at the grid that they were trained on, images have {factor}/{released} of the side; "
             f"sides that are no multiple of {factor} shrink to one, of {2 * factor} where the denoiser takes 2x2 patches",
         )
 

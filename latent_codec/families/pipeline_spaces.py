@@ -15,6 +15,9 @@ SCALE = ("scaling_factor",)
 SCALE_AND_SHIFT = ("scaling_factor", "shift_factor")
 MEAN_AND_STD = ("latents_mean", "latents_std")
 
+SD1, SDXL, SD3, FLUX1 = (0.18215, 0.0), (0.13025, 0.0), (1.5305, 0.0609), (0.3611, 0.1159)
+"""scaling_factor and shift_factor, as published."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineSpace:
@@ -26,6 +29,14 @@ class PipelineSpace:
         autoencoders: names of the classes of autoencoders that they are made for, the usual one first.
         reads: the entries of the autoencoder's config that they use; the others change nothing.
         multiplier: what else they multiply latents by: the scheduler's sigma_data, as published.
+        released: channels of latents and the downsampling factor, of the denoisers that were released.
+        published: scaling_factor and shift_factor of the autoencoders that were released with them, of AutoencoderKL's
+            class, which many models share; empty: not known.
+        optional: what they read if it is set.
+        generator: whether they hand decode a generator.
+        upcasts: what they ask an autoencoder of float16 for, to decode in float32 where force_upcast is set.
+        quantizes: whether latents of a VQModel are snapped to its codebook as they are decoded.
+        read_in: the version of diffusers that all this was read from.
         packed: order of the channels of 2x2 positions, which they pack before mean and std are applied.
         unpacked_again: whether they undo that packing afterwards.
         batch_norm_eps: of the statistics of packed channels; None: the config's.
@@ -43,6 +54,13 @@ class PipelineSpace:
     decodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     scale: float | None = None
     multiplier: float = 1.0
+    released: tuple[tuple[int, int], ...] = ((4, 8),)
+    published: tuple[tuple[float, float], ...] = ()
+    optional: tuple[str, ...] = ()
+    generator: bool = False
+    upcasts: tuple[str, ...] = ()
+    quantizes: bool = True
+    read_in: str = "0.42.1"
     packed: str | None = None
     unpacked_again: bool = False
     batch_norm_eps: float | None = None
@@ -93,6 +111,8 @@ _PAELLA = ("PaellaVQModel",)
 ROWS = (
     PipelineSpace(
         title="Stable Diffusion 1 and 2",
+        published=(SD1,),
+        generator=True,
         pipelines=_names(
             "StableDiffusion",
             "StableDiffusionImg2Img",
@@ -104,46 +124,78 @@ ROWS = (
         autoencoders=("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny"),
     ),
     PipelineSpace(
-        title="Stable Diffusion x4 upscaler", pipelines=_names("StableDiffusionUpscale"), scale=0.08333
+        title="Stable Diffusion x4 upscaler",
+        published=((0.08333, 0.0),),
+        released=((4, 4),),
+        pipelines=_names("StableDiffusionUpscale"),
+        scale=0.08333,
     ),
     PipelineSpace(
         title="Latent consistency models",
+        published=(SD1,),
         pipelines=_names("LatentConsistencyModel", "LatentConsistencyModelImg2Img"),
     ),
-    PipelineSpace(title="Latent diffusion, text to image", pipelines=_names("LDMTextToImage")),
     PipelineSpace(
-        title="Marigold", pipelines=_names("MarigoldDepth", "MarigoldNormals", "MarigoldIntrinsics")
+        title="Latent diffusion, text to image", published=(SD1,), pipelines=_names("LDMTextToImage")
     ),
-    PipelineSpace(title="DiT", pipelines=_names("DiT")),
-    PipelineSpace(title="PixArt", pipelines=_names("PixArtAlpha", "PixArtSigma")),
-    PipelineSpace(title="HunyuanDiT", pipelines=_names("HunyuanDiT")),
-    PipelineSpace(title="Lumina 1", pipelines=_names("Lumina")),
-    PipelineSpace(title="AuraFlow", pipelines=_names("AuraFlow")),
-    PipelineSpace(title="OmniGen", pipelines=_names("OmniGen")),
-    PipelineSpace(title="CogView3 Plus", pipelines=_names("CogView3Plus")),
-    PipelineSpace(title="CogView4", pipelines=_names("CogView4", "CogView4Control")),
     PipelineSpace(
-        title="Kandinsky 5 image", pipelines=_names("Kandinsky5T2I", "Kandinsky5I2I"), channels_last=True
+        title="Marigold",
+        published=(SD1,),
+        pipelines=_names("MarigoldDepth", "MarigoldNormals", "MarigoldIntrinsics"),
+    ),
+    PipelineSpace(title="DiT", published=(SD1,), pipelines=_names("DiT")),
+    PipelineSpace(title="PixArt", published=(SD1, SDXL), pipelines=_names("PixArtAlpha", "PixArtSigma")),
+    PipelineSpace(title="HunyuanDiT", published=(SDXL,), pipelines=_names("HunyuanDiT")),
+    PipelineSpace(title="Lumina 1", published=(SDXL,), pipelines=_names("Lumina")),
+    PipelineSpace(
+        title="AuraFlow", published=(SDXL,), upcasts=("force_upcast",), pipelines=_names("AuraFlow")
+    ),
+    PipelineSpace(title="OmniGen", published=(SDXL,), pipelines=_names("OmniGen")),
+    PipelineSpace(
+        title="CogView3 Plus", released=((16, 8),), generator=True, pipelines=_names("CogView3Plus")
+    ),
+    PipelineSpace(
+        title="CogView4",
+        published=((1.0, 0.0),),
+        released=((16, 8),),
+        generator=True,
+        pipelines=_names("CogView4", "CogView4Control"),
+    ),
+    PipelineSpace(
+        title="Kandinsky 5 image",
+        published=(FLUX1,),
+        released=((16, 8),),
+        pipelines=_names("Kandinsky5T2I", "Kandinsky5I2I"),
+        channels_last=True,
     ),  # FLUX.1's autoencoder, whose shift it ignores
     PipelineSpace(
         title="Stable Diffusion XL",
+        published=(SDXL,),
+        optional=MEAN_AND_STD,
+        upcasts=("force_upcast", "post_quant_conv"),
         pipelines=_names("StableDiffusionXL", "StableDiffusionXLImg2Img", "StableDiffusionXLInpaint"),
         reads=SCALE + MEAN_AND_STD,
         encodes={"StableDiffusionXLInpaintPipeline": SCALE},
     ),
     PipelineSpace(
         title="Kolors",
+        published=(SDXL,),
+        upcasts=("force_upcast", "post_quant_conv"),
         pipelines=_names("Kolors", "KolorsImg2Img"),
         encodes={"KolorsImg2ImgPipeline": SCALE + MEAN_AND_STD},
     ),
     PipelineSpace(
         title="Stable Diffusion 3",
+        published=(SD3,),
+        released=((16, 8),),
         pipelines=_names("StableDiffusion3", "StableDiffusion3Img2Img", "StableDiffusion3Inpaint"),
         reads=SCALE_AND_SHIFT,
         decodes={"StableDiffusion3InpaintPipeline": SCALE},
     ),
     PipelineSpace(
         title="FLUX.1",
+        published=(FLUX1,),
+        released=((16, 8),),
         pipelines=_names(
             "Flux", "FluxImg2Img", "FluxInpaint", "FluxFill", "FluxControl", "FluxControlNet", "FluxKontext"
         ),
@@ -152,53 +204,103 @@ ROWS = (
     ),
     PipelineSpace(
         title="Chroma",
+        published=(FLUX1,),
+        released=((16, 8),),
         pipelines=_names("Chroma", "ChromaImg2Img", "ChromaInpaint"),
         reads=SCALE_AND_SHIFT,
         tokens=2,
     ),
     PipelineSpace(
         title="LongCat-Image",
+        published=(FLUX1,),
+        released=((16, 8),),
         pipelines=_names("LongCatImage", "LongCatImageEdit"),
         reads=SCALE_AND_SHIFT,
         tokens=2,
     ),
-    PipelineSpace(title="Ovis-Image", pipelines=_names("OvisImage"), reads=SCALE_AND_SHIFT, tokens=2),
-    PipelineSpace(title="Bria 3", pipelines=_names("Bria"), reads=SCALE_AND_SHIFT, tokens=2),
+    PipelineSpace(
+        title="Ovis-Image",
+        published=(FLUX1,),
+        released=((16, 8),),
+        pipelines=_names("OvisImage"),
+        reads=SCALE_AND_SHIFT,
+        tokens=2,
+    ),
+    PipelineSpace(
+        title="Bria 3",
+        released=((16, 8),),
+        optional=("shift_factor",),
+        pipelines=_names("Bria"),
+        reads=SCALE_AND_SHIFT,
+        tokens=2,
+    ),
     PipelineSpace(
         title="Z-Image",
+        published=(FLUX1,),
+        released=((16, 8),),
         pipelines=_names("ZImage", "ZImageImg2Img", "ZImageInpaint", "ZImageOmni"),
         reads=SCALE_AND_SHIFT,
     ),
-    PipelineSpace(title="Lumina 2", pipelines=_names("Lumina2"), reads=SCALE_AND_SHIFT),
-    PipelineSpace(title="HiDream", pipelines=_names("HiDreamImage"), reads=SCALE_AND_SHIFT),
+    PipelineSpace(
+        title="Lumina 2",
+        published=(FLUX1,),
+        released=((16, 8),),
+        pipelines=_names("Lumina2"),
+        reads=SCALE_AND_SHIFT,
+    ),
+    PipelineSpace(
+        title="HiDream",
+        published=(FLUX1,),
+        released=((16, 8),),
+        pipelines=_names("HiDreamImage"),
+        reads=SCALE_AND_SHIFT,
+    ),
     PipelineSpace(
         title="PRX",
+        published=(FLUX1,),
+        released=((16, 8), (32, 32)),
         pipelines=_names("PRX"),
         autoencoders=("AutoencoderKL", "AutoencoderDC"),
         reads=SCALE_AND_SHIFT,
     ),
     PipelineSpace(
         title="DreamLite",
+        published=((1.0, 0.0),),
+        optional=("shift_factor",),
         pipelines=_names("DreamLite", "DreamLiteMobile"),
         autoencoders=("AutoencoderTiny",),
         reads=SCALE_AND_SHIFT,
         encodes=dict.fromkeys(_names("DreamLite", "DreamLiteMobile"), ()),
     ),
-    PipelineSpace(title="GLM-Image", pipelines=_names("GlmImage"), reads=MEAN_AND_STD),
-    PipelineSpace(title="SANA", pipelines=_names("Sana", "SanaControlNet"), autoencoders=("AutoencoderDC",)),
+    PipelineSpace(
+        title="GLM-Image",
+        released=((16, 8),),
+        generator=True,
+        pipelines=_names("GlmImage"),
+        reads=MEAN_AND_STD,
+    ),
+    PipelineSpace(
+        title="SANA",
+        released=((32, 32),),
+        pipelines=_names("Sana", "SanaControlNet"),
+        autoencoders=("AutoencoderDC",),
+    ),
     PipelineSpace(
         title="SANA-Sprint",
+        released=((32, 32),),
         pipelines=_names("SanaSprint", "SanaSprintImg2Img"),
         autoencoders=("AutoencoderDC",),
         multiplier=0.5,
     ),
     PipelineSpace(
         title="HunyuanImage 2.1",
+        released=((64, 32),),
         pipelines=_names("HunyuanImage"),
         autoencoders=("AutoencoderKLHunyuanImage",),
     ),
     PipelineSpace(
         title="HunyuanImage 2.1 refiner",
+        released=((32, 16),),
         pipelines=_names("HunyuanImageRefiner"),
         autoencoders=("AutoencoderKLHunyuanImageRefiner",),
         frame_axis=True,
@@ -206,26 +308,34 @@ ROWS = (
     ),
     PipelineSpace(
         title="Kandinsky 2",
+        quantizes=False,
         pipelines=_names("Kandinsky", "KandinskyImg2Img", "KandinskyV22", "KandinskyV22Img2Img"),
         autoencoders=_MOVQ,
         reads=(),
     ),
     PipelineSpace(
-        title="Kandinsky 3", pipelines=_names("Kandinsky3", "Kandinsky3Img2Img"), autoencoders=_MOVQ, reads=()
+        title="Kandinsky 3",
+        quantizes=False,
+        pipelines=_names("Kandinsky3", "Kandinsky3Img2Img"),
+        autoencoders=_MOVQ,
+        reads=(),
     ),
     PipelineSpace(
         title="Latent diffusion, super-resolution",
+        released=((3, 4),),
         pipelines=_names("LDMSuperResolution"),
         autoencoders=_MOVQ,
         reads=(),
     ),
     PipelineSpace(
         title="Stable Cascade",
+        released=((4, 4),),
         pipelines=_names("StableCascadeDecoder", "StableCascadeCombined", "WuerstchenDecoder"),
         autoencoders=_PAELLA,
     ),
     PipelineSpace(
         title="FLUX.2",
+        released=((128, 16),),
         pipelines=_names("Flux2", "Flux2Klein", "Flux2KleinInpaint", "Flux2KleinKV"),
         autoencoders=_FLUX2,
         reads=MEAN_AND_STD,
@@ -234,6 +344,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="ERNIE-Image",
+        released=((128, 16),),
         pipelines=_names("ErnieImage"),
         autoencoders=_FLUX2,
         reads=MEAN_AND_STD,
@@ -242,6 +353,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="Ideogram 4",
+        released=((128, 16),),
         pipelines=_names("Ideogram4"),
         autoencoders=_FLUX2,
         reads=MEAN_AND_STD,
@@ -250,6 +362,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="Bria FIBO 2",
+        released=((32, 8),),
         pipelines=_names("BriaFibo2"),
         autoencoders=_FLUX2,
         reads=MEAN_AND_STD,
@@ -258,6 +371,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="Qwen-Image",
+        released=((16, 8),),
         pipelines=_names(
             "QwenImage",
             "QwenImageImg2Img",
@@ -275,6 +389,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="Krea 2",
+        released=((16, 8),),
         pipelines=_names("Krea2"),
         autoencoders=_QWEN,
         reads=MEAN_AND_STD,
@@ -283,6 +398,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="NucleusMoE-Image",
+        released=((16, 8),),
         pipelines=_names("NucleusMoEImage"),
         autoencoders=_QWEN,
         reads=MEAN_AND_STD,
@@ -291,6 +407,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="Qwen-Image 2.1",
+        released=((64, 16),),
         pipelines=_names("QwenImage21"),
         autoencoders=("AutoencoderKLQwenImage21",),
         reads=MEAN_AND_STD,
@@ -299,6 +416,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="Bria FIBO",
+        released=((48, 16),),
         pipelines=_names("BriaFibo", "BriaFiboEdit"),
         autoencoders=_WAN,
         reads=MEAN_AND_STD,
@@ -307,6 +425,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="Wan",
+        released=((16, 8), (48, 16)),
         pipelines=_names("Wan", "WanImageToVideo", "WanVideoToVideo", "WanVACE", "WanAnimate"),
         autoencoders=_WAN,
         reads=MEAN_AND_STD,
@@ -314,6 +433,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="Cosmos 2 text to image",
+        released=((16, 8),),
         pipelines=_names("Cosmos2TextToImage"),
         autoencoders=_WAN,
         reads=MEAN_AND_STD,
@@ -321,6 +441,7 @@ ROWS = (
     ),  # multiplies by sigma_data, which is published as 1
     PipelineSpace(
         title="ChronoEdit",
+        released=((16, 8),),
         pipelines=_names("ChronoEdit"),
         autoencoders=_WAN,
         reads=MEAN_AND_STD,
@@ -328,6 +449,7 @@ ROWS = (
     ),
     PipelineSpace(
         title="JoyImage-Edit",
+        released=((16, 8),),
         pipelines=_names("JoyImageEdit", "JoyImageEditPlus"),
         autoencoders=_WAN,
         reads=MEAN_AND_STD,
