@@ -9,9 +9,10 @@ built, which takes longer, and keys that are missing, unexpected or of another
 shape are listed. Of a damaged file it says which sections are lost, and exits
 with 2.
 
-With --audit: where a codec loads and works as it is, in diffusers' pipelines
-(Stable Diffusion 1 and 2, SDXL, SD3, FLUX), ComfyUI, A1111 and InvokeAI; if
-not, why, and which export or setting helps.
+With --audit: what a codec is made for, and where it works as it is: in each
+family of diffusers' pipelines, ComfyUI, A1111 and InvokeAI. If not, why, how
+far latents are off where a pipeline ignores a scale or shift in silence, and
+which export or setting helps.
 
 With --against: whether a denoiser trained on the other codec's latents still
 fits. It compares weights tensor by tensor, the latents of images, and what

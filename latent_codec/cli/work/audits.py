@@ -10,6 +10,7 @@ from latent_codec.cli.progress import progress, showing
 from latent_codec.cli.work.opening import SAMPLE_SIZE, device_of, sample_photograph
 from latent_codec.cli.work.printing import for_people, print_json, table
 from latent_codec.evaluation import drop_in_audit, host_audit
+from latent_codec.evaluation.diffusers_audit import made_for
 from latent_codec.images.sources import open_source, spread
 from latent_codec.images.tensors import center_crop
 
@@ -18,20 +19,28 @@ def audit_hosts(args: argparse.Namespace) -> None:
     with showing(f"opening {args.thing}"):
         codec = LatentCodec.from_pretrained(args.thing)
     with showing(f"auditing {args.thing}"):
-        audits = host_audit.audit_hosts(codec)
+        audits, families = host_audit.audit_hosts(codec), made_for(codec)
     if args.json:
         hosts = [audit.to_dict() for audit in audits]
-        print_json({"codec": codec.name, "fingerprint": codec.fingerprint, "hosts": hosts})
+        print_json(
+            {"codec": codec.name, "fingerprint": codec.fingerprint, "made_for": families, "hosts": hosts}
+        )
         return
+    print(f"made for: {', '.join(families) or 'no released denoiser that is known here'}")
     print(f"{codec.name}, {type(codec.autoencoder).__name__}")
-    table(("host", "verdict"), [(audit.host, audit.verdict) for audit in audits], justify="l")
+    audits.sort(key=lambda audit: ("as it is", "with limits", "no").index(audit.verdict))
+    rows = [(audit.host, audit.diffusers or "-", audit.verdict) for audit in audits]
+    table(("host", "diffusers", "verdict"), rows, justify="l")
+    alike: dict[tuple, list[str]] = {}
     for audit in audits:
-        if audit.reasons:
-            print(f"{audit.host}: {audit.verdict}")
-        for reason in audit.reasons:
+        alike.setdefault((audit.verdict, audit.reasons, audit.remedy), []).append(audit.host)
+    for (verdict, reasons, remedy), hosts in alike.items():
+        if reasons:
+            print(f"{', '.join(hosts)}: {verdict}")
+        for reason in reasons:
             print(f"  - {reason}")
-        if audit.remedy:
-            print(f"  what helps: {audit.remedy}")
+        if remedy:
+            print(f"  what helps: {remedy}")
 
 
 def audit_drop_in(args: argparse.Namespace) -> None:
