@@ -5,7 +5,7 @@ The rules are what the hosts' code reads (ComfyUI, A1111 and InvokeAI in 2026):
     diffusers     its pipelines take any autoencoder object, and read entries of its config: `families/pipeline_spaces.py`
     ComfyUI       a weight file, diffusers' or latent-diffusion's keys; rebuilds Stable Diffusion's network
     A1111         a weight file of latent-diffusion's keys, loaded strictly into its model's network
-    InvokeAI      a diffusers folder, recognised by the class and the latents' channels in its config
+    InvokeAI      a diffusers folder, recognized by the class and the latents' channels in its config
 
 "As it is" means that the host's latents are decoded as this codec decodes them. Whether a denoiser that was trained
 on another's latents fits these is another question: `drop_in_audit`.
