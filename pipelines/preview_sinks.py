@@ -1,8 +1,8 @@
 """Where previews go: any function of a PIL image and the number of its step, and the two files here.
 
 An image's `info` tells its `step`, its `timestep`, what it `shows`, "x_0" or "x_t", and, of a linear preview, that its
-`pixels` are positions of latents. A sink may have a method `finish()`, which is called when a run has shown its last image. Both are called on the thread that makes the
-previews, one after the other.
+`pixels` are positions of latents. A sink may have a method `finish()`, which is called when a run has shown its last image.
+Both are called on the thread that makes the previews, one after the other.
 """
 
 import os
@@ -14,12 +14,17 @@ from PIL.PngImagePlugin import PngInfo
 from latent_codec.files import replacing
 
 SIDE = 256
-"""Pixels that the longer side of a preview has at least, in files."""
+"""Pixels that each side of a preview has at least, in files."""
+_MAX_SIDE = 16383
+"""Pixels that a side of a WebP has at most."""
 
 
 def enlarged(image: Image, side: int) -> Image:
-    """The image, an integer number of times as large so that its longer side has at least `side` pixels."""
-    factor = -(-side // max(image.size))
+    """The image, an integer number of times as large so that both sides have at least `side` pixels.
+
+    A strip of frames counts by its short side; it grows to _MAX_SIDE pixels at most.
+    """
+    factor = min(-(-side // min(image.size)), _MAX_SIDE // max(image.size))
     if factor <= 1:
         return image
     resampling = Resampling.NEAREST if "pixels" in image.info else Resampling.BICUBIC
@@ -33,7 +38,7 @@ class PngFolder:
 
     Args:
         folder: made if need be; an older run's files of the same steps are overwritten.
-        side: pixels that the longer side has at least; smaller previews are enlarged.
+        side: pixels that each side has at least; smaller previews are enlarged.
     """
 
     def __init__(self, folder: str | os.PathLike, *, side: int = SIDE):
@@ -77,7 +82,9 @@ class AnimatedWebP:
         self._images: list[Image] = []
 
     def __call__(self, image: Image, step: int) -> None:
-        self._images.append(enlarged(image, self.side))
+        image = enlarged(image, self.side)
+        image.thumbnail((_MAX_SIDE, _MAX_SIDE))  # which a long strip of full frames may be beyond
+        self._images.append(image)
 
     def finish(self) -> None:
         if not self._images:

@@ -13,7 +13,7 @@ from helpers.processes import run_forked
 from helpers.training import write_images
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_autoencoder_tiny_gn import taef2
+from test_todays_families import flux2
 from torch.nn import functional as F
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec, LatentSpace
@@ -26,6 +26,7 @@ from latent_codec.previews.fitting import (
     colored_noise,
     correlation,
     fit_linear,
+    fit_map,
     fit_palette,
     ridge_regression,
 )
@@ -148,7 +149,8 @@ def test_wrong_latents_are_refused(latents, message):
 
 def test_wrong_maps_are_refused():
     with pytest.raises(
-        ValueError, match=r"expected weight \(3, C\) and bias \(3,\), got shapes \(4, 3\) and"
+        ValueError,
+        match=r"expected weight \(3, C\) or \(3, C, 3, 3\) and bias \(3,\), got shapes \(4, 3\) and",
     ):
         LatentPreviewer.linear(torch.zeros(4, 3), torch.zeros(3))
     with pytest.raises(ValueError, match="weight is for 4 channels; the space has 16"):
@@ -386,6 +388,27 @@ def test_unreadable_images_are_left_out_and_named(tmp_path):
         fit_linear(build(), open_source(folder))
 
 
+def test_a_3x3_map_is_fitted_where_colors_depend_on_neighbors(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 4, 32, 40, generator=generator)
+    weight, bias = torch.randn(3, 4, 3, 3, generator=generator), torch.tensor([0.5, 0.0, -0.25])
+    bordered = F.pad(latents, (1, 1, 1, 1), mode="replicate")
+    found, found_bias = fit_map([Sample(latents, [], F.conv2d(bordered, weight, bias))])
+    torch.testing.assert_close(found, weight, rtol=0, atol=2e-3)
+    torch.testing.assert_close(found_bias, bias, rtol=0, atol=2e-3)
+
+    pointwise = F.conv2d(latents, weight[:, :, 1:2, 1:2], bias)
+    assert fit_map([Sample(latents, [], pointwise)])[0].shape == (3, 4)
+    few = Sample(latents[:, :, :4, :4], [], F.conv2d(bordered, weight)[:, :, :4, :4])
+    assert fit_map([few])[0].shape == (3, 4)
+
+    codec = build()
+    codec.save_pretrained(tmp_path / "codec")
+    write_preview(preview_path(tmp_path / "codec"), codec, StoredPreview(found, found_bias, None, None))
+    shown = LatentPreviewer.from_pretrained(tmp_path / "codec")(latents / 50)
+    torch.testing.assert_close(shown, F.conv2d(bordered / 50, found, found_bias).clamp(-1, 1))
+
+
 # ------------------------------------------------------------------------------------------ files
 
 
@@ -444,6 +467,19 @@ def test_a_preview_of_another_codec_is_refused_with_both_fingerprints(tmp_path):
     assert one.fingerprint in str(refusal.value) and other.fingerprint in str(refusal.value)
 
 
+def test_a_preview_of_another_pipelines_latents_is_refused_with_both_pipelines(tmp_path):
+    codec = LatentCodec(flux2(), pipeline="Ideogram4Pipeline")
+    folder = saved(codec, tmp_path / "mine")
+    previewer = LatentPreviewer.from_pretrained(folder, pipeline="Ideogram4Pipeline")
+    assert previewer.space == codec.latent_space
+    for pipeline, space in ((None, "its usual latent space"), ("ErnieImagePipeline", "ErnieImagePipeline")):
+        message = rf"in Ideogram4Pipeline \({codec.fingerprint}\), not the latents of mine in {space}"
+        with pytest.raises(ValueError, match=message):
+            LatentPreviewer.from_pretrained(folder, pipeline=pipeline)
+    saved(LatentCodec(flux2()), folder)  # FLUX.2's own
+    assert LatentPreviewer.from_pretrained(folder, pipeline="Flux2Pipeline").space.channels == 16
+
+
 def test_a_decoder_that_was_trained_further_needs_its_own_preview(tmp_path):
     codec = build()
     saved(codec, tmp_path / "codec")
@@ -484,8 +520,8 @@ def test_damaged_previews_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             LatentPreviewer.from_pretrained(tmp_path)
     facts = json.loads(metadata["latent_codec_preview"])
-    save_file(tensors, path, {"latent_codec_preview": json.dumps(facts | {"format": 2})})
-    with pytest.raises(ValueError, match="format 2; this version reads 1"):
+    save_file(tensors, path, {"latent_codec_preview": json.dumps(facts | {"format": 3})})
+    with pytest.raises(ValueError, match="format 3; this version reads 1 and 2"):
         LatentPreviewer.from_pretrained(tmp_path)
     save_file(tensors, path, {"latent_codec_preview": json.dumps(facts | {"tiny": {}})})
     with pytest.raises(ValueError, match="damaged"):
@@ -633,20 +669,3 @@ def test_what_a_tiny_decoder_cannot_be_trained_by_is_refused(tmp_path, make_imag
         table = tiny_preview(tmp_path / "codec").to_dict()
         del table["model"]["teacher"]
         build_tiny_decoder(TrainingConfig.from_dict(table), make_images)
-
-
-# ------------------------------------------------------------------------------------------ TAEF2
-
-
-def test_taef2_is_previewed_by_the_same_classes(shared):
-    codec = LatentCodec(taef2(shared))
-    source = open_source(shared / "data" / "photos" / "photos-000.tar")
-    fit = fit_linear(codec, source, num_images=7)
-    image = open_source(shared / "data" / "kodak").read(1).float()[:, :128, :192] / 127.5 - 1
-    latents = codec.encode(image)
-    decoded = LatentPreviewer.full(codec)(latents)
-    shown = LatentPreviewer.linear(fit.weight, fit.bias, space=codec.latent_space)(latents)
-    assert correlation(decoded, image[None]) > 0.95
-    assert (
-        correlation(shown, F.avg_pool2d(decoded, 8)) > 0.7
-    )  # FLUX.2's latents hold color less plainly than others

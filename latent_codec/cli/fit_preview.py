@@ -12,7 +12,7 @@ hub and a single file are never changed: --out names a folder for a copy.
 
 Examples:
   latent-codec fit-preview photos/ --codec runs/mine
-                                   a 1x1 map from latents to RGB, in seconds
+                                   a linear map from latents to RGB, in seconds
   latent-codec fit-preview --codec runs/mine
                                    without images, from random latents
   latent-codec fit-preview photos/ --codec runs/mine --tiny

@@ -43,7 +43,8 @@ class PipelineSpace:
         tokens: side of the squares of positions that make one token of their denoiser.
         frame_axis: whether latents have an axis of frames.
         repeated: whether their denoiser is handed every channel twice.
-        channels_last: whether the axis of channels is the last, after frames, rows and columns.
+        channel_axis: of video (B, C, T, h, w); 4: channels last.
+        references_first: whether their denoiser is told the shapes of references before that of the image it draws.
     """
 
     title: str
@@ -67,7 +68,8 @@ class PipelineSpace:
     tokens: int | None = None
     frame_axis: bool = False
     repeated: bool = False
-    channels_last: bool = False
+    channel_axis: int = 1
+    references_first: bool = False
 
     def latent_space(self, channels: int, downsampling_factor: int, config: Mapping[str, Any]) -> LatentSpace:
         """The space of an autoencoder as these pipelines see it.
@@ -166,7 +168,7 @@ ROWS = (
         published=(FLUX1,),
         released=((16, 8),),
         pipelines=_names("Kandinsky5T2I", "Kandinsky5I2I"),
-        channels_last=True,
+        channel_axis=4,
     ),  # FLUX.1's autoencoder, whose shift it ignores
     PipelineSpace(
         title="Stable Diffusion XL",
@@ -413,6 +415,7 @@ ROWS = (
         reads=MEAN_AND_STD,
         tokens=1,
         frame_axis=True,
+        references_first=True,
     ),
     PipelineSpace(
         title="Bria FIBO",

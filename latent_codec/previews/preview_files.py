@@ -1,10 +1,11 @@
 """preview.safetensors: what a codec's folder keeps for previews, and whose it is.
 
-linear.weight (3, C), linear.bias (3,)
+linear.weight (3, C) or, in format 2, (3, C, 3, 3), linear.bias (3,)
 palette.mean (3,), palette.LEVEL (codebook_size, 3)     of discrete codecs
 tiny.KEY, in half precision                             where one was trained
 
-The metadata's one entry is JSON: format, the codec's name and fingerprint, and the tiny decoder's config.
+The metadata's one entry is JSON: format, the codec's name and fingerprint, the pipeline whose latents it shows (null: the
+usual ones of the autoencoder's class), and the tiny decoder's config.
 """
 
 import json
@@ -27,7 +28,8 @@ from latent_codec.torch_settings import ignoring_caller_settings, plain_state_di
 
 NAME = "preview.safetensors"
 ENTRY = "latent_codec_preview"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Of 1x1 and of 3x3 maps."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class StoredPreview:
     """What preview.safetensors holds."""
 
     weight: Tensor
-    """Of the 1x1 map, (3, C)."""
+    """Of the linear map, (3, C) or (3, C, 3, 3)."""
     bias: Tensor
     palette: Palette | None
     """Of discrete codecs."""
@@ -54,7 +56,13 @@ def preview_path(name_or_path: str | os.PathLike) -> Path:
 def write_preview(path: Path, codec: LatentCodec, preview: StoredPreview) -> None:
     """Write a codec's preview, complete or not at all."""
     tensors = {"linear.weight": preview.weight, "linear.bias": preview.bias}
-    facts = {"format": FORMAT_VERSION, "codec": codec.name, "fingerprint": codec.fingerprint, "tiny": None}
+    facts = {
+        "format": FORMAT_VERSIONS[preview.weight.ndim == 4],
+        "codec": codec.name,
+        "fingerprint": codec.fingerprint,
+        "pipeline": codec.pipeline,
+        "tiny": None,
+    }
     if preview.palette is not None:
         tensors["palette.mean"] = preview.palette.mean
         tensors |= {f"palette.{level}": table for level, table in enumerate(preview.palette.tables)}
@@ -73,7 +81,7 @@ def read_preview(path: Path, codec: LatentCodec) -> StoredPreview:
     """Read the preview of `codec`.
 
     Raises:
-        ValueError: if it was fitted to another, or is damaged.
+        ValueError: if it was fitted to another or to another pipeline's latents, or is damaged.
     """
     try:
         file = open_checkpoint(path)
@@ -83,12 +91,14 @@ def read_preview(path: Path, codec: LatentCodec) -> StoredPreview:
         raise ValueError(
             f"{path} is no preview, or damaged ({error}); `latent-codec fit-preview` writes another"
         ) from error
-    if version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format {version}; this version reads {FORMAT_VERSION}: fit it again")
+    if version not in FORMAT_VERSIONS:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
+        raise ValueError(f"{path} has format {version}; this version reads {known}: fit it again")
     if fingerprint != codec.fingerprint:
+        fitted_to = _latents_of(facts.get("codec"), facts.get("pipeline"))
         raise ValueError(
-            f"{path} shows the latents of {facts.get('codec')} ({fingerprint}), not of {codec.name} "
-            f"({codec.fingerprint}); `latent-codec fit-preview` fits one to it"
+            f"{path} shows {fitted_to} ({fingerprint}), not {_latents_of(codec.name, codec.pipeline)} "
+            f"({codec.fingerprint}); `latent-codec fit-preview` fits one to them"
         )
     try:
         tensors = {}
@@ -96,13 +106,17 @@ def read_preview(path: Path, codec: LatentCodec) -> StoredPreview:
             tensors[key] = own_copy(file[key])
             check_finite(tensors[key], key, path)
         return StoredPreview(
-            weight=tensors["linear.weight"].view(3, codec.latent_space.channels),
+            weight=tensors["linear.weight"].view(3, codec.latent_space.channels, *[3, 3] * (version == 2)),
             bias=tensors["linear.bias"].view(3),
             palette=_palette(tensors, codec),
             tiny=_tiny(tensors, facts.get("tiny")),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged ({error}); `latent-codec fit-preview` writes another") from error
+
+
+def _latents_of(name: str | None, pipeline: str | None) -> str:
+    return f"the latents of {name} in {pipeline or 'its usual latent space'}"
 
 
 def _palette(tensors: dict[str, Tensor], codec: LatentCodec) -> Palette | None:

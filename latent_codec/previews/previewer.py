@@ -22,7 +22,7 @@ KINDS = ("linear", "tiny", "full")
 class LatentPreviewer:
     """Shows latents, or indices of a discrete codec, of which some may be unknown yet.
 
-        latents --1x1 map--> RGB, a pixel per latent                       linear
+        latents --1x1 or 3x3 map--> RGB, a pixel per latent                linear
         latents --TinyDecoder--> RGB in the image's size                 tiny
         latents --reduced--> the codec's own decoder --> RGB               full
         indices --a color per codeword--> RGB, a pixel per index          linear and tiny
@@ -49,22 +49,28 @@ class LatentPreviewer:
     @classmethod
     @ignoring_caller_settings()
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike = "default", *, kind: str | None = None
+        cls,
+        name_or_path: str | os.PathLike = "default",
+        *,
+        kind: str | None = None,
+        pipeline: str | None = None,
     ) -> "LatentPreviewer":
         """The preview in a codec's folder, which `latent-codec fit-preview` puts there.
 
         Args:
             name_or_path: of a codec, as LatentCodec.from_pretrained takes it.
             kind: "linear", "tiny" or "full"; None: tiny if there is one, else linear.
+            pipeline: the class name of the pipeline whose latents it is to show, as LatentCodec.from_pretrained takes it.
 
         Raises:
-            ValueError: if there is no such codec or no such preview, or it was fitted to another codec.
+            ValueError: if there is no such codec or no such preview, or it was fitted to another codec or to the latents of
+                another pipeline, which the message names.
         """
         if kind not in (None, *KINDS):
             raise ValueError(
                 f"kind is {kind!r}; allowed are {', '.join(KINDS)}, and None for the best fitted one"
             )
-        codec = LatentCodec.from_pretrained(name_or_path)
+        codec = LatentCodec.from_pretrained(name_or_path, pipeline=pipeline)
         if kind == "full":
             return cls.full(codec)
         command = f"`latent-codec fit-preview --codec {name_or_path}"
@@ -86,10 +92,10 @@ class LatentPreviewer:
     def linear(
         cls, weight: Tensor, bias: Tensor, *, space: LatentSpace | None = None, palette: Palette | None = None
     ) -> "LatentPreviewer":
-        """color = weight @ latent + bias at every position.
+        """color = weight @ latent + bias at every position, or of the 3x3 latents around it.
 
         Args:
-            weight: (3, C), for latents as a denoiser has them and colors in [-1, 1].
+            weight: (3, C) or (3, C, 3, 3), for latents as a denoiser has them and colors in [-1, 1].
             bias: (3,).
             space: of the latents; None: C channels at a factor of 8, neither scaled nor shifted.
             palette: colors of the codewords, for `indices`.
@@ -97,9 +103,10 @@ class LatentPreviewer:
         Raises:
             ValueError: for other shapes.
         """
-        if weight.ndim != 2 or len(weight) != 3 or bias.shape != (3,):
+        if len(weight) != 3 or weight.shape[2:] not in ((), (3, 3)) or weight.ndim < 2 or bias.shape != (3,):
             raise ValueError(
-                f"expected weight (3, C) and bias (3,), got shapes {tuple(weight.shape)} and {tuple(bias.shape)}"
+                "expected weight (3, C) or (3, C, 3, 3) and bias (3,), got shapes "
+                f"{tuple(weight.shape)} and {tuple(bias.shape)}"
             )
         space = space or LatentSpace(weight.shape[1], 8)
         if space.channels != weight.shape[1]:
@@ -185,15 +192,23 @@ class LatentPreviewer:
 
 
 class LinearPreview(nn.Module):
-    """A 1x1 map with bias."""
+    """A 1x1 or 3x3 map with bias, which continues latents beyond their border."""
 
     def __init__(self, weight: Tensor, bias: Tensor):
         super().__init__()
-        self.register_buffer("weight", weight.float()[:, :, None, None].contiguous())
+        weight = weight[:, :, None, None] if weight.ndim == 2 else weight
+        self.register_buffer("weight", weight.float().contiguous())
         self.register_buffer("bias", bias.float().contiguous())
 
     def forward(self, latents: Tensor) -> Tensor:
+        if self.weight.shape[-1] == 3:
+            latents = with_border(latents)
         return F.conv2d(latents, self.weight, self.bias)
+
+
+def with_border(latents: Tensor) -> Tensor:
+    """Repeat the outermost latents once, on every side."""
+    return F.pad(latents, (1, 1, 1, 1), mode="replicate")
 
 
 def _on_device_of_input(module: nn.Module) -> Callable[[Tensor], Tensor]:
