@@ -526,6 +526,45 @@ def test_flux_1s_autoencoder_is_taken_by_its_families_and_kandinsky_5_is_off_by_
     )
 
 
+@pytest.mark.parametrize(
+    ("title", "build", "expected"),
+    [
+        (
+            "GLM-Image",
+            lambda: kl_with_mean_and_std(16),
+            "ignores scaling_factor 0.5, so that latents are 2 times as large",
+        ),
+        (
+            "Kolors",
+            lambda: kl_with_mean_and_std(4),
+            "ignores latents_mean and latents_std, so that latents are",
+        ),
+        (
+            "Kolors",
+            lambda: kl_with_mean_and_std(4),
+            "KolorsImg2ImgPipeline encodes with latents_mean and latents_std",
+        ),
+        (
+            "Stable Diffusion XL",
+            lambda: kl_with_mean_and_std(4),
+            "StableDiffusionXLInpaintPipeline encodes without latents_mean and latents_std",
+        ),
+        (
+            "DreamLite",
+            lambda: tiny(diffusers.AutoencoderTiny, 4, scaling_factor=0.5),
+            "DreamLitePipeline encodes without scaling_factor and shift_factor: its latents are 2 times as large",
+        ),
+        (
+            "Stable Diffusion x4 upscaler",
+            lambda: kl(4),
+            "ignores scaling_factor 0.18215, so that latents are 0.45748 times as large",
+        ),
+    ],
+)
+def test_silent_deviations_are_told_with_their_size(title, build, expected):
+    assert any(expected in reason for reason in audit(build(), title).reasons)
+
+
 def test_advice_is_one_chain_of_steps():
     assert audit(kl(4), SD3).remedy == (
         "`latent-codec convert CODEC FOLDER --scaling-factor 0.18215 --shift-factor 0`, "
