@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec, LatentSpace
 from latent_codec.components.codec_folders import SHIPPED
+from latent_codec.families.latent_space import POSITION_FIRST, unpack_positions
 from latent_codec.images.sources import open_source
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews import LatentPreviewer
@@ -416,7 +417,7 @@ def stored(codec: LatentCodec, tiny: TinyDecoder | None = None) -> StoredPreview
     generator = torch.Generator().manual_seed(0)
     tables = [torch.rand(size, 3, generator=generator) - 0.5 for size in codec.codebook_sizes]
     palette = Palette(torch.full((3,), 0.125), tables) if codec.is_discrete else None
-    weight = torch.rand(3, codec.latent_space.channels, generator=generator)
+    weight = torch.rand(3, codec.latent_space.raw_channels, generator=generator)
     return StoredPreview(weight, torch.full((3,), 0.25), palette, tiny)
 
 
@@ -472,6 +473,12 @@ def test_a_preview_of_another_pipelines_latents_is_refused_with_both_pipelines(t
     folder = saved(codec, tmp_path / "mine")
     previewer = LatentPreviewer.from_pretrained(folder, pipeline="Ideogram4Pipeline")
     assert previewer.space == codec.latent_space
+    latents = smooth(1, 16, 4, 6)
+    grid = unpack_positions(latents, POSITION_FIRST)  # a pixel each
+    expected = LatentPreviewer.linear(stored(codec).weight, stored(codec).bias)(grid)
+    assert torch.equal(previewer(latents), expected) and expected.shape == (1, 3, 8, 12)
+    fit = fit_linear(codec)  # 4 channels
+    assert fit.weight.shape[:2] == (3, 4)
     for pipeline, space in ((None, "its usual latent space"), ("ErnieImagePipeline", "ErnieImagePipeline")):
         message = rf"in Ideogram4Pipeline \({codec.fingerprint}\), not the latents of mine in {space}"
         with pytest.raises(ValueError, match=message):

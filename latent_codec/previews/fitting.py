@@ -22,7 +22,7 @@ from latent_codec.images.tensors import center_crop, pad_to_multiple
 from latent_codec.models.quantizers import nearest_codewords
 from latent_codec.previews.full import rgb
 from latent_codec.previews.palette import Palette
-from latent_codec.previews.previewer import LatentPreviewer, with_border
+from latent_codec.previews.previewer import LatentPreviewer, unpacked, with_border
 from latent_codec.torch_settings import ignoring_caller_settings
 
 SIDE = 192
@@ -88,7 +88,7 @@ class Sample:
     """What a regression learns from, of one batch."""
 
     latents: Tensor
-    """(B, C, h, w), float32 on the CPU."""
+    """(B, C, h, w), float32 on the CPU, unpacked where the space packs 2x2 positions."""
     grids: list[Tensor]
     """Indices of each level, (B, h_l, w_l), top first; none of continuous codecs."""
     colors: Tensor
@@ -237,8 +237,9 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 
 def downscaled_decode(codec: LatentCodec, latents: Tensor) -> Tensor:
-    """The full decode's mean over each latent's block, RGB (B, 3, h, w) on the CPU: what a linear preview aims at."""
-    return _blocks(codec.decode(latents, output_type="pt"), latents.shape[2:])
+    """The full decode's mean over each raw latent's block, RGB (B, 3, h, w) on the CPU: what a linear preview aims at."""
+    shape = unpacked(latents, codec.latent_space).shape[2:]
+    return _blocks(codec.decode(latents, output_type="pt"), shape)
 
 
 def colored_noise(shape: tuple[int, ...], exponent: float, generator: torch.Generator) -> Tensor:
@@ -267,7 +268,8 @@ def _image_samples(
             latents = _latents_of(codec, grids)
         else:
             grids, latents = [], codec.encode(image).float()
-        yield Sample(latents.cpu(), [grid.cpu() for grid in grids], _blocks(image[None], latents.shape[2:]))
+        latents = unpacked(latents.cpu(), codec.latent_space)
+        yield Sample(latents, [grid.cpu() for grid in grids], _blocks(image[None], latents.shape[2:]))
 
 
 def _random_samples(
@@ -288,7 +290,8 @@ def _random_samples(
                 colored_noise((1, codec.latent_space.channels, side, side), SPECTRUM, generator),
             )
             decoded = codec.decode(latents, output_type="pt")
-        yield Sample(latents.cpu(), grids, _blocks(decoded, latents.shape[2:]))
+        latents = unpacked(latents.cpu(), codec.latent_space)
+        yield Sample(latents, grids, _blocks(decoded, latents.shape[2:]))
         if on_progress:
             on_progress(done, NUM_RANDOM)
 

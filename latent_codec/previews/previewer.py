@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
 from latent_codec.families import LatentSpace
+from latent_codec.families.latent_space import unpack_positions
 from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.full import FullPreview
@@ -95,7 +96,8 @@ class LatentPreviewer:
         """color = weight @ latent + bias at every position, or of the 3x3 latents around it.
 
         Args:
-            weight: (3, C) or (3, C, 3, 3), for latents as a denoiser has them and colors in [-1, 1].
+            weight: (3, C) or (3, C, 3, 3), for latents as a denoiser has them and colors in [-1, 1]. Of a space that packs
+                2x2 positions (FLUX.2), C is that of the unpacked positions, each of which gets a pixel.
             bias: (3,).
             space: of the latents; None: C channels at a factor of 8, neither scaled nor shifted.
             palette: colors of the codewords, for `indices`.
@@ -109,9 +111,10 @@ class LatentPreviewer:
                 f"{tuple(weight.shape)} and {tuple(bias.shape)}"
             )
         space = space or LatentSpace(weight.shape[1], 8)
-        if space.channels != weight.shape[1]:
-            raise ValueError(f"weight is for {weight.shape[1]} channels; the space has {space.channels}")
-        return cls("linear", _on_device_of_input(LinearPreview(weight, bias)), space, *_painter_of(palette))
+        if space.raw_channels != weight.shape[1]:
+            raise ValueError(f"weight is for {weight.shape[1]} channels; the space has {space.raw_channels}")
+        paint = _on_device_of_input(LinearPreview(weight, bias))
+        return cls("linear", lambda latents: paint(unpacked(latents, space)), space, *_painter_of(palette))
 
     @classmethod
     def tiny(
@@ -154,7 +157,7 @@ class LatentPreviewer:
         """Scaled latents (B, C, h, w), of any float dtype, on any device -> RGB.
 
         Returns:
-            float32 (B, 3, H, W) in [-1, 1] on the CPU: linear h x w, tiny h f x w f, full likewise unless reduced.
+            float32 (B, 3, H, W) in [-1, 1] on the CPU: linear h x w (2h x 2w where the space packs 2x2), tiny h f x w f, full likewise unless reduced.
 
         Raises:
             ValueError: for other shapes, or latents that are not finite.
@@ -204,6 +207,11 @@ class LinearPreview(nn.Module):
         if self.weight.shape[-1] == 3:
             latents = with_border(latents)
         return F.conv2d(latents, self.weight, self.bias)
+
+
+def unpacked(latents: Tensor, space: LatentSpace) -> Tensor:
+    """Latents of `space` with one position where it packs 2x2, normalized still."""
+    return latents if space.raw_channels == space.channels else unpack_positions(latents, space.packed)
 
 
 def with_border(latents: Tensor) -> Tensor:
