@@ -178,7 +178,7 @@ LARGE = [
 ]
 OPEN = """
 import resource, sys
-from latent_codec.components.codec_folders import _component_class
+from latent_codec.components.codec_folders import component_class
 from latent_codec.components.loading import find_weights_in, load_component
 from latent_codec.models.classifier import ImageClassifier
 from latent_codec.models.context_network import IndexContext
@@ -188,7 +188,7 @@ from pathlib import Path
 import diffusers, torch
 
 ours = {each.__name__: each for each in (IndexContext, PixelCNN, TinyDecoder)}
-find = lambda name: ours.get(name) or _component_class(name)
+find = lambda name: ours.get(name) or component_class(name)
 load_component(find_weights_in(Path(sys.argv[1])), find)
 before = resource.getrusage(resource.RUSAGE_SELF)
 for folder in sys.argv[2:]:

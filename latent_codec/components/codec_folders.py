@@ -215,7 +215,7 @@ def load_autoencoder(weights: Path):
     """
     from latent_codec.components.loading import load_component
 
-    autoencoder = load_component(weights, _component_class)
+    autoencoder = load_component(weights, component_class)
     try:
         LatentSpace.from_config(autoencoder)
     except ValueError as error:
@@ -223,7 +223,7 @@ def load_autoencoder(weights: Path):
     return autoencoder
 
 
-def _component_class(class_name: str) -> type:
+def component_class(class_name: str) -> type:
     """Our own class of that name, or diffusers'."""
     import diffusers
 
