@@ -540,6 +540,11 @@ class LatentCodec:
 
     def _to_images(self, image: ImageLike) -> list[Tensor]:
         """One image, or a batch as array or tensor -> images (C, H, W)."""
+        if isinstance(image, (Tensor, np.ndarray)) and image.ndim == 5:
+            raise ValueError(
+                f"{self.name}: expected images, which have no frames, got {type(image).__name__} of shape "
+                f"{tuple(image.shape)}; encode a video's frames one by one"
+            )
         if isinstance(image, (Tensor, np.ndarray)) and image.ndim == 4:
             return [to_image(each, channels=self.channels) for each in image]
         return [to_image(image, channels=self.channels)]

@@ -10,7 +10,7 @@ from latent_codec.errors import SettingError
 def add_codec_arguments(
     parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "the one called default"
 ) -> None:
-    """`--codec`, `--config`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
+    """`--codec`, `--for-pipeline`, `--config`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
     parser.add_argument(
         "--codec",
         default=default,
@@ -19,6 +19,7 @@ def add_codec_arguments(
         f"checkpoint file, or a hub id (default: {meaning})",
     )
     add_subfolder_argument(parser)
+    add_pipeline_argument(parser)
     parser.add_argument(
         "--config",
         type=Path,
@@ -46,6 +47,15 @@ def add_subfolder_argument(parser: argparse.ArgumentParser) -> None:
         "--subfolder",
         metavar="NAME",
         help="take the autoencoder in this subfolder of --codec (default: the folder itself, vae, vqvae or movq)",
+    )
+
+
+def add_pipeline_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--for-pipeline",
+        metavar="CLASS",
+        help="take latents to be those of this pipeline of diffusers, such as Ideogram4Pipeline (default: of the "
+        "pipeline whose folder --codec is in, or the usual ones of the autoencoder's class)",
     )
 
 

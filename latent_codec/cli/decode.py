@@ -3,6 +3,9 @@
 Latents of another latent space than the codec's are refused. A codec whose
 decoder only differs (a fine-tuned one) decodes them, with a note on stderr.
 
+A file names the pipeline whose latents it holds, if --for-pipeline named one
+or the codec was in its folder; --for-pipeline names another.
+
 Plain arrays (.npy, .npz) and tensors (.pt) do not name their codec: --codec
 has to, and it cannot be checked. They are (C, h, w) or (N, C, h, w), scaled
 and shifted as a denoiser takes them; of several arrays in a file, those with

@@ -24,6 +24,8 @@ Examples:
                                              another, fashion-mnist a pipeline
   latent-codec info runs/mine                a run, a diffusers folder, a
                                              pipeline, an id on the hub
+  latent-codec info flux2 --for-pipeline Ideogram4Pipeline
+                                             a codec as this pipeline sees it
   latent-codec info latents/cat.safetensors  a latent file: its codec, images
                                              and labels
   latent-codec info compressed/cat.lcf       a compressed file: what it holds,
@@ -42,6 +44,7 @@ from latent_codec.cli.arguments import (
     add_device_argument,
     add_json_argument,
     add_limit_argument,
+    add_pipeline_argument,
     add_subfolder_argument,
 )
 from latent_codec.cli.compressed_files import add_entropy_argument, is_compressed_file
@@ -78,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="count the bits of a compressed file without overhead, or compare every key of a checkpoint with its network",
     )
     add_subfolder_argument(parser)
+    add_pipeline_argument(parser)
     add_entropy_argument(parser)
     add_json_argument(parser)
 

@@ -25,6 +25,7 @@ from latent_codec.components.codec_folders import (
 )
 from latent_codec.components.weight_files import CONFIG, config_in, metadata_of, read_config_file
 from latent_codec.families import LatentSpace, family_class
+from latent_codec.families.pipeline_spaces import PIPELINES
 from latent_codec.files import read_folder
 
 if TYPE_CHECKING:
@@ -82,12 +83,24 @@ class CodecFacts:
             "image_channels": self.channels,
             "latent_channels": self.latent_space.channels,
             "downsampling_factor": self.latent_space.downsampling_factor,
+            "pipeline": self.pipeline,
+            "latents": self._describe_latents(),
+            "packing": self.latent_space.describe_packing(),
             **(self._describe_codebooks() if self.codebook_sizes else {}),
             **self.latent_space.to_config(),
             "force_upcast": bool(self.config.get("force_upcast")),
             "space_fingerprint": self.space_fingerprint,
             "fingerprint": self.fingerprint,
         }
+
+    def _describe_latents(self) -> str:
+        """Whose they are."""
+        if self.pipeline is not None:
+            return f"as {self.pipeline} sees them ({PIPELINES[self.pipeline].title})"
+        usual = family_class(self.class_name, self.config).usual_pipeline
+        if usual is not None:
+            return f"as {PIPELINES[usual].title}'s pipelines see them, the usual ones of {self.class_name}"
+        return f"as the config says, the usual ones of {self.class_name}"
 
     def _describe_codebooks(self) -> dict[str, Any]:
         """Index maps and bits are those of a square image of `sample_size`, 256 where the config has none."""

@@ -1,5 +1,6 @@
 """What the latents of a codec look like, channel by channel, compared with the standard normal that a denoiser starts from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,9 +42,15 @@ class LatentStatistics:
 
 
 class LatentMeter:
-    """Gathers LatentStatistics one batch at a time, in memory that does not grow with the images."""
+    """Gathers LatentStatistics one batch at a time, in memory that does not grow with the images.
 
-    def __init__(self, channels: int):
+    Args:
+        channels: of the latents.
+        arrange: raw latents on the channels and positions of the latents (`LatentSpace.arrange`); None: they are.
+    """
+
+    def __init__(self, channels: int, arrange: Callable[[Tensor], Tensor] | None = None):
+        self.arrange = arrange or (lambda raw_latents: raw_latents)
         self.positions = 0
         self.sum = torch.zeros(channels, dtype=torch.float64)
         self.sum_of_squares = torch.zeros(channels, dtype=torch.float64)
@@ -64,7 +71,8 @@ class LatentMeter:
         if posterior := batch.encoding.posterior:
             # Equation 10 of "Auto-Encoding Variational Bayes" (arXiv:1312.6114), not summed over channels.
             mean, logvar = posterior.mean.cpu().double(), posterior.logvar.cpu().double()
-            self.kl += ((mean.square() + logvar.exp() - 1 - logvar) / 2).sum(dim=(0, 2, 3))
+            kl = (mean.square() + logvar.exp() - 1 - logvar) / 2
+            self.kl += self.arrange(kl).sum(dim=(0, 2, 3))
             self.posterior_positions += values.shape[1]
 
     def result(self) -> LatentStatistics:

@@ -84,7 +84,7 @@ def evaluate_codec(
     network = load_feature_network(device)
     quality = QualityMeter(lpips_trained(codec))
     frechet = FrechetMeter(network, frechet_crop) if network else None
-    latents = LatentMeter(codec.latent_space.channels)
+    latents = LatentMeter(codec.latent_space.channels, codec.latent_space.arrange)
     codes = CodeMeter(codec) if codec.is_discrete else None
     meters = [meter for meter in (quality, frechet, latents, codes) if meter]
     cost = CostMeter(device)

@@ -14,6 +14,11 @@ class ConsistencyDecoder(Family):
 
     seed = 0
 
+    def __init__(self, autoencoder):
+        super().__init__(autoencoder)
+        # Tables of the scheduler are no buffers: a network that was built without memory for its weights lacks them.
+        autoencoder.decoder_scheduler = type(autoencoder.decoder_scheduler)()
+
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
         return config["latent_channels"], 2 ** (len(config["encoder_block_out_channels"]) - 1)

@@ -77,8 +77,15 @@ class Family:
     """Whether each level below the top is sampled given the features of those above it."""
     channels_last: ClassVar[bool] = False
     """Whether it was measured to compute faster with weights laid out by `models.memory_format`."""
-    packs: ClassVar[bool] = False
-    """Whether 2x2 positions of raw latents become channels before they are normalized."""
+    taken_as: ClassVar[tuple[str, ...]] = (
+        "AutoencoderKL",
+        "AutoencoderDC",
+        "AutoencoderKLHunyuanImage",
+        "AutoencoderTiny",
+    )
+    """Classes of autoencoders whose pipelines take this family's in their place, because they call it alike."""
+    usual_pipeline: ClassVar[str | None] = None
+    """The pipeline whose latents are meant where none is named; None: scale, shift, mean and std are the config's."""
     statistics_keys: ClassVar[tuple[str, ...]] = ()
     """Weights that the latent space depends on, next to the config."""
     has_exact_tiles: ClassVar[bool] = False
@@ -149,15 +156,16 @@ class Family:
 
     @classmethod
     def check_pipeline(cls, pipeline: str, class_name: str) -> None:
-        """Refuse a pipeline that is not known, or whose latents are made otherwise than this family's can be.
+        """Refuse a pipeline that is not known, or made for other autoencoders.
 
         Raises:
             ValueError: naming the pipeline and `class_name`, the autoencoder's.
         """
         row = find_pipeline(pipeline)
-        if (bool(row.packed), row.frame_axis) != (cls.packs, bool(cls.frames)):
+        if class_name not in row.autoencoders and not set(row.autoencoders) & set(cls.taken_as):
             raise ValueError(
-                f"{pipeline} takes {' or '.join(row.autoencoders)}, and this autoencoder is of the class {class_name}"
+                f"{pipeline} takes {' or '.join(row.autoencoders)}, and this autoencoder is of the class {class_name}; name a "
+                "pipeline that takes it"
             )
 
     @property

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Flux2(KL):
     """AutoencoderKL's network; mean and deviation per packed channel are in its weights, not in its config."""
 
-    packs = True
+    usual_pipeline = "Flux2Pipeline"
+    taken_as = ("AutoencoderKLFlux2",)
     statistics_keys = ("bn.running_mean", "bn.running_var")
 
     @classmethod
@@ -28,7 +29,7 @@ class Flux2(KL):
         pipeline: str | None = None,
         statistics: Mapping[str, "np.ndarray"] | None = None,
     ) -> LatentSpace:
-        row = PIPELINES[pipeline or "Flux2Pipeline"]
+        row = PIPELINES[pipeline or cls.usual_pipeline]
         if statistics is None:
             raise ValueError("expected the weights' batch-norm statistics, got a config without them")
         import numpy as np  # not on top: the command line names families before it loads anything

@@ -15,6 +15,7 @@ class Hierarchical(Family):
     """Raw latents are the levels' codewords, brought to the bottom level's resolution and concatenated."""
 
     levels_condition = True
+    taken_as = ()
     trainable = Trainable(encoder=("encoders", "quantize_convs"))
 
     @classmethod

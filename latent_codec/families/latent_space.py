@@ -173,6 +173,11 @@ class LatentSpace:
         """What the sides of an image must be divisible by, so that raw latents pack."""
         return self.raw_factor * (2 if self.packed else 1)
 
+    def arrange(self, raw_latents: "Tensor") -> "Tensor":
+        """Raw latents, (B, c, h, w), or a figure for each of them, on the channels and positions of latents."""
+        is_packed = self.packed and not self.unpacked_again
+        return pack_positions(raw_latents, self.packed) if is_packed else raw_latents
+
     def normalize(self, raw_latents: "Tensor") -> "Tensor":
         """Raw latents of the encoder, (B, c, h, w) -> latents for a denoiser, in the same dtype."""
         if self.packed:
@@ -246,6 +251,20 @@ class LatentSpace:
             )
         latents = packed.mT.unflatten(2, (rows, columns))
         return unpack_positions(latents, CHANNEL_FIRST) if self.tokens == 2 else latents
+
+    def describe_packing(self) -> str | None:
+        """What is packed, and what `pack` hands to the denoiser, in words; None where that is the latents as they are."""
+        parts = []
+        if self.packed:
+            where = ", normalized and unpacked again" if self.unpacked_again else ""
+            parts.append(f"2x2 positions are packed into channels, ordered {self.packed}{where}")
+        if self.tokens:
+            squares = {1: "each position", 2: "2x2 positions"}[self.tokens]
+            parts.append(f"the denoiser takes {squares} as a token")
+        elif self.frame_axis:
+            twice = ", each channel twice" if self.repeated else ""
+            parts.append(f"the denoiser takes video of one frame{twice}")
+        return "; ".join(parts) or None
 
     def identity(self) -> dict[str, "float | list[float]"]:
         """Numbers that tell this space from others whose weights are the same, for fingerprints."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 class Paella(Family):
     """Images in [0, 1] inside; its pipelines decode latents as they are, not quantized, times scale_factor."""
 
+    taken_as = ()
+
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
         return config["latent_channels"], config["up_down_scale_factor"] * 2 ** (config["levels"] - 1)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 class RAE(Family):
     """Images in [0, 1] inside, resized to its encoder's side; it scales and shifts by itself."""
 
+    taken_as = ()
+
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
         return config["encoder_hidden_size"], config["patch_size"]

@@ -15,6 +15,7 @@ class Stills(Family):
     """A video autoencoder with one frame: an axis of frames is added before it and taken away after it."""
 
     frames = 1
+    taken_as = ()
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         posterior, raw_latents = super().encode_raw(images.unsqueeze(2), tile)

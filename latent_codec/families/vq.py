@@ -14,6 +14,7 @@ class VQ(Family):
     """diffusers' VQModel. Raw latents are unquantized, as latent diffusion has them; decoding quantizes."""
 
     channels_last = True
+    taken_as = (*Family.taken_as, "VQModel")
     has_exact_tiles = True
 
     @classmethod

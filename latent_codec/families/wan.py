@@ -14,6 +14,7 @@ class Wan(Stills):
     """A Gaussian posterior over latents of z_dim channels, with a mean and a deviation for each channel."""
 
     has_exact_tiles = True
+    taken_as = ("AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21")
 
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:

@@ -90,7 +90,14 @@ CONFIGS = {
         "latents_std": (2.0,) * 4,
     },
     "AutoencoderKLQwenImage": _CAUSAL,
-    "AutoencoderKLQwenImage21": _CAUSAL | {"decoder_base_dim": 8, "z_dim": 64, "dim_mult": [1, 1, 1, 2, 2]},
+    "AutoencoderKLQwenImage21": _CAUSAL
+    | {
+        "decoder_base_dim": 8,
+        "z_dim": 8,
+        "dim_mult": [1, 1, 1, 2, 2],
+        "latents_mean": [0.1 * i for i in range(8)],
+        "latents_std": [1 + 0.1 * i for i in range(8)],
+    },
     "AutoencoderKLTemporalDecoder": {
         "block_out_channels": (32, 32),
         "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -156,7 +163,10 @@ VARIANTS = {
     "Qwen-Image, layered": lambda: tiny("AutoencoderKLQwenImage", input_channels=4),
     "Wan 2.2": tiny_wan22,
     "MoVQ": lambda: tiny(
-        "VQModel", block_out_channels=(32,) * 3, up_block_types=("AttnUpDecoderBlock2D",) * 3, norm_type="spatial"
+        "VQModel",
+        block_out_channels=(32,) * 3,
+        up_block_types=("AttnUpDecoderBlock2D",) * 3,
+        norm_type="spatial",
     ),
 }
 """Second networks of a class."""

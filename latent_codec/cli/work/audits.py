@@ -17,7 +17,7 @@ from latent_codec.images.tensors import center_crop
 
 def audit_hosts(args: argparse.Namespace) -> None:
     with showing(f"opening {args.thing}"):
-        codec = LatentCodec.from_pretrained(args.thing)
+        codec = LatentCodec.from_pretrained(args.thing, pipeline=args.for_pipeline)
     with showing(f"auditing {args.thing}"):
         audits, families = host_audit.audit_hosts(codec), made_for(codec)
     if args.json:
@@ -47,7 +47,8 @@ def audit_drop_in(args: argparse.Namespace) -> None:
     device = device_of(args)
     with showing(f"opening {args.thing} and {args.against}"):
         codec, reference = (
-            LatentCodec.from_pretrained(each, device=device) for each in (args.thing, args.against)
+            LatentCodec.from_pretrained(each, pipeline=args.for_pipeline, device=device)
+            for each in (args.thing, args.against)
         )
     audit = drop_in_audit.audit_drop_in(codec, reference, _images(args, codec.channels))
     data = " ".join(args.data)

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"skipped {reason}", file=sys.stderr)
 
     _save(codec, folder, _stored_dtypes(weights, args.config))
-    saved = LatentCodec.from_pretrained(folder)
+    saved = LatentCodec.from_pretrained(folder, pipeline=codec.pipeline)
     found = {
         "codec": codec.name,
         "data": args.data,

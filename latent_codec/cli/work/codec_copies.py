@@ -27,7 +27,7 @@ def folder_for_sidecar(name_or_path: str, codec, out: Path | None) -> Path:
         return weights.parent
     folder = check_folder_to_save(out)
     if (folder / "config.json").is_file():
-        other = LatentCodec.from_pretrained(folder)
+        other = LatentCodec.from_pretrained(folder, pipeline=codec.pipeline)
         if other.fingerprint != codec.fingerprint:
             raise ValueError(
                 f"{out} holds another codec ({other.fingerprint}) than {codec.name} ({codec.fingerprint}); give a "

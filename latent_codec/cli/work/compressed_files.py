@@ -41,13 +41,19 @@ def advice_for_damage(data: bytes) -> str:
 
 
 def describe_compressed_file(
-    path: Path, codec_name: str | None = None, entropy: Path | None = None, *, count_bits: bool = False
+    path: Path,
+    codec_name: str | None = None,
+    entropy: Path | None = None,
+    pipeline: str | None = None,
+    *,
+    count_bits: bool = False,
 ) -> dict:
     """Report a compressed file's header, its sections by quality layer, and its damage.
 
     Args:
         codec_name: as for `LatentCodec.from_pretrained`; None: a shipped codec, if one has the file's fingerprint.
         entropy: the entropy model's file or folder; None: next to the codec.
+        pipeline: as for `LatentCodec.from_pretrained`.
         count_bits: decode the values, too, for their code length under the entropy model; that takes the codec.
 
     Returns:
@@ -94,7 +100,7 @@ def describe_compressed_file(
     if not count_bits:
         name = shipped_name(header.space_fingerprint)
         return facts | {"codec": name and short_name(name), "bits_without_overhead": None}
-    return facts | _by_codec(path, data if damage is None else None, header, codec_name, entropy)
+    return facts | _by_codec(path, data if damage is None else None, header, codec_name, entropy, pipeline)
 
 
 def _unpack_in_part(data: bytes, error: BitstreamError) -> Container:
@@ -117,7 +123,12 @@ def _layers(container: Container) -> list[dict]:
 
 
 def _by_codec(
-    path: Path, data: bytes | None, header: Header, codec_name: str | None, entropy: Path | None
+    path: Path,
+    data: bytes | None,
+    header: Header,
+    codec_name: str | None,
+    entropy: Path | None,
+    pipeline: str | None,
 ) -> dict:
     """The codec's name, and the code length of the values in `data`; None where the codec or its model is not at hand."""
     from latent_codec import LatentCodec
@@ -131,7 +142,7 @@ def _by_codec(
                 f"{path} was made by no shipped codec (space {header.space_fingerprint}): --entropy needs --codec, too"
             )
         return facts
-    codec = LatentCodec.from_pretrained(name)
+    codec = LatentCodec.from_pretrained(name, pipeline=pipeline)
     if codec.space_fingerprint != header.space_fingerprint:
         raise ValueError(
             f"{path} was made by another codec (space {header.space_fingerprint}) than {codec.name} (space "

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from latent_codec.cli.progress import progress
 from latent_codec.cli.work.opening import load_codec
 from latent_codec.errors import SettingError
 from latent_codec.images.tensors import write_image
-from latent_codec.latents.latent_files import load_latents
+from latent_codec.latents.latent_files import LatentFile, load_latents
 from latent_codec.latents.plain_latents import PlainLatents, read_plain_latents
 
 
@@ -22,13 +23,13 @@ def run(args: argparse.Namespace) -> None:
         file, found = next(iter(plain.items()))
         raise SettingError("codec", f"the codec of {file}, which is {found} and does not name it")
     args.codec = args.codec or "default"
-    codec = load_codec(args)
+    load = cache(partial(load_codec, args))  # by pipeline
     taken: set[Path] = set()
     for file, folder in progress(args.files, "decoding"):
         images = (
-            _decode_plain(codec, plain[file], file, args.tile)
+            _decode_plain(load(None), plain[file], file, args.tile)
             if file in plain
-            else _decode(codec, file, args.tile)
+            else _decode(load, load_latents(file), args.tile)
         )
         for name, image in images:
             path = Path(args.out) / _free_path(folder, name, taken)
@@ -49,8 +50,10 @@ def _decode_plain(
         yield file.name, image
 
 
-def _decode(codec: LatentCodec, file: Path, tile: int | None) -> Iterator[tuple[str, Tensor]]:
-    found = load_latents(file)
+def _decode(
+    load: Callable[[str | None], LatentCodec], found: LatentFile, tile: int | None
+) -> Iterator[tuple[str, Tensor]]:
+    codec = load(found.pipeline)
     if warning := found.check(codec):
         print(f"latent-codec decode: {warning}", file=sys.stderr)
     for index, (name, size) in enumerate(zip(found.names, found.sizes)):

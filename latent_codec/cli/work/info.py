@@ -18,13 +18,15 @@ def run(args: argparse.Namespace) -> int:
         audits = import_module("latent_codec.cli.work.audits")
         (audits.audit_hosts if args.audit else audits.audit_drop_in)(args)
         return 0
-    facts = describe(args.thing, args.codec, args.entropy, verbose=args.verbose)
+    facts = describe(args.thing, args.codec, args.entropy, args.for_pipeline, verbose=args.verbose)
     if args.json:
         print_json(facts)
     else:
         width = max(map(len, facts))
         for key, value in facts.items():
             print(f"{key.replace('_', ' '):{width}}  {for_people(value)}")
+        if facts["kind"] == "codec" and facts["pipeline"] is None:
+            print("Its pipelines may see other latents: --for-pipeline names one.")
     if damage := facts.get("damage"):
         print(f"latent-codec info: {args.thing}: {damage}", file=sys.stderr)
         return 2
@@ -32,13 +34,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(
-    thing: str, codec: str | None = None, entropy: Path | None = None, *, verbose: bool = False
+    thing: str,
+    codec: str | None = None,
+    entropy: Path | None = None,
+    pipeline: str | None = None,
+    *,
+    verbose: bool = False,
 ) -> dict:
     """What `thing` is, as JSON-ready facts.
 
     Args:
         codec: of a compressed file, as `describe_compressed_file` takes it; None for other things.
         entropy: likewise.
+        pipeline: of a codec, that of a compressed file too, as for `LatentCodec.from_pretrained`.
         verbose: count the bits of a compressed file, and compare a checkpoint's keys with its network.
 
     Raises:
@@ -50,14 +58,14 @@ def describe(
 
     path = ASSETS / thing if thing in SHIPPED_PIPELINES else Path(thing)
     if is_compressed_file(path):
-        return describe_compressed_file(path, codec, entropy, count_bits=verbose)
+        return describe_compressed_file(path, codec, entropy, pipeline, count_bits=verbose)
     format_ = metadata_of(path).get("format")
     if format_ == LATENTS:
         return _describe_latent_file(path)
     if format_ == ENTROPY_MODEL:
         return _describe_entropy_model(path)
     if is_foreign_file(path):
-        facts = None if verbose else read_facts(path)
+        facts = None if verbose else read_facts(path, pipeline)
         return facts.describe() if facts is not None else _describe_checkpoint(path, verbose=verbose)
     if _class_name(path / "model_index.json").endswith("PriorPipeline"):
         return _describe_pipeline(path)
@@ -65,11 +73,11 @@ def describe(
         _class_name(folder / "config.json") in ("PixelCNN", "PixelSNAIL") for folder in (path, path / "prior")
     ):
         return _describe_prior(path)
-    facts = read_facts(thing)
+    facts = read_facts(thing, pipeline)
     if facts is None:
         from latent_codec import LatentCodec
 
-        facts = facts_of(LatentCodec.from_pretrained(thing))
+        facts = facts_of(LatentCodec.from_pretrained(thing, pipeline=pipeline))
     return facts.describe()
 
 
@@ -132,6 +140,7 @@ def _describe_latent_file(path: Path) -> dict:
     return {
         "kind": "latents" if found.latents else "indices",
         "codec": found.codec_name,
+        "pipeline": found.pipeline,
         "space_fingerprint": found.space_fingerprint,
         "fingerprint": found.fingerprint,
         "dtype": str(codes[0][0].dtype).removeprefix("torch."),

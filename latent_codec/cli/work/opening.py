@@ -36,13 +36,20 @@ def device_of(args: argparse.Namespace) -> str:
     return device
 
 
-def load_codec(args: argparse.Namespace) -> LatentCodec:
-    """The codec that `--codec`, `--config`, `--device` and `--dtype` name."""
+def load_codec(args: argparse.Namespace, pipeline: str | None = None) -> LatentCodec:
+    """The codec that `--codec`, `--for-pipeline`, `--config`, `--device` and `--dtype` name.
+
+    Args:
+        pipeline: whose latents it has where `--for-pipeline` is not given.
+    """
     with showing(f"opening {args.codec}"):
         device = device_of(args)
         note_emulated(args.dtype, device)
         dtype = getattr(torch, args.dtype)
-        return LatentCodec.from_pretrained(args.codec, config=args.config, dtype=dtype, device=device)
+        pipeline = args.for_pipeline or pipeline
+        return LatentCodec.from_pretrained(
+            args.codec, pipeline=pipeline, config=args.config, dtype=dtype, device=device
+        )
 
 
 def note_emulated(dtype: str, device: str) -> None:
