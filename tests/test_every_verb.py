@@ -11,6 +11,7 @@ from PIL import Image
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
+from latent_codec.cli.work.codec_copies import folder_for_sidecar
 from latent_codec.evaluation.latents import LatentMeter
 from latent_codec.evaluation.meters import Batch
 from latent_codec.families import FAMILIES
@@ -113,13 +114,15 @@ def test_info_says_whose_latents_it_shows(flux2, capsys):
     assert "--for-pipeline" not in words
 
 
-def test_what_is_fitted_for_a_pipeline_is_found_for_it(flux2, tmp_path):
-    """A copy that a sidecar goes to is the codec, as the pipeline sees it."""
-    image, named = write_image(tmp_path / "cat.png", 64, 64), ("--for-pipeline", "ErnieImagePipeline")
-    for _ in range(2):  # the second time the copy is there
-        run("fit-entropy", image, "--codec", flux2, *named, "--static", "--out", tmp_path / "copy")
-    run("compress", image, "--codec", tmp_path / "copy", *named, "--out", tmp_path)
-    run("decompress", tmp_path / "cat.lcf", "--codec", tmp_path / "copy", *named, "--out", tmp_path / "back")
+def test_what_is_fitted_for_a_pipeline_is_found_for_it(tmp_path):
+    """A copy that a sidecar goes to is the codec, as the pipeline sees it: here without its shift."""
+    named = ("--for-pipeline", "StableDiffusionPipeline")
+    LatentCodec(tiny("AutoencoderKL", shift_factor=0.5)).save_pretrained(codec := tmp_path / "codec")
+    image, copy = write_image(tmp_path / "cat.png", 64, 64), tmp_path / "copy"
+    run("fit-entropy", image, "--codec", codec, *named, "--static", "--out", copy)
+    assert folder_for_sidecar(str(codec), LatentCodec.from_pretrained(codec, pipeline=named[1]), copy) == copy
+    run("compress", image, "--codec", copy, *named, "--out", tmp_path)
+    run("decompress", tmp_path / "cat.lcf", "--codec", copy, *named, "--out", tmp_path / "back")
     assert Image.open(tmp_path / "back" / "cat.png").size == (64, 64)
 
 
@@ -151,10 +154,10 @@ def test_a_pipeline_takes_what_it_calls_as_its_own(name, pipeline):
         codec.family.check_pipeline(pipeline, name)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_every_pipeline_takes_the_classes_of_its_row(name):
-    for class_name in PIPELINES[name].autoencoders:
-        FAMILIES[class_name].check_pipeline(name, class_name)
+def test_every_pipeline_takes_the_classes_of_its_row():
+    for name, row in PIPELINES.items():
+        for class_name in row.autoencoders:
+            FAMILIES[class_name].check_pipeline(name, class_name)
 
 
 @pytest.mark.parametrize("frames", [torch.zeros(1, 3, 2, 16, 16), np.zeros((1, 2, 16, 16, 3), np.uint8)])

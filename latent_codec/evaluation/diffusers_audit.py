@@ -40,7 +40,7 @@ def in_diffusers(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
     if "AutoencoderKL" in row.autoencoders and "block_out_channels" in config:
         released = dict(row.released)[codec.latent_space.channels]
         yield from factor_limits(codec, 2 ** (len(config.block_out_channels) - 1), released)
-        yield from image_limits(config)
+        yield from image_limits(codec)
     yield from _deviations(codec, row)
     yield from _precision_limits(codec, row)
     if not type(codec.autoencoder).__module__.startswith("diffusers."):

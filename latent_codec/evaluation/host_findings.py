@@ -48,9 +48,9 @@ def factor_limits(codec: LatentCodec, by_config: int, released: int = RELEASED_F
         )
 
 
-def image_limits(config) -> Iterator[Finding]:
-    if (config.get("in_channels"), config.get("out_channels", config.get("in_channels"))) != (3, 3):
+def image_limits(codec) -> Iterator[Finding]:
+    if codec.channels != 3:
         yield limit(
-            f"images have {config.in_channels} channels: text-to-image works, and encoding fails, because images "
+            f"images have {codec.channels} channels: text-to-image works, and encoding fails, because images "
             "are given to the encoder in RGB",
         )

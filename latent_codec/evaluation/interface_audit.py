@@ -137,7 +137,7 @@ def in_invokeai(codec: LatentCodec) -> Iterator[Finding]:
         yield no(f"its denoisers have latents of 4 or 16 channels, and these have {channels}")
         return
     yield from factor_limits(codec, by_config=RELEASED_FACTOR)
-    yield from image_limits(codec.autoencoder.config)
+    yield from image_limits(codec)
     yield from _invokeai_4_channels(codec) if channels == 4 else _invokeai_16_channels(codec)
 
 
