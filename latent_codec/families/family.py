@@ -84,6 +84,8 @@ class Family:
         "AutoencoderTiny",
     )
     """Classes of autoencoders whose pipelines take this family's in their place, because they call it alike."""
+    packs: ClassVar[bool] = False
+    """Whether 2x2 positions of raw latents become channels before they are normalized."""
     usual_pipeline: ClassVar[str | None] = None
     """The pipeline whose latents are meant where none is named; None: scale, shift, mean and std are the config's."""
     statistics_keys: ClassVar[tuple[str, ...]] = ()

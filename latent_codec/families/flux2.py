@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 class Flux2(KL):
     """AutoencoderKL's network; mean and deviation per packed channel are in its weights, not in its config."""
 
+    packs = True
     usual_pipeline = "Flux2Pipeline"
     taken_as = ("AutoencoderKLFlux2",)
     statistics_keys = ("bn.running_mean", "bn.running_var")
