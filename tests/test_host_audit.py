@@ -565,6 +565,14 @@ def test_silent_deviations_are_told_with_their_size(title, build, expected):
     assert any(expected in reason for reason in audit(build(), title).reasons)
 
 
+def test_a_decoder_of_several_frames_is_taken_by_none():
+    torch.manual_seed(0)
+    config = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}
+    codec = LatentCodec(diffusers.AutoencoderKLTemporalDecoder(**config))
+    assert "whose decode wants a number of frames" in audit(codec, SDXL).reasons[0]
+    assert outcome(codec, SDXL) == "fails"
+
+
 def test_advice_is_one_chain_of_steps():
     assert audit(kl(4), SD3).remedy == (
         "`latent-codec convert CODEC FOLDER --scaling-factor 0.18215 --shift-factor 0`, "

@@ -84,6 +84,8 @@ def _class_problem(codec: LatentCodec, row: PipelineSpace) -> str | None:
             return f"{takes}, which {'packs its latents' if family.packs else 'works on video'}"
         if "block_out_channels" not in codec.autoencoder.config:
             return f"it counts block_out_channels when it is built, and {kind}'s config has no such entry"
+        if _takes(codec.autoencoder.decode, "num_frames"):
+            return f"{takes}, whose decode wants a number of frames"
     if codec.is_discrete and not codec.indices_suffice and row.quantizes:
         return (
             "norm_type is spatial: of this MoVQ, Kandinsky's pipelines decode the latents as they are, and this one "
@@ -106,7 +108,7 @@ def _failures(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
     }
     if "scaling_factor" in missing and row.scale is None:
         problems.append(("it divides by scaling_factor, which is not set", _register(scaling_factor="1.0")))
-    if row.generator and not _takes_generator(autoencoder.decode):
+    if row.generator and not _takes(autoencoder.decode, "generator"):
         ours = "open the folder with latent_codec.AutoencoderVQ.from_pretrained"
         problems.append(
             (
@@ -145,10 +147,10 @@ def _failures(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
         yield no(reason, ", then ".join(steps) if is_last and None not in steps else None)
 
 
-def _takes_generator(decode: Callable) -> bool:
+def _takes(decode: Callable, parameter: str) -> bool:
     """Also where diffusers (before 0.42) hides the method in a wrapper without its signature."""
     method = inspect.getclosurevars(decode.__func__).nonlocals.get("method", decode)
-    return "generator" in inspect.signature(method).parameters
+    return parameter in inspect.signature(method).parameters
 
 
 def _deviations(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
