@@ -17,6 +17,8 @@ from latent_codec.evaluation.meters import Batch
 from latent_codec.families import FAMILIES
 from latent_codec.families.pipeline_spaces import PIPELINES
 
+COMPRESSED = ("AutoencoderDC", "AutoencoderKLQwenImage21", "VQModel", "ConsistencyDecoderVAE")
+"""One of each kind, as fitting takes a second or two: without a posterior, RGBA, indices, sampled images."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -44,13 +46,14 @@ def test_images_come_back_from_every_class(name, tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     run("encode", image, "--codec", codec, "--latents", "--out", tmp_path)
     run("decode", tmp_path / "cat.safetensors", "--codec", codec, "--out", tmp_path / "decoded")
-    run("fit-entropy", image, "--codec", codec, "--static")
-    run("compress", image, "--codec", codec, "--out", tmp_path)
-    run("decompress", tmp_path / "cat.lcf", "--codec", codec, "--out", tmp_path / "decompressed")
+    if name in COMPRESSED:
+        run("fit-entropy", image, "--codec", codec, "--static")
+        run("compress", image, "--codec", codec, "--out", tmp_path)
+        run("decompress", tmp_path / "cat.lcf", "--codec", codec, "--out", tmp_path / "decompressed")
 
     assert facts["class"] == type(autoencoder).__name__ and facts["pipeline"] is None
     assert facts["fingerprint"] == made.fingerprint
-    for folder in ("decoded", "decompressed"):
+    for folder in ("decoded", "decompressed") if name in COMPRESSED else ("decoded",):
         with Image.open(tmp_path / folder / "cat.png") as found:
             assert (found.size, found.mode) == (size, mode)
     again = np.asarray(Image.open(tmp_path / "decoded" / "cat.png"))
