@@ -262,26 +262,16 @@ class LatentCodec:
 
     @property
     def latent_space(self) -> LatentSpace:
-        """Scale, shift and grid. Assigning writes them into `autoencoder.config`, for pipelines to read."""
+        """Scale, shift and grid. Assigning writes them into config or weights, where this codec's pipelines read them."""
         return self._latent_space
 
     @latent_space.setter
     def latent_space(self, space: LatentSpace) -> None:
         if space == self._latent_space:
             return
-        kind, entries = type(self.autoencoder).__name__, space.to_config()
-        unscaled = LatentSpace(space.channels, space.downsampling_factor).to_config()
-        for key in entries.keys() - self.autoencoder.config.keys():
-            if entries[key] != unscaled[key]:
-                raise ValueError(f"{kind} has no {key}, so no pipeline would read {entries[key]}")
-            del entries[key]
-        before = {key: self.autoencoder.config[key] for key in entries}
-        self.autoencoder.register_to_config(**entries)
-        found = self.family.latent_space(self.pipeline)
-        if found != space:
-            self.autoencoder.register_to_config(**before)
-            raise ValueError(f"{space} does not fit {kind}, which would have {found}")
-        self._latent_space = space
+        self._latent_space = self.family.set_latent_space(space, self.pipeline)
+        if self.family.statistics_keys:
+            self.weights_changed()
 
     space = deprecated.attribute("space", "latent_space")
 

@@ -10,6 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from helpers.autoencoders import build as build_tiny
+from helpers.training import write_images
 from PIL import Image
 from torch import nn
 
@@ -18,9 +20,11 @@ from latent_codec.codec import NonFiniteError
 from latent_codec.evaluation import calibration
 from latent_codec.evaluation.calibration import (
     Calibration,
+    _raw_moments,
     calibrate,
     check_convention,
     measure,
+    usual_convention,
 )
 from latent_codec.images.sources import open_source
 from latent_codec.images.tensors import center_crop, to_image
@@ -391,7 +395,7 @@ def test_each_class_gets_what_its_config_has(build, convention, written, source,
         (tiny, "normalize", "this AutoencoderTiny has no quant convolutions"),
         (lambda: uneven(use_quant_conv=False), "normalize", "this AutoencoderKL has no quant convolutions"),
         (vq, "normalize", "this VQModel has no quant convolutions"),
-        (vq, "channels", "VQModel has no latents_mean"),
+        (vq, "channels", "expected a scale, which is all that a pipeline of VQModel reads"),
         (movq, "scale", "no pipeline reads a scale from this VQModel"),
     ],
 )
@@ -400,7 +404,7 @@ def test_conventions_without_a_reader_are_refused(build, convention, message):
     before = dict(codec.autoencoder.config)
     found = Calibration(1, (0.0,) * 4, (1.0,) * 4, 0.5, 0.5, 1.0, (), 1, 128, True, True)
     with pytest.raises(ValueError, match=message):
-        check_convention(codec.autoencoder, convention)
+        check_convention(codec, convention)
     with pytest.raises(ValueError, match=message):
         calibrate(codec, found, convention)
     assert dict(codec.autoencoder.config) == before
@@ -528,3 +532,112 @@ def test_codecs_stored_in_half_precision_are_measured_in_float32(source, tmp_pat
     rounded = uneven().half().float()
     stored = measure(LatentCodec.from_pretrained(tmp_path / "half"), source)
     assert stored == measure(LatentCodec(rounded), source)
+
+
+# ------------------------------------------------------------------------------------------ statistics of families
+
+PER_CHANNEL = {
+    "AutoencoderKLFlux2": ("Flux2Pipeline", "ErnieImagePipeline", "Ideogram4Pipeline", "BriaFibo2Pipeline"),
+    "AutoencoderKLWan 2.2": (None, "WanPipeline"),
+    "AutoencoderKLQwenImage": ("QwenImagePipeline",),
+    "AutoencoderKLLTXVideo": (None,),
+    "AutoencoderKLMochi": (None,),
+    "AutoencoderKLCosmos": (None,),
+}
+ONE_SCALE = {
+    "PaellaVQModel": (None,),
+    "AutoencoderDC": ("SanaPipeline", "SanaSprintPipeline"),
+    "AutoencoderKLCogVideoX": (None,),
+    "AutoencoderKL": ("Kandinsky5T2IPipeline", "FluxPipeline"),
+}
+
+
+def found_of(codec):
+    """A measurement as `measure` would give it, of two images, without the half-precision check."""
+    moments = [
+        _raw_moments(codec, torch.rand(3, 64, 64, generator=generator(seed)) * 2 - 1) for seed in (0, 1)
+    ]
+    means = torch.cat([mean for mean, _ in moments], 1)
+    squares = torch.cat([mean.square() + variance for mean, variance in moments], 1).mean(1)
+    mean, std = means.mean(1), (squares - means.mean(1).square()).sqrt()
+    overall = mean.mean(), (squares.mean() - mean.mean().square()).sqrt()
+    return Calibration(
+        2,
+        tuple(mean.tolist()),
+        tuple(std.tolist()),
+        1 / overall[1].item(),
+        overall[0].item(),
+        1.0,
+        (),
+        1,
+        128,
+        True,
+        True,
+    )
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline"), [(name, pipeline) for name, each in PER_CHANNEL.items() for pipeline in each]
+)
+def test_per_channel_families_get_mean_0_and_std_1(name, pipeline, tmp_path):
+    """Posterior noise included, in config or weights; as it is read again from the folder."""
+    codec = LatentCodec(build_tiny(name), pipeline=pipeline)
+    before, found = codec.space_fingerprint, found_of(codec)
+
+    calibrate(codec, found)
+
+    codec.save_pretrained(tmp_path)
+    saved = LatentCodec.from_pretrained(tmp_path, pipeline=pipeline)
+    assert saved.latent_space == codec.latent_space and saved.fingerprint == codec.fingerprint
+    assert saved.space_fingerprint != before
+    mean, std = (torch.tensor(each) for each in codec.latent_space.statistics())
+    floor = codec.family.least_std(pipeline)
+    torch.testing.assert_close(mean, torch.tensor(found.mean))
+    torch.testing.assert_close(std, torch.tensor(found.divisors).clamp_min(floor), rtol=1e-4, atol=0)
+    calibrate(codec, found)
+    assert codec.fingerprint == saved.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline"), [(name, pipeline) for name, each in ONE_SCALE.items() for pipeline in each]
+)
+def test_other_families_get_the_scale_that_their_pipelines_read(name, pipeline, tmp_path):
+    codec = LatentCodec(build_tiny(name), pipeline=pipeline)
+    found = found_of(codec)
+
+    calibrate(codec, found)
+
+    codec.save_pretrained(tmp_path)
+    space = LatentCodec.from_pretrained(tmp_path, pipeline=pipeline).latent_space
+    assert space.scaling_factor == pytest.approx(
+        found.scaling_factor * (0.5 if pipeline == "SanaSprintPipeline" else 1)
+    )
+    assert space.shift_factor == (found.shift_factor if pipeline == "FluxPipeline" else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "AutoencoderRAE",
+            "it normalizes its latents itself, by statistics in its weights; keep the space as it is",
+        ),
+        ("VQModel, spatial norms", "its raw latents are its latents"),
+        ("AutoencoderKLKVAE", "its config has no place for one"),
+    ],
+)
+def test_nothing_to_calibrate_is_told_with_the_reason(name, reason):
+    with pytest.raises(ValueError, match=f"no pipeline reads a scale from this [A-Za-z]+: {reason}"):
+        usual_convention(LatentCodec(build_tiny(name)))
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKLFlux2", "AutoencoderRAE"])
+def test_half_precision_is_measured_of_every_family(name, tmp_path):
+    source = open_source(write_images(tmp_path, 1))
+    measured = measure(LatentCodec(build_tiny(name)), source, num_images=1)
+    assert [each.dtype for each in measured.parity] == ["float32", "bfloat16", "float16"]
+    assert len(measured.mean) == len(LatentCodec(build_tiny(name)).latent_space.statistics()[0])

@@ -152,7 +152,10 @@ def test_calibrate_refuses_before_it_measures(place, capsys):
         (("photos", "--codec", "run", "--out", "notes"), "holds other files and no codec"),
         (("photos", "--codec", "run", "--out", "photos/0.png"), "is a file; give a folder"),
         (("photos", "--codec", "vq", "--normalize"), "this VQModel has no quant convolutions"),
-        (("photos", "--codec", "vq", "--per-channel"), "VQModel has no latents_mean"),
+        (
+            ("photos", "--codec", "vq", "--per-channel"),
+            "expected a scale, which is all that a pipeline of VQModel reads",
+        ),
         (
             ("photos", "--codec", "run", "--dtype", "float16"),
             "--dtype: expected float32, against which the others are measured, got 'float16'",

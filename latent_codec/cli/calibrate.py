@@ -7,10 +7,12 @@ against float32: force_upcast tells pipelines that float16 is not safe. Scale
 and shift can be written in three ways:
 
   (default)      one scaling_factor and one shift_factor for all channels:
-                 Stable Diffusion 3 and FLUX read both, Stable Diffusion 1 and
-                 2 only the scale
-  --per-channel  latents_mean and latents_std, with a scale of 1: read only by
-                 SDXL's pipelines
+                 Stable Diffusion 3 and FLUX.1 read both, Stable Diffusion 1
+                 and 2 only the scale. FLUX.2 (in its batch norm), Wan,
+                 Qwen-Image, LTX, Mochi and Cosmos read nothing but mean and
+                 std of each channel, and get those
+  --per-channel  latents_mean and latents_std, with a scale of 1: of an
+                 AutoencoderKL read only by SDXL's pipelines
   --normalize    mean and std folded into the weights of quant_conv and
                  post_quant_conv, so that every pipeline agrees; images are
                  reconstructed as before
@@ -55,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--keep-space", "keep", "leave the latents as they are; write force_upcast only"),
     ):
         conventions.add_argument(flag, dest="convention", action="store_const", const=convention, help=text)
-    parser.set_defaults(convention="scale")
     add_json_argument(parser)
 
 

@@ -1,11 +1,12 @@
 """Measure a codec's latent space and its half-precision safety, and write both into its config.
 
 Diffusers' pipelines disagree on which entries they read: Stable Diffusion 1 and 2 take
-only `scaling_factor`, Stable Diffusion 3 and FLUX add `shift_factor`, SDXL has
-`latents_mean` and `latents_std`. One set of raw latents can be described in four ways:
+only `scaling_factor`, Stable Diffusion 3 and FLUX.1 add `shift_factor`, SDXL has
+`latents_mean` and `latents_std`, which are all that FLUX.2, Wan and Qwen-Image have. One
+set of raw latents can be described in four ways:
 
     scale      latents = (raw - shift_factor) * scaling_factor, one of each for all channels
-    channels   latents = (raw - latents_mean) / latents_std, read only by SDXL's pipelines
+    channels   latents = (raw - latents_mean) / latents_std, in config or weights, as the family has it
     normalize  mean and std folded into quant_conv and post_quant_conv: raw latents have mean 0
                and standard deviation 1, and every pipeline agrees on them
     keep       as they are; for a codec whose latents are in use
@@ -28,10 +29,12 @@ from torch import Tensor, nn
 
 from latent_codec import metrics
 from latent_codec.codec import LatentCodec, NonFiniteError, to_precision
-from latent_codec.families import LatentSpace, family_of
+from latent_codec.families import family_of
+from latent_codec.families.latent_space import pack_positions
+from latent_codec.families.pipeline_spaces import MEAN_AND_STD, PIPELINES
 from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
-from latent_codec.images.tensors import center_crop
+from latent_codec.images.tensors import central_window
 from latent_codec.torch_settings import ignoring_caller_settings
 
 Convention = Literal["scale", "channels", "normalize", "keep"]
@@ -65,7 +68,7 @@ class Calibration:
 
     num_images: int
     mean: tuple[float, ...]
-    """Of the raw latents, per channel, posterior noise included."""
+    """Of the raw latents, per channel as they are normalized (packed ones of FLUX.2), posterior noise included."""
     std: tuple[float, ...]
     scaling_factor: float
     """1 / standard deviation of all raw latents."""
@@ -133,7 +136,7 @@ def measure(
     between_parity_images = max(len(chosen) // NUM_PARITY_IMAGES, 1)
     parity_images: list[Tensor] = []
     skipped: list[str] = []
-    totals = squares = torch.zeros(codec.latent_space.channels, dtype=torch.float64)
+    totals = squares = torch.zeros(1, dtype=torch.float64)
     positions = num_measured = 0
     codecs = {torch.float32: codec} | {dtype: _in_half_precision(codec, dtype) for dtype in HALVES}
     peak = _PeakActivation()
@@ -146,7 +149,7 @@ def measure(
             on_skip=skipped.append,
             on_progress=lambda done, total: report(done, total, "measuring latents"),
         ):
-            image = _center(image).to(codec.device)
+            image = _center(image, codec).to(codec.device)
             mean, variance = _raw_moments(codec, image)
             totals = totals + mean.sum(1)
             squares = squares + (mean.square() + variance).sum(1)
@@ -160,7 +163,7 @@ def measure(
         side = EMULATED_SIDE if emulated else MAX_SIDE
         parity, num_parity_images = _parity(
             codecs,
-            [_center(image, side) for image in parity_images],
+            [_center(image, codec, side) for image in parity_images],
             budget=max(LEAST_BUDGET, (time.thread_time() - start) / 10),
             on_progress=report,
         )
@@ -197,22 +200,41 @@ def can_normalize(autoencoder) -> bool:
     return family_of(autoencoder).folds_statistics
 
 
-def check_convention(autoencoder, convention: Convention) -> None:
+def usual_convention(codec: LatentCodec) -> Convention:
+    """What the codec's pipelines read: one scale where they read that, else mean and std of each channel.
+
+    Raises:
+        ValueError: if they read neither, so that there is nothing to calibrate.
+    """
+    reads = codec.family.reads(codec.pipeline)
+    usual = "scale" if "scaling_factor" in reads else "channels"
+    check_convention(codec, usual)
+    return usual
+
+
+def check_convention(codec: LatentCodec, convention: Convention) -> None:
     """Whether what `convention` writes would be read.
 
     Raises:
-        ValueError: if this class of autoencoder has no place for it.
+        ValueError: if the codec's class or pipeline has no place for it.
     """
-    kind, config = type(autoencoder).__name__, autoencoder.config
-    if convention == "normalize" and not can_normalize(autoencoder):
+    kind, reads = type(codec.autoencoder).__name__, codec.family.reads(codec.pipeline)
+    reader = codec.pipeline or "no pipeline"
+    if convention == "keep":
+        return
+    if not reads:
+        reason = codec.family.uncalibrated
+        raise ValueError(f"no pipeline reads a scale from this {kind}: {reason}; keep the space as it is")
+    instead = "a scale" if "scaling_factor" in reads else "mean and std of each channel"
+    if convention == "normalize" and not can_normalize(codec.autoencoder):
         raise ValueError(
-            f"this {kind} has no quant convolutions to fold mean and std into; write a scale instead"
+            f"this {kind} has no quant convolutions to fold mean and std into; write {instead} instead"
         )
-    if convention == "channels" and not {"latents_mean", "latents_std"} <= config.keys():
-        raise ValueError(f"{kind} has no latents_mean and latents_std in its config; write a scale instead")
-    if convention == "scale" and not family_of(autoencoder).reads_scale:
+    missing = {"channels": set(MEAN_AND_STD), "scale": {"scaling_factor"}}.get(convention, set()) - set(reads)
+    if missing:
+        reader = codec.pipeline or f"a pipeline of {kind}"
         raise ValueError(
-            f"no pipeline reads a scale from this {kind}: its raw latents are its latents; keep the space as it is"
+            f"expected {instead}, which is all that {reader} reads, got {' and '.join(sorted(missing))}"
         )
 
 
@@ -232,7 +254,8 @@ def normalize_latents(autoencoder: AutoencoderKL, mean: tuple[float, ...], std: 
     Raises:
         ValueError: if a quant convolution is missing.
     """
-    check_convention(autoencoder, "normalize")
+    if not can_normalize(autoencoder):
+        raise ValueError(f"this {type(autoencoder).__name__} has no quant convolutions")
     channels = len(mean)
     encode, decode = autoencoder.quant_conv, autoencoder.post_quant_conv
     # In float64 and on the CPU, because some devices have no float64.
@@ -251,7 +274,7 @@ def normalize_latents(autoencoder: AutoencoderKL, mean: tuple[float, ...], std: 
 def calibrate(
     codec: LatentCodec,
     data: Data | ImageSource | Calibration,
-    convention: Convention = "scale",
+    convention: Convention | None = None,
     *,
     limit: int = 256,
     split: str = "train",
@@ -264,13 +287,13 @@ def calibrate(
 
     `force_upcast` is written in every convention, and what a class's config lacks is left out:
     `shift_factor` and `force_upcast` exist for some classes only. A VQModel's shift stays 0: the pipelines that it is
-    made for, latent diffusion's, know none. A scale and shift that equal the measured ones up to rounding stay, so
-    that the latent space does.
+    made for, latent diffusion's, know none. What equals the measured statistics up to rounding stays, so that the
+    latent space does.
 
     Args:
         codec: in float32; changed in place.
         data: images as `open_source` takes them, an open source, or what `measure` found of this codec.
-        convention: what becomes of scale and shift, as the module's head explains.
+        convention: what becomes of scale and shift, as the module's head explains; None: `usual_convention`.
         limit: at most N images, spread evenly over `data`.
         split: of data that has splits.
         on_progress: called with (images done, images in all, phase).
@@ -278,7 +301,8 @@ def calibrate(
     Raises:
         ValueError: if the codec's class has no place for `convention`, or as `measure` does; nothing is changed then.
     """
-    check_convention(codec.autoencoder, convention)
+    convention = convention or usual_convention(codec)
+    check_convention(codec, convention)
     if isinstance(data, Calibration):
         measured = data
     else:
@@ -288,49 +312,46 @@ def calibrate(
         codec.autoencoder.register_to_config(force_upcast=measured.force_upcast)
     if convention == "keep":
         return measured
-    channels = codec.latent_space.channels
-    space = LatentSpace(channels, codec.latent_space.downsampling_factor)
+    reads = codec.family.reads(codec.pipeline)
+    multiplier = 1.0 if codec.pipeline is None else PIPELINES[codec.pipeline].multiplier
+    space = dataclasses.replace(
+        codec.latent_space, scaling_factor=multiplier, shift_factor=0.0, mean=None, std=None
+    )
     if convention == "scale":
         space = dataclasses.replace(
             space,
-            scaling_factor=measured.scaling_factor,
-            shift_factor=measured.shift_factor if codec.family.reads_shift else 0.0,
+            scaling_factor=measured.scaling_factor * multiplier,
+            shift_factor=measured.shift_factor if "shift_factor" in reads else 0.0,
         )
-        if _equal_up_to_rounding(codec.latent_space, space):
-            return measured
     elif convention == "channels":
-        space = dataclasses.replace(space, mean=measured.mean, std=measured.divisors)
+        std = tuple(max(each, codec.family.least_std(codec.pipeline)) for each in measured.divisors)
+        space = dataclasses.replace(space, mean=measured.mean, std=std)
     else:
         normalize_latents(codec.autoencoder, measured.mean, measured.divisors)
         codec.weights_changed()
-        space = dataclasses.replace(space, mean=(0.0,) * channels, std=(1.0,) * channels)
-    codec.latent_space = space
+        space = dataclasses.replace(space, mean=(0.0,) * len(measured.mean), std=(1.0,) * len(measured.mean))
+    if convention == "normalize" or not codec.latent_space.is_close(space):
+        codec.latent_space = space
     return measured
 
 
-def _equal_up_to_rounding(space: LatentSpace, other: LatentSpace) -> bool:
-    """Whether scale and shift of a space are those of another, which has nothing else."""
-    return (
-        space.is_plain
-        and abs(space.scaling_factor / other.scaling_factor - 1) < 1e-5
-        and abs(space.shift_factor - other.shift_factor) * other.scaling_factor < 1e-5
-    )
-
-
 def _raw_moments(codec: LatentCodec, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the raw latents under the posterior, (C, positions) each, float64."""
+    """Mean and variance of the raw latents under the posterior, as they are normalized, (C, positions) each, float64."""
     latents, posterior, _ = codec.encode_all(image)
     if posterior is None:
         mean = codec.latent_space.denormalize(latents)
         variance = torch.zeros_like(mean)
     else:
         mean, variance = posterior.mean, posterior.var
+    order = codec.latent_space.packed
+    if order:
+        mean, variance = pack_positions(mean, order), pack_positions(variance, order)
     return mean[0].flatten(1).cpu().double(), variance[0].flatten(1).cpu().double()
 
 
-def _center(image: Tensor, side: int = MAX_SIDE) -> Tensor:
+def _center(image: Tensor, codec: LatentCodec, side: int = MAX_SIDE) -> Tensor:
     height, width = image.shape[-2:]
-    return center_crop(image, (min(height, side), min(width, side)))
+    return central_window(image, codec.family.only_size or (min(height, side), min(width, side)))
 
 
 def _parity(
@@ -384,7 +405,7 @@ def _in_half_precision(codec: LatentCodec, dtype: torch.dtype) -> LatentCodec:
                 for layer in part.modules():
                     layer.register_forward_hook(partial(_round_output, dtype))
         autoencoder.float()
-    return LatentCodec(autoencoder, name=codec.name)
+    return LatentCodec(autoencoder, name=codec.name, pipeline=codec.pipeline)
 
 
 def _psnr(codec: LatentCodec, image: Tensor) -> float | None:

@@ -13,6 +13,7 @@ class ConsistencyDecoder(Family):
     """Its decoder draws noise: here always the same, so that the same latents give the same image."""
 
     seed = 0
+    untrained = "its decoder is a consistency model, which learns to remove noise and not to reconstruct"
 
     def __init__(self, autoencoder):
         super().__init__(autoencoder)

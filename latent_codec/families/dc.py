@@ -9,6 +9,8 @@ from latent_codec.families.family import Family
 class DC(Family):
     """No posterior; its tiles are diffusers' own."""
 
+    has_posterior = False
+
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
         return config["latent_channels"], 2 ** (len(config["encoder_block_out_channels"]) - 1)

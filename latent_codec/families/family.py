@@ -40,17 +40,14 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """How the trainer may treat an autoencoder.
+    """How the trainer may treat an autoencoder that it trains from one end to the other.
 
     Args:
         encoder: names of the modules before the latents, the codebook excepted.
-        frozen: names of the modules that stay as they are while only the decoder is trained; empty: the decoder
-            cannot be trained by itself.
         linear_start: whether models/initialization.py knows its layers.
     """
 
     encoder: tuple[str, ...]
-    frozen: tuple[str, ...] = ()
     linear_start: bool = False
 
 
@@ -70,11 +67,17 @@ class Family:
     frames: ClassVar[int] = 0
     """0: images; 1: a video autoencoder that is given stills."""
     trainable: ClassVar[Trainable | None] = None
-    """None: it is used here, not trained."""
+    """None: of its weights only those of `decoder_keys` are trained."""
+    untrained: ClassVar[str | None] = None
+    """Why its decoder is not trained on images, either; None: it is."""
+    has_posterior: ClassVar[bool] = True
+    """Whether `encode_raw` gives a posterior."""
     indices_suffice: ClassVar[bool] = True
     """Whether the indices, where there are levels, hold all that the decoder uses."""
     levels_condition: ClassVar[bool] = False
     """Whether each level below the top is sampled given the features of those above it."""
+    uncalibrated: ClassVar[str] = "its config has no place for one"
+    """Why no pipeline reads a scale of it, where none does."""
     channels_last: ClassVar[bool] = False
     """Whether it was measured to compute faster with weights laid out by `models.memory_format`."""
     taken_as: ClassVar[tuple[str, ...]] = (
@@ -180,27 +183,78 @@ class Family:
         """What the sides of an image must be divisible by."""
         return self.latent_shape(self.autoencoder.config)[1]
 
+    @property
+    def only_size(self) -> tuple[int, int] | None:
+        """(height, width) of the images, of a family that takes one size only."""
+        return None
+
     def check_size(self, height: int, width: int) -> None:
         """Refuse images of a size that the family cannot take.
 
         Raises:
-            ValueError: naming the sizes that it takes.
+            ValueError: naming the size that it takes.
         """
+        if self.only_size not in (None, (height, width)):
+            raise ValueError(
+                f"expected images of {'x'.join(map(str, self.only_size))} pixels, the one size that "
+                f"{type(self.autoencoder).__name__} takes, got {height}x{width}; crop or resize first"
+            )
 
     @property
     def levels(self) -> list[Level]:
         """Codebooks, top level first; empty where the latents are continuous."""
         return []
 
-    @property
-    def reads_scale(self) -> bool:
-        """Whether pipelines read a scaling_factor from its config."""
-        return "scaling_factor" in self.autoencoder.config
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        """Which of a space's entries (`LatentSpace.to_config`) may be measured and written for `pipeline` to read.
 
-    @property
-    def reads_shift(self) -> bool:
-        """Whether a measured shift_factor belongs into its config."""
-        return "shift_factor" in self.autoencoder.config
+        Without a scaling_factor mean and std of each channel are all that it reads.
+        """
+        if pipeline is not None:
+            return PIPELINES[pipeline].reads
+        entries = LatentSpace(1, 1).to_config()
+        return tuple(key for key in entries if key in self.autoencoder.config)
+
+    def least_std(self, pipeline: str | None = None) -> float:
+        """The smallest std of a channel that can be written."""
+        return 0.0
+
+    def set_latent_space(self, space: LatentSpace, pipeline: str | None = None) -> LatentSpace:
+        """Write what `latent_space(pipeline)` reads, so that it is `space`; return it as it is read.
+
+        Raises:
+            ValueError: if it could not be `space`; nothing is written then.
+        """
+        entries, weights = self.entries_of(space, pipeline)
+        config = {**self.autoencoder.config, **entries}
+        found = self.latent_space_of(config, pipeline, weights)
+        if not found.is_close(space):
+            name = type(self.autoencoder).__name__
+            raise ValueError(f"{space} does not fit {name}, which would have {found}")
+        self.autoencoder.register_to_config(**entries)
+        for key, values in weights.items():
+            buffer = self.autoencoder.get_buffer(key)
+            buffer.copy_(buffer.new_tensor(values))
+        return found
+
+    def entries_of(
+        self, space: LatentSpace, pipeline: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The entries of the config and the weights of `statistics_keys` that `latent_space_of` reads `space` from.
+
+        Raises:
+            ValueError: for what this autoencoder has no place for.
+        """
+        entries = space.to_config()
+        if pipeline is not None:
+            entries["scaling_factor"] /= PIPELINES[pipeline].multiplier
+        unscaled = LatentSpace(1, 1).to_config()
+        for key in entries.keys() - self.autoencoder.config.keys():
+            if entries[key] != unscaled[key]:
+                name = type(self.autoencoder).__name__
+                raise ValueError(f"{name} has no {key}, so no pipeline would read {entries[key]}")
+            del entries[key]
+        return entries, {}
 
     @property
     def folds_statistics(self) -> bool:
@@ -210,7 +264,7 @@ class Family:
     @property
     def last_layer(self) -> "nn.Module":
         """The layer that makes the image, of an autoencoder that is trained."""
-        return self.autoencoder.decoder.conv_out
+        return last_layer_of(self.autoencoder.decoder)
 
     @property
     def has_post_quant_conv(self) -> bool:
@@ -284,6 +338,12 @@ class Family:
     def tile_settings(self, tile: int, factor: int) -> dict[str, float] | None:
         """Attributes of diffusers' own tiling; None where its tiles are not reliable."""
         return None
+
+
+def last_layer_of(network: "nn.Module") -> "nn.Module":
+    """The last convolution or linear layer of a network whose layers are in the order in which they compute."""
+    layers = [each for each in network.modules() if getattr(getattr(each, "weight", None), "ndim", 0) > 1]
+    return layers[-1]
 
 
 def single_level_indices(indices: "Sequence[Tensor]", codebook_size: int) -> "Tensor":

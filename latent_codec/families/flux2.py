@@ -1,11 +1,12 @@
 """AutoencoderKLFlux2: latents that are packed 2x2 and normalized by the statistics of a batch norm (FLUX.2)."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from latent_codec.families.kl import KL
 from latent_codec.families.latent_space import LatentSpace
-from latent_codec.families.pipeline_spaces import PIPELINES
+from latent_codec.families.pipeline_spaces import MEAN_AND_STD, PIPELINES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +37,32 @@ class Flux2(KL):
         import numpy as np  # not on top: the command line names families before it loads anything
 
         mean, variance = (np.asarray(statistics[key], np.float32) for key in cls.statistics_keys)
-        eps = config["batch_norm_eps"] if row.batch_norm_eps is None else row.batch_norm_eps
-        std = np.sqrt(variance + np.float32(eps))  # in float32, as the pipelines
+        std = np.sqrt(variance + np.float32(cls.eps(config, pipeline)))  # in float32, as the pipelines
         channels, factor = cls.latent_shape(config)
         if row.unpacked_again:
             channels, factor = channels // 4, factor // 2
         entries = {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
         return row.latent_space(channels, factor, entries)
+
+    @classmethod
+    def eps(cls, config: Mapping[str, Any], pipeline: str | None) -> float:
+        """What `pipeline` adds to the variance."""
+        eps = PIPELINES[pipeline or cls.usual_pipeline].batch_norm_eps
+        return config["batch_norm_eps"] if eps is None else eps
+
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        return MEAN_AND_STD
+
+    def least_std(self, pipeline: str | None = None) -> float:
+        return math.sqrt(self.eps(self.autoencoder.config, pipeline))
+
+    def entries_of(
+        self, space: LatentSpace, pipeline: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        mean, std = space.statistics()
+        eps = self.eps(self.autoencoder.config, pipeline)
+        variance = [max(each**2 - eps, 0.0) for each in std]
+        return {}, dict(zip(self.statistics_keys, (mean, variance)))
 
     @property
     def folds_statistics(self) -> bool:

@@ -5,7 +5,7 @@ from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING, Any
 
-from latent_codec.families.family import Encoded, Family, Level, Trainable
+from latent_codec.families.family import Encoded, Family, Level, Trainable, last_layer_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,6 +16,7 @@ class Hierarchical(Family):
 
     levels_condition = True
     taken_as = ()
+    has_posterior = False
     trainable = Trainable(encoder=("encoders", "quantize_convs"))
 
     @classmethod
@@ -47,10 +48,7 @@ class Hierarchical(Family):
 
     @property
     def last_layer(self) -> "nn.Module":
-        from torch.nn import ConvTranspose2d
-
-        layers = self.autoencoder.decoders[-1].modules()
-        return [layer for layer in layers if isinstance(layer, ConvTranspose2d)][-1]
+        return last_layer_of(self.autoencoder.decoders[-1])
 
     def encode_with_indices(self, images: "Tensor") -> "tuple[Encoded, list[Tensor]]":
         latents, indices = self.autoencoder.encode_with_indices(images.to(self.autoencoder.dtype))

@@ -13,9 +13,7 @@ class KL(Family):
 
     channels_last = True
     has_exact_tiles = True
-    trainable = Trainable(
-        encoder=("encoder", "quant_conv"), frozen=("encoder", "quant_conv"), linear_start=True
-    )
+    trainable = Trainable(encoder=("encoder", "quant_conv"), linear_start=True)
 
     @property
     def folds_statistics(self) -> bool:

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -157,6 +157,25 @@ class LatentSpace:
             "latents_mean": None if self.mean is None else list(self.mean),
             "latents_std": None if self.std is None else list(self.std),
         }
+
+    def is_close(self, other: "LatentSpace") -> bool:
+        """Whether latents of both are equal up to rounding: within 1e-5 of the latents' own unit."""
+        if self._unscaled() != other._unscaled():
+            return False
+        return all(
+            abs(std / their_std - 1) < 1e-5 and abs(mean - their_mean) / their_std < 1e-5
+            for mean, std, their_mean, their_std in zip(*self.statistics(), *other.statistics())
+        )
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std that alone would make the same latents, (raw - mean) / std, one of each per normalized channel."""
+        if self.mean is None:
+            normalized = self.channels * (4 if self.unpacked_again else 1)
+            return (self.shift_factor,) * normalized, (1 / self.scaling_factor,) * normalized
+        return self.mean, tuple(std / self.scaling_factor for std in self.std)
+
+    def _unscaled(self) -> "LatentSpace":
+        return replace(self, scaling_factor=1.0, shift_factor=0.0, mean=None, std=None)
 
     @property
     def raw_channels(self) -> int:

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from latent_codec.families.family import Encoded, Family
+from latent_codec.families.family import Encoded, Family, last_layer_of
 from latent_codec.families.latent_space import LatentSpace
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Paella(Family):
     """Images in [0, 1] inside; its pipelines decode latents as they are, not quantized, times scale_factor."""
 
     taken_as = ()
+    has_posterior = False
 
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -27,6 +28,18 @@ class Paella(Family):
     @classmethod
     def decoder_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
         return ("up_blocks.", "out_block.")
+
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        return ("scaling_factor",)
+
+    def entries_of(
+        self, space: LatentSpace, pipeline: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"scale_factor": 1 / space.scaling_factor}, {}
+
+    @property
+    def last_layer(self) -> "nn.Module":
+        return last_layer_of(self.autoencoder.out_block)
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         return super().encode_raw((images + 1) / 2, tile)

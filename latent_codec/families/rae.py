@@ -14,6 +14,8 @@ class RAE(Family):
     """Images in [0, 1] inside, resized to its encoder's side; it scales and shifts by itself."""
 
     taken_as = ()
+    has_posterior = False
+    uncalibrated = "it normalizes its latents itself, by statistics in its weights"
 
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -27,18 +29,14 @@ class RAE(Family):
     def image_channels(cls, config: Mapping[str, Any]) -> int:
         return config["num_channels"]
 
-    @property
-    def side(self) -> int:
-        """Of the images, in pixels."""
-        config = self.autoencoder.config
-        return config.patch_size * (config.encoder_input_size // config.encoder_patch_size)
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        return ()
 
-    def check_size(self, height: int, width: int) -> None:
-        if (height, width) != (self.side, self.side):
-            raise ValueError(
-                f"expected images of {self.side}x{self.side} pixels, the one size that AutoencoderRAE takes, got "
-                f"{height}x{width}; crop or resize first"
-            )
+    @property
+    def only_size(self) -> tuple[int, int]:
+        config = self.autoencoder.config
+        side = config.patch_size * (config.encoder_input_size // config.encoder_patch_size)
+        return side, side
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         return super().encode_raw((images + 1) / 2, tile)

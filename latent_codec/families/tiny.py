@@ -10,6 +10,7 @@ class Tiny(Family):
     """Latents close to those of the autoencoder that it imitates."""
 
     channels_last = True
+    has_posterior = False
 
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:

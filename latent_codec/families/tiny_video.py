@@ -10,6 +10,7 @@ class TinyVideo(Family):
     """No posterior; it takes and gives images, and makes frames of them inside."""
 
     taken_as = ()
+    has_posterior = False
 
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:

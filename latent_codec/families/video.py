@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from latent_codec.families.family import Encoded, Family
 from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families.pipeline_spaces import MEAN_AND_STD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,10 @@ class HunyuanVideo15(HunyuanVideo):
 
 
 class CogVideoX(Stills):
-    """CogVideoX's and EasyAnimate's (Magvit), 8 times per side."""
+    """CogVideoX's and EasyAnimate's (Magvit), 8 times per side, whose pipelines ignore shift, mean and std."""
+
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        return ("scaling_factor",)
 
 
 class KVAEVideo(Stills):
@@ -66,7 +70,7 @@ class KVAEVideo(Stills):
 class LTX(Stills):
     """LTX-Video's; mean and deviation of its latents are in its weights."""
 
-    statistics_keys = ("latents_mean", "latents_std")
+    statistics_keys = MEAN_AND_STD
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> type[Family]:
@@ -93,6 +97,17 @@ class LTX(Stills):
         values = {key: statistics[key].tolist() for key in cls.statistics_keys}
         return super().latent_space_of({**config, **values}, pipeline)
 
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        return MEAN_AND_STD
+
+    def entries_of(
+        self, space: LatentSpace, pipeline: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        import numpy as np  # not on top: the command line names families before it loads anything
+
+        statistics = zip(self.statistics_keys, space.statistics())
+        return {"scaling_factor": 1.0}, {key: np.asarray(values, np.float32) for key, values in statistics}
+
 
 class Mochi(Stills):
     """Mochi 1's, whose encoder makes 15 channels of an image's 3."""
@@ -105,9 +120,14 @@ class Mochi(Stills):
     def image_channels(cls, config: Mapping[str, Any]) -> int:
         return config["out_channels"]
 
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        return MEAN_AND_STD
+
 
 class Cosmos(Stills):
     """Cosmos 1's, without a posterior; of its statistics per frame those of the first frame."""
+
+    has_posterior = False
 
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -120,6 +140,19 @@ class Cosmos(Stills):
             key: each and each[:: len(each) // config["latent_channels"]] for key, each in values.items()
         }
         return super().latent_space_of({**config, **first}, *where)
+
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        return MEAN_AND_STD
+
+    def entries_of(
+        self, space: LatentSpace, pipeline: str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of its statistics only the first frame's are changed."""
+        entries: dict[str, Any] = {"scaling_factor": 1.0}
+        for key, values in zip(MEAN_AND_STD, space.statistics()):
+            entries[key] = list(self.autoencoder.config[key])
+            entries[key][:: len(entries[key]) // len(values)] = values
+        return entries, {}
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         with self.tiling(tile):

@@ -16,6 +16,7 @@ class VQ(Family):
     channels_last = True
     taken_as = (*Family.taken_as, "VQModel")
     has_exact_tiles = True
+    has_posterior = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> type[Family]:
@@ -34,9 +35,9 @@ class VQ(Family):
     def levels(self) -> list[Level]:
         return [Level(self.autoencoder.quantize.embedding.weight, self.side_multiple)]
 
-    @property
-    def reads_shift(self) -> bool:
-        return False  # latent diffusion's pipelines, which it is made for, know none
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        # Latent diffusion's pipelines, which it is made for, know no shift.
+        return tuple(key for key in super().reads(pipeline) if key != "shift_factor")
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         if tile is None or not self.has_exact_tiles:
@@ -90,9 +91,7 @@ class VQ(Family):
 class OwnVQ(VQ):
     """AutoencoderVQ, whose quantizer assigns by itself and in float32."""
 
-    trainable = Trainable(
-        encoder=("encoder", "quant_conv"), frozen=("encoder", "quant_conv", "quantize"), linear_start=True
-    )
+    trainable = Trainable(encoder=("encoder", "quant_conv"), linear_start=True)
 
     def encode_with_indices(self, images: "Tensor") -> "tuple[Encoded, list[Tensor]]":
         latents, indices = self.autoencoder.encode_with_indices(images)  # in float32, whatever its dtype
@@ -106,6 +105,7 @@ class MoVQ(VQ):
     """Kandinsky's VQModel (spatial norms), whose pipelines decode latents as they are, neither scaled nor quantized."""
 
     indices_suffice = False
+    uncalibrated = "its raw latents are its latents"
     channels_last = False  # not measured
     has_exact_tiles = False  # the decoder's norms read the latents too
 
@@ -113,9 +113,8 @@ class MoVQ(VQ):
     def latent_space_of(cls, config: Mapping[str, Any], *where: Any) -> LatentSpace:
         return super().latent_space_of({**config, "scaling_factor": None}, *where)
 
-    @property
-    def reads_scale(self) -> bool:
-        return False
+    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
+        return ()
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
         with self.tiling(tile):

@@ -1,7 +1,7 @@
 """Wan's and Qwen-Image's autoencoders: causal in time, used with one frame (arXiv:2503.20314, section 4.1)."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from latent_codec.families.family import Encoded
 from latent_codec.families.video import Stills
@@ -15,6 +15,8 @@ class Wan(Stills):
 
     has_exact_tiles = True
     taken_as = ("AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLQwenImage21")
+    first_frame: ClassVar[dict[str, bool]] = {"first_chunk": True}
+    """What its decoder is told of a video's first frame."""
 
     @classmethod
     def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
@@ -34,15 +36,21 @@ class Wan(Stills):
         return Encoded(DiagonalGaussianDistribution(encode_frame_tiled(self.autoencoder, images, tile)), None)
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
-        if tile is None:
-            return super().decode_raw(raw_latents)
-        from latent_codec.models.wan_tiling import decode_frame_tiled
+        from latent_codec.models.wan_tiling import channels_to_pixels, decode_frame_tiled
 
+        if tile is None:  # the class's own decode clamps images, which then give the trainer no gradient
+            autoencoder = self.autoencoder
+            video = autoencoder.decoder(
+                autoencoder.post_quant_conv(raw_latents.unsqueeze(2)), **self.first_frame
+            )
+            return channels_to_pixels(video[:, :, 0], autoencoder.config.get("patch_size") or 1)
         return decode_frame_tiled(self.autoencoder, raw_latents, tile)
 
 
 class QwenImage(Wan):
     """Wan 2.1's network under a class of its own; RGBA for layered images."""
+
+    first_frame: ClassVar[dict[str, bool]] = {}
 
     @classmethod
     def image_channels(cls, config: Mapping[str, Any]) -> int:

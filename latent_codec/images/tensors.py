@@ -227,6 +227,14 @@ def center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     return image[..., top : top + height, left : left + width]
 
 
+def central_window(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle (height, width) of (C, H, W), continued beyond its last row and column where it is smaller."""
+    missing = [max(wanted - side, 0) for side, wanted in zip(image.shape[-2:], size)]
+    if any(missing):
+        image = F.pad(image[None], (0, missing[1], 0, missing[0]), mode="replicate")[0]
+    return center_crop(image, size)
+
+
 def hstack_images(images: Sequence[Tensor | Image.Image], *, gap: int = 4) -> Image.Image:
     """Images side by side: `image_grid` with one row."""
     return image_grid(images, len(images), gap=gap)

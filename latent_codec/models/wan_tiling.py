@@ -41,13 +41,13 @@ def encode_frame_tiled(autoencoder: nn.Module, images: Tensor, tile: int) -> Ten
 
 @torch.no_grad()
 def decode_frame_tiled(autoencoder: nn.Module, raw_latents: Tensor, tile: int) -> Tensor:
-    """Raw latents (B, z_dim, h, w) -> images (B, C, H, W) in [-1, 1], as `autoencoder.decode` gives one frame."""
+    """Raw latents (B, z_dim, h, w) -> images (B, C, H, W), as `autoencoder.decode` gives one frame, but not clamped."""
     patch = autoencoder.config.get("patch_size") or 1
     decoder = autoencoder.decoder
     tiles = FrameTiles((int(tile) // patch) ** 2 * decoder.conv_out.in_channels or 1)
     raw_latents = raw_latents.to(decoder.conv_in.weight.dtype)
     frames = [tiles.decode(decoder, autoencoder.post_quant_conv, each) for each in raw_latents.split(1)]
-    return _channels_to_pixels(torch.cat(frames), patch).clamp(-1, 1)
+    return channels_to_pixels(torch.cat(frames), patch)
 
 
 class FrameTiles(Tiles):
@@ -186,7 +186,7 @@ def _pixels_to_channels(images: Tensor, patch: int) -> Tensor:
     return blocks.permute(0, 1, 5, 3, 2, 4).flatten(1, 3)
 
 
-def _channels_to_pixels(frames: Tensor, patch: int) -> Tensor:
+def channels_to_pixels(frames: Tensor, patch: int) -> Tensor:
     """Undo `_pixels_to_channels`."""
     if patch == 1:
         return frames

@@ -17,10 +17,15 @@ from latent_codec.models.discriminator import PatchDiscriminator, min_side
 from latent_codec.models.initialization import initialize_codebooks, initialize_linear_code
 from latent_codec.models.quantizers import CodebookLearner
 from latent_codec.training import losses, report
-from latent_codec.training.build import Autoencoder
+from latent_codec.training.build import CLASSES, Autoencoder
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import StreamedCrops, TrainingCrops
-from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms, level_suffixes
+from latent_codec.training.objective import (
+    ACTIVATION_BLOCKS,
+    AutoencoderObjective,
+    ObjectiveTerms,
+    level_suffixes,
+)
 from latent_codec.training.optimization import build_optimizer
 from latent_codec.training.task import Task, TaskInputs, collate
 
@@ -34,9 +39,9 @@ class AutoencoderTask(Task):
     def __init__(
         self, config: TrainingConfig, network: Autoencoder, inputs: TaskInputs, accelerator: Accelerator
     ):
-        channels = network.config.in_channels
-        crops = TrainingCrops.configured(config, inputs.source, channels)
         self.family = family_of(network)
+        channels = self.family.channels
+        crops = TrainingCrops.configured(config, inputs.source, channels)
         self.latent_shape = _latent_shape(config, self.family)
         self.samples = report.SampleImages(inputs.source, channels, config)
         if config.model.initialization == "linear" and not inputs.resumes:
@@ -60,19 +65,32 @@ class AutoencoderTask(Task):
     def check(cls, config: TrainingConfig, network: Autoencoder, inputs: TaskInputs) -> None:
         shape, family, objective = network.config, family_of(network), config.objective
         name = type(network).__name__
-        channels = shape.in_channels, shape.get("out_channels", shape.in_channels)
-        if channels[0] != channels[1]:
+        _check_trainable(config, family, name)
+        channels = shape.get("in_channels"), shape.get("out_channels")
+        if None not in channels and family.channels == channels[0] != channels[1]:
             raise SettingError("model.arguments", "as many out_channels as in_channels", channels)
+        if family.only_size not in (None, config.data.size):
+            raise SettingError(
+                "data.height", f"{family.only_size[0]}, the only side that {name} takes", config.data.height
+            )
         for side in ("height", "width"):
             pixels = getattr(config.data, side)
             if pixels and pixels % family.side_multiple:
                 expected = f"a multiple of {family.side_multiple}, a latent's side in pixels"
                 raise SettingError(f"data.{side}", expected, pixels)
-        if config.model.initialization == "linear" and not family.trainable.linear_start:
+        if config.model.initialization == "linear" and not (
+            family.trainable and family.trainable.linear_start
+        ):
             expected = f'"random" or "even" for {name}: a linear start knows AutoencoderKL and AutoencoderVQ'
             raise SettingError("model.initialization", expected, "linear")
-        if family.levels:
-            _check_codebooks(config, shape, family, name)
+        if not family.has_posterior:
+            _check_without_posterior(config, name)
+        if family.levels and family.trainable:
+            _check_codebooks(config, shape, name)
+        is_known = any(isinstance(module, ACTIVATION_BLOCKS) for module in network.modules())
+        if objective.activation_weight and not is_known:
+            expected = f"0 for {name}, whose layers the penalty does not know"
+            raise SettingError("objective.activation_weight", expected, objective.activation_weight)
         if objective.level_dropout and len(family.levels) < 2:
             expected = "0 but for a HierarchicalVQ of two or more levels"
             raise SettingError("objective.level_dropout", expected, objective.level_dropout)
@@ -91,7 +109,7 @@ class AutoencoderTask(Task):
         """The objective, and around it the codebooks' learners, the discriminator and the terms."""
         config, network, device = self.config, self.network, self.accelerator.device
         train_encoder = config.model.train == "all"
-        self.frozen = {} if train_encoder else _freeze_encoder(network)
+        self.frozen = {} if train_encoder else _all_but_decoder(network)
         objective = AutoencoderObjective(network, config.objective, train_encoder=train_encoder)
         self.learners = _codebook_learners(config, network)
         if self.learners:
@@ -99,7 +117,7 @@ class AutoencoderTask(Task):
         self.discriminator = None
         if config.objective.gan_weight:
             self.discriminator = self.modules["discriminator"] = PatchDiscriminator(
-                network.config.in_channels,
+                self.family.channels,
                 config.objective.discriminator_width,
                 config.objective.discriminator_layers,
             ).to(device)
@@ -129,7 +147,7 @@ class AutoencoderTask(Task):
     def resume(self, state: dict[str, Any], out: Path) -> None:
         if self.frozen and not self.config.model.pretrained:
             # Made from data at the first start, and the checkpoint's own since.
-            self.frozen = _freeze_encoder(self.network)
+            self.frozen = _all_but_decoder(self.network)
         if _changed(self.network, self.frozen):
             raise SettingError(
                 "model.pretrained",
@@ -152,6 +170,7 @@ class AutoencoderTask(Task):
         return zip(self.position_sampler(start), batches)
 
     def begin_step(self, step: int) -> None:
+        super().begin_step(step)
         if self.learners and step <= self.config.codebook.start_step:
             self._begin_codebooks(step)
 
@@ -257,9 +276,23 @@ class AutoencoderTask(Task):
         return terms, restarted
 
 
-def _check_codebooks(config: TrainingConfig, shape, family: Family, name: str) -> None:
-    """Refuse what a network with codewords cannot be trained by."""
-    objective, codebook, model = config.objective, config.codebook, config.model
+def _check_trainable(config: TrainingConfig, family: Family, name: str) -> None:
+    """Refuse to train what is only used here."""
+    if family.trainable is None and config.model.train == "all":
+        raise SettingError(
+            "model.train", f'"decoder" for {name}: {", ".join(CLASSES)} are trained from end to end', "all"
+        )
+    if family.untrained:
+        raise SettingError(
+            "model.pretrained",
+            f"a codec whose decoder is trained on images, and that of {name} is not: {family.untrained}",
+            config.model.pretrained,
+        )
+
+
+def _check_without_posterior(config: TrainingConfig, name: str) -> None:
+    """Refuse terms of a posterior."""
+    objective = config.objective
     if objective.kl_weight:
         raise SettingError(
             "objective.kl_weight", f"0 for {name}, which has no posterior", objective.kl_weight
@@ -267,15 +300,16 @@ def _check_codebooks(config: TrainingConfig, shape, family: Family, name: str) -
     if objective.is_likelihood:
         expected = f'"l1" or "mse" for {name}, which has no posterior'
         raise SettingError("objective.reconstruction", expected, objective.reconstruction)
+
+
+def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:
+    """Refuse what a network with codewords cannot be trained by."""
+    codebook, model = config.codebook, config.model
     if codebook.start_step >= config.run.steps:
         raise SettingError(
             "codebook.start_step",
             f"a step before the run ends at {config.run.steps}, or a share of the run, such as 0.1",
             codebook.start_step,
-        )
-    if model.train == "decoder" and not family.trainable.frozen:
-        raise SettingError(
-            "model.train", f'"all" for {name}, whose encoder is not apart from the decoder', "decoder"
         )
     if model.train != "decoder" and shape.get("assignment") == "linear":
         raise SettingError(
@@ -322,7 +356,8 @@ def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted:
 
 
 def _encoder_parameters(autoencoder: Autoencoder) -> list[torch.nn.Parameter]:
-    parts = family_of(autoencoder).trainable.encoder
+    trainable = family_of(autoencoder).trainable
+    parts = trainable.encoder if trainable else ()
     return [
         parameter
         for name, part in autoencoder.named_children()
@@ -331,16 +366,11 @@ def _encoder_parameters(autoencoder: Autoencoder) -> list[torch.nn.Parameter]:
     ]
 
 
-def _freeze_encoder(autoencoder: Autoencoder) -> dict[str, Tensor]:
-    """Take encoder, quant_conv and codebook out of training, and return a copy of them."""
-    names = family_of(autoencoder).trainable.frozen
-    for name, part in autoencoder.named_children():
-        if name in names:
-            part.requires_grad_(False)
+def _all_but_decoder(autoencoder: Autoencoder) -> dict[str, Tensor]:
+    """A copy of all that latents depend on."""
+    keys = family_of(autoencoder).decoder_keys(autoencoder.config)
     return {
-        key: tensor.clone()
-        for key, tensor in autoencoder.state_dict().items()
-        if key.partition(".")[0] in names
+        key: tensor.clone() for key, tensor in autoencoder.state_dict().items() if not key.startswith(keys)
     }
 
 
@@ -351,7 +381,7 @@ def _changed(autoencoder: Autoencoder, frozen: dict[str, Tensor]) -> bool:
 
 def _latent_shape(config: TrainingConfig, family: Family) -> tuple[int, int, int] | None:
     """Shape of the noise that the posterior is sampled by, (C, h, w); None where it is not."""
-    if config.objective.posterior == "mean" or family.levels:
+    if config.objective.posterior == "mean" or not family.has_posterior:
         return None
     space = family.latent_space()
-    return (space.channels, *(side // space.downsampling_factor for side in config.data.size))
+    return (space.raw_channels, *(side // space.raw_factor for side in config.data.size))

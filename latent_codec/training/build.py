@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 
 from latent_codec.codec import LatentCodec
 from latent_codec.errors import SettingError
-from latent_codec.families import family_of
 from latent_codec.images.sources import ImageSource
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
@@ -20,7 +19,8 @@ from latent_codec.training.settings import check_keys
 
 CLASSES = {each.__name__: each for each in (AutoencoderKL, AutoencoderVQ, HierarchicalVQ)}
 Network = TypeVar("Network", bound=torch.nn.Module)
-Autoencoder = AutoencoderKL | AutoencoderVQ | HierarchicalVQ
+Autoencoder = ModelMixin
+"""One of CLASSES; of any family that opens where only the decoder is trained."""
 
 
 def load_codec(config: TrainingConfig) -> LatentCodec | None:
@@ -56,19 +56,10 @@ def build_autoencoder(
     types follow; `out_channels` are as many as `in_channels`. Initial weights are a function of `run.seed`.
 
     Raises:
-        ValueError: for an argument that the class does not have or cannot use, or a
-            pretrained codec of a class that is not trained here.
+        ValueError: for an argument that the class does not have or cannot use.
     """
     if config.model.pretrained:
-        autoencoder = LatentCodec.from_pretrained(config.model.pretrained).autoencoder
-        if family_of(autoencoder).trainable is None:
-            raise SettingError(
-                "model.pretrained",
-                f"a codec of a class that is trained here ({', '.join(CLASSES)})",
-                config.model.pretrained,
-                advice=f"its class is {type(autoencoder).__name__}",
-            )
-        return autoencoder.train()
+        return LatentCodec.from_pretrained(config.model.pretrained).autoencoder.train()
     autoencoder_class, arguments = CLASSES[config.model.class_name], dict(config.model.arguments)
     if "block_out_channels" in inspect.signature(autoencoder_class.__init__).parameters:
         widths = arguments.setdefault("block_out_channels", [64])

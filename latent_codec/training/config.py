@@ -44,7 +44,8 @@ class ModelConfig(Section):
     """Of the linear start: larger lets neighboring blocks influence one another less, smaller keeps more digits in
     bfloat16."""
     train: Literal["all", "decoder"] = "all"
-    """`decoder` leaves encoder, quant_conv and codebook unchanged to the bit, so that existing latents stay valid."""
+    """`decoder` leaves encoder, quant_conv and codebook unchanged to the bit, so that existing latents stay valid; it
+    takes pretrained codecs of every family, `all` those of the classes that `class_name` may name."""
     teacher: str | None = None
     """Name or folder of the codec whose decoder a TinyDecoder learns to imitate, or whose values an entropy model learns."""
 

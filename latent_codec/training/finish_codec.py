@@ -49,7 +49,7 @@ def finish_codec(
         )
         keep = config.model.train == "decoder"  # the latent space of its encoder
         fold = calibration.can_normalize(autoencoder)
-        calibration.calibrate(codec, measured, "keep" if keep else "normalize" if fold else "scale")
+        calibration.calibrate(codec, measured, "keep" if keep else "normalize" if fold else None)
     stored = to_stored_dtype(config, autoencoder)
     card = model_card(
         config,
@@ -89,7 +89,7 @@ def silence_posterior(autoencoder: AutoencoderKL) -> None:
 def _has_untrained_variance(config: TrainingConfig, autoencoder: Autoencoder) -> bool:
     """A plain autoencoder's decoder saw the posterior's mean only, so that nothing trained its variance."""
     is_plain = config.objective.posterior == "mean" and config.model.train == "all"
-    return is_plain and not family_of(autoencoder).levels
+    return is_plain and family_of(autoencoder).has_posterior
 
 
 def _facts(config: TrainingConfig, codec: LatentCodec, measured: calibration.Calibration | None) -> list[str]:
@@ -110,7 +110,7 @@ def _facts(config: TrainingConfig, codec: LatentCodec, measured: calibration.Cal
         if Path(origin).exists():
             origin = Path(origin).resolve().name
         facts.append(
-            f"Only the decoder was trained. Encoder, quant_conv and any codebook are those of {origin}, to the bit in float32, "
+            f"Only the decoder was trained. All other weights are those of {origin}, to the bit in float32, "
             f"and its latents decode here: space fingerprint {codec.space_fingerprint}."
         )
     return facts

@@ -34,6 +34,8 @@ class TrainingKind:
     finish: str = f"{_HERE}.finish:finish_network"
     codec: str | None = None
     """The setting that names the codec to start from (`model.pretrained`) or to learn from; None: it has none."""
+    takes_any_class: bool = False
+    """Whether a network that exists already may be of other classes, which `task.check` refuses where it must."""
     codec_optional: bool = False
     """Whether a pretrained network may have none to learn from."""
     learns_codes: bool = False
@@ -61,6 +63,7 @@ KINDS = {
             task=f"{_HERE}.autoencoder_task:AutoencoderTask",
             finish=f"{_HERE}.finish_codec:finish_codec",
             codec="model.pretrained",
+            takes_any_class=True,
             streams=True,
         ),
         TrainingKind(

@@ -10,7 +10,12 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor, distributed, nn
 
 from latent_codec.codec import LatentCodec
@@ -215,7 +220,8 @@ def _train(
 def _check(config: TrainingConfig, network: nn.Module, stream) -> None:
     """Refuse a network or data that this kind of training does not take."""
     kind = config.kind
-    if not any(each.__name__ in kind.model_classes for each in type(network).__mro__):
+    is_free = kind.takes_any_class and config.model.pretrained
+    if not is_free and not any(each.__name__ in kind.model_classes for each in type(network).__mro__):
         raise ValueError(
             f"model.class_name is {config.model.class_name}, which trains a {' or '.join(kind.model_classes)}; "
             f"expected one, got a {type(network).__name__}."
@@ -248,8 +254,11 @@ def _start_accelerator(config: TrainingConfig, out: Path, trackers: tuple[str, .
                 advice="tensorboard is part of latent-codec[train]",
             )
     AcceleratorState._reset_state()  # or an earlier run in this process would fix the precision for all
+    # Of a video autoencoder's decoder, say, a still image does not reach all weights.
+    unreached = DistributedDataParallelKwargs(find_unused_parameters=config.model.train == "decoder")
     return Accelerator(
         cpu=on_cpu(),
+        kwargs_handlers=[unreached],
         mixed_precision={"fp32": "no"}.get(config.run.precision, config.run.precision),
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out)),

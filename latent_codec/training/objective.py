@@ -25,6 +25,9 @@ from latent_codec.training import losses
 from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import ObjectiveConfig
 
+ACTIVATION_BLOCKS = (ResnetBlock2D, Attention, Downsample2D, Upsample2D)
+"""What the penalty on activations looks at."""
+
 
 class AutoencoderObjective(nn.Module):
     """An autoencoder whose `forward` is the whole pass that training differentiates.
@@ -35,7 +38,8 @@ class AutoencoderObjective(nn.Module):
     Args:
         autoencoder: trained in place; given hooks if there is a penalty on its activations.
         config: the objective.
-        train_encoder: False runs the encoder without gradients.
+        train_encoder: False trains the weights of its family's `decoder_keys` only, and keeps all other parts in
+            evaluation mode, so that no batch norm of the encoder moves.
     """
 
     def __init__(self, autoencoder: Autoencoder, config: ObjectiveConfig, *, train_encoder: bool = True):
@@ -43,7 +47,9 @@ class AutoencoderObjective(nn.Module):
         self.autoencoder = autoencoder
         self.config = config
         self.train_encoder = train_encoder
-        self.is_discrete = bool(family_of(autoencoder).levels)
+        self.family = family_of(autoencoder)
+        self.is_discrete = bool(self.family.levels)
+        self._kept = [] if train_encoder else _keep_but_decoder(autoencoder)
         if config.reconstruction == "gaussian" and config.gaussian_std is None:
             self.log_std = nn.Parameter(torch.tensor(-1.0))
         elif config.reconstruction == "gaussian":
@@ -51,8 +57,14 @@ class AutoencoderObjective(nn.Module):
         self._penalties: list[Tensor] = []
         if config.activation_weight:
             for module in autoencoder.modules():
-                if isinstance(module, (ResnetBlock2D, Attention, Downsample2D, Upsample2D)):
+                if isinstance(module, ACTIVATION_BLOCKS):
                     module.register_forward_hook(self._collect_penalty)
+
+    def train(self, mode: bool = True) -> "AutoencoderObjective":
+        super().train(mode)
+        for part in self._kept:
+            part.eval()
+        return self
 
     def forward(
         self, image: Tensor, noise: Tensor | None, kept_levels: Tensor | None = None
@@ -61,18 +73,18 @@ class AutoencoderObjective(nn.Module):
 
         Args:
             image: the encoder's input, (N, C, H, W), corrupted where the objective says so.
-            noise: standard normal, shaped like the latents: the reparameterization's epsilon; not read where
+            noise: standard normal, shaped like the raw latents: the reparameterization's epsilon; not read where
                 nothing is sampled.
             kept_levels: int64 (N,), of HierarchicalVQ: how many levels, from the top, each image is decoded from;
                 None: from all.
 
         Returns:
-            `reconstruction`, shaped like `image`; `activation`, the activation penalty; and the
+            `reconstruction`, shaped like `image`; `activation`, the activation penalty; and, where there are any, the
             posterior's `mean` and `log_variance`, or `levels`, what each quantizer gave, top level first.
         """
         self._penalties.clear()
         encoder_learns = self.train_encoder and torch.is_grad_enabled()
-        if self.is_discrete:
+        if self.is_discrete and self.family.trainable:
             with torch.set_grad_enabled(encoder_learns):
                 levels = self.autoencoder.encode_quantized(image)
             quantized = [level.quantized for level in levels]
@@ -82,12 +94,14 @@ class AutoencoderObjective(nn.Module):
             code = {"levels": levels}
         else:
             with torch.set_grad_enabled(encoder_learns):
-                posterior = self.autoencoder.encode(image).latent_dist
-            latents = posterior.mean
-            if self.config.posterior == "sample":
-                latents = latents + torch.exp(0.5 * posterior.logvar) * noise
-            reconstruction = self.autoencoder.decode(latents).sample
-            code = {"mean": posterior.mean, "log_variance": posterior.logvar}
+                posterior, raw_latents = self.family.encode_raw(image)
+            code = {}
+            if posterior is not None:
+                raw_latents = posterior.mean
+                if self.config.posterior == "sample":
+                    raw_latents = raw_latents + torch.exp(0.5 * posterior.logvar) * noise
+                code = {"mean": posterior.mean, "log_variance": posterior.logvar}
+            reconstruction = self.family.decode_raw(raw_latents)
         penalty = torch.stack(self._penalties).sum() if self._penalties else image.new_zeros(())
         return {"reconstruction": reconstruction, "activation": penalty, **code}
 
@@ -147,7 +161,7 @@ class ObjectiveTerms:
         self.codebook_weight = codebook_weight
         self.discriminator = discriminator
         self.mean_over_processes = mean_over_processes
-        self.counts_bits = not objective.is_discrete and (
+        self.counts_bits = objective.family.has_posterior and (
             self.config.reconstruction == "gaussian"
             or (self.config.reconstruction == "bernoulli" and binarized)
         )
@@ -179,7 +193,7 @@ class ObjectiveTerms:
             terms["lpips"] = self.lpips(reconstruction, image).mean()
             fidelity = fidelity + config.lpips_weight * terms["lpips"]
         loss = fidelity
-        if self.objective.is_discrete:
+        if "levels" in outputs:
             quantizers = self.objective.autoencoder.quantizers
             for suffix, quantizer, level in zip(
                 level_suffixes(len(quantizers)), quantizers, outputs["levels"]
@@ -188,7 +202,7 @@ class ObjectiveTerms:
                 if not quantizer.bypassed:
                     terms[f"commitment{suffix}"] = level.commitment_loss
                     terms[f"codebook{suffix}"] = level.codebook_loss
-        elif config.posterior == "sample":
+        elif config.posterior == "sample" and "mean" in outputs:
             nats = losses.kl_divergence(outputs["mean"].float(), outputs["log_variance"].float()).sum()
             terms["kl"] = nats / image.numel()
             loss = loss + config.kl_weight * terms["kl"]
@@ -201,7 +215,7 @@ class ObjectiveTerms:
             terms["gan_adaptive_weight"] = losses.adaptive_gan_weight(
                 fidelity,
                 terms["gan"],
-                _last_weight(self.objective.autoencoder),
+                self.objective.family.last_layer.weight,
                 config.gan_max_adaptive_weight,
                 self.mean_over_processes,
             )
@@ -239,6 +253,13 @@ def level_suffixes(num_levels: int) -> list[str]:
     return [""] if num_levels == 1 else [f"_{number}" for number in range(1, num_levels + 1)]
 
 
-def _last_weight(autoencoder: Autoencoder) -> Tensor:
-    """The weight of the layer that gives the image."""
-    return family_of(autoencoder).last_layer.weight
+def _keep_but_decoder(autoencoder: Autoencoder) -> list[nn.Module]:
+    """Take all weights but the decoder's out of training, and return the parts that hold none of the decoder's."""
+    keys = family_of(autoencoder).decoder_keys(autoencoder.config)
+    for name, parameter in autoencoder.named_parameters():
+        parameter.requires_grad_(name.startswith(keys))
+    return [
+        part
+        for name, part in autoencoder.named_modules()
+        if name and not f"{name}.".startswith(keys) and not any(key.startswith(f"{name}.") for key in keys)
+    ]

@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from latent_codec import deprecated
+from latent_codec.families import family_of
 from latent_codec.files import replacing
 from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import center_crop, image_grid, write_image
+from latent_codec.images.tensors import central_window, image_grid, write_image
 from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import TrainingConfig
 
@@ -170,9 +171,7 @@ class SampleImages:
 
     def __init__(self, source: ImageSource, channels: int, config: TrainingConfig):
         readable = iter_images(source, channels=channels, on_skip=lambda line: None)
-        self._images = [
-            _central_window(image, config.data.size) for _, image in islice(readable, NUM_SAMPLES)
-        ]
+        self._images = [central_window(image, config.data.size) for _, image in islice(readable, NUM_SAMPLES)]
         if not self._images:
             raise ValueError(f"none of the {len(source)} images can be read, the first is {source.name(0)}")
         if config.data.binarize:
@@ -182,19 +181,12 @@ class SampleImages:
     def write(self, autoencoder: nn.Module, path: Path, accelerator: Accelerator) -> None:
         """Reconstruct, where there is a posterior by its mean, and write one PNG."""
         autoencoder.eval()
-        images = torch.stack(self._images).to(accelerator.device)
+        family, images = family_of(autoencoder), torch.stack(self._images).to(accelerator.device)
         with accelerator.autocast():
-            decoded = autoencoder(images).sample
+            posterior, raw_latents = family.encode_raw(images)
+            decoded = family.decode_raw(raw_latents if posterior is None else posterior.mode())
         images = [*images.cpu(), *decoded.float().clamp(-1, 1).cpu()]
         write_image(image_grid(images, columns=len(self._images)), path)
-
-
-def _central_window(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of an image, enlarged by replicated borders where it is smaller than `size`."""
-    height, width = (max(side, wanted) for side, wanted in zip(image.shape[-2:], size))
-    missing = height - image.shape[-2], width - image.shape[-1]
-    image = torch.nn.functional.pad(image[None], (0, missing[1], 0, missing[0]), mode="replicate")[0]
-    return center_crop(image, size)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

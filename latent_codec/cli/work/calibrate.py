@@ -15,7 +15,7 @@ from latent_codec.components.loading import open_weights
 from latent_codec.components.weight_files import check_folder_to_save
 from latent_codec.conversion.foreign import read_foreign
 from latent_codec.conversion.settings import given_settings
-from latent_codec.evaluation.calibration import calibrate
+from latent_codec.evaluation.calibration import calibrate, usual_convention
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,10 +23,11 @@ def run(args: argparse.Namespace) -> None:
     codec = load_codec(args)
     weights = Path(args.codec) if is_foreign_file(args.codec) else find_weights(args.codec)
     folder = check_folder_to_save(args.out or _own_folder(args.codec, weights))
+    convention = args.convention or usual_convention(codec)
     before = codec.space_fingerprint
 
     with showing("calibrating") as report:
-        measured = calibrate(codec, source, args.convention, limit=args.limit, on_progress=report)
+        measured = calibrate(codec, source, convention, limit=args.limit, on_progress=report)
     for reason in measured.skipped:
         print(f"skipped {reason}", file=sys.stderr)
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     found = {
         "codec": codec.name,
         "data": args.data,
-        "convention": args.convention,
+        "convention": convention,
         "measured": measured.to_dict(),
         "written": {
             **saved.latent_space.to_config(),
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         print_json(found)
     else:
         _print_report(found, measured.parity_note)
-        if args.convention == "scale" and saved.space_fingerprint == before:
+        if not args.convention and saved.space_fingerprint == before:
             print("Scale and shift were as measured before, and stay.")
 
 

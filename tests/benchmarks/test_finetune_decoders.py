@@ -1,0 +1,101 @@
+"""`train finetune-decoder` for every class that opens: from noise on a tiny random decoder, 200 steps on crops of Kodak.
+
+    pytest tests/benchmarks/test_finetune_decoders.py -s -o addopts=
+
+prints PSNR before and after. Encoder, quantizer and statistics must be equal to the bit after it, the space's
+fingerprint too, and a run that goes on from step 100 must end at the same weights. Needs the data folder next to the
+checkout; about 10 minutes of one core.
+"""
+
+import shutil
+
+import pytest
+import torch
+from helpers.autoencoders import CONFIGS, build
+from tables import table
+
+from latent_codec import LatentCodec, metrics
+from latent_codec.images.sources import open_source
+from latent_codec.images.tensors import central_window
+from latent_codec.models.initialization import initialize_codebooks
+from latent_codec.training.build import build_autoencoder
+from latent_codec.training.config import load_config
+from latent_codec.training.finish_codec import finish_codec
+from latent_codec.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIDE = 32
+NOISE = 0.2
+"""Of each weight of the decoder, in standard deviations of its tensor."""
+LEAST_GAIN = 0.5
+SETTINGS = (
+    "run.steps=200",
+    "run.checkpoint_every=100",
+    "run.sample_every=200",
+    "run.calibration_images=0",
+    "run.precision=fp32",
+    f"data.height={SIDE}",
+    "objective.lpips_weight=0",
+    "optimizer.learning_rate=2e-3",
+    "optimizer.ema_decay=0.95",
+)
+ROWS: list[list] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def report():
+    yield
+    table(
+        f"Decoders with noise, fine-tuned for 200 steps on crops of {SIDE} px",
+        ["class", "PSNR before, dB", "after, dB", "gain, dB"],
+        ROWS,
+    )
+
+
+@torch.no_grad()
+def add_noise(codec: LatentCodec) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for key, weight in codec.autoencoder.named_parameters():
+        if codec.is_of_decoder(key) and weight.numel() > 1:
+            spread = weight.std() or weight.abs().mean()
+            weight += NOISE * spread * torch.randn(weight.shape, generator=generator)
+    codec.weights_changed()
+
+
+def reconstruction_psnr(codec: LatentCodec, source) -> float:
+    size = codec.family.only_size or (2 * SIDE, 2 * SIDE)
+    images = [central_window(source.image(index, codec.channels), size) for index in range(len(source))]
+    decoded = [codec.decode(codec.encode(image), output_type="pt") for image in images]
+    return metrics.psnr(torch.cat(decoded), torch.stack(images)).mean().item()
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "ConsistencyDecoderVAE"])
+def test_a_noisy_decoder_becomes_better_and_nothing_else_changes(name, shared, tmp_path):
+    source = open_source(shared / "data/kodak")
+    autoencoder = build(name)
+    if name == "HierarchicalVQ":  # of a random codebook nearly all codewords are far from all latents
+        crops = [central_window(source.image(index, 3), (SIDE, SIDE)) for index in range(len(source))]
+        initialize_codebooks(autoencoder, torch.stack(crops))
+    before = LatentCodec(autoencoder)
+    add_noise(before)
+    before.save_pretrained(tmp_path / "noisy")
+    config = load_config("finetune-decoder", SETTINGS, codec=str(tmp_path / "noisy"))
+
+    def finished(run):
+        result = train(config, build_autoencoder(config), source, run)
+        return LatentCodec.from_pretrained(
+            finish_codec(result.config, result.network, source, run, data_name="Kodak")
+        )
+
+    after = finished(tmp_path / "run")
+    first, last = (reconstruction_psnr(codec, source) for codec in (before, after))
+    ROWS.append([name, first, last, last - first])
+    assert last - first >= LEAST_GAIN
+    old, new = before.autoencoder.state_dict(), after.autoencoder.state_dict()
+    for key in old:
+        assert before.is_of_decoder(key) or torch.equal(old[key], new[key]), key
+    assert after.space_fingerprint == before.space_fingerprint
+    assert after.fingerprint != before.fingerprint
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "200")
+    assert finished(tmp_path / "run").fingerprint == after.fingerprint
