@@ -4,7 +4,7 @@
 
 prints PSNR before and after. Encoder, quantizer and statistics must be equal to the bit after it, the space's
 fingerprint too, and a run that goes on from step 100 must end at the same weights. Needs the data folder next to the
-checkout; about 10 minutes of one core.
+checkout; 25 minutes of one core of a busy machine. HierarchicalVQ misses the least gain: 0.3 dB as measured.
 """
 
 import shutil
