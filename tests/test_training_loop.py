@@ -660,9 +660,15 @@ def test_a_tracker_that_is_not_there_is_refused(tmp_path, make_images, capsys):
             ["train", "default-f8c4", "--data", "x", "--codec", "mine"],
             "or take a preset that starts from a codec",
         ),
-        (["train", "default-f8c4", "--data", "x", "--minutes", "0"], "--minutes is 0.0; above 0"),
+        (
+            ["train", "default-f8c4", "--data", "x", "--minutes", "0"],
+            "--minutes: expected more than 0, got 0.0",
+        ),
         (["train", "default-f8c4", "--data", "x", "--stream"], "x cannot be streamed"),
-        (["train", "default-f8c4", "--data", "hf:a/b", "hf:c/d", "--stream"], "takes one dataset"),
+        (
+            ["train", "default-f8c4", "--data", "hf:a/b", "hf:c/d", "--stream"],
+            "--data: expected one dataset, hf:owner/name",
+        ),
     ],
 )
 def test_bad_commands_get_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, argv, message):
