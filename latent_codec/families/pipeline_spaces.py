@@ -28,6 +28,8 @@ class PipelineSpace:
         pipelines: names of their classes.
         autoencoders: names of the classes of autoencoders that they are made for, the usual one first.
         reads: the entries of the autoencoder's config that they use; the others change nothing.
+        encodes, decodes: pipelines of the row whose encoding or decoding reads other entries, by their names.
+        scale: what they take as scaling_factor whatever the config says; None: the config's.
         multiplier: what else they multiply latents by: the scheduler's sigma_data, as published.
         released: channels of latents and the downsampling factor, of the denoisers that were released.
         published: scaling_factor and shift_factor of the autoencoders that were released with them, of AutoencoderKL's
@@ -106,9 +108,7 @@ def _names(*stems: str) -> tuple[str, ...]:
 
 
 _FLUX2, _QWEN, _WAN = ("AutoencoderKLFlux2",), ("AutoencoderKLQwenImage",), ("AutoencoderKLWan",)
-_MOVQ = ("VQModel",)
-
-_PAELLA = ("PaellaVQModel",)
+_MOVQ, _PAELLA = ("VQModel",), ("PaellaVQModel",)
 
 ROWS = (
     PipelineSpace(
