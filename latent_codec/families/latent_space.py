@@ -169,7 +169,7 @@ class LatentSpace:
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std that alone would make the same latents, (raw - mean) / std, one of each per normalized channel."""
-        if self.mean is None:
+        if self.mean is None or self.std is None:
             normalized = self.channels * (4 if self.unpacked_again else 1)
             return (self.shift_factor,) * normalized, (1 / self.scaling_factor,) * normalized
         return self.mean, tuple(std / self.scaling_factor for std in self.std)
@@ -194,8 +194,9 @@ class LatentSpace:
 
     def arrange(self, raw_latents: "Tensor") -> "Tensor":
         """Raw latents, (B, c, h, w), or a figure for each of them, on the channels and positions of latents."""
-        is_packed = self.packed and not self.unpacked_again
-        return pack_positions(raw_latents, self.packed) if is_packed else raw_latents
+        if self.packed is None or self.unpacked_again:
+            return raw_latents
+        return pack_positions(raw_latents, self.packed)
 
     def normalize(self, raw_latents: "Tensor") -> "Tensor":
         """Raw latents of the encoder, (B, c, h, w) -> latents for a denoiser, in the same dtype."""

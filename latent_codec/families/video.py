@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from latent_codec.families.family import Encoded, Family
 from latent_codec.families.latent_space import LatentSpace
@@ -16,7 +16,7 @@ class Stills(Family):
     """A video autoencoder with one frame: an axis of frames is added before it and taken away after it."""
 
     frames = 1
-    taken_as = ()
+    taken_as: ClassVar[tuple[str, ...]] = ()
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         posterior, raw_latents = super().encode_raw(images.unsqueeze(2), tile)
