@@ -388,7 +388,7 @@ def test_images_are_those_that_the_pipeline_decodes(name):
     space, pipeline = codec.latent_space, build(name, codec.autoencoder)
     rows, columns = latents.shape[2:]
     packed = space.pack(latents)
-    if row.channels_last:
+    if row.channel_axis == 4:  # channels last
         packed = packed.permute(0, 2, 3, 1).unsqueeze(1)
     if name == "QwenImageLayeredPipeline":  # it drops the first layer, which is the image as a whole
         packed = packed.repeat(1, 2, 1)
