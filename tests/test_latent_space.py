@@ -27,7 +27,7 @@ def test_no_class_is_both_supported_and_refused():
     assert not set(FAMILIES) & set(REFUSED)
 
 
-OURS = {"AutoencoderTinyGN", "AutoencoderVQ", "HierarchicalVQ"}
+OURS = {"AutoencoderTinyGN", "AutoencoderTinyVideo", "AutoencoderVQ", "HierarchicalVQ"}
 
 
 def test_every_autoencoder_of_diffusers_is_decided_upon():

@@ -315,14 +315,14 @@ def test_gradients_of_unit_vectors_are_at_right_angles_to_the_latents():
 
 
 def test_wrong_settings_and_shapes_are_refused():
-    with pytest.raises(ValueError, match="gradient is 'rotated'; allowed are"):
+    with pytest.raises(ValueError, match="gradient is 'rotated'; expected"):
         VectorQuantizer(4, 4, gradient="rotated")
     for size, dim in ((0, 4), (4, 0)):
         with pytest.raises(ValueError, match=f"codebook_size is {size} and dim {dim}"):
             VectorQuantizer(size, dim)
     quantizer = build()
     for shape in ((2, 3, 5, 5), (2, 5, 5, 4), (4, 5, 5)):
-        with pytest.raises(ValueError, match=r"expected \(B, 4, h, w\)"):
+        with pytest.raises(ValueError, match=r"expected latents \(B, 4, h, w\)"):
             quantizer(randn(*shape))
 
 

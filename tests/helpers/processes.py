@@ -13,6 +13,8 @@ import tempfile
 import types
 from pathlib import Path
 
+import torch
+
 from helpers import ROOT
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -32,7 +34,8 @@ COMMAND = "import sys; from latent_codec.cli import main; sys.exit(main(sys.argv
 
 
 def _environment(changes: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **changes}
+    threads = str(torch.get_num_threads())  # as many as here: sums of floats round by how they are divided
+    return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT), **changes}
 
 
 def _become(code: str, words: list[str], folder: Path, environment: dict[str, str], streams: Path) -> None:
