@@ -39,7 +39,7 @@ from latent_codec.images.tensors import pad_to_multiple, to_image, to_pil
 from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.own_weights import check_finite
 from latent_codec.tensors import check_dense, check_floating
-from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict, uncompiled
+from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict, uncompiled, usable_device
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -123,7 +123,7 @@ class LatentCodec:
                 dtype or a device that this machine lacks.
         """
         dtype = _usable_dtype(torch.float32 if dtype is None else dtype)
-        device = _usable_device("cpu" if device is None else device)
+        device = usable_device("cpu" if device is None else device)
         if subfolder is None and is_foreign_file(name_or_path):
             codec = cls(load_foreign(name_or_path, config), name=Path(name_or_path).stem, pipeline=pipeline)
         else:
@@ -151,7 +151,7 @@ class LatentCodec:
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         if device is not None:
-            self.autoencoder.to(_usable_device(device))
+            self.autoencoder.to(usable_device(device))
         if dtype is not None and _usable_dtype(dtype) != self.dtype:
             self._weight_digests()  # of the weights as they are, so that a lower precision changes no fingerprint
             stored = self.dtype
@@ -672,16 +672,6 @@ def _usable_dtype(dtype: torch.dtype) -> torch.dtype:
         allowed = ", ".join(str(each).removeprefix("torch.") for each in DTYPES)
         raise ValueError(f"dtype: expected one of {allowed}, got {dtype}")
     return dtype
-
-
-def _usable_device(device: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {device} is not available here: {reason}") from error
-    return device
 
 
 _CARD = """---

@@ -45,3 +45,18 @@ def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
         ".".join(part for part in key.split(".") if part != "_orig_mod"): tensor
         for key, tensor in module.state_dict().items()
     }
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device, if this machine has it.
+
+    Raises:
+        ValueError: naming it, with torch's reason.
+    """
+    try:
+        device = torch.device(device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device} is not available here: {reason}") from error
+    return device

@@ -1,5 +1,6 @@
 """A family is a file and a row: one made here gives LatentCodec all that it asks, and nothing else asks for a class."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from helpers import ROOT
 from torch import nn
 from torch.nn import functional as F
 
+import latent_codec
 from latent_codec import HierarchicalVQ, LatentCodec
 from latent_codec.bitstream import compress, decompress
 from latent_codec.families import FAMILIES, Encoded, Family, LatentSpace, Level
@@ -148,3 +150,9 @@ def test_nobody_else_asks_for_an_autoencoders_class():
         if question.search(line)
     ]
     assert asked == []
+
+
+def test_modules_of_components_have_what_diffusers_looks_for():
+    """Reloading a pipeline, diffusers takes a component's loading methods from the names of its module."""
+    for module in latent_codec._COMPONENTS:
+        assert importlib.import_module(module).ModelMixin is ModelMixin, module

@@ -70,6 +70,8 @@ class Family:
     """None: of its weights only those of `decoder_keys` are trained."""
     untrained: ClassVar[str | None] = None
     """Why its decoder is not trained on images, either; None: it is."""
+    unit_range: ClassVar[bool] = False
+    """Whether the autoencoder's own images are in [0, 1]."""
     has_posterior: ClassVar[bool] = True
     """Whether `encode_raw` gives a posterior."""
     indices_suffice: ClassVar[bool] = True
@@ -274,7 +276,7 @@ class Family:
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         """Images -> the posterior over raw latents, or raw latents."""
         with self.tiling(tile):
-            output = self.autoencoder.encode(images)
+            output = self.autoencoder.encode((images + 1) / 2 if self.unit_range else images)
         posterior = getattr(output, "latent_dist", None)
         if posterior is not None:
             return Encoded(posterior, None)
@@ -283,7 +285,8 @@ class Family:
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
         """Raw latents -> images, not clamped; a discrete autoencoder snaps them to its codebook first."""
         with self.tiling(tile):
-            return self.autoencoder.decode(raw_latents).sample
+            images = self.autoencoder.decode(raw_latents).sample
+        return images * 2 - 1 if self.unit_range else images
 
     def encode_indices(self, images: "Tensor") -> "list[Tensor]":
         """Images -> indices of each level, int64 (B, h, w), top first."""

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from latent_codec.families.family import Encoded, Family, last_layer_of
+from latent_codec.families.family import Family, last_layer_of
 from latent_codec.families.latent_space import LatentSpace
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class Paella(Family):
     """Images in [0, 1] inside; its pipelines decode latents as they are, not quantized, times scale_factor."""
 
     taken_as = ()
+    unit_range = True
     has_posterior = False
 
     @classmethod
@@ -40,9 +41,3 @@ class Paella(Family):
     @property
     def last_layer(self) -> "nn.Module":
         return last_layer_of(self.autoencoder.out_block)
-
-    def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
-        return super().encode_raw((images + 1) / 2, tile)
-
-    def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
-        return super().decode_raw(raw_latents, tile) * 2 - 1

@@ -1,19 +1,17 @@
 """AutoencoderRAE: a frozen representation encoder with a trained decoder (arXiv:2510.11690), for one square size."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from latent_codec.families.family import Encoded, Family
+from latent_codec.families.family import Family
 from latent_codec.families.latent_space import LatentSpace
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class RAE(Family):
     """Images in [0, 1] inside, resized to its encoder's side; it scales and shifts by itself."""
 
     taken_as = ()
+    unit_range = True
     has_posterior = False
     uncalibrated = "it normalizes its latents itself, by statistics in its weights"
 
@@ -37,9 +35,3 @@ class RAE(Family):
         config = self.autoencoder.config
         side = config.patch_size * (config.encoder_input_size // config.encoder_patch_size)
         return side, side
-
-    def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
-        return super().encode_raw((images + 1) / 2, tile)
-
-    def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
-        return super().decode_raw(raw_latents, tile) * 2 - 1

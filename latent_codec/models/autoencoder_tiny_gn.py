@@ -1,18 +1,16 @@
 """AutoencoderTinyGN: TAESD's network with the group norms of TAEF2, which diffusers' AutoencoderTiny lacks."""
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
-from diffusers.models.autoencoders.vae import AutoencoderMixin, AutoencoderTinyBlock, DecoderOutput
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks for it in a component's module
 from torch import Tensor, nn
 
 from latent_codec.models.hierarchical_vq import CheckpointedSequential
-from latent_codec.models.own_weights import OwnWeights
+from latent_codec.models.tiny_autoencoder import TinyAutoencoder
 
 
-class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderTinyGN(TinyAutoencoder):
     """A tiny autoencoder that imitates a large one's latents: TAESD, or TAEF2 for FLUX.2 (madebyollin/taesd).
 
         image --to [0, 1]--> conv --> [blocks --stride 2--> ... ] blocks + norms --> conv --> latents
@@ -77,7 +75,6 @@ class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         self.decoder = Decoder(
             latent_channels, decoder_block_out_channels, num_decoder_blocks, out_channels, use_midblock_gn
         )
-        self.use_slicing = False
         # Pipelines take the downsampling factor from its length.
         self.register_to_config(block_out_channels=tuple(decoder_block_out_channels))
 
@@ -95,45 +92,12 @@ class AutoencoderTinyGN(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         """[0, 1] -> latents."""
         return (x - self.config.latent_shift) * (2 * self.config.latent_magnitude)
 
-    @apply_forward_hook
-    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[Tensor]:
-        """Image (B, C, H, W) in [-1, 1] -> `latents`, (B, D, ceil(H / f), ceil(W / f)).
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.encoder(images)
 
-        Raises:
-            ValueError: if it has another number of channels.
-        """
-        self._check("an image", x, self.config.in_channels)
-        latents = torch.cat([self.encoder((part + 1) / 2) for part in self._slices(x)])
-        return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
-
-    @apply_forward_hook
-    def decode(
-        self, x: Tensor, generator: torch.Generator | None = None, return_dict: bool = True
-    ) -> DecoderOutput | tuple[Tensor]:
-        """Latents (B, D, h, w) -> `sample`, (B, C, h f, w f), in [-1, 1] but for overshoots.
-
-        Args:
-            generator: ignored; pipelines pass it to every autoencoder.
-
-        Raises:
-            ValueError: if they have another number of channels.
-        """
-        self._check("latents", x, self.config.latent_channels)
+    def _decode(self, latents: Tensor) -> Tensor:
         limit = self.config.latent_magnitude
-        parts = [self.decoder(torch.tanh(part / limit) * limit) * 2 - 1 for part in self._slices(x)]
-        sample = torch.cat(parts)
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """Image -> its reconstruction, `sample`."""
-        return self.decode(self.encode(sample).latents, return_dict=return_dict)
-
-    def _check(self, what: str, x: Tensor, channels: int) -> None:
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"expected {what} of shape (B, {channels}, height, width), got {tuple(x.shape)}")
-
-    def _slices(self, batch: Tensor) -> list[Tensor]:
-        return list(batch.split(1)) if self.use_slicing else [batch]
+        return self.decoder(torch.tanh(latents / limit) * limit)
 
 
 class Encoder(nn.Module):

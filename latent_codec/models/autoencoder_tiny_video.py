@@ -4,17 +4,14 @@ import math
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks for it in a component's module
 from torch import Tensor, nn
 
-from latent_codec.models.own_weights import OwnWeights
+from latent_codec.models.tiny_autoencoder import TinyAutoencoder
 
 
-class AutoencoderTinyVideo(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderTinyVideo(TinyAutoencoder):
     """A tiny autoencoder that imitates a video autoencoder's latents: TAEHV of Wan 2.1, Wan 2.2 and others, at one frame.
 
         image --repeat--> t frames --pool time, stride 2, blocks--> ... --conv--> latents of one frame
@@ -82,52 +79,12 @@ class AutoencoderTinyVideo(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin
             out_channels * patch_size**2,
             latent_magnitude,
         )
-        self.use_slicing = False
 
-    @apply_forward_hook
-    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[Tensor]:
-        """Image (B, C, H, W) in [-1, 1] -> `latents`, (B, D, H / f, W / f); f is patch_size times 2 per level.
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.encoder(F.pixel_unshuffle(images, self.config.patch_size))
 
-        Raises:
-            ValueError: if it has another number of channels, or dimensions.
-        """
-        self._check("an image", x, self.config.in_channels)
-        parts = [
-            self.encoder(F.pixel_unshuffle((part + 1) / 2, self.config.patch_size))
-            for part in self._slices(x)
-        ]
-        latents = torch.cat(parts)
-        return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
-
-    @apply_forward_hook
-    def decode(
-        self, x: Tensor, generator: torch.Generator | None = None, return_dict: bool = True
-    ) -> DecoderOutput | tuple[Tensor]:
-        """Latents (B, D, h, w) -> `sample`, (B, C, h f, w f), in [-1, 1] but for overshoots.
-
-        Args:
-            generator: ignored; pipelines pass it to every autoencoder.
-
-        Raises:
-            ValueError: if they have another number of channels, or dimensions.
-        """
-        self._check("latents", x, self.config.latent_channels)
-        parts = [
-            F.pixel_shuffle(self.decoder(part), self.config.patch_size) * 2 - 1 for part in self._slices(x)
-        ]
-        sample = torch.cat(parts)
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """Image -> its reconstruction, `sample`."""
-        return self.decode(self.encode(sample).latents, return_dict=return_dict)
-
-    def _check(self, what: str, x: Tensor, channels: int) -> None:
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"expected {what} of shape (B, {channels}, height, width), got {tuple(x.shape)}")
-
-    def _slices(self, batch: Tensor) -> list[Tensor]:
-        return list(batch.split(1)) if self.use_slicing else [batch]
+    def _decode(self, latents: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.decoder(latents), self.config.patch_size)
 
 
 class Encoder(nn.Sequential):

@@ -16,6 +16,7 @@ from latent_codec.cli.progress import progress, showing
 from latent_codec.images.sources import FolderImages, ImageSource, SomeImages, open_source, spread
 from latent_codec.images.tensors import ImageError, to_image
 from latent_codec.precision import EMULATED, computes_bfloat16
+from latent_codec.torch_settings import usable_device
 
 SAMPLE_SIZE = 512
 """Pixels per side of the crop of the sample photograph that verbs take."""
@@ -27,13 +28,10 @@ def device_of(args: argparse.Namespace) -> str:
     Raises:
         ValueError: if this machine lacks it.
     """
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=device).item()  # where a device without values (meta) fails
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {device} is not available here: {reason}") from error
-    return device
+    device = usable_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "meta":
+        raise ValueError(f"device {device} is not available here: its tensors have no values")
+    return str(device)
 
 
 def load_codec(args: argparse.Namespace, pipeline: str | None = None) -> LatentCodec:
