@@ -7,6 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers.autoencoders import build as build_tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -55,49 +56,19 @@ def tiny():
 
 
 def dc():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderDC(
-        latent_channels=4,
-        encoder_block_out_channels=(8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8),
-        encoder_layers_per_block=(1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1),
-        encoder_qkv_multiscales=((), (), ()),
-        decoder_qkv_multiscales=((), (), ()),
-        scaling_factor=0.41407,
-    )
+    return build_tiny("AutoencoderDC")
 
 
 def asymmetric():
-    torch.manual_seed(0)
-    return diffusers.AsymmetricAutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        down_block_out_channels=(8, 8, 8),
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        up_block_out_channels=(8, 8, 8),
-        norm_num_groups=4,
-    )
+    return build_tiny("AsymmetricAutoencoderKL")
 
 
 def hunyuan_image():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLHunyuanImage(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(32, 32, 32),
-        layers_per_block=1,
-        spatial_compression_ratio=4,
-        sample_size=32,
-        scaling_factor=0.75289,
-    )
+    return build_tiny("AutoencoderKLHunyuanImage")
 
 
 def kvae():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLKVAE(
-        channels=32, num_enc_blocks=1, num_dec_blocks=1, z_channels=4, ch_mult=(1, 1, 1)
-    )
+    return build_tiny("AutoencoderKLKVAE")
 
 
 MODELS = [kl, vq, movq, tiny, dc, asymmetric, hunyuan_image, kvae]

@@ -20,7 +20,7 @@ import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines import kolors  # diffusers itself offers it only next to sentencepiece
-from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+from helpers.autoencoders import build as build_tiny
 from PIL import Image
 
 from latent_codec import LatentCodec
@@ -80,44 +80,23 @@ BUILDERS = {
     "AutoencoderDC": lambda: diffusers.AutoencoderDC(
         latent_channels=4, attention_head_dim=4, scaling_factor=0.7, **DC
     ),
-    "AutoencoderKLHunyuanImage": lambda: diffusers.AutoencoderKLHunyuanImage(
-        in_channels=3,
-        out_channels=3,
+    "AutoencoderKLHunyuanImage": lambda: build_tiny(
+        "AutoencoderKLHunyuanImage",
         latent_channels=8,
         block_out_channels=(32, 32, 32, 32),
-        layers_per_block=1,
         spatial_compression_ratio=8,
-        sample_size=32,
         scaling_factor=0.7,
     ),
-    "AutoencoderKLHunyuanImageRefiner": lambda: diffusers.AutoencoderKLHunyuanImageRefiner(
-        block_out_channels=(8, 16, 16, 16, 16), layers_per_block=1, latent_channels=4, scaling_factor=0.7
+    "AutoencoderKLHunyuanImageRefiner": lambda: build_tiny(
+        "AutoencoderKLHunyuanImageRefiner", scaling_factor=0.7
     ),
     "movq": lambda: vq(**blocks(32, 32, 32, 32), norm_type="spatial"),
     "VQModel": lambda: vq(**blocks(8, 8, 8), norm_num_groups=4),
-    "PaellaVQModel": lambda: PaellaVQModel(
-        embed_dim=16, bottleneck_blocks=1, num_vq_embeddings=32, scale_factor=0.4
-    ),
+    "PaellaVQModel": lambda: build_tiny("PaellaVQModel", scale_factor=0.4),
     "AutoencoderKLFlux2": flux2,
-    "AutoencoderKLQwenImage": lambda: diffusers.AutoencoderKLQwenImage(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1, **statistics(4)
-    ),
-    "AutoencoderKLQwenImage21": lambda: diffusers.AutoencoderKLQwenImage21(
-        base_dim=4, decoder_base_dim=8, z_dim=8, dim_mult=[1, 1, 1, 2, 2], num_res_blocks=1, **statistics(8)
-    ),
-    "AutoencoderKLWan": lambda: diffusers.AutoencoderKLWan(
-        base_dim=4,
-        decoder_base_dim=8,
-        z_dim=8,
-        dim_mult=[1, 2, 2, 2],
-        num_res_blocks=1,
-        is_residual=True,
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
-        scale_factor_spatial=16,
-        **statistics(8),
-    ),
+    "AutoencoderKLQwenImage": lambda: build_tiny("AutoencoderKLQwenImage", z_dim=4, **statistics(4)),
+    "AutoencoderKLQwenImage21": lambda: build_tiny("AutoencoderKLQwenImage21", z_dim=8, **statistics(8)),
+    "AutoencoderKLWan": lambda: build_tiny("AutoencoderKLWan 2.2", **statistics(8)),
 }
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -13,13 +12,12 @@ from diffusers import (
     AutoencoderKLQwenImage21,
     AutoencoderKLWan,
     BriaFibo2Pipeline,
-    ConsistencyDecoderVAE,
     Flux2Pipeline,
     HunyuanImageRefinerPipeline,
     QwenImageEditPipeline,
     QwenImagePipeline,
 )
-from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+from helpers.autoencoders import build
 
 from latent_codec import LatentCodec, LatentSpace
 from latent_codec.components.codec_facts import facts_of, read_facts
@@ -33,45 +31,24 @@ from latent_codec.families.pipeline_spaces import PIPELINES
 from latent_codec.latents.latent_files import load_latents, save_latents
 
 
-def flux2(**changes) -> AutoencoderKLFlux2:
-    torch.manual_seed(0)
-    autoencoder = AutoencoderKLFlux2(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        **changes,
-    )
-    autoencoder.bn.running_mean.normal_()
-    autoencoder.bn.running_var.uniform_(0.3, 1.5)
-    return autoencoder.eval()
+def flux2() -> AutoencoderKLFlux2:
+    return build("AutoencoderKLFlux2")
+
+
+def wan21() -> AutoencoderKLWan:
+    return build("AutoencoderKLWan")
 
 
 def wan22() -> AutoencoderKLWan:
-    torch.manual_seed(0)
-    return AutoencoderKLWan(
-        base_dim=4,
-        decoder_base_dim=8,
-        z_dim=8,
-        dim_mult=[1, 2, 2, 2],
-        num_res_blocks=1,
-        is_residual=True,
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
-        scale_factor_spatial=16,
-        latents_mean=[0.1 * i for i in range(8)],
-        latents_std=[1 + 0.1 * i for i in range(8)],
-    ).eval()
+    return build("AutoencoderKLWan 2.2")
 
 
 def qwen(channels: int = 3) -> AutoencoderKLQwenImage:
-    torch.manual_seed(0)
-    return AutoencoderKLQwenImage(
-        base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1, input_channels=channels
-    ).eval()
+    return build("AutoencoderKLQwenImage", input_channels=channels)
+
+
+def qwen21() -> AutoencoderKLQwenImage21:
+    return build("AutoencoderKLQwenImage21")
 
 
 class Around:
@@ -269,61 +246,18 @@ def test_silent_deviations_are_the_pipelines():
         np.testing.assert_allclose(latents, expected, rtol=1e-6, err_msg=pipeline)
 
 
-# ruff: noqa: C408  keyword arguments of classes read best as such
-STILLS = {
-    "AutoencoderKLHunyuanVideo": dict(
-        block_out_channels=(8,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=4
-    ),
-    "AutoencoderKLHunyuanVideo15": dict(
-        block_out_channels=(8, 16, 16, 16, 16), layers_per_block=1, latent_channels=4
-    ),
-    "AutoencoderKLHunyuanImageRefiner": dict(
-        block_out_channels=(8, 16, 16, 16, 16), layers_per_block=1, latent_channels=4
-    ),
-    "AutoencoderKLCogVideoX": dict(
-        block_out_channels=(8,) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=4
-    ),
-    "AutoencoderKLLTXVideo": dict(
-        latent_channels=8,
-        block_out_channels=(8,) * 4,
-        decoder_block_out_channels=(8,) * 4,
-        layers_per_block=(1,) * 5,
-        decoder_layers_per_block=(1,) * 5,
-    ),
-    "AutoencoderKLMagvit": dict(
-        block_out_channels=(8,) * 4,
-        down_block_types=["SpatialDownBlock3D", *["SpatialTemporalDownBlock3D"] * 3],
-        up_block_types=["SpatialUpBlock3D", *["SpatialTemporalUpBlock3D"] * 3],
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-    ),
-    "AutoencoderKLMochi": dict(
-        encoder_block_out_channels=(32,) * 4,
-        decoder_block_out_channels=(32,) * 4,
-        latent_channels=4,
-        layers_per_block=(1,) * 5,
-        latents_mean=(0.5,) * 4,
-        latents_std=(2.0,) * 4,
-    ),
-    "AutoencoderKLCosmos": dict(
-        latent_channels=4,
-        encoder_block_out_channels=(8,) * 4,
-        decode_block_out_channels=(8,) * 4,
-        num_layers=1,
-        latents_mean=[0.1 * i for i in range(16)],
-        latents_std=[1 + 0.1 * i for i in range(16)],
-    ),
-    "AutoencoderKLKVAEVideo": dict(ch=32, ch_mult=(1,) * 4, num_res_blocks=1, z_channels=4),
-    "AutoencoderKLTemporalDecoder": dict(
-        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2
-    ),
-}
-
-
-def build(name: str):
-    torch.manual_seed(0)
-    return getattr(diffusers, name)(**STILLS[name]).eval()
+STILLS = (
+    "AutoencoderKLHunyuanVideo",
+    "AutoencoderKLHunyuanVideo15",
+    "AutoencoderKLHunyuanImageRefiner",
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLLTXVideo",
+    "AutoencoderKLMagvit",
+    "AutoencoderKLMochi",
+    "AutoencoderKLCosmos",
+    "AutoencoderKLKVAEVideo",
+    "AutoencoderKLTemporalDecoder",
+)
 
 
 @torch.no_grad()
@@ -372,8 +306,7 @@ def test_the_refiners_denoiser_is_handed_every_channel_twice():
 
 @torch.no_grad()
 def test_stable_cascades_latents_are_times_its_scale_when_decoded():
-    torch.manual_seed(0)
-    autoencoder = PaellaVQModel(embed_dim=16, bottleneck_blocks=1, num_vq_embeddings=32).eval()
+    autoencoder = build("PaellaVQModel")
     codec, given = LatentCodec(autoencoder), images()
 
     latents = codec.encode(given)
@@ -386,18 +319,7 @@ def test_stable_cascades_latents_are_times_its_scale_when_decoded():
 
 @torch.no_grad()
 def test_the_consistency_decoder_answers_the_same_each_time():
-    torch.manual_seed(0)
-    autoencoder = ConsistencyDecoderVAE(
-        encoder_block_out_channels=(8, 8),
-        encoder_down_block_types=("DownEncoderBlock2D",) * 2,
-        encoder_layers_per_block=1,
-        encoder_norm_num_groups=4,
-        decoder_block_out_channels=(32, 32),
-        decoder_down_block_types=("ResnetDownsampleBlock2D",) * 2,
-        decoder_up_block_types=("ResnetUpsampleBlock2D",) * 2,
-        decoder_layers_per_block=1,
-        decoder_norm_num_groups=8,
-    ).eval()
+    autoencoder = build("ConsistencyDecoderVAE")
     codec = LatentCodec(autoencoder)
     latents = codec.encode(images())
     assert torch.equal(codec.decode(latents, output_type="pt"), codec.decode(latents, output_type="pt"))
@@ -405,19 +327,7 @@ def test_the_consistency_decoder_answers_the_same_each_time():
 
 @torch.no_grad()
 def test_rae_takes_squares_of_one_size():
-    torch.manual_seed(0)
-    autoencoder = diffusers.AutoencoderRAE(
-        encoder_type="mae",
-        encoder_hidden_size=64,
-        encoder_patch_size=4,
-        encoder_num_hidden_layers=1,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=16,
-        patch_size=8,
-        encoder_input_size=16,
-    ).eval()
+    autoencoder = build("AutoencoderRAE")
     codec, given = LatentCodec(autoencoder), images(height=32, width=32)
 
     latents = codec.encode(given)
@@ -429,18 +339,6 @@ def test_rae_takes_squares_of_one_size():
         ValueError, match="expected images of 32x32 pixels, the one size that AutoencoderRAE takes, got 32x48"
     ):
         codec.encode(images())
-
-
-def wan21() -> AutoencoderKLWan:
-    torch.manual_seed(0)
-    return AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1).eval()
-
-
-def qwen21() -> AutoencoderKLQwenImage21:
-    torch.manual_seed(0)
-    return AutoencoderKLQwenImage21(
-        base_dim=4, decoder_base_dim=8, z_dim=64, dim_mult=[1, 1, 1, 2, 2], num_res_blocks=1
-    ).eval()
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exact_denoisers import exact_answer, flow_level, know
+from helpers.autoencoders import build as build_tiny
 from PIL import Image
 from test_autoencoder_tiny_gn import taef2
 from test_swap_in import WIDTH, build_codec, flux_pipeline, t5_text_encoder, t5_tokenizer
@@ -57,26 +58,11 @@ def prompt(seed: int = 2, length: int = 5) -> torch.Tensor:
 
 
 def dc():
-    torch.manual_seed(0)
-    levels = {f"{part}_{what}": value for part in ("encoder", "decoder") for what, value in DC_LEVELS.items()}
-    return diffusers.AutoencoderDC(latent_channels=4, scaling_factor=0.41407, **levels)
-
-
-DC_LEVELS = {"block_out_channels": (8, 8, 8), "layers_per_block": (1, 1, 1), "qkv_multiscales": ((), (), ())}
+    return build_tiny("AutoencoderDC")
 
 
 def hunyuan_image():
-    torch.manual_seed(0)
-    return diffusers.AutoencoderKLHunyuanImage(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(32, 32, 32),
-        layers_per_block=1,
-        spatial_compression_ratio=4,
-        sample_size=32,
-        scaling_factor=0.75289,
-    )
+    return build_tiny("AutoencoderKLHunyuanImage")
 
 
 def kl(**scale):

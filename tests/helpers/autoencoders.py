@@ -138,6 +138,10 @@ CONFIGS: dict[str, tuple[type, dict]] = {
         diffusers.AutoencoderKLQwenImage,
         dict(base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1),
     ),
+    "AutoencoderKLQwenImage, layered": (
+        diffusers.AutoencoderKLQwenImage,
+        dict(base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1, input_channels=4),
+    ),
     "AutoencoderKLQwenImage21": (
         diffusers.AutoencoderKLQwenImage21,
         dict(base_dim=4, decoder_base_dim=8, z_dim=64, dim_mult=[1, 1, 1, 2, 2], num_res_blocks=1),
