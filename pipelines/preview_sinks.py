@@ -12,6 +12,7 @@ from PIL.Image import Image, Resampling
 from PIL.PngImagePlugin import PngInfo
 
 from latent_codec.files import replacing
+from latent_codec.images.tensors import enlarged
 
 SIDE = 256
 """Pixels that each side of a preview has at least, in files."""
@@ -19,18 +20,13 @@ _MAX_SIDE = 16383
 """Pixels that a side of a WebP has at most."""
 
 
-def enlarged(image: Image, side: int) -> Image:
+def _to_side(image: Image, side: int) -> Image:
     """The image, an integer number of times as large so that both sides have at least `side` pixels.
 
     A strip of frames counts by its short side; it grows to _MAX_SIDE pixels at most.
     """
     factor = min(-(-side // min(image.size)), _MAX_SIDE // max(image.size))
-    if factor <= 1:
-        return image
-    resampling = Resampling.NEAREST if "pixels" in image.info else Resampling.BICUBIC
-    larger = image.resize((image.width * factor, image.height * factor), resampling)
-    larger.info.update(image.info)
-    return larger
+    return enlarged(image, factor, Resampling.NEAREST if "pixels" in image.info else Resampling.BICUBIC)
 
 
 class PngFolder:
@@ -45,7 +41,7 @@ class PngFolder:
         self.folder, self.side = Path(folder), side
 
     def __call__(self, image: Image, step: int) -> None:
-        image = enlarged(image, self.side)
+        image = _to_side(image, self.side)
         text = PngInfo()
         for key, value in image.info.items():
             text.add_text(str(key), str(value))
@@ -82,7 +78,7 @@ class AnimatedWebP:
         self._images: list[Image] = []
 
     def __call__(self, image: Image, step: int) -> None:
-        image = enlarged(image, self.side)
+        image = _to_side(image, self.side)
         image.thumbnail((_MAX_SIDE, _MAX_SIDE))  # which a long strip of full frames may be beyond
         self._images.append(image)
 

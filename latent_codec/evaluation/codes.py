@@ -19,6 +19,7 @@ from torch import Tensor
 from latent_codec.codec import LatentCodec
 from latent_codec.components import codec_facts
 from latent_codec.evaluation.meters import Batch
+from latent_codec.images.tensors import enlarged
 from latent_codec.torch_settings import ignoring_caller_settings
 
 NEIGHBORHOOD = 5
@@ -258,7 +259,7 @@ def codebook_image(
     ]
     stripe = torch.full((3, tiles.shape[2], parts[0].shape[2]), 255, dtype=torch.uint8)
     sheet = torch.cat([parts[0], stripe, parts[1]], 1) if len(parts) == 2 else parts[0]
-    return _enlarged(_to_image(sheet), IMAGE_SIDE // max(sheet.shape[1:]))
+    return enlarged(_to_image(sheet), IMAGE_SIDE // max(sheet.shape[1:]))
 
 
 def index_map(
@@ -284,7 +285,7 @@ def index_map(
         raise ValueError(
             f"indices run from {int(grid.min())} to {int(grid.max())}; there are {len(colors)} colors."
         )
-    image = _enlarged(_to_image(colors[grid].permute(2, 0, 1)), side)
+    image = enlarged(_to_image(colors[grid].permute(2, 0, 1)), side)
     height, width = size or (image.height, image.width)
     return image.crop((0, 0, width, height))
 
@@ -326,8 +327,3 @@ def _tiled(tiles: Tensor, columns: int) -> Tensor:
 
 def _to_image(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-
-
-def _enlarged(image: Image.Image, factor: int) -> Image.Image:
-    factor = max(factor, 1)
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)

@@ -9,7 +9,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.codes import codebook_image, index_map, mean_colors
 from latent_codec.evaluation.reconstruction import Evaluation, ImageFigures, reconstruct
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import hstack_images
+from latent_codec.images.tensors import enlarged, hstack_images
 
 MIN_HEIGHT = 128
 """Smaller images are shown enlarged by a whole factor, pixel by pixel."""
@@ -34,7 +34,7 @@ def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evalua
         difference = (reconstruction - original).clamp(-1, 1)
         if codec.channels == 4:
             difference[3] = 1  # opaque: equal alphas would hide the colors' difference
-        row = _enlarged(hstack_images([original, reconstruction, difference]))
+        row = _readable(hstack_images([original, reconstruction, difference]))
         rows.append(_captioned(row, f"{chosen[image.index]}: {Path(image.name).name}, {image.psnr:.2f} dB"))
 
     return _stacked(rows)
@@ -85,7 +85,7 @@ def index_sheet(
             f"{Path(image.name).name}, {level_name(level, len(tiles))}: {len(grid)}x{grid.shape[1]} indices "
             "in the mean colors of their codewords, in false colors"
         )
-        rows.append(_captioned(_enlarged(hstack_images([original, *maps])), caption))
+        rows.append(_captioned(_readable(hstack_images([original, *maps])), caption))
     return _stacked(rows)
 
 
@@ -105,9 +105,8 @@ def _stacked(rows: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _enlarged(image: Image.Image) -> Image.Image:
-    factor = -(-MIN_HEIGHT // image.height)
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+def _readable(image: Image.Image) -> Image.Image:
+    return enlarged(image, -(-MIN_HEIGHT // image.height))
 
 
 def _captioned(image: Image.Image, caption: str) -> Image.Image:

@@ -235,6 +235,15 @@ def central_window(image: Tensor, size: tuple[int, int]) -> Tensor:
     return center_crop(image, size)
 
 
+def enlarged(
+    image: Image.Image, factor: int, resampling: Image.Resampling = Image.Resampling.NEAREST
+) -> Image.Image:
+    """A PIL image `factor` times as wide and high, its pixels as squares unless told otherwise; itself below 2."""
+    if factor < 2:
+        return image
+    return image.resize((image.width * factor, image.height * factor), resampling)
+
+
 def hstack_images(images: Sequence[Tensor | Image.Image], *, gap: int = 4) -> Image.Image:
     """Images side by side: `image_grid` with one row."""
     return image_grid(images, len(images), gap=gap)

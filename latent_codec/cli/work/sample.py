@@ -14,7 +14,7 @@ from latent_codec.cli.progress import progress, showing
 from latent_codec.cli.sample import DEFAULT_PIPELINE
 from latent_codec.cli.work.opening import device_of, load_codec, note_emulated
 from latent_codec.cli.work.printing import by, print_json
-from latent_codec.images.tensors import image_grid, write_image
+from latent_codec.images.tensors import enlarged, image_grid, write_image
 from latent_codec.pipelines.folders import find_pipeline, load_pipeline, priors_of
 
 BATCH_PIXELS = 512 * 512
@@ -146,13 +146,7 @@ class Preview:
 
 def _sheet(images, columns: int):
     """PIL images as a grid, small ones enlarged."""
-    return image_grid([*map(_enlarged, images)], columns)
-
-
-def _enlarged(image):
-    """A small PIL image as many times as large as it takes to be seen, pixel by pixel: 28 px a side become 112."""
-    factor = -(-MIN_SIDE // min(image.size))
-    return image.resize([factor * side for side in image.size], Image.Resampling.NEAREST)
+    return image_grid([enlarged(image, -(-MIN_SIDE // min(image.size))) for image in images], columns)
 
 
 def _labels(given: list[str] | None, pipe, priors: list) -> list[int | str] | None:
