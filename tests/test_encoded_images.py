@@ -4,13 +4,12 @@ import io
 import json
 import os
 import pickle
-import tarfile
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from helpers.commands import write_idx
+from helpers.commands import write_idx, write_tar
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -73,14 +72,6 @@ def png(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(array).save(file, "PNG")
     return file.getvalue()
-
-
-def write_tar(path, members: dict[str, bytes]):
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ import gzip
 import io
 import json
 import pickle
-import tarfile
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from helpers.commands import write_idx
+from helpers.commands import write_idx, write_tar
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -29,15 +28,6 @@ def png(index: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels(index)).save(file, "PNG")
     return file.getvalue()
-
-
-def write_tar(path, members: dict[str, bytes]):
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return path
 
 
 def assert_holds_all(source, num: int = NUM):

@@ -1,6 +1,8 @@
 """Commands in this process, and the files that they read and write."""
 
 import gzip
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +38,13 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     shape = b"".join(side.to_bytes(4, "big") for side in array.shape)
     content = bytes((0, 0, 8, array.ndim)) + shape + array.tobytes()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar of files, by their names."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
