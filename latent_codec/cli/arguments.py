@@ -90,8 +90,8 @@ def add_data_argument(parser: argparse.ArgumentParser, nargs: str = "+", what: s
         metavar="DATA",
         nargs=nargs,
         **may_miss,
-        help="images or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), a saved data set, or "
-        "hf:owner/name" + what,
+        help="images or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), a saved data set, "
+        "hf:owner/name, or shapes:COUNTxSIDE (generated, with labelled factors)" + what,
     )
 
 
@@ -132,10 +132,10 @@ def check_paths(arguments: Iterable[str]) -> None:
     """Refuse files and folders that do not exist, before the libraries that read them are loaded.
 
     Raises:
-        ValueError: naming the first that is missing; names on the hub (hf:...) and patterns are not looked up.
+        ValueError: naming the first that is missing; names on the hub (hf:...), generated images (shapes:) and patterns are not looked up.
     """
     for each in arguments:
-        is_pattern = each.startswith("hf:") or any(mark in each for mark in "{*?[")
+        is_pattern = each.startswith(("hf:", "shapes:")) or any(mark in each for mark in "{*?[")
         if not is_pattern and not Path(each).exists():
             raise ValueError(f"{each}: no such file or folder")
 

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         nargs="+",
         metavar="DATA",
-        help="folders, webdataset tars, an IDX folder (Fashion-MNIST), or hf:owner/name",
+        help="folders, webdataset tars, an IDX folder (Fashion-MNIST), hf:owner/name, or shapes:COUNTxSIDE",
     )
     parser.add_argument(
         "--out", dest="run_folder", type=Path, metavar="RUN", help="run folder (default: runs/PRESET)"

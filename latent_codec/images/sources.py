@@ -1,4 +1,4 @@
-"""Where images come from: folders, tars, IDX files and Hugging Face datasets, all by random access.
+"""Where images come from: folders, tars, IDX files, Hugging Face datasets and generated shapes, all by random access.
 
     source = open_source("photos-{000..003}.tar")
     source.read(17)      # uint8 (3, H, W), sRGB
@@ -27,8 +27,9 @@ from torch import Tensor
 from latent_codec.files import human_bytes
 from latent_codec.images.decoding import SUFFIXES, ImageError, open_regular, printable
 from latent_codec.images.files import list_images
+from latent_codec.images.image_source import ImageSource as ImageSource
+from latent_codec.images.shapes import SHAPES, ShapeImages
 from latent_codec.images.tar_samples import Sample, read_tar_samples
-from latent_codec.images.tensors import image_size, read_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -37,41 +38,6 @@ MAX_UNPACKED_BYTES = 768 * 2**20  # EMNIST's largest set takes 547 MB
 _TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 Data = str | os.PathLike | Sequence[str | os.PathLike]
-
-
-class ImageSource:
-    """Images by index. A subclass says where they are: `__len__`, `name`, `label` and `_image`."""
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def name(self, index: int) -> str:
-        """What to call an image in messages; unique within the source."""
-        raise NotImplementedError
-
-    def label(self, index: int) -> int | dict | None:
-        """A class index, a dict of attributes, or None where there is no label."""
-        return None
-
-    def _image(self, index: int):
-        """What `read_pixels` takes."""
-        raise NotImplementedError
-
-    def read(self, index: int, channels: int = 3) -> Tensor:
-        """One image, uint8 (channels, H, W) in sRGB, transparency over white, decoded as `images` does.
-
-        Raises:
-            ImageError: for an image that cannot be read.
-        """
-        return read_pixels(self._image(index), channels=channels, name=self.name(index))
-
-    def image(self, index: int, channels: int = 3) -> Tensor:
-        """The same, float32 in [-1, 1]."""
-        return self.read(index, channels).float() / 127.5 - 1
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(height, width) as stored, before EXIF orientation, without decoding. Raises ImageError as `read`."""
-        return image_size(self._image(index), name=self.name(index))
 
 
 class SomeImages(ImageSource):
@@ -122,8 +88,9 @@ def open_source(data: Data, *, split: str = "train", column: str | None = None) 
             or a folder that holds them;
             a folder with IDX files (MNIST's layout: train-images-idx3-ubyte, t10k-..., gzipped or not);
             a folder written by `Dataset.save_to_disk`, or "hf:owner/name" ("hf:owner/name:config"), which is
-            downloaded if it is not cached.
-        split: of IDX files ("train" or "test") and Hugging Face datasets; folders and tars have none.
+            downloaded if it is not cached;
+            "shapes:COUNTxSIDE": generated images of labelled shapes, see `ShapeImages`.
+        split: of IDX files and shapes ("train" or "test") and Hugging Face datasets; folders and tars have none.
         column: which image of a sample, if it has several: a dataset's column, or a suffix inside tars ("jpg").
 
     Raises:
@@ -134,6 +101,10 @@ def open_source(data: Data, *, split: str = "train", column: str | None = None) 
         if len(given) > 1:
             raise ValueError(f"give one Hugging Face dataset at a time, not {', '.join(given)}")
         return DatasetImages(_load_hub(given[0], split, streaming=False), column, given[0])
+    if any(path.startswith(SHAPES) for path in given):
+        if len(given) > 1:
+            raise ValueError(f"give {SHAPES} alone, not {', '.join(given)}")
+        return ShapeImages.named(given[0], split)
     paths = [path for pattern in given for path in _expand(pattern)]
     if len(paths) == 1 and paths[0].is_dir():
         folder = paths[0]

@@ -189,4 +189,5 @@ def _open_data(
 def _name(data: str) -> str:
     """Data as the model card names it: without this machine's folders."""
     path = Path(data.removeprefix("hf:"))
-    return printable(data if data.startswith("hf:") and not path.exists() else path.resolve().name)
+    is_name = data.startswith(("hf:", "shapes:")) and not path.exists()
+    return printable(data if is_name else path.resolve().name)

@@ -1,0 +1,40 @@
+"""Images by index: what every source of images is."""
+
+from torch import Tensor
+
+from latent_codec.images.tensors import image_size, read_pixels
+
+
+class ImageSource:
+    """Images by index. A subclass says where they are: `__len__`, `name`, `label` and `_image`."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What to call an image in messages; unique within the source."""
+        raise NotImplementedError
+
+    def label(self, index: int) -> int | dict | None:
+        """A class index, a dict of attributes, or None where there is no label."""
+        return None
+
+    def _image(self, index: int):
+        """What `read_pixels` takes."""
+        raise NotImplementedError
+
+    def read(self, index: int, channels: int = 3) -> Tensor:
+        """One image, uint8 (channels, H, W) in sRGB, transparency over white, decoded as `images` does.
+
+        Raises:
+            ImageError: for an image that cannot be read.
+        """
+        return read_pixels(self._image(index), channels=channels, name=self.name(index))
+
+    def image(self, index: int, channels: int = 3) -> Tensor:
+        """The same, float32 in [-1, 1]."""
+        return self.read(index, channels).float() / 127.5 - 1
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) as stored, before EXIF orientation, without decoding. Raises ImageError as `read`."""
+        return image_size(self._image(index), name=self.name(index))
