@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latent_codec import cli
-from latent_codec.cli import GROUPS, VERBS, main, work
+from latent_codec.cli import GROUPS, VERBS, main, module_name, work
 from latent_codec.cli.messages import as_typed, one_line
 from latent_codec.errors import SettingError
 
@@ -60,13 +60,32 @@ def test_a_verb_is_a_pair_of_files_and_a_row(capsys):
     assert main(["count-letters", "word", "--limit", "3"]) == 0
     assert capsys.readouterr() == ("3\n", "Note: 4 letters\n")
     for argv, ends in (
-        (["--help"], ("count-letters  count letters", "where the input was at fault.")),
+        (["--help"], ("count-letters    count letters", "where the input was at fault.")),
         (["count-letters", "--help"], ("Count letters.", "latent-codec count-letters word")),
     ):
         with pytest.raises(SystemExit):
             main(argv)
         text = capsys.readouterr().out
         assert ends[0] in text and text.rstrip().endswith(ends[1])
+
+
+@pytest.mark.usefixtures("count_letters")
+def test_a_verb_may_have_two_words(monkeypatch, capsys):
+    monkeypatch.setitem(VERBS, "count letters", ("inspect", "count letters"))
+    assert main(["count", "letters", "word"]) == 0
+    assert capsys.readouterr() == ("4\n", "Note: 4 letters\n")
+    assert main(["count", "letters", "12"]) == 2
+    assert capsys.readouterr().err.startswith("latent-codec count letters: WORD: expected letters")
+    for argv, status, said in (
+        (["count", "letters", "--help"], 0, "usage: latent-codec count letters"),
+        (["count", "--help"], 0, "  count letters    count letters\n"),
+        (["count"], 2, "latent-codec count: the following arguments are required: second; see"),
+        (["count", "words"], 2, "latent-codec count: argument second: invalid choice: 'words'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == status
+        assert said in "".join(capsys.readouterr())
 
 
 @pytest.mark.usefixtures("count_letters")
@@ -88,13 +107,13 @@ def test_a_setting_without_a_flag_keeps_its_name_in_python():
 
 
 FOLDER = Path(cli.__file__).parent
-IN_PAIRS = [verb for verb in VERBS if (FOLDER / "work" / f"{verb.replace('-', '_')}.py").is_file()]
+IN_PAIRS = [verb for verb in VERBS if (FOLDER / "work" / f"{module_name(verb)}.py").is_file()]
 
 
 def test_every_verb_is_in_a_group_and_has_its_file():
     for verb, (group, summary) in VERBS.items():
         assert group in GROUPS and summary
-        assert (FOLDER / f"{verb.replace('-', '_')}.py").is_file()
+        assert (FOLDER / f"{module_name(verb)}.py").is_file()
 
 
 @pytest.mark.parametrize("argv", [[], *([verb] for verb in IN_PAIRS)])

@@ -44,7 +44,7 @@ def test_the_readme_has_both_first_commands_and_every_verb_and_preset():
     assert 'pip install -e ".[test]" && pytest\n' in README
     table = re.findall(r"^\| (.+?) \| .+ \|$", README, re.MULTILINE)
     named = set(re.findall(r"`([\w-]+)", " ".join(table)))
-    assert set(VERBS) <= named
+    assert {verb.partition(" ")[0] for verb in VERBS} <= named
     assert set(preset_names()) <= named
 
 

@@ -2,6 +2,7 @@
 
 A verb is a row of VERBS and two modules of its name: `cli/VERB.py` with its help text (the docstring), `add_arguments(parser)` and,
 where something can be refused at once, `check(args)`, which import nothing heavy; and `cli/work/VERB.py` with `run(args)`.
+A verb may have two words: `anomaly fit` is the module `anomaly_fit`.
 """
 
 import argparse
@@ -90,18 +91,47 @@ where the input was at fault.""",
         module.add_arguments(subparser)
         deprecated.add_old_flags(subparser, name)
         subparser.set_defaults(parser=subparser)
+    seconds = _second_words(verb)
+    if seconds:
+        what = "\n".join(_line_of(f"{verb} {second}") for second in seconds)
+        subparser = verbs.add_parser(verb, description=what, formatter_class=_Help)
+        subparser.add_argument("second", choices=seconds, help="whose --help says more")
     return parser
 
 
+def module_name(verb: str) -> str:
+    """`fit-preview` -> fit_preview; `anomaly fit` -> anomaly_fit."""
+    return verb.replace("-", "_").replace(" ", "_")
+
+
 def _module(verb: str, package: str = "latent_codec.cli"):
-    return import_module(f"{package}.{verb.replace('-', '_')}")
+    return import_module(f"{package}.{module_name(verb)}")
+
+
+def _with_verb(argv: list[str]) -> tuple[list[str], str | None]:
+    """The arguments, in which a verb of two words is one of them, and the verb, or what was typed in its place."""
+    place = next((place for place, word in enumerate(argv) if not word.startswith("-")), None)
+    if place is None:
+        return argv, None
+    verb = " ".join(argv[place : place + 2])
+    if verb in VERBS:
+        return [*argv[:place], verb, *argv[place + 2 :]], verb
+    return argv, argv[place]
+
+
+def _second_words(first: str | None) -> list[str]:
+    return [verb.partition(" ")[2] for verb in VERBS if verb.startswith(f"{first} ")]
+
+
+def _line_of(verb: str) -> str:
+    return f"  {verb:15}  {VERBS[verb][1]}"
 
 
 def _list_of_verbs() -> str:
     lines = []
     for group, title in GROUPS.items():
         lines += [f"{title}:"]
-        lines += [f"  {verb:12}  {what}" for verb, (its_group, what) in VERBS.items() if its_group == group]
+        lines += [_line_of(verb) for verb, (its_group, _) in VERBS.items() if its_group == group]
     return "\n".join(lines)
 
 
@@ -118,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (`>&-`); the next file would get its number
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for the rest of this process
-    verb = next((word for word in argv if not word.startswith("-")), None)
+    argv, verb = _with_verb(argv)
     args = None
     try:
         try:
