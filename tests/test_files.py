@@ -1,7 +1,6 @@
 """Files and folders that are complete or absent, whenever their writer dies, and whoever reads them meanwhile."""
 
 import errno
-import io
 import os
 import signal
 import stat
@@ -11,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
+from helpers.killed_writers import assert_whole, codec_with_notes, in_child, write_codec
+from helpers.processes import run_fresh
 from safetensors.torch import save_file
 
 from latent_codec import files
@@ -25,35 +27,6 @@ def mode(path) -> int:
 
 def names_in(folder) -> list[str]:
     return sorted(each.relative_to(folder).as_posix() for each in folder.rglob("*"))
-
-
-def write_codec(path: Path, generation: str) -> None:
-    with replacing(path, superseded=("weights*",)) as new:
-        new.mkdir()
-        (new / "config").write_text(generation)
-        (new / "weights").write_text(generation)
-
-
-def codec_with_notes(path: Path) -> None:
-    """A folder of generation "old", with shards of its own and what its user put there."""
-    (path / "papers").mkdir(parents=True)
-    (path / "papers" / "mine.txt").write_text("mine")
-    (path / "notes.txt").write_text("notes")
-    (path / "latest").symlink_to("papers/mine.txt")
-    (path / "weights.shard").write_text("old")
-    for name in ("config", "weights"):
-        (path / name).write_text("old")
-
-
-def assert_whole(path: Path) -> str:
-    """The generation of a codec, old or new, and never a mixture; the user's files are all there."""
-    found = read_folder(path, lambda: [(path / name).read_text() for name in ("config", "weights")])
-    assert found in (["old", "old"], ["new", "new"])
-    assert (path / "notes.txt").read_text() == "notes"
-    assert (path / "latest").readlink() == Path("papers/mine.txt")
-    assert (path / "latest").read_text() == "mine"
-    assert (path / "weights.shard").exists() == (found[0] == "old")
-    return found[0]
 
 
 @pytest.fixture(params=[0o022, 0o077])
@@ -148,56 +121,22 @@ def test_a_folder_never_gives_way_to_a_file_nor_a_file_to_a_folder(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def in_child(action) -> int:
-    """The exit status of a forked process that runs `action`; negative where a signal ended it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            action()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
-READING = {"fspath", "stat", "lstat", "listdir", "scandir", "getpid", "readlink", "fsencode", "access"}
-
-
-def dying_at(number: int, action):
-    """`action`, killed before its call `number` of the system that may change a file."""
-
-    def count(frame, event, called):
-        nonlocal number
-        if event != "c_call" or called.__name__ in READING:
-            return
-        if called.__module__ in ("posix", "fcntl") or isinstance(called.__self__, io.IOBase):
-            number -= 1
-            if number == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def run():
-        sys.setprofile(count)
-        action()
-
-    return run
+KILLED = """
+import sys
+from pathlib import Path
+if sys.argv[2] == "two renames":
+    sys.platform = "aix"
+from helpers.killed_writers import outcomes
+print(*outcomes(Path(sys.argv[1])))
+"""  # in an interpreter of its own: one that has imported torch takes 30 times longer to fork
 
 
 @POSIX
 def test_a_writer_killed_at_any_call_loses_nothing(tmp_path, system):
-    number, outcomes = 0, []
-    while True:
-        number += 1
-        path = tmp_path / str(number) / "codec"
-        codec_with_notes(path)
-        status = in_child(dying_at(number, lambda: write_codec(path, "new")))  # noqa: B023  runs at once
-        outcomes.append(assert_whole(path))
-        write_codec(path, "new")
-        assert assert_whole(path) == "new"
-        assert [each.name for each in path.parent.iterdir()] == ["codec"]
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-    assert number > 30
+    tests = str(ROOT / "tests")
+    told = run_fresh(KILLED, tmp_path, system, PYTHONPATH=f"{ROOT}{os.pathsep}{tests}").stdout
+    outcomes = told.split()
+    assert len(outcomes) > 30
     assert outcomes == sorted(outcomes, reverse=True)  # "old" until the exchange, "new" from it on
 
 
