@@ -4,6 +4,7 @@
 What depends on the order of imports, or on how Python itself starts and ends, needs `run_fresh`.
 """
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -39,6 +40,7 @@ def _environment(changes: dict[str, str]) -> dict[str, str]:
 
 
 def _become(code: str, words: list[str], folder: Path, environment: dict[str, str], streams: Path) -> None:
+    gc.freeze()  # as in tests/conftest.py
     os.setsid()  # a process group of its own, as a terminal's commands have
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(streams / name, os.O_WRONLY | os.O_CREAT)
