@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from latent_codec import deprecated
 
 if TYPE_CHECKING:  # what _EXPORTS gives at run time
+    from latent_codec.analysis.features import extract_features as extract_features
     from latent_codec.bitstream.compression import compress as compress
     from latent_codec.bitstream.compression import decompress as decompress
     from latent_codec.codec import LatentCodec as LatentCodec
@@ -63,6 +64,7 @@ _EXPORTS = {
     "convert": "latent_codec.conversion.converting",
     "decompress": "latent_codec.bitstream.compression",
     "evaluate": "latent_codec.evaluation.reconstruction",
+    "extract_features": "latent_codec.analysis.features",
     "train": "latent_codec.training.run",
 }
 

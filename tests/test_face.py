@@ -25,6 +25,7 @@ OFFERED = [
     "decompress",
     "convert",
     "evaluate",
+    "extract_features",
     "train",
     "calibrate",
     "LatentPreviewer",

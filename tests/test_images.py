@@ -722,8 +722,9 @@ def test_to_pil_clamps_and_refuses():
         to_pil(torch.full((3, 8, 8), torch.nan))
     with pytest.raises(ValueError, match=r"\(2, 3, 8, 8\) is not one image"):
         to_pil(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"a torch\.uint8 tensor is no image"):
-        to_pil(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"a torch\.int64 tensor is no image"):
+        to_pil(torch.zeros(3, 8, 8, dtype=torch.int64))
+    assert np.array(to_pil(torch.full((1, 8, 8), 7, dtype=torch.uint8))).max() == 7
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".TIFF", ".jpg", ".avif"])

@@ -32,6 +32,7 @@ VERBS = {
     "rd": ("compress", "rate-distortion against JPEG, WebP, AVIF, JPEG XL"),
     "info": ("inspect", "what a codec, checkpoint or file is"),
     "evaluate": ("inspect", "measure a codec, or the likelihood under a prior"),
+    "features": ("analyze", "images -> a vector each, for other programs"),
 }
 """Of each verb, its group in the help and what it does."""
 
@@ -40,6 +41,7 @@ GROUPS = {
     "train": "train and prepare one",
     "compress": "compress images",
     "inspect": "inspect and measure",
+    "analyze": "see what latents are good for",
 }
 
 

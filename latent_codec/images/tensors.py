@@ -164,20 +164,24 @@ def _with_channels(image: Tensor, channels: int, background: Color) -> Tensor:
 def to_pil(image: Tensor) -> Image.Image:
     """Round an image, (1, 3 or 4, H, W) in [-1, 1], to an 8-bit PIL image; values beyond the range are clamped.
 
+    One of uint8 is taken as it is.
+
     Raises:
         ValueError: for another shape or dtype, or values that are not finite.
     """
-    if not isinstance(image, Tensor) or not image.is_floating_point():
+    if not isinstance(image, Tensor) or not (image.is_floating_point() or image.dtype == torch.uint8):
         what = f"a {image.dtype} tensor" if isinstance(image, Tensor) else f"a {type(image).__name__}"
-        raise ValueError(f"{what} is no image: give a float tensor in [-1, 1]")
+        raise ValueError(f"{what} is no image: give a float tensor in [-1, 1], or uint8")
     if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
         raise ValueError(
             f"a tensor of shape {tuple(image.shape)} is not one image: give (1, 3 or 4 channels, H, W)"
         )
-    image = image.detach().float().cpu()
-    if not torch.isfinite(image).all():
-        raise ValueError("the image holds NaN or infinite values, so there is no image to write")
-    pixels = image.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    pixels = image.detach().cpu()
+    if pixels.is_floating_point():
+        pixels = pixels.float()
+        if not torch.isfinite(pixels).all():
+            raise ValueError("the image holds NaN or infinite values, so there is no image to write")
+        pixels = pixels.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy().copy())
 
 
@@ -225,6 +229,19 @@ def center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor:
         raise ValueError(f"cannot crop {height}x{width} (height x width) out of {there}")
     top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
     return image[..., top : top + height, left : left + width]
+
+
+def fit_square(image: Tensor, side: int) -> Tensor:
+    """Resize an image (C, H, W) in [-1, 1] until its shorter side is `side`, and cut out the middle square.
+
+    By an antialiased bicubic filter, as training resizes its crops.
+    """
+    height, width = image.shape[-2:]
+    shorter = min(height, width)
+    image = center_crop(image, shorter)
+    if shorter == side:
+        return image
+    return F.interpolate(image[None], (side, side), mode="bicubic", antialias=True)[0].clamp_(-1, 1)
 
 
 def central_window(image: Tensor, size: tuple[int, int]) -> Tensor:

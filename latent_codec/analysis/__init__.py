@@ -1,0 +1,1 @@
+"""What latents are good for besides coming back: features, anomalies, morphs and attributes of images."""
