@@ -1,7 +1,7 @@
 """Features: one vector per image, of its latents, its codes or a layer of the encoder.
 
-    images --codec, or a layer of its encoder--> maps (C, h, w) --whole | mean-std | pyramid--> vectors (D,)
-           --codec--> indices of each level ------------------------------------- histogram ----^
+images --codec, or a layer of its encoder--> maps (C, h, w) --whole | mean-std | pyramid--> vectors (D,)
+       --codec--> indices of each level ------------------------------------- histogram ----^
 """
 
 import csv
@@ -63,7 +63,7 @@ class Features:
     layer: str | None = None
     """Of the encoder; None: the latents."""
     side: int | None = None
-    """What images were resized to, as `fit_square` does it; None: they kept their size."""
+    """What images were resized to; None: as `fit_image` does it by itself."""
     skipped: list[str] = field(default_factory=list)
     """One line for each image that could not be read, naming it and the reason."""
 
@@ -129,8 +129,7 @@ def extract_features(
             "histogram": the share of each codeword among an image's indices, level by level, top first.
             None: "whole" of a grid of 1x1, else "histogram" of codecs with a codebook, else "mean-std".
         layer: a module of the encoder whose output takes the place of the latents, such as "mid_block".
-        side: resize images and cut them to squares of this side. None: the side of its training images, of a
-            codec that makes one vector of them (`vector_side`); others take images in their own size.
+        side: resize images and cut them to squares of this side; None: as `fit_image` does it by itself.
         limit: at most N images, spread evenly; None means all.
         split: of data that has splits.
         on_progress: called with (images done, images in all).
@@ -146,14 +145,12 @@ def extract_features(
     if pooling == "histogram" and (layer is not None or not codec.is_discrete):
         has = "a layer has no codewords" if layer is not None else f"{codec.name} has no codebook"
         raise SettingError("pooling", f"another, as {has}", pooling, advice=_ADVICE[pooling])
-    side = input_side(codec) if side is None else side
     skipped: list[str] = []
     chosen = spread(len(source), limit)
     images = iter_images(
         source, channels=codec.channels, indices=chosen, on_skip=skipped.append, on_progress=on_progress
     )
-    if side is not None:
-        images = ((index, fit_square(image, side)) for index, image in images)
+    images = ((index, fit_image(image, codec, side)) for index, image in images)
     indices: list[int] = []
     parts: list[Tensor] = []
     with ignoring_caller_settings(), _watching(codec, layer) as encode:
@@ -202,10 +199,37 @@ def vector_side(codec: LatentCodec) -> int | None:
     return side if is_one else None
 
 
-def input_side(codec: LatentCodec) -> int | None:
-    """What images are resized to before they are analyzed; None: nothing, as a codec of grids takes every size."""
-    only = codec.family.only_size
-    return vector_side(codec) if only is None else only[0]
+def check_vector_side(codec: LatentCodec, what: str) -> int:
+    """`vector_side` of a codec that has one.
+
+    Args:
+        what: it is for, such as "an attribute".
+
+    Raises:
+        ValueError: for a codec with a larger grid of latents, saying which codecs have one vector per image.
+    """
+    side = vector_side(codec)
+    if side is None:
+        raise ValueError(
+            f"{what} needs a codec with one vector per image, and {codec.name} has a grid of latents; take the shipped codec "
+            "garments, or train one by the preset fashion-mnist-global or faces-global"
+        )
+    return side
+
+
+def fit_image(image: Tensor, codec: LatentCodec, side: int | None = None) -> Tensor:
+    """Resize an image (C, H, W) and cut it to a square, where a codec needs it.
+
+    Args:
+        side: of the square. None: the one that the codec's class takes, if it takes one only; of codecs that make one
+            vector of an image (`vector_side`) at most the side of their training images, as `encode` continues
+            smaller ones beyond their edges; other codecs take images of any size.
+    """
+    if side is None and codec.family.only_size is not None:
+        side = codec.family.only_size[0]
+    if side is None and (largest := vector_side(codec)) is not None:
+        side = min(largest, *image.shape[-2:])
+    return image if side is None else fit_square(image, side)
 
 
 def save_features(features: Features, path: str | os.PathLike) -> None:
@@ -216,7 +240,16 @@ def save_features(features: Features, path: str | os.PathLike) -> None:
     """
     told = {
         key: getattr(features, key)
-        for key in ("names", "labels", "codec", "space_fingerprint", "fingerprint", "pooling", "layer", "side")
+        for key in (
+            "names",
+            "labels",
+            "codec",
+            "space_fingerprint",
+            "fingerprint",
+            "pooling",
+            "layer",
+            "side",
+        )
     }
     metadata = {"format": FORMAT, "version": VERSION, "features": json.dumps(told, default=str)}
     tensors = {"vectors": features.vectors.contiguous(), "indices": torch.tensor(features.indices)}
@@ -265,7 +298,10 @@ def write_csv(features: Features, path: str | os.PathLike) -> None:
         OSError: if it cannot be written.
     """
     headings = ["name", "label", *(f"feature_{number}" for number in range(features.vectors.shape[1]))]
-    with replacing(path) as written, open(written, "w", newline="", encoding="utf-8", errors="replace") as file:
+    with (
+        replacing(path) as written,
+        open(written, "w", newline="", encoding="utf-8", errors="replace") as file,
+    ):
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(headings)
         for name, label, vector in zip(features.names, features.labels, features.vectors.tolist()):
@@ -319,7 +355,9 @@ def _as_maps(output, layer: str, count: int) -> Tensor:
         maps = maps.transpose(1, 2)[..., None]
     if maps is None or maps.ndim not in (2, 4) or len(maps) != count:
         shape = type(output).__name__ if maps is None else f"shape {tuple(maps.shape)}"
-        raise SettingError("layer", "one whose output is a map (B, C, h, w) of each image", f"{layer}: {shape}")
+        raise SettingError(
+            "layer", "one whose output is a map (B, C, h, w) of each image", f"{layer}: {shape}"
+        )
     return maps if maps.ndim == 4 else maps[:, :, None, None]
 
 
@@ -358,4 +396,6 @@ def _histograms(indices: list[Tensor], codebook_sizes: list[int]) -> Tensor:
 def _check_finite(vectors: Tensor, names: Sequence[str]) -> None:
     bad = (~vectors.isfinite().all(1)).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"the features of {names[bad[0]]} hold NaN or infinity; look at where they were made")
+        raise ValueError(
+            f"the features of {names[bad[0]]} hold NaN or infinity; look at where they were made"
+        )

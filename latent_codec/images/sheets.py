@@ -1,6 +1,6 @@
 """Sheets: rows of images with titles, for people to look at.
 
-    write_image(sheet([[original, reconstruction]], column_titles=["original", "reconstruction"]), "seen.png")
+write_image(sheet([[original, reconstruction]], column_titles=["original", "reconstruction"]), "seen.png")
 """
 
 import math

@@ -1,0 +1,52 @@
+"""`latent-codec features`."""
+
+import argparse
+import sys
+
+from latent_codec.analysis.features import Features, extract_features, save_features, write_csv
+from latent_codec.cli.progress import showing
+from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.printing import print_json
+from latent_codec.codec import LatentCodec
+from latent_codec.images.sources import ImageSource
+
+
+def run(args: argparse.Namespace) -> int:
+    features = features_of(open_data(args), load_codec(args), args)
+    files = [args.out]
+    save_features(features, args.out)
+    if args.csv:
+        files.append(args.out.with_suffix(".csv"))
+        write_csv(features, files[-1])
+    if args.json:
+        print_json({"data": args.data} | features.to_dict() | {"files": list(map(str, files))})
+    else:
+        print(f"{describe(features)}\nWritten: {', '.join(map(str, files))}")
+    return 2 if features.skipped else 0
+
+
+def features_of(source: ImageSource, codec: LatentCodec, args: argparse.Namespace) -> Features:
+    """As `--pooling`, `--layer`, `--side` and `--limit` say; what was skipped is reported."""
+    with showing("encoding") as report:
+        features = extract_features(
+            source,
+            codec,
+            pooling=args.pooling,
+            layer=args.layer,
+            side=args.side,
+            limit=args.limit,
+            on_progress=report,
+        )
+    for reason in features.skipped:
+        print(f"latent-codec {args.verb}: {reason}", file=sys.stderr)
+    return features
+
+
+def describe(features: Features) -> str:
+    """`5,000 images, 16 features each: latents of garments, whole`."""
+    what = "latents" if features.layer is None else f"layer {features.layer}"
+    resized = "" if features.side is None else f"; images resized to {features.side}x{features.side}"
+    count, size = features.vectors.shape
+    return (
+        f"{count:,} images, {size:,} features each: {what} of {features.codec}, {features.pooling}{resized}"
+    )
