@@ -141,7 +141,7 @@ def test_bad_input_is_one_line(codec, source, tmp_path, capsys):
     words = fails(capsys, *given, *out, "--pooling", "histogram")
     assert "no codebook" in words and "--pooling mean-std" in words
     words = fails(capsys, *given, *out, "--layer", "middle")
-    assert "--layer: expected a module of the encoder, got 'middle'; codec has " in words
+    assert "--layer: expected a module of the encoder, got 'middle'; " in words
     assert "mid_block" in words
     words = fails(capsys, *given, *out, "--layer", "decoder")
     assert "--layer: expected a module of the encoder" in words
