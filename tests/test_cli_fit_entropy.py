@@ -221,7 +221,7 @@ def test_a_bfloat16_codec_gets_a_model_for_its_space(place, capsys):
     ("argv", "message"),
     [
         (["--limit", "0"], "--limit: expected at least 1, got 0"),
-        (["--minutes", "0"], "--minutes: expected above 0, got 0.0"),
+        (["--minutes", "0"], "--minutes: expected a number above 0, got 0.0"),
         (
             ["--static", "--minutes", "3"],
             "--minutes: expected none without training, got 3.0; leave it or --static out",

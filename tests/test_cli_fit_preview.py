@@ -121,8 +121,11 @@ def test_a_folder_of_something_else_is_left_alone(place, capsys):
     [
         (["--tiny"], "--tiny learns from images: name some as DATA"),
         (["--limit", "0"], "--limit: expected at least 1, got 0"),
-        (["--minutes", "3"], "--minutes is of --tiny, which is missing"),
-        (["--set", "run.steps=3"], "--set is of --tiny"),
+        (
+            ["--minutes", "3"],
+            "--minutes: expected none without training, got 3.0; leave it out, or add --tiny",
+        ),
+        (["--set", "run.steps=3"], "--set: expected none without training"),
         (["--tiny", "photos", "--minutes", "0"], "--minutes: expected a number above 0, got 0.0"),
         (["nowhere"], "nowhere: no such file or folder"),
         (["--codec", "nowhere"], "nowhere does not exist"),

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 from latent_codec.cli import progress
-from latent_codec.cli.progress import clear, showing, starting
+from latent_codec.cli.progress import showing
 
 
 @pytest.fixture
@@ -47,19 +47,10 @@ def test_a_part_inside_another_is_shown_after_it(capsys):
     assert _lines(capsys)[-1] == "encoding: 0 of 1, # s; tiles: 2 of 4, # s, about # s left"
 
 
-@pytest.mark.usefixtures("at_once")
-def test_the_start_is_over_when_a_part_begins(capsys):
-    starting("loading")
-    with showing("encoding") as report:
-        report(1, 1)
-    clear()
-
-    assert _lines(capsys) == ["encoding: 1 of 1, # s"]
-
-
 def test_what_is_done_soon_says_nothing(capsys, monkeypatch):
     monkeypatch.setattr(progress, "FIRST_LINE_AFTER", 1000.0)
-    starting("loading")
+    with showing("loading"):
+        pass
     for item in progress.progress(range(3), "encoding"):
         assert item < 3
     with pytest.raises(KeyError), showing("decoding"):

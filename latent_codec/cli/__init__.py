@@ -13,8 +13,8 @@ import sys
 from importlib import import_module
 
 from latent_codec import __version__, deprecated
-from latent_codec.cli import progress
 from latent_codec.cli.messages import is_foreseen, one_line, shown
+from latent_codec.cli.progress import showing
 
 VERBS = {
     "roundtrip": ("use", "send images through a codec and back"),
@@ -161,7 +161,6 @@ def main(argv: list[str] | None = None) -> int:
             with shown(verb):
                 status = _run(args) or 0
         finally:
-            progress.clear()
             _flush_results()  # here, and not on leaving Python, where a closed pipe can only be complained of
         return status
     except KeyboardInterrupt:
@@ -182,12 +181,13 @@ def _run(args: argparse.Namespace) -> int | None:
     arguments = _module(args.verb)
     if hasattr(arguments, "check"):
         arguments.check(args)
-    progress.starting("loading libraries")
     if getattr(args, "subfolder", None) is not None:
         from latent_codec.components.codec_folders import in_subfolder
 
         args.codec = in_subfolder(args.codec, args.subfolder)
-    return _module(args.verb, "latent_codec.cli.work").run(args)
+    with showing("loading libraries"):
+        work = _module(args.verb, "latent_codec.cli.work")
+    return work.run(args)
 
 
 def _flush_results() -> None:

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from latent_codec.errors import SettingError
+from latent_codec.training.stopping import check_minutes
 
 
-def add_codec_arguments(
+def add_codec(
     parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "the one called default"
 ) -> None:
     """`--codec`, `--for-pipeline`, `--config`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
@@ -18,15 +19,15 @@ def add_codec_arguments(
         help="use this codec: a shipped one (default, default-vq), a run, diffusers or pipeline folder, a "
         f"checkpoint file, or a hub id (default: {meaning})",
     )
-    add_subfolder_argument(parser)
-    add_pipeline_argument(parser)
+    add_subfolder(parser)
+    add_pipeline(parser)
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
         help="read the config.json of a weight file given to --codec here, if neither the file nor its folder has it",
     )
-    add_device_argument(parser)
+    add_device(parser)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -35,13 +36,13 @@ def add_codec_arguments(
     )
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", help="compute on this device: cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)"
     )
 
 
-def add_subfolder_argument(parser: argparse.ArgumentParser) -> None:
+def add_subfolder(parser: argparse.ArgumentParser) -> None:
     """`--subfolder`, which `main` joins to `--codec`."""
     parser.add_argument(
         "--subfolder",
@@ -50,7 +51,7 @@ def add_subfolder_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_pipeline_argument(parser: argparse.ArgumentParser) -> None:
+def add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for-pipeline",
         metavar="CLASS",
@@ -59,7 +60,7 @@ def add_pipeline_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data_arguments(
+def add_data(
     parser: argparse.ArgumentParser,
     *,
     nargs: str = "+",
@@ -73,14 +74,6 @@ def add_data_arguments(
         nargs: "+", or "*" where DATA may be left out.
         what: what the verb does without DATA.
     """
-    add_data_argument(parser, nargs, what)
-    parser.add_argument(
-        "--split", default=split, help=f"read this split of data that has splits (default: {split})"
-    )
-    add_limit_argument(parser, limit)
-
-
-def add_data_argument(parser: argparse.ArgumentParser, nargs: str = "+", what: str = "") -> None:
     may_miss = (
         {"default": argparse.SUPPRESS} if nargs == "*" else {}
     )  # or [] would replace what an old flag gave
@@ -93,9 +86,13 @@ def add_data_argument(parser: argparse.ArgumentParser, nargs: str = "+", what: s
         help="images or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), a saved data set, "
         "hf:owner/name, or shapes:COUNTxSIDE (generated, with labelled factors)" + what,
     )
+    parser.add_argument(
+        "--split", default=split, help=f"read this split of data that has splits (default: {split})"
+    )
+    add_limit(parser, limit)
 
 
-def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+def add_limit(parser: argparse.ArgumentParser, default: int | None = None) -> None:
     parser.add_argument(
         "--limit",
         type=int,
@@ -106,7 +103,7 @@ def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = No
     )
 
 
-def add_out_argument(parser: argparse.ArgumentParser, verb: str, what: str) -> None:
+def add_out(parser: argparse.ArgumentParser, verb: str, what: str) -> None:
     """`--out` of a verb that leaves reports: latent-codec-out/VERB by default."""
     default = Path(f"latent-codec-out/{verb}")
     parser.add_argument(
@@ -114,11 +111,61 @@ def add_out_argument(parser: argparse.ArgumentParser, verb: str, what: str) -> N
     )
 
 
-def add_json_argument(parser: argparse.ArgumentParser) -> None:
+def add_copy(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--out` of a verb that changes a codec, or a copy of it."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"write a copy of the codec here, with {what}, and leave --codec as it is (default: into --codec)",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--run` of a verb that trains something for a codec."""
+    parser.add_argument(
+        "--run",
+        dest="run_folder",
+        type=Path,
+        metavar="RUN",
+        help=f"train in this run folder (default: runs/CODEC-{what})",
+    )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """`--set` and `--minutes`, of every verb that trains."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.key=value",
+        help="override one setting of the training, such as run.steps=500; repeatable",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="write a checkpoint and stop after M minutes; the same command goes on (default: at the last step)",
+    )
+
+
+def check_training(args: argparse.Namespace, trains: bool, advice: str) -> None:
+    """Check what `add_run` and `add_training` add, which is of no use unless the verb trains.
+
+    Raises:
+        SettingError: with `advice` for a flag of no use.
+    """
+    check_minutes(args.minutes)
+    for setting in ("run_folder", "minutes", "set"):
+        if not trains and getattr(args, setting):
+            raise SettingError(setting, "none without training", getattr(args, setting), advice=advice)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
-def add_tile_argument(parser: argparse.ArgumentParser) -> None:
+def add_tile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile",
         type=int,

@@ -35,21 +35,15 @@ Examples:
 """
 
 import argparse
-from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, add_data_arguments, add_json_argument
+from latent_codec.cli import arguments
 from latent_codec.errors import SettingError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, limit=256)
-    add_codec_arguments(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="write the calibrated codec here, and leave --codec as it is (default: into --codec)",
-    )
+    arguments.add_data(parser, limit=256)
+    arguments.add_codec(parser)
+    arguments.add_copy(parser, "the new config")
     conventions = parser.add_mutually_exclusive_group()
     for flag, convention, text in (
         ("--normalize", "normalize", "fold mean and std into the weights"),
@@ -57,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--keep-space", "keep", "leave the latents as they are; write force_upcast only"),
     ):
         conventions.add_argument(flag, dest="convention", action="store_const", const=convention, help=text)
-    add_json_argument(parser)
+    arguments.add_json(parser)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -30,19 +30,13 @@ Examples:
 
 import argparse
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    check_at_least,
-    check_paths,
-)
+from latent_codec.cli import arguments
 from latent_codec.cli.compressed_files import add_entropy_argument
 from latent_codec.errors import SettingError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser)
+    arguments.add_data(parser)
     parser.add_argument(
         "--out", default="compressed", metavar="DIR", help="write NAME.lcf here (default: compressed)"
     )
@@ -69,12 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--psnr", action="store_true", help="decode every file to pixels, and compare")
     add_entropy_argument(parser)
-    add_codec_arguments(parser)
-    add_json_argument(parser)
+    arguments.add_codec(parser)
+    arguments.add_json(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, limit=1, quality=0, tile=0, target_bytes=1)
+    arguments.check_paths(args.data)
+    arguments.check_at_least(args, limit=1, quality=0, tile=0, target_bytes=1)
     if args.target_bpp is not None and not 0 < args.target_bpp < float("inf"):
         raise SettingError("target_bpp", "above 0", args.target_bpp)

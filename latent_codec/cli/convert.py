@@ -46,7 +46,7 @@ Examples:
 
 import argparse
 
-from latent_codec.cli.arguments import add_json_argument
+from latent_codec.cli import arguments
 from latent_codec.conversion.converting import FOREIGN
 from latent_codec.conversion.scales import SCALES
 
@@ -109,4 +109,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="write this shift of the latents, with --scaling-factor",
     )
-    add_json_argument(parser)
+    arguments.add_json(parser)

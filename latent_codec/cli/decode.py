@@ -22,7 +22,7 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, add_tile_argument
+from latent_codec.cli import arguments
 from latent_codec.cli.compressed_files import is_compressed_file
 from latent_codec.files import check_is_file, find_files
 
@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files", nargs="+", metavar="FILE", help="latent files, .npy, .npz or .pt files, or folders of them"
     )
     parser.add_argument("--out", default="decoded", metavar="DIR", help="write PNGs here (default: decoded)")
-    add_codec_arguments(parser, None, "the one called default; plain arrays and tensors need it")
-    add_tile_argument(parser)
+    arguments.add_codec(parser, None, "the one called default; plain arrays and tensors need it")
+    arguments.add_tile(parser)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ Examples:
 
 import argparse
 
-from latent_codec.cli.arguments import add_codec_arguments, check_at_least
+from latent_codec.cli import arguments
 from latent_codec.cli.compressed_files import add_entropy_argument, named_files
 from latent_codec.errors import SettingError
 
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode tiles of this side one by one; 0: the image at once (default: 1024 above 4 million pixels)",
     )
     add_entropy_argument(parser)
-    add_codec_arguments(parser)
+    arguments.add_codec(parser)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -70,7 +70,7 @@ def check(args: argparse.Namespace) -> None:
         if args.latents and getattr(args, name) is not None:
             advice = "leave it or `latents` out"
             raise SettingError(name, "none for latent files", getattr(args, name), advice=advice)
-    check_at_least(args, tile=0)
+    arguments.check_at_least(args, tile=0)
     args.files = named_files(args.files)
 
 

@@ -36,19 +36,13 @@ Examples:
 
 import argparse
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_tile_argument,
-    check_at_least,
-    check_paths,
-)
+from latent_codec.cli import arguments
 
 IMAGES_PER_FILE = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser)
+    arguments.add_data(parser)
     parser.add_argument(
         "--out",
         default="latents",
@@ -79,10 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--indices", action="store_true", help="store codebook indices, or refuse")
     kind.add_argument("--latents", action="store_true", help="store latents, of a codec with a codebook too")
-    add_codec_arguments(parser)
-    add_tile_argument(parser)
+    arguments.add_codec(parser)
+    arguments.add_tile(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, shard=1, batch_size=1)
+    arguments.check_paths(args.data)
+    arguments.check_at_least(args, shard=1, batch_size=1)

@@ -34,17 +34,12 @@ Examples:
 
 import argparse
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    add_out_argument,
-)
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, split="test")
-    add_codec_arguments(parser, None, "the one called default; with --prior the pipeline's own")
+    arguments.add_data(parser, split="test")
+    arguments.add_codec(parser, None, "the one called default; with --prior the pipeline's own")
     parser.add_argument(
         "--prior",
         metavar="PATH",
@@ -62,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="compare crops of this side by the Frechet distance (default: %(default)s)",
     )
-    add_out_argument(parser, "evaluate", "images and figures")
-    add_json_argument(parser)
+    arguments.add_out(parser, "evaluate", "images and figures")
+    arguments.add_json(parser)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -21,54 +21,21 @@ Examples:
 """
 
 import argparse
-from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    check_at_least,
-    check_paths,
-)
-from latent_codec.errors import SettingError
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, limit=400)
-    add_codec_arguments(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="copy the codec here, with its entropy model, instead of writing to --codec",
-    )
+    arguments.add_data(parser, limit=400)
+    arguments.add_codec(parser)
+    arguments.add_copy(parser, "its entropy model")
     parser.add_argument("--static", action="store_true", help="count values, without training")
-    parser.add_argument(
-        "--run",
-        dest="run_folder",
-        type=Path,
-        metavar="RUN",
-        help="train in this run folder (default: runs/CODEC-entropy)",
-    )
-    parser.add_argument(
-        "--minutes", type=float, help="checkpoint and stop after this many minutes; the same command resumes"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="section.key=value",
-        help="override a setting of the training; repeatable",
-    )
-    add_json_argument(parser)
+    arguments.add_run(parser, "entropy")
+    arguments.add_training(parser)
+    arguments.add_json(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, limit=1)
-    if args.minutes is not None and args.minutes <= 0:
-        raise SettingError("minutes", "above 0", args.minutes)
-    for setting in ("run_folder", "minutes", "set"):
-        if args.static and getattr(args, setting):
-            advice = "leave it or `static` out"
-            raise SettingError(setting, "none without training", getattr(args, setting), advice=advice)
+    arguments.check_paths(args.data)
+    arguments.check_at_least(args, limit=1)
+    arguments.check_training(args, not args.static, "leave it or `static` out")

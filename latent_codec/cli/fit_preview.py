@@ -21,52 +21,22 @@ Examples:
 """
 
 import argparse
-from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    check_at_least,
-)
-from latent_codec.errors import SettingError
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, nargs="*", limit=24, what=" (default: none, random latents)")
-    add_codec_arguments(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="copy the codec here, with its preview, and leave --codec as it is (default: into --codec)",
-    )
+    arguments.add_data(parser, nargs="*", limit=24, what=" (default: none, random latents)")
+    arguments.add_codec(parser)
+    arguments.add_copy(parser, "its preview")
     parser.add_argument("--tiny", action="store_true", help="train a tiny decoder as well, on DATA")
-    parser.add_argument(
-        "--run",
-        dest="run_folder",
-        type=Path,
-        metavar="RUN",
-        help="train --tiny in this run folder (default: runs/CODEC-preview)",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="write a checkpoint and stop --tiny after M minutes; the same command continues (default: to its last step)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="section.key=value", help="override a setting of --tiny"
-    )
-    add_json_argument(parser)
+    arguments.add_run(parser, "preview")
+    arguments.add_training(parser)
+    arguments.add_json(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_at_least(args, limit=1)
+    arguments.check_at_least(args, limit=1)
     if args.tiny and not args.data:
         raise ValueError("--tiny learns from images: name some as DATA")
-    if args.minutes is not None and args.minutes <= 0:
-        raise SettingError("minutes", "a number above 0", args.minutes)
-    for flag, value in (("run", args.run_folder), ("minutes", args.minutes), ("set", args.set)):
-        if value and not args.tiny:
-            raise ValueError(f"--{flag} is of --tiny, which is missing")
+    arguments.check_training(args, args.tiny, "leave it out, or add `tiny`")

@@ -40,13 +40,7 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_device_argument,
-    add_json_argument,
-    add_limit_argument,
-    add_pipeline_argument,
-    add_subfolder_argument,
-)
+from latent_codec.cli import arguments
 from latent_codec.cli.compressed_files import add_entropy_argument, is_compressed_file
 from latent_codec.components.codec_folders import is_foreign_file
 from latent_codec.components.weight_files import LATENTS, metadata_of
@@ -68,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="compare on these images, for --against: a folder, tars, hf:owner/name (default: a sample photograph)",
     )
-    add_limit_argument(parser, 8)
-    add_device_argument(parser)
+    arguments.add_limit(parser, 8)
+    arguments.add_device(parser)
     parser.add_argument(
         "--codec",
         metavar="NAME_OR_PATH",
@@ -80,10 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="count the bits of a compressed file without overhead, or compare every key of a checkpoint with its network",
     )
-    add_subfolder_argument(parser)
-    add_pipeline_argument(parser)
+    arguments.add_subfolder(parser)
+    arguments.add_pipeline(parser)
     add_entropy_argument(parser)
-    add_json_argument(parser)
+    arguments.add_json(parser)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_subfolder_argument
+from latent_codec.cli import arguments
 
 COMPONENTS = {
     1: ("prior",),
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="join the codec that the priors learned; none for a prior over pixels",
     )
-    add_subfolder_argument(parser)
+    arguments.add_subfolder(parser)
     parser.add_argument(
         "--prior",
         nargs="+",

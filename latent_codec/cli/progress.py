@@ -71,34 +71,20 @@ def progress(items: Iterable, what: str) -> Iterator:
             yield item
 
 
-def starting(what: str) -> None:
-    """Show `what` until the first part begins, or until `clear`."""
-    _display.begin(Part(what), lasts=False)
-
-
-def clear() -> None:
-    """End the display of what `starting` began."""
-    _display.end_starting()
-
-
 class _Display:
     """The parts being done, outermost first, and the thread that shows them."""
 
     def __init__(self):
         self._parts: list[Part] = []
-        self._starting: Part | None = None
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._due = 0.0
         self._bar, self._tasks = None, {}
 
-    def begin(self, part: Part, *, lasts: bool = True) -> None:
+    def begin(self, part: Part) -> None:
         with self._lock:
-            self.end_starting()
             self._parts.append(part)
-            if not lasts:
-                self._starting = part
             if len(self._parts) > 1:
                 self.phase_began()
             elif (
@@ -120,12 +106,6 @@ class _Display:
             if self._bar is not None:
                 self._bar.stop()
                 self._bar, self._tasks = None, {}
-
-    def end_starting(self) -> None:
-        with self._lock:
-            if self._starting is not None:
-                part, self._starting = self._starting, None
-                self.end(part)
 
     def phase_began(self) -> None:
         with self._lock:

@@ -19,24 +19,18 @@ Examples:
 
 import argparse
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    add_tile_argument,
-    check_paths,
-)
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, nargs="*", what=" (default: a sample photograph)")
+    arguments.add_data(parser, nargs="*", what=" (default: a sample photograph)")
     parser.add_argument(
         "--out", default=".", metavar="DIR", help="write the images here (default: the current folder)"
     )
-    add_codec_arguments(parser)
-    add_tile_argument(parser)
-    add_json_argument(parser)
+    arguments.add_codec(parser)
+    arguments.add_tile(parser)
+    arguments.add_json(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
+    arguments.check_paths(args.data)

@@ -39,7 +39,7 @@ import argparse
 import math
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_codec_arguments, add_json_argument, check_at_least
+from latent_codec.cli import arguments
 from latent_codec.errors import SettingError
 
 DEFAULT_PIPELINE = "fashion-mnist"
@@ -114,12 +114,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="write the grid here (default: %(default)s)",
     )
-    add_codec_arguments(parser, None, "a pipeline")
-    add_json_argument(parser)
+    arguments.add_codec(parser, None, "a pipeline")
+    arguments.add_json(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_at_least(args, num=1, **({"seed": 0} if args.codec is None else {}))
+    arguments.check_at_least(args, num=1, **({"seed": 0} if args.codec is None else {}))
     if not 0 <= args.temperature < math.inf:
         raise SettingError("temperature", "a number of at least 0", args.temperature)
     args.size = _parse_size(args.size) if args.size else None

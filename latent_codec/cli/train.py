@@ -33,8 +33,8 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_subfolder_argument
-from latent_codec.errors import SettingError
+from latent_codec.cli import arguments
+from latent_codec.training.stopping import check_minutes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,19 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="the codec to start from or to learn from (default: the preset's)",
     )
-    add_subfolder_argument(parser)
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="section.key=value",
-        help="override one setting, such as run.steps=500; repeatable",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        help="checkpoint and stop after this many minutes; the same command goes on (default: none)",
-    )
+    arguments.add_subfolder(parser)
+    arguments.add_training(parser)
     parser.add_argument(
         "--stream",
         action="store_true",
@@ -99,5 +88,4 @@ def check(args: argparse.Namespace) -> None:
     load_config(args.preset, args.set, args.codec)
     if not args.data:
         raise ValueError("--data is missing: a folder of images, tars, an IDX folder or hf:owner/name.")
-    if args.minutes is not None and args.minutes <= 0:
-        raise SettingError("minutes", "more than 0", args.minutes)
+    check_minutes(args.minutes)

@@ -70,19 +70,16 @@ class AutoencoderTask(Task):
         if None not in channels and family.channels == channels[0] != channels[1]:
             raise SettingError("model.arguments", "as many out_channels as in_channels", channels)
         if family.only_size not in (None, config.data.size):
-            raise SettingError(
-                "data.height", f"{family.only_size[0]}, the only side that {name} takes", config.data.height
-            )
+            raise config.error("data.height", f"{family.only_size[0]}, the only side that {name} takes")
         for side in ("height", "width"):
-            pixels = getattr(config.data, side)
-            if pixels and pixels % family.side_multiple:
+            if (getattr(config.data, side) or 0) % family.side_multiple:
                 expected = f"a multiple of {family.side_multiple}, a latent's side in pixels"
-                raise SettingError(f"data.{side}", expected, pixels)
+                raise config.error(f"data.{side}", expected)
         if config.model.initialization == "linear" and not (
             family.trainable and family.trainable.linear_start
         ):
             expected = f'"random" or "even" for {name}: a linear start knows AutoencoderKL and AutoencoderVQ'
-            raise SettingError("model.initialization", expected, "linear")
+            raise config.error("model.initialization", expected)
         if not family.has_posterior:
             _check_without_posterior(config, name)
         if family.levels and family.trainable:
@@ -90,10 +87,10 @@ class AutoencoderTask(Task):
         is_known = any(isinstance(module, ACTIVATION_BLOCKS) for module in network.modules())
         if objective.activation_weight and not is_known:
             expected = f"0 for {name}, whose layers the penalty does not know"
-            raise SettingError("objective.activation_weight", expected, objective.activation_weight)
+            raise config.error("objective.activation_weight", expected)
         if objective.level_dropout and len(family.levels) < 2:
             expected = "0 but for a HierarchicalVQ of two or more levels"
-            raise SettingError("objective.level_dropout", expected, objective.level_dropout)
+            raise config.error("objective.level_dropout", expected)
         least = {}
         if objective.lpips_weight:
             least[f"LPIPS ({objective.lpips_net})"] = LPIPS_MIN_SIDE[objective.lpips_net]
@@ -103,7 +100,7 @@ class AutoencoderTask(Task):
             if min(config.data.size) < pixels:
                 raise SettingError("data.height", f"at least {pixels} for {judge}", min(config.data.size))
         if inputs.stream is not None and config.data.by_area:
-            raise SettingError("data.by_area", "false for a stream, whose images are not all at hand", True)
+            raise config.error("data.by_area", "false for a stream, whose images are not all at hand")
 
     def build_objective(self) -> AutoencoderObjective:
         """The objective, and around it the codebooks' learners, the discriminator and the terms."""
@@ -149,12 +146,8 @@ class AutoencoderTask(Task):
             # Made from data at the first start, and the checkpoint's own since.
             self.frozen = _all_but_decoder(self.network)
         if _changed(self.network, self.frozen):
-            raise SettingError(
-                "model.pretrained",
-                f"the codec that the run in {out} was started with, whose encoder it keeps",
-                self.config.model.pretrained,
-                advice="or give another `run_folder`",
-            )
+            expected = f"the codec that the run in {out} was started with, whose encoder it keeps"
+            raise self.config.error("model.pretrained", expected, advice="or give another `run_folder`")
         if self.streamed is not None and "streams" in state:
             self.streamed.load_state_dict(state["streams"][self.accelerator.process_index])
 
@@ -279,38 +272,29 @@ class AutoencoderTask(Task):
 def _check_trainable(config: TrainingConfig, family: Family, name: str) -> None:
     """Refuse to train what is only used here."""
     if family.trainable is None and config.model.train == "all":
-        raise SettingError(
-            "model.train", f'"decoder" for {name}: {", ".join(CLASSES)} are trained from end to end', "all"
-        )
+        expected = f'"decoder" for {name}: {", ".join(CLASSES)} are trained from end to end'
+        raise config.error("model.train", expected)
     if family.untrained:
-        raise SettingError(
-            "model.pretrained",
-            f"a codec whose decoder is trained on images, and that of {name} is not: {family.untrained}",
-            config.model.pretrained,
+        expected = (
+            f"a codec whose decoder is trained on images, and that of {name} is not: {family.untrained}"
         )
+        raise config.error("model.pretrained", expected)
 
 
 def _check_without_posterior(config: TrainingConfig, name: str) -> None:
     """Refuse terms of a posterior."""
-    objective = config.objective
-    if objective.kl_weight:
-        raise SettingError(
-            "objective.kl_weight", f"0 for {name}, which has no posterior", objective.kl_weight
-        )
-    if objective.is_likelihood:
-        expected = f'"l1" or "mse" for {name}, which has no posterior'
-        raise SettingError("objective.reconstruction", expected, objective.reconstruction)
+    if config.objective.kl_weight:
+        raise config.error("objective.kl_weight", f"0 for {name}, which has no posterior")
+    if config.objective.is_likelihood:
+        raise config.error("objective.reconstruction", f'"l1" or "mse" for {name}, which has no posterior')
 
 
 def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:
     """Refuse what a network with codewords cannot be trained by."""
     codebook, model = config.codebook, config.model
     if codebook.start_step >= config.run.steps:
-        raise SettingError(
-            "codebook.start_step",
-            f"a step before the run ends at {config.run.steps}, or a share of the run, such as 0.1",
-            codebook.start_step,
-        )
+        expected = f"a step before the run ends at {config.run.steps}, or a share of the run, such as 0.1"
+        raise config.error("codebook.start_step", expected)
     if model.train != "decoder" and shape.get("assignment") == "linear":
         raise SettingError(
             "model.arguments.assignment",
@@ -319,11 +303,9 @@ def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:
             advice='`model.train="decoder"` trains without it',
         )
     if model.initialization == "linear" and codebook.start_step:
-        raise SettingError(
-            "codebook.start_step", "0 for a linear start, which has a codebook", codebook.start_step
-        )
+        raise config.error("codebook.start_step", "0 for a linear start, which has a codebook")
     if model.initialization == "linear" and not codebook.kmeans_crops:
-        raise SettingError("codebook.kmeans_crops", "above 0 for a linear start, which has a codebook", 0)
+        raise config.error("codebook.kmeans_crops", "above 0 for a linear start, which has a codebook")
 
 
 def _codebook_learners(config: TrainingConfig, autoencoder: Autoencoder) -> torch.nn.ModuleList:

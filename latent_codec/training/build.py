@@ -35,7 +35,7 @@ def load_codec(config: TrainingConfig) -> LatentCodec | None:
     name = getattr(getattr(config, section), key)
     is_over_pixels = config.model.arguments.get("data") == "pixels"
     if is_over_pixels and name is not None:
-        raise SettingError(config.kind.codec, "none for a prior over pixels", name)
+        raise config.error(config.kind.codec, "none for a prior over pixels")
     if is_over_pixels or (name is None and config.kind.codec_optional and config.model.pretrained):
         return None
     if name is not None:

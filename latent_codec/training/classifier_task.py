@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
-from latent_codec.errors import SettingError
 from latent_codec.images.sources import ImageSource, SomeImages
 from latent_codec.models.classifier import ImageClassifier
 from latent_codec.training.build import construct
@@ -36,9 +35,8 @@ def build_classifier(
 
 def _check_label(config: TrainingConfig) -> None:
     if not config.data.label:
-        raise SettingError(
-            "data.label", 'what a classifier learns: "class" or the name of an attribute', config.data.label
-        )
+        expected = 'what a classifier learns: "class" or the name of an attribute'
+        raise config.error("data.label", expected)
 
 
 class ClassifierTask(Task):

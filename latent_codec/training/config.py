@@ -53,19 +53,12 @@ class ModelConfig(Section):
         super().__post_init__()
         kind_of(self.class_name)
         if self.pretrained and self.arguments:
-            raise SettingError(
-                "model.arguments", "none where model.pretrained names a network", self.arguments
-            )
+            raise self.error("arguments", "none where model.pretrained names a network")
         if self.pretrained and self.initialization != "random":
-            expected = '"random": any other would overwrite the pretrained weights'
-            raise SettingError("model.initialization", expected, self.initialization)
+            raise self.error("initialization", '"random": any other would overwrite the pretrained weights')
         if self.train == "decoder" and not self.pretrained and self.initialization != "linear":
-            raise SettingError(
-                "model.train",
-                '"all" where there is no encoder to keep',
-                self.train,
-                advice='name one as `model.pretrained`, or set `model.initialization="linear"` to keep the linear one',
-            )
+            advice = 'name one as `model.pretrained`, or set `model.initialization="linear"` to keep the linear one'
+            raise self.error("train", '"all" where there is no encoder to keep', advice=advice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +93,7 @@ class DataConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         if self.scale[0] > self.scale[1]:
-            raise SettingError("data.scale", "the smaller factor first", self.scale)
+            raise self.error("scale", "the smaller factor first")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -155,12 +148,8 @@ class ObjectiveConfig(Section):
     def __post_init__(self):
         super().__post_init__()
         if self.posterior == "mean" and self.kl_weight:
-            raise SettingError(
-                "objective.kl_weight",
-                "0 where the posterior's mean is decoded, which has no divergence",
-                self.kl_weight,
-                advice='`objective.posterior="sample"` has one',
-            )
+            expected = "0 where the posterior's mean is decoded, which has no divergence"
+            raise self.error("kl_weight", expected, advice='`objective.posterior="sample"` has one')
 
     @property
     def is_likelihood(self) -> bool:
@@ -268,23 +257,27 @@ class TrainingConfig:
 
     def __post_init__(self):
         for section in fields(self):
-            values = getattr(self, section.name)
-            for key in values.changed():
-                reading = kinds_that_read(f"{section.name}.{key}")
+            for key in getattr(self, section.name).changed():
+                setting = f"{section.name}.{key}"
+                reading = kinds_that_read(setting)
                 if reading is not None and self.kind not in reading:
                     allowed = " and ".join(
                         f"{kind.name} ({', '.join(kind.model_classes)})" for kind in reading
                     )
-                    raise SettingError(
-                        f"{section.name}.{key}",
-                        f"none for {self.model.class_name}: only these kinds of training read it: {allowed}",
-                        getattr(values, key),
+                    expected = (
+                        f"none for {self.model.class_name}: only these kinds of training read it: {allowed}"
                     )
+                    raise self.error(setting, expected)
 
     @property
     def kind(self) -> TrainingKind:
         """What is trained."""
         return kind_of(self.model.class_name)
+
+    def error(self, setting: str, expected: str, *, advice: str = "") -> SettingError:
+        """The error of a setting, `section.key`, that does not fit."""
+        section, _, key = setting.partition(".")
+        return getattr(self, section).error(key, expected, advice=advice)
 
     @classmethod
     def from_dict(cls, table: dict[str, Any]) -> "TrainingConfig":
@@ -404,12 +397,9 @@ def _set_codec(table: dict[str, Any], codec: str, preset: str) -> None:
     if kind.codec is None:
         raise SettingError("codec", f"none for a {kind.name}, which learns from images", codec)
     if kind.codec == "model.pretrained" and model.get("arguments"):
-        raise SettingError(
-            "codec",
-            f"none: {preset} builds a network of its own (model.arguments)",
-            codec,
-            advice="leave `codec` out, or take a preset that starts from a codec, such as finetune-decoder",
-        )
+        expected = f"none: {preset} builds a network of its own (model.arguments)"
+        advice = "leave `codec` out, or take a preset that starts from a codec, such as finetune-decoder"
+        raise SettingError("codec", expected, codec, advice=advice)
     _set(table, kind.codec.split("."), codec)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from latent_codec.bitstream.sensitivity import coarsest_step_sizes, decoder_sensitivity
 from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
-from latent_codec.errors import SettingError
 from latent_codec.latents.encoded_images import EncodedImages
 from latent_codec.models.context_network import (
     LIMIT,
@@ -56,7 +55,7 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
     """
     wanted = context_class(codec).__name__
     if config.model.class_name != wanted:
-        raise SettingError("model.class_name", f"{wanted} for {codec.name}", config.model.class_name)
+        raise config.error("model.class_name", f"{wanted} for {codec.name}")
     windows = _windows(config, source, codec)[0]
     if config.model.pretrained:
         context = open_component(config.model.pretrained, "entropy", [context_class(codec)]).train()
@@ -65,9 +64,7 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
         else:
             fits = context.num_channels == codec.latent_space.channels
         if not fits:
-            raise SettingError(
-                "model.pretrained", f"a context model for {codec.name}", config.model.pretrained
-            )
+            raise config.error("model.pretrained", f"a context model for {codec.name}")
         return context
     arguments = dict(config.model.arguments)
     items = [windows[position][0] for position in range(min(len(windows), _SURVEYED))]
@@ -121,14 +118,8 @@ class EntropyTask(Task):
         return f"{terms['bits_per_position']:.3f} bits per position{measured}"
 
     def resume(self, state: dict[str, Any], out: Path) -> None:
-        found = self.codec.space_fingerprint
-        if state.get("space_fingerprint", found) != found:
-            raise SettingError(
-                "model.teacher",
-                f"the codec that the run in {out} was started with (space fingerprint {state['space_fingerprint']})",
-                f"{self.codec.name} ({found})",
-                advice="or give another `run_folder`",
-            )
+        before, now = state.get("space_fingerprint"), self.codec.space_fingerprint
+        self.check_teacher(self.codec, before, now, "space fingerprint", out)
 
     def state_dict(self) -> dict[str, Any]:
         return {"space_fingerprint": self.codec.space_fingerprint}

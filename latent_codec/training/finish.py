@@ -43,36 +43,15 @@ def finish_network(
     Raises:
         OSError: if it cannot be written; there is no half of it then.
     """
-    stored = to_stored_dtype(config, copy.deepcopy(network))
-    card = model_card(
+    return write_network(
         config,
+        to_stored_dtype(config, copy.deepcopy(network)),
         run,
         f"A {config.model.class_name}, trained",
         data_name=data_name,
         front_matter=(f"tags: [{config.kind.name}, latent-codec]",),
         unfinished_at=unfinished_at,
     )
-    return write_folder(config, stored, run, card, is_finished=unfinished_at is None)
-
-
-def write_folder(
-    config: TrainingConfig,
-    network: ModelMixin,
-    run: Path,
-    card: str,
-    *,
-    is_finished: bool,
-    superseded: Sequence[str] = (),
-) -> Path:
-    """Write RUN/KIND, and at the end RUN/curves.png; `superseded` are files of the old folder that go."""
-    folder = run / config.kind.name
-    with replacing(folder, superseded=(*FORMER_WEIGHTS, *superseded)) as written:
-        save_component(network, written)
-        (written / "README.md").write_text(card, encoding="utf-8")
-    if is_finished:
-        plot_curves(run)
-        logger.info("wrote %s", folder)
-    return folder
 
 
 def to_stored_dtype(config: TrainingConfig, network: ModelMixin) -> ModelMixin:
@@ -87,8 +66,9 @@ def is_finished(config: TrainingConfig, run: Path, step: int) -> bool:
     return f"training_steps: {step}" in lines and "unfinished: true" not in lines
 
 
-def model_card(
+def write_network(
     config: TrainingConfig,
+    network: ModelMixin,
     run: Path,
     opening: str,
     *,
@@ -97,15 +77,17 @@ def model_card(
     facts: Sequence[str] = (),
     unfinished_at: int | None = None,
     not_yet: str = "",
-) -> str:
-    """The folder's README.md: front matter that tools read, data, recipe and measured figures.
+    superseded: Sequence[str] = (),
+) -> Path:
+    """Write RUN/KIND with a model card, and at the end RUN/curves.png; the card holds data, recipe and measured figures.
 
     Args:
-        opening: how the sentence on the training begins.
-        front_matter: lines of YAML.
+        opening: how the card's sentence on the training begins.
+        front_matter: lines of YAML, which tools read.
         facts: what is known besides the last terms of the loss.
         unfinished_at: steps done so far; None at the end.
         not_yet: what is still missing of an unfinished network.
+        superseded: files of the old folder that go.
     """
     last = (read_metrics(run) or [{}])[-1]
     steps = last.get("step", 0) if unfinished_at is None else unfinished_at
@@ -116,7 +98,7 @@ def model_card(
         so_far = f"the averaged weights after {steps} of {config.run.steps} steps{not_yet}"
         facts.insert(0, f"Unfinished: {so_far}. The same command goes on.")
     newline = "\n"
-    return f"""---
+    card = f"""---
 library_name: diffusers
 {newline.join([*front_matter, *progress])}
 ---
@@ -133,6 +115,14 @@ library_name: diffusers
 {dump_toml(_card_settings(config)).strip()}
 ```
 """
+    folder = run / config.kind.name
+    with replacing(folder, superseded=(*FORMER_WEIGHTS, *superseded)) as written:
+        save_component(network, written)
+        (written / "README.md").write_text(card, encoding="utf-8")
+    if unfinished_at is None:
+        plot_curves(run)
+        logger.info("wrote %s", folder)
+    return folder
 
 
 def _card_settings(config: TrainingConfig) -> dict[str, dict]:

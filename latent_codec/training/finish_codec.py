@@ -14,7 +14,7 @@ from latent_codec.families import family_of
 from latent_codec.images.sources import ImageSource
 from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import TrainingConfig
-from latent_codec.training.finish import model_card, to_stored_dtype, write_folder
+from latent_codec.training.finish import to_stored_dtype, write_network
 
 LEAST_CALIBRATION_IMAGES = 8
 LEAST_LOG_VARIANCE = -30.0  # where diffusers clamps a posterior's: a standard deviation of 3e-7
@@ -51,8 +51,9 @@ def finish_codec(
         fold = calibration.can_normalize(autoencoder)
         calibration.calibrate(codec, measured, "keep" if keep else "normalize" if fold else None)
     stored = to_stored_dtype(config, autoencoder)
-    card = model_card(
+    return write_network(
         config,
+        stored,
         run,
         "Trained",
         data_name=data_name,
@@ -63,8 +64,8 @@ def finish_codec(
         facts=_facts(config, LatentCodec(stored), measured),
         unfinished_at=unfinished_at,
         not_yet=", scale and shift are not measured",
+        superseded=SIDECARS,
     )
-    return write_folder(config, stored, run, card, is_finished=unfinished_at is None, superseded=SIDECARS)
 
 
 def num_calibration_images(config: TrainingConfig) -> int:

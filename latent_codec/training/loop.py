@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
@@ -24,7 +24,7 @@ from latent_codec.training import checkpoints
 from latent_codec.training.build import load_codec
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.optimization import learning_rate, set_learning_rate
-from latent_codec.training.processes import on_cpu
+from latent_codec.training.processes import is_main_process, on_cpu
 from latent_codec.training.report import Journal, NonFiniteLossError
 from latent_codec.training.resolution import resolve
 from latent_codec.training.run_folder import open_run
@@ -99,122 +99,119 @@ def train(
         _check(config, network, stream)
         inputs = TaskInputs(source=source, codec=codec or load_codec(config), stream=stream)
         config.kind.load("task").check(config, network, inputs)
-        return _train(config, network, inputs, out, trackers, max_minutes, data_name, notes)
 
+        settings = config.optimizer
+        accelerator = _start_accelerator(config, out, trackers)
+        images_per_step = settings.batch_size * settings.accumulation * accelerator.num_processes
+        is_main = accelerator.is_main_process
+        with accelerator.main_process_first():
+            resume_from = open_run(out, config) if is_main else checkpoints.latest_checkpoint(out)
+        if trackers:
+            accelerator.init_trackers("latent-codec", config=_plain_settings(config))
+        torch.manual_seed(config.run.seed)
 
-def _train(
-    config: TrainingConfig,
-    network: nn.Module,
-    inputs: TaskInputs,
-    out: Path,
-    trackers: tuple[str, ...],
-    max_minutes: float | None,
-    data_name: str,
-    notes: list[str],
-) -> TrainingResult:
-    """`train`, of a configuration that is resolved and checked, in a run folder that is locked."""
-    settings = config.optimizer
-    accelerator = _start_accelerator(config, out, trackers)
-    images_per_step = settings.batch_size * settings.accumulation * accelerator.num_processes
-    resume_from = _claim_run(accelerator, out, config)
-    if trackers:
-        accelerator.init_trackers("latent-codec", config=_plain_settings(config))
-    torch.manual_seed(config.run.seed)
+        # Data, networks, optimizer.
+        inputs = dataclasses.replace(inputs, resumes=resume_from is not None)
+        task = config.kind.load("task")(config, network, inputs, accelerator)
+        finish = config.kind.load("finish")
+        modules = {"model": task.objective, "ema": task.ema, **task.modules}
+        optimizers = {"optimizer": task.optimizer}
+        if accelerator.scaler is not None:
+            optimizers["scaler"] = accelerator.scaler
 
-    # Data, networks, optimizer.
-    inputs = dataclasses.replace(inputs, resumes=resume_from is not None)
-    task = config.kind.load("task")(config, network, inputs, accelerator)
-    finish = config.kind.load("finish")
-    modules = {"model": task.objective, "ema": task.ema, **task.modules}
-    optimizers = {"optimizer": task.optimizer}
-    if accelerator.scaler is not None:
-        optimizers["scaler"] = accelerator.scaler
+        # Resumption.
+        state = (
+            checkpoints.load_checkpoint(resume_from, modules, optimizers) if inputs.resumes else {"step": 0}
+        )
+        step = state["step"]
+        facts = {"images_per_step": images_per_step, "num_images": task.num_images}
+        _check_resumption(state, facts, out)
+        task.resume(state, out)
+        batches = task.batches(step)
+        for note in notes:  # only now: an error is one line
+            logger.info(note)
+        journal = Journal(
+            accelerator,
+            out,
+            config,
+            start=step,
+            images_per_step=images_per_step,
+            headline=task.headline,
+            state=state.get("journal"),
+        )
+        signalled = None
+        with StopRequest(max_minutes) as stop, journal:
+            watch = _StopWatch(accelerator, stop)
+            while step < config.run.steps:
+                # Gradients, over the micro-batches.
+                task.begin_step(step)
+                task.model.train()
+                micro_terms = [
+                    task.accumulate(next(batches), step, last=micro == settings.accumulation - 1)
+                    for micro in range(settings.accumulation)
+                ]
+                terms = _mean_over_processes(accelerator, micro_terms)
 
-    # Resumption.
-    state = checkpoints.load_checkpoint(resume_from, modules, optimizers) if inputs.resumes else {"step": 0}
-    step = state["step"]
-    facts = {"images_per_step": images_per_step, "num_images": task.num_images}
-    _check_resumption(state, facts, out)
-    task.resume(state, out)
-    batches = task.batches(step)
-    for note in notes:  # only now: an error is one line
-        logger.info(note)
-    journal = Journal(
-        accelerator,
-        out,
-        config,
-        start=step,
-        images_per_step=images_per_step,
-        headline=task.headline,
-        state=state.get("journal"),
-    )
-    signalled = None
-    with StopRequest(max_minutes) as stop, journal:
-        watch = _StopWatch(accelerator, stop)
-        while step < config.run.steps:
-            # Gradients, over the micro-batches.
-            task.begin_step(step)
-            task.model.train()
-            micro_terms = [
-                task.accumulate(next(batches), step, last=micro == settings.accumulation - 1)
-                for micro in range(settings.accumulation)
-            ]
-            terms = _mean_over_processes(accelerator, micro_terms)
+                # Update.
+                terms["gradient_norm"] = accelerator.clip_grad_norm_(
+                    task.trained, settings.clip_norm or math.inf
+                )
+                rate = learning_rate(step, settings, config.run.steps)
+                set_learning_rate(task.optimizer, rate)
+                task.optimizer.step()
+                task.optimizer.zero_grad()
+                step += 1
 
-            # Update.
-            terms["gradient_norm"] = accelerator.clip_grad_norm_(task.trained, settings.clip_norm or math.inf)
-            rate = learning_rate(step, settings, config.run.steps)
-            set_learning_rate(task.optimizer, rate)
-            task.optimizer.step()
-            task.optimizer.zero_grad()
-            step += 1
+                # Moving average, and what learns without gradients.
+                terms |= task.end_step(step)
 
-            # Moving average, and what learns without gradients.
-            terms |= task.end_step(step)
+                # Status.
+                looks = step % config.run.sample_every == 0 or step == config.run.steps
+                if looks and is_main:
+                    terms |= task.measure()
+                journal.record(step, terms, rate)
+                if looks:
+                    journal.settle()
+                if looks and is_main:
+                    task.write_samples(out / "samples" / f"{step:08d}.png")
 
-            # Status.
-            looks = step % config.run.sample_every == 0 or step == config.run.steps
-            if looks and accelerator.is_main_process:
-                terms |= task.measure()
-            journal.record(step, terms, rate)
-            if looks:
-                journal.settle()
-            if looks and accelerator.is_main_process:
-                task.write_samples(out / "samples" / f"{step:08d}.png")
+                # Checkpoint, stop.
+                stopping, signalled = watch.any_process()
+                if step % config.run.checkpoint_every == 0 or step == config.run.steps or stopping:
+                    journal.settle()  # weights of a step that is not finite are not written
+                    state = {**facts, "journal": journal.state_dict(), **task.state_dict()}
+                    if is_main:
+                        checkpoints.save_checkpoint(
+                            out, step, modules, optimizers, keep=config.run.keep_checkpoints, state=state
+                        )
+                        finish(
+                            config,
+                            task.ema.module,
+                            inputs.source,
+                            out,
+                            data_name=data_name,
+                            unfinished_at=step,
+                        )
+                    accelerator.wait_for_everyone()
+                if stopping:
+                    break
 
-            # Checkpoint, stop.
-            stopping, signalled = watch.any_process()
-            if step % config.run.checkpoint_every == 0 or step == config.run.steps or stopping:
-                journal.settle()  # weights of a step that is not finite are not written
-                state = {**facts, "journal": journal.state_dict(), **task.state_dict()}
-                if accelerator.is_main_process:
-                    checkpoints.save_checkpoint(
-                        out, step, modules, optimizers, keep=config.run.keep_checkpoints, state=state
-                    )
-                    finish(
-                        config, task.ema.module, inputs.source, out, data_name=data_name, unfinished_at=step
-                    )
-                accelerator.wait_for_everyone()
-            if stopping:
-                break
-
-    task.check_end()
-    skipped = gather_object(task.skipped)
-    is_main_process = accelerator.is_main_process
-    # With its wrappers alive torch 2.6 can wait for ever when the group of processes ends.
-    del batches, optimizers, watch
-    task.release()
-    accelerator.free_memory()
-    accelerator.end_training()
-    return TrainingResult(
-        task.ema.module.eval(),
-        step,
-        step >= config.run.steps,
-        signalled,
-        tuple(dict.fromkeys(skipped)),
-        is_main_process,
-        config,
-    )
+        task.check_end()
+        skipped = gather_object(task.skipped)
+        # With its wrappers alive torch 2.6 can wait for ever when the group of processes ends.
+        del batches, optimizers, watch
+        task.release()
+        accelerator.free_memory()
+        accelerator.end_training()
+        return TrainingResult(
+            task.ema.module.eval(),
+            step,
+            step >= config.run.steps,
+            signalled,
+            tuple(dict.fromkeys(skipped)),
+            is_main,
+            config,
+        )
 
 
 def _check(config: TrainingConfig, network: nn.Module, stream) -> None:
@@ -226,24 +223,32 @@ def _check(config: TrainingConfig, network: nn.Module, stream) -> None:
             f"model.class_name is {config.model.class_name}, which trains a {' or '.join(kind.model_classes)}; "
             f"expected one, got a {type(network).__name__}."
         )
-    if stream is not None and not kind.streams:
-        raise SettingError(
-            "stream", f"none for {config.model.class_name}, which trains on data at hand", True
-        )
+    if stream is not None:
+        check_streams(config)
+
+
+def check_streams(config: TrainingConfig) -> None:
+    """Refuse a stream where this kind of training takes none.
+
+    Raises:
+        SettingError: if so.
+    """
+    if not config.kind.streams:
+        expected = f"none for {config.model.class_name}, which trains on data at hand"
+        raise SettingError("stream", expected, True)
 
 
 def _resolved(config: TrainingConfig, out: Path, notes: list[str]) -> TrainingConfig:
     """`resolve`, by the main process for all; it gets the `notes`."""
     device = "cpu" if on_cpu() else torch.accelerator.current_accelerator().type
-    is_main_process = PartialState(cpu=on_cpu()).is_main_process
-    resolved = resolve(config, out, device, say=notes.append) if is_main_process else None
+    resolved = resolve(config, out, device, say=notes.append) if is_main_process() else None
     return broadcast_object_list([resolved])[0]
 
 
 def _start_accelerator(config: TrainingConfig, out: Path, trackers: tuple[str, ...]) -> Accelerator:
     if config.run.precision == "fp16" and on_cpu():
         # Accelerate would leave it out in silence.
-        raise SettingError("run.precision", '"bf16" or "fp32" on a CPU', "fp16")
+        raise config.error("run.precision", '"bf16" or "fp32" on a CPU')
     available = [str(tracker) for tracker in get_available_trackers()]
     for tracker in trackers:
         if tracker not in available:
@@ -263,14 +268,6 @@ def _start_accelerator(config: TrainingConfig, out: Path, trackers: tuple[str, .
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(out), logging_dir=str(out)),
     )
-
-
-def _claim_run(accelerator: Accelerator, out: Path, config: TrainingConfig) -> Path | None:
-    """`open_run`, by the main process first."""
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            open_run(out, config)
-    return checkpoints.latest_checkpoint(out)
 
 
 def _plain_settings(config: TrainingConfig) -> dict[str, bool | int | float | str]:

@@ -207,13 +207,10 @@ def window_shapes(config: TrainingConfig, codec: LatentCodec, num_levels: int) -
     """
     for key in ("scale", "by_area", "pad_small", "binarize"):
         if key in config.data.changed():
-            expected = "its default: codes are learned as they were encoded"
-            raise SettingError(f"data.{key}", expected, getattr(config.data, key))
+            raise config.error(f"data.{key}", "its default: codes are learned as they were encoded")
     sides = [level.side for level in codec.levels] or [codec.latent_space.downsampling_factor]
     if num_levels > len(sides):
-        raise SettingError(
-            "prior.level", f"from 0 to {len(sides) - 1}, the levels of {codec.name}", num_levels - 1
-        )
+        raise config.error("prior.level", f"from 0 to {len(sides) - 1}, the levels of {codec.name}")
     for name, side in zip(("height", "width"), config.data.size):
         if side % sides[0]:
             expected = f"a multiple of {sides[0]}, the pixels of a position on the top level of {codec.name}"

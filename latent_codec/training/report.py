@@ -26,7 +26,7 @@ NUM_SAMPLES = 8
 logger = logging.getLogger(__name__)
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(ValueError, ArithmeticError):
     """A loss term became NaN or infinite."""
 
 

@@ -21,6 +21,7 @@ from latent_codec.training.finish import is_finished
 from latent_codec.training.prior_data import open_codes
 from latent_codec.training.processes import on_cpu
 from latent_codec.training.run_lock import lock_run
+from latent_codec.training.stopping import check_minutes
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ class TrainedRun:
         finished: whether all steps are made.
         was_finished: whether they were before, so that nothing was done.
         signal: the signal that stopped the run; None: none did.
-        report: what the end of the run says of it, in lines; "" after a stop and in processes but the main one.
         is_main_process: False in the other processes of a training in several, which say nothing.
     """
 
@@ -50,7 +50,6 @@ class TrainedRun:
     finished: bool
     was_finished: bool
     signal: int | None
-    report: str
     is_main_process: bool
 
 
@@ -96,71 +95,48 @@ def train(
     names = [os.fspath(each) for each in ([data] if isinstance(data, (str, os.PathLike)) else data)]
     if not names:
         raise SettingError("data", "a folder of images, tars, an IDX folder or hf:owner/name")
-    if minutes is not None and minutes <= 0:
-        raise SettingError("minutes", "more than 0", minutes)
-    if stream and not config.kind.streams:
-        raise SettingError(
-            "stream", f"none for {config.model.class_name}, which trains on data at hand", True
-        )
+    check_minutes(minutes)
+    if stream:
+        loop.check_streams(config)
     if stream and len(names) > 1:
         raise SettingError("data", "one dataset, hf:owner/name, to stream", ", ".join(names))
     out = Path(out or Path("runs") / Path(preset).name.removesuffix(".toml"))
     with lock_run(out):
-        return _train(config, names, out, split, stream, minutes, tuple(trackers), showing)
-
-
-def _train(
-    config: TrainingConfig,
-    data: list[str],
-    out: Path,
-    split: str,
-    stream: bool,
-    minutes: float | None,
-    trackers: tuple[str, ...],
-    showing: Showing,
-) -> TrainedRun:
-    with showing("preparing the training"):
-        codec = load_codec(config)
-        source, streamed = _open_data(config, data, out, codec, split, stream, showing)
-        network = config.kind.load("build")(config, source, codec)
-    data_name = ", ".join(map(_name, data))
-    try:
+        with showing("preparing the training"):
+            learned = load_codec(config)
+            source, streamed = _open_data(config, names, out, learned, split, stream, showing)
+            network = config.kind.load("build")(config, source, learned)
+        data_name = ", ".join(map(_name, names))
         result = loop.train(
             config,
             network,
             source,
             out,
-            codec=codec,
+            codec=learned,
             stream=streamed,
-            trackers=trackers,
+            trackers=tuple(trackers),
             max_minutes=minutes,
             data_name=data_name,
         )
-    except loop.NonFiniteLossError as error:
-        raise ValueError(str(error)) from error
-    config = result.config
-    was_finished, report = False, ""
-    if result.is_main_process:
-        if result.skipped:
-            names = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
-            logger.warning("%d image(s) could not be read: %s", len(result.skipped), names)
-        was_finished = result.finished and is_finished(config, out, result.step)
-        if result.finished and not was_finished:
-            with showing("finishing the run") as on_progress:
-                finish = config.kind.load("finish")
-                report = finish(
-                    config, result.network, source, out, data_name=data_name, on_progress=on_progress
-                )
-    return TrainedRun(
-        folder=out / config.kind.name,
-        step=result.step,
-        num_steps=config.run.steps,
-        finished=result.finished,
-        was_finished=was_finished,
-        signal=result.signal,
-        report=str(report),
-        is_main_process=result.is_main_process,
-    )
+        config, was_finished = result.config, False
+        if result.is_main_process:
+            if result.skipped:
+                some = ", ".join(result.skipped[:5]) + (", ..." if len(result.skipped) > 5 else "")
+                logger.warning("%d image(s) could not be read: %s", len(result.skipped), some)
+            was_finished = result.finished and is_finished(config, out, result.step)
+            if result.finished and not was_finished:
+                with showing("finishing the run") as on_progress:
+                    finish = config.kind.load("finish")
+                    finish(config, result.network, source, out, data_name=data_name, on_progress=on_progress)
+        return TrainedRun(
+            folder=out / config.kind.name,
+            step=result.step,
+            num_steps=config.run.steps,
+            finished=result.finished,
+            was_finished=was_finished,
+            signal=result.signal,
+            is_main_process=result.is_main_process,
+        )
 
 
 def _open_data(

@@ -72,6 +72,10 @@ class Section:
         check_keys(table, [each.name for each in fields(cls)], f"key in [{cls.table_name()}]:")
         return cls(**table)
 
+    def error(self, key: str, expected: str, *, advice: str = "") -> SettingError:
+        """The error of a setting that does not fit."""
+        return SettingError(f"{self.table_name()}.{key}", expected, getattr(self, key), advice=advice)
+
     def changed(self) -> list[str]:
         """Names of the settings that are not their defaults."""
         default = type(self)()

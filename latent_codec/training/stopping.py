@@ -5,7 +5,19 @@ import logging
 import signal
 import time
 
+from latent_codec.errors import SettingError
+
 logger = logging.getLogger(__name__)
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Refuse a time that is over before it begins.
+
+    Raises:
+        SettingError: if it is not above 0.
+    """
+    if minutes is not None and minutes <= 0:
+        raise SettingError("minutes", "a number above 0", minutes)
 
 
 class StopRequest:

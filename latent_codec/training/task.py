@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from latent_codec.codec import LatentCodec
+from latent_codec.errors import SettingError
 from latent_codec.images.labels import Images
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import PositionSampler
@@ -112,6 +113,16 @@ class Task(ABC):
             ValueError: if this is not the run that the checkpoint was made by.
         """
         return
+
+    def check_teacher(self, codec: LatentCodec, before: str | None, now: str, what: str, out: Path) -> None:
+        """Refuse to go on with another codec than the run in `out` learned from, by its fingerprint before and now."""
+        if before not in (None, now):
+            raise SettingError(
+                "model.teacher",
+                f"the codec that the run in {out} was started with ({what} {before})",
+                f"{codec.name} ({now})",
+                advice="or give another `run_folder`",
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Further entries of a checkpoint's state.json; called in every process."""

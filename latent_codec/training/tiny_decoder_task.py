@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
-from latent_codec.errors import SettingError
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import image_grid, write_image
 from latent_codec.models.tiny_decoder import TinyDecoder
@@ -74,21 +73,14 @@ class TinyDecoderTask(Task):
     @classmethod
     def check(cls, config: TrainingConfig, network: TinyDecoder, inputs: TaskInputs) -> None:
         if config.data.binarize:
-            raise SettingError("data.binarize", "false for a TinyDecoder, whose codec has gray values", True)
+            raise config.error("data.binarize", "false for a TinyDecoder, whose codec has gray values")
 
     @staticmethod
     def headline(terms: dict[str, float]) -> str:
         return f"loss {terms['loss']:.5f}, {terms['psnr']:.2f} dB to the codec's decode"
 
     def resume(self, state: dict[str, Any], out: Path) -> None:
-        found = self.codec.fingerprint
-        if state.get("teacher", found) != found:
-            raise SettingError(
-                "model.teacher",
-                f"the codec that the run in {out} was started with (fingerprint {state['teacher']})",
-                f"{self.codec.name} ({found})",
-                advice="or give another `run_folder`",
-            )
+        self.check_teacher(self.codec, state.get("teacher"), self.codec.fingerprint, "fingerprint", out)
 
     def state_dict(self) -> dict[str, Any]:
         return {"teacher": self.codec.fingerprint}

@@ -8,6 +8,7 @@ import torch
 
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import showing
+from latent_codec.cli.work.codec_copies import own_folder
 from latent_codec.cli.work.opening import load_codec, open_data
 from latent_codec.cli.work.printing import print_json, table
 from latent_codec.components.codec_folders import find_weights, is_foreign_file
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     source = open_data(args)
     codec = load_codec(args)
     weights = Path(args.codec) if is_foreign_file(args.codec) else find_weights(args.codec)
-    folder = check_folder_to_save(args.out or _own_folder(args.codec, weights))
+    folder = check_folder_to_save(args.out or own_folder(args.codec))
     convention = args.convention or usual_convention(codec)
     before = codec.space_fingerprint
 
@@ -52,20 +53,6 @@ def run(args: argparse.Namespace) -> None:
         _print_report(found, measured.parity_note)
         if not args.convention and saved.space_fingerprint == before:
             print("Scale and shift were as measured before, and stay.")
-
-
-def _own_folder(name: str, weights: Path) -> Path:
-    """The codec's folder, if the person who named the codec named a folder of theirs.
-
-    Raises:
-        ValueError: for a shipped codec, one from the hub, or a file.
-    """
-    if not weights.resolve().is_relative_to(Path(name).resolve()) or Path(name).is_file():
-        raise ValueError(
-            f"{name} is a shipped codec, one from the hub or a single file, which are never changed; "
-            "give --out DIR for the calibrated copy"
-        )
-    return weights.parent
 
 
 def _stored_dtypes(weights: Path, config: Path | None) -> set:

@@ -40,27 +40,13 @@ def advice_for_damage(data: bytes) -> str:
     return "Get the file again: nothing of it can be decoded"
 
 
-def describe_compressed_file(
-    path: Path,
-    codec_name: str | None = None,
-    entropy: Path | None = None,
-    pipeline: str | None = None,
-    *,
-    count_bits: bool = False,
-) -> dict:
-    """Report a compressed file's header, its sections by quality layer, and its damage.
+def describe_compressed_file(path: Path, args: argparse.Namespace) -> dict:
+    """A compressed file's header, its sections by quality layer, and its damage, None if there is none.
 
-    Args:
-        codec_name: as for `LatentCodec.from_pretrained`; None: a shipped codec, if one has the file's fingerprint.
-        entropy: the entropy model's file or folder; None: next to the codec.
-        pipeline: as for `LatentCodec.from_pretrained`.
-        count_bits: decode the values, too, for their code length under the entropy model; that takes the codec.
-
-    Returns:
-        JSON-ready facts; `damage` of a file whose header is whole, None if there is none.
+    With `--verbose` its values are decoded, too, for their code length under the entropy model; that takes the codec.
 
     Raises:
-        ValueError: if not even the header can be read, or if `codec_name` or `entropy` is not the file's.
+        ValueError: if not even the header can be read, or if `--codec` or `--entropy` is not the file's.
     """
     damage = None
     try:
@@ -97,10 +83,10 @@ def describe_compressed_file(
         "damage": damage,
         "damaged_sections": container.missing,
     }
-    if not count_bits:
+    if not args.verbose:
         name = shipped_name(header.space_fingerprint)
         return facts | {"codec": name and short_name(name), "bits_without_overhead": None}
-    return facts | _by_codec(path, data if damage is None else None, header, codec_name, entropy, pipeline)
+    return facts | _by_codec(path, data if damage is None else None, header, args)
 
 
 def _unpack_in_part(data: bytes, error: BitstreamError) -> Container:
@@ -122,38 +108,31 @@ def _layers(container: Container) -> list[dict]:
     return layers
 
 
-def _by_codec(
-    path: Path,
-    data: bytes | None,
-    header: Header,
-    codec_name: str | None,
-    entropy: Path | None,
-    pipeline: str | None,
-) -> dict:
+def _by_codec(path: Path, data: bytes | None, header: Header, args: argparse.Namespace) -> dict:
     """The codec's name, and the code length of the values in `data`; None where the codec or its model is not at hand."""
     from latent_codec import LatentCodec
-    from latent_codec.bitstream import load_entropy_model, read, sidecar
+    from latent_codec.bitstream import read
 
     facts = {"codec": None, "bits_without_overhead": None}
-    name = codec_name or shipped_name(header.space_fingerprint)
+    name = args.codec or shipped_name(header.space_fingerprint)
     if name is None:
-        if entropy is not None:
+        if args.entropy is not None:
             raise ValueError(
                 f"{path} was made by no shipped codec (space {header.space_fingerprint}): --entropy needs --codec, too"
             )
         return facts
-    codec = LatentCodec.from_pretrained(name, pipeline=pipeline)
+    codec = LatentCodec.from_pretrained(name, pipeline=args.for_pipeline)
     if codec.space_fingerprint != header.space_fingerprint:
         raise ValueError(
             f"{path} was made by another codec (space {header.space_fingerprint}) than {codec.name} (space "
             f"{codec.space_fingerprint}); leave out --codec for the header only"
         )
     facts["codec"] = codec.name
-    model = sidecar(codec) if entropy is None else load_entropy_model(entropy, codec=codec)
+    model = entropy_model_of(args, codec)
     fits = header.entropy_fingerprint in (None, model and model.fingerprint)
-    if not fits and entropy is not None:
+    if not fits and args.entropy is not None:
         raise ValueError(
-            f"{path} was coded with the entropy model {header.entropy_fingerprint}, not with {entropy} "
+            f"{path} was coded with the entropy model {header.entropy_fingerprint}, not with {args.entropy} "
             f"({model.fingerprint})"
         )
     if fits and data is not None:

@@ -88,18 +88,15 @@ def _train(
     class_name = context_class(codec).__name__
     config = load_config(PRESETS[class_name], args.set, args.codec)
     out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-entropy")
-    try:
-        with lock_run(out):
-            with processes.main_process_first(), showing("encoding") as report:
-                files = encode_source(codec, source, out / "codes", labels=False, on_progress=report)
-            encoded = open_encoded(files, codec=codec)
-            with showing("surveying latents"):
-                context = build_context(config, encoded, codec)
-            result = loop.train(
-                config, context, encoded, out, max_minutes=args.minutes, data_name=f"codes of {codec.name}"
-            )
-    except loop.NonFiniteLossError as error:
-        raise ValueError(str(error)) from error
+    with lock_run(out):
+        with processes.main_process_first(), showing("encoding") as report:
+            files = encode_source(codec, source, out / "codes", labels=False, on_progress=report)
+        encoded = open_encoded(files, codec=codec)
+        with showing("surveying latents"):
+            context = build_context(config, encoded, codec)
+        result = loop.train(
+            config, context, encoded, out, max_minutes=args.minutes, data_name=f"codes of {codec.name}"
+        )
     last = (read_metrics(out) or [{}])[-1]
     facts = {
         "images": len(encoded),

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from latent_codec.cli.compressed_files import is_compressed_file
+from latent_codec.cli.progress import showing
 from latent_codec.cli.work.compressed_files import describe_compressed_file
 from latent_codec.cli.work.printing import for_people, print_json
 from latent_codec.components.codec_folders import ASSETS, SHIPPED_PIPELINES, is_foreign_file
@@ -18,7 +19,8 @@ def run(args: argparse.Namespace) -> int:
         audits = import_module("latent_codec.cli.work.audits")
         (audits.audit_hosts if args.audit else audits.audit_drop_in)(args)
         return 0
-    facts = describe(args.thing, args.codec, args.entropy, args.for_pipeline, verbose=args.verbose)
+    with showing(f"reading {args.thing}"):
+        facts = describe(args)
     if args.json:
         print_json(facts)
     else:
@@ -33,21 +35,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe(
-    thing: str,
-    codec: str | None = None,
-    entropy: Path | None = None,
-    pipeline: str | None = None,
-    *,
-    verbose: bool = False,
-) -> dict:
-    """What `thing` is, as JSON-ready facts.
-
-    Args:
-        codec: of a compressed file, as `describe_compressed_file` takes it; None for other things.
-        entropy: likewise.
-        pipeline: of a codec, that of a compressed file too, as for `LatentCodec.from_pretrained`.
-        verbose: count the bits of a compressed file, and compare a checkpoint's keys with its network.
+def describe(args: argparse.Namespace) -> dict:
+    """What `args.thing` is, as JSON-ready facts.
 
     Raises:
         ValueError: if it is nothing that is known here.
@@ -56,9 +45,10 @@ def describe(
     from latent_codec.bitstream.entropy_model import FORMAT as ENTROPY_MODEL
     from latent_codec.components.codec_facts import facts_of, read_facts
 
+    thing, pipeline, verbose = args.thing, args.for_pipeline, args.verbose
     path = ASSETS / thing if thing in SHIPPED_PIPELINES else Path(thing)
     if is_compressed_file(path):
-        return describe_compressed_file(path, codec, entropy, pipeline, count_bits=verbose)
+        return describe_compressed_file(path, args)
     format_ = metadata_of(path).get("format")
     if format_ == LATENTS:
         return _describe_latent_file(path)

@@ -17,7 +17,8 @@ def run(args: argparse.Namespace) -> int:
     from latent_codec.training.processes import start_missing_processes
 
     start_missing_processes()
-    from latent_codec.training.run import train
+    with showing("loading libraries"):
+        from latent_codec.training.run import train
 
     trained = train(
         args.preset,
@@ -39,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
         return 128 + trained.signal if trained.signal else 0
     if trained.was_finished:
         print(f"{trained.folder.parent} is finished, all {trained.step} steps of it.", file=sys.stderr)
-    print(trained.report or trained.folder)
+    print(trained.folder)
     return 0
