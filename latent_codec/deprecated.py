@@ -227,3 +227,11 @@ def install() -> None:
     """Make the old module paths importable."""
     if not any(finder is _OldModules for finder in sys.meta_path):
         sys.meta_path.append(_OldModules)
+
+
+def evaluate_codec(codec, source, **options):
+    """`evaluate` of today, which takes the images first."""
+    from latent_codec.evaluation.reconstruction import evaluate
+
+    warn("evaluate_codec(codec, source)", "evaluate(source, codec)")
+    return evaluate(source, codec, **options)

@@ -6,6 +6,7 @@ A process may be killed at any moment, and others may read or write the same pat
 """
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -398,6 +399,15 @@ def named_in_utf8(path: Path) -> Iterator[Path]:
             yield link
     else:
         yield path
+
+
+def plain(found):
+    """Lists and dicts for JSON, which knows no infinity: an infinite or undefined number becomes None."""
+    if isinstance(found, dict):
+        return {key: plain(value) for key, value in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [plain(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
 
 
 def human_bytes(count: float) -> str:

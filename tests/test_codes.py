@@ -25,7 +25,7 @@ from latent_codec.evaluation.codes import (
     mean_colors,
 )
 from latent_codec.evaluation.meters import Batch
-from latent_codec.evaluation.reconstruction import evaluate_codec
+from latent_codec.evaluation.reconstruction import evaluate
 from latent_codec.images.sources import open_source
 from latent_codec.latents.latent_files import load_latents
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
@@ -136,7 +136,7 @@ def test_entropy_at_its_limits(counts, entropy):
 def test_evaluation_counts_the_indices_of_all_images(kind, photos):
     codec = BUILDERS[kind]()
 
-    codes = evaluate_codec(codec, open_source(photos)).codes
+    codes = evaluate(open_source(photos), codec).codes
 
     grids = [codec.encode_indices(path) for path in sorted(photos.iterdir())]
     num_pixels = sum(height * width for height, width in SIZES)
@@ -163,7 +163,7 @@ def test_continuous_codecs_have_no_codes(photos):
     torch.manual_seed(0)
     codec = LatentCodec(diffusers.AutoencoderKL(**BLOCKS))
 
-    evaluation = evaluate_codec(codec, open_source(photos), limit=1)
+    evaluation = evaluate(open_source(photos), codec, limit=1)
 
     assert evaluation.codes is None and evaluation.to_dict()["codes"] is None
     assert evaluation.latents.kl is not None

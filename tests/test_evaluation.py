@@ -84,7 +84,7 @@ def codec():
 
 @pytest.fixture(scope="module")
 def evaluation(codec, folder):
-    return evaluate_codec(codec, open_source(folder))
+    return evaluate(open_source(folder), codec)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_codecs_without_a_posterior_have_no_kl(kind, folder):
             **channels, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1), latent_channels=3
         )
 
-    evaluation = evaluate_codec(LatentCodec(autoencoder), open_source(folder))
+    evaluation = evaluate(open_source(folder), LatentCodec(autoencoder))
 
     assert evaluation.latents.kl is None
     assert "no posterior" in evaluation.latents.kl_note
@@ -185,7 +185,7 @@ def test_gray_and_alpha_codecs(channels, mode, tmp_path):
     save_images(tmp_path, (24, 24), (32, 20), mode=mode)
     codec, source = LatentCodec(tiny_kl(channels)), open_source(tmp_path)
 
-    evaluation = evaluate_codec(codec, source)
+    evaluation = evaluate(source, codec)
 
     assert len(evaluation.images) == 2 and math.isfinite(evaluation.psnr.value)
     assert comparison_image(codec, source, evaluation).mode == "RGB"
@@ -196,7 +196,7 @@ def test_metrics_that_the_images_are_too_small_for_give_the_reason(evaluation, c
     assert "176 px" in evaluation.ms_ssim.note
 
     save_images(tmp_path, (180, 176), (32, 24))
-    mixed = evaluate_codec(codec, open_source(tmp_path))
+    mixed = evaluate(open_source(tmp_path), codec)
 
     assert mixed.ms_ssim.value == mixed.images[0].ms_ssim
     assert mixed.images[1].ms_ssim is None
@@ -204,7 +204,7 @@ def test_metrics_that_the_images_are_too_small_for_give_the_reason(evaluation, c
 
 
 def test_without_weights_it_says_so_and_goes_on(no_weights, codec, folder):
-    evaluation = evaluate_codec(codec, open_source(folder))
+    evaluation = evaluate(open_source(folder), codec)
 
     assert evaluation.lpips.value is None and "squeezenet1_1" in evaluation.lpips.note
     assert evaluation.frechet.value is None and "Inception" in evaluation.frechet.note
@@ -227,7 +227,7 @@ def test_lpips_is_marked_as_the_model_card_says(codec_folder, folder, front_matt
     codec = LatentCodec.from_pretrained(codec_folder)
     save_images(tmp_path, (24, 24))
 
-    figure = evaluate_codec(codec, open_source(tmp_path)).lpips
+    figure = evaluate(open_source(tmp_path), codec).lpips
 
     assert lpips_trained(codec) is answer
     assert figure.value > 0
@@ -235,9 +235,7 @@ def test_lpips_is_marked_as_the_model_card_says(codec_folder, folder, front_matt
 
 
 def test_half_precision_gives_the_same_figures_or_a_reason(codec_folder, evaluation, folder):
-    half = evaluate_codec(
-        LatentCodec.from_pretrained(codec_folder, dtype=torch.bfloat16), open_source(folder)
-    )
+    half = evaluate(open_source(folder), LatentCodec.from_pretrained(codec_folder, dtype=torch.bfloat16))
 
     assert half.dtype == "bfloat16" and half.fingerprint == evaluation.fingerprint
     # bfloat16 keeps 8 bits: a relative error of 1/256 per layer.
@@ -254,7 +252,7 @@ def test_unreadable_images_are_left_out_and_listed(codec, tmp_path):
     save_images(tmp_path, (24, 24), (24, 24))
     (tmp_path / "image0x.png").write_bytes((tmp_path / "image0.png").read_bytes()[:200])
 
-    evaluation = evaluate_codec(codec, open_source(tmp_path))
+    evaluation = evaluate(open_source(tmp_path), codec)
 
     assert len(evaluation.images) == 2
     assert len(evaluation.skipped) == 1 and "image0x.png" in evaluation.skipped[0]
@@ -262,18 +260,24 @@ def test_unreadable_images_are_left_out_and_listed(codec, tmp_path):
     for i in range(2):
         (tmp_path / f"image{i}.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"no image could be read; the first of 3: .*image0"):
-        evaluate_codec(codec, open_source(tmp_path))
+        evaluate(open_source(tmp_path), codec)
 
 
 def test_a_limit_spreads_over_the_source_and_progress_counts_it(codec, folder):
     seen = []
 
-    evaluation = evaluate_codec(
-        codec, open_source(folder), limit=2, on_progress=lambda done, total: seen.append((done, total))
+    evaluation = evaluate(
+        open_source(folder), codec, limit=2, on_progress=lambda done, total: seen.append((done, total))
     )
 
     assert [image.index for image in evaluation.images] == [0, 2]
     assert seen[-1] == (2, 2)
+
+
+def test_the_former_order_of_arguments_warns(evaluation, codec, folder):
+    with pytest.warns(DeprecationWarning, match="is now evaluate"):
+        found = evaluate_codec(codec, open_source(folder), limit=1)
+    assert found.images[0].name == evaluation.images[0].name
 
 
 def test_evaluate_takes_paths_and_names(evaluation, codec, codec_folder, folder):
@@ -335,7 +339,7 @@ def test_frechet_distance_of_too_few_crops_is_refused_with_a_remedy():
 def test_evaluate_names_the_squeezenet_features_it_used(codec, tmp_path):
     save_images(tmp_path, (17 * 45, 17 * 45))
 
-    figure = evaluate_codec(codec, open_source(tmp_path), frechet_crop=17).frechet
+    figure = evaluate(open_source(tmp_path), codec, frechet_crop=17).frechet
 
     assert figure.value > 0
     assert figure.note == "SqueezeNet features, 2025 crops of 17 px"
@@ -396,7 +400,7 @@ def test_cost_meter_gives_result_time_and_memory():
 def test_comparison_shows_worst_median_best(codec, tmp_path, sizes, rows):
     save_images(tmp_path, *sizes)
     source = open_source(tmp_path)
-    evaluation = evaluate_codec(codec, source)
+    evaluation = evaluate(source, codec)
 
     sheet = comparison_image(codec, source, evaluation)
     ranked = evaluation.by_quality()

@@ -314,22 +314,20 @@ def calibrate(
         return measured
     reads = codec.family.reads(codec.pipeline)
     multiplier = 1.0 if codec.pipeline is None else PIPELINES[codec.pipeline].multiplier
-    space = dataclasses.replace(
-        codec.latent_space, scaling_factor=multiplier, shift_factor=0.0, mean=None, std=None
-    )
+    scale, shift, mean, std = multiplier, 0.0, None, None
     if convention == "scale":
-        space = dataclasses.replace(
-            space,
-            scaling_factor=measured.scaling_factor * multiplier,
-            shift_factor=measured.shift_factor if "shift_factor" in reads else 0.0,
-        )
+        scale *= measured.scaling_factor
+        shift = measured.shift_factor if "shift_factor" in reads else 0.0
     elif convention == "channels":
+        mean = measured.mean
         std = tuple(max(each, codec.family.least_std(codec.pipeline)) for each in measured.divisors)
-        space = dataclasses.replace(space, mean=measured.mean, std=std)
     else:
         normalize_latents(codec.autoencoder, measured.mean, measured.divisors)
         codec.weights_changed()
-        space = dataclasses.replace(space, mean=(0.0,) * len(measured.mean), std=(1.0,) * len(measured.mean))
+        mean, std = (0.0,) * len(measured.mean), (1.0,) * len(measured.mean)
+    space = dataclasses.replace(
+        codec.latent_space, scaling_factor=scale, shift_factor=shift, mean=mean, std=std
+    )
     if convention == "normalize" or not codec.latent_space.is_close(space):
         codec.latent_space = space
     return measured

@@ -19,6 +19,7 @@ from torch import Tensor
 from latent_codec.codec import LatentCodec
 from latent_codec.components import codec_facts
 from latent_codec.evaluation.meters import Batch
+from latent_codec.files import plain
 from latent_codec.images.tensors import enlarged
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -65,12 +66,6 @@ class CodeUsage:
     counts: list[int]
     """How often each codeword is used, (codebook_size,)."""
 
-    def to_dict(self) -> dict:
-        """Plain data for JSON, without the counts."""
-        found = asdict(self)
-        del found["counts"]
-        return found | {"first_grid": list(self.first_grid)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CodeStatistics:
@@ -87,14 +82,11 @@ class CodeStatistics:
     """What to know before these figures are compared with others."""
 
     def to_dict(self) -> dict:
-        return {
-            "levels": [level.to_dict() for level in self.levels],
-            "first_size": list(self.first_size),
-            "num_pixels": self.num_pixels,
-            "bits_per_pixel": self.bits_per_pixel,
-            "fixed_length_bits_per_pixel": self.fixed_length_bits_per_pixel,
-            "note": self.note,
-        }
+        """Plain data for JSON, without the counts."""
+        found = asdict(self)
+        for level in found["levels"]:
+            del level["counts"]
+        return plain(found)
 
 
 class CodeMeter:

@@ -16,10 +16,7 @@ MIN_HEIGHT = 128
 
 
 def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evaluation) -> Image.Image:
-    """Worst, median and best image by PSNR, a row each: original | reconstruction | difference.
-
-    In the difference mid-gray means equal. Fewer rows where there are fewer images.
-    """
+    """Worst, median and best image by PSNR, a row each, `side_by_side`; fewer rows where there are fewer images."""
     ranked = evaluation.by_quality()
     chosen = {ranked[0].index: "worst"}
     chosen.setdefault(ranked[-1].index, "best")
@@ -30,14 +27,18 @@ def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evalua
         if image.index not in chosen:
             continue
         original = source.image(image.index, codec.channels)
-        reconstruction = reconstruct(codec, original.unsqueeze(0))[0].cpu()
-        difference = (reconstruction - original).clamp(-1, 1)
-        if codec.channels == 4:
-            difference[3] = 1  # opaque: equal alphas would hide the colors' difference
-        row = _readable(hstack_images([original, reconstruction, difference]))
+        row = _readable(side_by_side(original, reconstruct(codec, original.unsqueeze(0))[0].cpu()))
         rows.append(_captioned(row, f"{chosen[image.index]}: {Path(image.name).name}, {image.psnr:.2f} dB"))
 
     return _stacked(rows)
+
+
+def side_by_side(original: Tensor, reconstruction: Tensor) -> Image.Image:
+    """original | reconstruction | difference, in which mid-gray means equal; both are (C, H, W) in [-1, 1]."""
+    difference = (reconstruction - original).clamp(-1, 1)
+    if len(original) == 4:
+        difference[3] = 1  # opaque, or an equal alpha would hide the difference of the colors
+    return hstack_images([original, reconstruction, difference])
 
 
 def median_image(evaluation: Evaluation) -> ImageFigures:

@@ -36,10 +36,10 @@ class CostMeter:
     def timed(self, what: str, call: Callable[[], object], megapixels: float) -> object:
         """Run `call`, note its seconds per megapixel under `what`, and give what it returned."""
         _reset_peak(self.device)
-        _wait(self.device)
+        wait_for(self.device)
         start = time.perf_counter()
         result = call()
-        _wait(self.device)
+        wait_for(self.device)
         self.seconds.setdefault(what, []).append((time.perf_counter() - start) / megapixels)
         peak = _peak_memory(self.device, since_reset=True)
         if peak is not None:
@@ -82,8 +82,8 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine() or "CPU"
 
 
-def _wait(device: torch.device) -> None:
-    """Until the device has done what was asked of it, so that the clock means something."""
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it, so that the clock shows the work and not its queueing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

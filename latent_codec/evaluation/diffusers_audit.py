@@ -98,53 +98,45 @@ def _class_problem(codec: LatentCodec, row: PipelineSpace) -> str | None:
 
 def _failures(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
     """What raises, or shows noise, whatever the settings; the last one has the remedy, of one or several steps."""
+    problems = list(_problems(codec, row))
+    steps = [step for _, step in problems]
+    remedy = None if None in steps else ", then ".join(steps)
+    for number, (reason, _) in enumerate(problems, 1):
+        yield no(reason, remedy if number == len(problems) else None)
+
+
+def _problems(codec: LatentCodec, row: PipelineSpace) -> Iterator[tuple[str, str | None]]:
+    """Each with the step that helps, None where none does."""
     autoencoder, space, channels = codec.autoencoder, codec.latent_space, _channels(codec, row)
     config, kind = autoencoder.config, type(autoencoder).__name__
-    problems: list[tuple[str, str | None]] = []
     missing = {
         key
         for key in set(row.reads) - set(row.optional)
         if config.get(key) is None and not (key not in config and _classes(codec) & set(row.autoencoders))
     }
     if "scaling_factor" in missing and row.scale is None:
-        problems.append(("it divides by scaling_factor, which is not set", _register(scaling_factor="1.0")))
+        yield "it divides by scaling_factor, which is not set", _register(scaling_factor="1.0")
     if row.generator and not _takes(autoencoder.decode, "generator"):
         ours = "open the folder with latent_codec.AutoencoderVQ.from_pretrained"
-        problems.append(
-            (
-                f"it calls decode(..., generator=...), and {kind}.decode has no generator",
-                ours if kind == "VQModel" else None,
-            )
-        )
+        reason = f"it calls decode(..., generator=...), and {kind}.decode has no generator"
+        yield reason, ours if kind == "VQModel" else None
     if "shift_factor" in missing:
         convert = (
             f"`latent-codec convert CODEC FOLDER --scaling-factor {space.scaling_factor} --shift-factor 0`"
         )
         remedy = convert if "shift_factor" in config else _register(shift_factor="0.0")
-        problems.append(("it adds shift_factor, which is not set", remedy))
+        yield "it adds shift_factor, which is not set", remedy
     calibrate = "`latent-codec calibrate DATA --codec CODEC"
     if missing & set(MEAN_AND_STD):
         remedy = f"{calibrate} --per-channel`; {CHANGES_LATENTS}" if "latents_mean" in config else None
-        problems.append(("it reads latents_mean and latents_std, which are not set", remedy))
+        yield "it reads latents_mean and latents_std, which are not set", remedy
     if set(MEAN_AND_STD) <= set(row.optional) and space.mean is not None and channels != 4:
-        problems.append(
-            (
-                f"it takes latents_mean and latents_std for 4 channels whatever the denoiser, and these have {channels}",
-                f"{calibrate}`, which writes a scale instead",
-            )
-        )
+        reason = f"it takes latents_mean and latents_std for 4 channels whatever the denoiser, and these have {channels}"
+        yield reason, f"{calibrate}`, which writes a scale instead"
     if channels not in dict(row.released):
         wanted = " or ".join(str(each) for each, _ in row.released)
-        problems.append(
-            (
-                f"its released denoisers take latents of {wanted} channels, and these have {channels}",
-                f"train a denoiser with in_channels={channels * (row.tokens or 1) ** 2}",
-            )
-        )
-    steps = [remedy for _, remedy in problems]
-    for index, (reason, _) in enumerate(problems):
-        is_last = index == len(problems) - 1
-        yield no(reason, ", then ".join(steps) if is_last and None not in steps else None)
+        reason = f"its released denoisers take latents of {wanted} channels, and these have {channels}"
+        yield reason, f"train a denoiser with in_channels={channels * (row.tokens or 1) ** 2}"
 
 
 def _takes(decode: Callable, parameter: str) -> bool:
@@ -167,12 +159,9 @@ def _deviations(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
     if row.batch_norm_eps not in (None, config.get("batch_norm_eps")) and codec.pipeline not in row.pipelines:
         entries.append(f"batch_norm_eps {config.batch_norm_eps:g}, for {row.batch_norm_eps:g}")
     if entries and difference:
-        convention, remedy = "", None
-        if can_normalize(codec.autoencoder):
-            convention = " --normalize"
-        elif "latents_mean" in row.reads:
-            convention = " --per-channel"
-        made_for = _is_made_for(codec, row)
+        per_channel = " --per-channel" if "latents_mean" in row.reads else ""
+        convention = " --normalize" if can_normalize(codec.autoencoder) else per_channel
+        made_for, remedy = _is_made_for(codec, row), None
         if (
             not made_for
             and own.scaling_factor == theirs.scaling_factor

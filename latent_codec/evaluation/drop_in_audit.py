@@ -10,17 +10,19 @@ Latents are posterior means, scaled and shifted as each codec's config says: wha
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal
+from statistics import fmean
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from latent_codec import metrics
 from latent_codec.codec import ImageLike, LatentCodec
-from latent_codec.evaluation.meters import plain
 from latent_codec.families import LatentSpace
+from latent_codec.files import plain
 from latent_codec.images.tensors import to_image
 from latent_codec.torch_settings import plain_state_dict
 
@@ -97,17 +99,17 @@ class DropInAudit:
     """Entries of both configs, with both values, by which equal weights may encode differently."""
     space: LatentSpace
     reference_space: LatentSpace
-    num_images: int
-    drift: float | None
+    num_images: int = 0
+    drift: float | None = None
     """Root mean square of the latents' difference over the reference's standard deviation, all channels together."""
-    channels: tuple[ChannelDrift, ...]
-    psnr: float | None
+    channels: tuple[ChannelDrift, ...] = ()
+    psnr: float | None = None
     """dB, 8 bits per channel, mean over images: the codec's latents by its own decoder."""
-    psnr_of_reference: float | None
+    psnr_of_reference: float | None = None
     """The reference's latents by the reference's decoder."""
-    psnr_by_reference: float | None
+    psnr_by_reference: float | None = None
     """The codec's latents by the reference's decoder."""
-    psnr_of_reference_by_codec: float | None
+    psnr_of_reference_by_codec: float | None = None
     """The reference's latents by the codec's decoder: what a denoiser's latents would look like."""
 
     def to_dict(self) -> dict:
@@ -136,29 +138,20 @@ def audit_drop_in(
             f"{theirs.channels}, one for {theirs.downsampling_factor}x{theirs.downsampling_factor}"
         )
     encoder, decoder = (_compare_weights(codec, reference, of_decoder=each) for each in (False, True))
-    meter = None if images is None else _measure(codec, reference, images)
-    drift = None if meter is None else meter.drift()
+    figures = {} if images is None else _measure(codec, reference, images)
     differences = _config_differences(codec, reference)
-    is_same_encoder = encoder.are_equal and not differences
-    fit = _fit(is_same_encoder, mine == theirs, drift)
-    psnr = [None] * 4 if meter is None else meter.psnr()
+    fit, verdict = _verdict(encoder, bool(differences), mine == theirs, figures.get("drift"), reference.name)
     return DropInAudit(
         codec=codec.name,
         reference=reference.name,
         fit=fit,
-        verdict=_verdict(fit, encoder, reference, drift),
+        verdict=verdict,
         encoder=encoder,
         decoder=decoder,
         config_differences=differences,
         space=mine,
         reference_space=theirs,
-        num_images=0 if meter is None else meter.num_images,
-        drift=drift,
-        channels=() if meter is None else meter.channels(),
-        psnr=psnr[0],
-        psnr_of_reference=psnr[1],
-        psnr_by_reference=psnr[2],
-        psnr_of_reference_by_codec=psnr[3],
+        **figures,
     )
 
 
@@ -204,7 +197,6 @@ class _DriftMeter:
         self.sums = torch.zeros(2, channels, dtype=torch.float64)
         self.products = torch.zeros(2, 2, channels, dtype=torch.float64)
         self.squared_differences = torch.zeros(channels, dtype=torch.float64)
-        self.image_psnr: list[list[float]] = []
 
     def add(self, mine: Tensor, theirs: Tensor) -> None:
         """Count in the latents of one image, (1, C, h, w) each."""
@@ -239,9 +231,6 @@ class _DriftMeter:
             )
         return math.sqrt(float(self.squared_differences.sum()) / self.num_positions / power)
 
-    def psnr(self) -> list[float]:
-        return torch.tensor(self.image_psnr, dtype=torch.float64).mean(0).tolist()
-
     def _moments(self) -> tuple[Tensor, Tensor]:
         """Means (2, C) and covariances (2, 2, C); those of a constant channel are 0 in spite of rounding."""
         means, products = self.sums / self.num_positions, self.products / self.num_positions
@@ -249,8 +238,9 @@ class _DriftMeter:
         return means, covariance.where(covariance.abs() > 1e-12 * products.abs(), 0.0)
 
 
-def _measure(codec: LatentCodec, reference: LatentCodec, images: Iterable[ImageLike]) -> _DriftMeter:
-    meter = _DriftMeter(codec.latent_space.channels)
+def _measure(codec: LatentCodec, reference: LatentCodec, images: Iterable[ImageLike]) -> dict[str, Any]:
+    """The figures of a `DropInAudit`, by name."""
+    meter, psnr = _DriftMeter(codec.latent_space.channels), defaultdict(list)
     for image in images:
         mine, theirs = codec.encode(image), reference.encode(image)
         if mine.shape != theirs.shape:
@@ -259,20 +249,14 @@ def _measure(codec: LatentCodec, reference: LatentCodec, images: Iterable[ImageL
                 f"{tuple(theirs.shape)}; give images whose sides are multiples of 64"
             )
         meter.add(mine, theirs)
-        meter.image_psnr.append(
-            [
-                _psnr(decoder, latents, image)
-                for decoder, latents in (
-                    (codec, mine),
-                    (reference, theirs),
-                    (reference, mine),
-                    (codec, theirs),
-                )
-            ]
-        )
+        psnr["psnr"].append(_psnr(codec, mine, image))
+        psnr["psnr_of_reference"].append(_psnr(reference, theirs, image))
+        psnr["psnr_by_reference"].append(_psnr(reference, mine, image))
+        psnr["psnr_of_reference_by_codec"].append(_psnr(codec, theirs, image))
     if not meter.num_images:
         raise ValueError("expected at least one image, or None to compare only weights, got none")
-    return meter
+    means = {name: fmean(figures) for name, figures in psnr.items()}
+    return {"num_images": meter.num_images, "drift": meter.drift(), "channels": meter.channels()} | means
 
 
 def _psnr(decoder: LatentCodec, latents: Tensor, image: ImageLike) -> float:
@@ -281,24 +265,27 @@ def _psnr(decoder: LatentCodec, latents: Tensor, image: ImageLike) -> float:
     return float(metrics.psnr(metrics.round_to_8_bits(decoded.cpu()), original.cpu()))
 
 
-def _fit(is_same_encoder: bool, is_same_space: bool, drift: float | None) -> Fit:
-    if is_same_encoder:
-        return "same" if is_same_space else "rescaled"
-    if drift is None:
-        return "unknown"
-    return "close" if drift <= CLOSE else "related" if drift <= RELATED else "another"
-
-
-def _verdict(fit: Fit, encoder: WeightComparison, reference: LatentCodec, drift: float | None) -> str:
-    name = reference.name
-    differing = encoder.num_tensors - encoder.num_equal
-    what = f"{differing} of {encoder.num_tensors} tensors" if differing else "config"
+def _verdict(
+    encoder: WeightComparison, configs_differ: bool, is_same_space: bool, drift: float | None, name: str
+) -> tuple[Fit, str]:
+    """Whether a denoiser of the reference, called `name`, fits; and that in a sentence."""
     drifts = "" if drift is None else f"latents drift by {drift:.2g} of their spread"
-    return {
-        "same": f"same latent space: encoder equal to the bit; a denoiser of {name} fits",
-        "rescaled": f"same encoder, equal to the bit, but another scale: give it {name}'s, and its denoiser fits",
-        "close": f"close: {drifts}, at most {CLOSE}; a denoiser of {name} fits",
-        "related": f"related: {drifts}, above {CLOSE} and at most {RELATED}; a denoiser of {name} must be fine-tuned",
-        "another": f"another latent space: {drifts}, above {RELATED}; a denoiser must be trained anew",
-        "unknown": f"encoders differ in {what}; images would tell how far the latents drift",
-    }[fit]
+    if encoder.are_equal and not configs_differ:
+        if is_same_space:
+            return "same", f"same latent space: encoder equal to the bit; a denoiser of {name} fits"
+        return (
+            "rescaled",
+            f"same encoder, equal to the bit, but another scale: give it {name}'s, and its denoiser fits",
+        )
+    if drift is None:
+        differing = encoder.num_tensors - encoder.num_equal
+        what = f"{differing} of {encoder.num_tensors} tensors" if differing else "config"
+        return "unknown", f"encoders differ in {what}; images would tell how far the latents drift"
+    if drift <= CLOSE:
+        return "close", f"close: {drifts}, at most {CLOSE}; a denoiser of {name} fits"
+    if drift <= RELATED:
+        return (
+            "related",
+            f"related: {drifts}, above {CLOSE} and at most {RELATED}; a denoiser of {name} must be fine-tuned",
+        )
+    return "another", f"another latent space: {drifts}, above {RELATED}; a denoiser must be trained anew"

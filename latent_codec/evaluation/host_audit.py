@@ -19,6 +19,7 @@ from latent_codec.evaluation.diffusers_audit import in_diffusers
 from latent_codec.evaluation.host_findings import Finding, Verdict
 from latent_codec.evaluation.interface_audit import in_a1111, in_comfyui, in_invokeai
 from latent_codec.families.pipeline_spaces import ROWS
+from latent_codec.files import plain
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class HostAudit:
     """The version of diffusers that the family was read from."""
 
     def to_dict(self) -> dict:
-        return asdict(self) | {"reasons": list(self.reasons)}
+        return plain(asdict(self))
 
 
 def audit_hosts(codec: LatentCodec) -> list[HostAudit]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from latent_codec.codec import LatentCodec
 from latent_codec.errors import SettingError
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
+from latent_codec.files import plain
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.labels import Images, class_of
 from latent_codec.images.sources import spread
@@ -53,9 +54,6 @@ class LevelLikelihood:
     bits_per_dim: float
     """Bits of the level, per value of the images."""
 
-    def to_dict(self) -> dict:
-        return asdict(self) | {"first_grid": list(self.first_grid)}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood:
@@ -82,7 +80,7 @@ class Likelihood:
 
     def to_dict(self) -> dict:
         """Plain data for JSON."""
-        return asdict(self) | {"levels": [level.to_dict() for level in self.levels]}
+        return plain(asdict(self))
 
 
 @ignoring_caller_settings()

@@ -4,7 +4,6 @@ images --codec.encode_all--> Encoding --codec.decode--> reconstructions
              Batch of all three --> meter.add(batch) ... meter.result()
 """
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -33,12 +32,3 @@ class Figure:
     value: float | None
     note: str = ""
     """How it was measured, or why it was not."""
-
-
-def plain(found):
-    """Lists and dicts for JSON, which knows no infinity: an infinite or undefined number becomes None."""
-    if isinstance(found, dict):
-        return {key: plain(value) for key, value in found.items()}
-    if isinstance(found, (list, tuple)):
-        return [plain(value) for value in found]
-    return None if isinstance(found, float) and not math.isfinite(found) else found

@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from scipy.interpolate import PchipInterpolator
 from scipy.stats import t as student_t
 
-from latent_codec.evaluation.meters import plain
+from latent_codec.files import plain
 
 METRICS = {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "gmsd": "GMSD", "haarpsi": "HaarPSI"}
 LESS_IS_BETTER = ("lpips", "gmsd")
@@ -182,15 +182,8 @@ class RateDistortion:
                 },
                 "equal_bytes": {
                     comparison: [
-                        {
-                            **_figures(rival.mean),
-                            "num_larger": rival.num_larger,
-                            "num_ours_better": rival.num_ours_better,
-                            "more_bytes": rival.more_bytes,
-                            "differences": {
-                                metric: each and asdict(each) for metric, each in rival.differences.items()
-                            },
-                        }
+                        _figures(rival.mean)
+                        | {key: each for key, each in asdict(rival).items() if key != "mean"}
                         for rival in self.rivals(comparison)
                     ]
                     for comparison in self.comparisons

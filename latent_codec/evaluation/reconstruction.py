@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -14,8 +15,9 @@ from latent_codec.evaluation.codes import CodeMeter, CodeStatistics
 from latent_codec.evaluation.cost import CostMeter, device_name
 from latent_codec.evaluation.frechet import NO_FEATURES, FrechetMeter, load_feature_network
 from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
-from latent_codec.evaluation.meters import Batch, Figure, plain
+from latent_codec.evaluation.meters import Batch, Figure
 from latent_codec.evaluation.quality import ImageFigures, QualityMeter
+from latent_codec.files import plain
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
 from latent_codec.torch_settings import ignoring_caller_settings
@@ -26,7 +28,7 @@ BATCH_PIXELS = 512 * 512
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate_codec` found. Means are over images, each counting the same whatever its size."""
+    """What `evaluate` found. Means are over images, each counting the same whatever its size."""
 
     codec: str
     fingerprint: str
@@ -58,27 +60,33 @@ class Evaluation:
         return plain(found | {"codes": self.codes and self.codes.to_dict()})
 
 
-def evaluate_codec(
-    codec: LatentCodec,
-    source: ImageSource,
+def evaluate(
+    data: Data | ImageSource,
+    codec: str | os.PathLike | LatentCodec = "default",
     *,
     limit: int | None = None,
+    split: str = "test",
     frechet_crop: int = 128,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Encode and decode the images of `source`, and measure.
+    """Encode and decode images, and measure: `latent_codec.evaluate("photos/").psnr.value`.
 
     Originals and reconstructions are compared as files of 8 bits per channel would hold them.
     Latents are posterior means. Images that cannot be read are left out and listed.
 
     Args:
+        data: images as `open_source` takes them, or an open source.
+        codec: an open one, or what `LatentCodec.from_pretrained` takes.
         limit: at most N images, spread evenly over the source; None means all.
+        split: of data that has splits.
         frechet_crop: side in pixels of the crops whose features are compared.
         on_progress: called with (images done, images in all).
 
     Raises:
-        ValueError: if no image could be read.
+        ValueError: if there are no such data or codec, or no image could be read.
     """
+    source = data if isinstance(data, ImageSource) else open_source(data, split=split)
+    codec = codec if isinstance(codec, LatentCodec) else LatentCodec.from_pretrained(codec)
     device = codec.device
     indices = spread(len(source), limit)
     network = load_feature_network(device)
@@ -96,8 +104,16 @@ def evaluate_codec(
             originals = originals.to(device)
             if not quality.images:
                 reconstruct(codec, originals)  # first calls allocate and tune
-            batch = _through(
-                codec, originals, cost, [source.name(each) for each in batch_indices], batch_indices
+            size = tuple(originals.shape[2:])
+            megapixels = len(originals) * math.prod(size) / 1e6
+            encoding = cost.timed("encode", partial(codec.encode_all, originals), megapixels)
+            decode = partial(codec.decode, encoding.latents, size=size, output_type="pt")
+            batch = Batch(
+                originals=originals,
+                encoding=encoding,
+                reconstructions=metrics.round_to_8_bits(cost.timed("decode", decode, megapixels)),
+                names=[source.name(each) for each in batch_indices],
+                indices=batch_indices,
             )
             for meter in meters:
                 meter.add(batch)
@@ -124,31 +140,6 @@ def evaluate_codec(
     )
 
 
-def evaluate(
-    data: Data | ImageSource,
-    codec: str | os.PathLike | LatentCodec = "default",
-    *,
-    limit: int | None = None,
-    split: str = "test",
-    frechet_crop: int = 128,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Encode and decode images, and measure: `latent_codec.evaluate("photos/").psnr.value`.
-
-    Args:
-        data: images as `open_source` takes them, or an open source.
-        codec: an open one, or what `LatentCodec.from_pretrained` takes.
-        split: of data that has splits.
-        limit, frechet_crop, on_progress: as `evaluate_codec`.
-
-    Raises:
-        ValueError: if there are no such data or codec, or no image could be read.
-    """
-    source = data if isinstance(data, ImageSource) else open_source(data, split=split)
-    codec = codec if isinstance(codec, LatentCodec) else LatentCodec.from_pretrained(codec)
-    return evaluate_codec(codec, source, limit=limit, frechet_crop=frechet_crop, on_progress=on_progress)
-
-
 def reconstruct(codec: LatentCodec, images: Tensor) -> Tensor:
     """(N, C, H, W) in [-1, 1] through the codec and back, rounded as an 8-bit file would be."""
     height, width = images.shape[2:]
@@ -171,23 +162,7 @@ def lpips_trained(codec: LatentCodec) -> bool | None:
     return answer if isinstance(answer, bool) else None
 
 
-def _through(
-    codec: LatentCodec, originals: Tensor, cost: CostMeter, names: list[str], indices: list[int]
-) -> Batch:
-    """Encode and decode images of one size, once, on the clock."""
-    size = tuple(originals.shape[2:])
-    megapixels = len(originals) * math.prod(size) / 1e6
-    encoding = cost.timed("encode", lambda: codec.encode_all(originals), megapixels)
-    decoded = cost.timed(
-        "decode", lambda: codec.decode(encoding.latents, size=size, output_type="pt"), megapixels
-    )
-    return Batch(
-        originals=originals,
-        encoding=encoding,
-        reconstructions=metrics.round_to_8_bits(decoded),
-        names=names,
-        indices=indices,
-    )
+evaluate_codec = deprecated.evaluate_codec
 
 
 def __getattr__(name: str):

@@ -35,13 +35,12 @@ def run(args: argparse.Namespace) -> None:
         class_names=class_names,
     )
     _round(getattr(torch, args.dtype), codec, priors, classifier)
-    cards = {name: _card_of_prior(path) for name, path in zip(names, args.prior)}
-    if codec is not None:
-        cards = {"vae": _card_of_codec(args.codec)} | cards
+    folders = {} if codec is None else {"vae": find_weights(args.codec).parent}
+    folders |= {name: find_prior(path) for name, path in zip(names, args.prior)}
     if classifier is not None:
-        cards["classifier"] = find_component(args.classifier, "classifier", [ImageClassifier]) / "README.md"
-    _save(pipe, cards, args)
-    print(f"{type(pipe).__name__} of {', '.join(cards)}")
+        folders["classifier"] = find_component(args.classifier, "classifier", [ImageClassifier])
+    _save(pipe, folders, args)
+    print(f"{type(pipe).__name__} of {', '.join(folders)}")
     print(args.out)
 
 
@@ -63,9 +62,8 @@ def _round(dtype, codec, priors: dict, classifier) -> None:
             prior.register_to_config(space_fingerprint=codec.space_fingerprint)
 
 
-def _save(pipe, cards: dict[str, Path], args: argparse.Namespace) -> None:
-    """Write the pipeline whole or not at all, with a model card, and the parts' own cards next to their weights."""
-
+def _save(pipe, folders: dict[str, Path], args: argparse.Namespace) -> None:
+    """Write the pipeline whole or not at all, with a model card, and its parts' own cards from their `folders`."""
     former = ("*/config.json", "*/README.md", *(f"*/{pattern}" for pattern in FORMER_WEIGHTS))
     with replacing(args.out, superseded=former) as folder:
         pipe.save_pretrained(folder)
@@ -73,21 +71,11 @@ def _save(pipe, cards: dict[str, Path], args: argparse.Namespace) -> None:
             entries = json.loads(config.read_text())
             entries.pop("_name_or_path", None)  # where it was opened on this machine is private
             config.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
-        for name, card in cards.items():
-            if card.is_file():
-                shutil.copyfile(card, folder / name / "README.md")
-        name = args.out.resolve().name
-        (folder / "README.md").write_text(
-            _model_card(name, pipe, folder, list(cards), args.dtype), encoding="utf-8"
-        )
-
-
-def _card_of_codec(name: str) -> Path:
-    return find_weights(name, None).parent / "README.md"
-
-
-def _card_of_prior(path: str) -> Path:
-    return find_prior(path) / "README.md"
+        for name, former_folder in folders.items():
+            if (former_folder / "README.md").is_file():
+                shutil.copyfile(former_folder / "README.md", folder / name / "README.md")
+        card = _model_card(args.out.resolve().name, pipe, folder, list(folders), args.dtype)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _model_card(name: str, pipe, folder: Path, parts: list[str], dtype: str) -> str:
@@ -95,7 +83,7 @@ def _model_card(name: str, pipe, folder: Path, parts: list[str], dtype: str) -> 
 
     kind, class_names = type(pipe).__name__, pipe.config.class_names
     rows = [
-        f"| [`{part}`]({part}) | {type(getattr(pipe, part)).__name__} | {_num_parameters(getattr(pipe, part)):,} | "
+        f"| [`{part}`]({part}) | {type(getattr(pipe, part)).__name__} | {getattr(pipe, part).num_parameters():,} | "
         f"{_described(pipe, part)} |"
         for part in parts
     ]
@@ -147,17 +135,13 @@ def _training_facts(card: Path, part: str) -> str:
     return f"{facts}\n\nThe rest is in [its own card]({part}/README.md).\n"
 
 
-def _num_parameters(part) -> int:
-    return sum(parameter.numel() for parameter in part.parameters())
-
-
 def _described(pipe, part: str) -> str:
     """A part in a few words."""
     component = getattr(pipe, part)
     if part == "classifier":
         return f"{component.config.num_classes} classes"
     if part != "vae":
-        return describe_prior(component)
+        return _described_prior(component)
     codec = LatentCodec(component)
     if codec.is_discrete:
         holds = f"codebooks of {' and '.join(map(str, codec.codebook_sizes))}"
@@ -166,18 +150,15 @@ def _described(pipe, part: str) -> str:
     return f"{holds}, space fingerprint {codec.space_fingerprint}"
 
 
-def describe_prior(prior) -> str:
+def _described_prior(prior) -> str:
     """A prior in a few words: what it is over, of which size, and given what."""
     config = prior.config
-    kind = config.get("data", "codes")
-    size = "" if config.sample_size is None else f"{by(config.sample_size)} "
-    words = [
-        {
-            "codes": f"{size}codes of {prior.num_values}",
-            "pixels": f"{size}pixels of {prior.data_channels} channel(s)",
-            "latents": f"{size}latents of {prior.data_channels} channels in {prior.num_values} levels",
-        }[kind]
-    ]
+    over = {
+        "codes": f"codes of {prior.num_values}",
+        "pixels": f"pixels of {prior.data_channels} channel(s)",
+        "latents": f"latents of {prior.data_channels} channels in {prior.num_values} levels",
+    }[config.get("data", "codes")]
+    words = [over if config.sample_size is None else f"{by(config.sample_size)} {over}"]
     if config.num_classes is not None:
         words.append(f"{config.num_classes} classes")
     if prior.condition_network is not None:

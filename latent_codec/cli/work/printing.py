@@ -1,7 +1,6 @@
 """Results on stdout: JSON, tables, sizes."""
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,26 +8,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from latent_codec.files import replacing
+from latent_codec.files import plain, replacing
 
 
 def print_json(found) -> None:
     """Print a result for machines; infinite and undefined numbers, which JSON lacks, are null."""
-    print(json.dumps(_finite(found), allow_nan=False))
+    print(json.dumps(plain(found), allow_nan=False))
 
 
 def write_json(found, path: Path) -> None:
     """Write what `print_json` prints to a file, indented, complete or not at all."""
     with replacing(path) as written:
-        written.write_text(json.dumps(_finite(found), indent=1, allow_nan=False) + "\n")
-
-
-def _finite(found):
-    if isinstance(found, dict):
-        return {key: _finite(value) for key, value in found.items()}
-    if isinstance(found, (list, tuple)):
-        return [_finite(value) for value in found]
-    return None if isinstance(found, float) and not math.isfinite(found) else found
+        written.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, justify: str = "lr") -> None:

@@ -4,13 +4,14 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from latent_codec import LatentCodec
 from latent_codec.cli.work.opening import SAMPLE_SIZE, NamedImages, load_codec, open_data, sample_photograph
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.evaluation.codes import fixed_length_bits_per_pixel
+from latent_codec.evaluation.comparison import side_by_side
+from latent_codec.evaluation.cost import wait_for
 from latent_codec.images.tensors import center_crop, hstack_images, write_image
 from latent_codec.metrics import psnr, round_to_8_bits, ssim
 
@@ -35,18 +36,15 @@ def run(args: argparse.Namespace) -> int:
 def _roundtrip(codec: LatentCodec, image: Tensor, name: Path, args: argparse.Namespace) -> dict:
     start = time.perf_counter()
     latents = codec.encode(image, tile=args.tile)
-    _finish(codec)
+    wait_for(codec.device)
     encoded = time.perf_counter()
     (reconstruction,) = codec.decode(latents, size=tuple(image.shape[-2:]), output_type="pt", tile=args.tile)
-    _finish(codec)
+    wait_for(codec.device)
     decoded = time.perf_counter()
 
     reconstruction = round_to_8_bits(reconstruction.cpu())
-    difference = (reconstruction - image).clamp(-1, 1)
-    if codec.channels == 4:
-        difference[3] = 1  # opaque, or an equal alpha would hide the difference of the colors
     path = Path(args.out) / name.with_name(f"{name.name}-roundtrip.png")
-    write_image(hstack_images([image, reconstruction, difference]), path)
+    write_image(side_by_side(image, reconstruction), path)
     return {
         "name": str(name),
         "psnr": psnr(reconstruction[None], image[None]).item(),
@@ -91,9 +89,3 @@ def _print(result: dict) -> None:
         f"{result['name']}: PSNR {result['psnr']:.2f} dB, SSIM {ssim_}, {by(result['size'])} -> {codes}, "
         f"encode {result['encode_seconds']:.2f} s, decode {result['decode_seconds']:.2f} s, see {seen}"
     )
-
-
-def _finish(codec: LatentCodec) -> None:
-    """Wait for the device, so that the clock shows the work and not its queueing."""
-    if codec.device.type == "cuda":
-        torch.cuda.synchronize(codec.device)
