@@ -78,11 +78,8 @@ def image_formats(names: Iterable[str] | None = None) -> list[ImageFormat]:
 
 def _why_not(name: str) -> str | None:
     if name == "jxl":
-        if find_spec("pillow_jxl") is None:
-            return "it needs the package pillow-jxl-plugin: `pip install pillow-jxl-plugin`"
-        return None
-    return (
-        None
-        if features.check("jpg" if name == "jpeg" else name)
-        else "this Pillow was built without it; install another"
-    )
+        is_there, what = find_spec("pillow_jxl"), "it needs `pip install pillow-jxl-plugin`"
+    else:
+        is_there = features.check("jpg" if name == "jpeg" else name)
+        what = "this Pillow was built without it; install another"
+    return None if is_there else what

@@ -56,11 +56,7 @@ TO_LDM = "`latent-codec convert CODEC out.safetensors --to ldm`"
 
 
 def in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
-    config, channels, kind = (
-        codec.autoencoder.config,
-        codec.latent_space.channels,
-        type(codec.autoencoder).__name__,
-    )
+    config, kind = codec.autoencoder.config, type(codec.autoencoder).__name__
     if kind == "AutoencoderTiny":
         yield from _tiny_in_comfyui(codec)
         return
@@ -70,20 +66,24 @@ def in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
     upscaler = len(config.block_out_channels) == 3
     problems = _differences(config, UPSCALER if upscaler else STABLE_DIFFUSION)
     if config.use_quant_conv != config.use_post_quant_conv:
-        problems.append(
-            no(
-                "one quant convolution without the other: it looks only for post_quant_conv and takes both or none",
-            )
-        )
+        reason = "one quant convolution without the other: it looks only for post_quant_conv and takes both or none"
+        problems.append(no(reason))
+    channels = codec.latent_space.channels
     if channels == 64:
         problems.append(no("it takes latents of 64 channels for HunyuanImage's, of another network"))
     yield from problems
-    if not problems and upscaler:
+    if problems:
+        return
+    if upscaler:
         yield no("diffusers' keys of three levels are renamed as if there were four", TO_LDM)
-    elif not problems:
+    else:
         yield note("what it takes is the weight file, diffusion_pytorch_model.safetensors, under models/vae")
-    if not problems:
-        yield from _family_limits(codec)
+    if channels in FAMILIES:
+        yield from _scale_limits(codec, FAMILIES[channels])
+    else:
+        yield limit(
+            f"images can be encoded and decoded, and no denoiser here takes latents of {channels} channels"
+        )
 
 
 def _tiny_in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
@@ -107,25 +107,20 @@ def in_a1111(codec: LatentCodec) -> Iterator[Finding]:
         return
     problems = _differences(config, STABLE_DIFFUSION)
     quant_convs = (config.use_quant_conv, config.use_post_quant_conv)
-    wanted = {4: (True, True), 16: (False, False)}.get(codec.latent_space.channels)
+    channels = codec.latent_space.channels
+    wanted = {4: (True, True), 16: (False, False)}.get(channels)
     if wanted is None:
-        problems.append(
-            no(f"its models have latents of 4 or 16 channels, and these have {codec.latent_space.channels}")
-        )
+        problems.append(no(f"its models have latents of 4 or 16 channels, and these have {channels}"))
     elif quant_convs != wanted:
-        problems.append(
-            no(
-                "it loads strictly, and its model of these channels "
-                + ("has both quant convolutions" if wanted[0] else "(SD3) has no quant convolution"),
-            )
-        )
+        has = "has both quant convolutions" if wanted[0] else "(SD3) has no quant convolution"
+        problems.append(no(f"it loads strictly, and its model of these channels {has}"))
     yield from problems
     yield no(
         "it loads latent-diffusion's keys, strictly, and these are diffusers'",
         None if problems else TO_LDM,
     )
     if not problems:
-        yield from _scale_limits(codec, ("sd1", "sdxl") if codec.latent_space.channels == 4 else ("sd3",))
+        yield from _scale_limits(codec, ("sd1", "sdxl") if channels == 4 else ("sd3",))
 
 
 def in_invokeai(codec: LatentCodec) -> Iterator[Finding]:
@@ -191,16 +186,6 @@ def _differences(config, network: dict[str, tuple]) -> list[Finding]:
         if value not in allowed:
             found.append(f"{key} {_short(value)} for its {_short(allowed[0])}")
     return [no(f"it builds another network than this one, which has {', '.join(found)}")] if found else []
-
-
-def _family_limits(codec: LatentCodec) -> Iterator[Finding]:
-    families = FAMILIES.get(codec.latent_space.channels)
-    if families is None:
-        yield limit(
-            f"images can be encoded and decoded, and no denoiser here takes latents of {codec.latent_space.channels} channels",
-        )
-        return
-    yield from _scale_limits(codec, families)
 
 
 def _scale_limits(codec: LatentCodec, families: tuple[str, ...]) -> Iterator[Finding]:

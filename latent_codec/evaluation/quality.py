@@ -64,12 +64,11 @@ class QualityMeter:
         values = [value for image in self.images if (value := getattr(image, metric)) is not None]
         if not values:
             return Figure(value=None, note=f"the images are {why_not}")
-        notes = [] if metric != "lpips" else ["SqueezeNet", *self._lpips_notes()]
+        notes = ["SqueezeNet"] if metric == "lpips" else []
+        if metric == "lpips" and self._lpips_trained is None:
+            notes.append("no model card says whether the codec was trained on LPIPS")
+        elif metric == "lpips" and self._lpips_trained:
+            notes.append("the codec was trained on LPIPS, which flatters it")
         if len(values) < len(self.images):
             notes.append(f"of {len(values)} of {len(self.images)} images; the others are {why_not}")
         return Figure(value=mean(values), note="; ".join(notes))
-
-    def _lpips_notes(self) -> list[str]:
-        if self._lpips_trained is None:
-            return ["no model card says whether the codec was trained on LPIPS"]
-        return ["the codec was trained on LPIPS, which flatters it"] if self._lpips_trained else []

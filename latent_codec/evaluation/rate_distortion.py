@@ -200,11 +200,9 @@ def _qualities_of_curves(
     compressors: Sequence[Compressor], sample: Sequence[Image.Image], qualities: Sequence[int | None] | None
 ) -> dict[str, list[int | None]]:
     """Ours as given, or six over 0.05 to 0.5 bits per pixel; the others' eight from half our lowest rate to twice our highest."""
-    if not sample:
+    if not sample or (qualities is not None and not qualities):
         return {each.name: [] for each in compressors}
     ours, *others = compressors
-    if qualities is not None and not qualities:
-        return {each.name: [] for each in compressors}
     qualities = _qualities_between(ours, sample, 0.05, 0.5, 6) if qualities is None else list(qualities)
     ends = [_rate(ours, sample, quality) for quality in (qualities[0], qualities[-1])]
     return {ours.name: qualities} | {

@@ -105,36 +105,29 @@ class PriorData:
 
     def __init__(self, config: TrainingConfig, source: Images, codec: LatentCodec | None):
         self.labels = Labels(source, config.data.label) if config.data.label else None
-        self.shapes = (
-            [config.data.size] if codec is None else window_shapes(config, codec, config.prior.level + 1)
-        )
-        train, held_out = hold_out(source, config.data.held_out, config.run.seed)
         if codec is None:
-            self.train, self.held_out = (
-                self._pixels(config, source, numbers) for numbers in (train, held_out)
-            )
+            self.shapes = [config.data.size]
         else:
+            self.shapes = window_shapes(config, codec, config.prior.level + 1)
             _check_codes(config, source, codec)
-            self.train, self.held_out = (
-                self._codes(config, source, numbers) for numbers in (train, held_out)
-            )
+        self.train, self.held_out = (
+            self._windows(config, source, numbers, of_pixels=codec is None)
+            for numbers in hold_out(source, config.data.held_out, config.run.seed)
+        )
 
     @property
     def num_classes(self) -> int | None:
         return None if self.labels is None else self.labels.num_classes
 
-    def _pixels(self, config: TrainingConfig, source: Images, numbers: list[int]) -> PixelWindows:
-        crops = TrainingCrops.configured(
-            config,
-            SomeImages(source, numbers),
-            config.model.arguments.get("data_channels", 1),
-            label_of=ClassOf(self.labels, numbers),
-        )
-        return PixelWindows(crops)
-
-    def _codes(self, config: TrainingConfig, source: Images, numbers: list[int]) -> GridWindows:
-        large = large_enough(config, source, numbers, self.shapes[0])
-        return GridWindows(source, large, self.shapes, seed=config.run.seed, labels=self.labels)
+    def _windows(
+        self, config: TrainingConfig, source: Images, numbers: list[int], *, of_pixels: bool
+    ) -> PixelWindows | GridWindows:
+        if not of_pixels:
+            large = large_enough(config, source, numbers, self.shapes[0])
+            return GridWindows(source, large, self.shapes, seed=config.run.seed, labels=self.labels)
+        some, channels = SomeImages(source, numbers), config.model.arguments.get("data_channels", 1)
+        label_of = ClassOf(self.labels, numbers)
+        return PixelWindows(TrainingCrops.configured(config, some, channels, label_of=label_of))
 
 
 def open_codes(

@@ -89,10 +89,7 @@ def _check_facts(facts: dict[str, Any], arguments: dict, owner: str, codec: Late
 
 def _quantizer(arguments: dict, data: PriorData) -> dict[str, Any]:
     """The scalar quantizer's arguments, from the range of the latents."""
-    lowest, highest = (
-        arguments.get("latent_minimum", -128),
-        arguments.get("latent_maximum", 127),
-    )
+    lowest, highest = arguments.get("latent_minimum", -128), arguments.get("latent_maximum", 127)
     latents = torch.stack([levels[-1] for levels, _ in _first_items(data)])
     found = ScalarQuantizer.from_latents(latents, num_levels=highest - lowest + 1)
     return {"latent_steps": found.steps, "latent_minimum": found.minimum, "latent_maximum": found.maximum}

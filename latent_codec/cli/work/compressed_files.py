@@ -1,6 +1,7 @@
 """Describe and open compressed files, for several verbs; a file's header is described without torch."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 from latent_codec.bitstream import BitstreamError, unpack
@@ -29,14 +30,12 @@ def first_sentence(error: ValueError) -> str:
 
 def advice_for_damage(data: bytes) -> str:
     """The advice on a truncated or corrupt file: partial decoding helps if a tile's first section is whole."""
-    try:
+    with suppress(BitstreamError):
         container = unpack(data, partial=True)
-    except BitstreamError:
-        return "Get the file again: nothing of it can be decoded"
-    first_layer = container.sections[: container.header.num_tiles]
-    is_partial = container.missing or container.trailing_bytes
-    if is_partial and any(section is not None for section in first_layer):
-        return "`latent-codec decompress --partial` decodes the whole sections"
+        first_layer = container.sections[: container.header.num_tiles]
+        is_partial = container.missing or container.trailing_bytes
+        if is_partial and any(section is not None for section in first_layer):
+            return "`latent-codec decompress --partial` decodes the whole sections"
     return "Get the file again: nothing of it can be decoded"
 
 

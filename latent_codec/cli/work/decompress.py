@@ -5,19 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from latent_codec import LatentCodec
-from latent_codec.bitstream import (
-    CorruptError,
-    NotCompressedError,
-    PartialWarning,
-    TruncatedError,
-    WrongCodecError,
-    WrongEntropyModelError,
-    decompress,
-    load_entropy_model,
-    sidecar,
-    unpack,
-)
+from latent_codec import LatentCodec, bitstream
 from latent_codec.bitstream.compression import tile_for
 from latent_codec.bitstream.container import read_file
 from latent_codec.bitstream.entropy_model import EntropyModel
@@ -31,7 +19,7 @@ from latent_codec.latents.latent_files import is_latent_file, save_indices, save
 
 def run(args: argparse.Namespace) -> int:
     codec = load_codec(args)
-    model = sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy)
+    model = bitstream.sidecar(codec) if args.entropy is None else bitstream.load_entropy_model(args.entropy)
     status = 0
     for path, name in progress(args.files, "decompressing"):
         data = b""
@@ -53,10 +41,10 @@ def _decompress(
     args: argparse.Namespace,
 ) -> Path:
     """Decode a file and write the result, whose path is returned."""
-    header = unpack(data, partial=True).header
+    header = bitstream.unpack(data, partial=True).header
     with warnings.catch_warnings(record=True) as warned, showing(f"decoding {path.name}") as report:
-        warnings.simplefilter("always", PartialWarning)
-        found = decompress(
+        warnings.simplefilter("always", bitstream.PartialWarning)
+        found = bitstream.decompress(
             codec,
             data,
             entropy_model=model,
@@ -81,13 +69,13 @@ def _decompress(
 def _message(error: ValueError, path: Path, data: bytes, args: argparse.Namespace) -> str:
     """The error's message, with advice for the command line."""
     what = first_sentence(error)
-    if isinstance(error, NotCompressedError) and is_latent_file(path):
+    if isinstance(error, bitstream.NotCompressedError) and is_latent_file(path):
         return f"{what}. It is a latent file: `latent-codec decode` opens it"
-    if isinstance(error, WrongCodecError):
-        shipped = shipped_name(unpack(data, partial=True).header.space_fingerprint)
+    if isinstance(error, bitstream.WrongCodecError):
+        shipped = shipped_name(bitstream.unpack(data, partial=True).header.space_fingerprint)
         return f"{what}. Pass --codec {shipped or 'with the one that made it'}"
-    if isinstance(error, WrongEntropyModelError):
+    if isinstance(error, bitstream.WrongEntropyModelError):
         return f"{what}. Pass that one by --entropy"
-    if isinstance(error, (TruncatedError, CorruptError)):
+    if isinstance(error, (bitstream.TruncatedError, bitstream.CorruptError)):
         return f"{what}. {advice_for_damage(data)}"
     return one_line(error, args.parser)

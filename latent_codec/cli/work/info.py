@@ -62,7 +62,9 @@ def describe(args: argparse.Namespace) -> dict:
     if any(
         _class_name(folder / "config.json") in ("PixelCNN", "PixelSNAIL") for folder in (path, path / "prior")
     ):
-        return _describe_prior(path)
+        from latent_codec.components.prior_folders import load_prior
+
+        return {"kind": "prior", "name": path.resolve().name} | _prior_facts(load_prior(path))
     facts = read_facts(thing, pipeline)
     if facts is None:
         from latent_codec import LatentCodec
@@ -99,12 +101,6 @@ def _describe_pipeline(folder: Path) -> dict:
     if pipe.classifier is not None:
         facts["classifier"] = {"class": type(pipe.classifier).__name__}
     return facts
-
-
-def _describe_prior(path: Path) -> dict:
-    from latent_codec.components.prior_folders import load_prior
-
-    return {"kind": "prior", "name": path.resolve().name} | _prior_facts(load_prior(path))
 
 
 def _prior_facts(prior) -> dict:

@@ -16,6 +16,7 @@ from latent_codec.cli.rd import words
 from latent_codec.cli.work.compressed_files import entropy_model_of
 from latent_codec.cli.work.opening import load_codec, open_data
 from latent_codec.cli.work.printing import print_json, table, write_json
+from latent_codec.errors import SettingError
 from latent_codec.evaluation.image_formats import image_formats
 from latent_codec.evaluation.rate_distortion import measure_rate_distortion
 from latent_codec.evaluation.rate_distortion_images import equal_bytes_grid, plot_rate_distortion
@@ -29,13 +30,7 @@ def run(args: argparse.Namespace) -> None:
     others = image_formats(args.against and words(args.against))
     source = open_data(args)
     ours = _compressor(args)
-    qualities = _checked_qualities(args.qualities, ours)
-    if args.bpp and len(ours.qualities) == 1:
-        raise ValueError(f"{ours.name} has one rate, its own: leave --bpp out")
-    if args.no_curves:
-        if qualities:
-            raise ValueError("--qualities are those of a curve: leave it or --no-curves out")
-        qualities = []
+    _check(args, ours)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
     names = ("rd.png",) * (not args.no_curves) + ("grid.png", "rd.json", "rd.csv")
     files = {name: args.out / name for name in names}
@@ -53,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
                 source,
                 folder,
                 channels=ours.codec.channels,
-                qualities=qualities,
+                qualities=[] if args.no_curves else args.qualities,
                 rates=args.bpp or (0.15,),
                 limit=args.limit,
                 device=ours.codec.device,
@@ -121,17 +116,19 @@ def _compressor(args: argparse.Namespace) -> CodecCompressor:
     return CodecCompressor(codec, model)
 
 
-def _checked_qualities(qualities: list[int] | None, ours: CodecCompressor) -> list[int] | None:
-    if qualities is None:
-        return None
-    if len(ours.qualities) == 1:
-        raise ValueError(f"{ours.name} has one rate, its own: leave --qualities out")
-    if not all(quality in ours.qualities for quality in qualities):
+def _check(args: argparse.Namespace, ours: CodecCompressor) -> None:
+    """Refuse rates and qualities that the codec does not have, or that nothing reads."""
+    for setting in ("bpp", "qualities"):
+        given = getattr(args, setting)
+        if given and len(ours.qualities) == 1:
+            raise SettingError(setting, f"none for {ours.name}, which has one rate, its own", given)
+        if given and setting == "qualities" and args.no_curves:
+            raise SettingError(setting, "none without curves", given, advice="leave it or `no_curves` out")
+    if not set(args.qualities or ()).issubset(ours.qualities):
         last = ours.qualities[-1]
-        raise ValueError(
-            f"--qualities are {', '.join(map(str, qualities))}; this entropy model has 0 (coarsest) to {last}"
+        raise SettingError(
+            "qualities", f"0 (coarsest) to {last}, those of this entropy model", args.qualities
         )
-    return qualities
 
 
 def _write_csv(trials: list[dict], path: Path) -> None:
