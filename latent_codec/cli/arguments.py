@@ -8,7 +8,7 @@ from latent_codec.errors import SettingError
 from latent_codec.training.stopping import check_minutes
 
 
-def add_codec(
+def add_codec_arguments(
     parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "the one called default"
 ) -> None:
     """`--codec`, `--for-pipeline`, `--config`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
@@ -19,15 +19,15 @@ def add_codec(
         help="use this codec: a shipped one (default, default-vq), a run, diffusers or pipeline folder, a "
         f"checkpoint file, or a hub id (default: {meaning})",
     )
-    add_subfolder(parser)
-    add_pipeline(parser)
+    add_subfolder_argument(parser)
+    add_pipeline_argument(parser)
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
         help="read the config.json of a weight file given to --codec here, if neither the file nor its folder has it",
     )
-    add_device(parser)
+    add_device_argument(parser)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -36,13 +36,13 @@ def add_codec(
     )
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", help="compute on this device: cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)"
     )
 
 
-def add_subfolder(parser: argparse.ArgumentParser) -> None:
+def add_subfolder_argument(parser: argparse.ArgumentParser) -> None:
     """`--subfolder`, which `main` joins to `--codec`."""
     parser.add_argument(
         "--subfolder",
@@ -51,7 +51,7 @@ def add_subfolder(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_pipeline(parser: argparse.ArgumentParser) -> None:
+def add_pipeline_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--for-pipeline",
         metavar="CLASS",
@@ -60,7 +60,7 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data(
+def add_data_arguments(
     parser: argparse.ArgumentParser,
     *,
     nargs: str = "+",
@@ -89,10 +89,10 @@ def add_data(
     parser.add_argument(
         "--split", default=split, help=f"read this split of data that has splits (default: {split})"
     )
-    add_limit(parser, limit)
+    add_limit_argument(parser, limit)
 
 
-def add_limit(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = None) -> None:
     parser.add_argument(
         "--limit",
         type=int,
@@ -103,7 +103,7 @@ def add_limit(parser: argparse.ArgumentParser, default: int | None = None) -> No
     )
 
 
-def add_out(parser: argparse.ArgumentParser, verb: str, what: str) -> None:
+def add_out_argument(parser: argparse.ArgumentParser, verb: str, what: str) -> None:
     """`--out` of a verb that leaves reports: latent-codec-out/VERB by default."""
     default = Path(f"latent-codec-out/{verb}")
     parser.add_argument(
@@ -111,7 +111,7 @@ def add_out(parser: argparse.ArgumentParser, verb: str, what: str) -> None:
     )
 
 
-def add_copy(parser: argparse.ArgumentParser, what: str) -> None:
+def add_copy_argument(parser: argparse.ArgumentParser, what: str) -> None:
     """`--out` of a verb that changes a codec, or a copy of it."""
     parser.add_argument(
         "--out",
@@ -121,7 +121,7 @@ def add_copy(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_run(parser: argparse.ArgumentParser, what: str) -> None:
+def add_run_argument(parser: argparse.ArgumentParser, what: str) -> None:
     """`--run` of a verb that trains something for a codec."""
     parser.add_argument(
         "--run",
@@ -132,7 +132,7 @@ def add_run(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """`--set` and `--minutes`, of every verb that trains."""
     parser.add_argument(
         "--set",
@@ -150,7 +150,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def check_training(args: argparse.Namespace, trains: bool, advice: str) -> None:
-    """Check what `add_run` and `add_training` add, which is of no use unless the verb trains.
+    """Check what `add_run_argument` and `add_training_arguments` add, which is of no use unless the verb trains.
 
     Raises:
         SettingError: with `advice` for a flag of no use.
@@ -161,11 +161,11 @@ def check_training(args: argparse.Namespace, trains: bool, advice: str) -> None:
             raise SettingError(setting, "none without training", getattr(args, setting), advice=advice)
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
-def add_tile(parser: argparse.ArgumentParser) -> None:
+def add_tile_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile",
         type=int,

@@ -41,9 +41,9 @@ from latent_codec.errors import SettingError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data(parser, limit=256)
-    arguments.add_codec(parser)
-    arguments.add_copy(parser, "the new config")
+    arguments.add_data_arguments(parser, limit=256)
+    arguments.add_codec_arguments(parser)
+    arguments.add_copy_argument(parser, "the new config")
     conventions = parser.add_mutually_exclusive_group()
     for flag, convention, text in (
         ("--normalize", "normalize", "fold mean and std into the weights"),
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--keep-space", "keep", "leave the latents as they are; write force_upcast only"),
     ):
         conventions.add_argument(flag, dest="convention", action="store_const", const=convention, help=text)
-    arguments.add_json(parser)
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ from latent_codec.errors import SettingError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data(parser)
+    arguments.add_data_arguments(parser)
     parser.add_argument(
         "--out", default="compressed", metavar="DIR", help="write NAME.lcf here (default: compressed)"
     )
@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--psnr", action="store_true", help="decode every file to pixels, and compare")
     add_entropy_argument(parser)
-    arguments.add_codec(parser)
-    arguments.add_json(parser)
+    arguments.add_codec_arguments(parser)
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -109,4 +109,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="write this shift of the latents, with --scaling-factor",
     )
-    arguments.add_json(parser)
+    arguments.add_json_argument(parser)

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode tiles of this side one by one; 0: the image at once (default: 1024 above 4 million pixels)",
     )
     add_entropy_argument(parser)
-    arguments.add_codec(parser)
+    arguments.add_codec_arguments(parser)
 
 
 def check(args: argparse.Namespace) -> None:

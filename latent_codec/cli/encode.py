@@ -42,7 +42,7 @@ IMAGES_PER_FILE = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data(parser)
+    arguments.add_data_arguments(parser)
     parser.add_argument(
         "--out",
         default="latents",
@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--indices", action="store_true", help="store codebook indices, or refuse")
     kind.add_argument("--latents", action="store_true", help="store latents, of a codec with a codebook too")
-    arguments.add_codec(parser)
-    arguments.add_tile(parser)
+    arguments.add_codec_arguments(parser)
+    arguments.add_tile_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

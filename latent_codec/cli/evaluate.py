@@ -38,8 +38,8 @@ from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data(parser, split="test")
-    arguments.add_codec(parser, None, "the one called default; with --prior the pipeline's own")
+    arguments.add_data_arguments(parser, split="test")
+    arguments.add_codec_arguments(parser, None, "the one called default; with --prior the pipeline's own")
     parser.add_argument(
         "--prior",
         metavar="PATH",
@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="compare crops of this side by the Frechet distance (default: %(default)s)",
     )
-    arguments.add_out(parser, "evaluate", "images and figures")
-    arguments.add_json(parser)
+    arguments.add_out_argument(parser, "evaluate", "images and figures")
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -26,13 +26,13 @@ from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data(parser, limit=400)
-    arguments.add_codec(parser)
-    arguments.add_copy(parser, "its entropy model")
+    arguments.add_data_arguments(parser, limit=400)
+    arguments.add_codec_arguments(parser)
+    arguments.add_copy_argument(parser, "its entropy model")
     parser.add_argument("--static", action="store_true", help="count values, without training")
-    arguments.add_run(parser, "entropy")
-    arguments.add_training(parser)
-    arguments.add_json(parser)
+    arguments.add_run_argument(parser, "entropy")
+    arguments.add_training_arguments(parser)
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

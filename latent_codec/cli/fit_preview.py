@@ -26,13 +26,13 @@ from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data(parser, nargs="*", limit=24, what=" (default: none, random latents)")
-    arguments.add_codec(parser)
-    arguments.add_copy(parser, "its preview")
+    arguments.add_data_arguments(parser, nargs="*", limit=24, what=" (default: none, random latents)")
+    arguments.add_codec_arguments(parser)
+    arguments.add_copy_argument(parser, "its preview")
     parser.add_argument("--tiny", action="store_true", help="train a tiny decoder as well, on DATA")
-    arguments.add_run(parser, "preview")
-    arguments.add_training(parser)
-    arguments.add_json(parser)
+    arguments.add_run_argument(parser, "preview")
+    arguments.add_training_arguments(parser)
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

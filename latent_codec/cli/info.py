@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="compare on these images, for --against: a folder, tars, hf:owner/name (default: a sample photograph)",
     )
-    arguments.add_limit(parser, 8)
-    arguments.add_device(parser)
+    arguments.add_limit_argument(parser, 8)
+    arguments.add_device_argument(parser)
     parser.add_argument(
         "--codec",
         metavar="NAME_OR_PATH",
@@ -74,10 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="count the bits of a compressed file without overhead, or compare every key of a checkpoint with its network",
     )
-    arguments.add_subfolder(parser)
-    arguments.add_pipeline(parser)
+    arguments.add_subfolder_argument(parser)
+    arguments.add_pipeline_argument(parser)
     add_entropy_argument(parser)
-    arguments.add_json(parser)
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="join the codec that the priors learned; none for a prior over pixels",
     )
-    arguments.add_subfolder(parser)
+    arguments.add_subfolder_argument(parser)
     parser.add_argument(
         "--prior",
         nargs="+",

@@ -49,8 +49,8 @@ from latent_codec.errors import SettingError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data(parser, split="test")
-    arguments.add_codec(parser)
+    arguments.add_data_arguments(parser, split="test")
+    arguments.add_codec_arguments(parser)
     add_entropy_argument(parser)
     parser.add_argument(
         "--qualities",
@@ -67,12 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT,...",
         help="compare with these of jpeg, webp, avif, jxl (default: all that are installed; jxl needs pillow-jxl-plugin)",
     )
-    arguments.add_out(parser, "rd", "curves, images and figures")
+    arguments.add_out_argument(parser, "rd", "curves, images and figures")
     parser.add_argument(
         "--no-curves", action="store_true", help="compare at equal bytes only; rd.png is not written"
     )
     parser.add_argument("--keep-files", action="store_true", help="keep the compressed files, in DIR/files")
-    arguments.add_json(parser)
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

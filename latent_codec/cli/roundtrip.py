@@ -23,13 +23,13 @@ from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data(parser, nargs="*", what=" (default: a sample photograph)")
+    arguments.add_data_arguments(parser, nargs="*", what=" (default: a sample photograph)")
     parser.add_argument(
         "--out", default=".", metavar="DIR", help="write the images here (default: the current folder)"
     )
-    arguments.add_codec(parser)
-    arguments.add_tile(parser)
-    arguments.add_json(parser)
+    arguments.add_codec_arguments(parser)
+    arguments.add_tile_argument(parser)
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

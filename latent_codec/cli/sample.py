@@ -114,8 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="write the grid here (default: %(default)s)",
     )
-    arguments.add_codec(parser, None, "a pipeline")
-    arguments.add_json(parser)
+    arguments.add_codec_arguments(parser, None, "a pipeline")
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:

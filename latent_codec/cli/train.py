@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="the codec to start from or to learn from (default: the preset's)",
     )
-    arguments.add_subfolder(parser)
-    arguments.add_training(parser)
+    arguments.add_subfolder_argument(parser)
+    arguments.add_training_arguments(parser)
     parser.add_argument(
         "--stream",
         action="store_true",

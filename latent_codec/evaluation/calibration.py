@@ -219,7 +219,6 @@ def check_convention(codec: LatentCodec, convention: Convention) -> None:
         ValueError: if the codec's class or pipeline has no place for it.
     """
     kind, reads = type(codec.autoencoder).__name__, codec.family.reads(codec.pipeline)
-    reader = codec.pipeline or "no pipeline"
     if convention == "keep":
         return
     if not reads:

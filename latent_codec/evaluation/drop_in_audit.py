@@ -165,7 +165,9 @@ def _compare_weights(codec: LatentCodec, reference: LatentCodec, *, of_decoder: 
         for each in (codec, reference)
     )
     shared = mine.keys() & theirs.keys()
-    differing = sorted(key for key in shared if not _equal(mine[key], theirs[key]))
+    differing = sorted(
+        key for key in shared if not torch.equal(mine[key].cpu().float(), theirs[key].cpu().float())
+    )
     return WeightComparison(
         num_tensors=len(mine.keys() | theirs.keys()),
         num_equal=len(shared) - len(differing),
@@ -183,10 +185,6 @@ def _config_differences(codec: LatentCodec, reference: LatentCodec) -> tuple[str
         and key not in NOT_OF_THE_ENCODER
         and plain(mine[key]) != plain(theirs[key])
     )
-
-
-def _equal(mine: Tensor, theirs: Tensor) -> bool:
-    return torch.equal(mine.to("cpu", torch.float32), theirs.to("cpu", torch.float32))
 
 
 class _DriftMeter:

@@ -118,17 +118,13 @@ def load_feature_network(device: torch.device | str = "cpu") -> FeatureNetwork |
     Raises:
         OSError: if the weights found are damaged.
     """
-    inception = _inception_weights()
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    inception = next((folder / name for name in INCEPTION_FILES if (folder / name).is_file()), None)
     if inception is not None and importlib.util.find_spec("torch_fidelity"):
         return _inception(inception, device)
     if lpips_available("squeeze"):
         return _squeezenet(device)
     return None
-
-
-def _inception_weights() -> Path | None:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    return next((folder / name for name in INCEPTION_FILES if (folder / name).is_file()), None)
 
 
 def _inception(path: Path, device: torch.device | str) -> FeatureNetwork:

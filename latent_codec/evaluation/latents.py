@@ -104,7 +104,6 @@ class LatentMeter:
 
 def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: str = "") -> None:
     """Draw every channel's histogram with the standard normal's curve over it, as a PNG at `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts = torch.tensor(statistics.histogram, dtype=torch.float64)
@@ -133,6 +132,5 @@ def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: s
     axes[0].legend(fontsize=7)
     if title:
         figure.suptitle(title, fontsize=10)
-    FigureCanvasAgg(figure)
     with replacing(path) as written:
         figure.savefig(written, dpi=120, format="png")

@@ -306,7 +306,7 @@ class PositionSampler:
             micro_batch += 1
 
 
-def first_images(stream, count: int, *, name: str, column: str | None = None) -> ImageSource:
+def first_images(stream, count: int, *, name: str) -> ImageSource:
     """The first images of a stream by random access, kept in memory as they were encoded.
 
     For what needs the same images again and again: samples, calibration, a linear start.
@@ -315,14 +315,13 @@ def first_images(stream, count: int, *, name: str, column: str | None = None) ->
         stream: a `datasets.IterableDataset`, as `open_stream` gives it.
         count: at most.
         name: of the stream, for messages.
-        column: as for `StreamedCrops`.
 
     Raises:
         ValueError: if the stream has no images.
     """
     import datasets
 
-    column = image_column(stream.features or {}, column, name)
+    column = image_column(stream.features or {}, None, name)
     undecoded = stream.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     cells = list(undecoded.take(count))
     if not cells:

@@ -44,12 +44,13 @@ def build_optimizer(
     ratio = (config.discriminator_learning_rate or config.learning_rate) / config.learning_rate
     slow = {id(parameter) for parameter in encoder}
     trained = list(trained)
+    learning = (
+        ([each for each in trained if id(each) not in slow], 1.0),
+        ([each for each in trained if id(each) in slow], config.encoder_factor),
+        (discriminator, ratio),
+    )
     return torch.optim.AdamW(
-        _groups([each for each in trained if id(each) not in slow], 1.0, config.fan_in_reference)
-        + _groups(
-            [each for each in trained if id(each) in slow], config.encoder_factor, config.fan_in_reference
-        )
-        + _groups(discriminator, ratio, config.fan_in_reference),
+        [group for some, factor in learning for group in _groups(some, factor, config.fan_in_reference)],
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,

@@ -112,14 +112,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
 
 
 class Preview:
-    """A pipeline's callback that shows the grid so far: at most twice a second, and a fifth of the time.
-
-    Args:
-        pipe: the pipeline that calls it.
-        path: the image, always whole.
-        num_drawn: images in all.
-        columns: of the grid.
-    """
+    """A pipeline's callback that rewrites `path` with the grid so far: at most twice a second, and a fifth of the time."""
 
     def __init__(self, pipe, path: Path, num_drawn: int, columns: int):
         self.pipe, self.path, self.num_drawn, self.columns = pipe, path, num_drawn, columns
