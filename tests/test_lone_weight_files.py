@@ -115,7 +115,9 @@ def test_every_verb_with_a_codec_takes_the_config(tmp_path, capsys):
     ]
     assert main(["roundtrip", str(tmp_path / "images"), *flags]) == 0
     assert main(["info", str(lone)]) == 0
-    assert "does not show norm_num_groups" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "does not show norm_num_groups" in out
+    assert "give it: --config config.json, or convert it with --norm-num-groups N" in out
 
 
 def test_the_verb_converts_by_config_or_by_groups(tmp_path, capsys):

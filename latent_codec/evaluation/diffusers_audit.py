@@ -45,11 +45,13 @@ def in_diffusers(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
     yield from _precision_limits(codec, row)
     if not type(codec.autoencoder).__module__.startswith("diffusers."):
         package = type(codec.autoencoder).__module__.partition(".")[0]
-        yield limit(
-            f"{kind} is a class of {package}: a saved pipeline reloads after `import {package}` only"
-            + _as_plain_vq(config),
-            f"`import {package}` before from_pretrained, or pass vae=codec.autoencoder",
-        )
+        reason = f"{kind} is a class of {package}: a saved pipeline reloads after `import {package}` only"
+        if config.get("assignment") == "linear":
+            reason += (
+                "; loaded as a plain VQModel it lacks quantize.proj, and is exact from indices only: latents are "
+                "snapped to other codewords"
+            )
+        yield limit(reason, f"`import {package}` before from_pretrained, or pass vae=codec.autoencoder")
 
 
 def _classes(codec: LatentCodec) -> set[str]:
@@ -115,7 +117,7 @@ def _problems(codec: LatentCodec, row: PipelineSpace) -> Iterator[tuple[str, str
         if config.get(key) is None and not (key not in config and _classes(codec) & set(row.autoencoders))
     }
     if "scaling_factor" in missing and row.scale is None:
-        yield "it divides by scaling_factor, which is not set", _register(scaling_factor="1.0")
+        yield "it divides by scaling_factor, which is not set", _register("scaling_factor", "1.0")
     if row.generator and not _takes(autoencoder.decode, "generator"):
         ours = "open the folder with latent_codec.AutoencoderVQ.from_pretrained"
         reason = f"it calls decode(..., generator=...), and {kind}.decode has no generator"
@@ -124,7 +126,7 @@ def _problems(codec: LatentCodec, row: PipelineSpace) -> Iterator[tuple[str, str
         convert = (
             f"`latent-codec convert CODEC FOLDER --scaling-factor {space.scaling_factor} --shift-factor 0`"
         )
-        remedy = convert if "shift_factor" in config else _register(shift_factor="0.0")
+        remedy = convert if "shift_factor" in config else _register("shift_factor", "0.0")
         yield "it adds shift_factor, which is not set", remedy
     calibrate = "`latent-codec calibrate DATA --codec CODEC"
     if missing & set(MEAN_AND_STD):
@@ -219,7 +221,7 @@ def _precision_limits(codec: LatentCodec, row: PipelineSpace) -> Iterator[Findin
     elif "force_upcast" not in config:
         yield limit(
             f"in float16, and in image-to-image, it reads force_upcast, which {kind}'s config lacks",
-            _register(force_upcast="False"),
+            _register("force_upcast", "False"),
         )
     elif config.force_upcast and "post_quant_conv" in row.upcasts and not codec.family.has_post_quant_conv:
         yield limit(
@@ -229,15 +231,5 @@ def _precision_limits(codec: LatentCodec, row: PipelineSpace) -> Iterator[Findin
         )
 
 
-def _as_plain_vq(config) -> str:
-    if config.get("assignment") != "linear":
-        return ""
-    return (
-        "; loaded as a plain VQModel it lacks quantize.proj, and is exact from indices only: latents are snapped to "
-        "other codewords"
-    )
-
-
-def _register(**entry: str) -> str:
-    ((key, value),) = entry.items()
+def _register(key: str, value: str) -> str:
     return f"codec.autoencoder.register_to_config({key}={value})"

@@ -218,11 +218,10 @@ def _levels(
     priors: Sequence[AutoregressivePrior], codec: LatentCodec | None
 ) -> dict[int, AutoregressivePrior]:
     """Priors by level; that of a single one follows from its condition."""
-    num_levels = len(codec.codebook_sizes) if codec is not None else 1
     if len(priors) == 1:
         return {_level_of(priors[0], codec): priors[0]}
-    if len(priors) != num_levels:
-        whose = f"{codec.name} has {num_levels} levels" if codec is not None else "no codec"
+    if codec is None or len(priors) != len(codec.codebook_sizes):
+        whose = "no codec" if codec is None else f"{codec.name} has {len(codec.codebook_sizes)} levels"
         raise ValueError(f"expected one prior for each level, or one, got {len(priors)}: {whose}")
     return dict(enumerate(priors))
 

@@ -48,14 +48,12 @@ class QualityMeter:
 
     def result(self) -> dict[str, Figure]:
         """The mean of each metric."""
-        return {"psnr": self._psnr()} | {metric: self._mean(metric) for metric in TITLES}
-
-    def _psnr(self) -> Figure:
         equal = sum(math.isinf(image.psnr) for image in self.images)
         note = "dB, 8 bits per channel, mean over images"
         if equal:
             note += f"; infinite because {equal} of {len(self.images)} came back identical"
-        return Figure(value=mean(image.psnr for image in self.images), note=note)
+        psnr = Figure(value=mean(image.psnr for image in self.images), note=note)
+        return {"psnr": psnr} | {metric: self._mean(metric) for metric in TITLES}
 
     def _mean(self, metric: str) -> Figure:
         if metric == "lpips" and not metrics.lpips_available():

@@ -8,6 +8,7 @@ Bits per pixel are those of the whole file, over the pixels of the original.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -134,17 +135,14 @@ class _Tests:
         self.name, self.index, self.original, self.folder = name, index, original, folder
         self._image = to_pil(original)
         self._encoded: dict[tuple[str, int | None], bytes] = {}
-        self._measured: dict[tuple[str, int | None], Trial] = {}
+        self._measured = cache(self._measure)
         folder.mkdir(parents=True, exist_ok=True)
 
     def run(
         self, comparison: str, compressor: Compressor, quality: int | None, bound: float = math.inf
     ) -> Trial:
         """What the file of this quality takes and gives."""
-        key = compressor.name, quality
-        if key not in self._measured:
-            self._measured[key] = self._measure(compressor, quality)
-        found = self._measured[key]
+        found = self._measured(compressor, quality)
         return replace(found, comparison=comparison, fits=found.num_bytes <= bound)
 
     def run_within(self, comparison: str, compressor: Compressor, bound: float) -> Trial:

@@ -214,14 +214,11 @@ def paired_difference(
         (getattr(mine, metric), getattr(other, metric)) for mine, other in zip(ours, theirs, strict=True)
     ]
     differences = [a - b for a, b in pairs if a is not None and b is not None and math.isfinite(a - b)]
-    if len(differences) < 2:
+    count = len(differences)
+    if count < 2:
         return None
     middle = mean(differences)
-    half = (
-        student_t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)
-        * stdev(differences)
-        / math.sqrt(len(differences))
-    )
+    half = student_t.ppf((1 + CONFIDENCE) / 2, count - 1) * stdev(differences) / math.sqrt(count)
     low, high = middle - half, middle + half
     more = None if low <= 0 <= high else middle > 0
     ahead = None if more is None else more != (metric in LESS_IS_BETTER)

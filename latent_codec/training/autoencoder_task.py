@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from latent_codec.errors import SettingError
-from latent_codec.families import Family, family_of
+from latent_codec.families import family_of
 from latent_codec.metrics import LPIPS_MIN_SIDE
 from latent_codec.models.discriminator import PatchDiscriminator, min_side
 from latent_codec.models.initialization import initialize_codebooks, initialize_linear_code
@@ -42,7 +42,10 @@ class AutoencoderTask(Task):
         self.family = family_of(network)
         channels = self.family.channels
         crops = TrainingCrops.configured(config, inputs.source, channels)
-        self.latent_shape = _latent_shape(config, self.family)
+        self.latent_shape = None  # of the noise that the posterior is sampled by, (C, h, w)
+        if config.objective.posterior == "sample" and self.family.has_posterior:
+            space = self.family.latent_space()
+            self.latent_shape = space.raw_channels, *(side // space.raw_factor for side in config.data.size)
         self.samples = report.SampleImages(inputs.source, channels, config)
         if config.model.initialization == "linear" and not inputs.resumes:
             count = config.codebook.kmeans_crops if self.family.levels else _LINEAR_START_CROPS
@@ -65,7 +68,14 @@ class AutoencoderTask(Task):
     def check(cls, config: TrainingConfig, network: Autoencoder, inputs: TaskInputs) -> None:
         shape, family, objective = network.config, family_of(network), config.objective
         name = type(network).__name__
-        _check_trainable(config, family, name)
+        if family.trainable is None and config.model.train == "all":
+            expected = f'"decoder" for {name}: {", ".join(CLASSES)} are trained from end to end'
+            raise config.error("model.train", expected)
+        if family.untrained:
+            expected = (
+                f"a codec whose decoder is trained on images, and that of {name} is not: {family.untrained}"
+            )
+            raise config.error("model.pretrained", expected)
         channels = shape.get("in_channels"), shape.get("out_channels")
         if None not in channels and family.channels == channels[0] != channels[1]:
             raise SettingError("model.arguments", "as many out_channels as in_channels", channels)
@@ -80,8 +90,11 @@ class AutoencoderTask(Task):
         ):
             expected = f'"random" or "even" for {name}: a linear start knows AutoencoderKL and AutoencoderVQ'
             raise config.error("model.initialization", expected)
-        if not family.has_posterior:
-            _check_without_posterior(config, name)
+        if objective.kl_weight and not family.has_posterior:
+            raise config.error("objective.kl_weight", f"0 for {name}, which has no posterior")
+        if objective.is_likelihood and not family.has_posterior:
+            expected = f'"l1" or "mse" for {name}, which has no posterior'
+            raise config.error("objective.reconstruction", expected)
         if family.levels and family.trainable:
             _check_codebooks(config, shape, name)
         is_known = any(isinstance(module, ACTIVATION_BLOCKS) for module in network.modules())
@@ -108,7 +121,17 @@ class AutoencoderTask(Task):
         train_encoder = config.model.train == "all"
         self.frozen = {} if train_encoder else _all_but_decoder(network)
         objective = AutoencoderObjective(network, config.objective, train_encoder=train_encoder)
-        self.learners = _codebook_learners(config, network)
+        is_learned = train_encoder and self.family.levels
+        self.learners = torch.nn.ModuleList(
+            CodebookLearner(
+                quantizer,
+                learning=config.codebook.learning,
+                decay=config.codebook.decay,
+                restart_below=config.codebook.restart_below,
+                seed=config.run.seed,
+            )
+            for quantizer in (network.quantizers if is_learned else [])
+        )  # of each codebook, top level first
         if self.learners:
             self.modules["codebooks"] = self.learners.to(device)
         self.discriminator = None
@@ -269,26 +292,6 @@ class AutoencoderTask(Task):
         return terms, restarted
 
 
-def _check_trainable(config: TrainingConfig, family: Family, name: str) -> None:
-    """Refuse to train what is only used here."""
-    if family.trainable is None and config.model.train == "all":
-        expected = f'"decoder" for {name}: {", ".join(CLASSES)} are trained from end to end'
-        raise config.error("model.train", expected)
-    if family.untrained:
-        expected = (
-            f"a codec whose decoder is trained on images, and that of {name} is not: {family.untrained}"
-        )
-        raise config.error("model.pretrained", expected)
-
-
-def _check_without_posterior(config: TrainingConfig, name: str) -> None:
-    """Refuse terms of a posterior."""
-    if config.objective.kl_weight:
-        raise config.error("objective.kl_weight", f"0 for {name}, which has no posterior")
-    if config.objective.is_likelihood:
-        raise config.error("objective.reconstruction", f'"l1" or "mse" for {name}, which has no posterior')
-
-
 def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:
     """Refuse what a network with codewords cannot be trained by."""
     codebook, model = config.codebook, config.model
@@ -306,23 +309,6 @@ def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:
         raise config.error("codebook.start_step", "0 for a linear start, which has a codebook")
     if model.initialization == "linear" and not codebook.kmeans_crops:
         raise config.error("codebook.kmeans_crops", "above 0 for a linear start, which has a codebook")
-
-
-def _codebook_learners(config: TrainingConfig, autoencoder: Autoencoder) -> torch.nn.ModuleList:
-    """One per codebook that is trained, top level first."""
-    if config.model.train == "decoder":
-        return torch.nn.ModuleList()
-    settings = config.codebook
-    return torch.nn.ModuleList(
-        CodebookLearner(
-            quantizer,
-            learning=settings.learning,
-            decay=settings.decay,
-            restart_below=settings.restart_below,
-            seed=config.run.seed,
-        )
-        for quantizer in (autoencoder.quantizers if family_of(autoencoder).levels else [])
-    )
 
 
 @torch.no_grad()
@@ -359,11 +345,3 @@ def _all_but_decoder(autoencoder: Autoencoder) -> dict[str, Tensor]:
 def _changed(autoencoder: Autoencoder, frozen: dict[str, Tensor]) -> bool:
     state = autoencoder.state_dict()
     return any(not torch.equal(state[key], tensor) for key, tensor in frozen.items())
-
-
-def _latent_shape(config: TrainingConfig, family: Family) -> tuple[int, int, int] | None:
-    """Shape of the noise that the posterior is sampled by, (C, h, w); None where it is not."""
-    if config.objective.posterior == "mean" or not family.has_posterior:
-        return None
-    space = family.latent_space()
-    return (space.raw_channels, *(side // space.raw_factor for side in config.data.size))

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -230,16 +231,12 @@ def _crop_arguments(config: TrainingConfig, channels: int) -> dict[str, Any]:
 
 
 def _check_crop_arguments(size, channels, seed, scale) -> None:
+    factors = "(smallest, largest) resize factor, 0 < smallest <= largest"
     for name, value, fits, expected in (
         ("size", size, len(size) == 2 and min(size) >= 1, "(height, width) in pixels, each at least 1"),
         ("channels", channels, channels in (1, 3, 4), "1, 3 or 4"),
         ("seed", seed, seed >= 0, "at least 0"),
-        (
-            "scale",
-            scale,
-            0 < scale[0] <= scale[1],
-            "(smallest, largest) resize factor, 0 < smallest <= largest",
-        ),
+        ("scale", scale, 0 < scale[0] <= scale[1], factors),
     ):
         if not fits:
             raise SettingError(name, expected, value)
@@ -263,6 +260,7 @@ def _cumulative_areas(source: ImageSource) -> np.ndarray:
     return areas.cumsum()
 
 
+@dataclass(eq=False)
 class PositionSampler:
     """Batches of positions for one process, from any optimizer step on; for `DataLoader(batch_sampler=...)`.
 
@@ -276,26 +274,20 @@ class PositionSampler:
         num_steps: optimizer steps to give; None: without end.
     """
 
-    def __init__(
-        self,
-        start_step: int = 0,
-        *,
-        batch_size: int,
-        accumulation: int = 1,
-        process_index: int = 0,
-        num_processes: int = 1,
-        num_steps: int | None = None,
-    ):
-        if min(batch_size, accumulation) < 1 or start_step < 0:
+    start_step: int = 0
+    _: KW_ONLY
+    batch_size: int
+    accumulation: int = 1
+    process_index: int = 0
+    num_processes: int = 1
+    num_steps: int | None = None
+
+    def __post_init__(self):
+        if min(self.batch_size, self.accumulation) < 1 or self.start_step < 0:
             expected = "at least 1 each, and start_step at least 0"
-            raise SettingError("batch_size, accumulation", expected, (batch_size, accumulation, start_step))
-        _check_process(process_index, num_processes)
-        self.start_step = start_step
-        self.batch_size = batch_size
-        self.accumulation = accumulation
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.num_steps = num_steps
+            got = self.batch_size, self.accumulation, self.start_step
+            raise SettingError("batch_size, accumulation", expected, got)
+        _check_process(self.process_index, self.num_processes)
 
     def __iter__(self) -> Iterator[list[int]]:
         micro_batch = self.start_step * self.accumulation

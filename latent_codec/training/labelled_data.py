@@ -1,6 +1,7 @@
 """Classes of images, and the images that a training keeps out to be measured on."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,14 +37,15 @@ class Labels:
         return int(self._classes.max()) + 1
 
 
+@dataclass
 class ClassOf:
     """The class of an image by its number among some of them; 0 for all where there are no classes."""
 
-    def __init__(self, labels: Labels | None, numbers: Sequence[int]):
-        self._labels, self._numbers = labels, numbers
+    labels: Labels | None
+    numbers: Sequence[int]
 
     def __call__(self, index: int) -> int:
-        return 0 if self._labels is None else self._labels[self._numbers[index]]
+        return 0 if self.labels is None else self.labels[self.numbers[index]]
 
 
 def hold_out(images: Images, share: float, seed: int) -> tuple[list[int], list[int]]:

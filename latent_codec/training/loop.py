@@ -141,7 +141,8 @@ def train(
         )
         signalled = None
         with StopRequest(max_minutes) as stop, journal:
-            watch = _StopWatch(accelerator, stop)
+            # Asks after every step whether any process is to stop, without waiting for the device.
+            asking = distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
             while step < config.run.steps:
                 # Gradients, over the micro-batches.
                 task.begin_step(step)
@@ -176,7 +177,7 @@ def train(
                     task.write_samples(out / "samples" / f"{step:08d}.png")
 
                 # Checkpoint, stop.
-                stopping, signalled = watch.any_process()
+                stopping, signalled = _any_process(stop, asking)
                 if step % config.run.checkpoint_every == 0 or step == config.run.steps or stopping:
                     journal.settle()  # weights of a step that is not finite are not written
                     state = {**facts, "journal": journal.state_dict(), **task.state_dict()}
@@ -199,7 +200,7 @@ def train(
         task.check_end()
         skipped = gather_object(task.skipped)
         # With its wrappers alive torch 2.6 can wait for ever when the group of processes ends.
-        del batches, optimizers, watch
+        del batches, optimizers, asking
         task.release()
         accelerator.free_memory()
         accelerator.end_training()
@@ -298,17 +299,10 @@ def _mean_over_processes(
     return dict(zip(micro_terms[0], accelerator.reduce(stacked, reduction="mean")))
 
 
-class _StopWatch:
-    """Asks after every step whether any process is to stop, without waiting for the device."""
-
-    def __init__(self, accelerator: Accelerator, stop: StopRequest):
-        self._stop = stop
-        self._group = distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
-
-    def any_process(self) -> tuple[bool, int | None]:
-        """Whether any is to stop, and the highest number of the signals that they got."""
-        mine = torch.tensor([int(self._stop.requested), self._stop.signal or 0])
-        if self._group is not None:
-            distributed.all_reduce(mine, distributed.ReduceOp.MAX, group=self._group)
-        requested, number = mine.tolist()
-        return bool(requested), number or None
+def _any_process(stop: StopRequest, group) -> tuple[bool, int | None]:
+    """Whether any process of the group is to stop, and the highest number of the signals that they got."""
+    mine = torch.tensor([int(stop.requested), stop.signal or 0])
+    if group is not None:
+        distributed.all_reduce(mine, distributed.ReduceOp.MAX, group=group)
+    requested, number = mine.tolist()
+    return bool(requested), number or None

@@ -90,22 +90,22 @@ def _check_facts(facts: dict[str, Any], arguments: dict, owner: str, codec: Late
 def _quantizer(arguments: dict, data: PriorData) -> dict[str, Any]:
     """The scalar quantizer's arguments, from the range of the latents."""
     lowest, highest = arguments.get("latent_minimum", -128), arguments.get("latent_maximum", 127)
-    latents = torch.stack([levels[-1] for levels, _ in _first_items(data)])
-    found = ScalarQuantizer.from_latents(latents, num_levels=highest - lowest + 1)
+    found = ScalarQuantizer.from_latents(_first_values(data), num_levels=highest - lowest + 1)
     return {"latent_steps": found.steps, "latent_minimum": found.minimum, "latent_maximum": found.maximum}
 
 
 def _most_frequent(prior: AutoregressivePrior, data: PriorData) -> tuple[int, ...]:
     """The commonest index of each channel."""
-    values = torch.stack([levels[-1] for levels, _ in _first_items(data)])
+    values = _first_values(data)
     if values.is_floating_point():
         values = prior.encode_latents(values)
     channels = values.movedim(1, 0).flatten(1) if prior.has_channels else values.flatten()[None]
     return tuple(int(torch.bincount(channel).argmax()) for channel in channels)
 
 
-def _first_items(data: PriorData) -> list[Item]:
-    return [data.train[position] for position in range(min(len(data.train), _SURVEYED))]
+def _first_values(data: PriorData) -> Tensor:
+    items = (data.train[position] for position in range(min(len(data.train), _SURVEYED)))
+    return torch.stack([levels[-1] for levels, _ in items])
 
 
 class PriorTask(Task):

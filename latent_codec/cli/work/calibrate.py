@@ -32,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
     for reason in measured.skipped:
         print(f"skipped {reason}", file=sys.stderr)
 
-    _save(codec, folder, _stored_dtypes(weights, args.config))
+    torch.nn.Module.to(codec.autoencoder, dtype=_stored_dtype(weights, args.config))
+    codec.save_pretrained(folder)
     saved = LatentCodec.from_pretrained(folder, pipeline=codec.pipeline)
     found = {
         "codec": codec.name,
@@ -55,23 +56,14 @@ def run(args: argparse.Namespace) -> None:
             print("Scale and shift were as measured before, and stay.")
 
 
-def _stored_dtypes(weights: Path, config: Path | None) -> set:
-    """Dtypes of the codec's weights in their file, whatever else is in it; `config` is the one given for it."""
-
-    if not is_foreign_file(weights):
-        return set(open_weights(weights).dtypes.values())
-
-    foreign = read_foreign(weights, settings=None if config is None else given_settings(config))
-    return {foreign.tensors[key].dtype for key in foreign.keys.mapped}
-
-
-def _save(codec, folder: Path, dtypes: set) -> None:
-    """Save in the precision in which the weights were stored, so that a half-precision codec stays half as large."""
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    if dtype not in (torch.float16, torch.bfloat16):
-        dtype = torch.float32
-    torch.nn.Module.to(codec.autoencoder, dtype=dtype)
-    codec.save_pretrained(folder)
+def _stored_dtype(weights: Path, config: Path | None) -> torch.dtype:
+    """The half precision that all of the codec's weights have in their file, or float32; `config` is the one given for it."""
+    if is_foreign_file(weights):
+        foreign = read_foreign(weights, settings=None if config is None else given_settings(config))
+        dtypes = {foreign.tensors[key].dtype for key in foreign.keys.mapped}
+    else:
+        dtypes = set(open_weights(weights).dtypes.values())
+    return next((dtype for dtype in (torch.float16, torch.bfloat16) if dtypes == {dtype}), torch.float32)
 
 
 def _print_report(found: dict, parity_note: str) -> None:

@@ -40,17 +40,14 @@ def _evaluate_codec(args: argparse.Namespace) -> None:
         with showing("decoding codewords") as report:
             tiles.append(codeword_tiles(codec, level, on_progress=report))
 
-    images = {"images.png": comparison_image(codec, source, evaluation)}
-    if tiles:
-        images["codebook.png"] = codebook_sheet(codec, evaluation, tiles)
-        images["indices.png"] = index_sheet(codec, source, evaluation, tiles)
-    names = ["images.png", "latents.png", *(["codebook.png", "indices.png"] if tiles else [])]
-    files = [args.out / name for name in names]
+    files = [args.out / name for name in ("images.png", "latents.png")]
     with showing(f"writing {args.out}"):
-        for name, image in images.items():
-            write_image(image, args.out / name)
-        title = f"Latents of {codec.name}"
-        plot_latent_histograms(evaluation.latents, args.out / "latents.png", title=title)
+        write_image(comparison_image(codec, source, evaluation), files[0])
+        plot_latent_histograms(evaluation.latents, files[1], title=f"Latents of {codec.name}")
+        if tiles:
+            files += [args.out / name for name in ("codebook.png", "indices.png")]
+            write_image(codebook_sheet(codec, evaluation, tiles), files[2])
+            write_image(index_sheet(codec, source, evaluation, tiles), files[3])
     found = {"data": args.data} | evaluation.to_dict()
     show = partial(_print_evaluation, evaluation, " ".join(args.data))
     _finish(args, found, "evaluation.json", files, evaluation.skipped, show)

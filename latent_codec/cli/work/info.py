@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from latent_codec.cli.compressed_files import is_compressed_file
+from latent_codec.cli.messages import one_line
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.compressed_files import describe_compressed_file
 from latent_codec.cli.work.printing import for_people, print_json
@@ -179,6 +180,7 @@ def _describe_checkpoint(path: Path, *, verbose: bool) -> dict:
     Args:
         verbose: build its network, and compare every key with it.
     """
+    from latent_codec.cli import convert
     from latent_codec.conversion.checkpoints import open_entries
     from latent_codec.conversion.foreign import read_foreign
     from latent_codec.conversion.renaming import ConversionError
@@ -205,7 +207,9 @@ def _describe_checkpoint(path: Path, *, verbose: bool) -> dict:
     except ConversionError as error:
         prefixes = sorted({key.partition(".")[0] for key in opened})
         title = error.title if isinstance(error, SettingsNeededError) else "unknown"
-        return facts | {"format": title, "reason": str(error), "prefixes": prefixes}
+        converting = argparse.ArgumentParser()  # whose flags give what is missing
+        convert.add_arguments(converting)
+        return facts | {"format": title, "reason": one_line(error, converting), "prefixes": prefixes}
     published = foreign.format.published_scales(foreign.network.config)
     config = {
         key: list(value) if isinstance(value, tuple) else value

@@ -28,7 +28,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _sample_pipeline(args: argparse.Namespace) -> None:
-
     height, width = args.size or (None, None)
     for path in filter(None, (args.out, args.preview)):
         _check_writable(path)
@@ -39,9 +38,10 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
         pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device)
     pipe.set_progress_bar_config(disable=True)
     labels = _labels(args.label, pipe, list(priors_of(pipe).values()))
-    num_drawn = args.num * len(labels or [None])
-    columns = args.num if labels and len(labels) > 1 else math.ceil(math.sqrt(args.num))
-    preview = Preview(pipe, args.preview, num_drawn, columns) if args.preview else None
+    num_rows = len(labels or [None])
+    preview = None
+    if args.preview:
+        preview = Preview(pipe, args.preview, args.num * num_rows, _columns(args.num, num_rows))
     began = time.monotonic()
     with showing("sampling") as report:
 
@@ -64,10 +64,8 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
             callback=follow,
         )
     seconds = time.monotonic() - began
-    num_rows = len(labels or [None])
     kept = len(drawn.images) // num_rows
-    columns_kept = kept if num_rows > 1 else math.ceil(math.sqrt(kept))
-    sheet = _sheet(drawn.images, columns_kept)
+    sheet = _sheet(drawn.images, _columns(kept, num_rows))
     for path in filter(None, (args.out, args.preview)):
         write_image(sheet, path)
 
@@ -137,6 +135,11 @@ class Preview:
             self.finished += images
 
 
+def _columns(num: int, num_rows: int) -> int:
+    """Of a sheet with a row for every label, or of a square."""
+    return num if num_rows > 1 else math.ceil(math.sqrt(num))
+
+
 def _sheet(images, columns: int):
     """PIL images as a grid, small ones enlarged."""
     return image_grid([enlarged(image, -(-MIN_SIDE // min(image.size))) for image in images], columns)
@@ -199,7 +202,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
         for batch in progress(batches, "sampling")
         for image in codec.decode(batch.to(codec.device), size=(height, width))
     ]
-    write_image(_sheet(samples, math.ceil(math.sqrt(args.num))), args.out)
+    write_image(_sheet(samples, _columns(args.num, 1)), args.out)
 
     drawn = _what_was_drawn(codec.latent_space, args.temperature)
     if args.json:
