@@ -489,7 +489,7 @@ def test_evaluate_notes_another_codec_on_stderr(place, capsys):
 def test_evaluate_refuses_what_does_not_fit(place, capsys):
     for argv, message in [
         ("data --prior run", "expected the codec that the prior, a PixelSNAIL over codes was trained with"),
-        ("data --prior run --codec levels", "knows 12 codes on level 0, and levels has 11"),
+        ("data --prior run --codec levels", "knows 12 codewords on level 0, and levels has 11"),
         ("data --prior pixels --codec mine", "codec: expected none for the prior"),
         (
             "data --prior run --codec mine --label Smiling",

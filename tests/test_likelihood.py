@@ -324,7 +324,7 @@ def test_what_does_not_belong_together_is_refused(source, tmp_path):
     three = vq((2, 2, 2), (12, 12, 12), name="three")
     told = cnn(codebook_size=12, condition_codebook_size=12)
     for priors, images, codec, message in [
-        ([cnn(codebook_size=16)], source, codes, "knows 16 codes on level 0, and codes has 12"),
+        ([cnn(codebook_size=16)], source, codes, "knows 16 codewords on level 0, and codes has 12"),
         (
             [cnn(codebook_size=12)],
             source,

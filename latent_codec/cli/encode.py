@@ -28,10 +28,10 @@ Examples:
                                              subfolders are kept
   latent-codec encode photos/ --out all.safetensors
                                              one file for all
-  latent-codec encode photos/ --shard 1000 --out codes
-  latent-codec encode "train-{000..003}.tar" --codec runs/mine --out codes
+  latent-codec encode photos/ --shard 1000 --out encoded
+  latent-codec encode "train-{000..003}.tar" --codec runs/mine --out encoded
   latent-codec encode fashion_mnist/ --split test --codec runs/mine
-  latent-codec encode hf:owner/name --codec runs/mine --out codes
+  latent-codec encode hf:owner/name --codec runs/mine --out encoded
 """
 
 import argparse

@@ -28,7 +28,7 @@ Examples:
   latent-codec evaluate photos/ --prior runs/joined
                                    a pipeline, with its codec and priors
   latent-codec evaluate photos/ --prior runs/prior --codec runs/mine
-  latent-codec evaluate codes/ --prior runs/prior --codec runs/mine
+  latent-codec evaluate encoded/ --prior runs/prior --codec runs/mine
                                    latent files of `latent-codec encode`
 """
 

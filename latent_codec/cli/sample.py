@@ -17,10 +17,10 @@ latents of images away from mean 0 and std 1, the samples follow that mean and
 std, per channel where the config has them per channel. It prints the
 distribution.
 
-Every position of the grid of latents is sampled independently. A codec with
-one vector per image (a 1x1 grid) gives whole images from that; one with a
-larger grid gives textures, since a denoiser or a prior is needed for the
-dependence between positions. Discrete codecs are refused for that reason.
+Every position of the latents is sampled independently. A codec with a single
+position per image gives whole images from that; one with more gives textures,
+since a denoiser or a prior is needed for the dependence between positions.
+Discrete codecs are refused for that reason.
 
 Examples:
   latent-codec sample       the shipped garments, a row for every class

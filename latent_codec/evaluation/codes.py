@@ -1,6 +1,6 @@
-"""Codes of a discrete codec: how much of its codebooks images use, what they cost in bits, and what they look like.
+"""Indices of a discrete codec: how much of its codebooks images use, what they cost in bits, and what they look like.
 
-    images --encode_indices--> grids --CodeMeter--> CodeStatistics
+    images --encode_indices--> index maps --CodeMeter--> CodeStatistics
                                    |
     codebook --codeword_tiles--> tiles --index_map--> image of the indices
                                    +---codebook_image--> image of the codewords
@@ -50,7 +50,7 @@ class CodeUsage:
 
     codebook_size: int
     first_grid: tuple[int, int]
-    """Height and width of the first image's grid."""
+    """Height and width of the first image's index map."""
     num_indices: int
     used_codes: int
     dead_codes: int
@@ -158,7 +158,7 @@ def code_usage(counts: Tensor, first_grid: tuple[int, int], num_pixels: int) -> 
 
 
 def grid_shapes(codec: LatentCodec, height: int, width: int) -> list[tuple[int, int]]:
-    """Height and width of each level's grid, for an image of `height` by `width`, padded as the codec does it."""
+    """Height and width of each level's index map, for an image of `height` by `width`, padded as the codec does it."""
     return codec_facts.grid_shapes([each.side for each in codec.levels], height, width)
 
 
@@ -172,7 +172,7 @@ def fixed_length_bits_per_pixel(codec: LatentCodec, height: int, width: int) -> 
 def codeword_tiles(
     codec: LatentCodec, level: int = 0, *, on_progress: Callable[[int, int], None] | None = None
 ) -> Tensor:
-    """What each codeword of a level paints where all around it are the same: one position of a constant grid.
+    """What each codeword of a level paints where all around it are the same: one position of a constant index map.
 
     The other levels of a HierarchicalVQ stay at their mean codewords.
 
@@ -255,29 +255,29 @@ def codebook_image(
 
 
 def index_map(
-    grid: Tensor, *, side: int, size: tuple[int, int] | None = None, colors: Tensor | None = None
+    indices: Tensor, *, side: int, size: tuple[int, int] | None = None, colors: Tensor | None = None
 ) -> Image.Image:
-    """A grid of indices as an image: a square of one color for each.
+    """An index map as an image: a square of one color for each index.
 
     Args:
-        grid: int64 (h, w).
+        indices: int64 (h, w).
         side: of a square in pixels: the level's `side` gives the coded image's size.
         size: (height, width) to crop to, the coded image's; None keeps the padding.
         colors: of the indices, uint8 (codebook_size, 3): `mean_colors` of the codewords' tiles, for instance.
             None means `false_colors`, which tell indices apart and say nothing of what they paint.
 
     Raises:
-        ValueError: for a grid of another shape, or indices without a color.
+        ValueError: for indices of another shape, or indices without a color.
     """
-    if grid.ndim != 2 or not grid.numel():
-        raise ValueError(f"expected a grid (h, w), no side 0, got shape {tuple(grid.shape)}")
-    grid = grid.cpu()
-    colors = false_colors(int(grid.max()) + 1) if colors is None else colors
-    if not 0 <= grid.min() <= grid.max() < len(colors):
+    if indices.ndim != 2 or not indices.numel():
+        raise ValueError(f"expected an index map (h, w), no side 0, got shape {tuple(indices.shape)}")
+    indices = indices.cpu()
+    colors = false_colors(int(indices.max()) + 1) if colors is None else colors
+    if not 0 <= indices.min() <= indices.max() < len(colors):
         raise ValueError(
-            f"indices run from {int(grid.min())} to {int(grid.max())}; there are {len(colors)} colors."
+            f"indices run from {int(indices.min())} to {int(indices.max())}; there are {len(colors)} colors."
         )
-    image = enlarged(_to_image(colors[grid].permute(2, 0, 1)), side)
+    image = enlarged(_to_image(colors[indices].permute(2, 0, 1)), side)
     height, width = size or (image.height, image.width)
     return image.crop((0, 0, width, height))
 

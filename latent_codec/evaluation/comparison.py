@@ -76,14 +76,14 @@ def index_sheet(
     image = median_image(evaluation)
     original = source.image(image.index, codec.channels)
     size, rows = tuple(original.shape[1:]), []
-    for level, (grid,) in enumerate(codec.encode_indices(original)):
+    for level, (indices,) in enumerate(codec.encode_indices(original)):
         side = codec.levels[level].side
         maps = [
-            index_map(grid, side=side, size=size, colors=colors)
+            index_map(indices, side=side, size=size, colors=colors)
             for colors in (mean_colors(tiles[level]), None)
         ]
         caption = (
-            f"{Path(image.name).name}, {level_name(level, len(tiles))}: {len(grid)}x{grid.shape[1]} indices "
+            f"{Path(image.name).name}, {level_name(level, len(tiles))}: {len(indices)}x{indices.shape[1]} indices "
             "in the mean colors of their codewords, in false colors"
         )
         rows.append(_captioned(_readable(hstack_images([original, *maps])), caption))

@@ -1,7 +1,7 @@
 """The likelihood of images under priors, compared with simpler entropy models.
 
-    images --codec--> grids, top first --+--prior of each level--> nats --> bits per index, bits per dim
-    latent files --------------------------+--shares of the values--> order-0 entropy
+    images --codec--> index maps, top first --+--prior of each level--> nats --> bits per index, bits per dim
+    latent files -----------------------------+--shares of the values--> order-0 entropy
 
 The bits are the code length of an ideal arithmetic coder.
 """
@@ -25,12 +25,12 @@ from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_POSITIONS = 2**13
-"""Batches of a prior have at most this many positions, whose attention is quadratic in a grid's."""
+"""Batches of a prior have at most this many positions, whose attention is quadratic in an image's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LevelLikelihood:
-    """What the indices of one level cost. An index is a code, or one channel's value at a position."""
+    """What the indices of one level cost. An index is one of the codebook, or one channel's value at a position."""
 
     level: int
     """0 is the top."""
@@ -39,7 +39,7 @@ class LevelLikelihood:
     num_values: int
     """K: how many values an index can have."""
     first_grid: tuple[int, int]
-    """Height and width of the first image's grid."""
+    """Height and width of the first image's index map."""
     num_positions: int
     num_indices: int
     """Positions times channels."""
@@ -93,15 +93,15 @@ def measure_likelihood(
     limit: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Likelihood:
-    """Measure the negative log-likelihood of images' codes, latents or pixels.
+    """Measure the negative log-likelihood of images' indices, latents or pixels.
 
     Images are encoded whole, in their own size, padded as the codec does it. A lower level's condition is what
     the codec says of the levels above it. Images that cannot be read are left out and listed.
 
     Args:
         priors: of every level, top first, or of a single one. Classes may be missing in some.
-        images: to be encoded here, or the codes of images; a prior over pixels takes them as they are.
-        codec: whose codes or latents they are; None for pixels.
+        images: to be encoded here, or encoded ones; a prior over pixels takes them as they are.
+        codec: whose indices or latents they are; None for pixels.
         label: of priors with classes: "class" where a label is a number, else the name of an attribute.
         limit: at most N images, spread evenly; None means all.
         on_progress: called with (images done, images in all).
@@ -126,12 +126,12 @@ def measure_likelihood(
     skipped: list[str] = []
     values = _values(images, numbers, channels, skipped)
     for batch, *stacked in batch_by_shape(values, max_pixels=BATCH_PIXELS):
-        grids = _encode(images, stacked, priors[0], codec)
+        index_maps = _encode(images, stacked, priors[0], codec)
         labels = None
         if has_classes:
             labels = torch.tensor([_class(images, number, label, priors) for number in batch])
         for level, meter in meters.items():
-            meter.add(grids[: level + 1], labels, codec)
+            meter.add(index_maps[: level + 1], labels, codec)
         num_done += len(batch)
         num_dims += channels * sum(_num_pixels(images, number, stacked[0]) for number in batch)
         if on_progress:
@@ -168,10 +168,10 @@ class _LevelMeter:
         self.counts = torch.zeros(prior.data_channels, prior.num_values, dtype=torch.int64)
         self.first_grid: tuple[int, int] | None = None
 
-    def add(self, grids: list[Tensor], labels: Tensor | None, codec: LatentCodec | None) -> None:
-        """Count in a batch: grids of the levels down to this one, top first, and classes."""
+    def add(self, index_maps: list[Tensor], labels: Tensor | None, codec: LatentCodec | None) -> None:
+        """Count in a batch: index maps of the levels down to this one, top first, and classes."""
         prior, device = self.prior, self.prior.device
-        *above, values = grids
+        *above, values = index_maps
         self.first_grid = self.first_grid or tuple(values.shape[-2:])
         by_channel = values.movedim(1, 0).flatten(1) if prior.has_channels else values.flatten()[None]
         for counts, channel in zip(self.counts, by_channel):
@@ -181,7 +181,7 @@ class _LevelMeter:
             if prior.config.condition_codebook_size is not None:
                 condition = above[-1][part].to(device)
             elif prior.config.condition_channels is not None:
-                upper = [grid[part].to(codec.device) for grid in above]
+                upper = [indices[part].to(codec.device) for indices in above]
                 condition = codec.autoencoder.upper_features(upper).to(device)
             classes = None if prior.config.num_classes is None else labels[part].to(device)
             self.nats -= float(prior.log_prob(values[part].to(device), condition, classes).double().sum())
@@ -190,7 +190,7 @@ class _LevelMeter:
         bits, num_indices = self.nats / math.log(2), int(self.counts.sum())
         if not math.isfinite(bits):
             raise ValueError(
-                f"the prior of level {self.level} gives {bits} bits: its weights are damaged, or these are not the codes "
+                f"the prior of level {self.level} gives {bits} bits: its weights are damaged, or these are not the indices "
                 "that it knows."
             )
         shares = self.counts.double() / self.counts.sum(1, keepdim=True)
@@ -264,7 +264,7 @@ def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: in
         has = f"{len(codec.codebook_sizes)} codebook(s)" if codec.is_discrete else "no codebook"
         raise ValueError(f"{told}, does not fit {codec.name}, which has {has}.")
     if kind == "codes":
-        theirs, ours, what = codec.codebook_sizes[level], prior.num_values, f"codes on level {level}"
+        theirs, ours, what = codec.codebook_sizes[level], prior.num_values, f"codewords on level {level}"
     else:
         theirs, ours, what = codec.latent_space.channels, prior.data_channels, "latent channels"
     if theirs != ours:
@@ -334,7 +334,7 @@ def _num_pixels(images: Images, number: int, values: Tensor) -> int:
 def _encode(
     images: Images, values: list[Tensor], prior: AutoregressivePrior, codec: LatentCodec | None
 ) -> list[Tensor]:
-    """A batch of `_values` -> int64 grids as priors take them, top level first."""
+    """A batch of `_values` -> int64 index maps as priors take them, top level first."""
     if not isinstance(images, EncodedImages):
         if codec is None:
             return [values[0].add(1).mul(127.5).round().to(torch.int64)]

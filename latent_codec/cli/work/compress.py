@@ -11,7 +11,7 @@ from latent_codec.bitstream.compression import check_quality
 from latent_codec.bitstream.container import SUFFIX
 from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.cli.messages import one_line
-from latent_codec.cli.work.compressed_files import entropy_model_of
+from latent_codec.cli.work.compressed_files import needed_entropy_model
 from latent_codec.cli.work.opening import NamedImages, load_codec, open_data
 from latent_codec.cli.work.printing import print_json
 from latent_codec.errors import SettingError
@@ -22,7 +22,7 @@ from latent_codec.metrics import psnr, round_to_8_bits
 def run(args: argparse.Namespace) -> int:
     images = NamedImages(open_data(args), args)
     codec = load_codec(args)
-    model = entropy_model_of(args, codec)
+    model = needed_entropy_model(args, codec)
     _check(args, codec, model)
     results = []
     for index, name, image in images.read(codec.channels, "compressing"):
@@ -54,16 +54,10 @@ def _check(args: argparse.Namespace, codec: LatentCodec, model: EntropyModel | N
         raise SettingError(
             "tile", f"a multiple of {multiple} pixels for {codec.name}, or 0 for no tiles", args.tile
         )
-    if codec.indices_suffice:
-        if args.quality is not None:
-            expected = f"none for {codec.name}, whose indices are stored without loss"
-            raise SettingError("quality", expected, args.quality)
-    elif model is None:
-        advice = "make one by `latent-codec fit-entropy`"
-        raise SettingError(
-            "entropy_model", f"one for latents of {codec.name}, whose folder has none", advice=advice
-        )
-    elif args.quality is not None:
+    if codec.indices_suffice and args.quality is not None:
+        expected = f"none for {codec.name}, whose indices are stored without loss"
+        raise SettingError("quality", expected, args.quality)
+    if args.quality is not None:
         check_quality(args.quality, model)
 
 

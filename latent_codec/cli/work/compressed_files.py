@@ -9,6 +9,7 @@ from latent_codec.bitstream.container import Container, Header, read_file
 from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.components.codec_facts import read_facts
 from latent_codec.components.codec_folders import SHIPPED, short_name
+from latent_codec.errors import SettingError
 
 
 def entropy_model_of(args: argparse.Namespace, codec) -> EntropyModel | None:
@@ -16,6 +17,20 @@ def entropy_model_of(args: argparse.Namespace, codec) -> EntropyModel | None:
     from latent_codec.bitstream import load_entropy_model, sidecar
 
     return sidecar(codec) if args.entropy is None else load_entropy_model(args.entropy, codec=codec)
+
+
+def needed_entropy_model(args: argparse.Namespace, codec) -> EntropyModel | None:
+    """`entropy_model_of`, which latents need; indices do without.
+
+    Raises:
+        SettingError: if latents have none.
+    """
+    model = entropy_model_of(args, codec)
+    if model is None and not codec.indices_suffice:
+        expected = f"one for latents of {codec.name}, whose folder has no entropy.safetensors"
+        advice = "make one by `latent-codec fit-entropy`"
+        raise SettingError("entropy_model", expected, advice=advice)
+    return model
 
 
 def shipped_name(space_fingerprint: str) -> str | None:

@@ -31,15 +31,15 @@ def run(args: argparse.Namespace) -> int:
     names, sizes, encoded = [], [], []
     for index, name, image in images.read(codec.channels, "encoding"):
         file_name = Path(source.name(index)).name
-        codes = codec.encode_indices(image) if as_indices else codec.encode(image, tile=args.tile)
+        values = codec.encode_indices(image) if as_indices else codec.encode(image, tile=args.tile)
         size = tuple(image.shape[-2:])
         if is_one_file:
             names.append((name.parent / file_name).as_posix())
             sizes.append(size)
-            encoded.append(codes)
+            encoded.append(values)
             continue
         out = Path(args.out) / name.with_name(f"{name.name}.safetensors")
-        save(out, [codes], codec=codec, names=[file_name], sizes=[size])
+        save(out, [values], codec=codec, names=[file_name], sizes=[size])
         print(out)
     if encoded:
         save(Path(args.out), encoded, codec=codec, names=names, sizes=sizes)

@@ -123,20 +123,20 @@ def _describe_latent_file(path: Path) -> dict:
     from latent_codec.latents.latent_files import load_latents
 
     found = load_latents(path)
-    codes = [[latents] for latents in found.latents] if found.latents else found.indices
+    values = [[latents] for latents in found.latents] if found.latents else found.indices
     return {
         "kind": "latents" if found.latents else "indices",
         "codec": found.codec_name,
         "pipeline": found.pipeline,
         "space_fingerprint": found.space_fingerprint,
         "fingerprint": found.fingerprint,
-        "dtype": str(codes[0][0].dtype).removeprefix("torch."),
+        "dtype": str(values[0][0].dtype).removeprefix("torch."),
         "labelled": sum(label is not None for label in found.labels),
         "images": [
             {"name": name, "size": list(size)}
             | _shapes(levels, found.indices is not None)
             | ({} if label is None else {"label": label})
-            for name, size, levels, label in zip(found.names, found.sizes, codes, found.labels)
+            for name, size, levels, label in zip(found.names, found.sizes, values, found.labels)
         ],
     }
 

@@ -13,7 +13,7 @@ from latent_codec.bitstream import decompress, prepare
 from latent_codec.bitstream.container import SUFFIX
 from latent_codec.cli.progress import showing
 from latent_codec.cli.rd import words
-from latent_codec.cli.work.compressed_files import entropy_model_of
+from latent_codec.cli.work.compressed_files import needed_entropy_model
 from latent_codec.cli.work.opening import load_codec, open_data
 from latent_codec.cli.work.printing import print_json, table, write_json
 from latent_codec.errors import SettingError
@@ -107,13 +107,7 @@ def _compressor(args: argparse.Namespace) -> CodecCompressor:
         raise ValueError(
             f"{codec.name} takes images of {codec.channels} channels; expected gray or RGB, since transparency has no rate to compare"
         )
-    model = entropy_model_of(args, codec)
-    if model is None and not codec.indices_suffice:
-        raise ValueError(
-            f"latents of {codec.name} need an entropy model, and its folder has no entropy.safetensors: make one by `latent-codec "
-            "fit-entropy`, or name one by --entropy"
-        )
-    return CodecCompressor(codec, model)
+    return CodecCompressor(codec, needed_entropy_model(args, codec))
 
 
 def _check(args: argparse.Namespace, ours: CodecCompressor) -> None:

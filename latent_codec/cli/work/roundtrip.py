@@ -61,14 +61,14 @@ def _roundtrip(codec: LatentCodec, image: Tensor, name: Path, args: argparse.Nam
 def _indices(codec: LatentCodec, image: Tensor, roundtrip_path: Path) -> dict:
     """Sizes of indices and codebooks, top level first, and their cost; of several levels an image of the top level, the two top ones, to all."""
     size = tuple(image.shape[-2:])
-    grids = codec.encode_indices(image)
+    index_maps = codec.encode_indices(image)
     facts = {
-        "grids": [list(grid.shape[1:]) for grid in grids],
+        "grids": [list(indices.shape[1:]) for indices in index_maps],
         "codebook_sizes": codec.codebook_sizes,
         "bits_per_pixel_at_fixed_length": fixed_length_bits_per_pixel(codec, *size),
     }
-    if len(grids) > 1:
-        stages = [codec.decode_indices(grids[: n + 1], size=size)[0] for n in range(len(grids))]
+    if len(index_maps) > 1:
+        stages = [codec.decode_indices(index_maps[:n], size=size)[0] for n in range(1, len(index_maps) + 1)]
         path = roundtrip_path.with_name(roundtrip_path.name.removesuffix("-roundtrip.png") + "-levels.png")
         write_image(hstack_images(stages), path)
         facts["levels_path"] = str(path)
@@ -77,15 +77,15 @@ def _indices(codec: LatentCodec, image: Tensor, roundtrip_path: Path) -> dict:
 
 def _print(result: dict) -> None:
     ssim_ = "n/a (under 11 px)" if result["ssim"] is None else f"{result['ssim']:.4f}"
-    codes = f"latents {by(result['latent_shape'])}"
+    encoded = f"latents {by(result['latent_shape'])}"
     if "grids" in result:
         sizes = zip(result["grids"], result["codebook_sizes"])
         grids = " + ".join(f"{by(grid)} of {codebook_size:,}" for grid, codebook_size in sizes)
-        codes = (
+        encoded = (
             f"indices {grids}, {result['bits_per_pixel_at_fixed_length']:.4f} bits per pixel at fixed length"
         )
     seen = " and ".join(result[key] for key in ("path", "levels_path") if key in result)
     print(
-        f"{result['name']}: PSNR {result['psnr']:.2f} dB, SSIM {ssim_}, {by(result['size'])} -> {codes}, "
+        f"{result['name']}: PSNR {result['psnr']:.2f} dB, SSIM {ssim_}, {by(result['size'])} -> {encoded}, "
         f"encode {result['encode_seconds']:.2f} s, decode {result['decode_seconds']:.2f} s, see {seen}"
     )
