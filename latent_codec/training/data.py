@@ -63,7 +63,41 @@ class EpochOrder:
         return np.searchsorted(self._cumulative, draws, side="right").clip(max=self.count - 1)
 
 
-class TrainingCrops(Dataset):
+@dataclass(eq=False, repr=False, kw_only=True)
+class _Crops:
+    """How crops are cut, of images in an order that `seed` decides; the arguments are described in `TrainingCrops`."""
+
+    size: tuple[int, int]
+    channels: int = 3
+    seed: int = 0
+    flip: bool = True
+    scale: tuple[float, float] = (1.0, 1.0)
+    pad_small: bool = False
+
+    def __post_init__(self):
+        self.size, self.scale = tuple(self.size), tuple(self.scale)
+        for name, fits, expected in (
+            (
+                "size",
+                len(self.size) == 2 and min(self.size) >= 1,
+                "(height, width) in pixels, each at least 1",
+            ),
+            ("channels", self.channels in (1, 3, 4), "1, 3 or 4"),
+            ("seed", self.seed >= 0, "at least 0"),
+            ("scale", 0 < self.scale[0] <= self.scale[1], "(smallest, largest) resize factor, above 0"),
+        ):
+            if not fits:
+                raise SettingError(name, expected, getattr(self, name))
+
+    def cut(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
+        """A crop of an image's pixels, uint8 (C, H, W): float32 (C, h, w) in [-1, 1]."""
+        if self.pad_small:
+            pixels = pad_to_size(pixels, self.size)
+        return random_resized_crop(pixels, self.size, self.scale, self.flip, rng)
+
+
+@dataclass(eq=False, repr=False)
+class TrainingCrops(_Crops, Dataset):
     """Random resized crops of a source's images: `crops[position]`, float32 (C, h, w) in [-1, 1].
 
     The image is `EpochOrder`'s, window and flip come from a generator seeded by (seed, position). They depend on
@@ -87,35 +121,20 @@ class TrainingCrops(Dataset):
         label_of: the class of an image of the source, by its number; then a crop comes with it, as (crop, class).
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        *,
-        size: tuple[int, int],
-        channels: int = 3,
-        seed: int = 0,
-        flip: bool = True,
-        scale: tuple[float, float] = (1.0, 1.0),
-        pad_small: bool = False,
-        by_area: bool = False,
-        cache_bytes: int = 2 << 30,
-        label_of: Callable[[int], int] | None = None,
-    ):
-        _check_crop_arguments(size, channels, seed, scale)
-        self.source = source
-        self.label_of = label_of
-        self.size = tuple(size)
-        self.channels = channels
-        self.seed = seed
-        self.flip = flip
-        self.scale = tuple(scale)
-        self.pad_small = pad_small
-        self.cache_bytes = cache_bytes
-        self._order = EpochOrder(len(source), seed, _cumulative_areas(source) if by_area else None)
+    source: ImageSource
+    _: KW_ONLY
+    by_area: bool = False
+    cache_bytes: int = 2 << 30
+    label_of: Callable[[int], int] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        areas = _cumulative_areas(self.source) if self.by_area else None
+        self._order = EpochOrder(len(self.source), self.seed, areas)
         self._cache: dict[int, Tensor] = {}
         self._cached_bytes = 0
         # In shared memory, so that the parent sees what its workers could not read.
-        self._unreadable = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+        self._unreadable = torch.zeros(len(self.source), dtype=torch.bool).share_memory_()
 
     @classmethod
     def configured(
@@ -140,10 +159,7 @@ class TrainingCrops(Dataset):
 
     def __getitem__(self, position: int) -> Tensor | tuple[Tensor, int]:
         index, pixels = self._readable(self.image_index(position))
-        rng = np.random.default_rng((self.seed, _CROP, position))
-        if self.pad_small:
-            pixels = pad_to_size(pixels, self.size)
-        crop = random_resized_crop(pixels, self.size, self.scale, self.flip, rng)
+        crop = self.cut(pixels, np.random.default_rng((self.seed, _CROP, position)))
         return crop if self.label_of is None else (crop, self.label_of(index))
 
     def __getstate__(self) -> dict:
@@ -230,18 +246,6 @@ def _crop_arguments(config: TrainingConfig, channels: int) -> dict[str, Any]:
     }
 
 
-def _check_crop_arguments(size, channels, seed, scale) -> None:
-    factors = "(smallest, largest) resize factor, 0 < smallest <= largest"
-    for name, value, fits, expected in (
-        ("size", size, len(size) == 2 and min(size) >= 1, "(height, width) in pixels, each at least 1"),
-        ("channels", channels, channels in (1, 3, 4), "1, 3 or 4"),
-        ("seed", seed, seed >= 0, "at least 0"),
-        ("scale", scale, 0 < scale[0] <= scale[1], factors),
-    ):
-        if not fits:
-            raise SettingError(name, expected, value)
-
-
 def _check_process(process_index: int, num_processes: int) -> None:
     if not 0 <= process_index < num_processes:
         raise SettingError("process_index", f"from 0 to {num_processes - 1}", process_index)
@@ -322,7 +326,8 @@ def first_images(stream, count: int, *, name: str) -> ImageSource:
     return DatasetImages(datasets.Dataset.from_list(cells, features=features), column, name)
 
 
-class StreamedCrops(IterableDataset):
+@dataclass(eq=False, repr=False)
+class StreamedCrops(_Crops, IterableDataset):
     """Endless crops of a streamed Hugging Face dataset, split over processes and resumable to the very crop.
 
     Only the order of the shards is shuffled, anew in every epoch: the contents of a shuffle buffer would be lost
@@ -339,38 +344,21 @@ class StreamedCrops(IterableDataset):
         num_threads: how many images to decode at a time.
     """
 
-    def __init__(
-        self,
-        stream,
-        *,
-        size: tuple[int, int],
-        channels: int = 3,
-        seed: int = 0,
-        flip: bool = True,
-        scale: tuple[float, float] = (1.0, 1.0),
-        pad_small: bool = False,
-        column: str | None = None,
-        process_index: int = 0,
-        num_processes: int = 1,
-        num_threads: int = 4,
-    ):
+    stream: Any
+    _: KW_ONLY
+    column: str | None = None
+    process_index: int = 0
+    num_processes: int = 1
+    num_threads: int = 4
+
+    def __post_init__(self):
         import datasets
 
-        _check_crop_arguments(size, channels, seed, scale)
-        _check_process(process_index, num_processes)
-        self.column = image_column(stream.features or {}, column, "the stream")
-        self.stream = stream.select_columns([self.column]).cast_column(
-            self.column, datasets.Image(decode=False)
-        )
-        self.size = tuple(size)
-        self.channels = channels
-        self.seed = seed
-        self.flip = flip
-        self.scale = tuple(scale)
-        self.pad_small = pad_small
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.num_threads = num_threads
+        super().__post_init__()
+        _check_process(self.process_index, self.num_processes)
+        self.column = image_column(self.stream.features or {}, self.column, "the stream")
+        undecoded = datasets.Image(decode=False)
+        self.stream = self.stream.select_columns([self.column]).cast_column(self.column, undecoded)
         self.skipped: list[str] = []
         # Shards finished in this epoch, place inside the shard under way, examples seen by this process in all.
         self._state = {"epoch": 0, "shards_done": 0, "shard": None, "num_examples": 0}
@@ -469,7 +457,4 @@ class StreamedCrops(IterableDataset):
 
     def _crop(self, name: str, cell: dict | None, number: int) -> Tensor:
         pixels = read_pixels(encoded_image(cell, name), channels=self.channels, name=name)
-        rng = np.random.default_rng((self.seed, _CROP, number, self.process_index))
-        if self.pad_small:
-            pixels = pad_to_size(pixels, self.size)
-        return random_resized_crop(pixels, self.size, self.scale, self.flip, rng)
+        return self.cut(pixels, np.random.default_rng((self.seed, _CROP, number, self.process_index)))

@@ -2,14 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.opening import device_of, load_codec, open_data
-from latent_codec.cli.work.printing import by, print_json, table, write_json
+from latent_codec.cli.work.printing import by, finish_report, table, write_json
 from latent_codec.components.prior_folders import load_prior
 from latent_codec.evaluation.codes import CodeStatistics, codeword_tiles
 from latent_codec.evaluation.comparison import codebook_sheet, comparison_image, index_sheet, level_name
@@ -50,7 +49,9 @@ def _evaluate_codec(args: argparse.Namespace) -> None:
             write_image(index_sheet(codec, source, evaluation, tiles), files[3])
     found = {"data": args.data} | evaluation.to_dict()
     show = partial(_print_evaluation, evaluation, " ".join(args.data))
-    _finish(args, found, "evaluation.json", files, evaluation.skipped, show)
+    files.append(args.out / "evaluation.json")
+    write_json(found, files[-1])
+    finish_report(args, found, files, evaluation.skipped, show)
 
 
 def _measure_prior(args: argparse.Namespace) -> None:
@@ -65,27 +66,8 @@ def _measure_prior(args: argparse.Namespace) -> None:
     for note in likelihood.notes:
         print(f"Note: {note}", file=sys.stderr)
     show = partial(_print_likelihood, likelihood, args.prior, " ".join(args.data))
-    _finish(args, found, "likelihood.json", [], likelihood.skipped, show)
-
-
-def _finish(
-    args: argparse.Namespace,
-    found: dict,
-    name: str,
-    files: list[Path],
-    skipped: Iterable[str],
-    show: Callable[[], None],
-) -> None:
-    """Write the figures as `name`, report what was skipped, and print the result: by `show`, or as JSON."""
-    names = [*map(str, files), str(args.out / name)]
-    write_json(found, args.out / name)
-    for reason in skipped:
-        print(f"skipped {reason}", file=sys.stderr)
-    if args.json:
-        print_json(found | {"files": names})
-    else:
-        show()
-        print(f"Written: {', '.join(names)}")
+    write_json(found, args.out / "likelihood.json")
+    finish_report(args, found, [args.out / "likelihood.json"], likelihood.skipped, show)
 
 
 def _open_priors(args: argparse.Namespace) -> tuple[list, LatentCodec | None]:

@@ -1,7 +1,9 @@
 """Results on stdout: JSON, tables, sizes."""
 
+import argparse
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich import box
@@ -20,6 +22,24 @@ def write_json(found, path: Path) -> None:
     """Write what `print_json` prints to a file, indented, complete or not at all."""
     with replacing(path) as written:
         written.write_text(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
+
+
+def finish_report(
+    args: argparse.Namespace,
+    found: dict,
+    files: Iterable[Path],
+    skipped: Iterable[str],
+    show: Callable[[], None],
+) -> None:
+    """Say what was skipped, and print a result with the files that hold it: by `show`, or as JSON."""
+    names = [*map(str, files)]
+    for reason in skipped:
+        print(f"skipped {reason}", file=sys.stderr)
+    if args.json:
+        print_json(found | {"files": names})
+    else:
+        show()
+        print(f"Written: {', '.join(names)}")
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, justify: str = "lr") -> None:

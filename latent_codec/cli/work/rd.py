@@ -2,20 +2,19 @@
 
 import argparse
 import csv
-import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from latent_codec import metrics
+from latent_codec import LatentCodec, metrics
 from latent_codec.bitstream import decompress, prepare
 from latent_codec.bitstream.container import SUFFIX
 from latent_codec.cli.progress import showing
 from latent_codec.cli.rd import words
 from latent_codec.cli.work.compressed_files import needed_entropy_model
 from latent_codec.cli.work.opening import load_codec, open_data
-from latent_codec.cli.work.printing import print_json, table, write_json
+from latent_codec.cli.work.printing import finish_report, table, write_json
 from latent_codec.errors import SettingError
 from latent_codec.evaluation.image_formats import image_formats
 from latent_codec.evaluation.rate_distortion import measure_rate_distortion
@@ -29,7 +28,12 @@ from latent_codec.images.tensors import write_image
 def run(args: argparse.Namespace) -> None:
     others = image_formats(args.against and words(args.against))
     source = open_data(args)
-    ours = _compressor(args)
+    codec = load_codec(args)
+    if codec.channels not in (1, 3):
+        raise ValueError(
+            f"{codec.name} takes images of {codec.channels} channels; expected gray or RGB, since transparency has no rate to compare"
+        )
+    ours = CodecCompressor(codec, needed_entropy_model(args, codec))
     _check(args, ours)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
     names = ("rd.png",) * (not args.no_curves) + ("grid.png", "rd.json", "rd.csv")
@@ -47,32 +51,25 @@ def run(args: argparse.Namespace) -> None:
                 others,
                 source,
                 folder,
-                channels=ours.codec.channels,
+                channels=codec.channels,
                 qualities=[] if args.no_curves else args.qualities,
                 rates=args.bpp or (0.15,),
                 limit=args.limit,
-                device=ours.codec.device,
-                reconstruct=None if ours.codec.indices_suffice else partial(reconstruct, ours.codec),
+                device=codec.device,
+                reconstruct=None if codec.indices_suffice else partial(reconstruct, codec),
                 on_progress=report,
             )
         with showing(f"writing {args.out}"):
-            grid = equal_bytes_grid(result, [ours, *others], source, folder, channels=ours.codec.channels)
+            grid = equal_bytes_grid(result, [ours, *others], source, folder, channels=codec.channels)
             write_image(grid, files["grid.png"])
             if not args.no_curves:
                 plot_rate_distortion(result, files["rd.png"])
     found = {"data": args.data} | result.to_dict()
     write_json(found, files["rd.json"])
     _write_csv(found["trials"], files["rd.csv"])
-    for reason in result.skipped:
-        print(f"skipped {reason}", file=sys.stderr)
-    if args.json:
-        paths = [str(path) for path in files.values()]
-        print_json(found | {"files": paths})
-    else:
-        _print_tables(result, " ".join(found["data"]))
-        for note in _notes(result, ours.codec):
-            print(f"Note: {note}.")
-        print(f"Written: {', '.join(str(path) for path in files.values())}")
+    finish_report(
+        args, found, files.values(), result.skipped, partial(_print_tables, result, codec, args.data)
+    )
 
 
 class CodecCompressor:
@@ -93,21 +90,6 @@ class CodecCompressor:
 
     def decode(self, data: bytes):
         return decompress(self.codec, data, entropy_model=self.entropy_model)
-
-
-def _compressor(args: argparse.Namespace) -> CodecCompressor:
-    """The codec with its entropy model.
-
-    Raises:
-        ValueError: if latents have none, or the codec's images are transparent.
-    """
-
-    codec = load_codec(args)
-    if codec.channels not in (1, 3):
-        raise ValueError(
-            f"{codec.name} takes images of {codec.channels} channels; expected gray or RGB, since transparency has no rate to compare"
-        )
-    return CodecCompressor(codec, needed_entropy_model(args, codec))
 
 
 def _check(args: argparse.Namespace, ours: CodecCompressor) -> None:
@@ -132,8 +114,8 @@ def _write_csv(trials: list[dict], path: Path) -> None:
         writer.writerows(trials)
 
 
-def _print_tables(result: RateDistortion, data: str) -> None:
-    print(f"{result.codec} on {data}: {result.num_images} images, on {result.device}")
+def _print_tables(result: RateDistortion, codec: LatentCodec, data: list[str]) -> None:
+    print(f"{result.codec} on {' '.join(data)}: {result.num_images} images, on {result.device}")
     if result.has_curves:
         _print_curves(result)
     for comparison in result.comparisons:
@@ -154,6 +136,8 @@ def _print_tables(result: RateDistortion, data: str) -> None:
                 print(
                     f"{rival.mean.compressor}: of {rival.num_larger} images even the coarsest file is larger than ours."
                 )
+    for note in _notes(result, codec):
+        print(f"Note: {note}.")
 
 
 def _print_curves(result: RateDistortion) -> None:
