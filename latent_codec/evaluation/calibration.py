@@ -16,8 +16,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -141,7 +140,8 @@ def measure(
     codecs = {torch.float32: codec} | {dtype: _in_half_precision(codec, dtype) for dtype in HALVES}
     peak = _PeakActivation()
     start = time.thread_time()
-    with _hooked(codec.autoencoder, peak):
+    hooks = [layer.register_forward_hook(peak) for layer in codec.autoencoder.modules()]
+    try:
         for _, image in iter_images(
             source,
             channels=codec.channels,
@@ -167,6 +167,9 @@ def measure(
             budget=max(LEAST_BUDGET, (time.thread_time() - start) / 10),
             on_progress=report,
         )
+    finally:
+        for hook in hooks:
+            hook.remove()
     if parity[0].psnr is None or not torch.isfinite(squares).all():
         raise NonFiniteError(f"{codec.name} is not finite even in float32: its weights are damaged")
     mean = totals / positions
@@ -428,14 +431,3 @@ class _PeakActivation:
         if isinstance(output, Tensor) and output.is_floating_point():
             peak = float(output.abs().max())
             self.value = math.inf if math.isnan(peak) else max(self.value, peak)
-
-
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable) -> Iterator[None]:
-    """Call `hook` on the output of every layer and every block while the context is open."""
-    handles = [layer.register_forward_hook(hook) for layer in module.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

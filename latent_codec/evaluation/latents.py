@@ -87,19 +87,16 @@ class LatentMeter:
                 (self.kl / self.posterior_positions).tolist(),
                 "nats per position, of the raw latents",
             )
+        inner_edges = torch.linspace(-LIMIT, LIMIT, self.histogram.shape[1] + 1, dtype=torch.float64)[1:-1]
+        below = self.histogram.cumsum(1)[:, :-1] / self.positions
         return LatentStatistics(
             mean=mean.tolist(),
             std=variance.sqrt().tolist(),
-            distance_from_normal=self._distance_from_normal().tolist(),
+            distance_from_normal=(below - torch.special.ndtr(inner_edges)).abs().amax(1).tolist(),
             kl=kl,
             kl_note=kl_note,
             histogram=self.histogram.tolist(),
         )
-
-    def _distance_from_normal(self) -> Tensor:
-        inner_edges = torch.linspace(-LIMIT, LIMIT, self.histogram.shape[1] + 1, dtype=torch.float64)[1:-1]
-        below = self.histogram.cumsum(1)[:, :-1] / self.positions
-        return (below - torch.special.ndtr(inner_edges)).abs().amax(1)
 
 
 def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: str = "") -> None:

@@ -133,7 +133,10 @@ def measure_likelihood(
         for level, meter in meters.items():
             meter.add(index_maps[: level + 1], labels, codec)
         num_done += len(batch)
-        num_dims += channels * sum(_num_pixels(images, number, stacked[0]) for number in batch)
+        if isinstance(images, EncodedImages):
+            num_dims += channels * sum(math.prod(images.size(number)) for number in batch)
+        else:
+            num_dims += stacked[0].numel()
         if on_progress:
             on_progress(num_done + len(skipped), len(numbers))
     if not num_done:
@@ -323,12 +326,6 @@ def _values(
         return
     for number in numbers:
         yield number, *(images.indices(number) if images.is_discrete else [images.latents(number)])
-
-
-def _num_pixels(images: Images, number: int, values: Tensor) -> int:
-    """Of an image, whose `values` are pixels if it is not encoded."""
-    is_encoded = isinstance(images, EncodedImages)
-    return math.prod(images.size(number) if is_encoded else values.shape[-2:])
 
 
 def _encode(

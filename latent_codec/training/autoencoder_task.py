@@ -153,7 +153,13 @@ class AutoencoderTask(Task):
     def build_optimizer(self) -> torch.optim.Optimizer:
         settings = self.config.optimizer
         judging = list(self.discriminator.parameters()) if self.discriminator is not None else []
-        encoding = _encoder_parameters(self.network) if settings.encoder_factor != 1 else []
+        encoder = self.family.trainable.encoder if self.family.trainable else ()
+        encoding = [
+            parameter
+            for name, part in self.network.named_children()
+            for parameter in part.parameters()
+            if name in encoder and settings.encoder_factor != 1
+        ]
         return build_optimizer(self.trained, judging, settings, encoder=encoding)
 
     @staticmethod
@@ -321,17 +327,6 @@ def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted:
         source, target = (each.quantizers[level] for each in (autoencoder, averaged))
         target.embedding.weight[codewords] = source.embedding.weight[codewords]
         target.project_codebook()
-
-
-def _encoder_parameters(autoencoder: Autoencoder) -> list[torch.nn.Parameter]:
-    trainable = family_of(autoencoder).trainable
-    parts = trainable.encoder if trainable else ()
-    return [
-        parameter
-        for name, part in autoencoder.named_children()
-        if name in parts
-        for parameter in part.parameters()
-    ]
 
 
 def _all_but_decoder(autoencoder: Autoencoder) -> dict[str, Tensor]:

@@ -81,7 +81,8 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
             context.networks[0].layers[-1].bias[: len(means)] = means
         return context
     arguments["codebook_sizes"] = list(codec.codebook_sizes)
-    codewords = [_codewords(codec, level) for level in range(len(codec.codebook_sizes))]
+    codebooks = [level.codebook.detach().float().cpu() for level in codec.levels]
+    codewords = [(each - each.mean(0)) / each.std().clamp_min(1e-8) for each in codebooks]  # of variance 1
     arguments.setdefault("embedding", min(16, max(each.shape[1] for each in codewords)))
     arguments.setdefault("trees", [codeword_tree(vectors) for vectors in codewords])
     context = construct(IndexContext, arguments, config.run.seed)
@@ -176,9 +177,3 @@ def _windows(
     train = large_enough(config, source, train, shapes[0])
     held_out = large_enough(config, source, held_out, shapes[0], may_be_none=True)
     return tuple(GridWindows(source, numbers, shapes, seed=config.run.seed) for numbers in (train, held_out))
-
-
-def _codewords(codec: LatentCodec, level: int) -> Tensor:
-    """float32 (K, D), of variance 1."""
-    vectors = codec.levels[level].codebook.detach().float().cpu()
-    return (vectors - vectors.mean(0)) / vectors.std().clamp_min(1e-8)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import sys
+from importlib import import_module
 
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.printing import print_json
@@ -21,11 +22,13 @@ def run(args: argparse.Namespace) -> None:
         "shift_factor",
         "calibrate",
     )
+    # torch only where it is asked for: what does not fit is refused without it
+    dtype = args.dtype and getattr(import_module("torch"), args.dtype)
     with showing(f"converting {args.source[0]}") as report:
         done = convert(
             args.source,
             args.out,
-            dtype=_dtype(args.dtype),
+            dtype=dtype,
             on_progress=report,
             **{name: getattr(args, name) for name in settings},
         )
@@ -33,14 +36,6 @@ def run(args: argparse.Namespace) -> None:
         print_json(dataclasses.asdict(done) | {"written": [*map(str, done.written)]})
     else:
         _print(done)
-
-
-def _dtype(name: str | None):
-    if name is None:
-        return None
-    import torch  # not on top: what does not fit is refused without it
-
-    return getattr(torch, name)
 
 
 def _print(done: Conversion) -> None:

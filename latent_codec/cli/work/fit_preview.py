@@ -41,8 +41,12 @@ def run(args: argparse.Namespace) -> None:
         "palette_correlation": fit.palette_correlation,
     }
     if args.tiny:
-        result, last = _train_tiny(args, codec, source)
-        found["tiny"] = {"step": result.step, "finished": result.finished, "psnr": last.get("psnr")}
+        config = load_config("tiny-preview", args.set, args.codec)
+        out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-preview")
+        network = build_tiny_decoder(config, source)
+        result = loop.train(config, network, source, out, max_minutes=args.minutes)
+        psnr = (read_metrics(out) or [{}])[-1].get("psnr")
+        found["tiny"] = {"step": result.step, "finished": result.finished, "psnr": psnr}
         if result.finished and result.is_main_process:
             tiny = result.network.cpu()
             write_preview(path, codec, StoredPreview(fit.weight, fit.bias, fit.palette, tiny))
@@ -52,14 +56,6 @@ def run(args: argparse.Namespace) -> None:
         print_json(found)
     else:
         print(_report(found))
-
-
-def _train_tiny(args: argparse.Namespace, codec, source):
-    """Train the preset; how it ended, and the last line of its metrics."""
-    config = load_config("tiny-preview", args.set, args.codec)
-    out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-preview")
-    result = loop.train(config, build_tiny_decoder(config, source), source, out, max_minutes=args.minutes)
-    return result, (read_metrics(out) or [{}])[-1]
 
 
 def _report(found: dict) -> str:

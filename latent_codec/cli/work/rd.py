@@ -66,7 +66,11 @@ def run(args: argparse.Namespace) -> None:
                 plot_rate_distortion(result, files["rd.png"])
     found = {"data": args.data} | result.to_dict()
     write_json(found, files["rd.json"])
-    _write_csv(found["trials"], files["rd.csv"])
+    with replacing(files["rd.csv"]) as written, written.open("w", newline="") as file:
+        columns = *(key for key in found["trials"][0] if key not in METRICS), *METRICS
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(found["trials"])
     finish_report(
         args, found, files.values(), result.skipped, partial(_print_tables, result, codec, args.data)
     )
@@ -105,13 +109,6 @@ def _check(args: argparse.Namespace, ours: CodecCompressor) -> None:
         raise SettingError(
             "qualities", f"0 (coarsest) to {last}, those of this entropy model", args.qualities
         )
-
-
-def _write_csv(trials: list[dict], path: Path) -> None:
-    with replacing(path) as written, written.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*(key for key in trials[0] if key not in METRICS), *METRICS])
-        writer.writeheader()
-        writer.writerows(trials)
 
 
 def _print_tables(result: RateDistortion, codec: LatentCodec, data: list[str]) -> None:
