@@ -29,7 +29,7 @@ def load_codec(config: TrainingConfig) -> LatentCodec | None:
     Raises:
         SettingError: if a kind that needs one has none.
     """
-    if not config.kind.learns_from_codec:
+    if config.kind.codec in (None, "model.pretrained"):
         return None
     section, _, key = config.kind.codec.partition(".")
     name = getattr(getattr(config, section), key)

@@ -303,10 +303,13 @@ IN_STEPS = {
 """By section: the settings that depend on the length of a run."""
 
 
+_PRESETS = files("latent_codec") / "presets"
+
+
 def preset_names() -> list[str]:
     """Names of the shipped presets."""
     return sorted(
-        path.name.removesuffix(".toml") for path in _preset_folder().iterdir() if path.name.endswith(".toml")
+        path.name.removesuffix(".toml") for path in _PRESETS.iterdir() if path.name.endswith(".toml")
     )
 
 
@@ -366,7 +369,7 @@ def _read_preset(preset: str) -> dict[str, Any]:
             raise ValueError(
                 f"no preset {preset!r}{near_match(preset, names)}. There are: {', '.join(names)}."
             )
-        text = (_preset_folder() / f"{preset}.toml").read_bytes()
+        text = (_PRESETS / f"{preset}.toml").read_bytes()
     try:
         return tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -401,10 +404,6 @@ def _set_codec(table: dict[str, Any], codec: str, preset: str) -> None:
         advice = "leave `codec` out, or take a preset that starts from a codec, such as finetune-decoder"
         raise SettingError("codec", expected, codec, advice=advice)
     _set(table, kind.codec.split("."), codec)
-
-
-def _preset_folder():
-    return files("latent_codec") / "presets"
 
 
 def _set(table: dict[str, Any], keys: list[str], value: Any) -> None:

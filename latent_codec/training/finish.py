@@ -92,7 +92,9 @@ def write_network(
     last = (read_metrics(run) or [{}])[-1]
     steps = last.get("step", 0) if unfinished_at is None else unfinished_at
     progress = [f"training_steps: {steps}"]  # what `is_finished` reads
-    facts = [f"Last terms: {_terms(last)}", *facts]
+    no_terms = "step", "learning_rate", "images_per_second"
+    terms = [f"{name} {value:.5g}" for name, value in last.items() if name not in no_terms]
+    facts = [f"Last terms: {', '.join(terms) or 'none recorded'}", *facts]
     if unfinished_at is not None:
         progress.append("unfinished: true")
         so_far = f"the averaged weights after {steps} of {config.run.steps} steps{not_yet}"
@@ -138,12 +140,3 @@ def _card_settings(config: TrainingConfig) -> dict[str, dict]:
         for name, values in table.items()
         if config.kind in (kinds_that_read(name) or [config.kind])
     }
-
-
-def _terms(line: dict[str, float]) -> str:
-    terms = [
-        f"{name} {value:.5g}"
-        for name, value in line.items()
-        if name not in ("step", "learning_rate", "images_per_second")
-    ]
-    return ", ".join(terms) or "none recorded"

@@ -43,10 +43,6 @@ class TrainingKind:
     streams: bool = False
     """Whether it trains on a stream, too."""
 
-    @property
-    def learns_from_codec(self) -> bool:
-        return self.codec not in (None, "model.pretrained")
-
     def load(self, part: Literal["build", "task", "finish"]) -> Any:
         """Import what a field names."""
         return resolve_name(getattr(self, part))

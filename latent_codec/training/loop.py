@@ -95,7 +95,9 @@ def train(
     out = Path(out)
     with lock_run(out):
         notes: list[str] = []
-        config = _resolved(config, out, notes)
+        device = "cpu" if on_cpu() else torch.accelerator.current_accelerator().type
+        resolved = resolve(config, out, device, say=notes.append) if is_main_process() else None
+        config = broadcast_object_list([resolved])[0]
         _check(config, network, stream)
         inputs = TaskInputs(source=source, codec=codec or load_codec(config), stream=stream)
         config.kind.load("task").check(config, network, inputs)
@@ -237,13 +239,6 @@ def check_streams(config: TrainingConfig) -> None:
     if not config.kind.streams:
         expected = f"none for {config.model.class_name}, which trains on data at hand"
         raise SettingError("stream", expected, True)
-
-
-def _resolved(config: TrainingConfig, out: Path, notes: list[str]) -> TrainingConfig:
-    """`resolve`, by the main process for all; it gets the `notes`."""
-    device = "cpu" if on_cpu() else torch.accelerator.current_accelerator().type
-    resolved = resolve(config, out, device, say=notes.append) if is_main_process() else None
-    return broadcast_object_list([resolved])[0]
 
 
 def _start_accelerator(config: TrainingConfig, out: Path, trackers: tuple[str, ...]) -> Accelerator:

@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 
 from latent_codec.errors import SettingError
-from latent_codec.files import check_is_file, replacing
+from latent_codec.files import replacing
 from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import TrainingConfig, dump_toml
 
@@ -43,7 +43,12 @@ def configuration_to_resume(out: Path) -> TrainingConfig | None:
         ValueError: if config.toml cannot be read.
     """
     path = out / "config.toml"
-    return _read(path) if latest_checkpoint(out) is not None and path.is_file() else None
+    if latest_checkpoint(out) is None or not path.is_file():
+        return None
+    try:
+        return TrainingConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); train in another run folder.") from error
 
 
 def check_run_folder(out: Path) -> None:
@@ -100,11 +105,3 @@ def _differences(before: TrainingConfig, now: TrainingConfig) -> list[str]:
         for key in sorted(old[section].keys() | new[section].keys())
         if old[section].get(key) != new[section].get(key) and key not in _MAY_CHANGE.get(section, ())
     ]
-
-
-def _read(path: Path) -> TrainingConfig:
-    try:
-        check_is_file(path)
-        return TrainingConfig.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); train in another run folder.") from error

@@ -134,17 +134,15 @@ def _describe_latent_file(path: Path) -> dict:
         "labelled": sum(label is not None for label in found.labels),
         "images": [
             {"name": name, "size": list(size)}
-            | _shapes(levels, found.indices is not None)
+            | (
+                {"shape": list(levels[0].shape[1:])}
+                if found.indices is None
+                else {"grids": [list(each.shape[1:]) for each in levels]}
+            )
             | ({} if label is None else {"label": label})
             for name, size, levels, label in zip(found.names, found.sizes, values, found.labels)
         ],
     }
-
-
-def _shapes(levels: list, are_indices: bool) -> dict:
-    """`shape` of an image's latents, or `grids`, of each level, of its indices."""
-    shapes = [list(each.shape[1:]) for each in levels]
-    return {"grids": shapes} if are_indices else {"shape": shapes[0]}
 
 
 def _describe_entropy_model(path: Path) -> dict:
