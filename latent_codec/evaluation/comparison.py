@@ -28,7 +28,7 @@ def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evalua
             continue
         original = source.image(image.index, codec.channels)
         row = _readable(side_by_side(original, reconstruct(codec, original.unsqueeze(0))[0].cpu()))
-        rows.append(_captioned(row, f"{chosen[image.index]}: {Path(image.name).name}, {image.psnr:.2f} dB"))
+        rows.append(captioned(row, f"{chosen[image.index]}: {Path(image.name).name}, {image.psnr:.2f} dB"))
 
     return _stacked(rows)
 
@@ -60,7 +60,7 @@ def codebook_sheet(codec: LatentCodec, evaluation: Evaluation, tiles: list[Tenso
             "all used" if not usage.dead_codes else f"{usage.used_codes} used, below {usage.dead_codes} not"
         )
         rows.append(
-            _captioned(image, f"{level_name(level, len(tiles))}: {usage.codebook_size} codewords, {used}")
+            captioned(image, f"{level_name(level, len(tiles))}: {usage.codebook_size} codewords, {used}")
         )
     return _stacked(rows)
 
@@ -86,7 +86,7 @@ def index_sheet(
             f"{Path(image.name).name}, {level_name(level, len(tiles))}: {len(indices)}x{indices.shape[1]} indices "
             "in the mean colors of their codewords, in false colors"
         )
-        rows.append(_captioned(_readable(hstack_images([original, *maps])), caption))
+        rows.append(captioned(_readable(hstack_images([original, *maps])), caption))
     return _stacked(rows)
 
 
@@ -110,10 +110,10 @@ def _readable(image: Image.Image) -> Image.Image:
     return enlarged(image, -(-MIN_HEIGHT // image.height))
 
 
-def _captioned(image: Image.Image, caption: str) -> Image.Image:
-    """`image` under a line of text, widened where the text is longer."""
-    font = ImageFont.load_default(max(12, image.height // 24))
-    right, bottom = font.getbbox(caption)[2:]
+def captioned(image: Image.Image, caption: str, font_size: int | None = None) -> Image.Image:
+    """`image` under lines of text, widened where one is longer; None: letters as large as fit the image."""
+    font = ImageFont.load_default(font_size or max(12, image.height // 24))
+    right, bottom = ImageDraw.Draw(image).multiline_textbbox((0, 0), caption, font=font)[2:]
     sheet = Image.new("RGB", (max(image.width, int(right) + 8), image.height + int(bottom) + 8), "white")
     ImageDraw.Draw(sheet).text((4, 4), caption, fill="black", font=font)
     sheet.paste(image, (0, sheet.height - image.height))

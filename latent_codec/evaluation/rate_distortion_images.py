@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from latent_codec.evaluation.comparison import captioned
 from latent_codec.evaluation.rate_distortion import Compressor
 from latent_codec.evaluation.rate_distortion_result import LESS_IS_BETTER, METRICS, RateDistortion, Trial
 from latent_codec.files import replacing
@@ -84,15 +85,14 @@ def equal_bytes_grid(
     for comparison in result.comparisons:
         for index in chosen:
             original = to_pil(source.image(index, channels))
-            cells.append(
-                _cell(original, [printable(Path(source.name(index)).name), f"original, at {comparison}"])
-            )
+            name = printable(Path(source.name(index)).name)
+            cells.append(_cell(original, name, f"original, at {comparison}"))
             for compressor in compressors:
                 (trial,) = (
                     each for each in result.select(comparison, compressor.name) if each.index == index
                 )
                 decoded = compressor.decode((folder / trial.file).read_bytes())
-                cells.append(_cell(decoded, [trial.compressor, _caption(trial)]))
+                cells.append(_cell(decoded, trial.compressor, _caption(trial)))
     return image_grid(cells, len(compressors) + 1)
 
 
@@ -102,14 +102,8 @@ def _caption(trial: Trial) -> str:
     return f"{size}, {trial.psnr:.2f} dB{lpips}"
 
 
-def _cell(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The middle of an image under two lines of text."""
-    image = to_image(image)
-    shown = to_pil(center_crop(image, (min(CELL, image.shape[1]), min(CELL, image.shape[2]))))
-    font = ImageFont.load_default(12)
-    width = max(shown.width, *(int(font.getlength(line)) + 4 for line in lines))
-    cell = Image.new("RGB", (width, shown.height + 16 * len(lines)), "white")
-    for row, line in enumerate(lines):
-        ImageDraw.Draw(cell).text((2, 16 * row), line, fill="black", font=font)
-    cell.paste(shown, (0, 16 * len(lines)))
-    return cell
+def _cell(image: Image.Image, *lines: str) -> Image.Image:
+    """The middle of an image under lines of text."""
+    pixels = to_image(image)
+    middle = center_crop(pixels, (min(CELL, pixels.shape[1]), min(CELL, pixels.shape[2])))
+    return captioned(to_pil(middle), "\n".join(lines), font_size=12)
