@@ -113,8 +113,9 @@ def _readable(image: Image.Image) -> Image.Image:
 def captioned(image: Image.Image, caption: str, font_size: int | None = None) -> Image.Image:
     """`image` under lines of text, widened where one is longer; None: letters as large as fit the image."""
     font = ImageFont.load_default(font_size or max(12, image.height // 24))
-    right, bottom = ImageDraw.Draw(image).multiline_textbbox((0, 0), caption, font=font)[2:]
-    sheet = Image.new("RGB", (max(image.width, int(right) + 8), image.height + int(bottom) + 8), "white")
+    right = ImageDraw.Draw(image).multiline_textbbox((0, 0), caption, font=font)[2]
+    height = sum(font.getmetrics()) * len(caption.splitlines()) + 8  # the same whatever the letters
+    sheet = Image.new("RGB", (max(image.width, int(right) + 8), image.height + height), "white")
     ImageDraw.Draw(sheet).text((4, 4), caption, fill="black", font=font)
     sheet.paste(image, (0, sheet.height - image.height))
     return sheet
