@@ -131,16 +131,14 @@ def check_is_file(path: str | os.PathLike) -> None:
         OSError: if there is nothing.
     """
     mode = os.stat(path).st_mode
-    kinds = (
-        (stat.S_ISDIR, "folder"),
-        (stat.S_ISFIFO, "pipe (FIFO)"),
-        (stat.S_ISSOCK, "socket"),
-        (stat.S_ISCHR, "device"),
-        (stat.S_ISBLK, "device"),
-    )
-    for is_kind, kind in kinds:
-        if is_kind(mode):
-            raise ValueError(f"expected a file, got {path}, which is a {kind}; give a file")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"expected a file, got {path}, which is {special_kind(mode)}; give a file")
+
+
+def special_kind(mode: int) -> str:
+    """What `st_mode` says of something that is no regular file."""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 @contextmanager
@@ -378,9 +376,8 @@ def _let_others_read(written: Path) -> None:
     weights = [written, *written.rglob("*.safetensors")] if written.is_dir() else [written]
     weights = [file for file in weights if file.suffix == ".safetensors" and file.is_file()]
     if weights:
-        probe = written.with_name(
-            written.name + ".mode"
-        )  # since reading the umask would change it for other threads
+        # Since reading the umask would change it for other threads.
+        probe = written.with_name(written.name + ".mode")
         probe.touch()
         for file in weights:
             file.chmod(probe.stat().st_mode)

@@ -15,6 +15,8 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor, nn
 
+from latent_codec.tensors import check_shape
+
 LPIPS_TRUNKS = {
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
     "alex": "alexnet-owt-7be5be79.pth",
@@ -199,9 +201,8 @@ def load_lpips(net: str = "squeeze") -> PerceptualDistance:
         trunk = {name: weights["features." + name.split(".", 1)[1]] for name in module.net.state_dict()}
         module.net.load_state_dict(trunk)
     except (RuntimeError, EOFError, KeyError, TypeError, UnpicklingError) as error:
-        raise OSError(
-            f"the LPIPS weights {path} are damaged or not torchvision's; put a good copy there"
-        ) from error
+        what = f"the LPIPS weights {path} are damaged or not torchvision's"
+        raise OSError(f"{what}; put a good copy there") from error
     return PerceptualDistance(module, net)
 
 
@@ -211,18 +212,13 @@ def frechet_distance(features_a: Tensor, features_b: Tensor) -> float:
     Args:
         features_a, features_b: (number of images, number of features); at least two rows each.
     """
+    gaussians: list[Tensor] = []
     for features in (features_a, features_b):
-        if features.ndim != 2 or len(features) < 2:
-            raise ValueError(
-                f"features are shaped {tuple(features.shape)}; a Frechet distance needs (images, features) "
-                "with two images or more"
-            )
-    return frechet_distance_of_gaussians(
-        features_a.double().mean(0),
-        features_a.double().T.cov(),
-        features_b.double().mean(0),
-        features_b.double().T.cov(),
-    )
+        check_shape(features, "features", ("images", "features"))
+        if len(features) < 2:
+            raise ValueError(f"expected features of 2 images or more, got {len(features)}")
+        gaussians += [features.double().mean(0), features.double().T.cov()]
+    return frechet_distance_of_gaussians(*gaussians)
 
 
 def frechet_distance_of_gaussians(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
@@ -280,11 +276,8 @@ def _piq(name: str, images: Tensor, references: Tensor) -> Tensor:
 def _check_pair(
     images: Tensor, references: Tensor, *, min_side: int = 1, metric: str = "this metric"
 ) -> None:
-    if images.ndim != 4 or images.shape != references.shape:
-        raise ValueError(
-            f"images of shapes {tuple(images.shape)} and {tuple(references.shape)} cannot be compared; "
-            "both must be (N, C, H, W) and equal"
-        )
+    check_shape(images, "images", ("N", "C", "H", "W"))
+    check_shape(references, "references", images.shape)
     if min(images.shape[2:]) < min_side:
         height, width = images.shape[2:]
         raise ValueError(f"{metric} needs sides of at least {min_side} px; these images are {width}x{height}")

@@ -1,5 +1,7 @@
 """What a tensor has to be before its values are read."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,3 +58,19 @@ def check_range(numbers: Tensor, size: int, name: str, meaning: str) -> None:
     if ((numbers < 0) | (numbers >= size)).any():
         found = f"{int(numbers.min())} to {int(numbers.max())}"
         raise ValueError(f"{name}: expected 0 to {size - 1}, {meaning}; got {found}")
+
+
+def check_shape(
+    tensor: Tensor, name: str, *shapes: Sequence[int | str], dtype: torch.dtype | None = None
+) -> None:
+    """Raise ValueError unless a tensor has one of `shapes`, whose letters are any length, and `dtype` if one is named."""
+    fits = any(
+        len(shape) == tensor.ndim and all(isinstance(a, str) or a == b for a, b in zip(shape, tensor.shape))
+        for shape in shapes
+    )
+    if not fits or dtype not in (None, tensor.dtype):
+        wanted = " or ".join(f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})" for shape in shapes)
+        wanted, got = f"{name} {wanted}", f"shape {tuple(tensor.shape)}"
+        if dtype is not None:
+            wanted, got = f"{wanted} in {dtype}", f"{got} in {tensor.dtype}"
+        raise ValueError(f"expected {wanted}, got {got}")

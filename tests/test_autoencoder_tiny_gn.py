@@ -252,9 +252,12 @@ def test_codec_of_a_saved_folder_has_its_space_and_fingerprints(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda model: model.encode(torch.zeros(1, 4, 8, 8)), r"of shape \(B, 3, height, width\), got"),
-        (lambda model: model.decode(torch.zeros(1, 20, 2, 2)), r"expected .*\(B, 5, .* got \(1, 20, 2, 2\)"),
-        (lambda model: model.decode(torch.zeros(5, 2, 2)), r"of shape \(B, 5, height, width\), got"),
+        (lambda model: model.encode(torch.zeros(1, 4, 8, 8)), r"expected an image \(B, 3, H, W\), got"),
+        (
+            lambda model: model.decode(torch.zeros(1, 20, 2, 2)),
+            r"expected latents \(B, 5, h, w\), got shape \(1, 20, 2, 2\)",
+        ),
+        (lambda model: model.decode(torch.zeros(5, 2, 2)), r"expected latents \(B, 5, h, w\), got"),
         (
             lambda model: tiny(num_encoder_blocks=(1, 1)),
             "have 3, 2, 3, 3 entries; expected one per level in each",

@@ -371,7 +371,7 @@ def test_assignments_that_do_not_go_together_are_refused(config, message):
 
 
 def test_a_linear_start_is_refused_since_its_codewords_would_not_be_chosen():
-    with pytest.raises(ValueError, match='which assignment "linear" would not choose by distance'):
+    with pytest.raises(ValueError, match='assignment: expected "nearest" for a linear start'):
         linear = gumbel()
         initialize_linear_code(linear, make_image(), quantizer=linear.quantize)
 

@@ -250,7 +250,7 @@ def test_a_fine_tuned_decoder_reads_the_file_and_another_codec_does_not(codecs, 
     decompress(tuned, data, entropy_model=models["kl"])
     with pytest.raises(WrongCodecError, match=codecs["kl"].space_fingerprint):
         decompress(build("kl", seed=1), data, entropy_model=models["kl"])
-    with pytest.raises(ValueError, match="fitted to another codec"):
+    with pytest.raises(ValueError, match="the entropy model was fitted to"):
         compress(build("kl", seed=1), make_image(16, 16), **options("kl", models["kl"]))
 
 

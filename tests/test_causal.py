@@ -89,5 +89,5 @@ def test_attention_sees_itself_and_all_before_it_and_nothing_else():
 
 
 def test_heads_must_divide_the_attention_channels():
-    with pytest.raises(ValueError, match="attention_channels is 6 and num_heads 4"):
+    with pytest.raises(ValueError, match="attention_channels for 4 heads, got 6"):
         CausalAttention(CHANNELS, 6, 4)

@@ -84,10 +84,10 @@ def test_diffusers_finds_the_class():
 @pytest.mark.parametrize(
     "images, told",
     [
-        (torch.zeros(2, 1, 8, 8), "shape (2, 1, 8, 8); expected floats (B, 3, H, W)"),
-        (torch.zeros(3, 8, 8), "shape (3, 8, 8); expected floats (B, 3, H, W)"),
+        (torch.zeros(2, 1, 8, 8), "expected images (B, 3, H, W), got shape (2, 1, 8, 8)"),
+        (torch.zeros(3, 8, 8), "expected images (B, 3, H, W), got shape (3, 8, 8)"),
         (torch.zeros(2, 3, 0, 8), "shape (2, 3, 0, 8)"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "images are torch.uint8"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "expected images as a floating-point tensor, got uint8"),
     ],
 )
 def test_other_input_is_refused(images, told):
@@ -99,8 +99,8 @@ def test_other_input_is_refused(images, told):
     "config, told",
     [
         ({"num_classes": 1}, "num_classes is 1; a classifier tells 2 or more apart"),
-        ({"class_names": ["cat"]}, "expected 4 class_names, one for each class, got 1"),
-        ({"block_out_channels": (8, 10)}, "block_out_channels are (8, 10) and norm_num_groups 4"),
+        ({"class_names": ["cat"]}, "expected 4 class_names, one per class, got 1"),
+        ({"block_out_channels": (8, 10)}, "multiples of norm_num_groups, 4, got (8, 10)"),
         ({"block_out_channels": ()}, "block_out_channels are ()"),
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],

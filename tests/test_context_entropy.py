@@ -58,6 +58,14 @@ def index_context(sizes: list[int], seed: int = 0) -> IndexContext:
     return context
 
 
+def test_a_training_step_waits_for_no_device():
+    latents, indices = latent_context().to("meta"), index_context([8, 16]).to("meta")
+    with torch.device("meta"):  # whose tensors have no values to wait for
+        bits = latents(torch.ones(2, 3, 8, 8), torch.ones(2, 3)).sum()
+        grids = [torch.ones(2, side, side, dtype=torch.int64) for side in (4, 8)]
+        (bits + indices(grids).sum()).backward()
+
+
 @pytest.fixture(scope="module")
 def codecs():
     return {kind: build(kind) for kind in ("kl", "vq", "hierarchical")}
@@ -230,7 +238,7 @@ def test_exported_networks_are_those_that_were_trained():
         with torch.no_grad():
             trained = mlp(x.float())
         for kernel in ("float32", "int32"):
-            found = IntegerNetwork.from_mlp(mlp)(x, Arithmetic(kernel=kernel))
+            found = IntegerNetwork.from_mlp(mlp)(x, Arithmetic(dtype=getattr(torch, kernel)))
             assert torch.equal(found.double(), trained.double())
 
 

@@ -392,9 +392,11 @@ def test_kinds_and_numbers_of_levels_are_not_mixed(tmp_path):
     save_indices(tmp_path / "a.safetensors", [grid], codec=codec, **facts)
     save_indices(tmp_path / "b.safetensors", [grid, grid], codec=codec, **facts)
     save_latents(tmp_path / "c.safetensors", torch.zeros(1, 4, 4, 4), codec=codec, **facts)
-    with pytest.raises(ValueError, match=r"a\.safetensors holds indices, .*c\.safetensors latents"):
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors holds 1 levels of indices .*c\.safetensors latents"
+    ):
         open_encoded([tmp_path / "a.safetensors", tmp_path / "c.safetensors"])
-    with pytest.raises(ValueError, match=r"a\.safetensors has 1 levels of indices, .*b\.safetensors 2"):
+    with pytest.raises(ValueError, match=r"a\.safetensors holds 1 levels of indices .*b\.safetensors 2"):
         open_encoded([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
 
 

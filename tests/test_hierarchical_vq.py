@@ -305,12 +305,15 @@ def test_images_and_latents_of_other_channels_are_refused():
             "expected a list of 1 to 2 index maps, top level first, got Tensor",
         ),
         ([(1, 2, 2), (1, 4, 4), (1, 8, 8)], "got 3 index maps"),
-        ([(2, 2)], "level 0 have shape (2, 2); expected (B, h, w)"),
-        ([(1, 0, 2)], "level 0 have shape (1, 0, 2); expected (B, h, w)"),
-        ([(1, 2, 3), (1, 6, 4)], "level 1 have shape (1, 6, 4); expected (1, 4, 6)"),
-        ([(1, 2, 3), (2, 4, 6)], "level 1 have shape (2, 4, 6); expected (1, 4, 6)"),
-        ([(1, 2, 2, torch.int32)], "level 0 are torch.int32; expected torch.int64"),
-        ([(1, 2, 2, torch.float32)], "level 0 are torch.float32; expected torch.int64"),
+        ([(2, 2)], "level 0 (B, h, w) in torch.int64, got shape (2, 2)"),
+        ([(1, 0, 2)], "sides are multiples of 8, by strides (4, 2), got 0 x 16"),
+        ([(1, 2, 3), (1, 6, 4)], "level 1 (1, 4, 6) in torch.int64, got shape (1, 6, 4)"),
+        ([(1, 2, 3), (2, 4, 6)], "level 1 (1, 4, 6) in torch.int64, got shape (2, 4, 6)"),
+        ([(1, 2, 2, torch.int32)], "level 0 (B, h, w) in torch.int64, got shape (1, 2, 2) in torch.int32"),
+        (
+            [(1, 2, 2, torch.float32)],
+            "level 0 (B, h, w) in torch.int64, got shape (1, 2, 2) in torch.float32",
+        ),
         (
             [(1, 2, 2), torch.full((1, 4, 4), 16)],
             "level 1: expected 0 to 15, indices of its codebook; got 16 to 16",
@@ -336,8 +339,8 @@ def test_wrong_grids_are_refused(grids, message):
         ({"strides": ()}, "strides are ()"),
         ({"strides": (4, 3)}, "strides are (4, 3); expected one or more powers of two"),
         ({"strides": (4, 1)}, "strides are (4, 1)"),
-        ({"codebook_sizes": (8, 8, 8)}, "for 3 levels and strides (4, 2) for 2"),
-        ({"hidden_channels": 7}, "hidden_channels is 7"),
+        ({"codebook_sizes": (8, 8, 8)}, "expected 2 codebook_sizes, one per stride, or one, got (8, 8, 8)"),
+        ({"hidden_channels": 7}, "an even number of hidden_channels, got 7"),
     ],
 )
 def test_wrong_configs_are_refused(config, message):
@@ -349,7 +352,7 @@ def test_wrong_configs_are_refused(config, message):
     "level, counts, message",
     [
         (2, [1.0] * 16, "level is 2; levels are 0 (top) to 1"),
-        (0, [1.0] * 8, "expected counts of shape (16,) for level 0, got (8,)"),
+        (0, [1.0] * 8, "expected counts of level 0 (16,), got shape (8,)"),
         (0, [0.0] * 16, "counts of level 0 must be finite"),
         (1, [-1.0] + [1.0] * 15, "counts of level 1 must be finite"),
         (1, [math.nan] + [1.0] * 15, "counts of level 1 must be finite"),

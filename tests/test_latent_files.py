@@ -131,7 +131,7 @@ def test_indices_of_each_level_come_back(tmp_path, codec, num_levels):
 
 
 def test_names_and_sizes_must_match_in_number(tmp_path, codec, latents):
-    with pytest.raises(ValueError, match="expected as many names and sizes as images, 2, got 1 and 2"):
+    with pytest.raises(ValueError, match="expected as many names as images, 2, got 1"):
         save_latents(tmp_path / "a", latents, codec=codec, names=["one"], sizes=SIZES)
     assert not list(tmp_path.iterdir())
 
@@ -219,7 +219,7 @@ def _rewritten(**changes):
         (_image, "is no latent file, or a truncated one"),
         (_foreign, "is a safetensors file, but not a latent file"),
         (_without_metadata, "is a safetensors file, but not a latent file"),
-        (_rewritten(version="2"), "has version 2 of the latent file; .* reads version 1. Update it"),
+        (_rewritten(version="2"), "expected version 1 of the latent file, got 2; update"),
         (_rewritten(names=None), "is damaged: it lacks 'names'"),
         (_rewritten(fingerprint=None), "is damaged: it lacks 'fingerprint'"),
         (_rewritten(names="{"), "is damaged"),
@@ -254,7 +254,7 @@ def test_damaged_and_foreign_files_give_one_line(stored, damage, message):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_latents(tmp_path / "nowhere.safetensors")
-    with pytest.raises(ValueError, match="is a folder; give a latent file"):
+    with pytest.raises(ValueError, match="which is a folder; give a file"):
         load_latents(tmp_path)
 
 
@@ -289,6 +289,6 @@ def test_indices_of_images_that_differ_in_size(tmp_path, codec):
 
     with pytest.raises(ValueError, match="expected images with one number of levels"):
         save_indices(tmp_path / "b.safetensors", [one, other[:1]], codec=codec, names=NAMES, sizes=SIZES)
-    with pytest.raises(ValueError, match="expected as many names and sizes as images, 2, got 1"):
+    with pytest.raises(ValueError, match="expected as many names as images, 2, got 1"):
         save_indices(tmp_path / "b.safetensors", [one, other], codec=codec, names=NAMES[:1], sizes=SIZES)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

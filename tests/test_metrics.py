@@ -256,13 +256,13 @@ def test_frechet_distance_with_fewer_images_than_features():
 
 
 def test_shapes_that_cannot_be_compared_are_named():
-    with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\) and \(1, 3, 8, 9\)"):
+    with pytest.raises(ValueError, match=r"references \(1, 3, 8, 8\), got shape \(1, 3, 8, 9\)"):
         psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
     with pytest.raises(ValueError, match="SSIM needs sides of at least 6 px; these images are 8x5"):
         ssim(torch.zeros(1, 3, 5, 8), torch.zeros(1, 3, 5, 8))
     with pytest.raises(ValueError, match="MS-SSIM needs sides of at least 176 px"):
         ms_ssim(torch.zeros(1, 3, 175, 300), torch.zeros(1, 3, 175, 300))
-    with pytest.raises(ValueError, match=r"\(1, 5\)"):
+    with pytest.raises(ValueError, match="features of 2 images or more, got 1"):
         frechet_distance(torch.zeros(1, 5), torch.zeros(9, 5))
     with pytest.raises(ValueError, match="5 features cannot be compared with 4"):
         frechet_distance(torch.zeros(3, 5), torch.zeros(9, 4))

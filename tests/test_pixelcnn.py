@@ -87,7 +87,7 @@ def test_latents_become_indices_and_come_back():
     assert torch.equal(indices, model.quantizer.encode(latents) + 5)
     assert torch.equal(model.encode_latents(model.decode_latents(indices)), indices)
     assert model.decode_latents(indices).shape == latents.shape
-    with pytest.raises(ValueError, match='only one over "latents"'):
+    with pytest.raises(ValueError, match='expected a PixelCNN over "latents"'):
         tiny("codes").encode_latents(latents)
 
 

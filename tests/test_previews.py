@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import resource
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec, LatentSpace
 from latent_codec.components.codec_folders import SHIPPED
+from latent_codec.errors import SettingError
 from latent_codec.families.latent_space import POSITION_FIRST, unpack_positions
 from latent_codec.images.sources import open_source
 from latent_codec.models.tiny_decoder import TinyDecoder
@@ -136,9 +136,9 @@ def test_no_graph_grows_from_a_preview():
         (torch.zeros(1, 4, 0, 2), "expected latents"),
         (
             torch.zeros(1, 4, 2, 2, dtype=torch.int64),
-            "latents: expected a floating-point tensor, got torch.int64",
+            "expected latents as a floating-point tensor, got int64",
         ),
-        ([[0.0]], "latents: expected a floating-point tensor, got list"),
+        ([[0.0]], "expected latents as a tensor, got list"),
         (torch.full((1, 4, 2, 2), math.nan), "NaN or infinity"),
         (torch.full((1, 4, 2, 2), math.inf), "NaN or infinity"),
     ],
@@ -183,7 +183,7 @@ def test_full_is_reduced_to_a_side():
     assert torch.equal(
         LatentPreviewer.full(codec, max_side=500)(latents), codec.decode(latents, output_type="pt")
     )
-    with pytest.raises(ValueError, match="max_side is 1; a latent of codec is 2 pixels wide"):
+    with pytest.raises(ValueError, match=r"max_side: expected at least 2, .* got 1"):
         LatentPreviewer.full(codec, max_side=1)
 
 
@@ -215,30 +215,31 @@ def test_a_mask_says_what_is_known_too():
     assert torch.equal(previewer.indices(grid, known_mask=mask), expected)
     assert torch.equal(previewer.indices([grid], known_mask=[mask.expand(2, 2, 2)]), expected)
     assert expected[0, 0].tolist() == [[1, 0], [1, 1]]
-    with pytest.raises(ValueError, match="expected a mask for each of 1 grids, got 2"):
+    with pytest.raises(ValueError, match="expected a mask for each of 1 index maps, got 2"):
         previewer.indices(grid, known_mask=[mask, mask])
     with pytest.raises(
-        ValueError, match=r"known_mask of grid 0 is torch.float32 of shape \(2, 2\); expected bool"
+        ValueError,
+        match=r"known_mask of level 0 \(2, 2, 2\) or \(2, 2\) in torch.bool, got shape \(2, 2\) in",
     ):
         previewer.indices(grid, known_mask=mask.float())
 
 
 @pytest.mark.parametrize(
-    ("grids", "message"),
+    ("indices", "message"),
     [
-        (torch.zeros(1, 2, 2), r"grid 0 is torch.float32 of shape \(1, 2, 2\); indices are int64"),
-        (torch.zeros(2, 2, dtype=torch.int64), r"of shape \(2, 2\)"),
-        (torch.full((1, 2, 2), 4), "run from 4 to 4; allowed are 0 to 3, and -1"),
-        (torch.full((1, 2, 2), -2), "run from -2 to -2"),
-        ([torch.zeros(1, 2, 2).long()] * 2, "expected at most 1 grids"),
-        ([], "expected at most 1 grids, top level first, got 0"),
+        (torch.zeros(1, 2, 2), r"indices of level 0: expected int64, .* got torch.float32"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"indices of level 0 \(2, h, w\), got shape \(2, 2\)"),
+        (torch.full((1, 2, 2), 4), "expected 0 to 3, or -1 where not known yet, got 4 to 4"),
+        (torch.full((1, 2, 2), -2), "got -2 to -2"),
+        ([torch.zeros(1, 2, 2).long()] * 2, "expected 1 to 1 index maps"),
+        ([], "expected 1 to 1 index maps, top level first, got 0"),
     ],
 )
-def test_wrong_grids_are_refused(grids, message):
+def test_wrong_indices_are_refused(indices, message):
     palette = Palette(torch.zeros(3), [torch.ones(4, 3)])
     previewer = LatentPreviewer.linear(torch.zeros(3, 4), torch.zeros(3), palette=palette)
     with pytest.raises(ValueError, match=message):
-        previewer.indices(grids)
+        previewer.indices(indices)
 
 
 def test_a_codec_without_codebook_has_no_colors_of_codewords():
@@ -498,17 +499,19 @@ def test_a_decoder_that_was_trained_further_needs_its_own_preview(tmp_path):
         LatentPreviewer.from_pretrained(tmp_path / "codec")
 
 
-def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path):
+def test_what_is_missing_is_said_with_the_verb_that_makes_it(tmp_path):
     codec = build()
     codec.save_pretrained(tmp_path)
-    command = re.escape(f"`latent-codec fit-preview --codec {tmp_path}")
+    missing = f"no preview in the folder of {tmp_path.name}; latent-codec fit-preview fits one"
     for kind in (None, "linear", "tiny"):
-        with pytest.raises(ValueError, match=f"has no preview: {command}`"):
+        with pytest.raises(SettingError, match=missing):
             LatentPreviewer.from_pretrained(tmp_path, kind=kind)
     write_preview(tmp_path / NAME, codec, stored(codec))
-    with pytest.raises(ValueError, match=f"has no tiny decoder: {command} --tiny --images DIR`"):
+    with pytest.raises(
+        SettingError, match="has no tiny decoder, got 'tiny'; latent-codec fit-preview trains one"
+    ):
         LatentPreviewer.from_pretrained(tmp_path, kind="tiny")
-    with pytest.raises(ValueError, match="kind is 'small'; allowed are linear, tiny, full"):
+    with pytest.raises(SettingError, match="for the best fitted one, got 'small'"):
         LatentPreviewer.from_pretrained(tmp_path, kind="small")
 
 
@@ -604,7 +607,7 @@ def test_a_tiny_decoder_is_autoencoder_tinys(latent_channels):
 
 
 def test_wrong_tiny_decoders_are_refused():
-    with pytest.raises(ValueError, match="have 2 and 1 entries"):
+    with pytest.raises(ValueError, match="num_blocks: expected one per level, 2"):
         TinyDecoder(4, (8, 8), (1,))
     with pytest.raises(ValueError, match="latent_magnitude is 0"):
         TinyDecoder(4, (8,), (1,), latent_magnitude=0)

@@ -553,7 +553,7 @@ def broken_classifier() -> ImageClassifier:
             classifier(num_classes=4),
             "the classifier ImageClassifier gave logits of shape (1, 4) for 1 images; the prior has 3",
         ),
-        (classifier(in_channels=1), "shape (1, 3, 8, 8); expected floats (B, 1, H, W)"),
+        (classifier(in_channels=1), "expected images (B, 1, H, W), got shape (1, 3, 8, 8)"),
         (transformers_classifier(image_size=16), "(8*8) doesn't match model (16*16)"),
         (broken_classifier(), "the classifier ImageClassifier gave NaN or infinity in torch.float32"),
     ],

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from latent_codec.models import quantizers
 from latent_codec.models.quantizers import (
     CodebookLearner,
+    QuantizerOutput,
     VectorQuantizer,
     k_means,
     nearest_codewords,
@@ -432,7 +433,7 @@ def test_moving_averages_follow_appendix_a1_over_two_micro_batches_a_step():
         sums_average = 0.9 * sums_average + 0.1 * sums
         terms, restarted = learner.update(step)
 
-        assert restarted.numel() == 0 and terms["restarted_codes"] == 0
+        assert not restarted.any() and terms["restarted_codes"] == 0
         assert terms["used_codes"] == (counts > 0).sum()
         shares = counts[counts > 0] / 60
         assert terms["perplexity"] == pytest.approx(
@@ -472,22 +473,22 @@ def test_restarts_move_the_codewords_below_the_share_to_live_latents_and_grant_u
         learner.observe(quantizer(latents))
         usage = learner.usage.clone()
         terms, restarted = learner.update(step)
-        assert terms["restarted_codes"] == len(restarted)
+        assert terms["restarted_codes"] == restarted.sum()
         counts = torch.bincount(
             brute_force(latents.movedim(1, -1).reshape(-1, 4), before), minlength=8
         ).float()
         usage = 0.5 * (usage if step > 1 else counts.mean()) + 0.5 * counts
-        assert torch.equal(restarted, (usage < 0.1 * usage.mean()).nonzero().flatten())
-        kept = [index for index in range(8) if index not in restarted.tolist()]
+        assert torch.equal(restarted, usage < 0.1 * usage.mean())
+        kept = ~restarted
         if learning == "gradient":
             assert torch.equal(quantizer.embedding.weight[kept], before[kept])
-        if restarted.numel():
-            restarts[step] = restarted.tolist()
+        if restarted.any():
+            restarts[step] = restarted.nonzero().flatten().tolist()
             rows = latents.movedim(1, -1).reshape(-1, 4)
             moved = quantizer.embedding.weight[restarted].detach()
             assert all((rows == row).all(1).any() for row in moved)
             assert len(moved.unique(dim=0)) == len(moved)  # a place for each
-            torch.testing.assert_close(learner.usage[restarted], usage.mean().expand(len(restarted)))
+            torch.testing.assert_close(learner.usage[restarted], usage.mean().expand(restarted.sum()))
             torch.testing.assert_close(learner.sums[restarted], moved * usage.mean())
             torch.testing.assert_close(learner.usage[kept], usage[kept])
     # 2^-4 of the mean usage is the first below 0.1 of it
@@ -503,7 +504,7 @@ def test_more_dead_codewords_than_latents_take_turns():
     learner.observe(quantizer(latents))
     _, restarted = learner.update(1)
     rows = latents.movedim(1, -1).reshape(-1, 4)
-    assert len(restarted) == 4
+    assert restarted.sum() == 4
     moved = quantizer.embedding.weight[restarted].detach()
     assert sorted(map(tuple, moved.tolist())) == sorted(map(tuple, rows.tolist()))
 
@@ -530,6 +531,17 @@ def test_unit_codewords_stay_unit_codewords(learning):
         learner.observe(quantizer(3 * randn(1, 4, 4, 4, seed=50 + step)))
         learner.update(step)
         torch.testing.assert_close(quantizer.embedding.weight.norm(dim=1), torch.ones(16))
+
+
+def test_a_training_step_waits_for_no_device():
+    quantizer = build(8, 4)
+    learner = CodebookLearner(quantizer, restart_below=0.5)
+    output = quantizer(randn(2, 4, 3, 5))
+    for module in (quantizer, learner):
+        module.to("meta")  # whose tensors have no values to wait for
+    learner.observe(QuantizerOutput(*(each.to("meta") for each in output[:6])))
+    terms, restarted = learner.update(1)
+    assert {term.device.type for term in (*terms.values(), restarted)} == {"meta"}
 
 
 def test_state_of_a_learner_goes_on_to_the_same_bits():
@@ -582,8 +594,8 @@ def test_processes_that_share_sums_and_candidates_keep_one_codebook():
     assert torch.equal(first.quantizer.embedding.weight, second.quantizer.embedding.weight)
     assert torch.equal(first.usage, second.usage)
     torch.testing.assert_close(first.usage, single.usage)
-    kept = [index for index in range(16) if index not in restarted.tolist()]
-    assert kept and len(restarted)
+    kept = ~restarted
+    assert kept.any() and restarted.any()
     torch.testing.assert_close(
         first.quantizer.embedding.weight[kept], single.quantizer.embedding.weight[kept]
     )

@@ -221,7 +221,7 @@ def test_networks_without_exact_tiles_are_refused():
             LatentCodec(autoencoder).decode(torch.zeros(1, autoencoder.config.latent_channels, 4, 4), tile=64)
     altered = kl()
     altered.decoder.mid_block.resnets[0] = torch.nn.Identity()
-    with pytest.raises(ValueError, match="with a Identity has no tiled form"):
+    with pytest.raises(ValueError, match="a Identity has no tiled form"):
         decode_tiled(altered.decoder, altered.post_quant_conv, torch.zeros(1, 4, 2, 2), 8)
 
 

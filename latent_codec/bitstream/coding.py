@@ -6,6 +6,7 @@ values --to_symbols--> symbols --predict, pass by pass--> less offsets, with fre
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -107,11 +108,7 @@ def decode_values(model: EntropyModel | None, container: Container) -> DecodedVa
 
 
 def encode_tile(model: EntropyModel, values: Values, step_size_index: int = 0) -> list[bytes]:
-    """Entropy code a tile's values in the sections of its layers.
-
-    Raises:
-        ValueError: for a symbol beyond a table without escape.
-    """
+    """Entropy code a tile's values in the sections of its layers; errors are those of `Tables.entries`."""
     symbols = [np.ascontiguousarray(each, np.int64) for each in model.to_symbols(values)]
     predictor = model.predictor([each.shape for each in symbols], step_size_index)
     known, passes = [np.zeros_like(each) for each in symbols], []
@@ -126,11 +123,7 @@ def encode_tile(model: EntropyModel, values: Values, step_size_index: int = 0) -
 
 
 def encode_passes(tables: Tables, passes: Sequence[CodedPass]) -> list[bytes]:
-    """Code a tile's passes in the sections of its layers: one rANS stream, cut after each pass, escape bits after each part.
-
-    Raises:
-        ValueError: for a symbol beyond a table without escape.
-    """
+    """Code a tile's passes in the sections of its layers: one rANS stream, cut after each pass, escape bits after each part."""
     entries, escapes = zip(*[tables.entries(each.symbols, each.cdf_index) for each in passes])
     sections = [b""] * (passes[-1].layer + 1)
     for each, words, escape_bits in zip(passes, rans.encode(tables, entries), escapes):
@@ -151,39 +144,34 @@ def decode_tile(
     if passes[-1].layer + 1 != len(sections):
         raise CorruptError(f"it has {len(sections)} layers, and its entropy model {passes[-1].layer + 1}")
     found, code_length = DecodedValues.empty(shapes), 0.0
-    decoder, rest, is_whole = rans.Decoder(model.tables), b"", True
-    for number, each in enumerate(passes):
-        is_first_of_layer = number == 0 or passes[number - 1].layer != each.layer
-        is_last_of_layer = number == len(passes) - 1 or passes[number + 1].layer != each.layer
-        section = sections[each.layer]
-        is_whole = is_whole and section is not None
-        prediction = predictor.predict(number, found.values)
-        if is_whole:
-            try:
-                entries, rest = decoder.decode(section if is_first_of_layer else rest, prediction.cdf_index)
-                decoded, rest = model.tables.symbols(entries, prediction.cdf_index, rest)
-                if is_last_of_layer and rest:
-                    raise CorruptError(f"{len(rest)} bytes are left over")
-                if number == len(passes) - 1:
-                    decoder.finish()
-            except CorruptError as error:
-                raise CorruptError(str(error), each.layer) from error
-            code_length += float(model.tables.code_lengths(decoded, prediction.cdf_index).sum())
-        else:
-            decoded = model.tables.most_probable[prediction.cdf_index]
-        _insert(found.values[each.level], each, decoded + prediction.offsets)
-        found.known[each.level].reshape(-1)[each.positions] = is_whole
-        found.predictions[each.level].cdf_index.reshape(-1)[each.positions] = prediction.cdf_index
-        found.predictions[each.level].offsets.reshape(-1)[each.positions] = prediction.offsets
+    decoder, is_whole = rans.Decoder(model.tables), True
+    for layer, numbers in groupby(range(len(passes)), lambda number: passes[number].layer):
+        rest = sections[layer]
+        is_whole = is_whole and rest is not None
+        for number in numbers:
+            each, prediction = passes[number], predictor.predict(number, found.values)
+            if is_whole:
+                try:
+                    entries, rest = decoder.decode(rest, prediction.cdf_index)
+                    decoded, rest = model.tables.symbols(entries, prediction.cdf_index, rest)
+                except CorruptError as error:
+                    raise CorruptError(str(error), layer) from error
+                code_length += float(model.tables.code_lengths(decoded, prediction.cdf_index).sum())
+            else:
+                decoded = model.tables.most_probable[prediction.cdf_index]
+            _insert(found.values[each.level], each, decoded + prediction.offsets)
+            found.known[each.level].reshape(-1)[each.positions] = is_whole
+            found.predictions[each.level].cdf_index.reshape(-1)[each.positions] = prediction.cdf_index
+            found.predictions[each.level].offsets.reshape(-1)[each.positions] = prediction.offsets
+        if is_whole and rest:
+            raise CorruptError(f"{len(rest)} bytes are left over", layer)
+    if is_whole:
+        decoder.finish(layer)
     return replace(found, values=_values_of(model, passes, found), code_length=code_length)
 
 
 def _values_of(model: EntropyModel, passes: Sequence[Pass], found: DecodedValues) -> Values:
-    """The values of a tile's decoded symbols; 0 for an unknown symbol of no value.
-
-    Raises:
-        CorruptError: for a known symbol of no value, naming the layer.
-    """
+    """The values of a tile's decoded symbols; 0 for an unknown symbol of no value, which a known one must have."""
     if all(each.bit is None for each in passes):
         return found.values
     values = model.from_symbols(found.values)
@@ -222,9 +210,8 @@ def decode_fixed_length(
         for bit in range(num_bits):  # a product with all powers of 2 would take 8 bytes for each bit
             indices = indices << 1 | bits[bit : count * num_bits : num_bits]
         if bits[count * num_bits :].any() or (indices >= level.codebook_size).any():
-            raise CorruptError(
-                f"an index is beyond the {level.codebook_size} codewords, or bits are left over", number
-            )
+            what = f"an index is beyond the {level.codebook_size} codewords, or bits are left over"
+            raise CorruptError(what, number)
         found.values[number][:] = indices.reshape(shape)
         found.known[number][:] = True
         code_length += count * math.log2(level.codebook_size)

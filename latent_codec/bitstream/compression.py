@@ -21,7 +21,7 @@ from latent_codec.bitstream.container import Container, Header, Level, Tile, unp
 from latent_codec.bitstream.entropy_model import EntropyModel, Prediction
 from latent_codec.bitstream.errors import CorruptError, WrongCodecError, WrongEntropyModelError
 from latent_codec.bitstream.quantization import reconstruct
-from latent_codec.bitstream.sidecars import sidecar
+from latent_codec.bitstream.sidecars import check_fitted_to, sidecar
 from latent_codec.bitstream.targets import (
     RATE_WEIGHT,
     compress_indices,
@@ -92,17 +92,11 @@ def prepare(
     """Encode an image once, for files of several sizes; arguments and errors are those of `compress`."""
     if entropy_model is None:
         entropy_model = sidecar(codec)
-    elif entropy_model.space_fingerprint != codec.space_fingerprint:
-        raise ValueError(
-            f"the entropy model was fitted to another codec (space {entropy_model.space_fingerprint}) than {codec.name} "
-            f"(space {codec.space_fingerprint}); fit one to it"
-        )
+    else:
+        check_fitted_to(codec, entropy_model, "the entropy model")
     if entropy_model is None and not codec.indices_suffice:
-        raise SettingError(
-            "entropy_model",
-            f"one for latents of {codec.name}, as there is none in its folder",
-            advice="fit one to it",
-        )
+        expected = f"one for latents of {codec.name}, as there is none in its folder"
+        raise SettingError("entropy_model", expected, advice="fit one to it")
     image = to_image(image, channels=codec.channels)
     levels = _levels(codec)
     outline = Header(
@@ -176,9 +170,8 @@ class PreparedImage:
 def check_quality(quality: int, model: EntropyModel) -> None:
     """Raise SettingError for a quality that an entropy model of latents does not have."""
     if not 0 <= quality < model.num_step_sizes:
-        raise SettingError(
-            "quality", f"0 (coarsest) to {model.num_step_sizes - 1} for this entropy model", quality
-        )
+        expected = f"0 (coarsest) to {model.num_step_sizes - 1} for this entropy model"
+        raise SettingError("quality", expected, quality)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,14 +205,12 @@ class Decoded(DecodedValues):
         header = self.container.header
         top, left, height, width = self.region or (0, 0, header.height, header.width)
         top, left = top - self.container.top, left - self.container.left
-        side = header.levels[0].side
-        if tile is not None and (tile < side or tile % side):
-            raise SettingError("tile", f"a positive multiple of {side} pixels, or None", tile)
-        if tile is None or max(header.height, header.width) <= tile:
+        positions = _tile_positions(tile, (header.height, header.width), header.levels)
+        if positions is None:
             image = self._decode_tile(Tile.whole(header))
         else:
             dtype = torch.uint8 if output_type == "pil" else torch.float32
-            image = self._decode_tiles(tile // side, dtype, on_progress)
+            image = self._decode_tiles(positions, dtype, on_progress)
         image = image[:, top : top + height, left : left + width]
         if image.dtype == torch.uint8:
             return Image.fromarray(np.squeeze(image.permute(1, 2, 0).numpy(), 2 if len(image) == 1 else ()))
@@ -412,9 +403,7 @@ def _check(codec: LatentCodec, header: Header, entropy_model: EntropyModel | Non
             f"{entropy_model.fingerprint}. Pass the one that it was coded with."
         )
     if header.step_size_index and not header.step_size_index < entropy_model.num_step_sizes:
-        raise CorruptError(
-            f"the header is damaged: the entropy model has no step sizes {header.step_size_index}"
-        )
+        raise CorruptError(f"the header is damaged: there are no step sizes {header.step_size_index}")
 
 
 def _lost_pixels(container: Container, part: Tile) -> Tensor:

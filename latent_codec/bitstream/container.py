@@ -121,9 +121,8 @@ class Header:
         if min(self.height, self.width, *(min(level.side, level.channels) for level in self.levels)) < 1:
             raise ValueError("a length, a side or a number of channels in it is 0")
         if any(upper.side % lower.side for upper, lower in pairwise(self.levels)):
-            raise ValueError(
-                f"its levels have sides of {', '.join(str(level.side) for level in self.levels)} pixels"
-            )
+            sides = ", ".join(str(level.side) for level in self.levels)
+            raise ValueError(f"its levels have sides of {sides} pixels")
         if len({level.codebook_size is None for level in self.levels}) > 1:
             raise ValueError("it mixes latents and indices")
         if self.is_indices and any(level.channels != 1 or level.codebook_size < 1 for level in self.levels):
@@ -142,10 +141,8 @@ class Header:
             raise TooLargeError(
                 f"expected tiles of at most {MAX_TILE_VALUES} values, got {largest}; use smaller tiles"
             )
-        if self.num_sections > MAX_SECTIONS:
-            raise TooLargeError(
-                f"expected at most {MAX_SECTIONS} sections, got {self.num_sections}; use larger tiles"
-            )
+        if (count := self.num_sections) > MAX_SECTIONS:
+            raise TooLargeError(f"expected at most {MAX_SECTIONS} sections, got {count}; use larger tiles")
 
     @property
     def is_indices(self) -> bool:
@@ -202,11 +199,8 @@ class Container:
     @property
     def missing(self) -> list[str]:
         """Names of the missing or damaged sections."""
-        return [
-            self.header.section_name(number)
-            for number, section in enumerate(self.sections)
-            if section is None
-        ]
+        lost = (number for number, section in enumerate(self.sections) if section is None)
+        return list(map(self.header.section_name, lost))
 
     def around(self, top: int, left: int, height: int, width: int) -> "Container":
         """The tiles that a region of pixels touches, as the file of a smaller image.
@@ -368,9 +362,8 @@ def _parse(start: bytes, position: int) -> tuple[Header, list[int], list[bytes]]
         features = number()
         unknown = features & ~(INDICES | ENTROPY_CODED | TILED)
         if unknown:
-            raise NewerFormatError(
-                f"the file needs features {unknown:#x}, which this latent-codec does not know; update it"
-            )
+            what = f"the file needs features {unknown:#x}, which this latent-codec does not know"
+            raise NewerFormatError(f"{what}; update it")
         is_indices = bool(features & INDICES)
         height, width, num_levels = number(), number(), number()
         if num_levels > MAX_LEVELS:
@@ -378,9 +371,8 @@ def _parse(start: bytes, position: int) -> tuple[Header, list[int], list[bytes]]
         levels = []
         for _ in range(num_levels):
             side, size = number(), number()
-            levels.append(
-                Level(side=side, codebook_size=size) if is_indices else Level(side=side, channels=size)
-            )
+            level = Level(side=side, codebook_size=size) if is_indices else Level(side=side, channels=size)
+            levels.append(level)
         header = Header(
             height=height,
             width=width,

@@ -7,14 +7,16 @@ indices so far --embedding--> 8-bit features --network, fork--> a probability: t
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latent_codec.bitstream.checks import check, check_array
 from latent_codec.bitstream.context_tables import DEVIATIONS_PER_OCTAVE, FRACTIONS, SMALLEST, mixture_tables
 from latent_codec.bitstream.entropy_model import EntropyModel, Pass, Prediction, Shape
-from latent_codec.bitstream.integer_inference import Arithmetic, IntegerLayer, IntegerNetwork
+from latent_codec.bitstream.integer_inference import KERNELS, Arithmetic, IntegerLayer, IntegerNetwork
 from latent_codec.bitstream.tables import Tables, pmf_to_quantized_cdf
 from latent_codec.codec import LatentCodec
 from latent_codec.models.context_network import (
@@ -43,11 +45,9 @@ LAYER_OF_PHASE = (0, 1, 1, 2, 3)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ContextEntropy(EntropyModel):
-    """The common part of entropy models with context networks.
+    """The common part of entropy models with context networks."""
 
-    Raises:
-        ValueError: for arrays that do not fit each other.
-    """
+    parts: ClassVar[dict[str, Any]] = {"networks": IntegerNetwork}
 
     networks: tuple[IntegerNetwork, ...]
     """One for each pass of `context_passes`."""
@@ -60,33 +60,17 @@ class ContextEntropy(EntropyModel):
 
     def _check_networks(self, outputs: Sequence[int], num_layers: int) -> None:
         """Raise ValueError for networks that do not fit their passes, or have other outputs or layers."""
-        if len(self.networks) != len(self.context_passes):
-            raise ValueError(f"expected {len(self.context_passes)} networks, got {len(self.networks)}")
-        for network, each, count in zip(self.networks, self.context_passes, outputs):
-            expected = each.num_inputs, count, num_layers
-            if (got := (network.inputs, network.outputs, len(network.layers))) != expected:
-                raise ValueError(f"expected a network of (inputs, outputs, layers) {expected}, got {got}")
+        count = len(self.context_passes)
+        check(len(self.networks) == count, f"{count} networks", len(self.networks))
+        for network, each, num_outputs in zip(self.networks, self.context_passes, outputs):
+            expected = each.num_inputs, num_outputs, num_layers
+            got = network.inputs, network.outputs, len(network.layers)
+            check(got == expected, f"a network of (inputs, outputs, layers) {expected}", got)
 
     def on(self, device: str = "cpu", kernel: str = "float32") -> "ContextEntropy":
-        """The same model with its networks on a device, their sums in "float32" or "int32" (slow): results are the same.
-
-        Raises:
-            ValueError: for another kernel.
-        """
-        return replace(self, arithmetic=Arithmetic(device, kernel))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        arrays = super().arrays()
-        for number, network in enumerate(self.networks):
-            arrays |= network.arrays(f"networks.{number}")
-        return arrays
-
-    @classmethod
-    def _taken(cls, arrays: dict[str, np.ndarray]) -> dict:
-        networks = []
-        while f"networks.{len(networks)}.0.weights" in arrays:
-            networks.append(IntegerNetwork.from_arrays(arrays, f"networks.{len(networks)}"))
-        return super()._taken(arrays) | {"networks": tuple(networks)}
+        """The same model with its networks on a device, their sums in "float32" or "int32" (slow): results are the same."""
+        check(kernel in KERNELS, f"a kernel of {', '.join(KERNELS)}", kernel)
+        return replace(self, arithmetic=Arithmetic(device, KERNELS[kernel]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,25 +92,18 @@ class LatentContextEntropy(ContextEntropy):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.is_indices:
-            raise ValueError("expected step sizes, got none")
-        for name in ("firsts", "drops", "feature_multipliers", "mean_multipliers", "deviation_offsets"):
-            array = getattr(self, name)
-            is_flat = name in ("firsts", "drops")
-            shape = (len(self.firsts),) if is_flat else self.step_sizes.shape
-            if array.dtype != np.int32 or array.shape != shape:
-                raise ValueError(f"expected {name} in int32 {shape}, got {array.dtype} {array.shape}")
-            largest = LARGEST_MULTIPLIER if name.endswith("multipliers") else np.iinfo(np.int32).max
-            if (
-                name != "deviation_offsets"
-                and not 0 <= array.min(initial=0) <= array.max(initial=0) <= largest
-            ):
-                raise ValueError(f"expected {name} of 0 to {largest}, got {array.min()} to {array.max()}")
+        check(not self.is_indices, "step sizes", "none")
+        check_array(self.deviation_offsets, "deviation_offsets", np.int32, self.step_sizes.shape)
+        for name in ("firsts", "drops", "feature_multipliers", "mean_multipliers"):
+            array, is_multiplier = getattr(self, name), name.endswith("multipliers")
+            shape = self.step_sizes.shape if is_multiplier else (len(self.firsts),)
+            check_array(array, name, np.int32, shape)
+            largest = LARGEST_MULTIPLIER if is_multiplier else np.iinfo(np.int32).max
+            lowest, highest = array.min(initial=0), array.max(initial=0)
+            check(0 <= lowest <= highest <= largest, f"{name} of 0 to {largest}", f"{lowest} to {highest}")
         last = self.firsts.astype(np.int64) + (FRACTIONS - 1 >> np.clip(self.drops, 0, 30))
-        if not len(last) or last.max() >= len(self.tables):
-            raise ValueError(
-                f"expected deviations of tables below {len(self.tables)}, got {last.max(initial=0)}"
-            )
+        fits = len(last) > 0 and last.max() < len(self.tables)
+        check(fits, f"deviations of tables below {len(self.tables)}", last.max(initial=0))
         self._check_networks([2 * each.num_channels for each in self.context_passes], num_layers=3)
 
     @property
@@ -136,15 +113,13 @@ class LatentContextEntropy(ContextEntropy):
     @cached_property
     def context_passes(self) -> list[ContextPass]:
         group = self.networks[1].outputs // 2 if len(self.networks) > 1 else 0
-        if not 0 < group <= self.num_channels:
-            raise ValueError(
-                f"expected networks for groups of 1 to {self.num_channels} channels, got {group}"
-            )
+        fits = 0 < group <= self.num_channels
+        check(fits, f"networks for groups of 1 to {self.num_channels} channels", group)
         return latent_passes(self.num_channels, group)
 
     def predictor(self, shapes: Sequence[Shape], step_size_index: int) -> "LatentPredictor":
-        if len(shapes) != 1 or shapes[0][0] != self.num_channels:
-            raise ValueError(f"this entropy model is not for values of shapes {list(shapes)}")
+        fits = len(shapes) == 1 and shapes[0][0] == self.num_channels
+        check(fits, "values of the entropy model's shapes", list(shapes))
         return LatentPredictor(self, shapes[0], step_size_index)
 
     @classmethod
@@ -208,6 +183,7 @@ class IndexContextEntropy(ContextEntropy):
     """
 
     kind = "index context"
+    parts: ClassVar[dict[str, Any]] = {"networks": IntegerNetwork, "forks": IntegerLayer}
 
     forks: tuple[IntegerLayer, ...]
     """One for each level, a row for each fork: fork f is followed by 2 f + 1 and 2 f + 2."""
@@ -218,31 +194,20 @@ class IndexContextEntropy(ContextEntropy):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.is_indices:
-            raise ValueError("expected no step sizes for indices")
-        if self.embeddings.dtype != np.int8 or self.embeddings.ndim != 2 or (self.embeddings < -LIMIT).any():
-            raise ValueError(
-                f"expected embeddings in int8 (K, E) above -128, got {self.embeddings.dtype} {self.embeddings.shape}"
-            )
-        if self.leaves.dtype != np.int32 or self.leaves.ndim != 1:
-            raise ValueError(f"expected flat leaves in int32, got {self.leaves.dtype} {self.leaves.shape}")
-        count = sum(forks.outputs + 1 for forks in self.forks)
-        if not self.forks or count != len(self.leaves):
-            raise ValueError(
-                f"expected {count} leaves for the forks of {len(self.forks)} levels, got {len(self.leaves)}"
-            )
+        check(self.is_indices, "no step sizes for indices", "some")
+        check_array(self.embeddings, "embeddings", np.int8, (None, None))
+        check(not (self.embeddings < -LIMIT).any(), f"embeddings of at least {-LIMIT}", "others")
+        check(len(self.forks) > 0, "forks of at least one level", "none")
+        check_array(self.leaves, "leaves", np.int32, (sum(forks.outputs + 1 for forks in self.forks),))
         for tree in self.trees:
             present = np.sort(tree[tree >= 0])
-            if len(tree) & len(tree) - 1 or not np.array_equal(present, np.arange(len(present))):
-                raise ValueError("expected trees of 2^depth leaves with each codeword once")
-        if sum(self.codebook_sizes) != len(self.embeddings):
-            raise ValueError(
-                f"expected embeddings of {self.codebook_sizes} codewords, got {len(self.embeddings)}"
-            )
-        if (self.tables.sizes != 2).any() or self.tables.minimums.any() or self.tables.escapes.any():
-            raise ValueError("expected tables of the symbols 0 and 1")
-        if len(self.tables) % 2 == 0:
-            raise ValueError(f"expected an odd number of tables, got {len(self.tables)}")
+            fits = not len(tree) & len(tree) - 1 and np.array_equal(present, np.arange(len(present)))
+            check(fits, "trees of 2^depth leaves with each codeword once", "others")
+        fits = sum(self.codebook_sizes) == len(self.embeddings)
+        check(fits, f"embeddings of {self.codebook_sizes} codewords", len(self.embeddings))
+        are_binary = (self.tables.sizes == 2).all() and not self.tables.minimums.any()
+        check(are_binary and not self.tables.escapes.any(), "tables of the symbols 0 and 1", "others")
+        check(len(self.tables) % 2 == 1, "an odd number of tables", len(self.tables))
         self._check_networks([self.forks[each.level].inputs for each in self.context_passes], num_layers=2)
 
     @cached_property
@@ -281,30 +246,16 @@ class IndexContextEntropy(ContextEntropy):
     def to_symbols(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         for level, (indices, size) in enumerate(zip(values, self.codebook_sizes)):
             if indices.size and not 0 <= indices.min() <= indices.max() < size:
-                raise ValueError(
-                    f"expected indices of 0 to {size - 1} on level {level}, got {indices.min()} to {indices.max()}"
-                )
+                got = f"{indices.min()} to {indices.max()}"
+                raise ValueError(f"expected indices of 0 to {size - 1} on level {level}, got {got}")
         return [leaves[indices] for leaves, indices in zip(self._leaf_of_codeword, values)]
 
     def from_symbols(self, symbols: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [tree[leaves].astype(np.int64) for tree, leaves in zip(self.trees, symbols)]
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        arrays = super().arrays()
-        for level, forks in enumerate(self.forks):
-            arrays |= forks.arrays(f"forks.{level}")
-        return arrays
-
-    @classmethod
-    def _taken(cls, arrays: dict[str, np.ndarray]) -> dict:
-        forks = []
-        while f"forks.{len(forks)}.weights" in arrays:
-            forks.append(IntegerLayer.from_arrays(arrays, f"forks.{len(forks)}"))
-        return super()._taken(arrays) | {"forks": tuple(forks)}
-
     def predictor(self, shapes: Sequence[Shape], step_size_index: int) -> "IndexPredictor":
-        if len(shapes) > len(self.forks) or any(shape[0] != 1 for shape in shapes):
-            raise ValueError(f"this entropy model is not for values of shapes {list(shapes)}")
+        fits = len(shapes) <= len(self.forks) and all(shape[0] == 1 for shape in shapes)
+        check(fits, "values of the entropy model's shapes", list(shapes))
         return IndexPredictor(self, shapes)
 
     @classmethod
@@ -313,13 +264,10 @@ class IndexContextEntropy(ContextEntropy):
         """Export a trained context model."""
         levels = range(len(context.config.codebook_sizes))
         probabilities = 1 / (1 + np.exp(-np.arange(-LARGEST_LOGIT, LARGEST_LOGIT + 1) / ONE))
+        starts = list(pmf_to_quantized_cdf(np.stack([1 - probabilities, probabilities], 1)))
         embeddings = torch.cat([context.integer_embedding(level) for level in levels])
         return cls(
-            tables=Tables.concatenate(
-                list(pmf_to_quantized_cdf(np.stack([1 - probabilities, probabilities], 1))),
-                [0] * len(probabilities),
-                escapes=False,
-            ),
+            tables=Tables.concatenate(starts, [0] * len(starts), escapes=False),
             space_fingerprint=codec.space_fingerprint,
             codec_name=codec.name,
             networks=tuple(map(IntegerNetwork.from_mlp, context.networks)),
@@ -351,21 +299,17 @@ class IndexPredictor:
         model, each = self._model, self.passes[number]
         if self._last != self._networks[number]:
             self._last = self._networks[number]
-            self._hidden = self._hidden_layer(self._last, symbols)
+            context_pass = model.context_passes[self._last]
+            upper = self._features(each.level - 1, symbols) if each.level else None
+            features = with_margin(self._features(each.level, symbols), upper)
+            x = self._contexts[each.level].inputs(context_pass, features)
+            self._hidden = model.networks[self._last](x, model.arithmetic)
         leaves = symbols[each.level].reshape(-1)[each.positions]
         forks = fork_of(leaves, each.bit, model.depths[each.level])
         logits = model.forks[each.level].rows(forks, self._hidden, model.arithmetic)
         largest = len(model.tables) // 2
         cdf_index = logits.cpu().numpy().astype(np.int64).clip(-largest, largest) + largest
         return Prediction(cdf_index, np.zeros_like(cdf_index))
-
-    def _hidden_layer(self, number: int, symbols: Sequence[np.ndarray]) -> Tensor:
-        """Run network `number`."""
-        model, each = self._model, self._model.context_passes[number]
-        upper = self._features(each.level - 1, symbols) if each.level else None
-        features = with_margin(self._features(each.level, symbols), upper)
-        x = self._contexts[each.level].inputs(each, features)
-        return model.networks[number](x, model.arithmetic)
 
     def _features(self, level: int, symbols: Sequence[np.ndarray]) -> Tensor:
         """int32 (E, h, w)."""

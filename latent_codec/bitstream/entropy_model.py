@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from latent_codec import deprecated
+from latent_codec.bitstream.checks import check, check_array
 from latent_codec.bitstream.tables import Tables
 from latent_codec.files import replacing
 
@@ -94,6 +95,8 @@ class EntropyModel:
 
     kind: ClassVar[str]
     """In the file's metadata."""
+    parts: ClassVar[dict[str, Any]] = {}
+    """Fields that are tuples, with the class of what they hold, which has `arrays(name)` and `from_arrays(arrays, name)`."""
 
     tables: Tables
     space_fingerprint: str
@@ -106,22 +109,15 @@ class EntropyModel:
     """float32, flat like `tables.starts`: from a quantized latent to the mean of its latents, in steps; None for indices."""
 
     def __post_init__(self):
-        if (self.step_sizes is None) != (self.shifts is None):
-            raise ValueError(
-                "expected step sizes and shifts, of latents, or neither, of indices; got one of them"
-            )
+        are_both = (self.step_sizes is None) == (self.shifts is None)
+        check(are_both, "step sizes and shifts, of latents, or neither, of indices", "one of them")
         if self.is_indices:
             return
-        for name, dimensions in (("step_sizes", 2), ("shifts", 1)):
-            array = getattr(self, name)
-            if array.dtype != np.float32 or array.ndim != dimensions or not np.isfinite(array).all():
-                raise ValueError(
-                    f"expected {name} in finite float32, got {array.dtype} of shape {array.shape}"
-                )
-        if (self.step_sizes <= 0).any():
-            raise ValueError(f"expected step sizes above 0, got {self.step_sizes.min()}")
-        if self.shifts.shape != self.tables.starts.shape:
-            raise ValueError(f"expected {len(self.tables.starts)} shifts, got {len(self.shifts)}")
+        check_array(self.step_sizes, "step_sizes", np.float32, (None, None))
+        check_array(self.shifts, "shifts", np.float32, self.tables.starts.shape)
+        for array in (self.step_sizes, self.shifts):
+            check(bool(np.isfinite(array).all()), "finite step sizes and shifts", "others")
+        check(not (self.step_sizes <= 0).any(), "step sizes above 0", self.step_sizes.min(initial=np.inf))
 
     steps = deprecated.attribute("steps", "step_sizes")
     num_steps = deprecated.attribute("num_steps", "num_step_sizes")
@@ -150,7 +146,11 @@ class EntropyModel:
     def arrays(self) -> dict[str, np.ndarray]:
         """All that decoding depends on but the space fingerprint, by the names in the file."""
         own = {STORED_NAMES.get(name, name): getattr(self, name) for name in self._array_fields()}
-        return self.tables.arrays() | {name: array for name, array in own.items() if array is not None}
+        found = self.tables.arrays() | {name: array for name, array in own.items() if array is not None}
+        for name in self.parts:
+            for number, part in enumerate(getattr(self, name)):
+                found |= part.arrays(f"{name}.{number}")
+        return found
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], **names: str) -> Self:
@@ -160,23 +160,20 @@ class EntropyModel:
             KeyError: for a missing array.
             ValueError: for arrays that do not fit each other.
         """
-        return cls(**cls._taken(arrays), **names)
-
-    @classmethod
-    def _taken(cls, arrays: dict[str, np.ndarray]) -> dict:
-        """The fields that `arrays` hold, which are taken out."""
-        taken = {"tables": Tables.from_arrays(arrays)}
+        taken: dict[str, Any] = {"tables": Tables.from_arrays(arrays)}
         for name, default in cls._array_fields().items():
             stored = STORED_NAMES.get(name, name)
             taken[name] = arrays.pop(stored) if default is MISSING else arrays.pop(stored, default)
-        return taken
+        for name, kind in cls.parts.items():
+            count = len({key.split(".")[1] for key in arrays if key.startswith(f"{name}.")})
+            taken[name] = tuple(kind.from_arrays(arrays, f"{name}.{number}") for number in range(count))
+        return cls(**taken, **names)
 
     @classmethod
     def _array_fields(cls) -> dict[str, object]:
         """Names of the fields that are arrays, with their defaults."""
-        return {
-            each.name: each.default for each in fields(cls) if each.type in (np.ndarray, np.ndarray | None)
-        }
+        kinds = (np.ndarray, np.ndarray | None)
+        return {each.name: each.default for each in fields(cls) if each.type in kinds}
 
     @cached_property
     def fingerprint(self) -> str:

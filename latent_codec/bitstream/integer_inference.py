@@ -7,35 +7,24 @@ convolutions, which a library might compute by another algorithm (Winograd, FFT)
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from latent_codec.bitstream.checks import check, check_array
 from latent_codec.models.context_network import LIMIT, MAX_SUM, IntegerLinear, IntegerMLP
 from latent_codec.torch_settings import ignoring_caller_settings
 
 KERNELS = {"float32": torch.float32, "int32": torch.int32}
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """Device and kernel of sums; they change no result.
-
-    Raises:
-        ValueError: for another kernel.
-    """
+class Arithmetic(NamedTuple):
+    """Device and dtype of sums, float32 or int32, which is slow; they change no result."""
 
     device: str = "cpu"
-    kernel: str = "float32"
-    """Of the sums: "float32", or "int32", which is slow."""
-
-    def __post_init__(self):
-        if self.kernel not in KERNELS:
-            raise ValueError(f"expected a kernel of {', '.join(KERNELS)}, got {self.kernel}")
-
-    def tensor(self, array: np.ndarray | Tensor) -> Tensor:
-        return torch.as_tensor(array).to(self.device, KERNELS[self.kernel])
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,20 +43,14 @@ class IntegerLayer:
     """int8 (outputs,): of each sum to the right, rounding down."""
 
     def __post_init__(self):
-        types = self.weights.dtype, self.biases.dtype, self.shifts.dtype
-        if types != (np.int8, np.int32, np.int8) or self.weights.ndim != 2:
-            raise ValueError(
-                f"expected weights, biases and shifts in int8, int32 and int8, got {', '.join(map(str, types))}"
-            )
-        if not self.biases.shape == self.shifts.shape == self.weights.shape[:1] or not len(self.biases):
-            raise ValueError(
-                f"expected biases and shifts for weights of shape {self.weights.shape}, got {len(self.biases)} biases"
-            )
+        check_array(self.weights, "weights", np.int8, (None, None))
+        check(len(self.weights) > 0, "at least one row of weights", "none")
+        check_array(self.biases, "biases", np.int32, (len(self.weights),))
+        check_array(self.shifts, "shifts", np.int8, (len(self.weights),))
         sums = np.abs(self.weights.astype(np.int64)).sum(1) * LIMIT + np.abs(self.biases.astype(np.int64))
-        if sums.max() >= MAX_SUM:
-            raise ValueError(f"expected sums of a layer below {MAX_SUM}, got weights for up to {sums.max()}")
-        if (self.shifts < 0).any() or (self.shifts > 30).any():
-            raise ValueError(f"expected shifts of 0 to 30, got {self.shifts.min()} to {self.shifts.max()}")
+        check(sums.max() < MAX_SUM, f"sums of a layer below {MAX_SUM}", f"weights for up to {sums.max()}")
+        lowest, highest = self.shifts.min(), self.shifts.max()
+        check(lowest >= 0 and highest <= 30, "shifts of 0 to 30", f"{lowest} to {highest}")
 
     @property
     def inputs(self) -> int:
@@ -80,26 +63,15 @@ class IntegerLayer:
     @classmethod
     @torch.no_grad()
     def from_linear(cls, linear: IntegerLinear) -> "IntegerLayer":
-        """Export a trained layer.
-
-        Raises:
-            ValueError: if its shifts are not frozen yet, or its sums could reach 2^24.
-        """
-        if not linear.is_frozen:
-            raise ValueError(
-                "expected a network with frozen shifts, got one in float; train it on until it is rounded"
-            )
+        """Export a trained layer, whose shifts have to be frozen."""
+        is_frozen, advice = bool(linear.is_frozen), "train it on until it is rounded"
+        check(is_frozen, "a network with frozen shifts", f"one in float; {advice}")
         weights, biases, shifts = (each.cpu().numpy() for each in linear.integers())
         return cls(weights.astype(np.int8), biases.astype(np.int32), shifts.astype(np.int8))
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], name: str) -> "IntegerLayer":
-        """The inverse of `arrays`, which are taken out.
-
-        Raises:
-            KeyError: for a missing array.
-            ValueError: for arrays that do not fit each other.
-        """
+        """The inverse of `arrays`, which are taken out; KeyError for a missing one."""
         return cls(*(arrays.pop(f"{name}.{kind}") for kind in ("weights", "biases", "shifts")))
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
@@ -122,9 +94,9 @@ class IntegerLayer:
     def _tensors(self, arithmetic: Arithmetic) -> tuple[Tensor, Tensor, Tensor]:
         """Weights, biases and shifts; in float32 shifts are powers of 2, exact on every machine."""
         if arithmetic not in self._cache:
-            shifts = self.shifts if arithmetic.kernel == "int32" else np.ldexp(1.0, -self.shifts)
+            shifts = self.shifts if arithmetic.dtype == torch.int32 else np.ldexp(1.0, -self.shifts)
             arrays = self.weights, self.biases, shifts
-            self._cache[arithmetic] = tuple(map(arithmetic.tensor, arrays))
+            self._cache[arithmetic] = tuple(torch.from_numpy(each).to(*arithmetic) for each in arrays)
         return self._cache[arithmetic]
 
     @cached_property
@@ -143,10 +115,11 @@ class IntegerNetwork:
     layers: tuple[IntegerLayer, ...]
 
     def __post_init__(self):
-        if len(self.layers) not in (2, 3) or self.layers[1].inputs != self.layers[0].outputs:
-            raise ValueError(f"expected 2 or 3 layers that fit each other, got {len(self.layers)}")
-        if len(self.layers) == 3 and self.layers[2].inputs != self.layers[1].outputs + self.inputs:
-            raise ValueError("expected a last layer that takes the hidden layer and the inputs")
+        fits = len(self.layers) in (2, 3) and self.layers[1].inputs == self.layers[0].outputs
+        check(fits, "2 or 3 layers that fit each other", len(self.layers))
+        if len(self.layers) == 3:
+            expected, got = self.layers[1].outputs + self.inputs, self.layers[2].inputs
+            check(got == expected, f"a last layer of {expected} inputs, hidden layer and inputs", got)
 
     @property
     def inputs(self) -> int:
@@ -180,7 +153,7 @@ class IntegerNetwork:
     @ignoring_caller_settings()
     def __call__(self, inputs: Tensor, arithmetic: Arithmetic) -> Tensor:
         """Integers (inputs, n), -127 to 127, in any dtype -> (outputs, n)."""
-        x = arithmetic.tensor(inputs)
+        x = inputs.to(*arithmetic)
         hidden = self.layers[0](x, arithmetic).clamp(0, LIMIT)
         hidden = self.layers[1](hidden, arithmetic).clamp(0, LIMIT)
         return self.layers[2](torch.cat([hidden, x]), arithmetic) if len(self.layers) > 2 else hidden

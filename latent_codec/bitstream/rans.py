@@ -97,11 +97,11 @@ class Decoder:
             num_read += self._decode_last(keys[count:].tolist(), words[num_read:].tolist(), symbols[count:])
         return symbols, data[2 * num_read :]
 
-    def finish(self) -> None:
-        """Check after the last pass that every lane is back at its start."""
+    def finish(self, section: int | None = None) -> None:
+        """Check after the last pass, in `section`, that every lane is back at its start."""
         is_read = self._states is not None and not self._num_interleaved and not self._returned
         if not is_read or self._states.tolist() != [LOWER]:
-            raise CorruptError("its words do not lead back to the encoder's start")
+            raise CorruptError("its words do not lead back to the encoder's start", section)
 
     def _read_head(self, data: bytes) -> bytes:
         num_lanes, position = read_varint(data, 0)

@@ -40,12 +40,18 @@ def load_entropy_model(path: str | os.PathLike, *, codec: LatentCodec | None = N
             raise ValueError(f"expected no array {min(arrays)} in the kind {model.kind}")
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no entropy model: {error}") from error
-    if codec is not None and model.space_fingerprint != codec.space_fingerprint:
+    if codec is not None:
+        check_fitted_to(codec, model, str(path))
+    return model
+
+
+def check_fitted_to(codec: LatentCodec, model: EntropyModel, name: str) -> None:
+    """Raise ValueError for an entropy model, `name` in the message, that was fitted to another codec."""
+    if model.space_fingerprint != codec.space_fingerprint:
         raise ValueError(
-            f"{path} was fitted to {model.codec_name} (space {model.space_fingerprint}), not to {codec.name} "
+            f"{name} was fitted to {model.codec_name} (space {model.space_fingerprint}), not to {codec.name} "
             f"(space {codec.space_fingerprint}); fit one to it"
         )
-    return model
 
 
 def sidecar(codec: LatentCodec) -> EntropyModel | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from latent_codec.bitstream.checks import check
 from latent_codec.bitstream.entropy_model import EntropyModel, Pass, Prediction, Shape
 from latent_codec.bitstream.sensitivity import coarsest_step_sizes, decoder_sensitivity
 from latent_codec.bitstream.tables import TOTAL, Tables, pmf_to_quantized_cdf
@@ -30,25 +31,19 @@ class StaticEntropy(EntropyModel):
 
     Indices are a pass for each level; latents are one pass, channel by channel. Tables of indices: one per level, top first.
     Of latents: number step_size_index * channels + channel.
-
-    Raises:
-        ValueError: for arrays that do not fit each other.
     """
 
     kind = "static"
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.is_indices and self.step_sizes.size != len(self.tables):
-            raise ValueError(
-                f"expected a table for each of {self.step_sizes.size} step sizes, got {len(self.tables)}"
-            )
+        if not self.is_indices:
+            size = self.step_sizes.size
+            check(size == len(self.tables), f"a table for each of {size} step sizes", len(self.tables))
 
     def predictor(self, shapes: Sequence[Shape], step_size_index: int) -> "StaticPredictor":
-        if len(shapes) > len(self.tables) or (
-            not self.is_indices and shapes[0][0] != self.step_sizes.shape[1]
-        ):
-            raise ValueError(f"this entropy model is not for values of shapes {list(shapes)}")
+        fits = self.is_indices or shapes[0][0] == self.step_sizes.shape[1]
+        check(fits and len(shapes) <= len(self.tables), "values of the entropy model's shapes", list(shapes))
         passes = [Pass(level, np.arange(np.prod(shape)), level) for level, shape in enumerate(shapes)]
         if self.is_indices:
             return StaticPredictor(passes, [np.full(len(each.positions), each.level) for each in passes])
@@ -88,9 +83,8 @@ def fit_static(codec: LatentCodec, images: Iterable[ImageLike]) -> StaticEntropy
 def _fit_indices(codec: LatentCodec, images: Iterable[ImageLike]) -> StaticEntropy:
     sizes = codec.codebook_sizes
     if max(sizes) > TOTAL:
-        raise ValueError(
-            f"expected at most {TOTAL} codewords for a table of 16 bits, got {max(sizes)}; compress without an entropy model"
-        )
+        got = f"{max(sizes)}; compress without an entropy model"
+        raise ValueError(f"expected at most {TOTAL} codewords for a table of 16 bits, got {got}")
     counts = [np.full(size, 0.5) for size in sizes]
     num_images = 0
     for image in images:
@@ -99,9 +93,8 @@ def _fit_indices(codec: LatentCodec, images: Iterable[ImageLike]) -> StaticEntro
             count += np.bincount(indices.cpu().numpy().reshape(-1), minlength=len(count))
     if not num_images:
         raise ValueError("expected at least one image, got none")
-    tables = Tables.concatenate(
-        [pmf_to_quantized_cdf(count) for count in counts], [0] * len(counts), escapes=False
-    )
+    starts = list(map(pmf_to_quantized_cdf, counts))
+    tables = Tables.concatenate(starts, [0] * len(starts), escapes=False)
     return StaticEntropy(tables=tables, space_fingerprint=codec.space_fingerprint, codec_name=codec.name)
 
 

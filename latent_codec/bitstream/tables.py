@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+from latent_codec.bitstream.checks import check, check_array
 from latent_codec.bitstream.errors import CorruptError
 
 PRECISION = 16
@@ -37,10 +38,9 @@ def pmf_to_quantized_cdf(probabilities: np.ndarray) -> np.ndarray:
     """
     probabilities = np.asarray(probabilities, np.float64)
     num_symbols = probabilities.shape[-1] if probabilities.ndim else 0
-    if not 1 <= num_symbols <= TOTAL:
-        raise ValueError(f"expected probabilities of 1 to {TOTAL} symbols, got {num_symbols}")
-    if not np.isfinite(probabilities).all() or (probabilities < 0).any():
-        raise ValueError("expected probabilities that are finite and not negative")
+    check(1 <= num_symbols <= TOTAL, f"probabilities of 1 to {TOTAL} symbols", num_symbols)
+    are_usable = np.isfinite(probabilities).all() and (probabilities >= 0).all()
+    check(are_usable, "probabilities that are finite and not negative", "others")
     rows = probabilities.reshape(-1, num_symbols)
     frequencies = np.stack([_frequencies(row) for row in rows]) if len(rows) else rows.astype(np.int64)
     return (frequencies.cumsum(-1) - frequencies).astype(np.uint16).reshape(probabilities.shape)
@@ -87,23 +87,12 @@ class Tables:
     def __post_init__(self):
         types = {"starts": np.uint16, "sizes": np.int32, "minimums": np.int32, "escapes": np.bool_}
         for name, dtype in types.items():
-            array = np.asarray(getattr(self, name))
-            if array.ndim != 1 or array.dtype != dtype:
-                raise ValueError(
-                    f"expected flat {name} of {np.dtype(dtype)}, got {array.dtype} of shape {array.shape}"
-                )
-        lengths = len(self.sizes), len(self.minimums), len(self.escapes)
-        if len(set(lengths)) > 1 or not lengths[0]:
-            raise ValueError(
-                "expected one size, minimum and escape for each table, got {} sizes, {} minimums and {} escapes".format(
-                    *lengths
-                )
-            )
+            shape = (None,) if name == "starts" else (len(self.sizes),)
+            check_array(np.asarray(getattr(self, name)), name, dtype, shape)
+        check(len(self.sizes) > 0, "at least one table", "none")
         total = int(self.sizes.sum(dtype=np.int64))
-        if (self.sizes < 1).any() or total != len(self.starts):
-            raise ValueError(
-                f"expected sizes above 0 with the sum {len(self.starts)} of the starts, got {total}"
-            )
+        is_sum = (self.sizes >= 1).all() and total == len(self.starts)
+        check(is_sum, f"sizes above 0 with the sum {len(self.starts)} of the starts", total)
         if self.starts[self.offsets].any() or (self.frequencies < 1).any():
             raise ValueError("expected tables that start at 0 and ascend")
 
@@ -119,11 +108,7 @@ class Tables:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Tables":
-        """The inverse of `arrays`, which are taken out.
-
-        Raises:
-            KeyError: for a missing array.
-        """
+        """The inverse of `arrays`, which are taken out; KeyError for a missing one."""
         return cls(**{each.name: arrays.pop(each.name) for each in fields(cls)})
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -189,10 +174,8 @@ class Tables:
         distances = np.where(
             above, symbols[beyond] - (minimums + lengths)[beyond], (minimums - 1 - symbols)[beyond]
         )
-        if int(distances.max()) + 1 >= 1 << (MAX_PREFIX + 1):
-            raise ValueError(
-                f"expected symbols at most {2 ** (MAX_PREFIX + 1) - 2} beyond their tables, got {distances.max()}"
-            )
+        furthest, allowed = int(distances.max()), 2 ** (MAX_PREFIX + 1) - 2
+        check(furthest <= allowed, f"symbols at most {allowed} beyond their tables", furthest)
         codes = [
             f"{int(side)}{'0' * ((d + 1).bit_length() - 1)}{d + 1:b}"
             for side, d in zip(above, distances.tolist())
@@ -222,9 +205,8 @@ class Tables:
             distance = int(bits[one:end].translate(_DIGITS), 2) - 1
             table = cdf_index[index]
             edge = int(self.minimums[table])
-            symbols[index] = (
-                edge + self._num_symbols[table] + distance if bits[position] else edge - 1 - distance
-            )
+            above = edge + self._num_symbols[table] + distance
+            symbols[index] = above if bits[position] else edge - 1 - distance
             position = end
         num_bytes = -(-position // 8)
         if 1 in bits[position : 8 * num_bytes]:
@@ -259,12 +241,10 @@ class Tables:
         return self.sizes.astype(np.int64) - self.escapes
 
     def _checked(self, cdf_index: np.ndarray, count: int) -> np.ndarray:
-        if len(cdf_index) != count:
-            raise ValueError(f"expected a cdf_index for each of {count} symbols, got {len(cdf_index)}")
-        if count and not 0 <= cdf_index.min() <= cdf_index.max() < len(self):
-            raise ValueError(
-                f"expected a cdf_index from 0 to {len(self) - 1}, got {cdf_index.min()} to {cdf_index.max()}"
-            )
+        check(len(cdf_index) == count, f"a cdf_index for each of {count} symbols", len(cdf_index))
+        lowest, highest = cdf_index.min(initial=0), cdf_index.max(initial=0)
+        fits = 0 <= lowest <= highest < len(self)
+        check(fits, f"cdf_index of 0 to {len(self) - 1}", f"{lowest} to {highest}")
         return cdf_index
 
 

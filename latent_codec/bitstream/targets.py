@@ -38,12 +38,8 @@ def compress_indices(
         if target_bytes is None or len(data) <= target_bytes:
             return data, kept
     what = "indices" if len(indices) == 1 else "the first level of indices"
-    raise SettingError(
-        "target_bytes",
-        f"at least {len(data)} bytes for {what}",
-        target_bytes,
-        advice="a codec of latents has many rates",
-    )
+    expected, advice = f"at least {len(data)} bytes for {what}", "a codec of latents has many rates"
+    raise SettingError("target_bytes", expected, target_bytes, advice=advice)
 
 
 def compress_latents(

@@ -58,23 +58,11 @@ class Hierarchical(Family):
         self, indices: "Sequence[Tensor]", known: "Sequence[Tensor] | None" = None
     ) -> "Tensor":
         """Lower levels may be missing: their mean codeword takes their place, as it does wherever `known` is False."""
-        autoencoder = self.autoencoder
-        if known is None:
-            return autoencoder.decode_indices(list(indices))
-        side = autoencoder.multiple
-        shapes = autoencoder.grid_shapes(*(length * side for length in indices[0].shape[1:]))
-        quantized = []
-        for level, shape in enumerate(shapes):
-            codewords = autoencoder.mean_codeword(level).view(1, -1, 1, 1)
-            codewords = codewords.expand(len(indices[0]), -1, *shape)
-            if level < len(indices):
-                found = autoencoder.quantizers[level].lookup(indices[level])
-                codewords = found.where(known[level][:, None], codewords)
-            quantized.append(codewords)
-        return autoencoder.decode_quantized(quantized)
+        return self.autoencoder.decode_indices(list(indices), known)
 
     def latents_of_indices(self, indices: "Sequence[Tensor]") -> "Tensor":
         return self.autoencoder.upper_features(list(indices))
 
     def record_usage(self, level: int, counts: "Tensor") -> None:
-        self.autoencoder.set_usage(level, counts)
+        # Not by set_usage, whose checks wait for the device: this is called in every step of a training.
+        self.autoencoder.get_buffer(f"usage_{level}").copy_(counts / counts.sum())

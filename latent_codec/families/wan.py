@@ -36,15 +36,16 @@ class Wan(Stills):
         return Encoded(DiagonalGaussianDistribution(encode_frame_tiled(self.autoencoder, images, tile)), None)
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
-        from latent_codec.models.wan_tiling import channels_to_pixels, decode_frame_tiled
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
-        if tile is None:  # the class's own decode clamps images, which then give the trainer no gradient
-            autoencoder = self.autoencoder
-            video = autoencoder.decoder(
-                autoencoder.post_quant_conv(raw_latents.unsqueeze(2)), **self.first_frame
-            )
-            return channels_to_pixels(video[:, :, 0], autoencoder.config.get("patch_size") or 1)
-        return decode_frame_tiled(self.autoencoder, raw_latents, tile)
+        from latent_codec.models.wan_tiling import decode_frame_tiled
+
+        if tile is not None:
+            return decode_frame_tiled(self.autoencoder, raw_latents, tile)
+        # The class's own decode clamps images, which then give the trainer no gradient.
+        autoencoder = self.autoencoder
+        video = autoencoder.decoder(autoencoder.post_quant_conv(raw_latents.unsqueeze(2)), **self.first_frame)
+        return unpatchify(video, autoencoder.config.get("patch_size") or 1)[:, :, 0]
 
 
 class QwenImage(Wan):

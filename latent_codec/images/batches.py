@@ -63,9 +63,8 @@ def _readings(
     with ThreadPoolExecutor() as threads:
 
         def submit(count: int) -> list:
-            return [
-                (index, threads.submit(source.image, index, channels)) for index in islice(upcoming, count)
-            ]
+            chosen = islice(upcoming, count)
+            return [(index, threads.submit(source.image, index, channels)) for index in chosen]
 
         waiting = deque(submit(ahead))
         while waiting:

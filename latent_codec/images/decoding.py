@@ -15,78 +15,30 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from latent_codec.files import special_kind
+
 logger = logging.getLogger(__name__)
 
-# Raster formats that Pillow may try, each with its suffixes (MPO, which phones write, opens as JPEG). Left out are
+# Raster formats that Pillow may try (MPO, which phones write, opens as JPEG). Left out are
 # those that start other programs (EPS, WMF), that are stubs for other programs' plugins (BUFR, GRIB, HDF5, MPEG), that
 # open what they hold as any format (IPTC) or inflate without bound (FITS), and those that no photograph is kept in.
-_SUFFIXES_BY_FORMAT = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "AVIF": (".avif", ".avifs"),
-    "TIFF": (".tif", ".tiff"),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
-    "ICO": (".ico",),
-    "CUR": (".cur",),
-    "ICNS": (".icns",),
-    "PSD": (".psd",),
-    "PCX": (".pcx",),
-    "DCX": (".dcx",),
-    "DDS": (".dds",),
-    "QOI": (".qoi",),
-    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
-    "SUN": (".ras",),
-    "XBM": (".xbm",),
-    "XPM": (".xpm",),
-    "MSP": (".msp",),
-    "BLP": (".blp",),
-    "FTEX": (".ftc", ".ftu"),
-    "FLI": (".fli", ".flc"),
-    "PCD": (".pcd",),
-    "PIXAR": (".pxr",),
-    "DIB": (".dib",),
-    "GBR": (".gbr",),
-    "TGA": (".tga", ".icb", ".vda", ".vst"),
-}
-FORMATS = tuple(_SUFFIXES_BY_FORMAT)
-SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
+_MARKED = (
+    *("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "ICO", "CUR", "ICNS", "PSD"),
+    *("PCX", "DCX", "DDS", "QOI", "SGI", "SUN", "XBM", "XPM", "MSP", "BLP", "FTEX", "FLI", "PIXAR"),
+)
 # Formats without a mark at their start: many a file looks like one, so that only the suffix tells.
-_UNMARKED = ("DIB", "GBR", "PCD", "TGA")
-_MARKED = tuple(form for form in FORMATS if form not in _UNMARKED)
+_UNMARKED = ("PCD", "DIB", "GBR", "TGA")
+FORMATS = (*_MARKED, *_UNMARKED)
+SUFFIXES = frozenset(
+    suffix for suffix, form in Image.registered_extensions().items() if form in (*FORMATS, "MPO")
+)
 
-# Images that are not read, by suffix: HEIF, JPEG XL, drawings, science's and film's floats, and raw data of cameras.
+# Images that are not read, by suffix.
 UNSUPPORTED_SUFFIXES = frozenset(
-    [
-        ".heic",
-        ".heif",
-        ".hif",
-        ".jxl",
-        ".svg",
-        ".svgz",
-        ".eps",
-        ".ps",
-        ".ai",
-        ".wmf",
-        ".emf",
-        ".fits",
-        ".fit",
-        ".exr",
-        ".hdr",
-        ".dng",
-        ".nef",
-        ".cr2",
-        ".cr3",
-        ".arw",
-        ".orf",
-        ".rw2",
-        ".raf",
-        ".pef",
-        ".srw",
-    ]
+    {".heic", ".heif", ".hif", ".jxl"}
+    | {".svg", ".svgz", ".eps", ".ps", ".ai", ".wmf", ".emf"}  # drawings
+    | {".fits", ".fit", ".exr", ".hdr"}  # science's and film's floats
+    | {".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}  # raw data of cameras
 )
 _UNSUPPORTED_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL ", b"<svg", b"%!PS", b"\xc5\xd0\xd3\xc6", b"v/1\x01")
 
@@ -136,10 +88,8 @@ def decode_pixels(source: Source, name: str | None) -> np.ndarray:
     name = name or name_of(source)
     with opened(source, name) as image:
         if min(image.size) < MIN_SIDE:
-            raise ImageError(
-                f"{name}: {image.width}x{image.height} pixels (width x height) are too few, "
-                f"an image has at least {MIN_SIDE}x{MIN_SIDE}"
-            )
+            size = f"{image.width}x{image.height} pixels (width x height)"
+            raise ImageError(f"{name}: {size} are too few, an image has at least {MIN_SIDE}x{MIN_SIDE}")
         _note_frames(image, name)
         image.load()
         pixels = _pixels(image, name)
@@ -168,12 +118,10 @@ def opened(source: Source, name: str) -> Iterator[Image.Image]:
         file.seek(start)
         with _without_warnings():
             image = Image.open(file, formats=FORMATS)
-        if (
-            image.format == "TIFF" and image.tag_v2.get(0x00FE, 0) & 1
-        ):  # NewSubfileType: of reduced resolution
-            raise ImageError(
-                f"{name}: raw data of a camera, of which only a thumbnail can be read: save it as 16-bit TIFF or PNG"
-            )
+        # NewSubfileType: of reduced resolution.
+        if image.format == "TIFF" and image.tag_v2.get(0x00FE, 0) & 1:
+            what = "raw data of a camera, of which only a thumbnail can be read"
+            raise ImageError(f"{name}: {what}: save it as 16-bit TIFF or PNG")
         # Above its limit Pillow warns, and only above twice that it raises; here the limit itself holds.
         if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
@@ -259,9 +207,8 @@ def _open_file(source: str | os.PathLike | bytes | BinaryIO, closing: ExitStack)
     if isinstance(source, (str, os.PathLike)):
         source = closing.enter_context(open_regular(source))
     elif not hasattr(source, "read"):
-        raise ImageError(
-            f"a {type(source).__name__} is no image: give a path, bytes, a binary file or a PIL image"
-        )
+        advice = "give a path, bytes, a binary file or a PIL image"
+        raise ImageError(f"a {type(source).__name__} is no image: {advice}")
     return source if source.seekable() else io.BytesIO(source.read())  # a pipe is not seekable
 
 
@@ -279,11 +226,6 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
 
 class NotAFileError(OSError):
     """A path names a pipe, socket or device."""
-
-
-def special_kind(mode: int) -> str:
-    """What `st_mode` says of something that is neither a file nor a folder."""
-    return "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def _is_heic(head: bytes) -> bool:
@@ -356,9 +298,8 @@ def _pixels(image: Image.Image, name: str) -> np.ndarray:
         pixels = _deep_pixels(image, name)
         if convert is None:
             return pixels[:, :, None]
-        image = Image.fromarray(
-            np.rint(pixels * (255 if pixels.dtype == np.float32 else 1 / 257)).astype(np.uint8)
-        )
+        scale = 255 if pixels.dtype == np.float32 else 1 / 257
+        image = Image.fromarray(np.rint(pixels * scale).astype(np.uint8))
 
     alpha = []
     if image.has_transparency_data:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from latent_codec.files import special_kind
 from latent_codec.images.decoding import (
     SUFFIXES,
     UNSUPPORTED_SUFFIXES,
@@ -15,7 +16,6 @@ from latent_codec.images.decoding import (
     is_unsupported,
     open_regular,
     printable,
-    special_kind,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,8 @@ class LeftOut:
 
     def _reason(self, reason: str) -> str:
         counts, names = self._counts[reason], self._names[reason]
-        common = [
-            f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in counts.most_common(8)
-        ]
+        most = counts.most_common(8)
+        common = [f"{count:,} {printable(suffix) or 'without suffix'}" for suffix, count in most]
         more = [f"{len(counts) - len(common)} more suffixes"] if len(counts) > len(common) else []
         dots = ["..."] if names and counts.total() > len(names) else []
         named = f" ({', '.join([*names, *dots])})" if names else ""
@@ -139,9 +138,8 @@ def _entries(current: Path, folder: Path, left_out: LeftOut) -> list[os.DirEntry
     """What is in a folder, sorted by name, without hidden files and folders."""
     try:
         with os.scandir(current) as entries:
-            return sorted(
-                (each for each in entries if not each.name.startswith(".")), key=lambda each: each.name
-            )
+            visible = [each for each in entries if not each.name.startswith(".")]
+        return sorted(visible, key=lambda each: each.name)
     except OSError as error:
         if current == folder:
             raise

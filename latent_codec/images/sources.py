@@ -114,9 +114,7 @@ def open_source(data: Data, *, split: str = "train", column: str | None = None) 
             return IdxImages(folder, split)
         tars = sorted(folder.glob("*.tar"))
         if tars and any(entry.suffix.lower() in SUFFIXES for entry in folder.iterdir()):
-            raise ValueError(
-                f"{folder} holds both tars and images: name the tars ({folder}/*.tar) or move one of them"
-            )
+            raise ValueError(f"{folder} holds both tars and images: name the tars, or move one of them")
         if tars:
             return TarImages(tars, column)
         return FolderImages(paths, folder)
@@ -227,9 +225,8 @@ class TarImages(ImageSource):
         try:
             label = json.loads(self._bytes(sample.tar, *place))
         except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists ...
-            raise LabelError(
-                f"{sample.name}: its .{kind} label cannot be read ({error}); expected an integer or an object in JSON"
-            ) from None
+            what = f"{sample.name}: its .{kind} label cannot be read ({error})"
+            raise LabelError(f"{what}; expected an integer or an object in JSON") from None
         return checked_label(label, f"{sample.name}: its .{kind} label")
 
     def _image(self, index: int) -> bytes:
@@ -254,9 +251,8 @@ def checked_label(label, name: str) -> int | dict | None:
     """
     if label is None or isinstance(label, dict) or type(label) is int:  # which True is not
         return label
-    raise LabelError(
-        f"{name} is {reprlib.repr(label)}; expected an integer or an object with attributes, got {type(label).__name__}"
-    )
+    expected = f"expected an integer or an object with attributes, got {type(label).__name__}"
+    raise LabelError(f"{name} is {reprlib.repr(label)}; {expected}")
 
 
 class IdxImages(ImageSource):
@@ -269,9 +265,7 @@ class IdxImages(ImageSource):
         images = _idx_file(folder, f"{prefix}-images?idx3-ubyte")
         labels = _idx_file(folder, f"{prefix}-labels?idx1-ubyte")
         if images is None:
-            raise FileNotFoundError(
-                f"{folder}: no {prefix}-images-idx3-ubyte or {prefix}-images-idx3-ubyte.gz"
-            )
+            raise FileNotFoundError(f"{folder}: no {prefix}-images-idx3-ubyte, with or without .gz")
         self.split = split
         self.images = _read_idx(images, num_dims=3)
         self.labels = None if labels is None else _read_idx(labels, num_dims=1)
@@ -308,9 +302,8 @@ def _read_idx(path: Path, num_dims: int) -> np.ndarray:
         with open_regular(path) as stored, gzip.GzipFile(fileobj=stored) if is_packed else stored as file:
             header = file.read(start)
             if header[:4] != bytes((0, 0, 8, num_dims)):
-                raise ValueError(
-                    f"{path} is no IDX file of bytes in {num_dims} dimensions: it starts {header[:4].hex()}"
-                )
+                kind = f"IDX file of bytes in {num_dims} dimensions"
+                raise ValueError(f"{path} is no {kind}: it starts {header[:4].hex()}")
             if len(header) < start:
                 raise ValueError(f"{path} is cut short: its header ends after {len(header)} of {start} bytes")
             shape = tuple(np.frombuffer(header, ">u4", offset=4).tolist())
@@ -360,9 +353,8 @@ class DatasetImages(ImageSource):
         classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         plain = [key for key, feature in features.items() if isinstance(feature, datasets.Value)]
         self._class = "label" if "label" in classes else classes[0] if classes else None
-        self._labels = (
-            dataset.select_columns([self._class] if classes else plain) if classes or plain else None
-        )
+        columns = [self._class] if classes else plain
+        self._labels = dataset.select_columns(columns) if columns else None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -408,9 +400,7 @@ def open_stream(data: str, *, split: str = "train"):
         OSError: if the hub cannot be reached or has no such dataset.
     """
     if not data.startswith(HUB):
-        raise ValueError(
-            f"{data} cannot be streamed: only {HUB}owner/name can; everything else is read by open_source"
-        )
+        raise ValueError(f"{data} cannot be streamed: only {HUB}owner/name can; open it by open_source")
     return _load_hub(data, split, streaming=True)
 
 

@@ -139,17 +139,15 @@ def _members(path: Path, file: BinaryIO, left_out: LeftOut) -> dict[str, Place]:
                     if member.islnk():
                         links[name] = member.linkname
                     elif member.issym():
-                        links[name] = posixpath.normpath(
-                            posixpath.join(posixpath.dirname(name), member.linkname)
-                        )
+                        folder = posixpath.dirname(name)
+                        links[name] = posixpath.normpath(posixpath.join(folder, member.linkname))
                 else:
                     left_out.add(_SPECIAL.get(member.type, "of an unknown kind"), name)
             offset = tar.offset
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         reason = "headers in headers" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise ValueError(
-            f"{path} is no whole, uncompressed tar ({reason}): unpack or copy it again"
-        ) from None
+        what = "no whole, uncompressed tar"
+        raise ValueError(f"{path} is {what} ({reason}): unpack or copy it again") from None
     if damage := _damage_at_end(file, offset, end):
         raise ValueError(
             f"{path} is damaged: {damage}; {count:,} members before that can be read: copy or download it again"
@@ -209,9 +207,7 @@ class _Headers:
     def read(self, size: int) -> bytes:
         self.num_read += max(size, 0)
         if size < 0 or self.num_read > _MAX_HEADER:
-            raise tarfile.ReadError(
-                f"a member with a header of {size if size < 0 else self.num_read:,} bytes"
-            )
+            raise tarfile.ReadError(f"a member whose header has {max(size, self.num_read):,} bytes")
         return self._file.read(size)
 
 

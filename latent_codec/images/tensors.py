@@ -119,9 +119,8 @@ def _checked_tensor(tensor: Tensor) -> Tensor:
     if tensor.ndim != 3 or shape[0] not in (1, 2, 3, 4) or not tensor.numel():
         raise ValueError(f"a tensor of shape {shape} is no image: give (C, H, W) with 1 to 4 channels")
     if not tensor.is_floating_point():
-        raise ValueError(
-            f"a {tensor.dtype} tensor is no image: give floats in [-1, 1], such as x / 127.5 - 1"
-        )
+        advice = "give floats in [-1, 1], such as x / 127.5 - 1"
+        raise ValueError(f"a {tensor.dtype} tensor is no image: {advice}")
     _check_range(tensor.detach(), -1, 1, "a tensor image")
     return tensor
 
@@ -130,10 +129,8 @@ def _check_range(values: Tensor, low: float, high: float, what: str) -> None:
     """Refuse values outside [low, high]; the slack of 1e-3 is for what half precision rounds."""
     smallest, largest = (value.item() for value in torch.aminmax(values))
     if not (smallest >= low - 1e-3 and largest <= high + 1e-3):  # written so that NaN is refused
-        raise ValueError(
-            f"{what} must be in [{low}, {high}], and this one spans {smallest:.4g} to {largest:.4g}: "
-            "rescale or clamp it"
-        )
+        got = f"{smallest:.4g} to {largest:.4g}"
+        raise ValueError(f"{what} must be in [{low}, {high}], and this one spans {got}: rescale or clamp it")
 
 
 def _to_signed(pixels: np.ndarray) -> Tensor:
@@ -173,9 +170,7 @@ def to_pil(image: Tensor) -> Image.Image:
         what = f"a {image.dtype} tensor" if isinstance(image, Tensor) else f"a {type(image).__name__}"
         raise ValueError(f"{what} is no image: give a float tensor in [-1, 1], or uint8")
     if image.ndim != 3 or image.shape[0] not in (1, 3, 4):
-        raise ValueError(
-            f"a tensor of shape {tuple(image.shape)} is not one image: give (1, 3 or 4 channels, H, W)"
-        )
+        raise ValueError(f"a tensor of shape {tuple(image.shape)} is not one image: give (1, 3 or 4, H, W)")
     pixels = image.detach().cpu()
     if pixels.is_floating_point():
         pixels = pixels.float()
@@ -197,9 +192,8 @@ def write_image(image: Tensor | Image.Image, path: str | os.PathLike) -> None:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in _SAVE_OPTIONS:
-        raise ValueError(
-            f"{path}: cannot write a {suffix or 'file without suffix'}; use {', '.join(_SAVE_OPTIONS)}"
-        )
+        written = suffix or "file without suffix"
+        raise ValueError(f"{path}: cannot write a {written}; use {', '.join(_SAVE_OPTIONS)}")
     image = image if isinstance(image, Image.Image) else to_pil(image)
     form, options = _SAVE_OPTIONS[suffix]
     if form == "JPEG" and image.has_transparency_data:

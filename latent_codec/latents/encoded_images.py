@@ -170,21 +170,14 @@ def encode_source(
         OSError: if a file cannot be written.
     """
     if min(images_per_file, batch_size) < 1:
-        raise ValueError(
-            f"expected images_per_file and batch_size of at least 1, got {images_per_file} and {batch_size}"
-        )
+        got = f"{images_per_file} and {batch_size}"
+        raise ValueError(f"expected images_per_file and batch_size of at least 1, got {got}")
     if indices and not codec.is_discrete:
         raise ValueError(f"{codec.name} has no codebook, and so no indices; encode latents")
     folder = Path(folder)
-    encoding = _Encoding(
-        codec=codec,
-        source=source,
-        batch_size=batch_size,
-        mirrored=mirrored,
-        indices=codec.indices_suffice if indices is None else indices,
-        labels=labels,
-        on_progress=on_progress or (lambda done, total: None),
-    )
+    indices = codec.indices_suffice if indices is None else indices
+    report = on_progress or (lambda done, total: None)
+    encoding = _Encoding(codec, source, batch_size, mirrored, indices, labels, report)
     numbers = range(len(source))
     parts = {
         folder / f"{start // images_per_file:05d}.safetensors": numbers[start : start + images_per_file]
@@ -206,7 +199,7 @@ def encode_source(
     return written
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Encoding:
     """What `encode_source` was asked for; a part is a range of the source's numbers, which makes a file."""
 
@@ -231,11 +224,10 @@ class _Encoding:
         except ValueError as error:
             logger.warning("written anew: %s", error)
             return False
-        kind = "latents" if found.indices is None else "indices"
         wanted_kind = "indices" if self.indices else "latents"
-        if (kind, found.space_fingerprint) != (wanted_kind, self.codec.space_fingerprint):
+        if (found.kind, found.space_fingerprint) != (wanted_kind, self.codec.space_fingerprint):
             raise ValueError(
-                f"{path} holds {kind} of {found.codec_name} (space {found.space_fingerprint}), not {wanted_kind} of "
+                f"{path} holds {found.kind} of {found.codec_name} (space {found.space_fingerprint}), not {wanted_kind} of "
                 f"{self.codec.name} (space {self.codec.space_fingerprint}); give another folder, or delete this one"
             )
         stored, belong = set(found.names), [name for number in part for name in self._names(number)]
@@ -315,18 +307,14 @@ def _flattened(tensors: Sequence[Tensor], path: Path) -> tuple[Tensor, np.ndarra
 
 
 def _check_alike(first: LatentFile, other: LatentFile) -> None:
-    if first.space_fingerprint != other.space_fingerprint:
+    files = first, other
+    kinds = [
+        "latents" if each.indices is None else f"{len(_levels(each))} levels of indices" for each in files
+    ]
+    if first.space_fingerprint != other.space_fingerprint or kinds[0] != kinds[1]:
         raise ValueError(
-            f"{first.path} is of {first.codec_name} (space {first.space_fingerprint}), {other.path} of "
-            f"{other.codec_name} (space {other.space_fingerprint}); open files of one codec at a time"
-        )
-    if (first.indices is None) != (other.indices is None):
-        kinds = ["latents" if file.indices is None else "indices" for file in (first, other)]
-        raise ValueError(f"{first.path} holds {kinds[0]}, {other.path} {kinds[1]}; open one kind at a time")
-    if len(_levels(first)) != len(_levels(other)):
-        raise ValueError(
-            f"{first.path} has {len(_levels(first))} levels of indices, {other.path} {len(_levels(other))}; "
-            "one codec gives them all the same"
+            f"{first.path} holds {kinds[0]} of {first.codec_name} (space {first.space_fingerprint}), {other.path} {kinds[1]} "
+            f"of {other.codec_name} (space {other.space_fingerprint}); open files of one codec and kind at a time"
         )
 
 

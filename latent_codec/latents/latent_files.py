@@ -22,7 +22,7 @@ from torch import Tensor
 
 from latent_codec.components.weight_files import LATENTS, metadata_of
 from latent_codec.files import check_is_file, named_in_utf8, replacing
-from latent_codec.tensors import check_dense, check_floating
+from latent_codec.tensors import check_dense, check_floating, check_shape
 from latent_codec.torch_settings import ignoring_caller_settings
 
 Label = int | dict | None
@@ -52,6 +52,10 @@ class LatentFile:
     indices: list[list[Tensor]] | None = None
     """For each image one int64 grid (1, h, w) per level: what `LatentCodec.decode_indices` takes."""
 
+    @property
+    def kind(self) -> str:
+        return "latents" if self.indices is None else "indices"
+
     def check(self, codec) -> str | None:
         """Whether `codec` may decode this file.
 
@@ -64,9 +68,8 @@ class LatentFile:
         if self.space_fingerprint != codec.space_fingerprint:
             own = _named(self.codec_name, self.pipeline)
             raise ValueError(
-                f"{self.path.name} holds {'latents' if self.indices is None else 'indices'} of {own} "
-                f"(space {self.space_fingerprint}), not of {_named(codec.name, codec.pipeline)} (space "
-                f"{codec.space_fingerprint}). Decode it with the codec {own}."
+                f"{self.path.name} holds {self.kind} of {own} (space {self.space_fingerprint}), not of "
+                f"{_named(codec.name, codec.pipeline)} (space {codec.space_fingerprint}). Decode it with the codec {own}."
             )
         if self.fingerprint != codec.fingerprint:
             return (
@@ -102,8 +105,7 @@ def save_latents(
     batches = [latents] if isinstance(latents, Tensor) else list(latents)
     for batch in batches:
         check_floating(batch, "latents")
-        if batch.ndim != 4:
-            raise ValueError(f"expected latents (B, C, h, w), got the shape {tuple(batch.shape)}")
+        check_shape(batch, "latents", ("B", "C", "h", "w"))
     images = [image for batch in batches for image in batch]
     tensors = {f"latents.{index}": image for index, image in enumerate(images)}
     _write(Path(path), tensors, len(images), codec, names, sizes, labels)
@@ -122,21 +124,12 @@ def save_indices(
     """Write indices as `LatentCodec.encode_indices` gives them: a list of int64 grids (B, h, w), top level first,
     or a list of such lists where images differ in size.
 
-    The other arguments are those of `save_latents`.
-
-    Raises:
-        ValueError: if names, sizes, labels and images differ in number, images in their number of levels, or for a
-            label of another type.
-        OSError: if the file cannot be written; then `path` is as it was.
+    The other arguments and the errors are those of `save_latents`; images have one number of levels.
     """
     batches = [grids] if isinstance(grids[0], Tensor) else list(grids)
     for grid in (grid for batch in batches for grid in batch):
         check_dense(grid, "indices")
-        if grid.ndim != 3 or grid.dtype != torch.int64:
-            raise ValueError(
-                f"expected indices as int64 (B, h, w), got {str(grid.dtype).removeprefix('torch.')} of the shape "
-                f"{tuple(grid.shape)}"
-            )
+        check_shape(grid, "indices", ("B", "h", "w"), dtype=torch.int64)
     images = [image for batch in batches for image in zip(*batch, strict=True)]
     tensors = {
         f"indices.{index}.{level}": grid
@@ -144,9 +137,7 @@ def save_indices(
         for level, grid in enumerate(image)
     }
     if len({len(image) for image in images}) > 1:
-        raise ValueError(
-            "expected images with one number of levels, as one codec gives them, got several numbers"
-        )
+        raise ValueError("expected images with one number of levels, got several: give those of one codec")
     _write(Path(path), tensors, len(images), codec, names, sizes, labels)
 
 
@@ -159,8 +150,6 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
         OSError: if it cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a latent file (.safetensors)")
     check_is_file(path)
     with path.open("rb") as file:  # the system's own words if it is forbidden
         num_bytes = path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
@@ -170,14 +159,10 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
             if metadata.get("format") != LATENTS:
                 raise ValueError(f"{path} is a safetensors file, but not a latent file of latent-codec")
             if metadata.get("version") != VERSION:
-                raise ValueError(
-                    f"{path} has version {metadata.get('version')} of the latent file; "
-                    f"this latent-codec reads version {VERSION}. Update it."
-                )
+                got = f"{metadata.get('version')}; update latent-codec"
+                raise ValueError(f"{path}: expected version {VERSION} of the latent file, got {got}")
             if len(stored.keys()) > num_bytes:  # each of which would take memory and time
-                raise ValueError(
-                    f"{path} is damaged: it has {len(stored.keys())} tensors in {num_bytes} bytes"
-                )
+                raise ValueError(f"{path} is damaged: {len(stored.keys())} tensors in {num_bytes} bytes")
         tensors = load(path.read_bytes())  # `get_tensor` takes ten times as long for each of many small grids
     except (SafetensorError, KeyError) as error:  # KeyError: of a dtype that torch has not
         raise ValueError(f"{path} is no latent file, or a truncated one: {error}") from error
@@ -206,13 +191,10 @@ def _write(
     sizes: Sequence[tuple[int, int]],
     labels: Sequence[Label] | None,
 ) -> None:
-    if not num_images == len(names) == len(sizes):
-        raise ValueError(
-            f"expected as many names and sizes as images, {num_images}, got {len(names)} and {len(sizes)}"
-        )
     labels = [None] * num_images if labels is None else list(labels)
-    if len(labels) != num_images:
-        raise ValueError(f"expected as many labels as images, {num_images}, got {len(labels)}")
+    for what, given in (("names", names), ("sizes", sizes), ("labels", labels)):
+        if len(given) != num_images:
+            raise ValueError(f"expected as many {what} as images, {num_images}, got {len(given)}")
     for name, label in zip(names, labels):
         if not _is_label(label):
             raise ValueError(f"the label of {name} is {label!r}; a label is an int, a dict or None")
@@ -265,9 +247,8 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
 
     fingerprints = metadata["space_fingerprint"], metadata["fingerprint"]
     pipeline = metadata.get("pipeline")
-    if not (metadata["codec"] + (pipeline or "")).isprintable() or not all(
-        map(_FINGERPRINT.fullmatch, fingerprints)
-    ):
+    is_printable = (metadata["codec"] + (pipeline or "")).isprintable()
+    if not is_printable or not all(map(_FINGERPRINT.fullmatch, fingerprints)):
         raise ValueError("its codec or fingerprints are malformed")
 
     latents = indices = None
@@ -283,9 +264,8 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
             for index in range(num_images)
         ]
         grids = [grid for levels in indices for grid in levels]
-        if not grids or not all(
-            each.ndim == 3 and each.dtype == torch.int64 and each.numel() for each in grids
-        ):
+        are_grids = all(each.ndim == 3 and each.dtype == torch.int64 and each.numel() for each in grids)
+        if not grids or not are_grids:
             raise ValueError("it holds neither latents nor int64 grids of indices")
     if tensors:
         raise ValueError(f"{len(tensors)} tensors belong to no image ({min(tensors)} ...)")

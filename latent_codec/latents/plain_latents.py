@@ -50,9 +50,8 @@ class PlainLatents:
             if batch.ndim == 4 and batch.shape[1] == channels and batch.numel() and batch.is_floating_point():
                 found += batch.split(1)
         if not found:
-            raise ValueError(
-                f"{self.path} is {self}; expected floating-point latents (C, h, w) or (N, C, h, w) with C = {channels}"
-            )
+            expected = f"floating-point latents (C, h, w) or (N, C, h, w) with C = {channels}"
+            raise ValueError(f"{self.path} is {self}; expected {expected}")
         return found
 
     def __str__(self) -> str:
@@ -85,9 +84,8 @@ def read_plain_latents(path: str | os.PathLike) -> PlainLatents | None:
             kind, arrays = "a file of torch.save (.pt)", dict(_read_tensors(path))
         else:
             return None
-    return PlainLatents(
-        path=path, kind=kind, arrays={name: each for name, each in arrays.items() if each is not None}
-    )
+    kept = {name: each for name, each in arrays.items() if each is not None}
+    return PlainLatents(path=path, kind=kind, arrays=kept)
 
 
 def _numpy_entries(path: Path) -> list[zipfile.ZipInfo]:
@@ -101,9 +99,8 @@ def _numpy_entries(path: Path) -> list[zipfile.ZipInfo]:
 def _read_archive(path: Path, entries: list[zipfile.ZipInfo]) -> Iterator[tuple[str, Tensor | None]]:
     total = sum(entry.file_size for entry in entries)
     if len(entries) > _MAX_ENTRIES or total > MAX_BYTES:
-        raise ValueError(
-            f"{path} holds {len(entries)} arrays of {total} bytes; expected at most {_MAX_ENTRIES} of {MAX_BYTES} bytes"
-        )
+        expected = f"expected at most {_MAX_ENTRIES} of {MAX_BYTES} bytes"
+        raise ValueError(f"{path} holds {len(entries)} arrays of {total} bytes; {expected}")
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in entries:
@@ -162,7 +159,6 @@ def _read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
             if each.untyped_storage().nbytes() < each.nbytes or each.nbytes > MAX_BYTES:
-                raise ValueError(
-                    f"{path} holds a tensor of {each.nbytes} bytes; expected at most {MAX_BYTES}, in full"
-                )
+                expected = f"expected at most {MAX_BYTES}, in full"
+                raise ValueError(f"{path} holds a tensor of {each.nbytes} bytes; {expected}")
             yield name, each.detach()

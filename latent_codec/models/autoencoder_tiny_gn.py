@@ -1,5 +1,7 @@
 """AutoencoderTinyGN: TAESD's network with the group norms of TAEF2, which diffusers' AutoencoderTiny lacks."""
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
@@ -56,12 +58,13 @@ class AutoencoderTinyGN(TinyAutoencoder):
         force_upcast: bool = False,
     ):
         super().__init__()
-        lengths = [
-            len(encoder_block_out_channels),
-            len(num_encoder_blocks),
-            len(decoder_block_out_channels),
-            len(num_decoder_blocks),
-        ]
+        shapes = (
+            encoder_block_out_channels,
+            num_encoder_blocks,
+            decoder_block_out_channels,
+            num_decoder_blocks,
+        )
+        lengths = [len(each) for each in shapes]
         if len(set(lengths)) > 1 or not lengths[0]:
             raise ValueError(
                 "encoder_block_out_channels, num_encoder_blocks, decoder_block_out_channels and num_decoder_blocks have "
@@ -69,10 +72,10 @@ class AutoencoderTinyGN(TinyAutoencoder):
             )
         if latent_magnitude <= 0:
             raise ValueError(f"latent_magnitude is {latent_magnitude}; expected a number above 0")
-        self.encoder = Encoder(
+        self.encoder = encoder(
             in_channels, encoder_block_out_channels, num_encoder_blocks, latent_channels, use_midblock_gn
         )
-        self.decoder = Decoder(
+        self.decoder = decoder(
             latent_channels, decoder_block_out_channels, num_decoder_blocks, out_channels, use_midblock_gn
         )
         # Pipelines take the downsampling factor from its length.
@@ -92,61 +95,53 @@ class AutoencoderTinyGN(TinyAutoencoder):
         """[0, 1] -> latents."""
         return (x - self.config.latent_shift) * (2 * self.config.latent_magnitude)
 
-    def _encode(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
-
     def _decode(self, latents: Tensor) -> Tensor:
         limit = self.config.latent_magnitude
         return self.decoder(torch.tanh(latents / limit) * limit)
 
 
-class Encoder(nn.Module):
+class Layers(nn.Module):
+    """Layers in sequence, under the keys that diffusers' AutoencoderTiny gives them."""
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layers = CheckpointedSequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def encoder(
+    in_channels: int,
+    widths: Sequence[int],
+    num_blocks: Sequence[int],
+    out_channels: int,
+    use_midblock_gn: bool,
+) -> Layers:
     """(B, in_channels, H, W) in [0, 1] -> (B, out_channels, ceil(H / f), ceil(W / f))."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        widths: tuple[int, ...],
-        num_blocks: tuple[int, ...],
-        out_channels: int,
-        use_midblock_gn: bool,
-    ):
-        super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
-        for level, (width, count) in enumerate(zip(widths, num_blocks)):
-            if level:
-                layers.append(nn.Conv2d(widths[level - 1], width, 3, stride=2, padding=1, bias=False))
-            layers += blocks(width, count, use_midblock_gn and level == len(widths) - 1)
-        layers.append(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
-        self.layers = CheckpointedSequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
+    for level, (width, count) in enumerate(zip(widths, num_blocks)):
+        if level:
+            layers.append(nn.Conv2d(widths[level - 1], width, 3, stride=2, padding=1, bias=False))
+        layers += blocks(width, count, use_midblock_gn and level == len(widths) - 1)
+    return Layers([*layers, nn.Conv2d(widths[-1], out_channels, 3, padding=1)])
 
 
-class Decoder(nn.Module):
+def decoder(
+    in_channels: int,
+    widths: Sequence[int],
+    num_blocks: Sequence[int],
+    out_channels: int,
+    use_midblock_gn: bool,
+) -> Layers:
     """(B, in_channels, h, w) -> (B, out_channels, h f, w f) in [0, 1]."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        widths: tuple[int, ...],
-        num_blocks: tuple[int, ...],
-        out_channels: int,
-        use_midblock_gn: bool,
-    ):
-        super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1), nn.ReLU()]
-        for level, (width, count) in enumerate(zip(widths, num_blocks)):
-            if level:
-                layers.append(nn.Upsample(scale_factor=2))
-                layers.append(nn.Conv2d(widths[level - 1], width, 3, padding=1, bias=False))
-            layers += blocks(width, count, use_midblock_gn and level == 0)
-        layers.append(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
-        self.layers = CheckpointedSequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1), nn.ReLU()]
+    for level, (width, count) in enumerate(zip(widths, num_blocks)):
+        if level:
+            layers.append(nn.Upsample(scale_factor=2))
+            layers.append(nn.Conv2d(widths[level - 1], width, 3, padding=1, bias=False))
+        layers += blocks(width, count, use_midblock_gn and level == 0)
+    return Layers([*layers, nn.Conv2d(widths[-1], out_channels, 3, padding=1)])
 
 
 def blocks(width: int, count: int, with_norm: bool) -> list[nn.Module]:

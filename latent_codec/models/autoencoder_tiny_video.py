@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks for it in a component's module
 from torch import Tensor, nn
 
@@ -64,21 +64,7 @@ class AutoencoderTinyVideo(TinyAutoencoder):
                 f"{encoder_block_out_channels}, {encoder_time_strides} and {decoder_block_out_channels}, "
                 f"{decoder_time_strides}"
             )
-        self.encoder = Encoder(
-            in_channels * patch_size**2,
-            encoder_block_out_channels,
-            num_blocks,
-            encoder_time_strides,
-            latent_channels,
-        )
-        self.decoder = Decoder(
-            latent_channels,
-            decoder_block_out_channels,
-            num_blocks,
-            decoder_time_strides,
-            out_channels * patch_size**2,
-            latent_magnitude,
-        )
+        self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.encoder(F.pixel_unshuffle(images, self.config.patch_size))
@@ -90,20 +76,14 @@ class AutoencoderTinyVideo(TinyAutoencoder):
 class Encoder(nn.Sequential):
     """(B, in_channels, H, W) -> (B, out_channels, H / 2^levels, W / 2^levels), by way of equal frames."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        widths: tuple[int, ...],
-        num_blocks: int,
-        time_strides: tuple[int, ...],
-        out_channels: int,
-    ):
-        layers: list[nn.Module] = [conv(in_channels, widths[0]), nn.ReLU()]
-        for before, width, stride in zip(widths, widths[1:], time_strides):
+    def __init__(self, config: FrozenDict):
+        widths, strides = config.encoder_block_out_channels, config.encoder_time_strides
+        layers: list[nn.Module] = [conv(config.in_channels * config.patch_size**2, widths[0]), nn.ReLU()]
+        for before, width, stride in zip(widths, widths[1:], strides):
             layers += [TimePool(before, stride), conv(before, width, stride=2, bias=False)]
-            layers += [MemoryBlock(width) for _ in range(num_blocks)]
-        super().__init__(*layers, conv(widths[-1], out_channels))
-        self.num_frames = math.prod(time_strides)
+            layers += [MemoryBlock(width) for _ in range(config.num_blocks)]
+        super().__init__(*layers, conv(widths[-1], config.latent_channels))
+        self.num_frames = math.prod(strides)
 
     def forward(self, x: Tensor) -> Tensor:
         batch = len(x)
@@ -117,20 +97,17 @@ class Encoder(nn.Sequential):
 class Decoder(nn.Sequential):
     """(B, in_channels, h, w) -> (B, out_channels, h 2^levels, w 2^levels), the last of the frames that it makes."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        widths: tuple[int, ...],
-        num_blocks: int,
-        time_strides: tuple[int, ...],
-        out_channels: int,
-        magnitude: float,
-    ):
-        layers: list[nn.Module] = [Clamp(magnitude), conv(in_channels, widths[0]), nn.ReLU()]
-        for width, after, stride in zip(widths, widths[1:], time_strides):
-            layers += [MemoryBlock(width) for _ in range(num_blocks)]
+    def __init__(self, config: FrozenDict):
+        widths, strides = config.decoder_block_out_channels, config.decoder_time_strides
+        layers: list[nn.Module] = [
+            Clamp(config.latent_magnitude),
+            conv(config.latent_channels, widths[0]),
+            nn.ReLU(),
+        ]
+        for width, after, stride in zip(widths, widths[1:], strides):
+            layers += [MemoryBlock(width) for _ in range(config.num_blocks)]
             layers += [nn.Upsample(scale_factor=2), TimeGrowth(width, stride), conv(width, after, bias=False)]
-        super().__init__(*layers, nn.ReLU(), conv(widths[-1], out_channels))
+        super().__init__(*layers, nn.ReLU(), conv(widths[-1], config.out_channels * config.patch_size**2))
         self.last_memory = max(index for index, layer in enumerate(self) if isinstance(layer, MemoryBlock))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """AutoencoderVQ: diffusers' VQModel, with a quantizer that trains and indices that come in and out."""
 
+from inspect import signature
 from typing import ClassVar, Literal
 
 import torch
@@ -84,25 +85,8 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
                 f'l2_normalized is {l2_normalized}, legacy {legacy} and gradient {gradient!r}; assignment "linear" has no '
                 "distances that these could change: leave them at their defaults."
             )
-        super().__init__(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            down_block_types=down_block_types,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            act_fn=act_fn,
-            latent_channels=latent_channels,
-            sample_size=sample_size,
-            num_vq_embeddings=num_vq_embeddings,
-            norm_num_groups=norm_num_groups,
-            vq_embed_dim=vq_embed_dim,
-            scaling_factor=scaling_factor,
-            norm_type=norm_type,
-            mid_block_add_attention=mid_block_add_attention,
-            lookup_from_codebook=lookup_from_codebook,
-            force_upcast=force_upcast,
-        )
+        inherited = signature(VQModel.__init__).parameters
+        super().__init__(**{name: self.config[name] for name in inherited if name in self.config})
         dim = vq_embed_dim or latent_channels
         if assignment == "linear":
             self.quantize = GumbelQuantizer(num_vq_embeddings, dim)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from latent_codec.errors import SettingError
 from latent_codec.models.causal import CausalContext, shift_down, shift_raster, shift_right
 from latent_codec.models.own_weights import OwnWeights
-from latent_codec.tensors import check_range
+from latent_codec.tensors import check_floating, check_range, check_shape
 from latent_codec.torch_settings import ignoring_caller_settings
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -34,6 +34,15 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
 
     A subclass makes `embed`, `layers` and `head` in its constructor, with the channels that `_make_context` gives.
     Indices are (B, h, w), or (B, C, h, w) where `has_channels`, and always 0 to `num_values` - 1.
+
+    Args:
+        num_classes: of the labels; None for a model without.
+        condition_codebook_size: of the indices of a condition; None for none.
+        condition_channels: of a condition of features; None for none.
+        num_condition_blocks: residual blocks that read a condition, before and after it is brought to the grid.
+        sample_size: (height, width) of the grids it was trained on, which pipelines sample by default.
+        most_frequent: the commonest index of each channel, shown where a half-sampled grid has none yet; None: 0.
+        space_fingerprint: of the codec whose indices it was trained on (LatentCodec.space_fingerprint).
     """
 
     _supports_gradient_checkpointing = True
@@ -50,28 +59,18 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
     num_values: int
     """Number of values of an index."""
 
-    def _make_context(
-        self,
-        channels: int,
-        num_classes: int | None,
-        condition_codebook_size: int | None,
-        condition_channels: int | None,
-        num_condition_blocks: int,
-    ) -> int:
-        """Make what reads labels and a condition; return the channels of `_context`: 0 without either."""
-        if condition_codebook_size is not None and condition_channels is not None:
-            raise ValueError(
-                f"condition_codebook_size is {condition_codebook_size} and condition_channels {condition_channels}; a "
-                "condition is either indices or features: give one."
-            )
-        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, channels)
-        self.condition_network = None
-        if condition_codebook_size is not None:
-            embedding = nn.Embedding(condition_codebook_size, channels)
-            self.condition_network = ConditionNetwork(embedding, channels, num_condition_blocks)
-        elif condition_channels is not None:
-            projection = nn.Conv2d(condition_channels, channels, 1)
-            self.condition_network = ConditionNetwork(projection, channels, num_condition_blocks)
+    def _make_context(self) -> int:
+        """Make what reads labels and a condition by the config; return the channels of `_context`: 0 without either."""
+        config, channels = self.config, self.config.hidden_channels
+        size, features = config.condition_codebook_size, config.condition_channels
+        if size is not None and features is not None:
+            raise ValueError("expected condition_codebook_size or condition_channels, got both; give one")
+        self.class_embedding = self.condition_network = None
+        if config.num_classes is not None:
+            self.class_embedding = nn.Embedding(config.num_classes, channels)
+        if size is not None or features is not None:
+            entry = nn.Embedding(size, channels) if features is None else nn.Conv2d(features, channels, 1)
+            self.condition_network = ConditionNetwork(entry, channels, config.num_condition_blocks)
         return 0 if self.class_embedding is None and self.condition_network is None else channels
 
     def logits(
@@ -107,11 +106,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         values, features = self._features(indices, condition, class_labels)
         return self.head.log_prob(features, values)
 
-    def forward(
-        self, indices: Tensor, condition: Tensor | None = None, class_labels: Tensor | None = None
-    ) -> Tensor:
-        """`log_prob`, so that wrappers which call the module (DistributedDataParallel) train it."""
-        return self.log_prob(indices, condition, class_labels)
+    forward = log_prob  # so that wrappers which call the module (DistributedDataParallel) train it
 
     @torch.no_grad()
     def sample(
@@ -158,9 +153,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         batch, height, width = self._check_shape(shape)
         _check_sampling(temperature, top_k, top_p)
         if not isinstance(generator, torch.Generator | None) and len(generator) != batch:
-            raise ValueError(
-                f"expected one generator, or one for each of {batch} grids, got {len(generator)}"
-            )
+            raise ValueError(f"expected one generator, or one per grid, {batch}, got {len(generator)}")
         with ignoring_caller_settings():
             indices, done = self._start(batch, height, width, known, known_mask)
             by_position = indices.permute(2, 3, 0, 1)  # views, which change with the grid
@@ -227,7 +220,9 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
                 else f"this {name} has {self.class_embedding.num_embeddings} classes; give class_labels, one per grid."
             )
         if class_labels is not None:
-            self._check_labels(class_labels, batch)
+            check_shape(class_labels, "class_labels", (batch,), dtype=torch.int64)
+            num_classes = self.class_embedding.num_embeddings
+            check_range(class_labels, num_classes, "class_labels", f"classes of this {name}")
             parts.append(self.class_embedding(class_labels)[:, :, None, None])
         if (condition is None) != (self.condition_network is None):
             raise ValueError(
@@ -239,26 +234,13 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
             parts.append(self.condition_network(condition, batch, height, width))
         return sum(parts[1:], parts[0]) if parts else None
 
-    def _check_labels(self, class_labels: Tensor, batch: int) -> None:
-        num_classes = self.class_embedding.num_embeddings
-        if class_labels.dtype != torch.int64 or class_labels.shape != (batch,):
-            raise ValueError(
-                f"class_labels are {class_labels.dtype} of shape {tuple(class_labels.shape)}; expected torch.int64 of "
-                f"shape ({batch},), one per grid."
-            )
-        check_range(class_labels, num_classes, "class_labels", f"classes of this {type(self).__name__}")
-
     def _check_indices(self, indices: Tensor) -> Tensor:
         """Indices as (B, C, h, w), or an error that says what is wrong with them."""
         self._check_shape(indices.shape)
         if indices.dtype != torch.int64:
             raise ValueError(f"indices are {indices.dtype}; expected torch.int64.")
-        check_range(
-            indices,
-            self.num_values,
-            "indices",
-            f"values of this {type(self).__name__}: is it the codec's prior?",
-        )
+        meaning = f"values of this {type(self).__name__}: is it the codec's prior?"
+        check_range(indices, self.num_values, "indices", meaning)
         return indices if self.has_channels else indices[:, None]
 
     def _check_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -280,18 +262,8 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         if known is None:
             return indices, mask
         expected = (batch, *([self.data_channels] if self.has_channels else []), height, width)
-        if known.shape != expected or known.dtype != torch.int64:
-            raise ValueError(
-                f"known is {known.dtype} of shape {tuple(known.shape)}; expected torch.int64 of shape {expected}."
-            )
-        if known_mask.dtype != torch.bool or known_mask.shape not in (
-            (batch, height, width),
-            (height, width),
-        ):
-            raise ValueError(
-                f"known_mask is {known_mask.dtype} of shape {tuple(known_mask.shape)}; expected torch.bool of shape "
-                f"{(batch, height, width)} or {(height, width)}."
-            )
+        check_shape(known, "known", expected, dtype=torch.int64)
+        check_shape(known_mask, "known_mask", mask.shape, mask.shape[1:], dtype=torch.bool)
         mask |= known_mask.to(self.device)
         known = known.to(self.device).view_as(indices).masked_fill(~mask[:, None], 0)
         self._check_indices(known if self.has_channels else known[:, 0])
@@ -332,30 +304,17 @@ class ConditionNetwork(nn.Module):
         return self.fine(F.interpolate(coarse, (height, width), mode="nearest"))
 
     def _check(self, condition: Tensor, batch: int, height: int, width: int) -> None:
-        shape = tuple(condition.shape)
-        is_discrete = isinstance(self.entry, nn.Embedding)
-        if is_discrete:
-            fits = condition.ndim == 3 and condition.dtype == torch.int64
+        if isinstance(self.entry, nn.Embedding):
+            check_shape(condition, "the condition", (batch, "h'", "w'"), dtype=torch.int64)
+            size = self.entry.num_embeddings
+            check_range(condition, size, "the condition's indices", "of the level above this prior")
         else:
-            fits = (
-                condition.ndim == 4 and condition.is_floating_point() and shape[1] == self.entry.in_channels
-            )
-        if not fits or len(condition) != batch:
-            raise ValueError(
-                f"the condition is {condition.dtype} of shape {shape}; expected {self.expected} with B = {batch}."
-            )
-        if not all(shape[-2:]) or height % shape[-2] or width % shape[-1]:
-            raise ValueError(
-                f"the condition is {shape[-2]}x{shape[-1]} and the grid {height}x{width}; the condition's sides must "
-                "divide the grid's."
-            )
-        if is_discrete:
-            check_range(
-                condition,
-                self.entry.num_embeddings,
-                "the condition's indices",
-                "of the level above this prior",
-            )
+            check_floating(condition, "the condition")
+            check_shape(condition, "the condition", (batch, self.entry.in_channels, "h'", "w'"))
+        rows, columns = condition.shape[-2:]
+        if not rows or not columns or height % rows or width % columns:
+            grid, got = f"{height}x{width}", f"{rows}x{columns}"
+            raise ValueError(f"expected a condition whose sides divide the grid's, {grid}, got {got}")
 
 
 class ResidualBlock(nn.Module):
@@ -406,7 +365,12 @@ class IncrementalSampler:
         self._position += 1
         row, column = divmod(self._position, self._width)
         if column == 0:
-            self._begin_row(row)
+            context = None if self._context is None else self._context[min(row, len(self._context) - 1)]
+            around = CausalContext(context, self._row, self._background[row])
+            self._last.copy_(self._columns[-1])
+            vertical = self._row.permute(2, 0, 1).contiguous()
+            for layer, cache in zip(self._layers, self._caches):
+                vertical = layer.row(cache, vertical, around)
         left = self._columns[column - 1] if column else self._nothing
         self._stream.copy_(left)
         previous = left if column else self._last
@@ -421,14 +385,6 @@ class IncrementalSampler:
     def append(self, values: Tensor) -> None:
         """Take the position's values, int64 (B, C)."""
         self._embed.write(values, self._columns[self._position % self._width])
-
-    def _begin_row(self, row: int) -> None:
-        context = None if self._context is None else self._context[min(row, len(self._context) - 1)]
-        around = CausalContext(context, self._row, self._background[row])
-        self._last.copy_(self._columns[-1])
-        vertical = self._row.permute(2, 0, 1).contiguous()
-        for layer, cache in zip(self._layers, self._caches):
-            vertical = layer.row(cache, vertical, around)
 
 
 def filter_logits(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:

@@ -66,9 +66,6 @@ class VerticalConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[:, :, : x.shape[2]]
 
-    def begin(self, batch: int, width: int) -> "VerticalCache":
-        return VerticalCache(self, batch, width)
-
     def row(self, cache: "VerticalCache", x: Tensor) -> Tensor:
         """The next row (in_channels, W, B) of the input -> that row of the output, (out_channels, W, B)."""
         for above, below in pairwise(cache.rows):
@@ -101,9 +98,6 @@ class HorizontalConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x)[..., : x.shape[3]]
-
-    def begin(self, batch: int, width: int) -> "HorizontalCache":
-        return HorizontalCache(self, batch, width)
 
 
 class HorizontalCache:
@@ -225,8 +219,8 @@ class GatedLayerCache:
     """A `GatedLayer`'s two convolutions' caches, and the gates that a row prepares for its positions."""
 
     def __init__(self, layer: GatedLayer, batch: int, width: int):
-        self.vertical = layer.vertical_conv.begin(batch, width)
-        self.horizontal = layer.horizontal_conv.begin(batch, width)
+        self.vertical = VerticalCache(layer.vertical_conv, batch, width)
+        self.horizontal = HorizontalCache(layer.horizontal_conv, batch, width)
         self.horizontal_out = layer.horizontal_out.matrix()
         self.bias = layer.vertical_to_horizontal.bias + layer.horizontal_conv.bias
         self.vertical_to_horizontal = layer.vertical_to_horizontal.weight.flatten(1).T
@@ -298,10 +292,10 @@ class GatedResidualCache:
     """
 
     def __init__(self, layer: GatedResidual, batch: int, width: int):
-        self.vertical1 = layer.vertical_conv1.begin(batch, width)
-        self.vertical2 = layer.vertical_conv2.begin(batch, width)
-        self.horizontal1 = layer.horizontal_conv1.begin(batch, width)
-        self.horizontal2 = layer.horizontal_conv2.begin(batch, width)
+        self.vertical1 = VerticalCache(layer.vertical_conv1, batch, width)
+        self.vertical2 = VerticalCache(layer.vertical_conv2, batch, width)
+        self.horizontal1 = HorizontalCache(layer.horizontal_conv1, batch, width)
+        self.horizontal2 = HorizontalCache(layer.horizontal_conv2, batch, width)
         self.bias = layer.vertical_to_horizontal.bias + layer.horizontal_conv1.bias
         self.vertical_to_horizontal = layer.vertical_to_horizontal.weight.flatten(1).T
         self.from_context = layer.from_context and layer.from_context.weight.flatten(1).T
@@ -322,9 +316,7 @@ class CausalAttention(nn.Module):
     def __init__(self, channels: int, attention_channels: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
         if attention_channels % num_heads:
-            raise ValueError(
-                f"attention_channels is {attention_channels} and num_heads {num_heads}; expected a multiple of the heads."
-            )
+            raise ValueError(f"expected attention_channels for {num_heads} heads, got {attention_channels}")
         self.num_heads = num_heads
         self.query_key_value = PointwiseConv(2 * channels + 2, 3 * attention_channels)
         self.conv_in = PointwiseConv(channels, channels)
@@ -370,11 +362,8 @@ class AttentionCache:
 
     def __init__(self, layer: CausalAttention, batch: int, height: int, width: int):
         num_positions = height * width
-        heads, channels, attention_channels = (
-            layer.num_heads,
-            layer.conv_in.in_channels,
-            layer.attention_in.in_channels,
-        )
+        heads, channels = layer.num_heads, layer.conv_in.in_channels
+        attention_channels = layer.attention_in.in_channels
         dim = attention_channels // heads
         matrix, self.qkv_bias = layer.query_key_value.matrix(), layer.query_key_value.bias.clone()
         matrix[:, :attention_channels] /= math.sqrt(dim)

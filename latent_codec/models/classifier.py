@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_codec import deprecated
+from latent_codec.errors import SettingError
 from latent_codec.models.own_weights import OwnWeights
+from latent_codec.tensors import check_floating, check_shape
 
 
 class ImageClassifier(OwnWeights, ModelMixin, ConfigMixin):
@@ -49,16 +51,12 @@ class ImageClassifier(OwnWeights, ModelMixin, ConfigMixin):
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; a classifier tells 2 or more apart.")
         if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(
-                f"expected {num_classes} class_names, one for each class, got {len(class_names)}"
-            )
+            raise ValueError(f"expected {num_classes} class_names, one per class, got {len(class_names)}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; expected a share from 0, below 1")
         if not block_out_channels or any(width % norm_num_groups for width in block_out_channels):
-            raise ValueError(
-                f"block_out_channels are {tuple(block_out_channels)} and norm_num_groups {norm_num_groups}; give one or "
-                "more widths, multiples of the groups."
-            )
+            expected = f"one or more multiples of norm_num_groups, {norm_num_groups}"
+            raise SettingError("block_out_channels", expected, tuple(block_out_channels))
         channels = block_out_channels[0]
         self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.blocks = nn.Sequential()
@@ -76,13 +74,10 @@ class ImageClassifier(OwnWeights, ModelMixin, ConfigMixin):
         Raises:
             ValueError: for another number of channels, or integers.
         """
-        in_channels = self.config.in_channels
-        fits = images.ndim == 4 and images.shape[1] == in_channels and images.is_floating_point()
-        if not fits or 0 in images.shape:
-            raise ValueError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}; expected floats (B, {in_channels}, H, W) in "
-                "[-1, 1]."
-            )
+        check_floating(images, "images")
+        check_shape(images, "images", ("B", self.config.in_channels, "H", "W"))
+        if 0 in images.shape:
+            raise ValueError(f"expected images with no side 0, got shape {tuple(images.shape)}")
         hidden = self.blocks(self.conv_in(images))
         features = F.silu(self.norm_out(hidden)).mean((2, 3))
         return self.linear(F.dropout(features, self.config.dropout, self.training))

@@ -18,6 +18,7 @@ and any order of summation give the same numbers.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -73,7 +74,7 @@ def neighbor_offsets(phase: int) -> tuple[list[tuple[int, int]], list[tuple[int,
 
 @lru_cache(maxsize=64)
 @ignoring_caller_settings()
-def grid_places(height: int, width: int, phase: int) -> tuple[Tensor, Tensor, Tensor]:
+def grid_places(height: int, width: int, phase: int, device="cpu") -> tuple[Tensor, Tensor, Tensor]:
     """The places of a phase's positions, row by row, and of their neighbors in the flattened grid.
 
     Returns:
@@ -88,7 +89,8 @@ def grid_places(height: int, width: int, phase: int) -> tuple[Tensor, Tensor, Te
         return (rows + moved[:, 0]) * (width + 2 * MARGIN) + columns + moved[:, 1]
 
     neighbors, siblings = neighbor_offsets(phase)
-    return rows * width + columns, places(neighbors), places([(0, 0), *siblings])
+    found = rows * width + columns, places(neighbors), places([(0, 0), *siblings])
+    return tuple(each.to(device) for each in found)
 
 
 def with_margin(features: Tensor, upper: Tensor | None = None) -> Tensor:
@@ -152,10 +154,7 @@ class GridContext:
 
     def __init__(self, height: int, width: int, *, dtype=torch.int32, device="cpu"):
         self._inside = with_margin(torch.full((1, height, width), ONE, dtype=dtype, device=device))[0]
-        self._places = [
-            tuple(each.to(device) for each in grid_places(height, width, phase))
-            for phase in range(NUM_PHASES)
-        ]
+        self._places = [grid_places(height, width, phase, device) for phase in range(NUM_PHASES)]
 
     def positions(self, each: ContextPass) -> Tensor:
         """The positions of a pass in the flattened grid, int64 (n,)."""
@@ -206,8 +205,9 @@ class IntegerLinear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     @property
-    def is_frozen(self) -> bool:
-        return bool(self.shifts[0] >= 0)
+    def is_frozen(self) -> Tensor:
+        """Whether `freeze_shifts` was called, as a bool on the device, for which a training step does not wait."""
+        return self.shifts[0] >= 0
 
     @torch.no_grad()
     def freeze_shifts(self) -> None:
@@ -223,18 +223,17 @@ class IntegerLinear(nn.Linear):
 
     def shifted(self, sums: Tensor, by: Tensor) -> Tensor:
         """sums / 2^by, rounded down once shifts are frozen."""
-        y = sums * torch.exp2(-by.to(sums.dtype))
-        return _floor(y) if self.is_frozen else y
+        return rounded_if(self.is_frozen, torch.floor, sums * torch.exp2(-by.to(sums.dtype)))
 
     def integers(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights and biases, half a unit of the result included, times 2^shift, and the shifts of sums; rounded once frozen."""
-        shifts = self.shifts if self.is_frozen else torch.full_like(self.shifts, 7)
+        is_frozen = self.is_frozen
+        shifts = torch.where(is_frozen, self.shifts, 7)
         by, scale = shifts - self.exponents, torch.exp2(shifts.float())
         weight, bias = self.weight * scale[:, None], self.bias * scale * ONE
-        if self.is_frozen:
-            weight = _round(weight.clamp(-LIMIT, LIMIT))
-            bias = _round(bias + torch.exp2(by.float() - 1))
-        return weight, bias, by
+        weight = torch.where(is_frozen, weight.clamp(-LIMIT, LIMIT), weight)
+        bias = bias + torch.exp2(by.float() - 1) * is_frozen
+        return rounded_if(is_frozen, torch.round, weight), rounded_if(is_frozen, torch.round, bias), by
 
 
 class IntegerMLP(nn.Module):
@@ -269,12 +268,9 @@ def is_frozen(context: nn.Module) -> bool:
     return all(module.is_frozen for module in context.modules() if isinstance(module, IntegerLinear))
 
 
-def _round(x: Tensor) -> Tensor:
-    return x + (torch.round(x) - x).detach()
-
-
-def _floor(x: Tensor) -> Tensor:
-    return x + (torch.floor(x) - x).detach()
+def rounded_if(condition: Tensor, rounding: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`rounding(x)` where a scalar bool is True, else `x`; both with the gradient of `x`."""
+    return x + ((rounding(x) - x) * condition).detach()
 
 
 class LatentContext(OwnWeights, ModelMixin, ConfigMixin):
@@ -309,18 +305,16 @@ class LatentContext(OwnWeights, ModelMixin, ConfigMixin):
     ):
         super().__init__()
         if len(units) != len(coarsest):
-            raise ValueError(
-                f"expected a coarsest step size for each of {len(units)} units, got {len(coarsest)}"
-            )
+            raise ValueError(f"expected {len(units)} coarsest step sizes, one per unit, got {len(coarsest)}")
+        self.register_buffer("feature_units", torch.tensor(units, device="cpu") / ONE, persistent=False)
         self.passes = latent_passes(len(units), group)
         self.networks = nn.ModuleList()
         for each in self.passes:
-            exponents = [self.MEAN_EXPONENT] * each.num_channels + [
-                self.DEVIATION_EXPONENT
-            ] * each.num_channels
+            count = each.num_channels
+            exponents = [self.MEAN_EXPONENT] * count + [self.DEVIATION_EXPONENT] * count
             network = IntegerMLP(each.num_inputs, hidden, exponents)
             with torch.no_grad():
-                network.layers[2].bias[each.num_channels :] = 4.0  # a deviation of 2^4 = 16 of ONE = 32
+                network.layers[2].bias[count:] = 4.0  # a deviation of 2^4 = 16 of ONE = 32
             self.networks.append(network)
         self.component_weights = nn.Parameter(torch.zeros(num_components))
         self.component_scales = nn.Parameter(torch.linspace(-0.5, 1.0, num_components))
@@ -339,8 +333,7 @@ class LatentContext(OwnWeights, ModelMixin, ConfigMixin):
 
     def forward(self, quantized: Tensor, step_sizes: Tensor) -> Tensor:
         """Code length in bits of quantized latents (B, C, h, w) at step sizes (B, C): (B, C)."""
-        units = torch.tensor(self.config.units, device=quantized.device) / ONE
-        ratios = (step_sizes / units)[..., None]
+        ratios = (step_sizes / self.feature_units)[..., None]
         features = with_margin((quantized * ratios[..., None]).round().clamp(-LIMIT, LIMIT))
         context = GridContext(*quantized.shape[-2:], dtype=features.dtype, device=features.device)
         quantized, bits = quantized.flatten(2), torch.zeros_like(step_sizes)
@@ -399,7 +392,8 @@ class IndexContext(OwnWeights, ModelMixin, ConfigMixin):
             passes = [each for each in self.passes if each.level == level]
             self.networks.extend(IntegerMLP(each.num_inputs, hidden) for each in passes)
             tree = tree_of(size, trees and trees[level])
-            self.register_buffer(f"leaves_{level}", _inverse(tree, size), persistent=False)
+            leaves = torch.where(tree < 0, size, tree).argsort(stable=True)[:size]  # of each codeword
+            self.register_buffer(f"leaves_{level}", leaves, persistent=False)
             self.forks.append(IntegerLinear(hidden, [0] * (len(tree) - 1)))
 
     @torch.no_grad()
@@ -425,7 +419,7 @@ class IndexContext(OwnWeights, ModelMixin, ConfigMixin):
     def integer_embedding(self, level: int) -> Tensor:
         """(K, E), -LIMIT to LIMIT; rounded once shifts are frozen."""
         found = (self.embeddings[level] * ONE).clamp(-LIMIT, LIMIT)
-        return _round(found) if self.forks[level].is_frozen else found
+        return rounded_if(self.forks[level].is_frozen, torch.round, found)
 
     def forward(self, indices: list[Tensor]) -> Tensor:
         """Code length in bits of indices, (B, h, w) for each level: (B, levels)."""
@@ -469,18 +463,8 @@ def tree_of(size: int, tree: list[int] | None) -> Tensor:
     if tree is None:
         tree = [*range(size), *[-1] * (2**depth - size)]
     if len(tree) != 2**depth or sorted(tree)[-size:] != list(range(size)):
-        raise ValueError(
-            f"expected a tree of {2**depth} leaves with {size} codewords, each once, got {len(tree)}"
-        )
+        raise ValueError(f"expected {2**depth} leaves with {size} codewords, each once, got {len(tree)}")
     return torch.tensor(tree, device="cpu")
-
-
-def _inverse(tree: Tensor, size: int) -> Tensor:
-    """The leaf of each codeword."""
-    found = torch.empty(size, dtype=torch.int64, device="cpu")
-    leaves = (tree >= 0).nonzero()[:, 0]
-    found[tree[leaves]] = leaves
-    return found
 
 
 def codeword_tree(codewords: Tensor) -> list[int]:

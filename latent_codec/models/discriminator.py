@@ -50,11 +50,9 @@ class PatchDiscriminator(nn.Module):
         Raises:
             ValueError: if a side of `image` is smaller than `min_side(num_layers)`.
         """
-        if min(image.shape[-2:]) < min_side(self.num_layers):
-            raise ValueError(
-                f"image is {image.shape[-2]}x{image.shape[-1]}; a discriminator of {self.num_layers} layers judges "
-                f"{min_side(self.num_layers)} px or more."
-            )
+        least, (height, width) = min_side(self.num_layers), image.shape[-2:]
+        if min(height, width) < least:
+            raise ValueError(f"expected an image of {least} px or more a side, got {height}x{width}")
         return self.layers(image)
 
 

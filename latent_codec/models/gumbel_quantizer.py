@@ -10,9 +10,11 @@ from latent_codec.models.quantizers import (
     QuantizerOutput,
     VectorQuantizer,
     at_least_float32,
+    count_indices,
     highest_scores,
     perplexity,
 )
+from latent_codec.tensors import check_shape
 
 
 class GumbelQuantizer(VectorQuantizer):
@@ -48,12 +50,10 @@ class GumbelQuantizer(VectorQuantizer):
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Choose or draw codewords for `latents`, (B, D, h, w), in float32 where their dtype has fewer digits.
 
-        Nothing draws latents and codewords together, so that `commitment_loss` and `codebook_loss` are 0.
-
-        Raises:
-            ValueError: if they have another number of channels than the codewords.
+        Nothing draws latents and codewords together, so that `commitment_loss` and `codebook_loss` are 0. Errors are
+        those of VectorQuantizer.
         """
-        self.check_latents(latents)
+        check_shape(latents, "latents", ("B", self.dim, "h", "w"))
         with torch.autocast(latents.device.type, enabled=False):
             z = at_least_float32(latents)
             logits = F.conv2d(z, self.proj.weight.to(z.dtype), self.proj.bias.to(z.dtype))
@@ -70,7 +70,7 @@ class GumbelQuantizer(VectorQuantizer):
                 mean = torch.einsum("bkhw,kd->bdhw", shares, self.embedding.weight.detach().to(z.dtype))
                 quantized = quantized + (mean - mean.detach())
         quantized = latents if self.bypassed else quantized.to(latents.dtype)
-        counts = torch.bincount(indices.flatten(), minlength=self.codebook_size)
+        counts = count_indices(indices.flatten(), self.codebook_size)
         zero = kl.new_zeros(())
         return QuantizerOutput(quantized.contiguous(), indices, zero, zero, perplexity(counts), latents, kl)
 

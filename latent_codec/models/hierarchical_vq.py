@@ -6,6 +6,7 @@ rosinality/vq-vae-2-pytorch has them, so that its checkpoints fit here once rena
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from operator import mul
 from typing import Literal
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
-from latent_codec.tensors import check_range
+from latent_codec.tensors import check_range, check_shape
 from latent_codec.torch_settings import ignoring_caller_settings
 
 
@@ -85,16 +86,11 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         if not strides or any(stride < 2 or stride & (stride - 1) for stride in strides):
             raise ValueError(f"strides are {strides}; expected one or more powers of two, 2 and above")
         if hidden_channels < 2 or hidden_channels % 2:
-            raise ValueError(
-                f"hidden_channels is {hidden_channels}; the outer layers have half: give an even number."
-            )
+            raise ValueError(f"expected an even number of hidden_channels, got {hidden_channels}")
         num_levels = len(strides)
         sizes = [codebook_sizes] * num_levels if isinstance(codebook_sizes, int) else codebook_sizes
         if len(sizes) != num_levels:
-            raise ValueError(
-                f"codebook_sizes {codebook_sizes} are for {len(sizes)} levels and strides {strides} for {num_levels}; "
-                "give one size for all, or one per level, top first."
-            )
+            raise ValueError(f"expected {num_levels} codebook_sizes, one per stride, or one, got {sizes}")
         self.encoders = nn.ModuleList()
         self.quantize_convs = nn.ModuleList()
         self.codebooks = nn.ModuleList()
@@ -112,9 +108,8 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
             source_channels = in_channels if is_bottom else hidden_channels
             target_channels = in_channels if is_bottom else embed_dim
             self.encoders.append(encoder(source_channels, hidden_channels, num_halvings, residual()))
-            self.quantize_convs.append(
-                nn.Conv2d(hidden_channels + (0 if is_top else embed_dim), embed_dim, 1)
-            )
+            above = 0 if is_top else embed_dim
+            self.quantize_convs.append(nn.Conv2d(hidden_channels + above, embed_dim, 1))
             self.codebooks.append(
                 VectorQuantizer(
                     size, embed_dim, beta=beta, legacy=legacy, gradient=gradient, l2_normalized=l2_normalized
@@ -190,10 +185,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         Raises:
             ValueError: if the image has the wrong number of channels, or sides that do not divide.
         """
-        if image.ndim != 4 or image.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"expected an image (B, {self.config.in_channels}, H, W), got shape {tuple(image.shape)}"
-            )
+        check_shape(image, "an image", ("B", self.config.in_channels, "H", "W"))
         self.grid_shapes(*image.shape[2:])
         features = [image]
         for encoder in reversed(self.encoders):
@@ -210,10 +202,8 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
     def decode_quantized(self, quantized: list[Tensor]) -> Tensor:
         """The inverse of `encode_quantized`: codewords of each level, top first -> image."""
         if len(quantized) != len(self.codebooks):
-            raise ValueError(
-                f"expected codewords of {len(self.codebooks)} levels, got {len(quantized)}. "
-                "decode_indices fills in the lower levels where only upper ones are known."
-            )
+            got = f"{len(quantized)}; decode_indices fills in lower levels"
+            raise ValueError(f"expected codewords of {len(self.codebooks)} levels, got {got}")
         return self.decode(self.concatenate(quantized)).sample
 
     @apply_forward_hook
@@ -236,10 +226,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         Raises:
             ValueError: if they have another number of channels.
         """
-        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
-            raise ValueError(
-                f"expected latents (B, {self.latent_channels}, h, w), got shape {tuple(latents.shape)}"
-            )
+        check_shape(latents, "latents", ("B", self.latent_channels, "h", "w"))
         sample = torch.cat([self.decoders[-1](part) for part in self._slices(latents)])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
@@ -256,10 +243,11 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         return latents, [torch.cat([output.indices for output in level]) for level in zip(*outputs)]
 
     @apply_forward_hook
-    def decode_indices(self, grids: list[Tensor]) -> Tensor:
+    def decode_indices(self, grids: list[Tensor], known: Sequence[Tensor] | None = None) -> Tensor:
         """Indices of the levels, int64 (B, h, w), top first -> image (B, C, H, W).
 
-        The lowest levels may be left out, to show an image level by level; `mean_codeword` replaces them.
+        The lowest levels may be left out, to show an image level by level; `mean_codeword` replaces them, and indices
+        where `known`, bool (B, h, w) for each level, is False.
 
         Raises:
             ValueError: for no or too many grids, shapes that do not follow from the top grid's, other dtypes than
@@ -267,6 +255,9 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         shapes = self._check_grids(grids)
         quantized = [quantizer.lookup(grid) for quantizer, grid in zip(self.codebooks, grids)]
+        for level, mask in enumerate(known or ()):
+            mean = self.mean_codeword(level)[:, None, None]
+            quantized[level] = quantized[level].where(mask[:, None], mean)
         for level in range(len(grids), len(self.codebooks)):
             codeword = self.mean_codeword(level)[None, :, None, None]
             quantized.append(codeword.expand(len(grids[0]), -1, *shapes[level]))
@@ -296,10 +287,7 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         if not 0 <= level < len(self.codebooks):
             raise ValueError(f"level is {level}; levels are 0 (top) to {len(self.codebooks) - 1}.")
         usage = self.get_buffer(f"usage_{level}")
-        if counts.shape != usage.shape:
-            raise ValueError(
-                f"expected counts of shape ({len(usage)},) for level {level}, got {tuple(counts.shape)}"
-            )
+        check_shape(counts, f"counts of level {level}", usage.shape)
         counts = counts.float()
         if not counts.isfinite().all() or (counts < 0).any() or not counts.any():
             raise ValueError(f"counts of level {level} must be finite, at least 0, and some above 0.")
@@ -314,17 +302,13 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         if not isinstance(grids, (list, tuple)) or not 1 <= len(grids) <= num_levels:
             got = f"{len(grids)} index maps" if isinstance(grids, (list, tuple)) else type(grids).__name__
             raise ValueError(f"expected a list of 1 to {num_levels} index maps, top level first, got {got}")
-        batch, *top = grids[0].shape if grids[0].ndim == 3 else (0, 0, 0)
-        shapes = self.grid_shapes(*(side * self.multiple for side in top)) if min(top) else []
+        check_shape(grids[0], "indices of level 0", ("B", "h", "w"), dtype=torch.int64)
+        batch, *top = grids[0].shape
+        shapes = self.grid_shapes(*(side * self.multiple for side in top))
         for level, (grid, quantizer) in enumerate(zip(grids, self.codebooks)):
-            expected = (batch, *shapes[level]) if shapes else "(B, h, w), no side 0"
-            if grid.shape != expected:
-                raise ValueError(
-                    f"indices of level {level} have shape {tuple(grid.shape)}; expected {expected}."
-                )
-            if grid.dtype != torch.int64:
-                raise ValueError(f"indices of level {level} are {grid.dtype}; expected torch.int64.")
-            check_range(grid, quantizer.codebook_size, f"indices of level {level}", "indices of its codebook")
+            name = f"indices of level {level}"
+            check_shape(grid, name, (batch, *shapes[level]), dtype=torch.int64)
+            check_range(grid, quantizer.codebook_size, name, "indices of its codebook")
         return shapes
 
 

@@ -33,8 +33,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.errors import SettingError
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.quantizers import VectorQuantizer, k_means
+from latent_codec.tensors import check_shape
 
 RIDGE = 1e-4
 NUM_REGRESSED = 64  # images that the decoder's least squares look at: enough for its thousand unknowns
@@ -255,10 +257,8 @@ def _fit_convolution(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         gram += rows.T @ rows
         moments += rows.T @ goal[:, 1:-1, 1:-1].flatten(1).T.double()
         count += len(rows)
-    scale = gram.diagonal().mean()
-    solution = torch.linalg.solve(
-        gram + RIDGE * scale * torch.eye(size, dtype=torch.float64), moments
-    ).float()
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    solution = torch.linalg.solve(gram + ridge, moments).float()
     return solution[:-1].T.reshape(-1, features.shape[1], 3, 3), solution[-1]
 
 
@@ -269,48 +269,31 @@ def _check(
     config = autoencoder.config
     if quantizer is not None:
         if config.l2_normalized:
-            raise ValueError(
-                "a linear start has latents of every length; l2_normalized keeps only their direction."
-            )
+            expected = "False for a linear start, whose latents have every length"
+            raise SettingError("l2_normalized", expected, True)
         if config.assignment == "linear":
-            raise ValueError(
-                'a linear start finds codewords by k-means, which assignment "linear" would not choose by distance.'
-            )
+            raise SettingError("assignment", '"nearest" for a linear start, by k-means', config.assignment)
         if config.vq_embed_dim not in (None, config.latent_channels):
-            raise ValueError(
-                f"vq_embed_dim is {config.vq_embed_dim} and latent_channels {config.latent_channels}; a linear start "
-                "needs them equal."
-            )
+            expected = f"latent_channels, {config.latent_channels}, for a linear start"
+            raise SettingError("vq_embed_dim", expected, config.vq_embed_dim)
     widths, latent_channels = config.block_out_channels, config.latent_channels
     factor = 2 ** (len(widths) - 1)
-    if (
-        images.ndim != 4
-        or images.shape[1] != config.in_channels
-        or any(side % factor for side in images.shape[-2:])
-    ):
-        raise ValueError(
-            f"images are {tuple(images.shape)}; expected (N, {config.in_channels}, H, W) "
-            f"with H and W divisible by {factor}."
-        )
+    check_shape(images, "images", ("N", config.in_channels, "H", "W"))
+    if any(side % factor for side in images.shape[-2:]):
+        raise ValueError(f"expected images with sides divisible by {factor}, got shape {tuple(images.shape)}")
     if config.out_channels != config.in_channels:
-        raise ValueError(
-            f"out_channels is {config.out_channels} and in_channels {config.in_channels}; a linear start needs them equal."
-        )
+        expected = f"in_channels, {config.in_channels}, for a linear start"
+        raise SettingError("out_channels", expected, config.out_channels)
     described = f"block_out_channels {tuple(widths)} with norm_num_groups {config.norm_num_groups}"
-    if any(width % (4 * config.norm_num_groups) for width in (widths[0], widths[-1])):
-        raise ValueError(
-            f"{described}: a linear start needs the first and last width divisible by {4 * config.norm_num_groups}."
-        )
+    divisor = 4 * config.norm_num_groups
+    if any(width % divisor for width in (widths[0], widths[-1])):
+        raise ValueError(f"{described}: a linear start needs the first and last width divisible by {divisor}")
     if len(widths) < 2 or widths[0] == widths[1]:
         # The last block pairs the image's channels in the shortcut that changes the width.
-        raise ValueError(
-            f"{described}: a linear start needs two widths or more, and the first two different."
-        )
+        raise ValueError(f"{described}: a linear start needs two widths or more, and the first two different")
     if widths[0] < 4 * config.in_channels or widths[-1] < 9 * latent_channels:
-        raise ValueError(
-            f"{described} are too narrow for a linear start: at least {4 * config.in_channels} first "
-            f"and {9 * latent_channels} last."
-        )
+        least = f"at least {4 * config.in_channels} first and {9 * latent_channels} last"
+        raise ValueError(f"{described} are too narrow for a linear start: {least}")
     components = config.in_channels
     for level in range(len(widths) - 1):
         last = level == len(widths) - 2

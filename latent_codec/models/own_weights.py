@@ -36,11 +36,10 @@ def check_finite(tensor: Tensor, key: str, where: object, stored: torch.dtype | 
         tensor = tensor.float()
     if all(bound.isfinite() for bound in tensor.aminmax()):
         return
-    if stored is not None and torch.finfo(stored).max > torch.finfo(tensor.dtype).max:
+    largest = torch.finfo(tensor.dtype).max
+    if stored is not None and torch.finfo(stored).max > largest:
         name = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"{where}: {key} holds NaN, infinity or values beyond {name}'s {torch.finfo(tensor.dtype).max:.4g}"
-        )
+        raise ValueError(f"{where}: {key} holds NaN, infinity or values beyond {name}'s {largest:.4g}")
     raise ValueError(f"{where}: {key} holds NaN or infinity; the weights are damaged: fetch them again")
 
 

@@ -8,6 +8,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 - diffusers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.errors import SettingError
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.models.causal import GatedLayer, PointwiseConv
 from latent_codec.models.quantizers import at_least_float32
@@ -41,14 +42,9 @@ class PixelCNN(AutoregressivePrior):
         hidden_channels: width of both stacks.
         num_layers: depth; a layer sees `kernel_size` // 2 further on every side that is past.
         kernel_size: odd, 3 or more.
-        num_classes: of the labels; None for a model without.
-        condition_codebook_size: of the indices of a condition; None for none.
-        condition_channels: of a condition of features; None for none.
-        num_condition_blocks: residual blocks that read a condition, before and after it is brought to the grid.
         dropout: share of gated values left out while training.
-        sample_size: (height, width) of the grids it was trained on, which pipelines sample by default.
-        most_frequent: the commonest index of each channel, shown where a half-sampled grid has none yet; None: 0.
-        space_fingerprint: of the codec whose indices it was trained on (LatentCodec.space_fingerprint).
+        num_classes, condition_codebook_size, condition_channels, num_condition_blocks, sample_size, most_frequent,
+            space_fingerprint: as AutoregressivePrior describes them.
 
     Raises:
         ValueError: where these do not fit together.
@@ -91,10 +87,8 @@ class PixelCNN(AutoregressivePrior):
             self.embed = ValueEmbedding(data_channels, hidden_channels, self.num_values)
         elif data == "latents":
             if latent_steps is None or len(latent_steps) != data_channels:
-                raise ValueError(
-                    f"latent_steps are {latent_steps} for {data_channels} data_channels; expected one step per channel "
-                    "(ScalarQuantizer.from_latents finds them)."
-                )
+                expected = f"{data_channels}, one per channel, as ScalarQuantizer.from_latents finds them"
+                raise SettingError("latent_steps", expected, latent_steps)
             self.quantizer = ScalarQuantizer(
                 steps=latent_steps, minimum=latent_minimum, maximum=latent_maximum, dead_zone=latent_dead_zone
             )
@@ -104,9 +98,7 @@ class PixelCNN(AutoregressivePrior):
             raise ValueError(f'data is {data!r}; expected "codes", "pixels" or "latents"')
         if self.num_values < 2:
             raise ValueError(f"indices have {self.num_values} value; a prior needs 2 or more.")
-        context_channels = self._make_context(
-            hidden_channels, num_classes, condition_codebook_size, condition_channels, num_condition_blocks
-        )
+        context_channels = self._make_context()
         self.layers = nn.ModuleList(
             GatedLayer(hidden_channels, kernel_size, context_channels, dropout) for _ in range(num_layers)
         )
@@ -129,9 +121,7 @@ class PixelCNN(AutoregressivePrior):
 
     def _latents_quantizer(self) -> ScalarQuantizer:
         if self.quantizer is None:
-            raise ValueError(
-                f'this PixelCNN is over {self.config.data}; only one over "latents" quantizes them.'
-            )
+            raise ValueError(f'expected a PixelCNN over "latents", got one over {self.config.data}')
         return self.quantizer
 
 

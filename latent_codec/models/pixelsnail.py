@@ -27,14 +27,9 @@ class PixelSNAIL(AutoregressivePrior):
         num_layers: gated residual layers per block.
         kernel_size: odd, 3 or more.
         attention_channels, num_heads: of queries, keys and values, over all heads.
-        num_classes: of the labels; None for a model without.
-        condition_codebook_size: of the indices of a condition; None for none.
-        condition_channels: of a condition of features; None for none.
-        num_condition_blocks: residual blocks that read a condition, before and after it is brought to the grid.
         dropout: share of values left out while training, in the middle of every residual layer.
-        sample_size: (height, width) of the grids it was trained on, which pipelines sample by default.
-        most_frequent: the commonest index of each channel, shown where a half-sampled grid has none yet; None: 0.
-        space_fingerprint: of the codec whose indices it was trained on (LatentCodec.space_fingerprint).
+        num_classes, condition_codebook_size, condition_channels, num_condition_blocks, sample_size, most_frequent,
+            space_fingerprint: as AutoregressivePrior describes them.
 
     Raises:
         ValueError: where these do not fit together.
@@ -64,9 +59,7 @@ class PixelSNAIL(AutoregressivePrior):
             raise ValueError(f"codebook_size is {codebook_size}; a prior needs 2 codes or more.")
         self.num_values = codebook_size
         self.embed = CodeEmbedding(codebook_size, hidden_channels)
-        context_channels = self._make_context(
-            hidden_channels, num_classes, condition_codebook_size, condition_channels, num_condition_blocks
-        )
+        context_channels = self._make_context()
         self.layers = nn.ModuleList()
         for _ in range(num_blocks):
             for _ in range(num_layers):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.tensors import check_shape
+
 GradientEstimator = Literal["straight-through", "rotation"]
 
 SCORES_AT_ONCE = 2**22
@@ -110,10 +112,9 @@ class VectorQuantizer(nn.Module):
         Raises:
             ValueError: if they have another number of channels than the codewords.
         """
-        self.check_latents(latents)
-        indices = self.assign(
-            latents
-        )  # of the given latents: in half precision unit vectors would be rounded again
+        check_shape(latents, "latents", ("B", self.dim, "h", "w"))
+        # Of the given latents: in half precision unit vectors would be rounded again.
+        indices = self.assign(latents)
         if self.l2_normalized:
             latents = F.normalize(at_least_float32(latents), dim=1).to(latents.dtype)
         z = at_least_float32(latents)
@@ -124,14 +125,10 @@ class VectorQuantizer(nn.Module):
         estimate = rotate if rotates else straight_through
         quantized = latents if self.bypassed else estimate(z, codewords.detach()).to(latents.dtype)
         quantized = quantized.contiguous()  # one layout, whatever the encoder's, so that decoders round alike
-        counts = torch.bincount(indices.flatten(), minlength=self.codebook_size)
+        counts = count_indices(indices.flatten(), self.codebook_size)
         return QuantizerOutput(
             quantized, indices, commitment_loss, codebook_loss, perplexity(counts), latents
         )
-
-    def check_latents(self, latents: Tensor) -> None:
-        if latents.ndim != 4 or latents.shape[1] != self.dim:
-            raise ValueError(f"expected latents (B, {self.dim}, h, w), got shape {tuple(latents.shape)}")
 
     def loss(self, output: QuantizerOutput) -> Tensor:
         """The weighted sum of an output's terms: VQ-VAE, equation 3, behind the reconstruction.
@@ -294,9 +291,14 @@ def k_means(
     return centers
 
 
+def count_indices(indices: Tensor, codebook_size: int) -> Tensor:
+    """Count each of 0..K - 1 in `indices` (N,): int64 (K,). Unlike torch.bincount it does not wait for the device."""
+    return indices.new_zeros(codebook_size).scatter_add_(0, indices, torch.ones_like(indices))
+
+
 def codeword_sums(vectors: Tensor, indices: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
     """Count, float (K,), and sum, (K, D), of the `vectors` (N, D) that chose each codeword."""
-    counts = torch.bincount(indices, minlength=codebook_size).to(vectors.dtype)
+    counts = count_indices(indices, codebook_size).to(vectors.dtype)
     return counts, vectors.new_zeros(codebook_size, vectors.shape[1]).index_add_(0, indices, vectors)
 
 
@@ -304,7 +306,7 @@ class CodebookLearner(nn.Module):
     """Track the usage of a codebook during training; update and restart codewords after each step.
 
     Its buffers belong into the checkpoint. Every process observes its own batches; `update` sums over all of
-    them, and does the same everywhere.
+    them, does the same everywhere, and does not wait for the device.
 
     Args:
         quantizer: whose codewords are changed in place.
@@ -315,6 +317,7 @@ class CodebookLearner(nn.Module):
         seed: of the choice among latents.
     """
 
+    quantizer: VectorQuantizer
     NUM_CANDIDATES = 1024  # latents per process and step among which restarted codewords choose
 
     def __init__(
@@ -327,7 +330,7 @@ class CodebookLearner(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        self._quantizer = (quantizer,)  # not a submodule: its weights are the model's
+        self.__dict__["quantizer"] = quantizer  # not a submodule: its weights are the model's
         self.learning, self.decay, self.restart_below, self.seed = learning, decay, restart_below, seed
         size, dim = quantizer.embedding.weight.shape
         quantizer.embedding.weight.requires_grad_(learning == "gradient")
@@ -336,10 +339,6 @@ class CodebookLearner(nn.Module):
         self.register_buffer("sums", torch.zeros(size, dim))
         """Moving average of those latents' sum."""
         self._observed: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def quantizer(self) -> VectorQuantizer:
-        return self._quantizer[0]
 
     @torch.no_grad()
     def observe(self, output: QuantizerOutput) -> None:
@@ -354,7 +353,7 @@ class CodebookLearner(nn.Module):
         *,
         sum_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor,
         gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-    ) -> tuple[dict[str, float], Tensor]:
+    ) -> tuple[dict[str, Tensor], Tensor]:
         """Learn from what was observed since the last update, after the optimizer's step.
 
         Args:
@@ -364,7 +363,7 @@ class CodebookLearner(nn.Module):
 
         Returns:
             `perplexity`, `used_codes` (chosen in this step), `dead_codes` (before any restart) and
-            `restarted_codes`; and the indices of the restarted ones, whose earlier averages mean nothing now.
+            `restarted_codes`, float32; and which were restarted, bool (K,): their earlier averages mean nothing now.
         """
         quantizer, weight = self.quantizer, self.quantizer.embedding.weight
         vectors, indices = (torch.cat(parts) for parts in zip(*self._observed))
@@ -372,9 +371,9 @@ class CodebookLearner(nn.Module):
         counts, sums = (
             sum_over_processes(total) for total in codeword_sums(vectors, indices, quantizer.codebook_size)
         )
-        if not self.usage.any():
-            self.usage += counts.mean()
-            self.sums.copy_(weight.float() * self.usage[:, None])
+        is_first = ~self.usage.any()
+        self.usage.copy_(torch.where(is_first, counts.mean(), self.usage))
+        self.sums.copy_(torch.where(is_first, weight.float() * self.usage[:, None], self.sums))
         self.usage.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         if self.learning == "ema":
@@ -382,36 +381,35 @@ class CodebookLearner(nn.Module):
             total, epsilon = self.usage.sum(), 1e-5
             smoothed = (self.usage + epsilon) / (total + len(self.usage) * epsilon) * total
             weight.copy_(self.sums / smoothed[:, None])
-        num_dead = int((self.usage < DEAD_BELOW * self.usage.mean()).sum())
-        restarted = self.restart(self.rare_codes(), vectors, step, gather)
+        num_dead = (self.usage < DEAD_BELOW * self.usage.mean()).sum()
+        restarted = self._restart(vectors, step, gather)
         quantizer.project_codebook()
         terms = {
-            "perplexity": float(perplexity(counts)),
-            "used_codes": float((counts > 0).sum()),
-            "dead_codes": float(num_dead),
-            "restarted_codes": float(len(restarted)),
+            "perplexity": perplexity(counts),
+            "used_codes": (counts > 0).sum(),
+            "dead_codes": num_dead,
+            "restarted_codes": restarted.sum(),
         }
-        return terms, restarted
+        return {name: term.float() for name, term in terms.items()}, restarted
 
-    def rare_codes(self) -> Tensor:
-        """Indices of the codewords whose usage is below `restart_below` of the mean."""
-        return (self.usage < self.restart_below * self.usage.mean()).nonzero().flatten()
-
-    def restart(self, dead: Tensor, vectors: Tensor, step: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
-        """Move codewords `dead` to latents drawn from all processes' `vectors`; return those that moved.
+    def _restart(self, vectors: Tensor, step: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
+        """Move rare codewords to latents drawn from all processes' `vectors`; return which moved, bool (K,).
 
         No latent gets two codewords: where there are fewer, the other codewords wait for the next step. A moved
         codeword is granted the mean usage, so that it has about ln(1 / restart_below) / (1 - decay) steps to be
         chosen.
         """
+        weight, mean_usage = self.quantizer.embedding.weight, self.usage.mean()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         drawn = torch.randperm(len(vectors), generator=generator)[: self.NUM_CANDIDATES]
-        candidates = gather(vectors[drawn.to(vectors.device)])  # by every process, dead codewords or not
+        candidates = gather(vectors[drawn.to(vectors.device, non_blocking=True)])  # by every process
         order = torch.randperm(len(candidates), generator=generator)
-        dead = dead[: len(candidates)]
-        moved = candidates[order[: len(dead)].to(candidates.device)]
-        self.quantizer.embedding.weight[dead] = moved.to(self.quantizer.embedding.weight.dtype)
-        mean_usage = self.usage.mean()
-        self.usage[dead] = mean_usage
-        self.sums[dead] = moved * mean_usage
-        return dead
+        rare = self.usage < self.restart_below * mean_usage
+        rank = rare.cumsum(0) - 1  # among the rare ones
+        moved = rare & (rank < len(candidates))
+        chosen = order.to(rank.device, non_blocking=True)[rank.clamp(0, len(candidates) - 1)]
+        places = candidates[chosen]
+        weight.copy_(torch.where(moved[:, None], places.to(weight.dtype), weight))
+        self.usage.copy_(torch.where(moved, mean_usage, self.usage))
+        self.sums.copy_(torch.where(moved[:, None], places * mean_usage, self.sums))
+        return moved

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latent_codec.tensors import check_shape
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScalarQuantizer:
@@ -40,9 +42,7 @@ class ScalarQuantizer:
         if not self.steps or not all(0 < step < math.inf for step in self.steps):
             raise ValueError(f"steps are {self.steps}; expected one per channel, above 0 and finite")
         if (self.minimum or 0) > 0 or (self.maximum or 0) < 0:
-            raise ValueError(
-                f"levels from {self.minimum} to {self.maximum} leave out 0; expected a minimum up to 0 and a maximum from 0"
-            )
+            raise ValueError(f"expected a range that holds 0, got {self.minimum} to {self.maximum}")
         if not 1 <= self.dead_zone <= 2:
             raise ValueError(f"dead_zone is {self.dead_zone} steps; expected 1 (none) to 2")
 
@@ -59,9 +59,7 @@ class ScalarQuantizer:
             ValueError: for fewer than 3 levels, a coverage outside 0..1, or a channel that is always 0.
         """
         if num_levels < 3 or not 0 < coverage <= 1:
-            raise ValueError(
-                f"num_levels is {num_levels} and coverage {coverage}; expected 3 levels or more and a share up to 1"
-            )
+            raise ValueError(f"expected 3 levels or more and a share up to 1, got {num_levels}, {coverage}")
         minimum, maximum = -(num_levels // 2), (num_levels - 1) // 2
         magnitudes = latents.detach().double().abs().movedim(1, 0).flatten(1).sort(dim=1).values
         last = math.ceil(coverage * magnitudes.shape[1]) - 1
@@ -86,7 +84,7 @@ class ScalarQuantizer:
             raise ValueError("the latents hold NaN or infinity; a level is a finite number.")
         magnitudes = (scaled.abs() + (1 - self.dead_zone / 2)).floor().clamp_min(0)
         levels = (scaled.sign() * magnitudes).to(torch.int64)
-        return levels.clamp(self.minimum, self.maximum) if self._is_limited else levels
+        return self._clipped(levels)
 
     def decode(self, levels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Levels (B, C, h, w) -> latents in `dtype`, same shape.
@@ -97,26 +95,17 @@ class ScalarQuantizer:
         if levels.is_floating_point():
             raise ValueError(f"levels are {levels.dtype}; expected integers, as encode gives them.")
         steps = self._steps(levels, torch.float64 if dtype == torch.float64 else torch.float32)
-        if (
-            self._is_limited
-            and levels.numel()
-            and not torch.equal(levels.clamp(self.minimum, self.maximum), levels)
-        ):
-            raise ValueError(
-                f"levels run from {int(levels.min())} to {int(levels.max())}; this quantizer has "
-                f"{self.minimum} to {self.maximum}."
-            )
+        if levels.numel() and not torch.equal(self._clipped(levels), levels):
+            found = f"{int(levels.min())} to {int(levels.max())}"
+            raise ValueError(f"expected levels from {self.minimum} to {self.maximum}, got {found}")
         values = levels.to(steps.dtype)
         return ((values + values.sign() * ((self.dead_zone - 1) / 2)) * steps).to(dtype)
 
-    @property
-    def _is_limited(self) -> bool:
-        return self.minimum is not None or self.maximum is not None
+    def _clipped(self, levels: Tensor) -> Tensor:
+        if self.minimum is None and self.maximum is None:
+            return levels
+        return levels.clamp(self.minimum, self.maximum)
 
     def _steps(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        if values.ndim != 4 or values.shape[1] != len(self.steps):
-            raise ValueError(
-                f"expected values (B, {len(self.steps)}, h, w), a channel for each of {len(self.steps)} step sizes, got shape "
-                f"{tuple(values.shape)}"
-            )
+        check_shape(values, "a channel for each step size,", ("B", len(self.steps), "h", "w"))
         return torch.tensor(self.steps, dtype=dtype or values.dtype, device=values.device).view(1, -1, 1, 1)

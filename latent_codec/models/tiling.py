@@ -97,9 +97,7 @@ class Tiles:
                 elif type(module) is Upsample2D:
                     x = self.layer(module, x, channels=module.out_channels, output_scale=2)
                 else:
-                    raise ValueError(
-                        f"a network with a {type(module).__name__} has no tiled form; leave tile=None"
-                    )
+                    raise ValueError(f"a {type(module).__name__} has no tiled form; leave tile=None")
         return x
 
     def resnet(self, block: ResnetBlock2D, x: FeatureMap) -> FeatureMap:

@@ -9,6 +9,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from latent_codec.models.own_weights import OwnWeights
+from latent_codec.tensors import check_shape
 
 
 class TinyAutoencoder(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -18,7 +19,7 @@ class TinyAutoencoder(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def _encode(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] -> latents (B, D, h, w)."""
-        raise NotImplementedError
+        return self.encoder(images)
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Latents (B, D, h, w) -> images (B, C, H, W) in [0, 1] but for overshoots."""
@@ -31,7 +32,7 @@ class TinyAutoencoder(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         Raises:
             ValueError: if it has another number of channels, or dimensions.
         """
-        self._check("an image", x, self.config.in_channels)
+        check_shape(x, "an image", ("B", self.config.in_channels, "H", "W"))
         latents = torch.cat([self._encode((part + 1) / 2) for part in self._slices(x)])
         return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
 
@@ -47,17 +48,13 @@ class TinyAutoencoder(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         Raises:
             ValueError: if they have another number of channels, or dimensions.
         """
-        self._check("latents", x, self.config.latent_channels)
+        check_shape(x, "latents", ("B", self.config.latent_channels, "h", "w"))
         sample = torch.cat([self._decode(part) * 2 - 1 for part in self._slices(x)])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Image -> its reconstruction, `sample`."""
         return self.decode(self.encode(sample).latents, return_dict=return_dict)
-
-    def _check(self, what: str, x: Tensor, channels: int) -> None:
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"expected {what} of shape (B, {channels}, height, width), got {tuple(x.shape)}")
 
     def _slices(self, batch: Tensor) -> list[Tensor]:
         return list(batch.split(1)) if self.use_slicing else [batch]

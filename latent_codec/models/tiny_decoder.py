@@ -5,7 +5,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from latent_codec.models.autoencoder_tiny_gn import Decoder
+from latent_codec.errors import SettingError
+from latent_codec.models.autoencoder_tiny_gn import decoder
 from latent_codec.models.own_weights import OwnWeights
 
 
@@ -39,13 +40,11 @@ class TinyDecoder(OwnWeights, ModelMixin, ConfigMixin):
     ):
         super().__init__()
         if len(block_out_channels) != len(num_blocks) or not num_blocks:
-            raise ValueError(
-                f"block_out_channels and num_blocks have {len(block_out_channels)} and {len(num_blocks)} entries; expected "
-                "one per level in each."
-            )
+            expected = f"one per level, {len(block_out_channels)}, as block_out_channels"
+            raise SettingError("num_blocks", expected, num_blocks)
         if latent_magnitude <= 0:
             raise ValueError(f"latent_magnitude is {latent_magnitude}; expected a number above 0")
-        self.decoder = Decoder(latent_channels, block_out_channels, num_blocks, 3, use_midblock_gn=False)
+        self.decoder = decoder(latent_channels, block_out_channels, num_blocks, 3, use_midblock_gn=False)
 
     @property
     def upsampling_factor(self) -> int:

@@ -8,6 +8,7 @@ each, and need no statistics.
 from collections.abc import Callable
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,19 +24,15 @@ def encode_frame_tiled(autoencoder: nn.Module, images: Tensor, tile: int) -> Ten
     Args:
         autoencoder: AutoencoderKLWan, AutoencoderKLQwenImage or AutoencoderKLQwenImage21.
         images: (B, C, H, W), whose sides are multiples of the downsampling factor.
-        tile: as for `tiling.encode_tiled`.
+        tile: as for `tiling.encode_tiled`, whose errors these are, too.
 
     Returns:
         (B, 2 z_dim, h, w).
-
-    Raises:
-        ValueError: for layers that those classes do not have by default.
-        OSError: if the scratch files find no room.
     """
     patch = autoencoder.config.get("patch_size") or 1
     encoder = autoencoder.encoder
     tiles = FrameTiles((int(tile) // patch) ** 2 * encoder.conv_in.out_channels or 1)
-    images = _pixels_to_channels(images.to(encoder.conv_in.weight.dtype), patch)
+    images = patchify(images.to(encoder.conv_in.weight.dtype).unsqueeze(2), patch)[:, :, 0]
     return torch.cat([tiles.encode(encoder, autoencoder.quant_conv, each) for each in images.split(1)])
 
 
@@ -47,7 +44,7 @@ def decode_frame_tiled(autoencoder: nn.Module, raw_latents: Tensor, tile: int) -
     tiles = FrameTiles((int(tile) // patch) ** 2 * decoder.conv_out.in_channels or 1)
     raw_latents = raw_latents.to(decoder.conv_in.weight.dtype)
     frames = [tiles.decode(decoder, autoencoder.post_quant_conv, each) for each in raw_latents.split(1)]
-    return channels_to_pixels(torch.cat(frames), patch)
+    return unpatchify(torch.cat(frames).unsqueeze(2), patch)[:, :, 0]
 
 
 class FrameTiles(Tiles):
@@ -81,7 +78,7 @@ class FrameTiles(Tiles):
                 return self.resample(block, x)
             case "UpBlock" | "ResidualDownBlock" | "ResidualUpBlock":
                 return self.level(block, x)
-        raise ValueError(f"a network with a {type(block).__name__} has no tiled form; leave tile=None")
+        raise ValueError(f"a {type(block).__name__} has no tiled form; leave tile=None")
 
     def level(self, block: nn.Module, x: FeatureMap) -> FeatureMap:
         """resample(resnets(x)), and the average or the copies of x that a residual block adds."""
@@ -176,19 +173,3 @@ def _normalization(norm: nn.Module, activation: nn.Module | None = None) -> Call
         return activation(values) if activation else values
 
     return normalize
-
-
-def _pixels_to_channels(images: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, C * patch^2, H / patch, W / patch), channel (c, column, row), as Wan 2.2 orders them."""
-    if patch == 1:
-        return images
-    blocks = images.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, h, row, w, column)
-    return blocks.permute(0, 1, 5, 3, 2, 4).flatten(1, 3)
-
-
-def channels_to_pixels(frames: Tensor, patch: int) -> Tensor:
-    """Undo `_pixels_to_channels`."""
-    if patch == 1:
-        return frames
-    blocks = frames.unflatten(1, (-1, patch, patch))  # (B, C, column, row, h, w)
-    return blocks.permute(0, 1, 4, 3, 5, 2).flatten(4, 5).flatten(2, 3)

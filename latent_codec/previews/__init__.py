@@ -1,4 +1,4 @@
-"""Previews: latents and codes as images, in a fraction of the time that the codec's decoder takes."""
+"""Previews: latents and indices as images, in a fraction of the time that the codec's decoder takes."""
 
 from latent_codec.previews.previewer import LatentPreviewer
 

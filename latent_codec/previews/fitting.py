@@ -10,6 +10,7 @@ random latents --decode--> blocks ------+      where there are no images
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import ImageSource, spread
 from latent_codec.images.tensors import center_crop, pad_to_multiple
-from latent_codec.models.quantizers import nearest_codewords
+from latent_codec.models.quantizers import codeword_sums, nearest_codewords
 from latent_codec.previews.full import rgb
 from latent_codec.previews.palette import Palette
 from latent_codec.previews.previewer import LatentPreviewer, unpacked, with_border
@@ -29,7 +30,7 @@ SIDE = 192
 """Images are cropped to their center, at most this many pixels a side, and random latents make images of at most this side."""
 
 LATENT_SIDE = 24
-"""Grids of random latents have at most this side."""
+"""Random latents have at most this side."""
 
 NUM_RANDOM = 8
 """Images decoded from random latents."""
@@ -89,8 +90,8 @@ class Sample:
 
     latents: Tensor
     """(B, C, h, w), float32 on the CPU, unpacked where the space packs 2x2 positions."""
-    grids: list[Tensor]
-    """Indices of each level, (B, h_l, w_l), top first; none of continuous codecs."""
+    indices: list[Tensor]
+    """Of each level, (B, h_l, w_l), top first; none of continuous codecs."""
     colors: Tensor
     """(B, 3, h, w) in [-1, 1]."""
 
@@ -131,24 +132,13 @@ def fit_linear(
         if not samples:
             raise ValueError(f"no image could be read; the first of {len(skipped)}: {skipped[0]}")
     weight, bias = fit_map(samples)
-    palette = fit_palette(_codebooks(codec), samples) if codec.is_discrete else None
+    codebooks = [level.codebook.detach().float().cpu() for level in codec.levels]
+    palette = fit_palette(codebooks, samples) if codec.is_discrete else None
     seconds = time.perf_counter() - start
-    correlation, palette_correlation = _held_out_correlations(
-        codec,
-        source,
-        held_out,
-        LatentPreviewer.linear(weight, bias, space=codec.latent_space, palette=palette),
-    )
-    return Fit(
-        weight,
-        bias,
-        palette,
-        num_images=0 if source is None else len(samples),
-        seconds=seconds,
-        correlation=correlation,
-        palette_correlation=palette_correlation,
-        skipped=tuple(skipped),
-    )
+    previewer = LatentPreviewer.linear(weight, bias, space=codec.latent_space, palette=palette)
+    correlations = _held_out_correlations(codec, source, held_out, previewer)
+    num_images = 0 if source is None else len(samples)
+    return Fit(weight, bias, palette, num_images, seconds, *correlations, tuple(skipped))
 
 
 def fit_map(samples: list[Sample]) -> tuple[Tensor, Tensor]:
@@ -206,25 +196,24 @@ def fit_palette(codebooks: list[Tensor], samples: list[Sample]) -> Palette:
 
     Args:
         codebooks: codewords of each level, (codebook_size, dim), top first.
-        samples: with grids of these levels.
+        samples: with indices of these levels.
     """
     colors = torch.cat([_rows(sample.colors) for sample in samples]).double()
     mean = colors.mean(0)
     left = [sample.colors.double() - mean.view(1, 3, 1, 1) for sample in samples]
     tables = []
     for level, codebook in enumerate(codebooks):
-        grids = [sample.grids[level] for sample in samples]
-        there = [F.adaptive_avg_pool2d(each, grid.shape[1:]) for each, grid in zip(left, grids)]
-        indices, residuals = torch.cat([grid.flatten() for grid in grids]), torch.cat(list(map(_rows, there)))
-        counts = torch.bincount(indices, minlength=len(codebook)).double()
-        sums = torch.zeros(len(codebook), 3, dtype=torch.float64).index_add_(0, indices, residuals)
+        maps = [sample.indices[level] for sample in samples]
+        there = [F.adaptive_avg_pool2d(each, indices.shape[1:]) for each, indices in zip(left, maps)]
+        chosen, residuals = (torch.cat([*parts]) for parts in (map(torch.flatten, maps), map(_rows, there)))
+        counts, sums = codeword_sums(residuals, chosen, len(codebook))
         means = sums / counts.clamp_min(1).unsqueeze(1)
-        weight, bias = ridge_regression(codebook.cpu(), means, counts)
-        prior = codebook.cpu().double() @ weight.double().T + bias.double()
+        weight, bias = ridge_regression(codebook, means, counts)
+        prior = codebook.double() @ weight.double().T + bias.double()
         table = (sums + PRIOR_COUNT * prior) / (counts + PRIOR_COUNT).unsqueeze(1)
         left = [
-            each - F.interpolate(table[grid].permute(0, 3, 1, 2), size=each.shape[2:])
-            for each, grid in zip(left, grids)
+            each - F.interpolate(table[indices].permute(0, 3, 1, 2), size=each.shape[2:])
+            for each, indices in zip(left, maps)
         ]
         tables.append(table)
     return Palette(mean, tables)
@@ -264,12 +253,12 @@ def _image_samples(
     ):
         image = _middle(image, codec)
         if codec.is_discrete:
-            grids = codec.encode_indices(image)
-            latents = _latents_of(codec, grids)
+            indices = codec.encode_indices(image)
+            latents = _latents_of(codec, indices)
         else:
-            grids, latents = [], codec.encode(image).float()
+            indices, latents = [], codec.encode(image).float()
         latents = unpacked(latents.cpu(), codec.latent_space)
-        yield Sample(latents, [grid.cpu() for grid in grids], _blocks(image[None], latents.shape[2:]))
+        yield Sample(latents, [each.cpu() for each in indices], _blocks(image[None], latents.shape[2:]))
 
 
 def _random_samples(
@@ -281,42 +270,36 @@ def _random_samples(
     side = -(-min(SIDE, LATENT_SIDE * factor) // multiple) * multiple // factor
     for done in range(1, NUM_RANDOM + 1):
         if codec.is_discrete:
-            grids = _random_grids(codec, side, generator)
-            latents = _latents_of(codec, grids)
-            decoded = codec.decode_indices(grids, output_type="pt")
+            indices = _random_indices(codec, side, generator)
+            latents = _latents_of(codec, indices)
+            decoded = codec.decode_indices(indices, output_type="pt")
         else:
-            grids, latents = (
-                [],
-                colored_noise((1, codec.latent_space.channels, side, side), SPECTRUM, generator),
-            )
+            shape = (1, codec.latent_space.channels, side, side)
+            indices, latents = [], colored_noise(shape, SPECTRUM, generator)
             decoded = codec.decode(latents, output_type="pt")
         latents = unpacked(latents.cpu(), codec.latent_space)
-        yield Sample(latents, grids, _blocks(decoded, latents.shape[2:]))
+        yield Sample(latents, indices, _blocks(decoded, latents.shape[2:]))
         if on_progress:
             on_progress(done, NUM_RANDOM)
 
 
-def _random_grids(codec: LatentCodec, side: int, generator: torch.Generator) -> list[Tensor]:
-    """Grids of the codewords nearest to colored noise that has the codebooks' own mean and covariance."""
-    grids = []
+def _random_indices(codec: LatentCodec, side: int, generator: torch.Generator) -> list[Tensor]:
+    """Index maps of the codewords nearest to colored noise that has the codebooks' own mean and covariance."""
+    found = []
     for level in codec.levels:
         codebook = level.codebook.detach().float().cpu()
         length = side * codec.levels[-1].side // level.side
         noise = colored_noise((codebook.shape[1], length, length), SPECTRUM, generator).flatten(1).T
         values, vectors = torch.linalg.eigh(codebook.T.cov().view(codebook.shape[1], -1).double())
         scaled = (vectors * values.clamp_min(0).sqrt()).float()
-        grids.append(nearest_codewords(noise @ scaled.T + codebook.mean(0), codebook).view(1, length, length))
-    return grids
+        found.append(nearest_codewords(noise @ scaled.T + codebook.mean(0), codebook).view(1, length, length))
+    return found
 
 
-def _latents_of(codec: LatentCodec, grids: list[Tensor]) -> Tensor:
+def _latents_of(codec: LatentCodec, indices: list[Tensor]) -> Tensor:
     """Scaled latents of indices, float32."""
-    raw_latents = codec.family.latents_of_indices([grid.to(codec.device) for grid in grids]).float()
+    raw_latents = codec.family.latents_of_indices([each.to(codec.device) for each in indices]).float()
     return codec.latent_space.normalize(raw_latents)
-
-
-def _codebooks(codec: LatentCodec) -> list[Tensor]:
-    return [level.codebook.detach().float() for level in codec.levels]
 
 
 def _middle(image: Tensor, codec: LatentCodec) -> Tensor:
@@ -337,7 +320,7 @@ def _held_out_correlations(
         found.append(correlation(previewer(latents), decoded))
         if codec.is_discrete:
             found_of_indices.append(correlation(previewer.indices(codec.encode_indices(image)), decoded))
-    return _mean(found), _mean(found_of_indices)
+    return tuple(fmean(each) if each else None for each in (found, found_of_indices))
 
 
 def _blocks(images: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -348,7 +331,3 @@ def _blocks(images: Tensor, shape: tuple[int, int]) -> Tensor:
 def _rows(values: Tensor) -> Tensor:
     """(B, C, h, w) -> (B h w, C)."""
     return values.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

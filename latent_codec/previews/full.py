@@ -5,26 +5,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
+from latent_codec.errors import SettingError
 from latent_codec.previews.palette import UNKNOWN
 
 
 class FullPreview:
-    """A codec's decoder on latents averaged down, or on every n-th index.
-
-    Args:
-        codec: not moved or changed.
-        max_side: longer side of a preview in pixels, at most; None: not reduced.
-
-    Raises:
-        ValueError: for a side below one latent.
-    """
+    """A codec's decoder on latents averaged down, or on every n-th index; made by `LatentPreviewer.full`."""
 
     def __init__(self, codec: LatentCodec, max_side: int | None):
         factor = codec.latent_space.downsampling_factor
         if max_side is not None and max_side < factor:
-            raise ValueError(
-                f"max_side is {max_side}; a latent of {codec.name} is {factor} pixels wide already"
-            )
+            expected = f"at least {factor}, the pixels that a latent of {codec.name} is wide, or None"
+            raise SettingError("max_side", expected, max_side)
         self.codec, self.max_side = codec, max_side
 
     def __call__(self, latents: Tensor) -> Tensor:
@@ -34,16 +26,16 @@ class FullPreview:
             latents = F.interpolate(latents.float(), size=size, mode="area")
         return rgb(self.codec.decode(latents, output_type="pt"))
 
-    def indices(self, grids: list[Tensor]) -> Tensor:
-        """Grids (B, h, w) of the levels from the top to any other -> RGB; unknown indices as the middle codeword."""
-        top, levels = grids[0].shape[1:], self.codec.levels
+    def indices(self, indices: list[Tensor]) -> Tensor:
+        """Indices (B, h, w) of the levels from the top to any other -> RGB; unknown ones as the middle codeword."""
+        top, levels = indices[0].shape[1:], self.codec.levels
         size = self._reduced(top, levels[0].side)
         filled = []
-        for grid, level in zip(grids, levels):
+        for each, level in zip(indices, levels):
             if size != top:
                 wanted = [length * levels[0].side // level.side for length in size]
-                grid = F.interpolate(grid[:, None].double(), size=wanted, mode="nearest-exact")[:, 0].long()
-            filled.append(torch.where(grid == UNKNOWN, _middle(level.codebook), grid))
+                each = F.interpolate(each[:, None].double(), size=wanted, mode="nearest-exact")[:, 0].long()
+            filled.append(torch.where(each == UNKNOWN, _middle(level.codebook), each))
         return rgb(self.codec.decode_indices(filled, output_type="pt"))
 
     def _reduced(self, shape: torch.Size, side: int) -> tuple[int, int]:

@@ -105,10 +105,9 @@ def read_preview(path: Path, codec: LatentCodec) -> StoredPreview:
         for key in file:
             tensors[key] = own_copy(file[key])
             check_finite(tensors[key], key, path)
+        shape = 3, codec.latent_space.raw_channels, *[3, 3] * (version == 2)
         return StoredPreview(
-            weight=tensors["linear.weight"].view(
-                3, codec.latent_space.raw_channels, *[3, 3] * (version == 2)
-            ),
+            weight=tensors["linear.weight"].view(shape),
             bias=tensors["linear.bias"].view(3),
             palette=_palette(tensors, codec),
             tiny=_tiny(tensors, facts.get("tiny")),

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
+from latent_codec.errors import SettingError
 from latent_codec.families import LatentSpace
 from latent_codec.families.latent_space import unpack_positions
 from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.full import FullPreview
-from latent_codec.previews.palette import Palette, checked_grids
+from latent_codec.previews.palette import Palette, checked_indices
 from latent_codec.previews.preview_files import preview_path, read_preview
+from latent_codec.tensors import check_floating, check_shape
 from latent_codec.torch_settings import ignoring_caller_settings
 
 KINDS = ("linear", "tiny", "full")
@@ -68,23 +70,18 @@ class LatentPreviewer:
                 another pipeline, which the message names.
         """
         if kind not in (None, *KINDS):
-            raise ValueError(
-                f"kind is {kind!r}; allowed are {', '.join(KINDS)}, and None for the best fitted one"
-            )
+            raise SettingError("kind", f"{', '.join(KINDS)}, or None for the best fitted one", kind)
         codec = LatentCodec.from_pretrained(name_or_path, pipeline=pipeline)
         if kind == "full":
             return cls.full(codec)
-        command = f"`latent-codec fit-preview --codec {name_or_path}"
         path = preview_path(name_or_path)
         if not path.is_file():
-            raise ValueError(
-                f'{codec.name} has no preview: {command}` fits one, or take kind="full", its own decoder'
-            )
+            expected = f'"full", its own decoder, as there is no preview in the folder of {codec.name}'
+            raise SettingError("kind", expected, advice="latent-codec fit-preview fits one")
         stored = read_preview(path, codec)
         if kind == "tiny" and stored.tiny is None:
-            raise ValueError(
-                f"the preview of {codec.name} has no tiny decoder: {command} --tiny --images DIR` adds it"
-            )
+            expected = f'"linear" or "full", as the preview of {codec.name} has no tiny decoder'
+            raise SettingError("kind", expected, kind, advice="latent-codec fit-preview trains one on images")
         if stored.tiny is not None and kind != "linear":
             return cls.tiny(stored.tiny, space=codec.latent_space, palette=stored.palette)
         return cls.linear(stored.weight, stored.bias, space=codec.latent_space, palette=stored.palette)
@@ -106,10 +103,8 @@ class LatentPreviewer:
             ValueError: for other shapes.
         """
         if len(weight) != 3 or weight.shape[2:] not in ((), (3, 3)) or weight.ndim < 2 or bias.shape != (3,):
-            raise ValueError(
-                "expected weight (3, C) or (3, C, 3, 3) and bias (3,), got shapes "
-                f"{tuple(weight.shape)} and {tuple(bias.shape)}"
-            )
+            got = f"shapes {tuple(weight.shape)} and {tuple(bias.shape)}"
+            raise ValueError(f"expected weight (3, C) or (3, C, 3, 3) and bias (3,), got {got}")
         space = space or LatentSpace(weight.shape[1], 8)
         if space.raw_channels != weight.shape[1]:
             raise ValueError(f"weight is for {weight.shape[1]} channels; the space has {space.raw_channels}")
@@ -121,11 +116,10 @@ class LatentPreviewer:
         cls, decoder: TinyDecoder, *, space: LatentSpace | None = None, palette: Palette | None = None
     ) -> "LatentPreviewer":
         """A distilled decoder; `space` None: at the factor of `decoder`, neither scaled nor shifted."""
-        space = space or LatentSpace(decoder.config.latent_channels, decoder.upsampling_factor)
-        if space.channels != decoder.config.latent_channels:
-            raise ValueError(
-                f"the decoder is for {decoder.config.latent_channels} channels; the space has {space.channels}"
-            )
+        channels = decoder.config.latent_channels
+        space = space or LatentSpace(channels, decoder.upsampling_factor)
+        if space.channels != channels:
+            raise ValueError(f"the decoder is for {channels} channels; the space has {space.channels}")
         return cls("tiny", _on_device_of_input(decoder.float().eval()), space, *_painter_of(palette))
 
     @classmethod
@@ -140,13 +134,8 @@ class LatentPreviewer:
             ValueError: for a side below one latent.
         """
         preview = FullPreview(codec, max_side)
-        return cls(
-            "full",
-            preview,
-            codec.latent_space,
-            preview.indices if codec.is_discrete else None,
-            codec.codebook_sizes,
-        )
+        paint_indices = preview.indices if codec.is_discrete else None
+        return cls("full", preview, codec.latent_space, paint_indices, codec.codebook_sizes)
 
     @property
     def latent_channels(self) -> int:
@@ -162,36 +151,33 @@ class LatentPreviewer:
         Raises:
             ValueError: for other shapes, or latents that are not finite.
         """
-        if not isinstance(latents, Tensor) or not latents.is_floating_point():
-            got = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
-            raise ValueError(f"latents: expected a floating-point tensor, got {got}")
-        if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
-            raise ValueError(
-                f"expected latents (B, {self.latent_channels}, h, w), got shape {tuple(latents.shape)}"
-            )
+        check_floating(latents, "latents")
+        check_shape(latents, "latents", ("B", self.latent_channels, "h", "w"))
+        if 0 in latents.shape:
+            raise ValueError(f"expected latents with no side 0, got shape {tuple(latents.shape)}")
         return _finished(self._paint(latents.detach()))
 
     @ignoring_caller_settings()
     def indices(
-        self, grids: Tensor | Sequence[Tensor], *, known_mask: Tensor | Sequence[Tensor] | None = None
+        self, indices: Tensor | Sequence[Tensor], *, known_mask: Tensor | Sequence[Tensor] | None = None
     ) -> Tensor:
         """Indices of a discrete codec -> RGB.
 
         Args:
-            grids: int64 (B, h, w), or one for each level, top first, of which the lowest may be left out; -1 is what
-                is not known yet.
+            indices: int64 (B, h, w), or a list of one for each level, top first, of which the lowest may be left out; -1
+                is what is not known yet.
             known_mask: bool, (B, h, w) or (h, w), or one for each level: False is what is not known yet either.
 
         Returns:
-            float32 (B, 3, H, W) in [-1, 1] on the CPU: linear and tiny a pixel per index of the finest grid, unknown
+            float32 (B, 3, H, W) in [-1, 1] on the CPU: linear and tiny a pixel per index of the finest level, unknown
             ones in the mean color; full as `__call__`.
 
         Raises:
-            ValueError: for a codec without a codebook, and grids that are not its own.
+            ValueError: for a codec without a codebook, and indices that are not its own.
         """
         if self._paint_indices is None:
             raise ValueError("this previewer has no colors of codewords: it takes latents, not indices")
-        return _finished(self._paint_indices(checked_grids(grids, self._codebook_sizes, known_mask)))
+        return _finished(self._paint_indices(checked_indices(indices, self._codebook_sizes, known_mask)))
 
 
 class LinearPreview(nn.Module):
@@ -232,7 +218,7 @@ def _on_device_of_input(module: nn.Module) -> Callable[[Tensor], Tensor]:
 def _painter_of(palette: Palette | None) -> tuple[Callable | None, list[int]]:
     if palette is None:
         return None, []
-    return lambda grids: palette.to(grids[0].device)(grids), [len(table) for table in palette.tables]
+    return lambda indices: palette.to(indices[0].device)(indices), [len(table) for table in palette.tables]
 
 
 def _finished(images: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ class AutoencoderTask(Task):
             terms |= {name: value.detach().float() for name, value in judged.items()}
         return terms
 
-    def end_step(self, step: int) -> dict[str, float]:
+    def end_step(self, step: int) -> dict[str, Tensor]:
         """Codebooks and moving average."""
         terms, restarted = {}, []
         if step > self.config.codebook.start_step:
@@ -280,11 +280,14 @@ class AutoencoderTask(Task):
             initialize_codebooks(autoencoder, images, seed=config.run.seed)
             for quantizer in autoencoder.quantizers:
                 broadcast(quantizer.embedding.weight.data)
-            everything = [torch.arange(quantizer.codebook_size) for quantizer in autoencoder.quantizers]
+            everything = [
+                torch.ones_like(each.embedding.weight[:, 0], dtype=torch.bool)
+                for each in autoencoder.quantizers
+            ]
             _forget_averages(averaged, autoencoder, everything)
 
-    def _update_codebooks(self, step: int) -> tuple[dict[str, float], list[Tensor]]:
-        """Let each codebook learn from its step, over all processes; return its terms and each one's restarted codewords."""
+    def _update_codebooks(self, step: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Let each codebook learn from its step, over all processes; return its terms and which codewords of each were restarted."""
         terms, restarted = {}, []
         for level, (suffix, learner) in enumerate(zip(level_suffixes(len(self.learners)), self.learners)):
             learned, moved = learner.update(
@@ -323,9 +326,10 @@ def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted:
 
     Nor is that of unit vectors a unit vector, so that such codewords are normalized again.
     """
-    for level, codewords in enumerate(restarted):
+    for level, moved in enumerate(restarted):
         source, target = (each.quantizers[level] for each in (autoencoder, averaged))
-        target.embedding.weight[codewords] = source.embedding.weight[codewords]
+        weight = target.embedding.weight
+        weight.copy_(torch.where(moved[:, None], source.embedding.weight, weight))
         target.project_codebook()
 
 

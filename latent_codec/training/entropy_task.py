@@ -109,6 +109,7 @@ class EntropyTask(Task):
         self, config: TrainingConfig, network: Context, inputs: TaskInputs, accelerator: Accelerator
     ):
         self.codec = inputs.codec
+        self.rounds = False
         windows, self.held_out = _windows(config, inputs.source, self.codec)
         super().__init__(config, network, windows, accelerator)
 
@@ -127,8 +128,10 @@ class EntropyTask(Task):
 
     def begin_step(self, step: int) -> None:
         super().begin_step(step)  # seeds the draw of step sizes, too
-        if step >= int(ROUNDED_FROM * self.config.run.steps) and not is_frozen(self.network):
-            freeze_shifts(self.network)
+        if not self.rounds and step >= int(ROUNDED_FROM * self.config.run.steps):
+            self.rounds = True  # asked once: to look at the network's shifts waits for the device
+            if not is_frozen(self.network):
+                freeze_shifts(self.network)
 
     def loss(self, batch: Item, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         bits = self._bits(self.model, batch[0])
@@ -153,8 +156,8 @@ class EntropyTask(Task):
         num_positions = len(last) * math.prod(last.shape[-2:])
         if isinstance(self.network, IndexContext):
             return context(grids).sum() / num_positions
-        step_sizes = self.network.step_sizes().to(last.device)
-        step_sizes = step_sizes[self.to_device(torch.randint(len(step_sizes), (len(last),)))]
+        step_sizes = self.network.step_sizes()
+        step_sizes = self.to_device(step_sizes[torch.randint(len(step_sizes), (len(last),))])
         quantized = torch.round(last / step_sizes[..., None, None])
         return context(quantized, step_sizes).sum() / num_positions
 

@@ -178,7 +178,7 @@ class Task(ABC):
     def synchronizing(self, model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(model)
 
-    def end_step(self, step: int) -> dict[str, float]:
+    def end_step(self, step: int) -> dict[str, Tensor]:
         """After the optimizer's step, `step` being done; return further terms of the step."""
         self.ema.update_parameters(self.network)
         return {}
