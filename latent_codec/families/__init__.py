@@ -18,7 +18,7 @@ from latent_codec.families.latent_space import LatentSpace
 from latent_codec.families.paella import Paella
 from latent_codec.families.rae import RAE
 from latent_codec.families.temporal_decoder import TemporalDecoder
-from latent_codec.families.tiny import Tiny
+from latent_codec.families.tiny import Tiny, TinyGN
 from latent_codec.families.tiny_video import TinyVideo
 from latent_codec.families.video import LTX, CogVideoX, Cosmos, HunyuanVideo, HunyuanVideo15, KVAEVideo, Mochi
 from latent_codec.families.vq import VQ, OwnVQ
@@ -48,7 +48,7 @@ FAMILIES: dict[str, type[Family]] = {
     "AutoencoderKLWan": Wan,
     "AutoencoderRAE": RAE,
     "AutoencoderTiny": Tiny,
-    "AutoencoderTinyGN": Tiny,
+    "AutoencoderTinyGN": TinyGN,
     "AutoencoderTinyVideo": TinyVideo,
     "AutoencoderVQ": OwnVQ,
     "ConsistencyDecoderVAE": ConsistencyDecoder,

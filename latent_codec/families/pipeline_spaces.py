@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from latent_codec.families.latent_space import CHANNEL_FIRST, POSITION_FIRST, LatentSpace
+from latent_codec.families.latent_space import CHANNEL_FIRST, POSITION_FIRST, Config, LatentSpace
 
 SCALE = ("scaling_factor",)
 SCALE_AND_SHIFT = ("scaling_factor", "shift_factor")
@@ -73,7 +73,7 @@ class PipelineSpace:
     channel_axis: int = 1
     references_first: bool = False
 
-    def latent_space(self, channels: int, downsampling_factor: int, config: Mapping[str, Any]) -> LatentSpace:
+    def latent_space(self, channels: int, downsampling_factor: int, config: Config) -> LatentSpace:
         """The space of an autoencoder as these pipelines see it.
 
         Args:
