@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from latent_codec.errors import SettingError
+from latent_codec.families import component_class
 
 if TYPE_CHECKING:  # names and shapes are read without torch
     from torch import Tensor, nn
@@ -104,19 +104,6 @@ class LeftOut(NamedTuple):
     """A regular expression for the beginning of a key."""
     rule: str
     """A description of the keys, for the report."""
-
-
-_OUR_CLASSES = {
-    "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
-    "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
-    "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
-    "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
-}
-
-
-def component_class(name: str) -> "type[nn.Module]":
-    """Our class of that name, or diffusers', which takes seconds to import and is wanted only to build a network."""
-    return getattr(import_module(_OUR_CLASSES.get(name, "diffusers")), name)
 
 
 class Network(NamedTuple):

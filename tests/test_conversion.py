@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from latent_codec import LatentCodec
 from latent_codec.cli import main
 from latent_codec.components.weight_files import config_metadata
-from latent_codec.conversion import ConversionError, convert, from_diffusers, read_foreign, to_diffusers
+from latent_codec.conversion import ConversionError, from_diffusers, read_foreign, to_diffusers
 from latent_codec.conversion.foreign import detect, recognize, shapes_of
 from latent_codec.conversion.ldm_config import read_config
 from latent_codec.conversion.scales import SCALES
+from latent_codec.converting import convert
 from latent_codec.errors import SettingError
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ

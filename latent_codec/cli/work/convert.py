@@ -6,7 +6,7 @@ import sys
 
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.printing import print_json
-from latent_codec.conversion.converting import Conversion, convert
+from latent_codec.converting import Conversion, convert
 
 
 def run(args: argparse.Namespace) -> None:
