@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from latent_codec.conversion.diffusers_files import configured
-from latent_codec.conversion.renaming import THIRDS, Change, ConversionError, Format, Rename, Shapes
+from latent_codec.conversion.renaming import (
+    THIRDS,
+    Change,
+    ConversionError,
+    Format,
+    Rename,
+    Shapes,
+    count_keys,
+    modules,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,10 +77,9 @@ def _stage(shapes: Shapes, theirs: str, first: int) -> _Stage:
             norm = f"{block}.context_module.main.proj.norm"
         else:
             break
-        kernels: list[int] = []
-        while (scale := f"{block}.context_module.main.aggreg.{len(kernels)}.0.weight") in shapes:
-            kernels.append(shapes[scale][-1])
-        multiscales.append(tuple(kernels))
+        scales = f"{block}.context_module.main.aggreg"
+        count = count_keys(shapes, f"{scales}.*.0.weight")
+        multiscales.append(tuple(shapes[f"{scales}.{scale}.0.weight"][-1] for scale in range(count)))
         norms.append("batch_norm" if f"{norm}.running_mean" in shapes else "rms_norm")
     if not widths:
         return _Stage(0, 0)
@@ -162,7 +170,7 @@ def table(config: Mapping) -> list[Rename]:
 
 
 def _block(theirs: str, ours: str, num_scales: int) -> list[Rename]:
-    rows = [Rename(f"{theirs}.{a}", f"{ours}.{b}") for a, b in (_RES_BLOCK | _VIT_BLOCK).items()]
+    rows = modules(theirs, ours, _RES_BLOCK | _VIT_BLOCK)
     attention = f"{theirs}.context_module.main"
     for name, third in zip(("to_q", "to_k", "to_v"), THIRDS):
         rows.append(Rename(f"{attention}.qkv.conv", f"{ours}.attn.{name}", third))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from latent_codec.errors import SettingError
@@ -95,6 +96,16 @@ class Rename(NamedTuple):
     foreign: str
     ours: str
     change: Change = Change.NONE
+
+
+def modules(theirs: str, ours: str, names: Mapping[str, str], change: Change = Change.NONE) -> list[Rename]:
+    """Rows for the parts of a module, by their names in it and ours."""
+    return [Rename(f"{theirs}.{a}", f"{ours}.{b}", change) for a, b in names.items()]
+
+
+def count_keys(shapes: Shapes, pattern: str, first: int = 0) -> int:
+    """How many keys in a row there are, with `first` and the numbers after it in place of the `*` of a pattern."""
+    return next(number for number in count() if pattern.replace("*", str(first + number)) not in shapes)
 
 
 class LeftOut(NamedTuple):
