@@ -8,6 +8,7 @@ What a pickle would do is read from its opcodes before torch sees it (torch_file
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -80,6 +81,8 @@ class Checkpoint(Mapping):
     """Keys in the state dict that hold no tensor, and all keys next to a wrapped one; sorted."""
     entries: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Of `open_entries`, where a file has several entries: key -> the entry in which its tensor is."""
+    shards: Mapping[str, Path] = field(default_factory=dict, repr=False)
+    """Where `path` is an index of shards: key -> the file in which its tensor is."""
     metadata: dict[str, str]
     """Of a safetensors header; empty for pickles."""
     _read: "Callable[[str], Tensor]" = field(repr=False)
@@ -89,6 +92,18 @@ class Checkpoint(Mapping):
         import torch
 
         return {key: getattr(torch, name) for key, name in self.dtype_names.items()}
+
+    @property
+    def num_values(self) -> int:
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that a copy needs: the file, or the index and its shards."""
+        return sorted({self.path, *self.shards.values()})
+
+    def file(self, key: str) -> Path:
+        return self.shards.get(key, self.path)
 
     def __getitem__(self, key: str) -> "Tensor":
         if key not in self.shapes:

@@ -23,7 +23,7 @@ class Wan(Stills):
 
     @classmethod
     def image_channels(cls, config: Config) -> int:
-        return config["in_channels"] // (config.get("patch_size") or 1) ** 2
+        return config[cls.images_key] // (config.get("patch_size") or 1) ** 2
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         if tile is None:
