@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from latent_codec.pipelines.sampling import Prior, SamplingPipeline, check_indices
+from latent_codec.pipelines.sampling import PriorPipelineOutput as PriorPipelineOutput
 
 
 class PriorPipeline(SamplingPipeline):
