@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -257,6 +257,11 @@ def _open_safetensors(path: Path) -> Checkpoint:
         ) from error
     if not shapes:
         raise ValueError(f"{path} holds no tensors; give a checkpoint with weights")
+
+    @cache
+    def mapped() -> "Callable[[str], Tensor]":
+        return safe_open(path, framework="pt").get_tensor
+
     return Checkpoint(
         path=path,
         shapes=shapes,
@@ -264,22 +269,8 @@ def _open_safetensors(path: Path) -> Checkpoint:
         wrapper=None,
         not_tensors=(),
         metadata=metadata,
-        _read=_Mapped(path),
+        _read=lambda key: mapped()(key),
     )
-
-
-class _Mapped:
-    """Tensors of a safetensors file by key, which is mapped with torch when the first one is read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    @cached_property
-    def _get_tensor(self) -> "Callable[[str], Tensor]":
-        return safe_open(self.path, framework="pt").get_tensor
-
-    def __call__(self, key: str) -> "Tensor":
-        return self._get_tensor(key)
 
 
 def _without_duplicates(pairs: list[tuple]) -> dict:

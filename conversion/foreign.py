@@ -282,7 +282,6 @@ def read_foreign(
 
 def recognize(
     tensors: "Mapping[str, Tensor]",
-    shapes: Shapes | None = None,
     name: str = "the state dict",
     metadata: Mapping[str, str] | None = None,
     wrapper: str | None = None,
@@ -291,7 +290,7 @@ def recognize(
     class_name: str | None = None,
 ) -> Foreign:
     """`read_foreign` for tensors that are at hand."""
-    shapes = shapes_of(tensors) if shapes is None else shapes
+    shapes = shapes_of(tensors)
     chosen, others = choose(find_places(shapes, name), tensors, shapes, name, entry, wrapper)
     chosen = _of_class(chosen, name, class_name, settings)
     class_name, config, rule = settle(name, chosen.format, _inferred(chosen, shapes, name), settings)

@@ -217,14 +217,10 @@ class KeyReport:
 
     def check(self, name: str) -> None:
         """Raise ConversionError unless every key has its place."""
-        problems = [f"{some(keys)} {word}" for keys, word in self._problems() if keys]
+        faults = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
+        problems = [f"{some(keys)} {fault}" for fault, keys in faults.items() if keys]
         if problems:
             raise ConversionError(f"{name} does not fit: {'; '.join(problems)}. Nothing was converted.")
-
-    def _problems(self) -> Iterable[tuple[Sequence[str], str]]:
-        yield self.missing, "missing"
-        yield self.unexpected, "unexpected"
-        yield self.misshapen, "of another shape"
 
 
 def counts_of(mapped: int, left_out: Mapping[str, str], **others: int) -> dict[str, int]:

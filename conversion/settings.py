@@ -127,10 +127,9 @@ def settle(name: str, format: Format, inferred: Mapping, settings: Settings | No
         ConversionError: if the settings are of another class, or differ from what is inferred.
     """
     if settings is None:
-        config = {**inferred, **format.defaults(inferred)}
-        if format.fixed is None or not config.keys() >= set(format.required):
+        if format.fixed is None:
             raise SettingsNeededError(name, format.title, format.not_shown)
-        return format.class_name, config, format.fixed
+        settings = Settings({}, format.fixed)
     class_name = settings.config.get("_class_name", format.class_name)
     if class_name not in (format.class_name, *_SAME_LAYOUT.get(format.class_name, ())):
         raise ConversionError(

@@ -219,47 +219,39 @@ def _refuses(component: "nn.Module") -> str | None:
     return None
 
 
-def _wan(version: str, **parts) -> Format:
-    return Format(
-        names=("wan",),
-        title=f"video autoencoder of {version}",
-        class_name="AutoencoderKLWan",
-        anchor=_ANCHOR,
-        required=("latents_mean", "latents_std"),
-        not_shown="latents_mean and latents_std",
-        fixed="the original code, which has latents_mean and latents_std",
-        scale=_SCALE,
-        **parts,
-    )
-
-
-QWEN_IMAGE = replace(
-    _wan(
-        "Qwen-Image",
-        recognizes=lambda shapes: False,  # nothing in the file tells it from Wan 2.1's
-        infer=_infer_qwen_image,
-        defaults=lambda inferred: _statistics(_MEAN_2_1, _STD_2_1, inferred),
-        table=_table_2_1,
-        refuses=_refuses_2_1,
-    ),
-    class_name="AutoencoderKLQwenImage",
-)
-WAN_2_1 = _wan(
-    "Wan 2.1 or Qwen-Image",
-    recognizes=lambda shapes: _ANCHOR in shapes and _LEVELS_OF_2_2 not in shapes,
-    infer=_infer_2_1,
-    defaults=lambda inferred: _statistics(_MEAN_2_1, _STD_2_1, inferred) | _factors(inferred),
-    table=_table_2_1,
-    refuses=_refuses_2_1,
-    twins=(QWEN_IMAGE,),
-)
-WAN_2_2 = _wan(
-    "Wan 2.2",
+WAN_2_2 = Format(
+    names=("wan",),
+    title="video autoencoder of Wan 2.2",
+    class_name="AutoencoderKLWan",
+    anchor=_ANCHOR,
+    required=("latents_mean", "latents_std"),
+    not_shown="latents_mean and latents_std",
+    fixed="the original code, which has latents_mean and latents_std",
+    scale=_SCALE,
     recognizes=lambda shapes: _ANCHOR in shapes and _LEVELS_OF_2_2 in shapes,
     infer=_infer_2_2,
     defaults=lambda inferred: _statistics(_MEAN_2_2, _STD_2_2, inferred) | _factors(inferred),
     table=_table_2_2,
     refuses=_refuses_2_2,
+)
+QWEN_IMAGE = replace(
+    WAN_2_2,
+    title="video autoencoder of Qwen-Image",
+    class_name="AutoencoderKLQwenImage",
+    recognizes=lambda shapes: False,  # nothing in the file tells it from Wan 2.1's
+    infer=_infer_qwen_image,
+    defaults=lambda inferred: _statistics(_MEAN_2_1, _STD_2_1, inferred),
+    table=_table_2_1,
+    refuses=_refuses_2_1,
+)
+WAN_2_1 = replace(
+    QWEN_IMAGE,
+    title="video autoencoder of Wan 2.1 or Qwen-Image",
+    class_name="AutoencoderKLWan",
+    recognizes=lambda shapes: _ANCHOR in shapes and _LEVELS_OF_2_2 not in shapes,
+    infer=_infer_2_1,
+    defaults=lambda inferred: _statistics(_MEAN_2_1, _STD_2_1, inferred) | _factors(inferred),
+    twins=(QWEN_IMAGE,),
 )
 _DIFFUSERS_ANCHOR = "decoder.mid_block.resnets.0.norm1.gamma"
 QWEN_IMAGE_DIFFUSERS = configured(

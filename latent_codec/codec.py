@@ -44,6 +44,7 @@ from latent_codec.torch_settings import ignoring_caller_settings, plain_state_di
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
+Images: TypeAlias = list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]
 
 
 class NonFiniteError(ValueError):
@@ -334,8 +335,9 @@ class LatentCodec:
 
     def _weight_digests(self) -> dict[str, str]:
         if self._digests is None:
+            state = sorted(plain_state_dict(self.autoencoder).items())
             self._digests = {
-                key: _digest(tensor) for key, tensor in sorted(plain_state_dict(self.autoencoder).items())
+                key: digest(each.detach().to("cpu", torch.float32).numpy()) for key, each in state
             }
         return self._digests
 
@@ -374,14 +376,7 @@ class LatentCodec:
             OSError: if the scratch files of tiles find no room.
         """
         batches = self._image_batches(images)
-        latents = [
-            self.latent_space.normalize(self._encode_raw(batch, sample, generator, tile))
-            .to(self.dtype)
-            .contiguous()
-            for batch in batches
-        ]
-        for each in latents:
-            self._check_finite(each, "latents")
+        latents = [self._latents(self._encode_raw(batch, sample, generator, tile)) for batch in batches]
         return latents[0] if len(latents) == 1 else latents
 
     @ignoring_caller_settings()
@@ -400,9 +395,7 @@ class LatentCodec:
         posterior, raw_latents = encoded
         if posterior is not None:
             raw_latents = posterior.mode()
-        latents = self.latent_space.normalize(raw_latents).to(self.dtype).contiguous()
-        self._check_finite(latents, "latents")
-        return Encoding(latents, posterior, indices)
+        return Encoding(self._latents(raw_latents), posterior, indices)
 
     @ignoring_caller_settings()
     def posterior(self, images: ImageLike | Sequence[ImageLike]) -> DiagonalGaussianDistribution | None:
@@ -424,7 +417,7 @@ class LatentCodec:
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         output_type: str = "pil",
         tile: int | None = None,
-    ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+    ) -> Images:
         """Latents -> images.
 
         Args:
@@ -450,7 +443,7 @@ class LatentCodec:
         *,
         output_type: str = "pil",
         tile: int | None = None,
-    ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+    ) -> Images:
         """Images -> latents -> reconstructions of the same sizes, as `decode` gives them.
 
         Raises:
@@ -482,7 +475,7 @@ class LatentCodec:
         known: Sequence[Tensor] | None = None,
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         output_type: str = "pil",
-    ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+    ) -> Images:
         """Codebook indices, a list of int64 grids (B, h, w), top level first -> images, as `decode` gives them.
 
         Of a HierarchicalVQ's grids the lower ones may be left out: their mean codeword takes their place.
@@ -553,6 +546,11 @@ class LatentCodec:
             raise ValueError(
                 f"{self.name} is of the class {type(self.autoencoder).__name__}, which has no codebook; use encode and decode"
             )
+
+    def _latents(self, raw_latents: Tensor) -> Tensor:
+        latents = self.latent_space.normalize(raw_latents).to(self.dtype).contiguous()
+        self._check_finite(latents, "latents")
+        return latents
 
     def _encode_raw(
         self, images: Tensor, sample: bool, generator: torch.Generator | None, tile: int | None
@@ -643,9 +641,7 @@ def _checked_tile(tile: int | None) -> int | None:
     return int(tile)
 
 
-def as_output(
-    images: list[Tensor], output_type: str
-) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+def as_output(images: list[Tensor], output_type: str) -> Images:
     """Images (C, H, W) in [-1, 1] as `LatentCodec.decode` gives them.
 
     Raises:
@@ -660,11 +656,6 @@ def as_output(
         return torch.stack(images) if alike else images
     arrays = [(image.permute(1, 2, 0).cpu().numpy() + 1) / 2 for image in images]
     return np.stack(arrays) if alike else arrays
-
-
-def _digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's shape and float32 values."""
-    return digest(tensor.detach().to("cpu", torch.float32).numpy())
 
 
 def _usable_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -326,7 +326,7 @@ def test_statistics_of_moving_averages_are_left_out():
         "quantize.embedding.cluster_size": torch.ones(16),
         "quantize.embedding.embed_avg": torch.ones(16, 4),
     }
-    foreign = recognize(state | averages, shapes_of(state | averages))
+    foreign = recognize(state | averages)
     foreign.keys.check("it")
     assert set(foreign.keys.left_out) == set(averages)
     assert from_diffusers(foreign.component(), "taming").keys() == state.keys()
@@ -440,7 +440,7 @@ def test_levels_of_vq_vae_2_that_the_original_lacks_are_refused():
 def test_scales_follow_from_what_is_next_to_the_autoencoder(others, channels, scale):
     state = {f"first_stage_model.{k}": v for k, v in small(z_channels=channels, embed_dim=channels).items()}
     state |= {key: torch.tensor(float(value)) for key, value in others.items()}
-    foreign = recognize(state, shapes_of(state))
+    foreign = recognize(state)
     assert (foreign.scale and foreign.scale[:2]) == scale
     component = foreign.component()
     if scale:
