@@ -375,8 +375,15 @@ class LatentCodec:
             ValueError: for input of another kind, a tile that the codec cannot use, or latents that overflow the dtype.
             OSError: if the scratch files of tiles find no room.
         """
-        batches = self._image_batches(images)
-        latents = [self._latents(self._encode_raw(batch, sample, generator, tile)) for batch in batches]
+        latents = []
+        for batch in self._image_batches(images):
+            posterior, raw_latents = self._encoded(batch, tile)
+            if posterior is not None:
+                raw_latents = posterior.sample(generator) if sample else posterior.mode()
+            elif sample:
+                name = type(self.autoencoder).__name__
+                raise ValueError(f"{name} has no posterior to sample from; leave sample=False")
+            latents.append(self._latents(raw_latents))
         return latents[0] if len(latents) == 1 else latents
 
     @ignoring_caller_settings()
@@ -551,18 +558,6 @@ class LatentCodec:
         latents = self.latent_space.normalize(raw_latents).to(self.dtype).contiguous()
         self._check_finite(latents, "latents")
         return latents
-
-    def _encode_raw(
-        self, images: Tensor, sample: bool, generator: torch.Generator | None, tile: int | None
-    ) -> Tensor:
-        posterior, raw_latents = self._encoded(images, tile)
-        if posterior is not None:
-            return posterior.sample(generator) if sample else posterior.mode()
-        if sample:
-            raise ValueError(
-                f"{type(self.autoencoder).__name__} has no posterior to sample from; leave sample=False"
-            )
-        return raw_latents
 
     def _encoded(self, images: Tensor, tile: int | None) -> Encoded:
         with self._precision() as dtype:

@@ -42,13 +42,10 @@ def find_component(path: str | os.PathLike, name: str, classes: Collection[type]
     Raises:
         ValueError: if there is none.
     """
-    given = Path(path)
+    given, names = Path(path), [each.__name__ for each in classes]
     for folder in (given, given / name):
         if (folder / CONFIG).exists():
-            class_name, names = (
-                read_config_file(folder / CONFIG)["_class_name"],
-                [each.__name__ for each in classes],
-            )
+            class_name = read_config_file(folder / CONFIG)["_class_name"]
             if class_name not in names:
                 raise ValueError(f"{folder}: expected {' or '.join(names)} as {name}, got {class_name}")
             return folder
