@@ -146,28 +146,16 @@ class Foreign:
 
     def count_keys_by_name(self) -> dict[str, int]:
         """`keys.counts()` without a network: keys of the format's modules count as mapped, and none as missing."""
-        named = set(filter(self._is_named_in_format(), self.shapes))
-        rule = self._rule_outside(named)
-        dropped, unexpected = other_keys(self.shapes, self.prefix, named, self.format.left_out, rule)
+        own_keys, left_out = self.format.own_keys, self.format.left_out
+        modules = set() if own_keys else {row.foreign for row in self.format.table(self.network.config)}
+        named = set()
+        for inner in under(self.shapes, self.prefix):
+            if any(re.match(each.pattern, inner) for each in left_out):
+                continue
+            if re.match(own_keys, inner) if own_keys else modules & {inner, inner.rpartition(".")[0]}:
+                named.add(self.prefix + inner)
+        dropped, unexpected = other_keys(self.shapes, self.prefix, named, left_out, self._rule_outside(named))
         return counts_of(len(named), dropped, unexpected=len(unexpected))
-
-    def _is_named_in_format(self) -> Callable[[str], bool]:
-        """Whether a key of the file has the name of a module of the format, as far as it is known without a network."""
-        format, modules = self.format, set()
-        if format.own_keys is None:
-            modules = {row.foreign for row in format.table(self.network.config)}
-
-        def is_named(key: str) -> bool:
-            inner = key.removeprefix(self.prefix)
-            if not key.startswith(self.prefix) or any(
-                re.match(each.pattern, inner) for each in format.left_out
-            ):
-                return False
-            if format.own_keys is not None:
-                return re.match(format.own_keys, inner) is not None
-            return inner in modules or inner.rpartition(".")[0] in modules
-
-        return is_named
 
     def _rule_outside(self, own: Iterable[str]) -> Callable[[str], str | None]:
         """The rule that leaves a key out which is of something else in the file; None for other keys.

@@ -54,7 +54,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
         self._check_components()
 
     @property
-    def _priors(self) -> dict[str, Prior]:
+    def priors(self) -> dict[str, Prior]:
         levels = {
             "top_prior": self.top_prior,
             "middle_prior": self.middle_prior,
@@ -68,7 +68,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
     def _condition(self, level: int, indices: list[Tensor]) -> Tensor | None:
         if level == 0:
             return None
-        prior = list(self._priors.values())[level]
+        prior = list(self.priors.values())[level]
         if prior.config.condition_codebook_size is not None:
             return indices[-1]
         onload(self.vae)
@@ -78,7 +78,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
         return self._codec.decode_indices(indices, output_type="pt")
 
     def _check_priors(self) -> None:
-        vae, priors = self.vae, self._priors
+        vae, priors = self.vae, self.priors
         if not self._codec.family.levels_condition:
             raise ValueError(
                 f"vae is a {type(vae).__name__}; a HierarchicalVQ is needed. PriorPipeline samples codecs of one level."

@@ -44,7 +44,7 @@ class PriorPipeline(SamplingPipeline):
         self._check_components()
 
     @property
-    def _priors(self) -> dict[str, Prior]:
+    def priors(self) -> dict[str, Prior]:
         return {"prior": self.prior}
 
     @property

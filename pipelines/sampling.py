@@ -100,7 +100,7 @@ class SamplingPipeline(DiffusionPipeline):
         return pipe
 
     @property
-    def _priors(self) -> dict[str, Prior]:
+    def priors(self) -> dict[str, Prior]:
         """Component names and priors, top level first."""
         raise NotImplementedError
 
@@ -128,16 +128,16 @@ class SamplingPipeline(DiffusionPipeline):
 
     @property
     def _num_classes(self) -> int | None:
-        each = [prior.config.num_classes for prior in self._priors.values()]
+        each = [prior.config.num_classes for prior in self.priors.values()]
         return next((num_classes for num_classes in each if num_classes is not None), None)
 
     @property
     def _top_prior(self) -> tuple[str, Prior]:
-        return next(iter(self._priors.items()))
+        return next(iter(self.priors.items()))
 
     def _check_components(self) -> None:
-        """Check what holds for all these pipelines; to be called when components are registered."""
-        classes = {name: prior.config.num_classes for name, prior in self._priors.items()}
+        """Check what holds for all these pipelines, once components are registered."""
+        classes = {name: prior.config.num_classes for name, prior in self.priors.items()}
         if len(set(classes.values()) - {None}) > 1:
             told = ", ".join(f"{name} has {num_classes}" for name, num_classes in classes.items())
             raise ValueError(f"the priors differ in their classes: {told}. Load priors of the same data.")
@@ -158,7 +158,7 @@ class SamplingPipeline(DiffusionPipeline):
         self._warn_of_another_codec()
 
     def _warn_of_another_codec(self) -> None:
-        known = {name: prior.config.space_fingerprint for name, prior in self._priors.items()}
+        known = {name: prior.config.space_fingerprint for name, prior in self.priors.items()}
         if self.vae is None or not any(known.values()):
             return
         if any(weight.dtype != torch.float32 for weight in self.vae.parameters()):
@@ -277,7 +277,7 @@ class SamplingPipeline(DiffusionPipeline):
         num_drawn = num_images * (1 if labels is None else len(labels))
         completed = None
         if known is not None or known_mask is not None:
-            if len(self._priors) > 1:
+            if len(self.priors) > 1:
                 raise ValueError(
                     f"known: expected None, as {type(self).__name__} completes no levels; leave it out"
                 )
@@ -352,7 +352,7 @@ class SamplingPipeline(DiffusionPipeline):
     ) -> list[Tensor]:
         """The indices of one batch, top level first."""
         indices: list[Tensor] = []
-        for level, (prior, shape) in enumerate(zip(self._priors.values(), shapes)):
+        for level, (prior, shape) in enumerate(zip(self.priors.values(), shapes)):
             with ignoring_caller_settings():
                 condition = self._condition(level, indices)
 
@@ -412,7 +412,7 @@ class SamplingPipeline(DiffusionPipeline):
             done: bool (B, h, w), the positions of the last level that are known or drawn.
         """
         *above, last = indices
-        prior = list(self._priors.values())[len(above)]
+        prior = list(self.priors.values())[len(above)]
         commonest = torch.tensor(prior.config.most_frequent or (0,), device=last.device).view(-1, 1, 1)
         filled = torch.where(done[:, None] if prior.has_channels else done, last, commonest)
         return as_output(list(self._decode([*above, filled])), "pil")
