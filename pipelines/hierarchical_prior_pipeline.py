@@ -55,12 +55,8 @@ class HierarchicalPriorPipeline(SamplingPipeline):
 
     @property
     def priors(self) -> dict[str, Prior]:
-        levels = {
-            "top_prior": self.top_prior,
-            "middle_prior": self.middle_prior,
-            "bottom_prior": self.bottom_prior,
-        }
-        return {name: prior for name, prior in levels.items() if prior is not None}
+        named = {name: getattr(self, name) for name in ("top_prior", "middle_prior", "bottom_prior")}
+        return {name: prior for name, prior in named.items() if prior is not None}
 
     def _shapes(self, height: int, width: int) -> list[tuple[int, int]]:
         return self.vae.grid_shapes(height, width)

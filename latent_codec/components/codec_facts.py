@@ -68,10 +68,6 @@ class CodecFacts:
     def _levels(self) -> list[tuple[int, int]]:
         return family_class(self.class_name, self.config).level_shapes(self.config)
 
-    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """`grid_shapes` of this codec's levels."""
-        return grid_shapes(self.position_sides, height, width)
-
     def describe(self) -> dict[str, Any]:
         """What `latent-codec info` shows, ready for JSON; of levels, top first."""
         return {
@@ -104,7 +100,7 @@ class CodecFacts:
     def _describe_codebooks(self) -> dict[str, Any]:
         """Index maps and bits are those of a square image of `sample_size`, 256 where the config has none."""
         sizes, side = self.codebook_sizes, self.config.get("sample_size") or 256
-        grids = self.grid_shapes(side, side)
+        grids = grid_shapes(self.position_sides, side, side)
         dim = self.latent_space.channels // len(sizes)  # latents hold the codewords of all levels
         return {
             "codebook_sizes": sizes,
