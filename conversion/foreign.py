@@ -298,7 +298,7 @@ def find_places(shapes: Shapes, name: str = "the state dict") -> list[Place]:
     Raises:
         ConversionError: if there is none, with the name of what is there instead where it is known.
     """
-    anchors = tuple({each.anchor for each in (*FORMATS, *OTHER_FAMILIES)})
+    anchors = tuple({*(each.anchor for each in FORMATS), *OTHER_FAMILIES})
     prefixes = {}
     for key in shapes:
         if key.endswith(anchors):
@@ -311,16 +311,14 @@ def find_places(shapes: Shapes, name: str = "the state dict") -> list[Place]:
     places, others = [], []
     for prefix in prefixes:
         inner = under(shapes, prefix)
-        other = [each for each in OTHER_FAMILIES if each.anchor in inner]
+        other = [title for anchor, title in OTHER_FAMILIES.items() if anchor in inner]
         others += other[:1]
         if not other:
             places += [Place(prefix, each) for each in FORMATS if each.recognizes(inner)][:1]
     if places:
         return places
     if others:
-        raise ConversionError(
-            f"{name} holds {others[0].title}, which is not supported yet; nothing was converted"
-        )
+        raise ConversionError(f"{name} holds {others[0]}, which is not supported yet; nothing was converted")
     side = side_of(shapes)
     if side is not None:
         other = "decoder" if side == "encoder" else "encoder"
@@ -372,9 +370,7 @@ def _listed(places: Sequence[Place]) -> str:
 def _is_in(entry: str, prefix: str, wrapper: str | None) -> bool:
     """Whether a prefix is what `entry` names, or in it."""
     names = (prefix, f"{wrapper}.{prefix}") if wrapper else (prefix,)
-    return any(
-        each == f"{entry}." or (entry and each.startswith(f"{entry}.")) or each == entry for each in names
-    )
+    return any(each == entry or (entry and each.startswith(f"{entry}.")) for each in names)
 
 
 def _of_class(place: Place, name: str, asked: str | None, settings: Settings | None) -> Place:

@@ -89,6 +89,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
             check_indices(name, prior, f"level {level} of vae", vae, sizes[level])
             described = f"{name} is a {type(prior).__name__}"
             codes, channels = prior.config.condition_codebook_size, prior.config.condition_channels
+            width = level * vae.config.embed_dim
             if level == 0:
                 if prior.condition_network is not None:
                     raise ValueError(
@@ -97,16 +98,15 @@ class HierarchicalPriorPipeline(SamplingPipeline):
             elif codes is None and channels is None:
                 raise ValueError(
                     f"{described} made without a condition; a level below the top is sampled given the one above: train "
-                    f"it with condition_codebook_size {sizes[level - 1]} or condition_channels "
-                    f"{level * vae.config.embed_dim}."
+                    f"it with condition_codebook_size {sizes[level - 1]} or condition_channels {width}."
                 )
             elif codes not in (None, sizes[level - 1]):
                 raise ValueError(
                     f"{described} with condition_codebook_size {codes}, and level {level - 1} of vae, a HierarchicalVQ, has "
                     f"a codebook of {sizes[level - 1]}; load the prior that was trained on this codec."
                 )
-            elif channels not in (None, level * vae.config.embed_dim):
+            elif channels not in (None, width):
                 raise ValueError(
                     f"{described} with condition_channels {channels}, and the levels above it in vae, a HierarchicalVQ, "
-                    f"have {level * vae.config.embed_dim} channels; load the prior that was trained on this codec."
+                    f"have {width} channels; load the prior that was trained on this codec."
                 )

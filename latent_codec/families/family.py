@@ -142,10 +142,7 @@ class Family:
 
     @classmethod
     def latent_space_of(
-        cls,
-        config: Config,
-        pipeline: str | None = None,
-        statistics: Mapping[str, Any] | None = None,
+        cls, config: Config, pipeline: str | None = None, statistics: Mapping[str, Any] | None = None
     ) -> LatentSpace:
         """The latent space that a config describes; no model is needed.
 

@@ -28,10 +28,7 @@ class Flux2(KL):
 
     @classmethod
     def latent_space_of(
-        cls,
-        config: Config,
-        pipeline: str | None = None,
-        statistics: Mapping[str, "np.ndarray"] | None = None,
+        cls, config: Config, pipeline: str | None = None, statistics: Mapping[str, "np.ndarray"] | None = None
     ) -> LatentSpace:
         row = PIPELINES[pipeline or cls.usual_pipeline]
         if statistics is None:

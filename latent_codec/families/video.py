@@ -83,10 +83,7 @@ class LTX(Stills):
 
     @classmethod
     def latent_space_of(
-        cls,
-        config: Config,
-        pipeline: str | None = None,
-        statistics: Mapping[str, Any] | None = None,
+        cls, config: Config, pipeline: str | None = None, statistics: Mapping[str, Any] | None = None
     ) -> LatentSpace:
         if not statistics:
             raise ValueError("expected the weights' latents_mean and latents_std, got a config without them")
