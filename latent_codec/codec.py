@@ -263,7 +263,7 @@ class LatentCodec:
 
     @property
     def latent_space(self) -> LatentSpace:
-        """Scale, shift and grid. Assigning writes them into config or weights, where this codec's pipelines read them."""
+        """Scale, shift and packing. Assigning writes them into config or weights, where this codec's pipelines read them."""
         return self._latent_space
 
     @latent_space.setter
@@ -369,7 +369,7 @@ class LatentCodec:
         Returns:
             Latents (B, C, ceil(H / f), ceil(W / f)) in the codec's dtype; where the images differ in size, a
             list of such tensors with B = 1. A VQModel's latents are unquantized: `decode` quantizes. A
-            HierarchicalVQ's are its levels' codewords, side by side on the bottom grid.
+            HierarchicalVQ's are its levels' codewords, side by side at the bottom level's resolution.
 
         Raises:
             ValueError: for input of another kind, a tile that the codec cannot use, or latents that overflow the dtype.
@@ -462,9 +462,9 @@ class LatentCodec:
 
     @ignoring_caller_settings()
     def encode_indices(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
-        """Images of one size -> codebook indices: a list of int64 grids (B, h, w), top level first.
+        """Images of one size -> codebook indices: a list of int64 index maps (B, h, w), top level first.
 
-        There is one grid for each level of a HierarchicalVQ, and one for every other discrete codec.
+        There is one for each level of a HierarchicalVQ, and one for every other discrete codec.
 
         Raises:
             ValueError: if the codec has no codebook, or for images of different sizes.
@@ -483,12 +483,12 @@ class LatentCodec:
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         output_type: str = "pil",
     ) -> Images:
-        """Codebook indices, a list of int64 grids (B, h, w), top level first -> images, as `decode` gives them.
+        """Codebook indices, a list of int64 index maps (B, h, w), top level first -> images, as `decode` gives them.
 
-        Of a HierarchicalVQ's grids the lower ones may be left out: their mean codeword takes their place.
+        Of a HierarchicalVQ's index maps the lower ones may be left out: their mean codeword takes their place.
 
         Raises:
-            ValueError: if the codec has no codebook, or for grids of another form or out of its range.
+            ValueError: if the codec has no codebook, or for index maps of another form or out of its range.
         """
         self._check_discrete()
         if isinstance(indices, Tensor):

@@ -243,18 +243,16 @@ def _settings(
     config: str | os.PathLike | None, norm_num_groups: int | None
 ) -> tuple[Settings | None, dict | None]:
     """The settings that are asked for, and the original's yaml, if `config` is that."""
-    asked, original = None, None
+    asked = None
     if norm_num_groups is not None:
         rule = f"norm_num_groups {norm_num_groups} as asked, the class's defaults for the others"
         asked = Settings({"norm_num_groups": norm_num_groups}, rule)
     if config is None:
-        return asked, original
+        return asked, None
     given = read_diffusers_config(config)
-    if given is None:
-        original = read_config(config)
-    return combine(
-        asked, SETTINGS if given is None else Settings(given, f"the given {Path(config).name}")
-    ), original
+    if given is not None:
+        return combine(asked, Settings(given, f"the given {Path(config).name}")), None
+    return combine(asked, SETTINGS), read_config(config)
 
 
 def _convert_codec(source: str | os.PathLike, out: Path, to: str, dtype, asked: Scale | None) -> Conversion:

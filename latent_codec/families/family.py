@@ -356,6 +356,13 @@ class Family:
         raise SettingError("tile", f"None, as tiles of {name} are not supported ({self.untiled})", tile)
 
 
+def gaussian(moments: "Tensor") -> Encoded:
+    """The posterior of mean and log variance, (B, 2c, h, w)."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    return Encoded(DiagonalGaussianDistribution(moments), None)
+
+
 def last_layer_of(network: "nn.Module") -> "nn.Module":
     """The last convolution or linear layer of a network whose layers are in the order in which they compute."""
     layers = [each for each in network.modules() if getattr(getattr(each, "weight", None), "ndim", 0) > 1]

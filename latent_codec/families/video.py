@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from latent_codec.families.family import Config, Encoded, Entries, Family
+from latent_codec.families.family import Config, Encoded, Entries, Family, gaussian
 from latent_codec.families.latent_space import LatentSpace
 from latent_codec.families.pipeline_spaces import MEAN_AND_STD, SCALE
 
@@ -23,9 +23,7 @@ class Stills(Family):
         posterior, raw_latents = super().encode_raw(images.unsqueeze(2), tile)
         if posterior is None:
             return Encoded(None, _only_frame(raw_latents))
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-        return Encoded(DiagonalGaussianDistribution(_only_frame(posterior.parameters)), None)
+        return gaussian(_only_frame(posterior.parameters))
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
         return _only_frame(super().decode_raw(raw_latents.unsqueeze(2), tile))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from latent_codec.families.family import Config, Encoded
+from latent_codec.families.family import Config, Encoded, gaussian
 from latent_codec.families.video import Stills
 
 if TYPE_CHECKING:
@@ -28,11 +28,9 @@ class Wan(Stills):
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         if tile is None:
             return super().encode_raw(images)
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
         from latent_codec.models.wan_tiling import encode_frame_tiled
 
-        return Encoded(DiagonalGaussianDistribution(encode_frame_tiled(self.autoencoder, images, tile)), None)
+        return gaussian(encode_frame_tiled(self.autoencoder, images, tile))
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
         from latent_codec.models.wan_tiling import channels_to_pixels, decode_frame_tiled
