@@ -2,13 +2,13 @@
 
 from importlib import import_module
 
+from latent_codec import deprecated
+
 _EXPORTS = {
-    "Conversion": "converting",
     "ConversionError": "renaming",
     "FORMATS": "foreign",
     "Foreign": "foreign",
     "KeyReport": "renaming",
-    "convert": "converting",
     "detect": "foreign",
     "from_diffusers": "foreign",
     "open_checkpoint": "checkpoints",
@@ -21,9 +21,9 @@ __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    return deprecated.find_name(__name__, name)
 
 
 def __dir__() -> list[str]:

@@ -8,10 +8,11 @@ What a pickle would do is read from its opcodes before torch sees it (torch_file
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,8 @@ class Checkpoint(Mapping):
     """Keys in the state dict that hold no tensor, and all keys next to a wrapped one; sorted."""
     entries: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Of `open_entries`, where a file has several entries: key -> the entry in which its tensor is."""
+    shards: Mapping[str, Path] = field(default_factory=dict, repr=False)
+    """Where `path` is an index of shards: key -> the file in which its tensor is."""
     metadata: dict[str, str]
     """Of a safetensors header; empty for pickles."""
     _read: "Callable[[str], Tensor]" = field(repr=False)
@@ -89,6 +92,18 @@ class Checkpoint(Mapping):
         import torch
 
         return {key: getattr(torch, name) for key, name in self.dtype_names.items()}
+
+    @property
+    def num_values(self) -> int:
+        return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that a copy needs: the file, or the index and its shards."""
+        return sorted({self.path, *self.shards.values()})
+
+    def file(self, key: str) -> Path:
+        return self.shards.get(key, self.path)
 
     def __getitem__(self, key: str) -> "Tensor":
         if key not in self.shapes:
@@ -242,6 +257,11 @@ def _open_safetensors(path: Path) -> Checkpoint:
         ) from error
     if not shapes:
         raise ValueError(f"{path} holds no tensors; give a checkpoint with weights")
+
+    @cache
+    def mapped() -> "Callable[[str], Tensor]":
+        return safe_open(path, framework="pt").get_tensor
+
     return Checkpoint(
         path=path,
         shapes=shapes,
@@ -249,22 +269,8 @@ def _open_safetensors(path: Path) -> Checkpoint:
         wrapper=None,
         not_tensors=(),
         metadata=metadata,
-        _read=_Mapped(path),
+        _read=lambda key: mapped()(key),
     )
-
-
-class _Mapped:
-    """Tensors of a safetensors file by key, which is mapped with torch when the first one is read."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    @cached_property
-    def _get_tensor(self) -> "Callable[[str], Tensor]":
-        return safe_open(self.path, framework="pt").get_tensor
-
-    def __call__(self, key: str) -> "Tensor":
-        return self._get_tensor(key)
 
 
 def _without_duplicates(pairs: list[tuple]) -> dict:

@@ -9,10 +9,20 @@ head, which puts them together again before it computes with them.
 
 import re
 from collections.abc import Mapping
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from latent_codec.conversion.diffusers_files import configured
-from latent_codec.conversion.renaming import THIRDS, Change, ConversionError, Format, Rename, Shapes
+from latent_codec.conversion.renaming import (
+    THIRDS,
+    Change,
+    ConversionError,
+    Format,
+    Rename,
+    Shapes,
+    count_keys,
+    modules,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +39,11 @@ _SCALES = {
     ("pixel_unshuffle", 128, 512): "0.4883 (f128c512-in) and 0.3620 (f128c512-mix)",
 }
 """Published scaling factors by style, downsampling factor and latent channels."""
+_BLOCKS = {
+    "ResBlock": ("main.conv1.conv.weight", "main.conv2.norm"),
+    "EfficientViTBlock": ("local_module.main.point_conv.conv.weight", "context_module.main.proj.norm"),
+}
+"""The convolution by which a kind of block is known, which has its width, and the norm."""
 _RES_BLOCK = {"main.conv1.conv": "conv1", "main.conv2.conv": "conv2", "main.conv2.norm": "norm"}
 _VIT_BLOCK = {
     "context_module.main.proj.norm": "attn.norm_out",
@@ -55,30 +70,21 @@ def _stage(shapes: Shapes, theirs: str, first: int) -> _Stage:
     Raises:
         ConversionError: for blocks of two kinds.
     """
-    widths, types, multiscales, norms = [], [], [], []
-    while True:
-        block = f"{theirs}.op_list.{first + len(widths)}"
-        if (conv := f"{block}.main.conv1.conv.weight") in shapes:
-            widths.append(shapes[conv][0])
-            types.append("ResBlock")
-            norm = f"{block}.main.conv2.norm"
-        elif (conv := f"{block}.local_module.main.point_conv.conv.weight") in shapes:
-            widths.append(shapes[conv][0])
-            types.append("EfficientViTBlock")
-            norm = f"{block}.context_module.main.proj.norm"
-        else:
+    blocks = []
+    for number in count(first):
+        block = f"{theirs}.op_list.{number}"
+        kind = next((kind for kind, (conv, _) in _BLOCKS.items() if f"{block}.{conv}" in shapes), None)
+        if kind is None:
             break
-        kernels: list[int] = []
-        while (scale := f"{block}.context_module.main.aggreg.{len(kernels)}.0.weight") in shapes:
-            kernels.append(shapes[scale][-1])
-        multiscales.append(tuple(kernels))
-        norms.append("batch_norm" if f"{norm}.running_mean" in shapes else "rms_norm")
-    if not widths:
-        return _Stage(0, 0)
-    found = [set(each) for each in (widths, types, multiscales, norms)]
-    if any(len(each) > 1 for each in found):
+        conv, norm = _BLOCKS[kind]
+        scales = f"{block}.context_module.main.aggreg"
+        num_scales = count_keys(shapes, f"{scales}.*.0.weight")
+        kernels = tuple(shapes[f"{scales}.{scale}.0.weight"][-1] for scale in range(num_scales))
+        norm_type = "batch_norm" if f"{block}.{norm}.running_mean" in shapes else "rms_norm"
+        blocks.append(_Stage(shapes[f"{block}.{conv}"][0], 1, kind, kernels, norm_type))
+    if len(set(blocks)) > 1:
         raise ConversionError(f"{theirs} has blocks of several kinds; expected one kind per stage")
-    return _Stage(widths[0], len(widths), types[0], multiscales[0], norms[0])
+    return blocks[0]._replace(depth=len(blocks)) if blocks else _Stage(0, 0)
 
 
 def infer(shapes: Shapes) -> dict:
@@ -87,13 +93,13 @@ def infer(shapes: Shapes) -> dict:
     Raises:
         ConversionError: for stages that have no blocks, the outermost excepted, or blocks of several kinds.
     """
-    count = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.stages."))
-    if count > _MOST_STAGES:
-        raise ConversionError(f"it has {count} stages; expected at most {_MOST_STAGES}")
-    encoder = [_stage(shapes, f"encoder.stages.{i}", 0) for i in range(count)]
-    decoder = [_stage(shapes, f"decoder.stages.{i}", int(i < count - 1)) for i in range(count)]
+    num_stages = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.stages."))
+    if num_stages > _MOST_STAGES:
+        raise ConversionError(f"it has {num_stages} stages; expected at most {_MOST_STAGES}")
+    encoder = [_stage(shapes, f"encoder.stages.{i}", 0) for i in range(num_stages)]
+    decoder = [_stage(shapes, f"decoder.stages.{i}", int(i < num_stages - 1)) for i in range(num_stages)]
     for side, stages in (("encoder", encoder), ("decoder", decoder)):
-        if count < 2 or any(not stage.depth for stage in stages[1:]):
+        if num_stages < 2 or any(not stage.depth for stage in stages[1:]):
             raise ConversionError(
                 f"the {side}'s stages have {[stage.depth for stage in stages]} blocks; expected some in each but the first"
             )
@@ -105,7 +111,7 @@ def infer(shapes: Shapes) -> dict:
         for i, stage in enumerate(encoder)
     )
     outermost = f"{project_in}.weight" if f"{project_in}.weight" in shapes else f"{project_in}.conv.weight"
-    upsampling = shapes[f"decoder.stages.{count - 2}.op_list.0.main.conv.conv.weight"][0]
+    upsampling = shapes[f"decoder.stages.{num_stages - 2}.op_list.0.main.conv.conv.weight"][0]
     return {
         "in_channels": shapes[outermost][1],
         "latent_channels": shapes[_ANCHOR][1],
@@ -162,7 +168,7 @@ def table(config: Mapping) -> list[Rename]:
 
 
 def _block(theirs: str, ours: str, num_scales: int) -> list[Rename]:
-    rows = [Rename(f"{theirs}.{a}", f"{ours}.{b}") for a, b in (_RES_BLOCK | _VIT_BLOCK).items()]
+    rows = modules(theirs, ours, _RES_BLOCK | _VIT_BLOCK)
     attention = f"{theirs}.context_module.main"
     for name, third in zip(("to_q", "to_k", "to_v"), THIRDS):
         rows.append(Rename(f"{attention}.qkv.conv", f"{ours}.attn.{name}", third))

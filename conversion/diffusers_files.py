@@ -1,13 +1,13 @@
 """Own key layouts of diffusers' and our classes as single files, without the config.json that belongs next to them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from latent_codec.conversion import ldm_kl, taming_vq
 from latent_codec.conversion.encoder_decoder import DIFFUSERS, infer_levels
-from latent_codec.conversion.renaming import Change, Format, Network, Rename, Shapes
+from latent_codec.conversion.renaming import Change, Format, Network, Rename, Shapes, count_keys
 
 _ANCHOR = "encoder.mid_block.resnets.0.norm1.weight"
-_ENCODER_DECODER = r"(encoder|decoder|quant_conv|post_quant_conv|quantize)\."
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
 
@@ -29,25 +29,18 @@ def infer_vq(shapes: Shapes) -> dict:
 
 def infer_hierarchical(shapes: Shapes) -> dict:
     """The config of a HierarchicalVQ but for what its layers compute."""
-    strides, sizes, blocks = [], [], 0
-    while (first := f"encoders.{len(sizes)}.downsampling.0.weight") in shapes:
-        convs = 1
-        while f"encoders.{len(sizes)}.downsampling.{2 * convs}.weight" in shapes:
-            convs += 1
-        strides.insert(0, 2 ** (convs - 1))
-        in_channels = shapes[first][1]
-        sizes.append(shapes[f"codebooks.{len(sizes)}.embedding.weight"][0])
-    while (block := f"encoders.0.residual.{blocks}.conv1.weight") in shapes:
-        residual_channels = shapes[block][0]
-        blocks += 1
+    levels = range(count_keys(shapes, "encoders.*.downsampling.0.weight"))
+    starts = [f"encoders.{level}.downsampling." for level in levels]
+    convs = [sum(key.startswith(start) and key.endswith(".weight") for key in shapes) for start in starts]
+    blocks = count_keys(shapes, "encoders.0.residual.*.conv1.weight")
     return {
-        "in_channels": in_channels,
-        "strides": tuple(strides),
+        "in_channels": shapes[f"{starts[-1]}0.weight"][1],
+        "strides": tuple(2 ** (number - 1) for number in reversed(convs)),
         "hidden_channels": shapes["quantize_convs.0.weight"][1],
         "num_residual_blocks": blocks,
         "embed_dim": shapes["codebooks.0.embedding.weight"][1],
-        "codebook_sizes": tuple(sizes),
-    } | ({"residual_channels": residual_channels} if blocks else {})
+        "codebook_sizes": tuple(shapes[f"codebooks.{level}.embedding.weight"][0] for level in levels),
+    } | ({"residual_channels": shapes["encoders.0.residual.0.conv1.weight"][0]} if blocks else {})
 
 
 def own_names(class_name: str, config: Mapping) -> list[Rename]:
@@ -71,63 +64,53 @@ def _old_names(config: Mapping) -> list[Rename]:
     return rows
 
 
+def own_layout(class_name: str, anchor: str, **parts) -> Format:
+    """The format of a class's own key layout; where nothing else says its settings, its config has to."""
+    shared = {
+        "names": ("diffusers",),
+        "title": f"diffusers {class_name}",
+        "table": lambda config: own_names(class_name, config),
+        "own_keys": r"(encoder|decoder|quant_conv|post_quant_conv)\.",
+    }
+    return Format(class_name=class_name, anchor=anchor, **(shared | parts))
+
+
 def configured(class_name: str, anchor: str, **parts) -> Format:
     """A format of whose networks only a config tells, which names and shapes are then held against."""
-    return Format(
-        names=("diffusers",),
-        title=f"diffusers {class_name}",
-        class_name=class_name,
-        anchor=anchor,
-        not_shown="what its layers are",
-        infer=lambda shapes: {},
-        table=lambda config: own_names(class_name, config),
-        own_keys=r"(encoder|decoder|quant_conv|post_quant_conv)\.",
-        **parts,
-    )
+    return own_layout(class_name, anchor, not_shown="what its layers are", infer=lambda shapes: {}, **parts)
 
 
-KL = Format(
-    names=("diffusers",),
-    title="diffusers AutoencoderKL",
-    class_name="AutoencoderKL",
-    anchor=_ANCHOR,
+KL = own_layout(
+    "AutoencoderKL",
+    _ANCHOR,
     recognizes=lambda shapes: (
         _ANCHOR in shapes and not _has_codebook(shapes) and not _has_old_attention(shapes)
     ),
     infer=infer_kl,
-    table=lambda config: own_names("AutoencoderKL", config),
-    own_keys=_ENCODER_DECODER,
 )
-OLD_KL = Format(
+OLD_KL = replace(
+    KL,
     names=(),
     title="diffusers AutoencoderKL with its attention's names of 2022",
-    class_name="AutoencoderKL",
-    anchor=_ANCHOR,
     recognizes=lambda shapes: _ANCHOR in shapes and _has_old_attention(shapes),
-    infer=infer_kl,
     table=_old_names,
-    own_keys=_ENCODER_DECODER,
 )
-VQ = Format(
-    names=("diffusers",),
+VQ = own_layout(
+    "AutoencoderVQ",
+    _ANCHOR,
     title="diffusers VQModel",
-    class_name="AutoencoderVQ",
-    anchor=_ANCHOR,
     recognizes=lambda shapes: _ANCHOR in shapes and _has_codebook(shapes),
     infer=infer_vq,
-    table=lambda config: own_names("AutoencoderVQ", config),
-    own_keys=_ENCODER_DECODER,
+    own_keys=r"(encoder|decoder|quant_conv|post_quant_conv|quantize)\.",
 )
-HIERARCHICAL = Format(
-    names=("diffusers",),
+HIERARCHICAL = own_layout(
+    "HierarchicalVQ",
+    "encoders.0.downsampling.0.weight",
     title="HierarchicalVQ",
-    class_name="HierarchicalVQ",
-    anchor="encoders.0.downsampling.0.weight",
     not_shown="l2_normalized and the scale of its latents",
     recognizes=lambda shapes: (
         {"encoders.0.downsampling.0.weight", "codebooks.0.embedding.weight"} <= shapes.keys()
     ),
     infer=infer_hierarchical,
-    table=lambda config: own_names("HierarchicalVQ", config),
     own_keys=r"(encoders|decoders|codebooks|quantize_convs|upsamplers)\.|usage_\d",
 )

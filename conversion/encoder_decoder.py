@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from latent_codec.conversion.renaming import Change, ConversionError, Rename, Shapes
+from latent_codec.conversion.renaming import Change, ConversionError, Rename, Shapes, count_keys, modules
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,24 +27,18 @@ _BLOCK = {
     "nin_shortcut": "conv_shortcut",
 }
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+"""Queries, keys, values and output are 1x1 convolutions there and matrices here."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """Keys from which a layout's config is read; {i} is the level from the image inwards."""
+    """Keys from which a layout's config is read; {i} is the level, {j} the block in it."""
 
     encoder_block: str
     encoder_attention: str
     decoder_block: str
     decoder_attention: str
     middle_attention: str
-
-    def blocks(self, shapes: Shapes, pattern: str, level: int) -> int:
-        """Number of blocks, or attention layers, of a level."""
-        count = 0
-        while pattern.format(i=level, j=count) in shapes:
-            count += 1
-        return count
 
 
 LDM = Names(
@@ -79,17 +73,15 @@ def infer_levels(shapes: Shapes, names: Names) -> dict:
         if key not in shapes or len(shapes[key]) != 4:
             raise ConversionError(f"{key} is missing or no convolution; is the file whole?")
     counts, widths, down, up = [], [], [], []
-    levels = 0
-    while names.encoder_block.format(i=levels, j=0) in shapes:
-        levels += 1
+    levels = count_keys(shapes, names.encoder_block.format(i="*", j=0))
     if not levels:
         raise ConversionError("no level of the encoder has a residual block; is the file whole?")
     for level in range(levels):
-        blocks = names.blocks(shapes, names.encoder_block, level)
+        blocks = count_keys(shapes, names.encoder_block.format(i=level, j="*"))
         counts.append(blocks)
         widths.append(shapes[names.encoder_block.format(i=level, j=0)][0])
         outer = level if names is LDM else levels - 1 - level
-        decoder_blocks = names.blocks(shapes, names.decoder_block, outer)
+        decoder_blocks = count_keys(shapes, names.decoder_block.format(i=outer, j="*"))
         if decoder_blocks != blocks + 1:
             raise ConversionError(
                 f"level {level} has {blocks} residual blocks in the encoder and {decoder_blocks} in the decoder; "
@@ -99,7 +91,7 @@ def infer_levels(shapes: Shapes, names: Names) -> dict:
             (down, names.encoder_attention, level, blocks, ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")),
             (up, names.decoder_attention, outer, blocks + 1, ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")),
         ):
-            attention = names.blocks(shapes, pattern, at)
+            attention = count_keys(shapes, pattern.format(i=at, j="*"))
             if attention not in (0, number):
                 raise ConversionError(
                     f"level {level} has {number} residual blocks and {attention} attention layers; a level has as many "
@@ -135,25 +127,17 @@ def ldm_table(config: Mapping) -> list[Rename]:
         rows += [Rename(f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "conv_out")]
         rows.append(Rename(f"{side}.norm_out", f"{side}.conv_norm_out"))
         for number in (0, 1):
-            rows += _block(f"{side}.mid.block_{number + 1}", f"{side}.mid_block.resnets.{number}")
-        rows += _attention(f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0")
+            rows += modules(f"{side}.mid.block_{number + 1}", f"{side}.mid_block.resnets.{number}", _BLOCK)
+        rows += modules(f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0", _ATTENTION, Change.MATRIX)
         for level in range(levels):
             theirs = f"{side}.{outer}.{level}"
             ours = f"{side}.{outer}_blocks.{level if side == 'encoder' else levels - 1 - level}"
             for number in range(blocks + (side == "decoder")):
-                rows += _block(f"{theirs}.block.{number}", f"{ours}.resnets.{number}")
-                rows += _attention(f"{theirs}.attn.{number}", f"{ours}.attentions.{number}")
+                rows += modules(f"{theirs}.block.{number}", f"{ours}.resnets.{number}", _BLOCK)
+                attention = f"{theirs}.attn.{number}", f"{ours}.attentions.{number}"
+                rows += modules(*attention, _ATTENTION, Change.MATRIX)
             rows.append(Rename(f"{theirs}.{outer}sample.conv", f"{ours}.{outer}samplers.0.conv"))
     return rows
-
-
-def _block(theirs: str, ours: str) -> list[Rename]:
-    return [Rename(f"{theirs}.{a}", f"{ours}.{b}") for a, b in _BLOCK.items()]
-
-
-def _attention(theirs: str, ours: str) -> list[Rename]:
-    """Queries, keys, values and output are 1x1 convolutions there and matrices here."""
-    return [Rename(f"{theirs}.{a}", f"{ours}.{b}", Change.MATRIX) for a, b in _ATTENTION.items()]
 
 
 def refuse_for_ldm(component: "nn.Module") -> str | None:

@@ -10,10 +10,11 @@ have widths of its own (FLUX.2-small-decoder).
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from latent_codec.conversion import encoder_decoder
-from latent_codec.conversion.diffusers_files import own_names
+from latent_codec.conversion.diffusers_files import own_layout
 from latent_codec.conversion.encoder_decoder import (
     ANCHOR,
     LDM,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 EPS = 1e-4
 """Of the batch norm; shapes do not show it."""
+_DIFFUSERS_ANCHOR = "encoder.mid_block.resnets.0.norm1.weight"
 _PATCH = (2, 2)
 _OWN_QUANT_CONVS = {"encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "post_quant_conv"}
 _FIXED = f"the original code, with {NORM_GROUPS} groups in its norms, silu as activation and {EPS:g} as batch_norm_eps"
@@ -123,31 +125,22 @@ FORMAT = Format(
     refuses=lambda component: _refuses_convs(component) or _refuses(component),
     scale=_SCALE,
 )
-COMFY = Format(
+COMFY = replace(
+    FORMAT,
     names=("flux2-comfy",),
     title="FLUX.2 autoencoder in ComfyUI's layout",
-    class_name="AutoencoderKLFlux2",
-    anchor=ANCHOR,
-    defaults=_defaults,
-    fixed=_FIXED,
     recognizes=lambda shapes: ANCHOR in shapes and _has_batch_norm(shapes),
     infer=infer,
     table=_table,
     refuses=_refuses,
-    scale=_SCALE,
 )
-DIFFUSERS = Format(
-    names=("diffusers",),
-    title="diffusers AutoencoderKLFlux2",
-    class_name="AutoencoderKLFlux2",
-    anchor="encoder.mid_block.resnets.0.norm1.weight",
+DIFFUSERS = own_layout(
+    "AutoencoderKLFlux2",
+    _DIFFUSERS_ANCHOR,
     defaults=_defaults,
     fixed=f"FLUX.2's published models, with {NORM_GROUPS} groups in their norms, silu and batch_norm_eps {EPS:g}",
-    recognizes=lambda shapes: (
-        "encoder.mid_block.resnets.0.norm1.weight" in shapes and _has_batch_norm(shapes)
-    ),
+    recognizes=lambda shapes: _DIFFUSERS_ANCHOR in shapes and _has_batch_norm(shapes),
     infer=lambda shapes: infer(shapes, encoder_decoder.DIFFUSERS),
-    table=lambda config: own_names("AutoencoderKLFlux2", config),
     own_keys=r"(encoder|decoder|quant_conv|post_quant_conv|bn)\.",
     scale=_SCALE,
 )

@@ -146,28 +146,16 @@ class Foreign:
 
     def count_keys_by_name(self) -> dict[str, int]:
         """`keys.counts()` without a network: keys of the format's modules count as mapped, and none as missing."""
-        named = set(filter(self._is_named_in_format(), self.shapes))
-        rule = self._rule_outside(named)
-        dropped, unexpected = other_keys(self.shapes, self.prefix, named, self.format.left_out, rule)
+        own_keys, left_out = self.format.own_keys, self.format.left_out
+        modules = set() if own_keys else {row.foreign for row in self.format.table(self.network.config)}
+        named = set()
+        for inner in under(self.shapes, self.prefix):
+            if any(re.match(each.pattern, inner) for each in left_out):
+                continue
+            if re.match(own_keys, inner) if own_keys else modules & {inner, inner.rpartition(".")[0]}:
+                named.add(self.prefix + inner)
+        dropped, unexpected = other_keys(self.shapes, self.prefix, named, left_out, self._rule_outside(named))
         return counts_of(len(named), dropped, unexpected=len(unexpected))
-
-    def _is_named_in_format(self) -> Callable[[str], bool]:
-        """Whether a key of the file has the name of a module of the format, as far as it is known without a network."""
-        format, modules = self.format, set()
-        if format.own_keys is None:
-            modules = {row.foreign for row in format.table(self.network.config)}
-
-        def is_named(key: str) -> bool:
-            inner = key.removeprefix(self.prefix)
-            if not key.startswith(self.prefix) or any(
-                re.match(each.pattern, inner) for each in format.left_out
-            ):
-                return False
-            if format.own_keys is not None:
-                return re.match(format.own_keys, inner) is not None
-            return inner in modules or inner.rpartition(".")[0] in modules
-
-        return is_named
 
     def _rule_outside(self, own: Iterable[str]) -> Callable[[str], str | None]:
         """The rule that leaves a key out which is of something else in the file; None for other keys.
@@ -282,7 +270,6 @@ def read_foreign(
 
 def recognize(
     tensors: "Mapping[str, Tensor]",
-    shapes: Shapes | None = None,
     name: str = "the state dict",
     metadata: Mapping[str, str] | None = None,
     wrapper: str | None = None,
@@ -291,7 +278,7 @@ def recognize(
     class_name: str | None = None,
 ) -> Foreign:
     """`read_foreign` for tensors that are at hand."""
-    shapes = shapes_of(tensors) if shapes is None else shapes
+    shapes = shapes_of(tensors)
     chosen, others = choose(find_places(shapes, name), tensors, shapes, name, entry, wrapper)
     chosen = _of_class(chosen, name, class_name, settings)
     class_name, config, rule = settle(name, chosen.format, _inferred(chosen, shapes, name), settings)
@@ -311,7 +298,7 @@ def find_places(shapes: Shapes, name: str = "the state dict") -> list[Place]:
     Raises:
         ConversionError: if there is none, with the name of what is there instead where it is known.
     """
-    anchors = tuple({each.anchor for each in (*FORMATS, *OTHER_FAMILIES)})
+    anchors = tuple({*(each.anchor for each in FORMATS), *OTHER_FAMILIES})
     prefixes = {}
     for key in shapes:
         if key.endswith(anchors):
@@ -324,16 +311,14 @@ def find_places(shapes: Shapes, name: str = "the state dict") -> list[Place]:
     places, others = [], []
     for prefix in prefixes:
         inner = under(shapes, prefix)
-        other = [each for each in OTHER_FAMILIES if each.anchor in inner]
+        other = [title for anchor, title in OTHER_FAMILIES.items() if anchor in inner]
         others += other[:1]
         if not other:
             places += [Place(prefix, each) for each in FORMATS if each.recognizes(inner)][:1]
     if places:
         return places
     if others:
-        raise ConversionError(
-            f"{name} holds {others[0].title}, which is not supported yet; nothing was converted"
-        )
+        raise ConversionError(f"{name} holds {others[0]}, which is not supported yet; nothing was converted")
     side = side_of(shapes)
     if side is not None:
         other = "decoder" if side == "encoder" else "encoder"
@@ -385,9 +370,7 @@ def _listed(places: Sequence[Place]) -> str:
 def _is_in(entry: str, prefix: str, wrapper: str | None) -> bool:
     """Whether a prefix is what `entry` names, or in it."""
     names = (prefix, f"{wrapper}.{prefix}") if wrapper else (prefix,)
-    return any(
-        each == f"{entry}." or (entry and each.startswith(f"{entry}.")) or each == entry for each in names
-    )
+    return any(each == entry or (entry and each.startswith(f"{entry}.")) for each in names)
 
 
 def _of_class(place: Place, name: str, asked: str | None, settings: Settings | None) -> Place:

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 
 from latent_codec.conversion.diffusers_files import configured
 from latent_codec.conversion.ldm_kl import LOSS
-from latent_codec.conversion.renaming import Change, ConversionError, Format, Rename, Scale, Shapes
+from latent_codec.conversion.renaming import (
+    Change,
+    ConversionError,
+    Format,
+    Rename,
+    Scale,
+    Shapes,
+    count_keys,
+    modules,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,22 +42,18 @@ def infer(shapes: Shapes) -> dict:
     Raises:
         ConversionError: for levels of different depth.
     """
-    widths: list[int] = []
-    depths: list[int] = []
-    while (first := f"encoder.down.{len(widths)}.block.0.conv1.weight") in shapes:
-        level, depth = f"encoder.down.{len(widths)}", 1
-        while f"{level}.block.{depth}.conv1.weight" in shapes:
-            depth += 1
-        widths.append(shapes[first][0])
-        depths.append(depth)
+    levels = range(count_keys(shapes, "encoder.down.*.block.0.conv1.weight"))
+    depths = [count_keys(shapes, f"encoder.down.{level}.block.*.conv1.weight") for level in levels]
     if len(set(depths)) != 1:
         raise ConversionError(f"the encoder's levels have {depths} residual blocks; expected as many at each")
-    num_resamplings = sum(f"encoder.down.{i}.downsample.conv.weight" in shapes for i in range(len(widths)))
+    num_resamplings = sum(f"encoder.down.{level}.downsample.conv.weight" in shapes for level in levels)
     return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
         "latent_channels": shapes["decoder.conv_in.weight"][1],
-        "block_out_channels": tuple(widths),
+        "block_out_channels": tuple(
+            shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in levels
+        ),
         "layers_per_block": depths[0],
         "spatial_compression_ratio": 2**num_resamplings,
         "downsample_match_channel": True,
@@ -57,24 +62,24 @@ def infer(shapes: Shapes) -> dict:
 
 
 def table(config: Mapping) -> list[Rename]:
+    return [row._replace(change=Change.STILL) for row in comfy_table(config)]
+
+
+def comfy_table(config: Mapping) -> list[Rename]:
     levels, blocks = len(config["block_out_channels"]), config["layers_per_block"]
     rows = []
     for side, outer, depth in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
-        rows += [(f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "norm_out", "conv_out")]
+        rows += [Rename(f"{side}.{name}", f"{side}.{name}") for name in ("conv_in", "norm_out", "conv_out")]
         for number in (0, 1):
-            rows += _modules(f"{side}.mid.block_{number + 1}", f"{side}.mid_block.resnets.{number}", _BLOCK)
-        rows += _modules(f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0", _ATTENTION)
+            rows += modules(f"{side}.mid.block_{number + 1}", f"{side}.mid_block.resnets.{number}", _BLOCK)
+        rows += modules(f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0", _ATTENTION)
         ours = count()  # diffusers counts blocks and resamplings flat
         for level in range(levels):
             theirs = f"{side}.{outer}.{level}"
             for block in range(depth):
-                rows += _modules(f"{theirs}.block.{block}", f"{side}.{outer}_blocks.{next(ours)}", _BLOCK)
-            rows.append((f"{theirs}.{outer}sample.conv", f"{side}.{outer}_blocks.{next(ours)}.conv"))
-    return [Rename(theirs, ours, Change.STILL) for theirs, ours in rows]
-
-
-def _modules(theirs: str, ours: str, names: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [(f"{theirs}.{a}", f"{ours}.{b}") for a, b in names.items()]
+                rows += modules(f"{theirs}.block.{block}", f"{side}.{outer}_blocks.{next(ours)}", _BLOCK)
+            rows.append(Rename(f"{theirs}.{outer}sample.conv", f"{side}.{outer}_blocks.{next(ours)}.conv"))
+    return rows
 
 
 def _refuses(component: "nn.Module") -> str | None:
@@ -103,7 +108,7 @@ COMFY = replace(
     FORMAT,
     names=("hunyuan-image-comfy",),
     recognizes=lambda shapes: False,  # FORMAT reads these, too
-    table=lambda config: [row._replace(change=Change.NONE) for row in table(config)],
+    table=comfy_table,
     written_prefix="",
 )
 DIFFUSERS = configured(

@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from importlib import import_module
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from latent_codec.errors import SettingError
+from latent_codec.families import component_class
 
 if TYPE_CHECKING:  # names and shapes are read without torch
     from torch import Tensor, nn
@@ -97,6 +98,16 @@ class Rename(NamedTuple):
     change: Change = Change.NONE
 
 
+def modules(theirs: str, ours: str, names: Mapping[str, str], change: Change = Change.NONE) -> list[Rename]:
+    """Rows for the parts of a module, by their names in it and ours."""
+    return [Rename(f"{theirs}.{a}", f"{ours}.{b}", change) for a, b in names.items()]
+
+
+def count_keys(shapes: Shapes, pattern: str, first: int = 0) -> int:
+    """How many keys in a row there are, with `first` and the numbers after it in place of the `*` of a pattern."""
+    return next(number for number in count() if pattern.replace("*", str(first + number)) not in shapes)
+
+
 class LeftOut(NamedTuple):
     """Foreign keys that are no part of an autoencoder."""
 
@@ -104,19 +115,6 @@ class LeftOut(NamedTuple):
     """A regular expression for the beginning of a key."""
     rule: str
     """A description of the keys, for the report."""
-
-
-_OUR_CLASSES = {
-    "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
-    "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
-    "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
-    "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
-}
-
-
-def component_class(name: str) -> "type[nn.Module]":
-    """Our class of that name, or diffusers', which takes seconds to import and is wanted only to build a network."""
-    return getattr(import_module(_OUR_CLASSES.get(name, "diffusers")), name)
 
 
 class Network(NamedTuple):
@@ -219,14 +217,10 @@ class KeyReport:
 
     def check(self, name: str) -> None:
         """Raise ConversionError unless every key has its place."""
-        problems = [f"{some(keys)} {word}" for keys, word in self._problems() if keys]
+        faults = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen}
+        problems = [f"{some(keys)} {fault}" for fault, keys in faults.items() if keys]
         if problems:
             raise ConversionError(f"{name} does not fit: {'; '.join(problems)}. Nothing was converted.")
-
-    def _problems(self) -> Iterable[tuple[Sequence[str], str]]:
-        yield self.missing, "missing"
-        yield self.unexpected, "unexpected"
-        yield self.misshapen, "of another shape"
 
 
 def counts_of(mapped: int, left_out: Mapping[str, str], **others: int) -> dict[str, int]:

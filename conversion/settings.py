@@ -19,6 +19,12 @@ _SAME_LAYOUT = {
     "AutoencoderTiny": ("AutoencoderTinyGN",),
 }
 """Classes whose weights look like a format's class's."""
+_WHERE_NONE = {
+    "vq_embed_dim": "latent_channels",
+    "decoder_base_dim": "base_dim",
+    "decoder_block_out_channels": "block_out_channels",
+}
+"""Entries of a config that mean another one where they are None."""
 
 
 class Settings(NamedTuple):
@@ -127,10 +133,9 @@ def settle(name: str, format: Format, inferred: Mapping, settings: Settings | No
         ConversionError: if the settings are of another class, or differ from what is inferred.
     """
     if settings is None:
-        config = {**inferred, **format.defaults(inferred)}
-        if format.fixed is None or not config.keys() >= set(format.required):
+        if format.fixed is None:
             raise SettingsNeededError(name, format.title, format.not_shown)
-        return format.class_name, config, format.fixed
+        settings = Settings({}, format.fixed)
     class_name = settings.config.get("_class_name", format.class_name)
     if class_name not in (format.class_name, *_SAME_LAYOUT.get(format.class_name, ())):
         raise ConversionError(
@@ -182,14 +187,10 @@ def scale_of_config(network: Network, settings: Settings | None) -> Scale | None
 
 def _comparable(key: str, value, inferred: Mapping):
     """A config's value, of which some can be written in two ways, in one of them."""
-    if key == "vq_embed_dim" and value is None:
-        return inferred["latent_channels"]
+    if key in _WHERE_NONE and value is None:
+        return inferred[_WHERE_NONE[key]]
     if key == "codebook_sizes" and isinstance(value, int):
         return (value,) * len(inferred["strides"])
-    if key == "decoder_base_dim" and value is None:
-        return inferred["base_dim"]
-    if key == "decoder_block_out_channels" and value is None:
-        return inferred["block_out_channels"]
     if isinstance(value, str) and isinstance(inferred[key], tuple):  # one for all stages
         return (value,) * len(inferred[key])
     return _as_tuple(value)

@@ -3,19 +3,19 @@
 The norm's branch is `pool` in the blocks of the encoder's last level and of the decoder's first.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from latent_codec.conversion.renaming import ConversionError, Format, Shapes
+from latent_codec.conversion import taesd
+from latent_codec.conversion.diffusers_files import own_names
+from latent_codec.conversion.renaming import ConversionError, Shapes
 from latent_codec.conversion.taesd import (
-    FIXED,
     PARTS,
-    SCALE,
     has_norms,
     infer_tiny,
     is_diffusers,
     is_original,
     layer_table,
-    own_table,
     refuses,
 )
 
@@ -48,27 +48,21 @@ def refuses_normless(component: "nn.Module") -> str | None:
     return refuses(component)
 
 
-FORMAT = Format(
-    names=("taesd",),
+FORMAT = replace(
+    taesd.FORMAT,
     title="TAEF2",
     class_name="AutoencoderTinyGN",
-    anchor="encoder.0.weight",
-    fixed=FIXED,
     recognizes=lambda shapes: is_original(shapes) and has_norms(shapes),
     infer=infer,
     table=layer_table(NORMED_PARTS),
     refuses=refuses_normless,
-    scale=SCALE,
-    halves=True,
 )
-DIFFUSERS = Format(
-    names=("diffusers",),
+DIFFUSERS = replace(
+    taesd.DIFFUSERS,
     title="TAEF2 in diffusers' layout",
     class_name="AutoencoderTinyGN",
-    anchor="encoder.layers.0.weight",
     not_shown="latent_magnitude and the scale of its latents",
     recognizes=lambda shapes: is_diffusers(shapes) and has_norms(shapes),
     infer=lambda shapes: infer(shapes, "layers."),
-    table=own_table(NORMED_PARTS),
-    scale=SCALE,
+    table=lambda config: own_names("AutoencoderTinyGN", config),
 )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from latent_codec.conversion.diffusers_files import own_names
-from latent_codec.conversion.renaming import ConversionError, Format, Scale, Shapes
+from latent_codec.conversion.renaming import ConversionError, Format, Scale, Shapes, count_keys
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,29 +27,18 @@ def infer(shapes: Shapes) -> dict:
     Raises:
         ConversionError: for layers in another order, and for 32 latent channels, whose activation is not settled.
     """
-    layers = {key.rpartition(".")[0] for key in shapes}
-
-    def is_block(layer: str) -> bool:
-        return f"{layer}.conv.0" in layers
-
     index, widths, strides, blocks = 2, [shapes["encoder.0.weight"][0]], [], []
-    while f"encoder.{index}.conv" in layers:
-        pool = shapes[f"encoder.{index}.conv.weight"]
+    while pool := shapes.get(f"encoder.{index}.conv.weight"):
         strides.append(pool[1] // pool[0])
         widths.append(shapes[f"encoder.{index + 1}.weight"][0])
-        blocks.append(0)
-        index += 2
-        while is_block(f"encoder.{index}"):
-            blocks[-1] += 1
-            index += 1
+        blocks.append(count_keys(shapes, "encoder.*.conv.0.weight", index + 2))
+        index += 2 + blocks[-1]
     latent_channels = shapes[f"encoder.{index}.weight"][0]
 
     index, decoder_widths, decoder_strides = 3, [shapes["decoder.1.weight"][0]], []
-    while is_block(f"decoder.{index}"):
-        blocks.append(0)
-        while is_block(f"decoder.{index}"):
-            blocks[-1] += 1
-            index += 1
+    while number := count_keys(shapes, "decoder.*.conv.0.weight", index):
+        blocks.append(number)
+        index += number
         growth = shapes[f"decoder.{index + 1}.conv.weight"]  # after the upsampling, which has no weights
         decoder_strides.append(growth[0] // growth[1])
         decoder_widths.append(shapes[f"decoder.{index + 2}.weight"][0])

@@ -8,6 +8,7 @@ that its decoder counts one less.
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from latent_codec.conversion.diffusers_files import own_layout
 from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ _ORIGINAL = {
     "num_encoder_blocks": (1, 3, 3, 3),
     "num_decoder_blocks": (3, 3, 3, 1),
     "latent_magnitude": 3,
+    "act_fn": "relu",
+    "upsample_fn": "nearest",
+    "upsampling_scaling_factor": 2,
 }
-"""The one shape that the original code can load; only latent_channels vary."""
+"""The one network that the original code can load; only latent_channels vary."""
 
 
 def is_original(shapes: Shapes) -> bool:
@@ -125,16 +129,6 @@ def layer_table(parts: tuple[str, ...]) -> Callable[[Mapping], list[Rename]]:
     return table
 
 
-def own_table(parts: tuple[str, ...]) -> Callable[[Mapping], list[Rename]]:
-    """The table of diffusers' own layers."""
-
-    def table(config: Mapping) -> list[Rename]:
-        names = [f"{side}.layers.{index}{part}" for side, index in _layers(config) for part in parts]
-        return [Rename(name, name) for name in names]
-
-    return table
-
-
 def _layers(config: Mapping) -> list[tuple[str, int]]:
     """Every layer of both halves as diffusers counts them, those without weights too."""
     encoder, decoder = config["num_encoder_blocks"], config["num_decoder_blocks"]
@@ -145,13 +139,10 @@ def _layers(config: Mapping) -> list[tuple[str, int]]:
 def refuses(component: "nn.Module") -> str | None:
     config = component.config
     for key, expected in _ORIGINAL.items():
-        value = tuple(config[key]) if isinstance(expected, tuple) else config[key]
+        value = config.get(key, expected)
+        value = tuple(value) if isinstance(expected, tuple) else value
         if value != expected:
             return f"its {key} is {value}, and the original code's always {expected}"
-    others = {"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2}
-    for key, expected in others.items():
-        if config.get(key, expected) != expected:
-            return f"its {key} is {config[key]}, and the original code's always {expected}"
     return None
 
 
@@ -168,14 +159,12 @@ FORMAT = Format(
     scale=SCALE,
     halves=True,
 )
-DIFFUSERS = Format(
-    names=("diffusers",),
-    title="diffusers AutoencoderTiny",
-    class_name="AutoencoderTiny",
-    anchor="encoder.layers.0.weight",
+DIFFUSERS = own_layout(
+    "AutoencoderTiny",
+    "encoder.layers.0.weight",
     not_shown="act_fn and the scale of its latents",
     recognizes=lambda shapes: is_diffusers(shapes) and not has_norms(shapes),
     infer=lambda shapes: infer(shapes, "layers."),
-    table=own_table(PARTS),
+    own_keys=r"(encoder|decoder)\.layers\.\d+\.",
     scale=SCALE,
 )

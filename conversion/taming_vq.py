@@ -68,15 +68,10 @@ def infer_codebook(shapes: Shapes, linear_codebook: str) -> dict:
 
 
 def table(config: Mapping) -> list[Rename]:
-    if config.get("assignment") == "linear":
-        quantize = [
-            Rename("quantize.embed", "quantize.embedding"),
-            Rename("quantize.proj", "quantize.proj"),
-        ]
-    else:
-        quantize = [Rename("quantize.embedding", "quantize.embedding")]
-    convs = [Rename(name, name) for name in ("quant_conv", "post_quant_conv")]
-    return [*ldm_table(config), *quantize, *convs]
+    is_linear = config.get("assignment") == "linear"
+    rows = [Rename("quantize.embed" if is_linear else "quantize.embedding", "quantize.embedding")]
+    names = ("quant_conv", "post_quant_conv", *(["quantize.proj"] if is_linear else []))
+    return [*ldm_table(config), *rows, *(Rename(name, name) for name in names)]
 
 
 def refuses(component: "nn.Module") -> str | None:

@@ -7,7 +7,16 @@ decoder's layers are numbered through, ReLUs included.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from latent_codec.conversion.renaming import Change, ConversionError, Format, LeftOut, Rename, Scale, Shapes
+from latent_codec.conversion.renaming import (
+    Change,
+    ConversionError,
+    Format,
+    LeftOut,
+    Rename,
+    Scale,
+    Shapes,
+    count_keys,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,10 +37,9 @@ def infer(shapes: Shapes) -> dict:
     absent = [key for key in needed if key not in shapes]
     if absent:
         raise ConversionError(f"{', '.join(absent)} is missing; is the file whole?")
-    blocks = 0
-    while f"enc_b.blocks.{_FIRST_RESIDUAL['enc_b'] + blocks}.conv.1.weight" in shapes:
-        blocks += 1
-    residual = shapes.get(f"enc_b.blocks.{_FIRST_RESIDUAL['enc_b']}.conv.1.weight", (32,))[0]
+    first = _FIRST_RESIDUAL["enc_b"]
+    blocks = count_keys(shapes, "enc_b.blocks.*.conv.1.weight", first)
+    residual = shapes.get(f"enc_b.blocks.{first}.conv.1.weight", (32,))[0]
     (embed_dim, top_size), (_, bottom_size) = shapes["quantize_t.embed"], shapes["quantize_b.embed"]
     return {
         "in_channels": shapes["enc_b.blocks.0.weight"][1],

@@ -10,7 +10,15 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from latent_codec.conversion.diffusers_files import configured
-from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes
+from latent_codec.conversion.renaming import (
+    ConversionError,
+    Format,
+    Rename,
+    Scale,
+    Shapes,
+    count_keys,
+    modules,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,14 +129,12 @@ def _infer_2_1(shapes: Shapes) -> dict:
 def _infer_2_2(shapes: Shapes) -> dict:
     levels: list[list[int]] = []
     halves_time: list[bool] = []
-    while f"encoder.downsamples.{len(levels)}.downsamples.0.residual.2.weight" in shapes:
-        level = f"encoder.downsamples.{len(levels)}.downsamples"
-        levels.append([])
-        while (block := f"{level}.{len(levels[-1])}.residual.2.weight") in shapes:
-            levels[-1].append(shapes[block][0])
-        resampling = f"{level}.{len(levels[-1])}"
-        if f"{resampling}.resample.1.weight" in shapes:
-            halves_time.append(f"{resampling}.time_conv.weight" in shapes)
+    for number in range(count_keys(shapes, "encoder.downsamples.*.downsamples.0.residual.2.weight")):
+        level = f"encoder.downsamples.{number}.downsamples"
+        blocks = count_keys(shapes, f"{level}.*.residual.2.weight")
+        levels.append([shapes[f"{level}.{block}.residual.2.weight"][0] for block in range(blocks)])
+        if f"{level}.{blocks}.resample.1.weight" in shapes:
+            halves_time.append(f"{level}.{blocks}.time_conv.weight" in shapes)
     return _infer(shapes, levels, halves_time) | {"is_residual": True, "patch_size": _PATCH_SIZE}
 
 
@@ -155,7 +161,7 @@ def _ends(config: Mapping) -> list[Rename]:
     for side in ("encoder", "decoder"):
         rows.append(Rename(f"{side}.conv1", f"{side}.conv_in"))
         for number in (0, 1):
-            rows += _modules(f"{side}.middle.{2 * number}", f"{side}.mid_block.resnets.{number}", _BLOCK)
+            rows += modules(f"{side}.middle.{2 * number}", f"{side}.mid_block.resnets.{number}", _BLOCK)
         for name in ("norm", "to_qkv", "proj"):
             rows.append(Rename(f"{side}.middle.1.{name}", f"{side}.mid_block.attentions.0.{name}"))
         rows += [
@@ -165,22 +171,18 @@ def _ends(config: Mapping) -> list[Rename]:
     return rows
 
 
-def _modules(theirs: str, ours: str, names: Mapping[str, str]) -> list[Rename]:
-    return [Rename(f"{theirs}.{a}", f"{ours}.{b}") for a, b in names.items()]
-
-
 def _table_2_1(config: Mapping) -> list[Rename]:
     levels, blocks = len(config["dim_mult"]), config["num_res_blocks"]
     rows = _ends(config)
     for number in range(levels * (blocks + 1) - 1):
         names = _RESAMPLING if number % (blocks + 1) == blocks else _BLOCK
-        rows += _modules(f"encoder.downsamples.{number}", f"encoder.down_blocks.{number}", names)
+        rows += modules(f"encoder.downsamples.{number}", f"encoder.down_blocks.{number}", names)
     for level in range(levels):
         for block in range(blocks + 1):
             theirs = f"decoder.upsamples.{level * (blocks + 2) + block}"
-            rows += _modules(theirs, f"decoder.up_blocks.{level}.resnets.{block}", _BLOCK)
+            rows += modules(theirs, f"decoder.up_blocks.{level}.resnets.{block}", _BLOCK)
         resampling = f"decoder.upsamples.{level * (blocks + 2) + blocks + 1}"
-        rows += _modules(resampling, f"decoder.up_blocks.{level}.upsamplers.0", _RESAMPLING)
+        rows += modules(resampling, f"decoder.up_blocks.{level}.upsamplers.0", _RESAMPLING)
     return rows
 
 
@@ -193,8 +195,8 @@ def _table_2_2(config: Mapping) -> list[Rename]:
         ):
             theirs, ours = f"{side}.{name}samples.{level}.{name}samples", f"{side}.{name}_blocks.{level}"
             for block in range(blocks):
-                rows += _modules(f"{theirs}.{block}", f"{ours}.resnets.{block}", _BLOCK)
-            rows += _modules(f"{theirs}.{blocks}", f"{ours}.{name}sampler", _RESAMPLING)
+                rows += modules(f"{theirs}.{block}", f"{ours}.resnets.{block}", _BLOCK)
+            rows += modules(f"{theirs}.{blocks}", f"{ours}.{name}sampler", _RESAMPLING)
     return rows
 
 
@@ -217,47 +219,39 @@ def _refuses(component: "nn.Module") -> str | None:
     return None
 
 
-def _wan(version: str, **parts) -> Format:
-    return Format(
-        names=("wan",),
-        title=f"video autoencoder of {version}",
-        class_name="AutoencoderKLWan",
-        anchor=_ANCHOR,
-        required=("latents_mean", "latents_std"),
-        not_shown="latents_mean and latents_std",
-        fixed="the original code, which has latents_mean and latents_std",
-        scale=_SCALE,
-        **parts,
-    )
-
-
-QWEN_IMAGE = replace(
-    _wan(
-        "Qwen-Image",
-        recognizes=lambda shapes: False,  # nothing in the file tells it from Wan 2.1's
-        infer=_infer_qwen_image,
-        defaults=lambda inferred: _statistics(_MEAN_2_1, _STD_2_1, inferred),
-        table=_table_2_1,
-        refuses=_refuses_2_1,
-    ),
-    class_name="AutoencoderKLQwenImage",
-)
-WAN_2_1 = _wan(
-    "Wan 2.1 or Qwen-Image",
-    recognizes=lambda shapes: _ANCHOR in shapes and _LEVELS_OF_2_2 not in shapes,
-    infer=_infer_2_1,
-    defaults=lambda inferred: _statistics(_MEAN_2_1, _STD_2_1, inferred) | _factors(inferred),
-    table=_table_2_1,
-    refuses=_refuses_2_1,
-    twins=(QWEN_IMAGE,),
-)
-WAN_2_2 = _wan(
-    "Wan 2.2",
+WAN_2_2 = Format(
+    names=("wan",),
+    title="video autoencoder of Wan 2.2",
+    class_name="AutoencoderKLWan",
+    anchor=_ANCHOR,
+    required=("latents_mean", "latents_std"),
+    not_shown="latents_mean and latents_std",
+    fixed="the original code, which has latents_mean and latents_std",
+    scale=_SCALE,
     recognizes=lambda shapes: _ANCHOR in shapes and _LEVELS_OF_2_2 in shapes,
     infer=_infer_2_2,
     defaults=lambda inferred: _statistics(_MEAN_2_2, _STD_2_2, inferred) | _factors(inferred),
     table=_table_2_2,
     refuses=_refuses_2_2,
+)
+QWEN_IMAGE = replace(
+    WAN_2_2,
+    title="video autoencoder of Qwen-Image",
+    class_name="AutoencoderKLQwenImage",
+    recognizes=lambda shapes: False,  # nothing in the file tells it from Wan 2.1's
+    infer=_infer_qwen_image,
+    defaults=lambda inferred: _statistics(_MEAN_2_1, _STD_2_1, inferred),
+    table=_table_2_1,
+    refuses=_refuses_2_1,
+)
+WAN_2_1 = replace(
+    QWEN_IMAGE,
+    title="video autoencoder of Wan 2.1 or Qwen-Image",
+    class_name="AutoencoderKLWan",
+    recognizes=lambda shapes: _ANCHOR in shapes and _LEVELS_OF_2_2 not in shapes,
+    infer=_infer_2_1,
+    defaults=lambda inferred: _statistics(_MEAN_2_1, _STD_2_1, inferred) | _factors(inferred),
+    twins=(QWEN_IMAGE,),
 )
 _DIFFUSERS_ANCHOR = "decoder.mid_block.resnets.0.norm1.gamma"
 QWEN_IMAGE_DIFFUSERS = configured(

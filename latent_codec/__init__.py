@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
     from latent_codec.bitstream.compression import compress as compress
     from latent_codec.bitstream.compression import decompress as decompress
     from latent_codec.codec import LatentCodec as LatentCodec
-    from latent_codec.conversion.converting import convert as convert
+    from latent_codec.converting import convert as convert
     from latent_codec.errors import SettingError as SettingError
     from latent_codec.evaluation.calibration import calibrate as calibrate
     from latent_codec.evaluation.reconstruction import evaluate as evaluate
@@ -61,7 +61,7 @@ _EXPORTS = {
     "SettingError": "latent_codec.errors",
     "calibrate": "latent_codec.evaluation.calibration",
     "compress": "latent_codec.bitstream.compression",
-    "convert": "latent_codec.conversion.converting",
+    "convert": "latent_codec.converting",
     "decompress": "latent_codec.bitstream.compression",
     "evaluate": "latent_codec.evaluation.reconstruction",
     "extract_features": "latent_codec.analysis.features",

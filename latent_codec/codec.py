@@ -44,6 +44,7 @@ from latent_codec.torch_settings import ignoring_caller_settings, plain_state_di
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | Tensor
+Images: TypeAlias = list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]
 
 
 class NonFiniteError(ValueError):
@@ -262,7 +263,7 @@ class LatentCodec:
 
     @property
     def latent_space(self) -> LatentSpace:
-        """Scale, shift and grid. Assigning writes them into config or weights, where this codec's pipelines read them."""
+        """Scale, shift and packing. Assigning writes them into config or weights, where this codec's pipelines read them."""
         return self._latent_space
 
     @latent_space.setter
@@ -334,8 +335,9 @@ class LatentCodec:
 
     def _weight_digests(self) -> dict[str, str]:
         if self._digests is None:
+            state = sorted(plain_state_dict(self.autoencoder).items())
             self._digests = {
-                key: _digest(tensor) for key, tensor in sorted(plain_state_dict(self.autoencoder).items())
+                key: digest(each.detach().to("cpu", torch.float32).numpy()) for key, each in state
             }
         return self._digests
 
@@ -367,21 +369,21 @@ class LatentCodec:
         Returns:
             Latents (B, C, ceil(H / f), ceil(W / f)) in the codec's dtype; where the images differ in size, a
             list of such tensors with B = 1. A VQModel's latents are unquantized: `decode` quantizes. A
-            HierarchicalVQ's are its levels' codewords, side by side on the bottom grid.
+            HierarchicalVQ's are its levels' codewords, side by side at the bottom level's resolution.
 
         Raises:
             ValueError: for input of another kind, a tile that the codec cannot use, or latents that overflow the dtype.
             OSError: if the scratch files of tiles find no room.
         """
-        batches = self._image_batches(images)
-        latents = [
-            self.latent_space.normalize(self._encode_raw(batch, sample, generator, tile))
-            .to(self.dtype)
-            .contiguous()
-            for batch in batches
-        ]
-        for each in latents:
-            self._check_finite(each, "latents")
+        latents = []
+        for batch in self._image_batches(images):
+            posterior, raw_latents = self._encoded(batch, tile)
+            if posterior is not None:
+                raw_latents = posterior.sample(generator) if sample else posterior.mode()
+            elif sample:
+                name = type(self.autoencoder).__name__
+                raise ValueError(f"{name} has no posterior to sample from; leave sample=False")
+            latents.append(self._latents(raw_latents))
         return latents[0] if len(latents) == 1 else latents
 
     @ignoring_caller_settings()
@@ -400,9 +402,7 @@ class LatentCodec:
         posterior, raw_latents = encoded
         if posterior is not None:
             raw_latents = posterior.mode()
-        latents = self.latent_space.normalize(raw_latents).to(self.dtype).contiguous()
-        self._check_finite(latents, "latents")
-        return Encoding(latents, posterior, indices)
+        return Encoding(self._latents(raw_latents), posterior, indices)
 
     @ignoring_caller_settings()
     def posterior(self, images: ImageLike | Sequence[ImageLike]) -> DiagonalGaussianDistribution | None:
@@ -424,7 +424,7 @@ class LatentCodec:
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         output_type: str = "pil",
         tile: int | None = None,
-    ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+    ) -> Images:
         """Latents -> images.
 
         Args:
@@ -450,7 +450,7 @@ class LatentCodec:
         *,
         output_type: str = "pil",
         tile: int | None = None,
-    ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+    ) -> Images:
         """Images -> latents -> reconstructions of the same sizes, as `decode` gives them.
 
         Raises:
@@ -462,9 +462,9 @@ class LatentCodec:
 
     @ignoring_caller_settings()
     def encode_indices(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:
-        """Images of one size -> codebook indices: a list of int64 grids (B, h, w), top level first.
+        """Images of one size -> codebook indices: a list of int64 index maps (B, h, w), top level first.
 
-        There is one grid for each level of a HierarchicalVQ, and one for every other discrete codec.
+        There is one for each level of a HierarchicalVQ, and one for every other discrete codec.
 
         Raises:
             ValueError: if the codec has no codebook, or for images of different sizes.
@@ -482,13 +482,13 @@ class LatentCodec:
         known: Sequence[Tensor] | None = None,
         size: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
         output_type: str = "pil",
-    ) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
-        """Codebook indices, a list of int64 grids (B, h, w), top level first -> images, as `decode` gives them.
+    ) -> Images:
+        """Codebook indices, a list of int64 index maps (B, h, w), top level first -> images, as `decode` gives them.
 
-        Of a HierarchicalVQ's grids the lower ones may be left out: their mean codeword takes their place.
+        Of a HierarchicalVQ's index maps the lower ones may be left out: their mean codeword takes their place.
 
         Raises:
-            ValueError: if the codec has no codebook, or for grids of another form or out of its range.
+            ValueError: if the codec has no codebook, or for index maps of another form or out of its range.
         """
         self._check_discrete()
         if isinstance(indices, Tensor):
@@ -554,17 +554,10 @@ class LatentCodec:
                 f"{self.name} is of the class {type(self.autoencoder).__name__}, which has no codebook; use encode and decode"
             )
 
-    def _encode_raw(
-        self, images: Tensor, sample: bool, generator: torch.Generator | None, tile: int | None
-    ) -> Tensor:
-        posterior, raw_latents = self._encoded(images, tile)
-        if posterior is not None:
-            return posterior.sample(generator) if sample else posterior.mode()
-        if sample:
-            raise ValueError(
-                f"{type(self.autoencoder).__name__} has no posterior to sample from; leave sample=False"
-            )
-        return raw_latents
+    def _latents(self, raw_latents: Tensor) -> Tensor:
+        latents = self.latent_space.normalize(raw_latents).to(self.dtype).contiguous()
+        self._check_finite(latents, "latents")
+        return latents
 
     def _encoded(self, images: Tensor, tile: int | None) -> Encoded:
         with self._precision() as dtype:
@@ -643,9 +636,7 @@ def _checked_tile(tile: int | None) -> int | None:
     return int(tile)
 
 
-def as_output(
-    images: list[Tensor], output_type: str
-) -> list[Image.Image] | Tensor | np.ndarray | list[Tensor] | list[np.ndarray]:
+def as_output(images: list[Tensor], output_type: str) -> Images:
     """Images (C, H, W) in [-1, 1] as `LatentCodec.decode` gives them.
 
     Raises:
@@ -660,11 +651,6 @@ def as_output(
         return torch.stack(images) if alike else images
     arrays = [(image.permute(1, 2, 0).cpu().numpy() + 1) / 2 for image in images]
     return np.stack(arrays) if alike else arrays
-
-
-def _digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's shape and float32 values."""
-    return digest(tensor.detach().to("cpu", torch.float32).numpy())
 
 
 def _usable_dtype(dtype: torch.dtype) -> torch.dtype:

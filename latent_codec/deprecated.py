@@ -32,6 +32,7 @@ MODULES = {
     "latent_codec.picture_sources": "latent_codec.images.sources",
     "latent_codec.pictures": "latent_codec.images.tensors",
     "latent_codec.prior_folders": "latent_codec.components.prior_folders",
+    "latent_codec.conversion.converting": "latent_codec.converting",
     "latent_codec.bitstream.stored_entropy": "latent_codec.bitstream.entropy_model",
     "latent_codec.bitstream.whole_numbers": "latent_codec.bitstream.integer_inference",
     "latent_codec.evaluation.picture_formats": "latent_codec.evaluation.image_formats",
@@ -42,6 +43,8 @@ ELSEWHERE = {"find_images": "latent_codec.images.files", "SUFFIXES": "latent_cod
 """Names of today that left the module that took the rest."""
 
 MOVED = {
+    "latent_codec.conversion.Conversion": "latent_codec.converting:Conversion",
+    "latent_codec.conversion.convert": "latent_codec.converting:convert",
     "latent_codec.evaluation.reconstruction.read_image": "latent_codec.images.sources:ImageSource.image",
     "latent_codec.training.labelled_data.SomeImages": "latent_codec.images.sources:SomeImages",
 }

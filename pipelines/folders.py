@@ -55,9 +55,3 @@ def load_pipeline(
     """
     folder = find_pipeline(name_or_path)
     return CLASSES[pipeline_class(folder)].from_pretrained(folder, torch_dtype=dtype).to(device)
-
-
-def priors_of(pipe: PriorPipeline | HierarchicalPriorPipeline) -> dict:
-    """A pipeline's priors by the names of its components, top level first."""
-    found = {name: getattr(pipe, name, None) for name in PRIORS}
-    return {name: prior for name, prior in found.items() if prior is not None}

@@ -5,31 +5,24 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
-from latent_codec.pipelines.sampling import (
-    Callback,
-    Generators,
-    Labels,
-    Prior,
-    PriorPipelineOutput,
-    SamplingPipeline,
-    check_codes,
-    onload,
-)
+from latent_codec.pipelines.sampling import Prior, SamplingPipeline, check_indices, onload
 
 
 class HierarchicalPriorPipeline(SamplingPipeline):
     """Sample images level by level, each level given those above it (VQ-VAE-2, arXiv:1906.00446, section 3.2).
 
-        labels, seeds --top_prior--> codes 0 --condition--> middle_prior --> codes 1 --condition--> bottom_prior --> codes 2
-                                        |                                       |                                       |
-        most probable <--classifier-- images <--------------------------- vae.decode_indices <------------------------+
+        labels, seeds --top_prior--> indices 0 --condition--> middle_prior --> indices 1 --condition--> bottom_prior --> indices 2
+                                         |                                         |                                         |
+        most probable <--classifier-- images <------------------------- vae.decode_indices <---------------------------------+
 
-    A condition is the codes of the level above (a prior with `condition_codebook_size`), or the codewords of all levels
-    above as HierarchicalVQ.concatenate brings them to its grid (`condition_channels`).
+    A condition is the indices of the level above (a prior with `condition_codebook_size`), or the codewords of all levels
+    above as HierarchicalVQ.concatenate brings them to its resolution (`condition_channels`).
+
+    It samples as `SamplingPipeline.__call__` says: `temperature`, `top_k` and `top_p` are of every level, `known` of none.
 
     Args:
         vae: the autoencoder of two levels, or of three.
-        top_prior, middle_prior, bottom_prior: over the codes of each level; `middle_prior` is None for two.
+        top_prior, middle_prior, bottom_prior: over the indices of each level; `middle_prior` is None for two.
         classifier, class_names: as for PriorPipeline.
 
     Raises:
@@ -61,31 +54,30 @@ class HierarchicalPriorPipeline(SamplingPipeline):
         self._check_components()
 
     @property
-    def _priors(self) -> dict[str, Prior]:
-        levels = {
-            "top_prior": self.top_prior,
-            "middle_prior": self.middle_prior,
-            "bottom_prior": self.bottom_prior,
-        }
-        return {name: prior for name, prior in levels.items() if prior is not None}
+    def priors(self) -> dict[str, Prior]:
+        named = {name: getattr(self, name) for name in ("top_prior", "middle_prior", "bottom_prior")}
+        return {name: prior for name, prior in named.items() if prior is not None}
 
-    def _condition(self, level: int, grids: list[Tensor]) -> Tensor | None:
+    def _shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        return self.vae.grid_shapes(height, width)
+
+    def _condition(self, level: int, indices: list[Tensor]) -> Tensor | None:
         if level == 0:
             return None
-        prior = list(self._priors.values())[level]
+        prior = list(self.priors.values())[level]
         if prior.config.condition_codebook_size is not None:
-            return grids[-1]
+            return indices[-1]
         onload(self.vae)
-        return self.vae.upper_features([grid.to(self.vae.device) for grid in grids])
+        return self.vae.upper_features([each.to(self.vae.device) for each in indices])
 
-    def _decode(self, grids: list[Tensor]) -> Tensor:
-        return self._codec.decode_indices(grids, output_type="pt")
+    def _decode(self, indices: list[Tensor]) -> Tensor:
+        return self._codec.decode_indices(indices, output_type="pt")
 
     def _check_priors(self) -> None:
-        vae, priors = self.vae, self._priors
+        vae, priors = self.vae, self.priors
         if not self._codec.family.levels_condition:
             raise ValueError(
-                f"vae is a {type(vae).__name__}; a HierarchicalVQ is needed. PriorPipeline samples codecs of one grid."
+                f"vae is a {type(vae).__name__}; a HierarchicalVQ is needed. PriorPipeline samples codecs of one level."
             )
         sizes = [quantizer.codebook_size for quantizer in vae.quantizers]
         if len(sizes) != len(priors):
@@ -94,9 +86,10 @@ class HierarchicalPriorPipeline(SamplingPipeline):
                 "one for each level: two, or three with middle_prior."
             )
         for level, (name, prior) in enumerate(priors.items()):
-            check_codes(name, prior, f"level {level} of vae", vae, sizes[level])
+            check_indices(name, prior, f"level {level} of vae", vae, sizes[level])
             described = f"{name} is a {type(prior).__name__}"
             codes, channels = prior.config.condition_codebook_size, prior.config.condition_channels
+            width = level * vae.config.embed_dim
             if level == 0:
                 if prior.condition_network is not None:
                     raise ValueError(
@@ -105,62 +98,15 @@ class HierarchicalPriorPipeline(SamplingPipeline):
             elif codes is None and channels is None:
                 raise ValueError(
                     f"{described} made without a condition; a level below the top is sampled given the one above: train "
-                    f"it with condition_codebook_size {sizes[level - 1]} or condition_channels "
-                    f"{level * vae.config.embed_dim}."
+                    f"it with condition_codebook_size {sizes[level - 1]} or condition_channels {width}."
                 )
             elif codes not in (None, sizes[level - 1]):
                 raise ValueError(
                     f"{described} with condition_codebook_size {codes}, and level {level - 1} of vae, a HierarchicalVQ, has "
                     f"a codebook of {sizes[level - 1]}; load the prior that was trained on this codec."
                 )
-            elif channels not in (None, level * vae.config.embed_dim):
+            elif channels not in (None, width):
                 raise ValueError(
                     f"{described} with condition_channels {channels}, and the levels above it in vae, a HierarchicalVQ, "
-                    f"have {level * vae.config.embed_dim} channels; load the prior that was trained on this codec."
+                    f"have {width} channels; load the prior that was trained on this codec."
                 )
-
-    def __call__(
-        self,
-        class_labels: Labels = None,
-        num_images: int = 1,
-        *,
-        height: int | None = None,
-        width: int | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        keep: float | int | None = None,
-        batch_size: int = 64,
-        generator: Generators = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback: Callback = None,
-    ) -> PriorPipelineOutput | tuple:
-        """Sample images, with PriorPipeline's arguments but for `known`.
-
-        Args:
-            height, width: in pixels, multiples of those of a top position; by default what `top_prior` was trained on.
-            temperature, top_k, top_p: of every level.
-            callback: its `grids` are those of the levels begun, top first, and `done` belongs to the last of them.
-
-        Raises:
-            ValueError: for labels, sizes and numbers out of range.
-        """
-        labels = self._labels(class_labels)
-        height, width = self._image_size(height, width)
-        return self._generate(
-            labels,
-            num_images,
-            height,
-            width,
-            self.vae.grid_shapes(height, width),
-            keep=keep,
-            batch_size=batch_size,
-            generator=generator,
-            output_type=output_type,
-            return_dict=return_dict,
-            callback=callback,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )

@@ -46,7 +46,7 @@ class PriorPipelineOutput(ImagePipelineOutput):
     """
 
     indices: list[Tensor]
-    """What was decoded: one int64 grid (N, h, w) per level, top first; (N, C, h, w) for pixels and latents."""
+    """What was decoded: int64 (N, h, w) of each level, top first; (N, C, h, w) for pixels and latents."""
     class_labels: list[int] | None
     """Of each image; None for priors without classes."""
     probabilities: Tensor | None
@@ -54,9 +54,9 @@ class PriorPipelineOutput(ImagePipelineOutput):
 
 
 class SamplingPipeline(DiffusionPipeline):
-    """Draw a grid of indices from each prior, top level first, and decode them.
+    """Draw indices from each prior, top level first, and decode them.
 
-    A subclass has `vae`, `classifier`, `class_names` and its priors, and says how their grids become images.
+    A subclass has `vae`, `classifier`, `class_names` and its priors, and says how their indices become images.
     """
 
     @classmethod
@@ -100,17 +100,26 @@ class SamplingPipeline(DiffusionPipeline):
         return pipe
 
     @property
-    def _priors(self) -> dict[str, Prior]:
+    def priors(self) -> dict[str, Prior]:
         """Component names and priors, top level first."""
         raise NotImplementedError
 
-    def _condition(self, level: int, grids: list[Tensor]) -> Tensor | None:
-        """What the prior of `level` is told, of the grids of the levels above it."""
+    def _shapes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Rows and columns of the indices of each level, top first, for images of this size."""
         raise NotImplementedError
 
-    def _decode(self, grids: list[Tensor]) -> Tensor:
-        """Grids, top first, of which the lowest levels may be missing -> images (B, C, H, W) in [-1, 1]."""
+    def _condition(self, level: int, indices: list[Tensor]) -> Tensor | None:
+        """What the prior of `level` is told, of the indices of the levels above it."""
+        return None
+
+    def _decode(self, indices: list[Tensor]) -> Tensor:
+        """Indices, top level first, the lowest of which may be missing -> images (B, C, H, W) in [-1, 1]."""
         raise NotImplementedError
+
+    @property
+    def _side(self) -> int:
+        """Pixels of a position of the top level, along one side."""
+        return 1 if self.vae is None else family_of(self.vae).side_multiple
 
     @property
     def _codec(self) -> LatentCodec:
@@ -119,16 +128,16 @@ class SamplingPipeline(DiffusionPipeline):
 
     @property
     def _num_classes(self) -> int | None:
-        each = [prior.config.num_classes for prior in self._priors.values()]
+        each = [prior.config.num_classes for prior in self.priors.values()]
         return next((num_classes for num_classes in each if num_classes is not None), None)
 
     @property
     def _top_prior(self) -> tuple[str, Prior]:
-        return next(iter(self._priors.items()))
+        return next(iter(self.priors.items()))
 
     def _check_components(self) -> None:
-        """What holds for all these pipelines; to be called when components are registered."""
-        classes = {name: prior.config.num_classes for name, prior in self._priors.items()}
+        """Check what holds for all these pipelines, once components are registered."""
+        classes = {name: prior.config.num_classes for name, prior in self.priors.items()}
         if len(set(classes.values()) - {None}) > 1:
             told = ", ".join(f"{name} has {num_classes}" for name, num_classes in classes.items())
             raise ValueError(f"the priors differ in their classes: {told}. Load priors of the same data.")
@@ -149,7 +158,7 @@ class SamplingPipeline(DiffusionPipeline):
         self._warn_of_another_codec()
 
     def _warn_of_another_codec(self) -> None:
-        known = {name: prior.config.space_fingerprint for name, prior in self._priors.items()}
+        known = {name: prior.config.space_fingerprint for name, prior in self.priors.items()}
         if self.vae is None or not any(known.values()):
             return
         if any(weight.dtype != torch.float32 for weight in self.vae.parameters()):
@@ -168,11 +177,7 @@ class SamplingPipeline(DiffusionPipeline):
     def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, those left out as the top prior was trained."""
         name, prior = self._top_prior
-        side, codec = (
-            (1, "")
-            if self.vae is None
-            else (family_of(self.vae).side_multiple, f" of {type(self.vae).__name__}")
-        )
+        side, codec = self._side, "" if self.vae is None else f" of {type(self.vae).__name__}"
         if prior.config.sample_size is None and None in (height, width):
             raise ValueError(
                 f"the config of {name} has no sample_size; give height and width, in pixels (multiples of {side})."
@@ -220,32 +225,73 @@ class SamplingPipeline(DiffusionPipeline):
         return names.index(class_name)
 
     @torch.no_grad()
-    def _generate(
+    def __call__(
         self,
-        labels: list[int] | None,
-        num_images: int,
-        height: int,
-        width: int,
-        shapes: list[tuple[int, int]],
+        class_labels: Labels = None,
+        num_images: int = 1,
         *,
-        keep: float | int | None,
-        batch_size: int,
-        generator: Generators,
-        output_type: str,
-        return_dict: bool,
-        callback: Callback,
-        known: tuple[Tensor, Tensor] | None = None,
-        **options: float | int | None,
+        height: int | None = None,
+        width: int | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        keep: float | int | None = None,
+        batch_size: int = 64,
+        generator: Generators = None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback: Callback = None,
     ) -> PriorPipelineOutput | tuple:
-        """Everything after a pipeline's own checks.
+        """Sample images.
 
         Args:
-            labels: as `_labels` gives them.
-            height, width: of the images.
-            shapes: (height, width) of the grids, top first.
-            known: indices and mask of the first prior's grids, one for each image drawn.
-            options: temperature, top_k and top_p.
+            class_labels: a label or class name, or several, for priors with classes.
+            num_images: drawn for every label, or in all without labels.
+            height, width: in pixels, multiples of those of a position of the top level; by default what its prior
+                was trained on, or as large as `known`.
+            temperature, top_k, top_p: as AutoregressivePrior.sample, for every level.
+            keep: of the images drawn for a label, return so many (an integer) or such a share (a float in (0, 1],
+                rounded up): those whose label `classifier` finds most probable, in that order (VQ-VAE-2,
+                arXiv:1906.00446, section 3.4).
+            batch_size: images sampled at a time.
+            generator: one random number generator, or one for each image drawn. Every image has its own (one generator gives
+                each a seed), so that an image is the same in batches of any size, and however many are drawn after it;
+                only a draw on the very edge between two indices can be turned by how a batch rounds.
+            known: indices to complete, int64 (h, w) or (B, h, w), with channels (C, h, w) or (B, C, h, w); B is 1, for
+                all images, or that of the images drawn. `LatentCodec.encode_indices` gives those of a codebook,
+                `PixelCNN.encode_latents` those of quantized latents. Not for several levels.
+            known_mask: bool (h, w) or (B, h, w), the positions to keep.
+            output_type: "pil", "pt", "np" or "indices" (nothing is decoded).
+            return_dict: False for a tuple: images, indices, class_labels, probabilities.
+            callback: called as callback(step, num_steps, indices, done) after every position of every batch: steps
+                count from 1; `indices` are the batch's so far, of the levels begun, top first, and `done` says which
+                positions of the last of them are known or drawn. Both change as sampling goes on: copy what you keep.
+                `partial_images(indices, done)` shows them.
+
+        Raises:
+            ValueError: for labels, sizes, known indices and numbers out of range.
         """
+        labels = self._labels(class_labels)
+        num_drawn = num_images * (1 if labels is None else len(labels))
+        completed = None
+        if known is not None or known_mask is not None:
+            if len(self.priors) > 1:
+                raise ValueError(
+                    f"known: expected None, as {type(self).__name__} completes no levels; leave it out"
+                )
+            completed = check_known(self._top_prior[1], known, known_mask, num_drawn)
+            rows, columns = completed[0].shape[-2:]
+            height = rows * self._side if height is None else height
+            width = columns * self._side if width is None else width
+        height, width = self._image_size(height, width)
+        shapes = self._shapes(height, width)
+        if completed is not None and shapes != [(rows, columns)]:
+            raise ValueError(
+                f"known is {rows}x{columns} and an image of {height}x{width} pixels has {shapes[0][0]}x{shapes[0][1]} "
+                "positions; leave height and width out."
+            )
         if num_images < 1 or batch_size < 1:
             raise ValueError(f"num_images is {num_images} and batch_size {batch_size}; both are at least 1.")
         if output_type not in OUTPUT_TYPES:
@@ -254,7 +300,6 @@ class SamplingPipeline(DiffusionPipeline):
         if keep is not None:
             self._check_classifier(labels, height, width)
         drawn = None if labels is None else [label for label in labels for _ in range(num_images)]
-        num_drawn = num_images if drawn is None else len(drawn)
         generators = image_generators(generator, num_drawn)
         batches = [slice(start, start + batch_size) for start in range(0, num_drawn, batch_size)]
 
@@ -262,10 +307,10 @@ class SamplingPipeline(DiffusionPipeline):
         parts = []
         with self.progress_bar(total=num_steps) as progress:
 
-            def report(grids: list[Tensor], done: Tensor) -> None:
+            def report(indices: list[Tensor], done: Tensor) -> None:
                 progress.update()
                 if callback is not None:
-                    callback(next(steps), num_steps, grids, done)
+                    callback(next(steps), num_steps, indices, done)
 
             for batch in batches:
                 parts.append(
@@ -273,27 +318,28 @@ class SamplingPipeline(DiffusionPipeline):
                         shapes,
                         generators[batch],
                         None if drawn is None else drawn[batch],
-                        None if known is None else [each[batch] for each in known],
+                        None if completed is None else [each[batch] for each in completed],
                         report,
-                        options,
+                        {"temperature": temperature, "top_k": top_k, "top_p": top_p},
                     )
                 )
         with ignoring_caller_settings():
-            grids = [torch.cat(level) for level in zip(*parts)]
+            indices = [torch.cat(level) for level in zip(*parts)]
             images = None
             if keep is not None or output_type != "indices":
-                images = torch.cat([self._decode([grid[batch] for grid in grids]) for batch in batches])
+                images = torch.cat([self._decode([each[batch] for each in indices]) for batch in batches])
             probabilities = None
             if keep is not None:
-                each = [self._score(images[batch], drawn[batch]) for batch in batches]
-                kept, probabilities = most_probable(torch.cat(each).view(-1, num_images), num_kept)
-                grids, images = [grid[kept.to(grid.device)] for grid in grids], images[kept.to(images.device)]
+                scores = torch.cat([self._score(images[batch], drawn[batch]) for batch in batches])
+                kept, probabilities = most_probable(scores.view(-1, num_images), num_kept)
+                indices = [each[kept.to(each.device)] for each in indices]
+                images = images[kept.to(images.device)]
                 drawn = [drawn[place] for place in kept.tolist()]
-            images = grids if output_type == "indices" else as_output(list(images), output_type)
+            images = indices if output_type == "indices" else as_output(list(images), output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
-            return images, grids, drawn, probabilities
-        return PriorPipelineOutput(images, grids, drawn, probabilities)
+            return images, indices, drawn, probabilities
+        return PriorPipelineOutput(images, indices, drawn, probabilities)
 
     def _sample(
         self,
@@ -304,14 +350,14 @@ class SamplingPipeline(DiffusionPipeline):
         report: Callable[[list[Tensor], Tensor], None],
         options: dict,
     ) -> list[Tensor]:
-        """One batch of grids, top level first."""
-        grids: list[Tensor] = []
-        for level, (prior, shape) in enumerate(zip(self._priors.values(), shapes)):
+        """The indices of one batch, top level first."""
+        indices: list[Tensor] = []
+        for level, (prior, shape) in enumerate(zip(self.priors.values(), shapes)):
             with ignoring_caller_settings():
-                condition = self._condition(level, grids)
+                condition = self._condition(level, indices)
 
-            def report_level(grid: Tensor, done: Tensor, above=tuple(grids), prior=prior) -> None:
-                report([*above, grid], done)
+            def report_level(drawn: Tensor, done: Tensor, above=tuple(indices), prior=prior) -> None:
+                report([*above, drawn], done)
                 onload(prior)  # which makes way if the callback decodes
 
             onload(prior)
@@ -319,7 +365,7 @@ class SamplingPipeline(DiffusionPipeline):
             if prior.config.num_classes is not None:
                 class_labels = torch.tensor(labels, device=prior.device)
             channels = [prior.data_channels] if prior.has_channels else []
-            grids.append(
+            indices.append(
                 prior.sample(
                     (len(generators), *channels, *shape),
                     None if condition is None else condition.to(prior.device),
@@ -331,7 +377,7 @@ class SamplingPipeline(DiffusionPipeline):
                     **options,
                 )
             )
-        return grids
+        return indices
 
     @ignoring_caller_settings()
     def _check_classifier(self, labels: list[int] | None, height: int, width: int) -> None:
@@ -355,21 +401,67 @@ class SamplingPipeline(DiffusionPipeline):
         return probabilities[torch.arange(len(labels)), torch.tensor(labels)]
 
     @ignoring_caller_settings()
-    def partial_images(self, grids: Sequence[Tensor], done: Tensor) -> list[Image.Image]:
-        """Half-sampled grids, as a callback gets them -> images.
+    def partial_images(self, indices: Sequence[Tensor], done: Tensor) -> list[Image.Image]:
+        """Half-sampled indices, as a callback gets them -> images.
 
-        What is not sampled yet shows the commonest index of the grid (`most_frequent` of the prior's config), and
+        What is not sampled yet shows the commonest index of the level (`most_frequent` of the prior's config), and
         levels not begun their mean codeword (HierarchicalVQ.decode_indices).
 
         Args:
-            grids: int64 (B, h, w) or (B, C, h, w), top level first; levels not begun are absent.
-            done: bool (B, h, w), the positions of the last grid that are known or drawn.
+            indices: int64 (B, h, w) or (B, C, h, w), top level first; levels not begun are absent.
+            done: bool (B, h, w), the positions of the last level that are known or drawn.
         """
-        *above, last = grids
-        prior = list(self._priors.values())[len(above)]
+        *above, last = indices
+        prior = list(self.priors.values())[len(above)]
         commonest = torch.tensor(prior.config.most_frequent or (0,), device=last.device).view(-1, 1, 1)
         filled = torch.where(done[:, None] if prior.has_channels else done, last, commonest)
         return as_output(list(self._decode([*above, filled])), "pil")
+
+
+def check_known(
+    prior: Prior, known: Tensor | None, known_mask: Tensor | None, num_images: int
+) -> tuple[Tensor, Tensor]:
+    """`known` and `known_mask` of a sampling, checked, for each of `num_images`: (B, ..., h, w) and (B, h, w).
+
+    Raises:
+        ValueError: if one is missing, or for other dtypes, shapes or indices.
+    """
+    if known is None or known_mask is None:
+        raise ValueError("known and known_mask belong together; give both or neither.")
+    form = ("B", f"{prior.data_channels}", "h", "w") if prior.has_channels else ("B", "h", "w")
+    shape = tuple(known.shape)
+    known = known[None] if known.ndim == len(form) - 1 else known
+    mask = known_mask[None] if known_mask.ndim == 2 else known_mask
+    if (
+        known.dtype != torch.int64
+        or known.ndim != len(form)
+        or len(known) not in (1, num_images)
+        or 0 in shape
+        or (prior.has_channels and known.shape[1] != prior.data_channels)
+    ):
+        raise ValueError(
+            f"known is {known.dtype} of shape {shape}; expected torch.int64 of shape ({', '.join(form)}), where B may be "
+            f"left out, 1 or the number of images drawn, {num_images}."
+        )
+    if (
+        mask.dtype != torch.bool
+        or mask.ndim != 3
+        or mask.shape[1:] != known.shape[-2:]
+        or len(mask) not in (1, num_images)
+    ):
+        raise ValueError(
+            f"known_mask is {known_mask.dtype} of shape {tuple(known_mask.shape)}; expected torch.bool of known's "
+            f"{tuple(known.shape[-2:])}, for all images or with B = {num_images} before it."
+        )
+    mask = mask.to(known.device)
+    every = mask[:, None] if prior.has_channels else mask
+    kept = known.masked_fill(~every, 0)
+    if kept.min() < 0 or kept.max() >= prior.num_values:
+        raise ValueError(
+            f"known indices run from {int(kept.min())} to {int(kept.max())}; the prior, a {type(prior).__name__}, knows 0 "
+            f"to {prior.num_values - 1}."
+        )
+    return kept.expand(num_images, *kept.shape[1:]), mask.expand(num_images, -1, -1)
 
 
 def image_generators(generator: Generators, num_images: int) -> list[torch.Generator]:
@@ -409,16 +501,16 @@ def onload(component: nn.Module) -> None:
     hook.pre_forward(component)
 
 
-def check_codes(name: str, prior: Prior, level: str, vae, codebook_size: int) -> None:
-    """Whether a prior is over the codes of a codebook.
+def check_indices(name: str, prior: Prior, level: str, vae, codebook_size: int) -> None:
+    """Check that a prior is over the indices of a codebook.
 
     Raises:
-        ValueError: for other data, or another number of codes, naming both.
+        ValueError: for other data, or another size of the codebook, naming both.
     """
     kind, codec = type(prior).__name__, type(vae).__name__
     data = prior.config.get("data", "codes")
     if data != "codes":
-        raise ValueError(f"{name} is a {kind} over {data}, and vae a {codec}, whose images are codes.")
+        raise ValueError(f"{name} is a {kind} over {data}, and vae a {codec}, whose images are indices.")
     if prior.num_values != codebook_size:
         raise ValueError(
             f"{name} is a {kind} with codebook_size {prior.num_values}, and {level}, a {codec}, has a codebook of "

@@ -22,7 +22,6 @@ from latent_codec.components.codec_folders import ASSETS
 from latent_codec.components.weight_files import config_metadata, save_component
 from latent_codec.conversion import from_diffusers
 from latent_codec.conversion.checkpoints import save_checkpoint
-from latent_codec.evaluation.codes import grid_shapes
 from latent_codec.evaluation.diffusers_audit import made_for
 from latent_codec.evaluation.host_audit import audit_hosts
 from latent_codec.families.pipeline_spaces import ROWS
@@ -315,7 +314,7 @@ def test_facts_of_files_are_those_of_the_codec_that_is_built_of_them(name, place
     ):
         assert getattr(read, entry) == getattr(built, entry)
     if codec.is_discrete:
-        assert read.grid_shapes(100, 60) == grid_shapes(codec, 100, 60)
+        assert read.position_sides == [level.side for level in codec.levels]
 
 
 @pytest.mark.parametrize(

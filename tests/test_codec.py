@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_codec import LatentCodec, LatentSpace
 from latent_codec.components.codec_folders import WEIGHTS
+from latent_codec.errors import SettingError
 from latent_codec.families import family_of
 from latent_codec.images.tensors import pad_to_multiple
 
@@ -342,10 +344,20 @@ def test_tiles_cover_the_image_and_are_switched_off_again(build):
     torch.testing.assert_close(codec.encode(image, tile=128), whole, atol=1e-4, rtol=0)
 
 
-def test_tiling_that_diffusers_cannot_do_is_refused():
-    for build in (tiny, asymmetric, hunyuan_image):
-        with pytest.raises(ValueError, match="diffusers cannot tile"):
-            LatentCodec(build()).encode(photo(), tile=64)
+@pytest.mark.parametrize(
+    "build, reason",
+    [
+        (tiny, "diffusers' tiles of it take 4 latent channels for granted"),
+        (asymmetric, "diffusers has no tiles for it"),
+        (hunyuan_image, "diffusers' tiled encoder of it expects video"),
+    ],
+)
+def test_tiles_that_a_class_does_not_have_are_refused_with_the_reason(build, reason):
+    codec = LatentCodec(build())
+    name = type(codec.autoencoder).__name__
+    expected = f"tile: expected None, as tiles of {name} are not supported ({reason}), got 64"
+    with pytest.raises(SettingError, match=f"^{re.escape(expected)}$"):
+        codec.encode(photo(), tile=64)
 
 
 # ------------------------------------------------------------------------------------------ indices

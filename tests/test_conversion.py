@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from latent_codec import LatentCodec
 from latent_codec.cli import main
 from latent_codec.components.weight_files import config_metadata
-from latent_codec.conversion import ConversionError, convert, from_diffusers, read_foreign, to_diffusers
+from latent_codec.conversion import ConversionError, from_diffusers, read_foreign, to_diffusers
 from latent_codec.conversion.foreign import detect, recognize, shapes_of
 from latent_codec.conversion.ldm_config import read_config
 from latent_codec.conversion.scales import SCALES
+from latent_codec.converting import convert
 from latent_codec.errors import SettingError
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
@@ -325,7 +326,7 @@ def test_statistics_of_moving_averages_are_left_out():
         "quantize.embedding.cluster_size": torch.ones(16),
         "quantize.embedding.embed_avg": torch.ones(16, 4),
     }
-    foreign = recognize(state | averages, shapes_of(state | averages))
+    foreign = recognize(state | averages)
     foreign.keys.check("it")
     assert set(foreign.keys.left_out) == set(averages)
     assert from_diffusers(foreign.component(), "taming").keys() == state.keys()
@@ -439,7 +440,7 @@ def test_levels_of_vq_vae_2_that_the_original_lacks_are_refused():
 def test_scales_follow_from_what_is_next_to_the_autoencoder(others, channels, scale):
     state = {f"first_stage_model.{k}": v for k, v in small(z_channels=channels, embed_dim=channels).items()}
     state |= {key: torch.tensor(float(value)) for key, value in others.items()}
-    foreign = recognize(state, shapes_of(state))
+    foreign = recognize(state)
     assert (foreign.scale and foreign.scale[:2]) == scale
     component = foreign.component()
     if scale:

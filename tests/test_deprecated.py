@@ -65,6 +65,13 @@ def test_old_names_come_out_of_old_modules():
     assert ".png" in SUFFIXES
 
 
+def test_convert_is_also_under_its_old_name():
+    from latent_codec import conversion, convert
+
+    with pytest.warns(DeprecationWarning, match=r"conversion.convert is now latent_codec.converting.convert"):
+        assert conversion.convert is convert
+
+
 def test_the_face_and_its_modules_know_the_classifiers_old_name():
     import latent_codec
     from latent_codec.models import classifier

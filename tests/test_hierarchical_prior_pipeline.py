@@ -304,7 +304,7 @@ MISFITS = {
     ),
     "data": (
         {"bottom_prior": {"data": "pixels"}},
-        "bottom_prior is a PixelCNN over pixels, and vae a HierarchicalVQ, whose images are codes",
+        "bottom_prior is a PixelCNN over pixels, and vae a HierarchicalVQ, whose images are indices",
     ),
     "classes": ({"bottom_prior": {"num_classes": 4}}, "top_prior has 3, bottom_prior has 4"),
     "missing": (
@@ -313,7 +313,7 @@ MISFITS = {
     ),
     "vae": (
         {"vae": AutoencoderVQ(**BLOCKS, num_vq_embeddings=11)},
-        "vae is a AutoencoderVQ; a HierarchicalVQ is needed. PriorPipeline samples codecs of one grid",
+        "vae is a AutoencoderVQ; a HierarchicalVQ is needed. PriorPipeline samples codecs of one level",
     ),
 }
 
@@ -334,6 +334,10 @@ def test_components_that_do_not_fit_are_refused(changes, told):
         ({"class_labels": 3}, "class_labels are [3]; top_prior has classes 0 to 2"),
         ({"keep": 2}, "keep is 2; give how many of the 1 images"),
         ({"output_type": "jpg"}, "output_type is 'jpg'"),
+        (
+            {"known": torch.zeros(1, 2, 2, dtype=torch.int64)},
+            "known: expected None, as HierarchicalPriorPipeline completes no levels",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, told):

@@ -179,7 +179,7 @@ LARGE = [
 ]
 OPEN = """
 import resource, sys
-from latent_codec.components.codec_folders import component_class
+from latent_codec.families import component_class
 from latent_codec.components.loading import find_weights_in, load_component
 from latent_codec.models.classifier import ImageClassifier
 from latent_codec.models.context_network import IndexContext

@@ -6,7 +6,7 @@ import diffusers.models.autoencoders as autoencoders
 import pytest
 import torch
 
-from latent_codec.families import FAMILIES, LIBRARY_MODULES, REFUSED, LatentSpace, class_name_of
+from latent_codec.families import FAMILIES, MODULES, REFUSED, LatentSpace, class_name_of
 
 
 def tiny_kl(**config):
@@ -27,9 +27,6 @@ def test_no_class_is_both_supported_and_refused():
     assert not set(FAMILIES) & set(REFUSED)
 
 
-OURS = {"AutoencoderTinyGN", "AutoencoderTinyVideo", "AutoencoderVQ", "HierarchicalVQ"}
-
-
 def test_every_autoencoder_of_diffusers_is_decided_upon():
     exported = exported_by_diffusers()
     assert len(exported) >= 20
@@ -37,7 +34,7 @@ def test_every_autoencoder_of_diffusers_is_decided_upon():
         with pytest.raises(ValueError, match=rf"^{name} is not supported: .{{20,}}Supported classes: "):
             class_name_of(name)
     if diffusers.__version__.startswith("0.42."):
-        assert exported == (set(FAMILIES) - OURS - set(LIBRARY_MODULES)) | set(REFUSED)
+        assert exported == (set(FAMILIES) - set(MODULES)) | set(REFUSED)
 
 
 def test_subclass_counts_as_its_parent_and_others_are_refused():

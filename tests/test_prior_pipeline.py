@@ -440,7 +440,7 @@ def test_priors_that_do_not_fit_their_codec_are_refused(kind, config, told):
         (KL, "pixels", "prior is a PixelCNN over latents and vae is None"),
         ("pixels", "VQModel", "prior is a PixelCNN over pixels and vae a VQModel"),
         ("VQModel", KL, "prior is a PixelSNAIL over codes and vae a AutoencoderKL, which has no codebook"),
-        (KL, "VQModel", "prior is a PixelCNN over latents and vae a VQModel, whose images are codes"),
+        (KL, "VQModel", "prior is a PixelCNN over latents and vae a VQModel, whose images are indices"),
     ],
 )
 def test_priors_of_other_data_are_refused(prior_of, vae_of, told):

@@ -13,7 +13,7 @@ from latent_codec.components.weight_files import (
     WEIGHTS,
     config_in,
     config_metadata,
-    read_config,
+    metadata_of,
     save_component,
 )
 from latent_codec.conversion.writing import write_component, write_foreign
@@ -33,7 +33,7 @@ def test_config_in_the_weights_is_the_one_next_to_them(tmp_path, how):
         "converted": lambda: write_component(vae, tmp_path / "mine"),
     }[how]()
     written = json.loads((tmp_path / "mine/config.json").read_text())
-    assert read_config(tmp_path / "mine" / WEIGHTS) == written
+    assert config_in(metadata_of(tmp_path / "mine" / WEIGHTS)) == written
     assert (written["_class_name"], written["norm_num_groups"], written["scaling_factor"]) == (
         "AutoencoderKL",
         8,
@@ -62,7 +62,7 @@ def test_diffusers_opens_what_is_saved(tmp_path):
 
 def test_foreign_exports_carry_the_config(tmp_path):
     (file,) = write_foreign(kl(scaling_factor=0.25), "ldm", tmp_path / "vae.safetensors")
-    assert read_config(file)["scaling_factor"] == 0.25
+    assert config_in(metadata_of(file))["scaling_factor"] == 0.25
     with safe_open(file, framework="pt") as stored:
         assert stored.metadata()["scaling_factor"] == "0.25"
 
@@ -84,7 +84,7 @@ def test_foreign_exports_carry_the_config(tmp_path):
 def test_other_metadata_are_no_config(tmp_path, text):
     metadata = {} if text is None else {"config": text}
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
-    assert read_config(tmp_path / "a.safetensors") is None
+    assert config_in(metadata_of(tmp_path / "a.safetensors")) is None
     assert config_in(metadata) is None
 
 

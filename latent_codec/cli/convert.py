@@ -47,8 +47,8 @@ Examples:
 import argparse
 
 from latent_codec.cli import arguments
-from latent_codec.conversion.converting import FOREIGN
 from latent_codec.conversion.scales import SCALES
+from latent_codec.converting import FOREIGN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,6 @@ as everything that this package writes does: that they fit was checked when they
 """
 
 import hashlib
-import json
 import math
 import os
 import struct
@@ -24,6 +23,7 @@ from latent_codec.components.codec_folders import (
     short_name,
 )
 from latent_codec.components.weight_files import CONFIG, config_in, metadata_of, read_config_file
+from latent_codec.conversion.checkpoints import open_checkpoint
 from latent_codec.families import LatentSpace, family_class
 from latent_codec.families.pipeline_spaces import PIPELINES
 from latent_codec.files import read_folder
@@ -31,11 +31,10 @@ from latent_codec.files import read_folder
 if TYPE_CHECKING:
     from latent_codec.codec import LatentCodec
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"}
-"""Of safetensors; bfloat16 is the upper half of a float32."""
+_DTYPES = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "int64": "<i8"}
+"""Of torch; bfloat16 is the upper half of a float32."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Last names of a batch norm's tensors that are no parameters."""
-_MAX_HEADER = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +68,6 @@ class CodecFacts:
     def _levels(self) -> list[tuple[int, int]]:
         return family_class(self.class_name, self.config).level_shapes(self.config)
 
-    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """`grid_shapes` of this codec's levels."""
-        return grid_shapes(self.position_sides, height, width)
-
     def describe(self) -> dict[str, Any]:
         """What `latent-codec info` shows, ready for JSON; of levels, top first."""
         return {
@@ -105,7 +100,7 @@ class CodecFacts:
     def _describe_codebooks(self) -> dict[str, Any]:
         """Index maps and bits are those of a square image of `sample_size`, 256 where the config has none."""
         sizes, side = self.codebook_sizes, self.config.get("sample_size") or 256
-        grids = self.grid_shapes(side, side)
+        grids = grid_shapes(self.position_sides, side, side)
         dim = self.latent_space.channels // len(sizes)  # latents hold the codewords of all levels
         return {
             "codebook_sizes": sizes,
@@ -195,37 +190,27 @@ def _read(weights: Path, name: str, pipeline: str | None) -> CodecFacts | None:
         return None
     try:
         neighbor = None if is_foreign_file(weights) else read_config_file(weights.parent / CONFIG)
-        size = weights.stat().st_size
+        stored = open_checkpoint(weights)
+        own = config_in(stored.metadata)
+        config = own if neighbor is None else neighbor
+        if own is None or own != {key: each for key, each in config.items() if key in own}:
+            return None
+        class_name = config["_class_name"]
+        family = family_class(class_name, config)
+        num_parameters, digests, statistics = 0, {}, {}
         with weights.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MAX_HEADER:
-                return None
-            header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", None)
-            stored = config_in(metadata) if isinstance(metadata, dict) else None
-            config = stored if neighbor is None else neighbor
-            if stored is None or stored != {key: each for key, each in config.items() if key in stored}:
-                return None
-            class_name = config["_class_name"]
-            family = family_class(class_name, config)
-            end, num_parameters, digests, statistics = 0, 0, {}, {}
-            for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-                shape, (start, stop) = entry["shape"], entry["data_offsets"]
-                dtype = np.dtype(_DTYPES[entry["dtype"]])
-                if start != end or stop > size or stop - start != math.prod(shape) * dtype.itemsize:
-                    return None
-                data, end = file.read(stop - start), stop
-                values = np.frombuffer(data, dtype).reshape(shape)
-                if entry["dtype"] == "BF16":
+            file.seek(int.from_bytes(file.read(8), "little"), os.SEEK_CUR)  # values follow the header
+            for key, shape in stored.shapes.items():
+                dtype = np.dtype(_DTYPES[stored.dtype_names[key]])
+                values = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+                if stored.dtype_names[key] == "bfloat16":
                     values = (values.astype("<u4") << 16).view("<f4")
                 digests[key] = digest(values)
                 if key in family.statistics_keys:
                     statistics[key] = values
                 if not key.startswith("usage_") and key.rpartition(".")[2] not in _STATISTICS:
                     num_parameters += values.size
-            if file.read(1):
-                return None
-            space = LatentSpace.read(class_name, config, pipeline, statistics)
+        space = LatentSpace.read(class_name, config, pipeline, statistics)
     except (KeyError, TypeError, ValueError, RecursionError):
         return None  # building says what is wrong
     decoder_keys = family.decoder_keys(config)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import warnings
-from importlib import import_module
 from pathlib import Path
 
 from latent_codec.components.weight_files import (
@@ -15,7 +14,7 @@ from latent_codec.components.weight_files import (
     read_config_file,
     weight_patterns,
 )
-from latent_codec.families import LIBRARY_MODULES, LatentSpace, class_name_of
+from latent_codec.families import LatentSpace, component_class
 from latent_codec.families.pipeline_spaces import PIPELINES
 from latent_codec.files import check_is_file, restore
 
@@ -221,27 +220,3 @@ def load_autoencoder(weights: Path):
     except ValueError as error:
         raise ValueError(f"{weights.parent / CONFIG}: {error}") from error
     return autoencoder
-
-
-def component_class(class_name: str) -> type:
-    """Our own class of that name, or diffusers'."""
-    import diffusers
-
-    from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN
-    from latent_codec.models.autoencoder_tiny_video import AutoencoderTinyVideo
-    from latent_codec.models.autoencoder_vq import AutoencoderVQ
-    from latent_codec.models.hierarchical_vq import HierarchicalVQ
-
-    ours = {
-        each.__name__: each
-        for each in (AutoencoderTinyGN, AutoencoderTinyVideo, AutoencoderVQ, HierarchicalVQ)
-    }
-    name = class_name_of(class_name)
-    if name in ours:
-        return ours[name]
-    found = getattr(import_module(LIBRARY_MODULES.get(name, "diffusers")), name, None)
-    if found is None:
-        raise ValueError(
-            f"{name} is not in diffusers {diffusers.__version__}; diffusers 0.42 has it: upgrade diffusers"
-        )
-    return found

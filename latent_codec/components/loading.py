@@ -11,7 +11,6 @@ Nothing is allocated before the weight file's header bounds it, whatever a confi
 """
 
 import inspect
-import math
 import os
 import re
 import reprlib
@@ -43,13 +42,10 @@ def find_component(path: str | os.PathLike, name: str, classes: Collection[type]
     Raises:
         ValueError: if there is none.
     """
-    given = Path(path)
+    given, names = Path(path), [each.__name__ for each in classes]
     for folder in (given, given / name):
         if (folder / CONFIG).exists():
-            class_name, names = (
-                read_config_file(folder / CONFIG)["_class_name"],
-                [each.__name__ for each in classes],
-            )
+            class_name = read_config_file(folder / CONFIG)["_class_name"]
             if class_name not in names:
                 raise ValueError(f"{folder}: expected {' or '.join(names)} as {name}, got {class_name}")
             return folder
@@ -91,56 +87,13 @@ def download(repository: str, patterns: Sequence[str], **where) -> Path:
         ) from error
 
 
-class Weights(Mapping):
-    """The tensors of a weight file or of an index of shards, by key; shapes and dtypes are read, values are not."""
-
-    def __init__(self, path: Path, parts: Mapping[str, Checkpoint]):
-        self.path = path
-        self._parts = parts
-
-    def file(self, key: str) -> Path:
-        return self._parts[key].path
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._parts[key].shapes[key]
-
-    def dtype(self, key: str) -> torch.dtype:
-        return self._parts[key].dtypes[key]
-
-    @property
-    def dtypes(self) -> dict[str, torch.dtype]:
-        return {key: self.dtype(key) for key in self}
-
-    @property
-    def files(self) -> list[Path]:
-        """Those that a copy needs: the weight file, or the index and its shards."""
-        return sorted({self.path, *(part.path for part in self._parts.values())})
-
-    @property
-    def num_values(self) -> int:
-        return sum(math.prod(self.shape(key)) for key in self)
-
-    def __getitem__(self, key: str) -> Tensor:
-        """The tensor as stored, mapped from its file where it can be."""
-        return self._parts[key][key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parts)
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Path) -> Checkpoint:
     """Read the header of a weight file, or those of the shards that an index names.
 
     Raises:
         ValueError: if a file is missing, damaged, would run code or holds other things than tensors.
     """
-    if path.suffix == ".json":
-        return _open_shards(path)
-    file = _open_file(path)
-    return Weights(path, dict.fromkeys(file, file))
+    return _open_shards(path) if path.suffix == ".json" else _open_file(path)
 
 
 def _open_file(path: Path) -> Checkpoint:
@@ -155,7 +108,7 @@ def _open_file(path: Path) -> Checkpoint:
     return file
 
 
-def _open_shards(index: Path) -> Weights:
+def _open_shards(index: Path) -> Checkpoint:
     try:
         content = read_json(index, _MAX_INDEX)
         places = content.get("weight_map") if isinstance(content, dict) else None
@@ -171,7 +124,7 @@ def _open_shards(index: Path) -> Weights:
             raise ValueError(f"expected at most {_MAX_SHARDS} shards, got {len(names)}")
     except ValueError as error:
         raise ValueError(f"{index} is not an index of shards: {error}") from error
-    parts = {}
+    parts: dict[str, Checkpoint] = {}
     for name in names:
         file = _open_file(index.with_name(name))
         for key in file:
@@ -182,7 +135,16 @@ def _open_shards(index: Path) -> Weights:
             parts[key] = file
     if missing := sorted(places.keys() - parts.keys()):
         raise ValueError(f"{index} has {_some(missing)} in shards that do not hold them")
-    return Weights(index, parts)
+    return Checkpoint(
+        path=index,
+        shapes={key: part.shapes[key] for key, part in parts.items()},
+        dtype_names={key: part.dtype_names[key] for key, part in parts.items()},
+        wrapper=None,
+        not_tensors=(),
+        shards={key: part.path for key, part in parts.items()},
+        metadata={},
+        _read=lambda key: parts[key][key],
+    )
 
 
 @ignoring_caller_settings()
@@ -226,7 +188,7 @@ def _load(weights: Path, find_class: Callable[[str], type], config: dict[str, An
         name = names[key]
         dtype = torch.float32 if like.is_floating_point() else like.dtype
         state[key] = own_copy(stored[name], dtype)
-        check_finite(state[key], name, stored.file(name), stored.dtype(name))
+        check_finite(state[key], name, stored.file(name), stored.dtypes[name])
     component.load_state_dict(state, assign=True)
     if unset := [key for key, tensor in component.named_buffers() if tensor.is_meta]:
         computed = dict(_build(component_class, config, stored, path, "cpu").named_buffers())
@@ -238,7 +200,7 @@ def _load(weights: Path, find_class: Callable[[str], type], config: dict[str, An
 
 
 def _build(
-    component_class: type, config: dict[str, Any], stored: Weights, path: Path, device: str = "meta"
+    component_class: type, config: dict[str, Any], stored: Checkpoint, path: Path, device: str = "meta"
 ) -> torch.nn.Module:
     """The network, on "meta" without memory for its weights, which stops growing once it is larger than what is stored."""
     from diffusers import logging
@@ -258,7 +220,7 @@ def _build(
 
 
 @contextmanager
-def _no_larger_than(stored: Weights) -> Iterator[None]:
+def _no_larger_than(stored: Checkpoint) -> Iterator[None]:
     """End the block in an error once modules, made in this thread, hold far more tensors or values than `stored`.
 
     A class may replace layers that its base made, and have layers without weights.
@@ -294,7 +256,7 @@ def _no_larger_than(stored: Weights) -> Iterator[None]:
             handle.remove()
 
 
-def _stored_names(expected: Mapping[str, Tensor], stored: Weights) -> dict[str, str]:
+def _stored_names(expected: Mapping[str, Tensor], stored: Checkpoint) -> dict[str, str]:
     """Keys of the component -> keys of the file, which differ where AutoencoderKL's attention has its old names."""
     if expected.keys() <= stored.keys():
         return {key: key for key in expected}
@@ -304,7 +266,7 @@ def _stored_names(expected: Mapping[str, Tensor], stored: Weights) -> dict[str, 
 
 
 def _check_fit(
-    expected: Mapping[str, Tensor], names: Mapping[str, str], stored: Weights, component_class: type
+    expected: Mapping[str, Tensor], names: Mapping[str, str], stored: Checkpoint, component_class: type
 ) -> None:
     missing = sorted(key for key, name in names.items() if name not in stored)
     unexpected = sorted(stored.keys() - names.values())
@@ -315,7 +277,7 @@ def _check_fit(
         )
     for key, like in expected.items():
         name = names[key]
-        shape, dtype = stored.shape(name), stored.dtype(name)
+        shape, dtype = stored.shapes[name], stored.dtypes[name]
         if shape != like.shape:
             raise ValueError(
                 f"{stored.file(name)} does not fit its {CONFIG}: expected {name} of shape {tuple(like.shape)}, got "
@@ -328,7 +290,7 @@ def _check_fit(
             )
 
 
-def _check_entries(config: dict[str, Any], component_class: type, stored: Weights, path: Path) -> None:
+def _check_entries(config: dict[str, Any], component_class: type, stored: Checkpoint, path: Path) -> None:
     """Refuse entries of other types than the class declares, and numbers that no network of these weights can have."""
     if config.get("quantization_config") is not None:
         raise ValueError(f"{path} describes quantized weights; give the component as it was before")

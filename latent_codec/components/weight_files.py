@@ -2,7 +2,7 @@
 
 component --save_component--> folder/config.json
                               folder/diffusion_pytorch_model.safetensors, metadata {"format": "pt", "config": JSON}
-weight file --read_config---> the config, or None where the file holds none
+weight file --config_in(metadata_of)--> the config, or None where the file holds none
 """
 
 import json
@@ -161,19 +161,6 @@ def metadata_of(path: str | os.PathLike) -> dict[str, str]:
             return stored.metadata() or {}
     except (SafetensorError, OSError):
         return {}
-
-
-def read_config(weights: str | os.PathLike) -> dict | None:
-    """`config_in` of a safetensors file, of which only the header is read, without torch.
-
-    Raises:
-        OSError: if the file cannot be read.
-        SafetensorError: if it is not a safetensors file, or damaged.
-    """
-    from safetensors import safe_open
-
-    with safe_open(weights, framework="np") as stored:
-        return config_in(stored.metadata())
 
 
 def check_folder_to_save(folder: str | os.PathLike) -> Path:

@@ -3,7 +3,8 @@
 Adding a family is adding a file next to this one and a row to FAMILIES.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from latent_codec.families.asymmetric_kl import AsymmetricKL
 from latent_codec.families.consistency_decoder import ConsistencyDecoder
@@ -18,11 +19,14 @@ from latent_codec.families.latent_space import LatentSpace
 from latent_codec.families.paella import Paella
 from latent_codec.families.rae import RAE
 from latent_codec.families.temporal_decoder import TemporalDecoder
-from latent_codec.families.tiny import Tiny
+from latent_codec.families.tiny import Tiny, TinyGN
 from latent_codec.families.tiny_video import TinyVideo
 from latent_codec.families.video import LTX, CogVideoX, Cosmos, HunyuanVideo, HunyuanVideo15, KVAEVideo, Mochi
 from latent_codec.families.vq import VQ, OwnVQ
 from latent_codec.families.wan import QwenImage, Wan
+
+if TYPE_CHECKING:  # what a config says is read without torch
+    from torch import nn
 
 __all__ = ["FAMILIES", "Encoded", "Family", "LatentSpace", "Level", "Trainable", "family_class", "family_of"]
 
@@ -48,7 +52,7 @@ FAMILIES: dict[str, type[Family]] = {
     "AutoencoderKLWan": Wan,
     "AutoencoderRAE": RAE,
     "AutoencoderTiny": Tiny,
-    "AutoencoderTinyGN": Tiny,
+    "AutoencoderTinyGN": TinyGN,
     "AutoencoderTinyVideo": TinyVideo,
     "AutoencoderVQ": OwnVQ,
     "ConsistencyDecoderVAE": ConsistencyDecoder,
@@ -57,8 +61,14 @@ FAMILIES: dict[str, type[Family]] = {
     "VQModel": VQ,
 }
 
-LIBRARY_MODULES = {"PaellaVQModel": "diffusers.pipelines.deprecated.wuerstchen"}
-"""Modules of classes that `diffusers` itself does not offer."""
+MODULES = {
+    "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
+    "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
+    "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
+    "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
+    "PaellaVQModel": "diffusers.pipelines.deprecated.wuerstchen",
+}
+"""Of classes that `diffusers` itself does not offer."""
 
 _VIDEO = "it works on video: tensors of five dimensions, with time"
 _AUDIO = "it works on sound, not on images"
@@ -96,6 +106,20 @@ def class_name_of(autoencoder: type | str) -> str:
             return name
     reason = REFUSED.get(names[0], "it is not an autoencoder of images that is known here")
     raise ValueError(f"{names[0]} is not supported: {reason}. Supported classes: {', '.join(FAMILIES)}.")
+
+
+def component_class(name: str) -> "type[nn.Module]":
+    """Import our own class of that name, or diffusers', which takes seconds.
+
+    Raises:
+        ValueError: for a class that is not supported, or that the installed diffusers lacks.
+    """
+    name = class_name_of(name)
+    module = import_module(MODULES.get(name, "diffusers"))
+    if not hasattr(module, name):
+        version = import_module("diffusers").__version__
+        raise ValueError(f"{name} is not in diffusers {version}; diffusers 0.42 has it: upgrade diffusers")
+    return getattr(module, name)
 
 
 def family_class(autoencoder: type | str, config: Any) -> type[Family]:

@@ -1,9 +1,8 @@
 """ConsistencyDecoderVAE: Stable Diffusion's encoder, and a decoder that samples (arXiv:2303.01469)."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from latent_codec.families.family import Family
+from latent_codec.families.family import Config, Family
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,7 +11,9 @@ if TYPE_CHECKING:
 class ConsistencyDecoder(Family):
     """Its decoder draws noise: here always the same, so that the same latents give the same image."""
 
+    widths_key, images_key = "encoder_block_out_channels", "encoder_in_channels"
     seed = 0
+    untiled = "diffusers tiles its encoder, and not its decoder"
     untrained = "its decoder is a consistency model, which learns to remove noise and not to reconstruct"
 
     def __init__(self, autoencoder):
@@ -21,15 +22,7 @@ class ConsistencyDecoder(Family):
         autoencoder.decoder_scheduler = type(autoencoder.decoder_scheduler)()
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
-        return config["latent_channels"], 2 ** (len(config["encoder_block_out_channels"]) - 1)
-
-    @classmethod
-    def image_channels(cls, config: Mapping[str, Any]) -> int:
-        return config["encoder_in_channels"]
-
-    @classmethod
-    def decoder_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
+    def decoder_keys(cls, config: Config) -> tuple[str, ...]:
         return ("decoder_unet.",)
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":

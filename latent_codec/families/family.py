@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
-from latent_codec.families.latent_space import LatentSpace
+from latent_codec.errors import SettingError
+from latent_codec.families.latent_space import Config, LatentSpace
 from latent_codec.families.pipeline_spaces import PIPELINES, find_pipeline
 
 if TYPE_CHECKING:  # what a config says is read without torch
     from torch import Tensor, nn
+
+Entries: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +67,12 @@ class Family:
         autoencoder: a model of one of the family's classes.
     """
 
+    channels_key: ClassVar[str] = "latent_channels"
+    widths_key: ClassVar[str] = "block_out_channels"
+    factor_key: ClassVar[str | None] = None
+    images_key: ClassVar[str] = "in_channels"
+    """Entries of the config: channels of the latents; a width for each resolution, each half the last; the downsampling
+    factor, where it is said; channels of the images."""
     frames: ClassVar[int] = 0
     """0: images; 1: a video autoencoder that is given stills."""
     trainable: ClassVar[Trainable | None] = None
@@ -78,6 +87,8 @@ class Family:
     """Whether the indices, where there are levels, hold all that the decoder uses."""
     levels_condition: ClassVar[bool] = False
     """Whether each level below the top is sampled given the features of those above it."""
+    read_entries: ClassVar[tuple[str, ...] | None] = None
+    """What `reads` gives whatever the pipeline; None: what the pipeline's row or the config says."""
     uncalibrated: ClassVar[str] = "its config has no place for one"
     """Why no pipeline reads a scale of it, where none does."""
     channels_last: ClassVar[bool] = False
@@ -97,41 +108,41 @@ class Family:
     """Weights that the latent space depends on, next to the config."""
     has_exact_tiles: ClassVar[bool] = False
     """Whether any tile gives the untiled result; else tiles are diffusers' own, blended, or refused."""
+    untiled: ClassVar[str] = "diffusers has no tiles for it"
+    """Why tiles are refused, where they are."""
 
     def __init__(self, autoencoder: "nn.Module"):
         self.autoencoder = autoencoder
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "type[Family]":
+    def of(cls, config: Config) -> "type[Family]":
         """The family itself, or the one that `config` makes of the same class."""
         return cls
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         """Channels of the latents and the downsampling factor."""
-        return config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+        factor = config[cls.factor_key] if cls.factor_key else 2 ** (len(config[cls.widths_key]) - 1)
+        return config[cls.channels_key], factor
 
     @classmethod
-    def image_channels(cls, config: Mapping[str, Any]) -> int:
+    def image_channels(cls, config: Config) -> int:
         """Channels of the images: 1, 3 or 4."""
-        return config["in_channels"]
+        return config[cls.images_key]
 
     @classmethod
-    def level_shapes(cls, config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    def level_shapes(cls, config: Config) -> list[tuple[int, int]]:
         """(codebook_size, side in pixels of what an index stands for) of each level, top first; empty if continuous."""
         return []
 
     @classmethod
-    def decoder_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
+    def decoder_keys(cls, config: Config) -> tuple[str, ...]:
         """What the keys begin with of the weights that a fine-tuned decoder may change: those that no latent depends on."""
         return ("decoder.", "post_quant_conv.")
 
     @classmethod
     def latent_space_of(
-        cls,
-        config: Mapping[str, Any],
-        pipeline: str | None = None,
-        statistics: Mapping[str, Any] | None = None,
+        cls, config: Config, pipeline: str | None = None, statistics: Mapping[str, Any] | None = None
     ) -> LatentSpace:
         """The latent space that a config describes; no model is needed.
 
@@ -212,6 +223,8 @@ class Family:
 
         Without a scaling_factor mean and std of each channel are all that it reads.
         """
+        if self.read_entries is not None:
+            return self.read_entries
         if pipeline is not None:
             return PIPELINES[pipeline].reads
         entries = LatentSpace(1, 1).to_config()
@@ -239,9 +252,7 @@ class Family:
             buffer.copy_(buffer.new_tensor(values))
         return found
 
-    def entries_of(
-        self, space: LatentSpace, pipeline: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def entries_of(self, space: LatentSpace, pipeline: str | None = None) -> tuple[Entries, Entries]:
         """The entries of the config and the weights of `statistics_keys` that `latent_space_of` reads `space` from.
 
         Raises:
@@ -318,18 +329,15 @@ class Family:
         """Work in tiles of `tile` pixels, blended by diffusers with an overlap of a quarter, inside the block.
 
         Raises:
-            ValueError: for a tile that the autoencoder cannot take.
+            SettingError: for a tile that the autoencoder cannot take.
         """
         if tile is None:
             yield
             return
         factor = self.side_multiple
         settings = self.tile_settings(tile, factor)
-        if settings is None:
-            name = type(self.autoencoder).__name__
-            raise ValueError(f"tile is {tile}; diffusers cannot tile {name} reliably: expected None")
         if tile % (4 * factor):
-            raise ValueError(f"tile is {tile}; expected a multiple of {4 * factor} pixels")
+            raise SettingError("tile", f"a multiple of {4 * factor} pixels", tile)
         settings["use_tiling"] = True
         before = {key: getattr(self.autoencoder, key) for key in settings}
         try:
@@ -338,9 +346,21 @@ class Family:
         finally:
             vars(self.autoencoder).update(before)
 
-    def tile_settings(self, tile: int, factor: int) -> dict[str, float] | None:
-        """Attributes of diffusers' own tiling; None where its tiles are not reliable."""
-        return None
+    def tile_settings(self, tile: int, factor: int) -> dict[str, float]:
+        """Attributes of diffusers' own tiling.
+
+        Raises:
+            SettingError: where there are no tiles, with the reason.
+        """
+        name = type(self.autoencoder).__name__
+        raise SettingError("tile", f"None, as tiles of {name} are not supported ({self.untiled})", tile)
+
+
+def gaussian(moments: "Tensor") -> Encoded:
+    """The posterior of mean and log variance, (B, 2c, h, w)."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    return Encoded(DiagonalGaussianDistribution(moments), None)
 
 
 def last_layer_of(network: "nn.Module") -> "nn.Module":

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from latent_codec.families.family import Config, Entries
 from latent_codec.families.kl import KL
 from latent_codec.families.latent_space import LatentSpace
 from latent_codec.families.pipeline_spaces import MEAN_AND_STD, PIPELINES
@@ -16,20 +17,18 @@ class Flux2(KL):
     """AutoencoderKL's network; mean and deviation per packed channel are in its weights, not in its config."""
 
     packs = True
+    read_entries = MEAN_AND_STD
     usual_pipeline = "Flux2Pipeline"
     taken_as = ("AutoencoderKLFlux2",)
     statistics_keys = ("bn.running_mean", "bn.running_var")
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         return 4 * config["latent_channels"], 2 ** len(config["block_out_channels"])
 
     @classmethod
     def latent_space_of(
-        cls,
-        config: Mapping[str, Any],
-        pipeline: str | None = None,
-        statistics: Mapping[str, "np.ndarray"] | None = None,
+        cls, config: Config, pipeline: str | None = None, statistics: Mapping[str, "np.ndarray"] | None = None
     ) -> LatentSpace:
         row = PIPELINES[pipeline or cls.usual_pipeline]
         if statistics is None:
@@ -45,20 +44,15 @@ class Flux2(KL):
         return row.latent_space(channels, factor, entries)
 
     @classmethod
-    def eps(cls, config: Mapping[str, Any], pipeline: str | None) -> float:
+    def eps(cls, config: Config, pipeline: str | None) -> float:
         """What `pipeline` adds to the variance."""
         eps = PIPELINES[pipeline or cls.usual_pipeline].batch_norm_eps
         return config["batch_norm_eps"] if eps is None else eps
 
-    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
-        return MEAN_AND_STD
-
     def least_std(self, pipeline: str | None = None) -> float:
         return math.sqrt(self.eps(self.autoencoder.config, pipeline))
 
-    def entries_of(
-        self, space: LatentSpace, pipeline: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def entries_of(self, space: LatentSpace, pipeline: str | None = None) -> tuple[Entries, Entries]:
         mean, std = space.statistics()
         eps = self.eps(self.autoencoder.config, pipeline)
         variance = [max(each**2 - eps, 0.0) for each in std]

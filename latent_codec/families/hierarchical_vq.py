@@ -1,11 +1,11 @@
 """HierarchicalVQ: VQ-VAE-2's levels of indices, each finer than the one above it (arXiv:1906.00446)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from latent_codec.families.family import Encoded, Family, Level, Trainable, last_layer_of
+from latent_codec.families.family import Config, Encoded, Family, Level, Trainable, last_layer_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,20 +17,21 @@ class Hierarchical(Family):
     levels_condition = True
     taken_as = ()
     has_posterior = False
+    untiled = "no tiles were written for it"
     trainable = Trainable(encoder=("encoders", "quantize_convs"))
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         return len(config["strides"]) * config["embed_dim"], config["strides"][0]
 
     @classmethod
-    def level_shapes(cls, config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    def level_shapes(cls, config: Config) -> list[tuple[int, int]]:
         strides, sizes = config["strides"], config["codebook_sizes"]
         sizes = [sizes] * len(strides) if isinstance(sizes, int) else sizes
         return list(zip(sizes, list(accumulate(strides, mul))[::-1], strict=True))
 
     @classmethod
-    def decoder_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
+    def decoder_keys(cls, config: Config) -> tuple[str, ...]:
         # The upper decoders are part of what the levels below them encode.
         return (f"decoders.{len(config['strides']) - 1}.", "usage_")
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from latent_codec.families.family import Encoded, Family, Trainable
+from latent_codec.families.family import Encoded, Family, Trainable, gaussian
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,12 +22,9 @@ class KL(Family):
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         if tile is None:
             return super().encode_raw(images)
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
         from latent_codec.models.tiling import encode_tiled
 
-        moments = encode_tiled(self.autoencoder.encoder, self.autoencoder.quant_conv, images, tile)
-        return Encoded(DiagonalGaussianDistribution(moments), None)
+        return gaussian(encode_tiled(self.autoencoder.encoder, self.autoencoder.quant_conv, images, tile))
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
         if tile is None:

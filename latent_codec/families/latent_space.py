@@ -4,11 +4,13 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:  # a space is read from a config without torch
     from torch import Tensor
 
+Config: TypeAlias = Mapping[str, Any]
+"""Entries of a config.json."""
 
 CHANNEL_FIRST = "channel, row, column"
 """Order of packed channels: c * 4 + 2 * row + column (FLUX.1 and 2, Qwen-Image)."""
@@ -112,7 +114,7 @@ class LatentSpace:
 
     @classmethod
     def read(
-        cls, class_name: str, config: Mapping, pipeline: str | None = None, statistics: Mapping | None = None
+        cls, class_name: str, config: Config, pipeline: str | None = None, statistics: Mapping | None = None
     ) -> "LatentSpace":
         """Read the space of an autoencoder from its config.json, all of whose entries are there.
 
@@ -133,7 +135,7 @@ class LatentSpace:
         return family.latent_space_of(config, pipeline, statistics)
 
     @classmethod
-    def of_entries(cls, channels: int, downsampling_factor: int, config: Mapping, **packing) -> "LatentSpace":
+    def of_entries(cls, channels: int, downsampling_factor: int, config: Config, **packing) -> "LatentSpace":
         """The space that the entries of a config describe which `to_config` writes; absent ones change nothing."""
         scaling_factor, shift_factor = config.get("scaling_factor"), config.get("shift_factor")
         return cls(

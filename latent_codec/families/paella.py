@@ -1,10 +1,10 @@
 """PaellaVQModel: Stable Cascade's and Wuerstchen's VQGAN, 4 times per side (arXiv:2306.00637)."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from latent_codec.families.family import Family, last_layer_of
+from latent_codec.families.family import Config, Entries, Family, last_layer_of
 from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families.pipeline_spaces import SCALE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,26 +16,22 @@ class Paella(Family):
     taken_as = ()
     unit_range = True
     has_posterior = False
+    read_entries = SCALE
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         return config["latent_channels"], config["up_down_scale_factor"] * 2 ** (config["levels"] - 1)
 
     @classmethod
-    def latent_space_of(cls, config: Mapping[str, Any], *where: Any) -> LatentSpace:
+    def latent_space_of(cls, config: Config, *where: Any) -> LatentSpace:
         # Pipelines multiply latents by it before they decode; other classes' are divided by scaling_factor.
         return super().latent_space_of({**config, "scaling_factor": 1 / config["scale_factor"]}, *where)
 
     @classmethod
-    def decoder_keys(cls, config: Mapping[str, Any]) -> tuple[str, ...]:
+    def decoder_keys(cls, config: Config) -> tuple[str, ...]:
         return ("up_blocks.", "out_block.")
 
-    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
-        return ("scaling_factor",)
-
-    def entries_of(
-        self, space: LatentSpace, pipeline: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def entries_of(self, space: LatentSpace, pipeline: str | None = None) -> tuple[Entries, Entries]:
         return {"scale_factor": 1 / space.scaling_factor}, {}
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from latent_codec.families.latent_space import CHANNEL_FIRST, POSITION_FIRST, LatentSpace
+from latent_codec.families.latent_space import CHANNEL_FIRST, POSITION_FIRST, Config, LatentSpace
 
 SCALE = ("scaling_factor",)
 SCALE_AND_SHIFT = ("scaling_factor", "shift_factor")
@@ -73,7 +73,7 @@ class PipelineSpace:
     channel_axis: int = 1
     references_first: bool = False
 
-    def latent_space(self, channels: int, downsampling_factor: int, config: Mapping[str, Any]) -> LatentSpace:
+    def latent_space(self, channels: int, downsampling_factor: int, config: Config) -> LatentSpace:
         """The space of an autoencoder as these pipelines see it.
 
         Args:
@@ -103,361 +103,210 @@ class PipelineSpace:
         )
 
 
-def _names(*stems: str) -> tuple[str, ...]:
-    return tuple(f"{stem}Pipeline" for stem in stems)
+def _row(title: str, *stems: str, **facts: Any) -> PipelineSpace:
+    """The row of the pipelines whose classes are called by these `stems` and "Pipeline"."""
+    return PipelineSpace(title=title, pipelines=tuple(f"{stem}Pipeline" for stem in stems), **facts)
 
 
-_FLUX2, _QWEN, _WAN = ("AutoencoderKLFlux2",), ("AutoencoderKLQwenImage",), ("AutoencoderKLWan",)
-_MOVQ, _PAELLA = ("VQModel",), ("PaellaVQModel",)
+# What rows of models with the same autoencoder share.
+_SDXL: dict[str, Any] = {"published": (SDXL,), "upcasts": ("force_upcast", "post_quant_conv")}
+_FLUX1: dict[str, Any] = {"published": (FLUX1,), "released": ((16, 8),), "reads": SCALE_AND_SHIFT}
+_COGVIEW: dict[str, Any] = {"released": ((16, 8),), "generator": True}
+_SANA: dict[str, Any] = {"autoencoders": ("AutoencoderDC",), "released": ((32, 32),)}
+_MOVQ: dict[str, Any] = {"autoencoders": ("VQModel",), "reads": ()}
+_FLUX2: dict[str, Any] = {
+    "autoencoders": ("AutoencoderKLFlux2",),
+    "released": ((128, 16),),
+    "reads": MEAN_AND_STD,
+    "packed": CHANNEL_FIRST,
+}
+_WAN: dict[str, Any] = {
+    "autoencoders": ("AutoencoderKLWan",),
+    "released": ((16, 8),),
+    "reads": MEAN_AND_STD,
+    "frame_axis": True,
+}
+_QWEN = _WAN | {"autoencoders": ("AutoencoderKLQwenImage",), "tokens": 2}
 
 ROWS = (
-    PipelineSpace(
-        title="Stable Diffusion 1 and 2",
+    _row(
+        "Stable Diffusion 1 and 2",
+        "StableDiffusion",
+        "StableDiffusionImg2Img",
+        "StableDiffusionInpaint",
+        "StableDiffusionInstructPix2Pix",
+        "StableDiffusionControlNet",
+        "StableDiffusionDepth2Img",
+        autoencoders=("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny"),
         published=(SD1,),
         generator=True,
-        pipelines=_names(
-            "StableDiffusion",
-            "StableDiffusionImg2Img",
-            "StableDiffusionInpaint",
-            "StableDiffusionInstructPix2Pix",
-            "StableDiffusionControlNet",
-            "StableDiffusionDepth2Img",
-        ),
-        autoencoders=("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny"),
     ),
-    PipelineSpace(
-        title="Stable Diffusion x4 upscaler",
+    _row(
+        "Stable Diffusion x4 upscaler",
+        "StableDiffusionUpscale",
         published=((0.08333, 0.0),),
         released=((4, 4),),
-        pipelines=_names("StableDiffusionUpscale"),
         scale=0.08333,
     ),
-    PipelineSpace(
-        title="Latent consistency models",
+    _row(
+        "Latent consistency models",
+        "LatentConsistencyModel",
+        "LatentConsistencyModelImg2Img",
         published=(SD1,),
-        pipelines=_names("LatentConsistencyModel", "LatentConsistencyModelImg2Img"),
     ),
-    PipelineSpace(
-        title="Latent diffusion, text to image", published=(SD1,), pipelines=_names("LDMTextToImage")
+    _row("Latent diffusion, text to image", "LDMTextToImage", published=(SD1,)),
+    _row("Marigold", "MarigoldDepth", "MarigoldNormals", "MarigoldIntrinsics", published=(SD1,)),
+    _row("DiT", "DiT", published=(SD1,)),
+    _row("PixArt", "PixArtAlpha", "PixArtSigma", published=(SD1, SDXL)),
+    _row("HunyuanDiT", "HunyuanDiT", published=(SDXL,)),
+    _row("Lumina 1", "Lumina", published=(SDXL,)),
+    _row("AuraFlow", "AuraFlow", published=(SDXL,), upcasts=("force_upcast",)),
+    _row("OmniGen", "OmniGen", published=(SDXL,)),
+    _row("CogView3 Plus", "CogView3Plus", **_COGVIEW),
+    _row("CogView4", "CogView4", "CogView4Control", published=((1.0, 0.0),), **_COGVIEW),
+    # FLUX.1's autoencoder, whose shift it ignores
+    _row(
+        "Kandinsky 5 image", "Kandinsky5T2I", "Kandinsky5I2I", **(_FLUX1 | {"reads": SCALE}), channel_axis=4
     ),
-    PipelineSpace(
-        title="Marigold",
-        published=(SD1,),
-        pipelines=_names("MarigoldDepth", "MarigoldNormals", "MarigoldIntrinsics"),
-    ),
-    PipelineSpace(title="DiT", published=(SD1,), pipelines=_names("DiT")),
-    PipelineSpace(title="PixArt", published=(SD1, SDXL), pipelines=_names("PixArtAlpha", "PixArtSigma")),
-    PipelineSpace(title="HunyuanDiT", published=(SDXL,), pipelines=_names("HunyuanDiT")),
-    PipelineSpace(title="Lumina 1", published=(SDXL,), pipelines=_names("Lumina")),
-    PipelineSpace(
-        title="AuraFlow", published=(SDXL,), upcasts=("force_upcast",), pipelines=_names("AuraFlow")
-    ),
-    PipelineSpace(title="OmniGen", published=(SDXL,), pipelines=_names("OmniGen")),
-    PipelineSpace(
-        title="CogView3 Plus", released=((16, 8),), generator=True, pipelines=_names("CogView3Plus")
-    ),
-    PipelineSpace(
-        title="CogView4",
-        published=((1.0, 0.0),),
-        released=((16, 8),),
-        generator=True,
-        pipelines=_names("CogView4", "CogView4Control"),
-    ),
-    PipelineSpace(
-        title="Kandinsky 5 image",
-        published=(FLUX1,),
-        released=((16, 8),),
-        pipelines=_names("Kandinsky5T2I", "Kandinsky5I2I"),
-        channel_axis=4,
-    ),  # FLUX.1's autoencoder, whose shift it ignores
-    PipelineSpace(
-        title="Stable Diffusion XL",
-        published=(SDXL,),
-        optional=MEAN_AND_STD,
-        upcasts=("force_upcast", "post_quant_conv"),
-        pipelines=_names("StableDiffusionXL", "StableDiffusionXLImg2Img", "StableDiffusionXLInpaint"),
+    _row(
+        "Stable Diffusion XL",
+        "StableDiffusionXL",
+        "StableDiffusionXLImg2Img",
+        "StableDiffusionXLInpaint",
         reads=SCALE + MEAN_AND_STD,
         encodes={"StableDiffusionXLInpaintPipeline": SCALE},
+        optional=MEAN_AND_STD,
+        **_SDXL,
     ),
-    PipelineSpace(
-        title="Kolors",
-        published=(SDXL,),
-        upcasts=("force_upcast", "post_quant_conv"),
-        pipelines=_names("Kolors", "KolorsImg2Img"),
+    _row(
+        "Kolors",
+        "Kolors",
+        "KolorsImg2Img",
         encodes={"KolorsImg2ImgPipeline": SCALE + MEAN_AND_STD},
+        **_SDXL,
     ),
-    PipelineSpace(
-        title="Stable Diffusion 3",
+    _row(
+        "Stable Diffusion 3",
+        "StableDiffusion3",
+        "StableDiffusion3Img2Img",
+        "StableDiffusion3Inpaint",
         published=(SD3,),
         released=((16, 8),),
-        pipelines=_names("StableDiffusion3", "StableDiffusion3Img2Img", "StableDiffusion3Inpaint"),
         reads=SCALE_AND_SHIFT,
         decodes={"StableDiffusion3InpaintPipeline": SCALE},
     ),
-    PipelineSpace(
-        title="FLUX.1",
-        published=(FLUX1,),
-        released=((16, 8),),
-        pipelines=_names(
-            "Flux", "FluxImg2Img", "FluxInpaint", "FluxFill", "FluxControl", "FluxControlNet", "FluxKontext"
-        ),
-        reads=SCALE_AND_SHIFT,
+    _row(
+        "FLUX.1",
+        "Flux",
+        "FluxImg2Img",
+        "FluxInpaint",
+        "FluxFill",
+        "FluxControl",
+        "FluxControlNet",
+        "FluxKontext",
         tokens=2,
+        **_FLUX1,
     ),
-    PipelineSpace(
-        title="Chroma",
-        published=(FLUX1,),
-        released=((16, 8),),
-        pipelines=_names("Chroma", "ChromaImg2Img", "ChromaInpaint"),
-        reads=SCALE_AND_SHIFT,
-        tokens=2,
-    ),
-    PipelineSpace(
-        title="LongCat-Image",
-        published=(FLUX1,),
-        released=((16, 8),),
-        pipelines=_names("LongCatImage", "LongCatImageEdit"),
-        reads=SCALE_AND_SHIFT,
-        tokens=2,
-    ),
-    PipelineSpace(
-        title="Ovis-Image",
-        published=(FLUX1,),
-        released=((16, 8),),
-        pipelines=_names("OvisImage"),
-        reads=SCALE_AND_SHIFT,
-        tokens=2,
-    ),
-    PipelineSpace(
-        title="Bria 3",
-        released=((16, 8),),
-        optional=("shift_factor",),
-        pipelines=_names("Bria"),
-        reads=SCALE_AND_SHIFT,
-        tokens=2,
-    ),
-    PipelineSpace(
-        title="Z-Image",
-        published=(FLUX1,),
-        released=((16, 8),),
-        pipelines=_names("ZImage", "ZImageImg2Img", "ZImageInpaint", "ZImageOmni"),
-        reads=SCALE_AND_SHIFT,
-    ),
-    PipelineSpace(
-        title="Lumina 2",
-        published=(FLUX1,),
-        released=((16, 8),),
-        pipelines=_names("Lumina2"),
-        reads=SCALE_AND_SHIFT,
-    ),
-    PipelineSpace(
-        title="HiDream",
-        published=(FLUX1,),
-        released=((16, 8),),
-        pipelines=_names("HiDreamImage"),
-        reads=SCALE_AND_SHIFT,
-    ),
-    PipelineSpace(
-        title="PRX",
-        published=(FLUX1,),
-        released=((16, 8), (32, 32)),
-        pipelines=_names("PRX"),
+    _row("Chroma", "Chroma", "ChromaImg2Img", "ChromaInpaint", tokens=2, **_FLUX1),
+    _row("LongCat-Image", "LongCatImage", "LongCatImageEdit", tokens=2, **_FLUX1),
+    _row("Ovis-Image", "OvisImage", tokens=2, **_FLUX1),
+    _row("Bria 3", "Bria", optional=("shift_factor",), tokens=2, **(_FLUX1 | {"published": ()})),
+    _row("Z-Image", "ZImage", "ZImageImg2Img", "ZImageInpaint", "ZImageOmni", **_FLUX1),
+    _row("Lumina 2", "Lumina2", **_FLUX1),
+    _row("HiDream", "HiDreamImage", **_FLUX1),
+    _row(
+        "PRX",
+        "PRX",
         autoencoders=("AutoencoderKL", "AutoencoderDC"),
-        reads=SCALE_AND_SHIFT,
+        **(_FLUX1 | {"released": ((16, 8), (32, 32))}),
     ),
-    PipelineSpace(
-        title="DreamLite",
-        published=((1.0, 0.0),),
-        optional=("shift_factor",),
-        pipelines=_names("DreamLite", "DreamLiteMobile"),
+    _row(
+        "DreamLite",
+        "DreamLite",
+        "DreamLiteMobile",
         autoencoders=("AutoencoderTiny",),
+        published=((1.0, 0.0),),
         reads=SCALE_AND_SHIFT,
-        encodes=dict.fromkeys(_names("DreamLite", "DreamLiteMobile"), ()),
+        encodes={"DreamLitePipeline": (), "DreamLiteMobilePipeline": ()},
+        optional=("shift_factor",),
     ),
-    PipelineSpace(
-        title="GLM-Image",
-        released=((16, 8),),
-        generator=True,
-        pipelines=_names("GlmImage"),
-        reads=MEAN_AND_STD,
-    ),
-    PipelineSpace(
-        title="SANA",
-        released=((32, 32),),
-        pipelines=_names("Sana", "SanaControlNet"),
-        autoencoders=("AutoencoderDC",),
-    ),
-    PipelineSpace(
-        title="SANA-Sprint",
-        released=((32, 32),),
-        pipelines=_names("SanaSprint", "SanaSprintImg2Img"),
-        autoencoders=("AutoencoderDC",),
-        multiplier=0.5,
-    ),
-    PipelineSpace(
-        title="HunyuanImage 2.1",
-        released=((64, 32),),
-        pipelines=_names("HunyuanImage"),
+    _row("GLM-Image", "GlmImage", released=((16, 8),), reads=MEAN_AND_STD, generator=True),
+    _row("SANA", "Sana", "SanaControlNet", **_SANA),
+    _row("SANA-Sprint", "SanaSprint", "SanaSprintImg2Img", multiplier=0.5, **_SANA),
+    _row(
+        "HunyuanImage 2.1",
+        "HunyuanImage",
         autoencoders=("AutoencoderKLHunyuanImage",),
+        released=((64, 32),),
     ),
-    PipelineSpace(
-        title="HunyuanImage 2.1 refiner",
-        released=((32, 16),),
-        pipelines=_names("HunyuanImageRefiner"),
+    _row(
+        "HunyuanImage 2.1 refiner",
+        "HunyuanImageRefiner",
         autoencoders=("AutoencoderKLHunyuanImageRefiner",),
+        released=((32, 16),),
         frame_axis=True,
         repeated=True,
     ),
-    PipelineSpace(
-        title="Kandinsky 2",
+    _row(
+        "Kandinsky 2",
+        "Kandinsky",
+        "KandinskyImg2Img",
+        "KandinskyV22",
+        "KandinskyV22Img2Img",
         quantizes=False,
-        pipelines=_names("Kandinsky", "KandinskyImg2Img", "KandinskyV22", "KandinskyV22Img2Img"),
-        autoencoders=_MOVQ,
-        reads=(),
+        **_MOVQ,
     ),
-    PipelineSpace(
-        title="Kandinsky 3",
-        quantizes=False,
-        pipelines=_names("Kandinsky3", "Kandinsky3Img2Img"),
-        autoencoders=_MOVQ,
-        reads=(),
-    ),
-    PipelineSpace(
-        title="Latent diffusion, super-resolution",
-        released=((3, 4),),
-        pipelines=_names("LDMSuperResolution"),
-        autoencoders=_MOVQ,
-        reads=(),
-    ),
-    PipelineSpace(
-        title="Stable Cascade",
+    _row("Kandinsky 3", "Kandinsky3", "Kandinsky3Img2Img", quantizes=False, **_MOVQ),
+    _row("Latent diffusion, super-resolution", "LDMSuperResolution", released=((3, 4),), **_MOVQ),
+    _row(
+        "Stable Cascade",
+        "StableCascadeDecoder",
+        "StableCascadeCombined",
+        "WuerstchenDecoder",
+        autoencoders=("PaellaVQModel",),
         released=((4, 4),),
-        pipelines=_names("StableCascadeDecoder", "StableCascadeCombined", "WuerstchenDecoder"),
-        autoencoders=_PAELLA,
     ),
-    PipelineSpace(
-        title="FLUX.2",
-        released=((128, 16),),
-        pipelines=_names("Flux2", "Flux2Klein", "Flux2KleinInpaint", "Flux2KleinKV"),
-        autoencoders=_FLUX2,
-        reads=MEAN_AND_STD,
-        packed=CHANNEL_FIRST,
-        tokens=1,
+    _row("FLUX.2", "Flux2", "Flux2Klein", "Flux2KleinInpaint", "Flux2KleinKV", tokens=1, **_FLUX2),
+    _row("ERNIE-Image", "ErnieImage", batch_norm_eps=1e-5, **_FLUX2),
+    _row("Ideogram 4", "Ideogram4", tokens=1, **(_FLUX2 | {"packed": POSITION_FIRST})),
+    _row("Bria FIBO 2", "BriaFibo2", unpacked_again=True, **(_FLUX2 | {"released": ((32, 8),)})),
+    _row(
+        "Qwen-Image",
+        "QwenImage",
+        "QwenImageImg2Img",
+        "QwenImageInpaint",
+        "QwenImageEdit",
+        "QwenImageEditInpaint",
+        "QwenImageEditPlus",
+        "QwenImageLayered",
+        "QwenImageControlNet",
+        **_QWEN,
     ),
-    PipelineSpace(
-        title="ERNIE-Image",
-        released=((128, 16),),
-        pipelines=_names("ErnieImage"),
-        autoencoders=_FLUX2,
-        reads=MEAN_AND_STD,
-        packed=CHANNEL_FIRST,
-        batch_norm_eps=1e-5,
-    ),
-    PipelineSpace(
-        title="Ideogram 4",
-        released=((128, 16),),
-        pipelines=_names("Ideogram4"),
-        autoencoders=_FLUX2,
-        reads=MEAN_AND_STD,
-        packed=POSITION_FIRST,
-        tokens=1,
-    ),
-    PipelineSpace(
-        title="Bria FIBO 2",
-        released=((32, 8),),
-        pipelines=_names("BriaFibo2"),
-        autoencoders=_FLUX2,
-        reads=MEAN_AND_STD,
-        packed=CHANNEL_FIRST,
-        unpacked_again=True,
-    ),
-    PipelineSpace(
-        title="Qwen-Image",
-        released=((16, 8),),
-        pipelines=_names(
-            "QwenImage",
-            "QwenImageImg2Img",
-            "QwenImageInpaint",
-            "QwenImageEdit",
-            "QwenImageEditInpaint",
-            "QwenImageEditPlus",
-            "QwenImageLayered",
-            "QwenImageControlNet",
-        ),
-        autoencoders=_QWEN,
-        reads=MEAN_AND_STD,
-        tokens=2,
-        frame_axis=True,
-    ),
-    PipelineSpace(
-        title="Krea 2",
-        released=((16, 8),),
-        pipelines=_names("Krea2"),
-        autoencoders=_QWEN,
-        reads=MEAN_AND_STD,
-        tokens=2,
-        frame_axis=True,
-    ),
-    PipelineSpace(
-        title="NucleusMoE-Image",
-        released=((16, 8),),
-        pipelines=_names("NucleusMoEImage"),
-        autoencoders=_QWEN,
-        reads=MEAN_AND_STD,
-        tokens=2,
-        frame_axis=True,
-    ),
-    PipelineSpace(
-        title="Qwen-Image 2.1",
-        released=((64, 16),),
-        pipelines=_names("QwenImage21"),
+    _row("Krea 2", "Krea2", **_QWEN),
+    _row("NucleusMoE-Image", "NucleusMoEImage", **_QWEN),
+    _row(
+        "Qwen-Image 2.1",
+        "QwenImage21",
         autoencoders=("AutoencoderKLQwenImage21",),
+        released=((64, 16),),
         reads=MEAN_AND_STD,
         tokens=1,
         frame_axis=True,
         references_first=True,
     ),
-    PipelineSpace(
-        title="Bria FIBO",
-        released=((48, 16),),
-        pipelines=_names("BriaFibo", "BriaFiboEdit"),
-        autoencoders=_WAN,
-        reads=MEAN_AND_STD,
-        tokens=1,
-        frame_axis=True,
+    _row("Bria FIBO", "BriaFibo", "BriaFiboEdit", tokens=1, **(_WAN | {"released": ((48, 16),)})),
+    _row(
+        "Wan",
+        "Wan",
+        "WanImageToVideo",
+        "WanVideoToVideo",
+        "WanVACE",
+        "WanAnimate",
+        **(_WAN | {"released": ((16, 8), (48, 16))}),
     ),
-    PipelineSpace(
-        title="Wan",
-        released=((16, 8), (48, 16)),
-        pipelines=_names("Wan", "WanImageToVideo", "WanVideoToVideo", "WanVACE", "WanAnimate"),
-        autoencoders=_WAN,
-        reads=MEAN_AND_STD,
-        frame_axis=True,
-    ),
-    PipelineSpace(
-        title="Cosmos 2 text to image",
-        released=((16, 8),),
-        pipelines=_names("Cosmos2TextToImage"),
-        autoencoders=_WAN,
-        reads=MEAN_AND_STD,
-        frame_axis=True,
-    ),  # multiplies by sigma_data, which is published as 1
-    PipelineSpace(
-        title="ChronoEdit",
-        released=((16, 8),),
-        pipelines=_names("ChronoEdit"),
-        autoencoders=_WAN,
-        reads=MEAN_AND_STD,
-        frame_axis=True,
-    ),
-    PipelineSpace(
-        title="JoyImage-Edit",
-        released=((16, 8),),
-        pipelines=_names("JoyImageEdit", "JoyImageEditPlus"),
-        autoencoders=_WAN,
-        reads=MEAN_AND_STD,
-        frame_axis=True,
-    ),
+    _row("Cosmos 2 text to image", "Cosmos2TextToImage", **_WAN),  # times sigma_data, which is published as 1
+    _row("ChronoEdit", "ChronoEdit", **_WAN),
+    _row("JoyImage-Edit", "JoyImageEdit", "JoyImageEditPlus", **_WAN),
 )
 
 PIPELINES: dict[str, PipelineSpace] = {name: row for row in ROWS for name in row.pipelines}

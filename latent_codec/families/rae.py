@@ -1,9 +1,8 @@
 """AutoencoderRAE: a frozen representation encoder with a trained decoder (arXiv:2510.11690), for one square size."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from latent_codec.families.family import Family
+from latent_codec.families.family import Config, Family
 from latent_codec.families.latent_space import LatentSpace
 
 
@@ -13,22 +12,18 @@ class RAE(Family):
     taken_as = ()
     unit_range = True
     has_posterior = False
+    images_key = "num_channels"
+    read_entries = ()
+    untiled = "its attention sees the whole image, of one size"
     uncalibrated = "it normalizes its latents itself, by statistics in its weights"
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         return config["encoder_hidden_size"], config["patch_size"]
 
     @classmethod
-    def latent_space_of(cls, config: Mapping[str, Any], *where: Any) -> LatentSpace:
+    def latent_space_of(cls, config: Config, *where: Any) -> LatentSpace:
         return LatentSpace(*cls.latent_shape(config))
-
-    @classmethod
-    def image_channels(cls, config: Mapping[str, Any]) -> int:
-        return config["num_channels"]
-
-    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
-        return ()
 
     @property
     def only_size(self) -> tuple[int, int]:

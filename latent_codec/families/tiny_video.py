@@ -1,9 +1,6 @@
 """AutoencoderTinyVideo: TAEHV, which imitates a video autoencoder's latents, at one frame."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from latent_codec.families.family import Family
+from latent_codec.families.family import Config, Family
 
 
 class TinyVideo(Family):
@@ -11,7 +8,8 @@ class TinyVideo(Family):
 
     taken_as = ()
     has_posterior = False
+    untiled = "no tiles were written for it"
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         return config["latent_channels"], config["patch_size"] * 2 ** len(config["encoder_time_strides"])

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from latent_codec.families.family import Encoded, Family
+from latent_codec.families.family import Config, Encoded, Entries, Family, gaussian
 from latent_codec.families.latent_space import LatentSpace
-from latent_codec.families.pipeline_spaces import MEAN_AND_STD
+from latent_codec.families.pipeline_spaces import MEAN_AND_STD, SCALE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,14 +17,13 @@ class Stills(Family):
 
     frames = 1
     taken_as: ClassVar[tuple[str, ...]] = ()
+    untiled = "diffusers' tiles are for video, and were not checked with one frame"
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         posterior, raw_latents = super().encode_raw(images.unsqueeze(2), tile)
         if posterior is None:
             return Encoded(None, _only_frame(raw_latents))
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-        return Encoded(DiagonalGaussianDistribution(_only_frame(posterior.parameters)), None)
+        return gaussian(_only_frame(posterior.parameters))
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
         return _only_frame(super().decode_raw(raw_latents.unsqueeze(2), tile))
@@ -39,9 +38,7 @@ def _only_frame(video: "Tensor") -> "Tensor":
 class HunyuanVideo(Stills):
     """HunyuanVideo's and HunyuanVideo 1.5's."""
 
-    @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
-        return config["latent_channels"], config["spatial_compression_ratio"]
+    factor_key = "spatial_compression_ratio"
 
 
 class HunyuanVideo15(HunyuanVideo):
@@ -55,25 +52,22 @@ class HunyuanVideo15(HunyuanVideo):
 class CogVideoX(Stills):
     """CogVideoX's and EasyAnimate's (Magvit), 8 times per side, whose pipelines ignore shift, mean and std."""
 
-    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
-        return ("scaling_factor",)
+    read_entries = SCALE
 
 
 class KVAEVideo(Stills):
     """Kandinsky's autoencoder of video, whose config has no scale."""
 
-    @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
-        return config["z_channels"], 2 ** (len(config["ch_mult"]) - 1)
+    channels_key, widths_key = "z_channels", "ch_mult"
 
 
 class LTX(Stills):
     """LTX-Video's; mean and deviation of its latents are in its weights."""
 
-    statistics_keys = MEAN_AND_STD
+    statistics_keys = read_entries = MEAN_AND_STD
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> type[Family]:
+    def of(cls, config: Config) -> type[Family]:
         if config.get("timestep_conditioning"):
             raise ValueError(
                 "AutoencoderKLLTXVideo with timestep_conditioning is not supported: its decoder removes noise of a "
@@ -82,27 +76,19 @@ class LTX(Stills):
         return cls
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         return config["latent_channels"], config["patch_size"] * 2 ** sum(config["spatio_temporal_scaling"])
 
     @classmethod
     def latent_space_of(
-        cls,
-        config: Mapping[str, Any],
-        pipeline: str | None = None,
-        statistics: Mapping[str, Any] | None = None,
+        cls, config: Config, pipeline: str | None = None, statistics: Mapping[str, Any] | None = None
     ) -> LatentSpace:
         if not statistics:
             raise ValueError("expected the weights' latents_mean and latents_std, got a config without them")
         values = {key: statistics[key].tolist() for key in cls.statistics_keys}
         return super().latent_space_of({**config, **values}, pipeline)
 
-    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
-        return MEAN_AND_STD
-
-    def entries_of(
-        self, space: LatentSpace, pipeline: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def entries_of(self, space: LatentSpace, pipeline: str | None = None) -> tuple[Entries, Entries]:
         import numpy as np  # not on top: the command line names families before it loads anything
 
         statistics = zip(self.statistics_keys, space.statistics())
@@ -112,43 +98,32 @@ class LTX(Stills):
 class Mochi(Stills):
     """Mochi 1's, whose encoder makes 15 channels of an image's 3."""
 
+    images_key = "out_channels"
+    read_entries = MEAN_AND_STD
+
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         return config["latent_channels"], math.prod(config["spatial_expansions"])
-
-    @classmethod
-    def image_channels(cls, config: Mapping[str, Any]) -> int:
-        return config["out_channels"]
-
-    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
-        return MEAN_AND_STD
 
 
 class Cosmos(Stills):
     """Cosmos 1's, without a posterior; of its statistics per frame those of the first frame."""
 
     has_posterior = False
+    read_entries = MEAN_AND_STD
+    factor_key = "spatial_compression_ratio"
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
-        return config["latent_channels"], config["spatial_compression_ratio"]
-
-    @classmethod
-    def latent_space_of(cls, config: Mapping[str, Any], *where: Any) -> LatentSpace:
+    def latent_space_of(cls, config: Config, *where: Any) -> LatentSpace:
         values = {key: config[key] for key in ("latents_mean", "latents_std")}
         first = {
             key: each and each[:: len(each) // config["latent_channels"]] for key, each in values.items()
         }
         return super().latent_space_of({**config, **first}, *where)
 
-    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
-        return MEAN_AND_STD
-
-    def entries_of(
-        self, space: LatentSpace, pipeline: str | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def entries_of(self, space: LatentSpace, pipeline: str | None = None) -> tuple[Entries, Entries]:
         """Of its statistics only the first frame's are changed."""
-        entries: dict[str, Any] = {"scaling_factor": 1.0}
+        entries: Entries = {"scaling_factor": 1.0}
         for key, values in zip(MEAN_AND_STD, space.statistics()):
             entries[key] = list(self.autoencoder.config[key])
             entries[key][:: len(entries[key]) // len(values)] = values

@@ -1,9 +1,9 @@
 """VQModel, AutoencoderVQ and MoVQ: latents of one codebook (VQGAN, arXiv:2012.09841)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from latent_codec.families.family import Encoded, Family, Level, Trainable, single_level_indices
+from latent_codec.families.family import Config, Encoded, Family, Level, Trainable, single_level_indices
 from latent_codec.families.latent_space import LatentSpace
 
 if TYPE_CHECKING:
@@ -19,16 +19,16 @@ class VQ(Family):
     has_posterior = False
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> type[Family]:
+    def of(cls, config: Config) -> type[Family]:
         return MoVQ if config.get("norm_type") == "spatial" else cls
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         channels = config["vq_embed_dim"] or config["latent_channels"]
         return channels, 2 ** (len(config["block_out_channels"]) - 1)
 
     @classmethod
-    def level_shapes(cls, config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    def level_shapes(cls, config: Config) -> list[tuple[int, int]]:
         return [(config["num_vq_embeddings"], cls.latent_shape(config)[1])]
 
     @property
@@ -106,15 +106,13 @@ class MoVQ(VQ):
 
     indices_suffice = False
     uncalibrated = "its raw latents are its latents"
+    read_entries = ()
     channels_last = False  # not measured
     has_exact_tiles = False  # the decoder's norms read the latents too
 
     @classmethod
-    def latent_space_of(cls, config: Mapping[str, Any], *where: Any) -> LatentSpace:
+    def latent_space_of(cls, config: Config, *where: Any) -> LatentSpace:
         return super().latent_space_of({**config, "scaling_factor": None}, *where)
-
-    def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
-        return ()
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
         with self.tiling(tile):

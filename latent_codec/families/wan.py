@@ -1,9 +1,8 @@
 """Wan's and Qwen-Image's autoencoders: causal in time, used with one frame (arXiv:2503.20314, section 4.1)."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from latent_codec.families.family import Encoded
+from latent_codec.families.family import Config, Encoded, gaussian
 from latent_codec.families.video import Stills
 
 if TYPE_CHECKING:
@@ -19,21 +18,19 @@ class Wan(Stills):
     """What its decoder is told of a video's first frame."""
 
     @classmethod
-    def latent_shape(cls, config: Mapping[str, Any]) -> tuple[int, int]:
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
         return config["z_dim"], 2 ** (len(config["dim_mult"]) - 1) * (config.get("patch_size") or 1)
 
     @classmethod
-    def image_channels(cls, config: Mapping[str, Any]) -> int:
-        return config["in_channels"] // (config.get("patch_size") or 1) ** 2
+    def image_channels(cls, config: Config) -> int:
+        return config[cls.images_key] // (config.get("patch_size") or 1) ** 2
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         if tile is None:
             return super().encode_raw(images)
-        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
         from latent_codec.models.wan_tiling import encode_frame_tiled
 
-        return Encoded(DiagonalGaussianDistribution(encode_frame_tiled(self.autoencoder, images, tile)), None)
+        return gaussian(encode_frame_tiled(self.autoencoder, images, tile))
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
@@ -51,8 +48,5 @@ class Wan(Stills):
 class QwenImage(Wan):
     """Wan 2.1's network under a class of its own; RGBA for layered images."""
 
+    images_key = "input_channels"
     first_frame: ClassVar[dict[str, bool]] = {}
-
-    @classmethod
-    def image_channels(cls, config: Mapping[str, Any]) -> int:
-        return config["input_channels"]

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.printing import print_json
-from latent_codec.conversion.converting import Conversion, convert
+from latent_codec.converting import Conversion, convert
 
 
 def run(args: argparse.Namespace) -> None:

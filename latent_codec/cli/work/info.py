@@ -86,7 +86,7 @@ def _describe_pipeline(folder: Path) -> dict:
     """Its parts by their names, top prior first."""
     from latent_codec import LatentCodec
     from latent_codec.components.codec_facts import facts_of
-    from latent_codec.pipelines.folders import load_pipeline, priors_of
+    from latent_codec.pipelines.folders import load_pipeline
 
     pipe = load_pipeline(folder)
     facts = {
@@ -95,7 +95,7 @@ def _describe_pipeline(folder: Path) -> dict:
         "class": type(pipe).__name__,
         "class_names": pipe.config.class_names,
     }
-    facts |= {name: _prior_facts(prior) for name, prior in priors_of(pipe).items()}
+    facts |= {name: _prior_facts(prior) for name, prior in pipe.priors.items()}
     if pipe.vae is not None:
         codec = facts_of(LatentCodec(pipe.vae)).describe()
         facts["vae"] = {key: value for key, value in codec.items() if key not in ("kind", "name")}

@@ -15,7 +15,7 @@ from latent_codec.cli.sample import DEFAULT_PIPELINE
 from latent_codec.cli.work.opening import device_of, load_codec, note_emulated
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.images.tensors import enlarged, image_grid, write_image
-from latent_codec.pipelines.folders import find_pipeline, load_pipeline, priors_of
+from latent_codec.pipelines.folders import find_pipeline, load_pipeline
 
 BATCH_PIXELS = 512 * 512
 MIN_SIDE = 96  # smaller images are shown enlarged
@@ -37,7 +37,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
     with showing(f"opening {folder.name}"):
         pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device)
     pipe.set_progress_bar_config(disable=True)
-    labels = _labels(args.label, pipe, list(priors_of(pipe).values()))
+    labels = _labels(args.label, pipe, list(pipe.priors.values()))
     num_rows = len(labels or [None])
     preview = None
     if args.preview:

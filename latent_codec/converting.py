@@ -117,25 +117,55 @@ def convert(
     _check_destination(out, to)
     if to != "diffusers" and calibrate is not None:
         raise SettingError("calibrate", "a diffusers folder as the result", to, advice="convert to one first")
-    if _are_files(sources):
-        return _convert_files(
-            sources, out, to, dtype, entry, config, norm_num_groups, class_name, asked, calibrate, on_progress
-        )
-    for name, value in {
-        "entry": entry,
-        "norm_num_groups": norm_num_groups,
-        "class_name": class_name,
-        "config": config,
-        "calibrate": calibrate,
-    }.items():
-        if value is not None:
-            raise SettingError(
-                name,
-                f"a checkpoint file to apply it to; {sources[0]} is a codec",
-                value,
-                advice="leave it out",
-            )
-    return _convert_codec(sources[0], out, to, dtype, asked)
+    if not _are_files(sources):
+        for name, value in {
+            "entry": entry,
+            "norm_num_groups": norm_num_groups,
+            "class_name": class_name,
+            "config": config,
+            "calibrate": calibrate,
+        }.items():
+            if value is not None:
+                raise SettingError(
+                    name,
+                    f"a checkpoint file to apply it to; {sources[0]} is a codec",
+                    value,
+                    advice="leave it out",
+                )
+        return _convert_codec(sources[0], out, to, dtype, asked)
+    settings, original = _settings(config, norm_num_groups)
+    foreign = read_foreign(sources, entry=entry, settings=settings, class_name=class_name)
+    if asked is not None or calibrate is not None:
+        _check_scalable(foreign.network.network_class)
+    scale = asked or (original and scale_of(original)) or foreign.scale
+    foreign = replace(foreign, scale=scale)
+    foreign.keys.check(foreign.name)
+    if original is not None:
+        check_config(original, foreign.network.config, str(config))
+    if scale is None and calibrate is None:
+        raise _scale_needed(foreign)
+    from latent_codec.conversion.writing import write_diffusers, write_foreign
+
+    if to == "diffusers":
+        write_diffusers(foreign, out, dtype=dtype, card=_card(foreign))
+        written = [out]
+        if calibrate is not None:
+            scale = _calibrate(out, calibrate, on_progress)
+    else:
+        written = write_foreign(foreign.component(), to, out, dtypes=dtype)
+    return Conversion(
+        source=foreign.format.title,
+        keys=foreign.keys.counts(),
+        scaling_factor=scale.scaling_factor,
+        shift_factor=scale.shift_factor,
+        scale_known_by=scale.rule,
+        written=written,
+        wrapper=foreign.wrapper,
+        prefix=foreign.prefix.rstrip(".") or None,
+        averaged_weights=tuple(each.rstrip(".") for each in foreign.averages),
+        settings_known_by=foreign.settings,
+        other_classes=tuple(each.class_name for each in foreign.format.twins),
+    )
 
 
 def _check_numbers(
@@ -188,55 +218,6 @@ def _are_files(sources: Sequence[str | os.PathLike]) -> bool:
     return not folders
 
 
-def _convert_files(
-    sources,
-    out: Path,
-    to: str,
-    dtype,
-    entry,
-    config,
-    norm_num_groups,
-    class_name,
-    asked: Scale | None,
-    calibrate,
-    on_progress,
-) -> Conversion:
-    """Foreign files -> a diffusers folder, or another foreign format by way of the component."""
-    settings, original = _settings(config, norm_num_groups)
-    foreign = read_foreign(sources, entry=entry, settings=settings, class_name=class_name)
-    if asked is not None or calibrate is not None:
-        _check_scalable(foreign.network.network_class)
-    scale = asked or (original and scale_of(original)) or foreign.scale
-    foreign = replace(foreign, scale=scale)
-    foreign.keys.check(foreign.name)
-    if original is not None:
-        check_config(original, foreign.network.config, str(config))
-    if scale is None and calibrate is None:
-        raise _scale_needed(foreign)
-    from latent_codec.conversion.writing import write_diffusers, write_foreign
-
-    if to == "diffusers":
-        write_diffusers(foreign, out, dtype=dtype, card=_card(foreign))
-        written = [out]
-        if calibrate is not None:
-            scale = _calibrate(out, calibrate, on_progress)
-    else:
-        written = write_foreign(foreign.component(), to, out, dtypes=dtype)
-    return Conversion(
-        source=foreign.format.title,
-        keys=foreign.keys.counts(),
-        scaling_factor=scale.scaling_factor,
-        shift_factor=scale.shift_factor,
-        scale_known_by=scale.rule,
-        written=written,
-        wrapper=foreign.wrapper,
-        prefix=foreign.prefix.rstrip(".") or None,
-        averaged_weights=tuple(each.rstrip(".") for each in foreign.averages),
-        settings_known_by=foreign.settings,
-        other_classes=tuple(each.class_name for each in foreign.format.twins),
-    )
-
-
 def _scale_needed(foreign: Foreign) -> ConversionSettingError:
     """The error for a scale that nothing says, with those of published models of this shape."""
     measured = "`scaling_factor=X` (1 leaves them as they are), or `calibrate=IMAGES` to measure it"
@@ -262,23 +243,20 @@ def _settings(
     config: str | os.PathLike | None, norm_num_groups: int | None
 ) -> tuple[Settings | None, dict | None]:
     """The settings that are asked for, and the original's yaml, if `config` is that."""
-    asked, original = None, None
+    asked = None
     if norm_num_groups is not None:
         rule = f"norm_num_groups {norm_num_groups} as asked, the class's defaults for the others"
         asked = Settings({"norm_num_groups": norm_num_groups}, rule)
     if config is None:
-        return asked, original
+        return asked, None
     given = read_diffusers_config(config)
-    if given is None:
-        original = read_config(config)
-    return combine(
-        asked, SETTINGS if given is None else Settings(given, f"the given {Path(config).name}")
-    ), original
+    if given is not None:
+        return combine(asked, Settings(given, f"the given {Path(config).name}")), None
+    return combine(asked, SETTINGS), read_config(config)
 
 
 def _convert_codec(source: str | os.PathLike, out: Path, to: str, dtype, asked: Scale | None) -> Conversion:
     """A codec -> a foreign file, or a diffusers folder of another precision."""
-    # Of rooms above this one: only a source that is a codec wants them.
     from latent_codec.codec import LatentCodec
     from latent_codec.components.codec_folders import find_weights
     from latent_codec.components.loading import open_weights
