@@ -33,6 +33,8 @@ VERBS = {
     "info": ("inspect", "what a codec, checkpoint or file is"),
     "evaluate": ("inspect", "measure a codec, or the likelihood under a prior"),
     "features": ("analyze", "images -> a vector each, for other programs"),
+    "probe": ("analyze", "how well a linear classifier tells classes by features"),
+    "cluster": ("analyze", "group images by their features, and map them"),
 }
 """Of each verb, its group in the help and what it does."""
 
