@@ -1,10 +1,10 @@
 """Measure how well a linear classifier tells classes from a codec's features.
 
-Logistic regression learns the images' labels from their features (`latent-codec
-features --help` says what these are), and is tested on other images: on a
-share of DATA that is held out, or on --test-split or --test-data. The same is
-done with raw pixels (32x32 at most), and with as many principal components of
-them as there are features. All vectors are standardized.
+Logistic regression learns the images' labels from their features
+(`latent-codec features --help` says what these are), and is tested on other
+images: on a share of DATA that is held out, or on --test-split or --test-data.
+The same is done with raw pixels (32x32 at most), and with as many principal
+components of them as there are features. All vectors are standardized.
 
 It prints the accuracies, and how far the features are ahead of the principal
 components with a 95 % interval, paired by image; and leaves in --out the
