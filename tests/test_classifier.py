@@ -101,7 +101,10 @@ def test_other_input_is_refused(images, told):
         ({"num_classes": 1}, "num_classes is 1; a classifier tells 2 or more apart"),
         ({"class_names": ["cat"]}, "expected 4 class_names, one per class, got 1"),
         ({"block_out_channels": (8, 10)}, "multiples of norm_num_groups, 4, got (8, 10)"),
-        ({"block_out_channels": ()}, "block_out_channels are ()"),
+        (
+            {"block_out_channels": ()},
+            "block_out_channels: expected one or more multiples of norm_num_groups, 4, got ()",
+        ),
         ({"dropout": 1.0}, "dropout is 1.0"),
     ],
 )

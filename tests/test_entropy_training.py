@@ -284,7 +284,11 @@ def test_a_network_goes_on_from_a_pretrained_one_of_the_same_codec(place, traine
         ("kl", {"data": {"held_out": 0.01}}, r"of the 12 images.*`data.held_out=0` trains on all"),
         ("kl", {"data": {"scale": [0.5, 1.0]}}, "data.scale: expected its default"),
         ("kl", {"model": {"arguments": {"hiden": 8}}}, "'hiden' .did you mean 'hidden'"),
-        ("kl", {"model": {"arguments": {"units": [1.0]}}}, "each of 1 units, got 3"),
+        (
+            "kl",
+            {"model": {"arguments": {"units": [1.0]}}},
+            "expected 1 coarsest step sizes, one per unit, got 3",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(place, kind, sections, message, tmp_path):

@@ -254,7 +254,7 @@ def test_errors_of_other_files_keep_their_names(tmp_path):
 @POSIX
 def test_a_pipe_is_refused_before_it_is_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match=r"pipe \(FIFO\)"):
+    with pytest.raises(ValueError, match="a named pipe"):
         check_is_file(tmp_path / "pipe")
     with pytest.raises(ValueError, match="folder"):
         check_is_file(tmp_path)

@@ -223,7 +223,7 @@ def test_the_same_images_give_the_same_weights():
         ({"widths": (16, 16, 64)}, "the first two different"),
         ({"widths": (64,)}, "two widths or more"),
         ({"widths": (16, 8, 64), "latent_channels": 5}, "4 components of the 4x4 blocks reach the latents"),
-        ({"out_channels": 1}, "out_channels is 1 and in_channels 3"),
+        ({"out_channels": 1}, "out_channels: expected in_channels, 3, for a linear start, got 1"),
     ],
 )  # fmt: skip
 def test_shapes_that_cannot_be_linear_are_refused_untouched(config, message):

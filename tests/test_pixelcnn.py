@@ -123,7 +123,10 @@ def test_every_parameter_that_can_matter_gets_a_gradient():
     [
         ({"kernel_size": 4}, "kernel_size is 4; expected an odd number"),
         ({"data": "voxels"}, "data is 'voxels'"),
-        ({"data": "latents", "data_channels": 2, "latent_steps": (1.0,)}, "one step per channel"),
+        (
+            {"data": "latents", "data_channels": 2, "latent_steps": (1.0,)},
+            "latent_steps: expected 2, one per channel",
+        ),
         ({"data_channels": 3}, "codes have 1"),
         ({"codebook_size": 1}, "needs 2 or more"),
         ({"condition_channels": 3, "condition_codebook_size": 5}, "give one"),

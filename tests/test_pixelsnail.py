@@ -405,7 +405,9 @@ def test_bad_input_is_named():
         plain.logits(indices, condition)
     other = tiny("latents-conditional")
     indices, _, labels = inputs(other)
-    with pytest.raises(ValueError, match=r"expected features \(B, 2, h', w'\) with B = 2"):
+    with pytest.raises(
+        ValueError, match=r"expected the condition \(2, 2, h', w'\), got shape \(2, 3, 3, 3\)"
+    ):
         other.logits(indices, torch.zeros(2, 3, 3, 3), labels)
 
 

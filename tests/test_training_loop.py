@@ -662,7 +662,7 @@ def test_a_tracker_that_is_not_there_is_refused(tmp_path, make_images, capsys):
         ),
         (
             ["train", "default-f8c4", "--data", "x", "--minutes", "0"],
-            "--minutes: expected more than 0, got 0.0",
+            "--minutes: expected a number above 0, got 0.0",
         ),
         (["train", "default-f8c4", "--data", "x", "--stream"], "x cannot be streamed"),
         (

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -75,6 +75,14 @@ class Features:
         """
         pairs = zip(self.labels, self.names)
         return torch.tensor([class_in(label, key, name, setting="label") for label, name in pairs])
+
+    def some(self, mask: Tensor) -> "Features":
+        """Those where a mask, bool (N,), is True."""
+        places = mask.nonzero().flatten().tolist()
+        chosen = {
+            key: [getattr(self, key)[place] for place in places] for key in ("names", "indices", "labels")
+        }
+        return replace(self, vectors=self.vectors[places], **chosen)
 
     def check(self, codec: LatentCodec) -> None:
         """Refuse a codec with another latent space.

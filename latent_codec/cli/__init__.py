@@ -32,7 +32,13 @@ VERBS = {
     "rd": ("compress", "rate-distortion against JPEG, WebP, AVIF, JPEG XL"),
     "info": ("inspect", "what a codec, checkpoint or file is"),
     "evaluate": ("inspect", "measure a codec, or the likelihood under a prior"),
+    "interpolate": ("analyze", "morph images through their latents"),
+    "attribute fit": ("analyze", "find the direction of an attribute in latents"),
+    "attribute apply": ("analyze", "move images along that direction"),
+    "traverse": ("analyze", "what each dimension of a latent vector changes"),
     "features": ("analyze", "images -> a vector each, for other programs"),
+    "probe": ("analyze", "how well a linear classifier tells classes by features"),
+    "cluster": ("analyze", "group images by their features, and map them"),
 }
 """Of each verb, its group in the help and what it does."""
 

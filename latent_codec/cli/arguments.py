@@ -103,6 +103,16 @@ def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = No
     )
 
 
+def add_index_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--index",
+        type=int,
+        nargs="+",
+        metavar="I",
+        help="take these images of DATA, counted from 0, in this order (default: all)",
+    )
+
+
 def add_out_argument(parser: argparse.ArgumentParser, verb: str, what: str) -> None:
     """`--out` of a verb that leaves reports: latent-codec-out/VERB by default."""
     default = Path(f"latent-codec-out/{verb}")

@@ -1,6 +1,7 @@
 """Classes of images, from the labels that sources and latent files give them."""
 
 import reprlib
+from collections.abc import Sequence
 
 from latent_codec.images.sources import ImageSource
 from latent_codec.latents.encoded_images import EncodedImages
@@ -33,3 +34,13 @@ def class_in(label: int | dict | None, key: str, name: str, *, setting: str = "d
         f'{setting} is "{key}", and {name} has {has}; "class" takes integers from 0, and any '
         "other name the attribute of that name."
     )
+
+
+def class_names(images: Images, key: str, classes: Sequence[int]) -> list[str]:
+    """What to call classes: as their source names them, "not Smiling" and "Smiling", or by their numbers."""
+    names = getattr(images, "classes", None)
+    if key == "class" and names:
+        return [names[each] if each < len(names) else str(each) for each in classes]
+    if key != "class" and set(classes) <= {0, 1}:
+        return [("not " if each == 0 else "") + key for each in classes]
+    return [str(each) for each in classes]

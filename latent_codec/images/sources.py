@@ -353,6 +353,7 @@ class DatasetImages(ImageSource):
         classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
         plain = [key for key, feature in features.items() if isinstance(feature, datasets.Value)]
         self._class = "label" if "label" in classes else classes[0] if classes else None
+        self.classes: list[str] | None = features[self._class].names if self._class else None
         columns = [self._class] if classes else plain
         self._labels = dataset.select_columns(columns) if columns else None
 

@@ -2,37 +2,17 @@
 
     pytest tests/benchmarks/test_priors.py -s -o addopts=           about 8 minutes of one core
 
-The judge is trained on the half of the images that the shipped classifier was not trained on, with a seed of its own.
+The judge (conftest.py) is trained on the half of the images that the shipped classifier was not trained on.
 """
 
-import pytest
 import torch
+from judges import probabilities
 from tables import table
 
 from latent_codec import LatentCodec
 from latent_codec.components.codec_folders import ASSETS
-from latent_codec.images.sources import SomeImages, open_source
+from latent_codec.images.sources import open_source
 from latent_codec.pipelines import PriorPipeline
-from latent_codec.training.classifier_task import build_classifier
-from latent_codec.training.config import load_config
-from latent_codec.training.labelled_data import hold_out
-from latent_codec.training.loop import train
-
-
-@pytest.fixture(scope="module")
-def judge(shared, tmp_path_factory):
-    source = open_source(shared / "data/fashion_mnist")
-    shipped = load_config("fashion-mnist-classifier")
-    _, unseen = hold_out(source, shipped.data.held_out, shipped.run.seed)
-    config = load_config("fashion-mnist-classifier", ["run.seed=1234", "data.held_out=0.02"])
-    half = SomeImages(source, unseen)
-    result = train(config, build_classifier(config, half), half, tmp_path_factory.mktemp("judge"))
-    return result.network.eval()
-
-
-@torch.no_grad()
-def seen_by(judge, images: torch.Tensor) -> torch.Tensor:
-    return torch.cat([judge(part).argmax(1) for part in images.split(500)])
 
 
 def test_a_judge_sees_what_was_asked_for(shared, judge):
@@ -46,7 +26,8 @@ def test_a_judge_sees_what_was_asked_for(shared, judge):
         codec.decode_indices(codec.encode_indices(part), output_type="pt") for part in images.split(500)
     ]
     real, restored = (
-        float((seen_by(judge, each) == labels).float().mean()) for each in (images, torch.cat(decoded))
+        float((probabilities(judge, each).argmax(1) == labels).float().mean())
+        for each in (images, torch.cat(decoded))
     )
     rows = [("real test images", f"{real:.1%}"), ("their reconstructions", f"{restored:.1%}")]
     agreement = {}
@@ -59,7 +40,7 @@ def test_a_judge_sees_what_was_asked_for(shared, judge):
             generator=torch.Generator().manual_seed(0),
             output_type="pt",
         )
-        agrees = seen_by(judge, out.images) == torch.tensor(out.class_labels)
+        agrees = probabilities(judge, out.images).argmax(1) == torch.tensor(out.class_labels)
         assert len(agrees) == 1000
         agreement[keep] = float(agrees.float().mean())
         rows.append((f"1,000 samples, keep {keep}", f"{agreement[keep]:.1%}"))

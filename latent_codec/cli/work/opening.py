@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import progress, showing
+from latent_codec.errors import SettingError
 from latent_codec.images.sources import FolderImages, ImageSource, SomeImages, open_source, spread
 from latent_codec.images.tensors import ImageError, to_image
 from latent_codec.precision import EMULATED, computes_bfloat16
@@ -20,6 +21,9 @@ from latent_codec.torch_settings import usable_device
 
 SAMPLE_SIZE = 512
 """Pixels per side of the crop of the sample photograph that verbs take."""
+
+MAX_IN_SHEET = 64
+"""Images of DATA that one sheet shows, a row each."""
 
 
 def device_of(args: argparse.Namespace) -> str:
@@ -72,6 +76,23 @@ def limited(source: ImageSource, limit: int | None) -> ImageSource:
         some.paths = [path for path, _ in some.listing]
         return some
     return SomeImages(source, chosen)
+
+
+def few_images(args: argparse.Namespace) -> ImageSource:
+    """The images that DATA, `--index` and `--limit` name, so few that a sheet shows them all.
+
+    Raises:
+        SettingError: for an index that DATA has not, or more images than a sheet shows.
+    """
+    source = open_data(args)
+    for index in args.index or []:
+        if not 0 <= index < len(source):
+            raise SettingError("index", f"numbers from 0 to {len(source) - 1}, of the images in DATA", index)
+    source = limited(source if args.index is None else SomeImages(source, args.index), args.limit)
+    if len(source) > MAX_IN_SHEET:
+        expected = f"at most {MAX_IN_SHEET} images"
+        raise SettingError("data", expected, len(source), advice="choose some by `index` or `limit`")
+    return source
 
 
 def sample_photograph() -> Path:

@@ -1,0 +1,58 @@
+"""Move images along the direction of an attribute.
+
+Writes a sheet: for each image a row, the image and then what is decoded at
+each amount. 0 is its reconstruction, 1 as far as images with the attribute are
+from images without it, and negative amounts take it away.
+
+Examples:
+  latent-codec attribute apply face.jpg --direction smiling.safetensors \\
+      --codec runs/faces --amounts -2 -1 0 1 2
+  latent-codec attribute apply fashion_mnist/ --split test --index 0 2 1 \\
+      --direction bag.safetensors
+"""
+
+import argparse
+from pathlib import Path
+
+from latent_codec.cli.arguments import (
+    add_codec_arguments,
+    add_data_arguments,
+    add_index_argument,
+    add_json_argument,
+    check_at_least,
+    check_paths,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser)
+    add_index_argument(parser)
+    parser.add_argument(
+        "--direction",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="move along this direction, which `attribute fit` wrote",
+    )
+    parser.add_argument(
+        "--amounts",
+        type=float,
+        nargs="+",
+        default=[-2.0, -1.0, 0.0, 1.0, 2.0],
+        metavar="A",
+        help="move by these amounts (default: -2 -1 0 1 2)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("attribute.png"),
+        metavar="IMAGE",
+        help="write the sheet here (default: %(default)s)",
+    )
+    add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
+    add_json_argument(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    check_paths([*args.data, str(args.direction)])
+    check_at_least(args, limit=1)

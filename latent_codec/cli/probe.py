@@ -1,0 +1,76 @@
+"""Measure how well a linear classifier tells classes from a codec's features.
+
+Logistic regression learns the images' labels from their features
+(`latent-codec features --help` says what these are), and is tested on other
+images: on a share of DATA that is held out, or on --test-split or --test-data.
+The same is done with raw pixels (32x32 at most), and with as many principal
+components of them as there are features. All vectors are standardized.
+
+It prints the accuracies, and how far the features are ahead of the principal
+components with a 95 % interval, paired by image; and leaves in --out the
+confusion matrix (confusion.png), test images by the most frequent confusions
+(mistakes.png), and all figures (probe.json).
+
+Labels are numbers in IDX folders, subfolders' names, or attributes, of which
+--label names one.
+
+Examples:
+  latent-codec probe fashion_mnist/ --codec garments --test-split test
+  latent-codec probe faces.tar --codec runs/faces --label Smiling
+  latent-codec probe kinds/ --layer mid_block --held-out 0.5
+"""
+
+import argparse
+
+from latent_codec.cli.arguments import (
+    add_codec_arguments,
+    add_data_arguments,
+    add_json_argument,
+    add_out_argument,
+    check_at_least,
+    check_paths,
+)
+from latent_codec.cli.features import add_feature_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser)
+    add_label_argument(parser, 'default: "class", labels that are numbers')
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="test on this share of each class, drawn by --seed (default: %(default)s)",
+    )
+    parser.add_argument("--test-split", metavar="NAME", help="test on this split of DATA instead")
+    parser.add_argument(
+        "--test-data",
+        nargs="+",
+        metavar="DATA",
+        help="test on these images instead, of --test-split if they have splits",
+    )
+    add_feature_arguments(parser)
+    add_codec_arguments(parser)
+    add_out_argument(parser, "probe", "images and figures")
+    add_seed_argument(parser)
+    add_json_argument(parser)
+
+
+def add_label_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--label", metavar="KEY", help=f"read classes from this attribute of the labels ({default})"
+    )
+
+
+def add_seed_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of all that is random (default: %(default)s)"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    check_paths([*args.data, *(args.test_data or [])])
+    check_at_least(args, limit=2, side=8, seed=0)
+    if not 0 < args.held_out < 1:
+        raise ValueError(f"--held-out: expected a share above 0 and below 1, got {args.held_out}")

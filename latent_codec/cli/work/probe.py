@@ -1,0 +1,74 @@
+"""`latent-codec probe`."""
+
+import argparse
+import sys
+
+from latent_codec.analysis.probes import Probe, mistakes_sheet, plot_confusion, probe
+from latent_codec.cli.progress import showing
+from latent_codec.cli.work.features import describe
+from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.printing import print_json, table, write_json
+from latent_codec.images.labels import class_names
+from latent_codec.images.sources import open_source
+from latent_codec.images.tensors import write_image
+
+
+def run(args: argparse.Namespace) -> int:
+    source, test = open_data(args), None
+    if args.test_data or args.test_split:
+        test = open_source(args.test_data or args.data, split=args.test_split or "test")
+    codec = load_codec(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with showing("encoding") as report:
+        found = probe(
+            source,
+            codec,
+            test=test,
+            held_out=args.held_out,
+            label=args.label or "class",
+            pooling=args.pooling,
+            layer=args.layer,
+            side=args.side,
+            limit=args.limit,
+            seed=args.seed,
+            on_progress=report,
+        )
+    for reason in found.skipped:
+        print(f"latent-codec probe: {reason}", file=sys.stderr)
+
+    names = class_names(source, found.label, found.classes)
+    files = [args.out / name for name in ("confusion.png", "mistakes.png", "probe.json")]
+    with showing(f"writing {args.out}"):
+        title = f"{codec.name}, {found.features.num_features} features: {found.features.accuracy:.1%} of {found.num_test:,}"
+        plot_confusion(found, files[0], names, title=title)
+        mistakes = mistakes_sheet(found, source if test is None else test, names)
+        if mistakes is None:
+            files.remove(args.out / "mistakes.png")
+        else:
+            write_image(mistakes, files[1])
+        result = {"data": args.data} | found.to_dict() | {"class_names": names}
+        write_json(result, files[-1])
+    if args.json:
+        print_json(result | {"files": list(map(str, files))})
+    else:
+        _print(found)
+        print(f"Written: {', '.join(map(str, files))}")
+    return 2 if found.skipped else 0
+
+
+def _print(found: Probe) -> None:
+    print(describe(found.test))
+    rows = [
+        (each.name, f"{each.num_features:,}", f"{each.accuracy:.4f}", f"{each.standard_error:.4f}")
+        for each in (found.features, found.pca, found.pixels)
+    ]
+    rows.append(("the most frequent class", "0", f"{found.largest_share:.4f}", ""))
+    table(("logistic regression on", "numbers", "accuracy", "std. error"), rows)
+    lead, low, high = found.lead_over_pca
+    print(
+        f"{len(found.classes)} classes, learned from {found.num_train:,} images, tested on {found.num_test:,} others.\n"
+        f"Features against principal components: {lead:+.4f} [{low:+.4f}, {high:+.4f}], 95 % interval, paired."
+    )
+    for each in (found.features, found.pca, found.pixels):
+        if not each.has_converged:
+            print(f"Note: the regression on {each.name} was stopped before its optimum.")
