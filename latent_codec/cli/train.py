@@ -33,7 +33,7 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import add_subfolder_argument
+from latent_codec.cli.arguments import add_pipeline_argument, add_subfolder_argument
 from latent_codec.errors import SettingError
 
 
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the codec to start from or to learn from (default: the preset's)",
     )
     add_subfolder_argument(parser)
+    add_pipeline_argument(parser)
     parser.add_argument(
         "--set",
         action="append",
@@ -96,7 +97,7 @@ def check(args: argparse.Namespace) -> None:
         return
     if not args.preset:
         raise ValueError(f"name a preset ({', '.join(preset_names())}) or a .toml file.")
-    load_config(args.preset, args.set, args.codec)
+    load_config(args.preset, args.set, args.codec, args.for_pipeline)
     if not args.data:
         raise ValueError("--data is missing: a folder of images, tars, an IDX folder or hf:owner/name.")
     if args.minutes is not None and args.minutes <= 0:

@@ -63,11 +63,16 @@ def write_folder(
     *,
     is_finished: bool,
     superseded: Sequence[str] = (),
+    pipeline: str | None = None,
 ) -> Path:
-    """Write RUN/KIND, and at the end RUN/curves.png; `superseded` are files of the old folder that go."""
+    """Write RUN/KIND, and at the end RUN/curves.png; `superseded` are files of the old folder that go.
+
+    Args:
+        pipeline: of a codec, for `save_component`.
+    """
     folder = run / config.kind.name
     with replacing(folder, superseded=(*FORMER_WEIGHTS, *superseded)) as written:
-        save_component(network, written)
+        save_component(network, written, pipeline)
         (written / "README.md").write_text(card, encoding="utf-8")
     if is_finished:
         plot_curves(run)

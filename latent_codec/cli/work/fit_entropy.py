@@ -86,7 +86,7 @@ def _train(
 ) -> tuple[EntropyModel | None, dict]:
     """Train a context model; return it, None if the training is not at its end, with facts to report."""
     class_name = context_class(codec).__name__
-    config = load_config(PRESETS[class_name], args.set, args.codec)
+    config = load_config(PRESETS[class_name], args.set, args.codec, codec.pipeline)
     out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-entropy")
     try:
         with lock_run(out):
@@ -96,7 +96,13 @@ def _train(
             with showing("surveying latents"):
                 context = build_context(config, encoded, codec)
             result = loop.train(
-                config, context, encoded, out, max_minutes=args.minutes, data_name=f"codes of {codec.name}"
+                config,
+                context,
+                encoded,
+                out,
+                codec=codec,
+                max_minutes=args.minutes,
+                data_name=f"codes of {codec.name}",
             )
     except loop.NonFiniteLossError as error:
         raise ValueError(str(error)) from error

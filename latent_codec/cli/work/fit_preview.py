@@ -56,10 +56,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _train_tiny(args: argparse.Namespace, codec, source):
     """Train the preset; how it ended, and the last line of its metrics."""
-    config = load_config("tiny-preview", args.set, args.codec)
+    config = load_config("tiny-preview", args.set, args.codec, codec.pipeline)
     out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-preview")
     try:
-        result = loop.train(config, build_tiny_decoder(config, source), source, out, max_minutes=args.minutes)
+        decoder = build_tiny_decoder(config, source, codec)
+        result = loop.train(config, decoder, source, out, codec=codec, max_minutes=args.minutes)
     except loop.NonFiniteLossError as error:
         raise ValueError(str(error)) from error
     return result, (read_metrics(out) or [{}])[-1]
