@@ -123,7 +123,7 @@ def test_pipelines_that_do_not_fit_are_refused_before_anything_is_written(codec,
     }.items():
         assert expected in fails(capsys, *finetune("--for-pipeline", name))
     words = fails(capsys, "train", "fashion-mnist-classifier", "--data", "photos", "--out", "run", *NAMED)
-    assert words.startswith(f"latent-codec train: --for-pipeline: expected none for ImageClassifier")
+    assert words.startswith("latent-codec train: --for-pipeline: expected none for ImageClassifier")
     assert not Path("run/config.toml").exists()
 
 
