@@ -110,7 +110,8 @@ def _compressor(args: argparse.Namespace) -> CodecCompressor:
     codec = load_codec(args)
     if codec.channels not in (1, 3):
         raise ValueError(
-            f"{codec.name} takes images of {codec.channels} channels; expected gray or RGB, since transparency has no rate to compare"
+            f"{codec.name} takes images of {codec.channels} channels; expected gray or RGB, which the other formats hold at every rate: "
+            "`latent-codec compress --psnr` measures this codec's own files, and `evaluate` its reconstructions"
         )
     model = entropy_model_of(args, codec)
     if model is None and not codec.indices_suffice:
