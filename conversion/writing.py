@@ -39,15 +39,23 @@ def write_diffusers(
     """
     component = foreign.component(dtype)
     with replacing(folder, superseded=FORMER_WEIGHTS) as new:
-        _save(component, new, card)
+        save_component(component, new)
+        if card is not None:
+            (new / "README.md").write_text(card)
         written = open_checkpoint(new / WEIGHTS)
         for key in foreign.keys.mapped:
             for ours, tensor in foreign.tensors_of(key).items():
                 _check_equal(_cast(tensor, dtype, key, foreign.name), written[ours], key)
 
 
-def write_component(component: nn.Module, folder: str | os.PathLike, *, dtypes: Dtypes = None) -> None:
+def write_component(
+    component: nn.Module, folder: str | os.PathLike, *, dtypes: Dtypes = None, pipeline: str | None = None
+) -> None:
     """Write a component's diffusers folder in the given precision, compared with it once written.
+
+    Args:
+        dtypes: of the weights, one or by key; None keeps the component's.
+        pipeline: of a codec, for `save_component`.
 
     Raises:
         ConversionError: if what was written differs.
@@ -55,7 +63,7 @@ def write_component(component: nn.Module, folder: str | os.PathLike, *, dtypes: 
     """
     component = _with_dtypes(component, dtypes)
     with replacing(folder, superseded=FORMER_WEIGHTS) as new:
-        _save(component, new, None)
+        save_component(component, new, pipeline)
         written = open_checkpoint(new / WEIGHTS)
         for key, tensor in component.state_dict().items():
             _check_equal(tensor, written[key], key)
@@ -100,12 +108,6 @@ def write_foreign(
         for key in again.keys.mapped:
             _check_equal(state[key], again.tensors[key], key)
     return [path / file.name for file in files] if path.is_dir() else [path]
-
-
-def _save(component: nn.Module, folder: Path, card: str | None) -> None:
-    save_component(component, folder)
-    if card is not None:
-        (folder / "README.md").write_text(card)
 
 
 def _with_dtypes(component: nn.Module, dtypes: Dtypes) -> nn.Module:

@@ -24,7 +24,7 @@ from latent_codec.components.codec_folders import (
     is_foreign_file,
     load_autoencoder,
     load_foreign,
-    pipeline_around,
+    pipeline_of,
     short_name,
 )
 from latent_codec.components.weight_files import (
@@ -114,7 +114,7 @@ class LatentCodec:
                 converted in memory: where nothing in it says the latents' scale, that is 1, with a warning.
             subfolder: of the autoencoder, if it is elsewhere.
             pipeline: the class name of the pipeline whose latents these are to be; None: the pipeline whose folder it
-                lies in, or else the usual ones of the autoencoder's class.
+                is in, or the one that it was saved with, or else the usual ones of the autoencoder's class.
             config: the config.json of a lone weight file; None: the one in the file's metadata, or next to it.
             dtype: float32, bfloat16 or float16; None means float32.
             device: None means the CPU.
@@ -126,13 +126,15 @@ class LatentCodec:
         dtype = _usable_dtype(torch.float32 if dtype is None else dtype)
         device = usable_device("cpu" if device is None else device)
         if subfolder is None and is_foreign_file(name_or_path):
-            codec = cls(load_foreign(name_or_path, config), name=Path(name_or_path).stem, pipeline=pipeline)
+            path = Path(name_or_path)
+            pipeline = pipeline or pipeline_of(path)
+            codec = cls(load_foreign(path, config), name=path.stem, pipeline=pipeline)
         else:
             if config is not None:
                 raise ValueError(f"a config is for a lone weight file, and {name_or_path} has its own")
             weights = find_weights(name_or_path, subfolder)
             autoencoder = read_folder(weights.parent, lambda: load_autoencoder(weights))
-            pipeline = pipeline or pipeline_around(weights)
+            pipeline = pipeline or pipeline_of(weights)
             codec = cls(autoencoder, name=short_name(name_or_path), pipeline=pipeline)
             codec.folder = weights.parent
         return codec.to(device, dtype)
@@ -220,7 +222,7 @@ class LatentCodec:
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write a diffusers folder, complete or not at all.
 
-        The model card of the folder that this codec was opened from goes with it, and so do its preview and entropy
+        It opens with the latents of `pipeline` again. The model card of the folder that this codec was opened from goes with it, and so do its preview and entropy
         model where they fit what is saved.
 
         An older codec's folder is overwritten; its other files stay. Weights are written in `dtype`, so
@@ -232,7 +234,7 @@ class LatentCodec:
         """
         folder = check_folder_to_save(folder)
         with replacing(folder, superseded=FORMER_WEIGHTS) as new:
-            save_component(self.autoencoder, new)
+            save_component(self.autoencoder, new, self.pipeline)
             for file in self._companions():
                 shutil.copyfile(file, new / file.name)
 

@@ -272,7 +272,7 @@ def _convert_codec(source: str | os.PathLike, out: Path, to: str, dtype, asked: 
         )
     dtypes = dtype or open_weights(find_weights(source)).dtypes
     if to == "diffusers":
-        write_component(component, out, dtypes=dtypes)
+        write_component(component, out, dtypes=dtypes, pipeline=codec.pipeline)
         written = [out]
     else:
         written = write_foreign(component, to, out, dtypes=dtypes)

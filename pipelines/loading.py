@@ -59,6 +59,10 @@ def load_components(folder: Path, pipeline_class: type, given: dict[str, Any]) -
             found[name] = given[name]
         elif name == "class_names":
             found[name] = _class_names(entry, path)
+        elif name == "for_pipeline":
+            if not isinstance(entry, str):
+                raise ValueError(f"{path}: expected for_pipeline to be a string, got {entry!r:.60}")
+            found[name] = entry
         else:
             found[name] = _load_component(folder, name, entry)
     return found

@@ -22,6 +22,8 @@ class PriorPipeline(SamplingPipeline):
         classifier: for `keep`: an ImageClassifier, or any model of images in [-1, 1] whose output is logits or has
             `logits`, such as transformers' image classifiers. Put into eval mode.
         class_names: one for each class, in the order of labels.
+        for_pipeline: the class name of the pipeline of diffusers whose latents the prior learned, as `pipeline` of
+            LatentCodec; None: the usual ones of the class of `vae`.
 
     Raises:
         ValueError: where these do not fit together.
@@ -36,10 +38,13 @@ class PriorPipeline(SamplingPipeline):
         vae: nn.Module | None = None,
         classifier: nn.Module | None = None,
         class_names: list[str] | None = None,
+        for_pipeline: str | None = None,
     ):
         super().__init__()
         self.register_modules(prior=prior, vae=vae, classifier=classifier)
         self.register_to_config(class_names=None if class_names is None else list(class_names))
+        if for_pipeline is not None:
+            self.register_to_config(for_pipeline=for_pipeline)
         self._check_prior()
         self._check_components()
 

@@ -124,7 +124,7 @@ class SamplingPipeline(DiffusionPipeline):
     @property
     def _codec(self) -> LatentCodec:
         onload(self.vae)
-        return LatentCodec(self.vae, name="vae")
+        return LatentCodec(self.vae, name="vae", pipeline=self.config.get("for_pipeline"))
 
     @property
     def _num_classes(self) -> int | None:
@@ -163,7 +163,7 @@ class SamplingPipeline(DiffusionPipeline):
             return
         if any(weight.dtype != torch.float32 for weight in self.vae.parameters()):
             return  # rounded weights have another fingerprint
-        found = LatentCodec(self.vae).space_fingerprint
+        found = self._codec.space_fingerprint
         for name, fingerprint in known.items():
             if fingerprint not in (None, found):
                 logger.warning(

@@ -405,7 +405,7 @@ def test_a_still_is_decoded_as_the_last_of_the_frames_that_a_video_of_one_latent
     [
         (
             lambda tiny: tiny.encode(torch.zeros(1, 3, 1, 8, 8)),
-            "expected an image (B, 3, H, W), got shape (1, 3, 1, 8, 8)",
+            r"expected an image \(B, 3, H, W\), got shape",
         ),
         (lambda tiny: tiny.decode(torch.zeros(1, 3, 8, 8)), r"expected latents \(B, 16, h, w\)"),
         (lambda tiny: AutoencoderTinyVideo(encoder_time_strides=(2, 2)), "one width more than strides"),

@@ -56,7 +56,7 @@ def finetune(folder, photos, **sections) -> list[str]:
     """A command that trains folder/noisy for four steps."""
     table = tiny_config(
         data={"height": 32},
-        run={"steps": 4, "checkpoint_every": 2, "calibration_images": 1},
+        run={"steps": 4, "checkpoint_every": 2, "log_every": 4, "calibration_images": 1},
         objective={"posterior": "sample"},
         optimizer={"learning_rate": 1e-2},
         **sections,

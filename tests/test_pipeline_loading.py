@@ -120,7 +120,10 @@ def test_a_part_that_is_not_whole_is_refused_by_every_verb(part, damage, folder,
         ({"prior": [None, "PixelCNN"]}, "expected prior to be a library and a class"),
         ({"vae": [["a"], {}]}, "expected vae to be a library and a class"),
         ({"vae": ["diffusers", "VQModel"]}, "has a 'VQModel' as vae, and .* holds a HierarchicalVQ"),
-        ({"unet": ["diffusers", "UNet"]}, "expected class_names, classifier, prior, vae, got 'unet'"),
+        (
+            {"unet": ["diffusers", "UNet"]},
+            "expected class_names, classifier, for_pipeline, prior, vae, got 'unet'",
+        ),
     ],
 )
 def test_an_index_is_what_the_pipeline_takes_or_refused(entries, message, folder):

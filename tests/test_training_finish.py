@@ -56,7 +56,8 @@ def test_the_codec_folder_is_plain_diffusers_with_calibrated_latents(tmp_path, m
 
 
 def test_the_card_says_what_was_done_without_this_machine(tmp_path, make_images):
-    folder = finished(make_images, tmp_path / "mine", run={"steps": 2})
+    run = {"steps": 2, "log_every": 2}
+    folder = finished(make_images, tmp_path / "mine", run=run)
     head, body = card_of(folder)
 
     assert (head["library_name"], head["lpips_trained"], head["training_steps"]) == (
@@ -68,7 +69,7 @@ def test_the_card_says_what_was_done_without_this_machine(tmp_path, make_images)
     assert "float16" in body and "Largest activation" in body and "variance is untrained" not in body
     assert str(tmp_path) not in body and str(make_images) not in body
     toml = body.split("```toml\n")[1].split("```")[0]
-    assert TrainingConfig.from_dict(tomllib.loads(toml)) == tiny_config(run={"steps": 2})
+    assert TrainingConfig.from_dict(tomllib.loads(toml)) == tiny_config(run=run)
     assert is_finished(tiny_config(), tmp_path / "mine", 2) and not is_finished(
         tiny_config(), tmp_path / "mine", 20
     )
@@ -88,7 +89,11 @@ def test_a_plain_autoencoder_samples_its_mean_and_says_that_its_variance_is_untr
     arguments = tiny_config().model.arguments
     arguments = arguments | {"use_quant_conv": quant_conv, "use_post_quant_conv": quant_conv}
     folder = finished(
-        make_images, tmp_path / "mine", model={"arguments": arguments}, objective={"posterior": "mean"}
+        make_images,
+        tmp_path / "mine",
+        model={"arguments": arguments},
+        objective={"posterior": "mean"},
+        run={"steps": 1},
     )
 
     codec = LatentCodec.from_pretrained(folder)

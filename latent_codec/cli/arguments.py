@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from latent_codec.errors import SettingError
 from latent_codec.training.stopping import check_minutes
@@ -52,12 +53,13 @@ def add_subfolder_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pipeline_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    action: Any = parser.add_argument(
         "--for-pipeline",
         metavar="CLASS",
         help="take latents to be those of this pipeline of diffusers, such as Ideogram4Pipeline (default: of the "
-        "pipeline whose folder --codec is in, or the usual ones of the autoencoder's class)",
+        "pipeline whose folder --codec is in, or that it was made for, or the usual ones of the autoencoder's class)",
     )
+    action.setting = "model.pipeline"  # of a training
 
 
 def add_data_arguments(

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="join the codec that the priors learned; none for a prior over pixels",
     )
     arguments.add_subfolder_argument(parser)
+    arguments.add_pipeline_argument(parser)
     parser.add_argument(
         "--prior",
         nargs="+",
@@ -73,6 +74,8 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.codec is None and number > 1:
         raise ValueError(f"expected --codec, since {number} priors are of a codec's levels")
+    if args.codec is None and args.for_pipeline is not None:
+        raise ValueError("--for-pipeline says whose latents those of --codec are, which is missing")
     folder = args.out
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give a folder to save the pipeline in")

@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the codec to start from or to learn from (default: the preset's)",
     )
     arguments.add_subfolder_argument(parser)
+    arguments.add_pipeline_argument(parser)
     arguments.add_training_arguments(parser)
     parser.add_argument(
         "--stream",
@@ -85,7 +86,7 @@ def check(args: argparse.Namespace) -> None:
         return
     if not args.preset:
         raise ValueError(f"name a preset ({', '.join(preset_names())}) or a .toml file.")
-    load_config(args.preset, args.set, args.codec)
+    load_config(args.preset, args.set, args.codec, args.for_pipeline)
     if not args.data:
         raise ValueError("--data is missing: a folder of images, tars, an IDX folder or hf:owner/name.")
     check_minutes(args.minutes)

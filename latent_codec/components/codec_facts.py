@@ -19,7 +19,7 @@ import numpy as np
 from latent_codec.components.codec_folders import (
     find_weights,
     is_foreign_file,
-    pipeline_around,
+    pipeline_of,
     short_name,
 )
 from latent_codec.components.weight_files import CONFIG, config_in, metadata_of, read_config_file
@@ -152,9 +152,9 @@ def read_facts(name_or_path: str | os.PathLike, pipeline: str | None = None) -> 
     """
     if is_foreign_file(name_or_path):
         path = Path(name_or_path)
-        return _read(path, path.stem, pipeline) if _is_own_copy(path) else None
+        return _read(path, path.stem, pipeline or pipeline_of(path)) if _is_own_copy(path) else None
     weights = find_weights(name_or_path, None)
-    pipeline = pipeline or pipeline_around(weights)
+    pipeline = pipeline or pipeline_of(weights)
     return read_folder(weights.parent, lambda: _read(weights, short_name(name_or_path), pipeline))
 
 

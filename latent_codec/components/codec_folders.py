@@ -5,12 +5,15 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 from latent_codec.components.weight_files import (
     CONFIG,
+    PIPELINE_KEY,
     WEIGHTS,
     find_weights_in,
     is_weights_name,
+    metadata_of,
     read_config_file,
     weight_patterns,
 )
@@ -77,16 +80,32 @@ def find_weights(name_or_path: str | os.PathLike, subfolder: str | None = None) 
     )
 
 
-def pipeline_around(weights: Path) -> str | None:
-    """The class name of the pipeline whose folder holds this component, if its latent space is known; else None."""
-    for index in INDEXES:
+def pipeline_of(weights: Path) -> str | None:
+    """The class name of the pipeline whose latents a stored codec's are; None: the usual ones of its class.
+
+    That is the pipeline whose folder holds it, or the one that pipeline's priors learned the latents of, or else the one
+    that the codec was saved with; each of them only if its latent space is known.
+    """
+    named: list[Any] = []
+    for index in () if is_foreign_file(weights) else INDEXES:
         try:
             entries = json.loads((weights.parent.parent / index).read_bytes())
         except (OSError, ValueError, RecursionError):
             continue  # none, or one that the component does not need
-        name = entries.get("_class_name") if isinstance(entries, dict) else None
-        return name if isinstance(name, str) and name in PIPELINES else None
-    return None
+        if isinstance(entries, dict):
+            named = [entries.get("_class_name"), entries.get("for_pipeline")]
+            break
+    named.append(metadata_of(weights).get(PIPELINE_KEY))
+    return next((name for name in named if isinstance(name, str) and name in PIPELINES), None)
+
+
+def pipeline_of_codec(name_or_path: str | os.PathLike) -> str | None:
+    """`pipeline_of` what a codec's name, path or hub id stands for.
+
+    Raises:
+        ValueError: if there is no codec.
+    """
+    return pipeline_of(Path(name_or_path) if is_foreign_file(name_or_path) else find_weights(name_or_path))
 
 
 def in_subfolder(name_or_path: str | None, subfolder: str) -> str:

@@ -1,7 +1,8 @@
 """Weight files that carry their config.json in the safetensors metadata, so that a lone copy of the file can be opened.
 
 component --save_component--> folder/config.json
-                              folder/diffusion_pytorch_model.safetensors, metadata {"format": "pt", "config": JSON}
+                              folder/diffusion_pytorch_model.safetensors, metadata {"format": "pt", "config": JSON,
+                              "pipeline": whose latents a codec's are, if that is not the usual one of its class}
 weight file --config_in(metadata_of)--> the config, or None where the file holds none
 """
 
@@ -20,6 +21,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 FORMER_WEIGHTS = ("diffusion_pytorch_model*",)
 """What `files.replacing` is not to carry over to a component's folder: shards and variants of the one before it."""
 CONFIG_KEY = "config"
+PIPELINE_KEY = "pipeline"
 LATENTS = "latent-codec"
 """What the metadata of a latent file call its format."""
 MAX_CONFIG_BYTES = 1 << 20
@@ -103,11 +105,14 @@ def read_json(path: Path, max_bytes: int) -> Any:
         raise ValueError("its values are nested too deep") from error
 
 
-def save_component(component, folder: str | os.PathLike) -> None:
+def save_component(component, folder: str | os.PathLike, pipeline: str | None = None) -> None:
     """Write config.json and weights of a diffusers model as `save_pretrained` does, with the config in both files.
 
     The caller gives a folder that nobody reads yet (`files.replacing`). What diffusers adds about this machine, the
     path that the component was opened from, is left out.
+
+    Args:
+        pipeline: the class name of the pipeline whose latents a codec's are; None: the usual one of its class.
 
     Raises:
         OSError: if it cannot be written.
@@ -119,9 +124,10 @@ def save_component(component, folder: str | os.PathLike) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_config_of(component), indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    save_checkpoint(
-        plain_state_dict(component), folder / WEIGHTS, {"format": "pt"} | config_metadata(component)
-    )
+    metadata = {"format": "pt"} | config_metadata(component)
+    if pipeline is not None:
+        metadata[PIPELINE_KEY] = pipeline
+    save_checkpoint(plain_state_dict(component), folder / WEIGHTS, metadata)
 
 
 def config_metadata(component) -> dict[str, str]:

@@ -224,6 +224,11 @@ def check_convention(codec: LatentCodec, convention: Convention) -> None:
     kind, reads = type(codec.autoencoder).__name__, codec.family.reads(codec.pipeline)
     if convention == "keep":
         return
+    fixed = None if codec.pipeline is None else PIPELINES[codec.pipeline].scale
+    if fixed is not None:
+        raise ValueError(
+            f"{codec.pipeline} takes a scaling_factor of {fixed}, whatever the config says; keep the space as it is"
+        )
     if not reads:
         reason = codec.family.uncalibrated
         raise ValueError(f"no pipeline reads a scale from this {kind}: {reason}; keep the space as it is")

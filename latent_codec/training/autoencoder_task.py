@@ -10,6 +10,7 @@ from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from latent_codec.codec import LatentCodec
 from latent_codec.errors import SettingError
 from latent_codec.families import family_of
 from latent_codec.metrics import LPIPS_MIN_SIDE
@@ -20,6 +21,7 @@ from latent_codec.training import losses, report
 from latent_codec.training.build import CLASSES, Autoencoder
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import StreamedCrops, TrainingCrops
+from latent_codec.training.finish_codec import convention_of
 from latent_codec.training.objective import (
     ACTIVATION_BLOCKS,
     AutoencoderObjective,
@@ -76,6 +78,9 @@ class AutoencoderTask(Task):
                 f"a codec whose decoder is trained on images, and that of {name} is not: {family.untrained}"
             )
             raise config.error("model.pretrained", expected)
+        codec = LatentCodec(network, pipeline=config.model.pipeline)  # refuses a pipeline of other classes
+        if config.run.calibration_images:
+            convention_of(config, codec)
         channels = shape.get("in_channels"), shape.get("out_channels")
         if None not in channels and family.channels == channels[0] != channels[1]:
             raise SettingError("model.arguments", "as many out_channels as in_channels", channels)

@@ -31,15 +31,14 @@ def load_codec(config: TrainingConfig) -> LatentCodec | None:
     """
     if config.kind.codec in (None, "model.pretrained"):
         return None
-    section, _, key = config.kind.codec.partition(".")
-    name = getattr(getattr(config, section), key)
+    name = config.codec
     is_over_pixels = config.model.arguments.get("data") == "pixels"
     if is_over_pixels and name is not None:
         raise config.error(config.kind.codec, "none for a prior over pixels")
     if is_over_pixels or (name is None and config.kind.codec_optional and config.model.pretrained):
         return None
     if name is not None:
-        return LatentCodec.from_pretrained(name)
+        return LatentCodec.from_pretrained(name, pipeline=config.model.pipeline)
     raise SettingError(
         config.kind.codec,
         f"the name or folder of the codec that a {config.model.class_name} learns from",
@@ -59,7 +58,8 @@ def build_autoencoder(
         ValueError: for an argument that the class does not have or cannot use.
     """
     if config.model.pretrained:
-        return LatentCodec.from_pretrained(config.model.pretrained).autoencoder.train()
+        codec = LatentCodec.from_pretrained(config.model.pretrained, pipeline=config.model.pipeline)
+        return codec.autoencoder.train()
     autoencoder_class, arguments = CLASSES[config.model.class_name], dict(config.model.arguments)
     if "block_out_channels" in inspect.signature(autoencoder_class.__init__).parameters:
         widths = arguments.setdefault("block_out_channels", [64])

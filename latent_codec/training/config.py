@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from latent_codec import deprecated
 from latent_codec.errors import SettingError
+from latent_codec.families.pipeline_spaces import find_pipeline
 from latent_codec.files import check_is_file
 from latent_codec.training.kinds import TrainingKind, kind_of, kinds_that_read
 from latent_codec.training.settings import (
@@ -48,10 +49,15 @@ class ModelConfig(Section):
     takes pretrained codecs of every family, `all` those of the classes that `class_name` may name."""
     teacher: str | None = None
     """Name or folder of the codec whose decoder a TinyDecoder learns to imitate, or whose values an entropy model learns."""
+    pipeline: str | None = None
+    """The class name of the pipeline of diffusers whose latents the codec's are, of the codec that is trained or learned
+    from; None: as its folder says, or the usual ones of its class."""
 
     def __post_init__(self):
         super().__post_init__()
         kind_of(self.class_name)
+        if self.pipeline is not None:
+            find_pipeline(self.pipeline)
         if self.pretrained and self.arguments:
             raise self.error("arguments", "none where model.pretrained names a network")
         if self.pretrained and self.initialization != "random":
@@ -274,6 +280,12 @@ class TrainingConfig:
         """What is trained."""
         return kind_of(self.model.class_name)
 
+    @property
+    def codec(self) -> str | None:
+        """Name or folder of the codec to start from or to learn from."""
+        section, _, key = (self.kind.codec or "").partition(".")
+        return getattr(getattr(self, section), key) if section else None
+
     def error(self, setting: str, expected: str, *, advice: str = "") -> SettingError:
         """The error of a setting, `section.key`, that does not fit."""
         section, _, key = setting.partition(".")
@@ -326,7 +338,9 @@ def preset_notes(name: str) -> PresetNotes:
     return PresetNotes(**_read_preset(name)["preset"])
 
 
-def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = None) -> TrainingConfig:
+def load_config(
+    preset: str, overrides: Sequence[str] = (), codec: str | None = None, pipeline: str | None = None
+) -> TrainingConfig:
     """Read a preset by name, or a TOML file by path, and apply `section.key=value` overrides.
 
     What the file gives in steps (`IN_STEPS`) becomes a share of the file's `run.steps`, so that it fits a run of another length;
@@ -336,6 +350,7 @@ def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = 
         preset: a shipped preset's name, or the path of a .toml file.
         overrides: each `section.key=value`, the value in TOML; a bare word counts as a string.
         codec: the codec to start or to learn from, for the setting that the kind of training has for it.
+        pipeline: for `model.pipeline`.
 
     Raises:
         ValueError: for an unknown preset, section, key or value, naming what is allowed.
@@ -353,6 +368,8 @@ def load_config(preset: str, overrides: Sequence[str] = (), codec: str | None = 
         _set(table, keys, _parse_value(value.strip()))
     if codec is not None:
         _set_codec(table, codec, preset)
+    if pipeline is not None:
+        _set(table, ["model", "pipeline"], pipeline)
     for setting, share in _given_in_steps(table, num_steps).items():
         if setting not in overridden:
             _set(table, setting.split("."), share)

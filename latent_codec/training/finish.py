@@ -78,6 +78,7 @@ def write_network(
     unfinished_at: int | None = None,
     not_yet: str = "",
     superseded: Sequence[str] = (),
+    pipeline: str | None = None,
 ) -> Path:
     """Write RUN/KIND with a model card, and at the end RUN/curves.png; the card holds data, recipe and measured figures.
 
@@ -88,6 +89,7 @@ def write_network(
         unfinished_at: steps done so far; None at the end.
         not_yet: what is still missing of an unfinished network.
         superseded: files of the old folder that go.
+        pipeline: of a codec, for `save_component`.
     """
     last = (read_metrics(run) or [{}])[-1]
     steps = last.get("step", 0) if unfinished_at is None else unfinished_at
@@ -119,7 +121,7 @@ library_name: diffusers
 """
     folder = run / config.kind.name
     with replacing(folder, superseded=(*FORMER_WEIGHTS, *superseded)) as written:
-        save_component(network, written)
+        save_component(network, written, pipeline)
         (written / "README.md").write_text(card, encoding="utf-8")
     if unfinished_at is None:
         plot_curves(run)

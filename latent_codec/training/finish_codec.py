@@ -43,13 +43,11 @@ def finish_codec(
         silence_posterior(autoencoder)
     measured = None
     if unfinished_at is None and config.run.calibration_images:
-        codec = LatentCodec(autoencoder, name=run.resolve().name)
+        codec = LatentCodec(autoencoder, name=run.resolve().name, pipeline=config.model.pipeline)
         measured = calibration.measure(
             codec, source, num_images=num_calibration_images(config), on_progress=on_progress
         )
-        keep = config.model.train == "decoder"  # the latent space of its encoder
-        fold = calibration.can_normalize(autoencoder)
-        calibration.calibrate(codec, measured, "keep" if keep else "normalize" if fold else None)
+        calibration.calibrate(codec, measured, convention_of(config, codec))
     stored = to_stored_dtype(config, autoencoder)
     return write_network(
         config,
@@ -61,11 +59,26 @@ def finish_codec(
             "tags: [autoencoder, latent-codec]",
             f"lpips_trained: {str(config.objective.lpips_weight > 0).lower()}",
         ),
-        facts=_facts(config, LatentCodec(stored), measured),
+        facts=_facts(config, LatentCodec(stored, pipeline=config.model.pipeline), measured),
         unfinished_at=unfinished_at,
         not_yet=", scale and shift are not measured",
         superseded=SIDECARS,
+        pipeline=config.model.pipeline,
     )
+
+
+def convention_of(config: TrainingConfig, codec: LatentCodec) -> calibration.Convention:
+    """How the measured scale and shift are written at the end.
+
+    Raises:
+        ValueError: if the codec's pipeline would not read them.
+    """
+    if config.model.train == "decoder":
+        return "keep"  # the latent space of its encoder
+    if not calibration.can_normalize(codec.autoencoder):
+        return calibration.usual_convention(codec)
+    calibration.check_convention(codec, "normalize")
+    return "normalize"
 
 
 def num_calibration_images(config: TrainingConfig) -> int:

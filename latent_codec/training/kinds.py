@@ -54,7 +54,9 @@ KINDS = {
         TrainingKind(
             name="codec",
             model_classes=("AutoencoderKL", "AutoencoderVQ", "HierarchicalVQ"),
-            sections=frozenset({"objective", "codebook", "model.initialization", "model.train"}),
+            sections=frozenset(
+                {"objective", "codebook", "model.initialization", "model.train", "model.pipeline"}
+            ),
             build=f"{_HERE}.build:build_autoencoder",
             task=f"{_HERE}.autoencoder_task:AutoencoderTask",
             finish=f"{_HERE}.finish_codec:finish_codec",
@@ -65,7 +67,7 @@ KINDS = {
         TrainingKind(
             name="prior",
             model_classes=("PixelCNN", "PixelSNAIL"),
-            sections=frozenset({"prior", "data.label", "data.held_out"}),
+            sections=frozenset({"prior", "data.label", "data.held_out", "model.pipeline"}),
             build=f"{_HERE}.prior_task:build_prior",
             task=f"{_HERE}.prior_task:PriorTask",
             codec="prior.codec",
@@ -82,7 +84,7 @@ KINDS = {
         TrainingKind(
             name="preview",
             model_classes=("TinyDecoder",),
-            sections=frozenset({"model.teacher"}),
+            sections=frozenset({"model.teacher", "model.pipeline"}),
             build=f"{_HERE}.tiny_decoder_task:build_tiny_decoder",
             task=f"{_HERE}.tiny_decoder_task:TinyDecoderTask",
             codec="model.teacher",
@@ -90,7 +92,7 @@ KINDS = {
         TrainingKind(
             name="entropy",
             model_classes=("LatentContext", "IndexContext"),
-            sections=frozenset({"model.teacher", "data.held_out"}),
+            sections=frozenset({"model.teacher", "data.held_out", "model.pipeline"}),
             build=f"{_HERE}.entropy_task:build_context",
             task=f"{_HERE}.entropy_task:EntropyTask",
             codec="model.teacher",

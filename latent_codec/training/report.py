@@ -201,20 +201,31 @@ def plot_curves(run: Path) -> Path | None:
     lines = read_metrics(run)
     if len(lines) < 2:
         return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = sorted({name for line in lines for name in line} - {"step"})
     columns = 3
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
+    width, height = 4.2 * columns, 2.6 * rows
+    figure = Figure(figsize=(width, height), dpi=110)
+    figure.subplots_adjust(  # inches; to compute them, matplotlib would draw twice more
+        left=0.6 / width,
+        right=1 - 0.1 / width,
+        bottom=0.3 / height,
+        top=1 - 0.3 / height,
+        wspace=0.2,
+        hspace=0.3,
+    )
     for place, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, place + 1)
         points = [(line["step"], line[name]) for line in lines if name in line]
         axes.plot(*zip(*points), linewidth=1)
         axes.set_title(name.replace("_", " "), fontsize=9)
         axes.tick_params(labelsize=7)
+        axes.locator_params(nbins=4)
         axes.grid(alpha=0.3)
     path = run / "curves.png"
     with replacing(path) as written:
-        figure.savefig(written, dpi=110)
+        FigureCanvasAgg(figure).print_png(written)
     return path

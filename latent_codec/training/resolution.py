@@ -1,4 +1,4 @@
-"""What a configuration leaves to the machine and to the length of the run: its precision, and shares of `run.steps`.
+"""What a configuration leaves to the machine, to its codec and to the length of the run: precision, whose latents, shares of `run.steps`.
 
 They are decided when a run begins, and config.toml holds what was decided. A run that goes on keeps it.
 """
@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from latent_codec.components.codec_folders import pipeline_of_codec
 from latent_codec.precision import EMULATED, computes_bfloat16
 from latent_codec.training.config import IN_STEPS, TrainingConfig
 from latent_codec.training.run_folder import configuration_to_resume
@@ -27,7 +28,7 @@ def resolve(
         say: takes each line.
 
     Raises:
-        ValueError: if the configuration in `out` cannot be read.
+        ValueError: if the configuration in `out` cannot be read, or there is no codec of that name.
     """
     before = configuration_to_resume(out)
     precision = config.run.precision
@@ -43,6 +44,9 @@ def resolve(
         )
         say(f"Note: {EMULATED}; {advice}")
     sections = {"run": dataclasses.replace(config.run, precision=precision)}
+    if config.model.pipeline is None and config.codec is not None:
+        pipeline = pipeline_of_codec(config.codec)
+        sections["model"] = dataclasses.replace(config.model, pipeline=pipeline)
     decided = []
     for section, names in IN_STEPS.items():
         settings = getattr(config, section)

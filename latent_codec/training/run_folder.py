@@ -34,6 +34,8 @@ _MAY_CHANGE = {
         "codec_dtype",
     },
 }
+_MAY_BE_DECIDED = {"model": {"pipeline"}}
+"""May be named where the run began without: runs of 0.1 did not record it, and tasks know their latent space."""
 
 
 def configuration_to_resume(out: Path) -> TrainingConfig | None:
@@ -103,5 +105,7 @@ def _differences(before: TrainingConfig, now: TrainingConfig) -> list[str]:
         f"{section}.{key} ({old[section].get(key)} -> {new[section].get(key)})"
         for section in new
         for key in sorted(old[section].keys() | new[section].keys())
-        if old[section].get(key) != new[section].get(key) and key not in _MAY_CHANGE.get(section, ())
+        if old[section].get(key) != new[section].get(key)
+        and key not in _MAY_CHANGE.get(section, ())
+        and not (key not in old[section] and key in _MAY_BE_DECIDED.get(section, ()))
     ]

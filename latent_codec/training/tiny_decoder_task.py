@@ -104,4 +104,4 @@ class TinyDecoderTask(Task):
     def _lesson(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Crops -> latents, and RGB as the codec decodes them."""
         latents = self.codec.encode(images)
-        return latents, rgb(self.codec.decode(latents, output_type="pt"))
+        return latents.float(), rgb(self.codec.decode(latents, output_type="pt"))

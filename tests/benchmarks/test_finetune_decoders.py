@@ -1,10 +1,12 @@
-"""`train finetune-decoder` for every class that opens: from noise on a tiny random decoder, 200 steps on crops of Kodak.
+"""`train finetune-decoder` for every class that opens: from noise on a tiny decoder, 200 steps on crops of Kodak.
 
     pytest tests/benchmarks/test_finetune_decoders.py -s -o addopts=
 
-prints PSNR before and after. Encoder, quantizer and statistics must be equal to the bit after it, the space's
-fingerprint too, and a run that goes on from step 100 must end at the same weights. Needs the data folder next to the
-checkout; 25 minutes of one core of a busy machine. HierarchicalVQ misses the least gain: 0.3 dB as measured.
+prints PSNR of the fitted codec, with noise on its decoder, and after fine-tuning. Encoder and decoder are fitted first: of a
+random encoder's latents no decoder makes more than a gray image (13.8 dB of 14.0), and noise on such a decoder costs
+nothing. HierarchicalVQ: 16.0 dB, 13.8 with noise, 16.0 after it. Encoder, quantizer and statistics must be equal to the bit
+after it, the space's fingerprint too, and a run that goes on from step 100 must end at the same weights. Needs the data
+folder next to the checkout; about 40 minutes of one core of a busy machine.
 """
 
 import shutil
@@ -13,21 +15,27 @@ import pytest
 import torch
 from helpers.autoencoders import CONFIGS, build
 from tables import table
+from torch.nn.functional import mse_loss
 
 from latent_codec import LatentCodec, metrics
+from latent_codec.families import family_of
 from latent_codec.images.sources import open_source
 from latent_codec.images.tensors import central_window
 from latent_codec.models.initialization import initialize_codebooks
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
+from latent_codec.training.data import TrainingCrops
 from latent_codec.training.finish_codec import finish_codec
 from latent_codec.training.loop import train
+from latent_codec.training.task import collate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 32
-NOISE = 0.2
-"""Of each weight of the decoder, in standard deviations of its tensor."""
+FITTED = 300
+"""Steps of Adam that encoder and decoder are fitted in, without quantization where a codebook is fitted after half of them."""
+NOISE = 0.5
+"""Of each weight of the decoder, in standard deviations of its tensor, for every class."""
 LEAST_GAIN = 0.5
 SETTINGS = (
     "run.steps=200",
@@ -48,9 +56,31 @@ def report():
     yield
     table(
         f"Decoders with noise, fine-tuned for 200 steps on crops of {SIDE} px",
-        ["class", "PSNR before, dB", "after, dB", "gain, dB"],
+        ["class", "PSNR fitted, dB", "noise costs, dB", "with noise, dB", "after, dB", "regained, dB"],
         ROWS,
     )
+
+
+def fitted(name: str, source):
+    """A tiny autoencoder whose latents carry something of images, so that its decoder has something to lose."""
+    autoencoder = build(name)
+    family = family_of(autoencoder)
+    config = load_config("finetune-decoder", SETTINGS)
+    crops = TrainingCrops.configured(config, source, family.channels)
+    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=2e-3)
+    for step in range(FITTED):
+        if name == "HierarchicalVQ":  # of a random codebook nearly all codewords are far from all latents
+            for quantizer in autoencoder.quantizers:
+                quantizer.bypassed = step < FITTED // 2
+            if step == FITTED // 2:
+                initialize_codebooks(autoencoder, collate(crops, range(64)))
+        images = collate(crops, range(4 * step, 4 * step + 4))
+        posterior, raw_latents = family.encode_raw(images)
+        reconstruction = family.decode_raw(raw_latents if posterior is None else posterior.mode())
+        optimizer.zero_grad()
+        mse_loss(reconstruction, images).backward()
+        optimizer.step()
+    return autoencoder.eval()
 
 
 @torch.no_grad()
@@ -73,11 +103,8 @@ def reconstruction_psnr(codec: LatentCodec, source) -> float:
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "ConsistencyDecoderVAE"])
 def test_a_noisy_decoder_becomes_better_and_nothing_else_changes(name, shared, tmp_path):
     source = open_source(shared / "data/kodak")
-    autoencoder = build(name)
-    if name == "HierarchicalVQ":  # of a random codebook nearly all codewords are far from all latents
-        crops = [central_window(source.image(index, 3), (SIDE, SIDE)) for index in range(len(source))]
-        initialize_codebooks(autoencoder, torch.stack(crops))
-    before = LatentCodec(autoencoder)
+    before = LatentCodec(fitted(name, source))
+    start = reconstruction_psnr(before, source)
     add_noise(before)
     before.save_pretrained(tmp_path / "noisy")
     config = load_config("finetune-decoder", SETTINGS, codec=str(tmp_path / "noisy"))
@@ -90,7 +117,7 @@ def test_a_noisy_decoder_becomes_better_and_nothing_else_changes(name, shared, t
 
     after = finished(tmp_path / "run")
     first, last = (reconstruction_psnr(codec, source) for codec in (before, after))
-    ROWS.append([name, first, last, last - first])
+    ROWS.append([name, start, start - first, first, last, last - first])
     assert last - first >= LEAST_GAIN
     old, new = before.autoencoder.state_dict(), after.autoencoder.state_dict()
     for key in old:

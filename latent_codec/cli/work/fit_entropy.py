@@ -86,7 +86,7 @@ def _train(
 ) -> tuple[EntropyModel | None, dict]:
     """Train a context model; return it, None if the training is not at its end, with facts to report."""
     class_name = context_class(codec).__name__
-    config = load_config(PRESETS[class_name], args.set, args.codec)
+    config = load_config(PRESETS[class_name], args.set, args.codec, codec.pipeline)
     out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-entropy")
     with lock_run(out):
         with processes.main_process_first(), showing("encoding") as report:
@@ -95,7 +95,13 @@ def _train(
         with showing("surveying latents"):
             context = build_context(config, encoded, codec)
         result = loop.train(
-            config, context, encoded, out, max_minutes=args.minutes, data_name=f"codes of {codec.name}"
+            config,
+            context,
+            encoded,
+            out,
+            codec=codec,
+            max_minutes=args.minutes,
+            data_name=f"codes of {codec.name}",
         )
     last = (read_metrics(out) or [{}])[-1]
     facts = {

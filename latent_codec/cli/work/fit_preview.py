@@ -41,10 +41,10 @@ def run(args: argparse.Namespace) -> None:
         "palette_correlation": fit.palette_correlation,
     }
     if args.tiny:
-        config = load_config("tiny-preview", args.set, args.codec)
+        config = load_config("tiny-preview", args.set, args.codec, codec.pipeline)
         out = args.run_folder or Path(f"runs/{codec.name.replace('/', '-')}-preview")
-        network = build_tiny_decoder(config, source)
-        result = loop.train(config, network, source, out, max_minutes=args.minutes)
+        network = build_tiny_decoder(config, source, codec)
+        result = loop.train(config, network, source, out, codec=codec, max_minutes=args.minutes)
         psnr = (read_metrics(out) or [{}])[-1].get("psnr")
         found["tiny"] = {"step": result.step, "finished": result.finished, "psnr": psnr}
         if result.finished and result.is_main_process:

@@ -97,7 +97,7 @@ def _describe_pipeline(folder: Path) -> dict:
     }
     facts |= {name: _prior_facts(prior) for name, prior in pipe.priors.items()}
     if pipe.vae is not None:
-        codec = facts_of(LatentCodec(pipe.vae)).describe()
+        codec = facts_of(LatentCodec(pipe.vae, pipeline=pipe.config.get("for_pipeline"))).describe()
         facts["vae"] = {key: value for key, value in codec.items() if key not in ("kind", "name")}
     if pipe.classifier is not None:
         facts["classifier"] = {"class": type(pipe.classifier).__name__}

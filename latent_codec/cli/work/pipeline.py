@@ -20,7 +20,9 @@ from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
 
 def run(args: argparse.Namespace) -> None:
     names = COMPONENTS[len(args.prior)]
-    codec = None if args.codec is None else LatentCodec.from_pretrained(args.codec)
+    codec = (
+        None if args.codec is None else LatentCodec.from_pretrained(args.codec, pipeline=args.for_pipeline)
+    )
     priors = {name: load_prior(path) for name, path in zip(names, args.prior)}
     classifier = None
     if args.classifier is not None:
@@ -28,12 +30,16 @@ def run(args: argparse.Namespace) -> None:
     class_names = args.class_names.split(",") if args.class_names else None
     if class_names is None and classifier is not None and classifier.config.class_names:
         class_names = list(classifier.config.class_names)
-    pipe = (PriorPipeline if len(names) == 1 else HierarchicalPriorPipeline)(
-        vae=None if codec is None else codec.autoencoder,
+    parts = {
+        "vae": None if codec is None else codec.autoencoder,
         **priors,
-        classifier=classifier,
-        class_names=class_names,
-    )
+        "classifier": classifier,
+        "class_names": class_names,
+    }
+    if len(names) == 1:
+        pipe = PriorPipeline(**parts, for_pipeline=None if codec is None else codec.pipeline)
+    else:
+        pipe = HierarchicalPriorPipeline(**parts)
     _round(getattr(torch, args.dtype), codec, priors, classifier)
     folders = {} if codec is None else {"vae": find_weights(args.codec).parent}
     folders |= {name: find_prior(path) for name, path in zip(names, args.prior)}
@@ -142,7 +148,7 @@ def _described(pipe, part: str) -> str:
         return f"{component.config.num_classes} classes"
     if part != "vae":
         return _described_prior(component)
-    codec = LatentCodec(component)
+    codec = LatentCodec(component, pipeline=pipe.config.get("for_pipeline"))
     if codec.is_discrete:
         holds = f"codebooks of {' and '.join(map(str, codec.codebook_sizes))}"
     else:

@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
     codec = load_codec(args)
     if codec.channels not in (1, 3):
         raise ValueError(
-            f"{codec.name} takes images of {codec.channels} channels; expected gray or RGB, since transparency has no rate to compare"
+            f"{codec.name} takes images of {codec.channels} channels; expected gray or RGB, which the other formats hold at every rate: "
+            "`latent-codec compress --psnr` measures this codec's own files, and `evaluate` its reconstructions"
         )
     ours = CodecCompressor(codec, needed_entropy_model(args, codec))
     _check(args, ours)

@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> int:
         args.run_folder,
         settings=args.set,
         codec=args.codec,
+        pipeline=args.for_pipeline,
         split=args.split,
         stream=args.stream,
         minutes=args.minutes,
