@@ -19,7 +19,7 @@ from latent_codec.bitstream import load_entropy_model
 from latent_codec.cli import main
 from latent_codec.components.codec_facts import read_facts
 from latent_codec.components.weight_files import WEIGHTS
-from latent_codec.conversion import convert
+from latent_codec.converting import convert
 from latent_codec.evaluation.calibration import usual_convention
 from latent_codec.pipelines import PriorPipeline
 from latent_codec.previews import LatentPreviewer
