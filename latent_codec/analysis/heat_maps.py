@@ -1,0 +1,104 @@
+"""Heat maps: where an image is unusual, by a codec's error relative to normal images' at equal local gradient.
+
+    image, reconstruction --> error e, smoothed      -----+--> e / (mean e of normal images at gradient g)
+             reconstruction --> gradient g, smoothed -----^
+
+A codec loses most at edges and in texture, also of normal images, so that its plain error shows where an image is busy.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NUM_BINS = 48
+LEAST, MOST = 1e-3, 2.0
+"""Gradients outside of these count as these, in units of [-1, 1] per pixel."""
+SMOOTHING = 2.0
+"""Standard deviation, in pixels, of the Gaussian that error and gradient are smoothed by."""
+SHOWN = 8.0
+"""How many times the normal error is shown at full strength."""
+
+
+def local_error(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """The squared error around each pixel, mean over channels: (N, C, H, W) twice -> (N, H, W)."""
+    return _smoothed((images - reconstructions).square().mean(1))
+
+
+def local_gradient(images: Tensor) -> Tensor:
+    """The length of the gradient of the gray image around each pixel: (N, C, H, W) -> (N, H, W)."""
+    gray = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")[:, 0]
+    across = (gray[:, 1:-1, 2:] - gray[:, 1:-1, :-2]) / 2
+    down = (gray[:, 2:, 1:-1] - gray[:, :-2, 1:-1]) / 2
+    return _smoothed(torch.hypot(across, down))
+
+
+@dataclass(frozen=True)
+class NormalError:
+    """The mean local error of normal images at each local gradient, in bins of equal ratio from LEAST to MOST."""
+
+    means: Tensor
+    """float64 (NUM_BINS,)."""
+
+    def heat_map(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """How many times the error of normal images the error is: (N, C, H, W) twice -> (N, H, W), 1 where it is as usual."""
+        usual = self.means.to(images.device)[_bins(local_gradient(reconstructions))]
+        return (local_error(images, reconstructions) / usual).float()
+
+
+class NormalErrorMeter:
+    """Gathers the errors of normal images, batch by batch."""
+
+    def __init__(self):
+        self._sums = torch.zeros(NUM_BINS, dtype=torch.float64)
+        self._counts = torch.zeros(NUM_BINS, dtype=torch.float64)
+
+    def add(self, images: Tensor, reconstructions: Tensor) -> None:
+        """Count in (N, C, H, W) twice."""
+        bins = _bins(local_gradient(reconstructions)).flatten().cpu()
+        errors = local_error(images, reconstructions).flatten().double().cpu()
+        self._sums += torch.bincount(bins, errors, NUM_BINS)
+        self._counts += torch.bincount(bins, minlength=NUM_BINS)
+
+    def result(self) -> NormalError:
+        """The means; that of a bin with fewer than 1,000 pixels is taken together with its nearest neighbors'."""
+        means = torch.empty_like(self._sums)
+        for number in range(NUM_BINS):
+            for reach in range(NUM_BINS):
+                near = slice(max(number - reach, 0), number + reach + 1)
+                if self._counts[near].sum() >= min(1000, self._counts.sum()):
+                    break
+            means[number] = self._sums[near].sum() / self._counts[near].sum()
+        return NormalError(means.clamp(min=1e-8))
+
+
+def blend(image: Tensor, heat_map: Tensor) -> Tensor:
+    """Show a heat map (H, W) in red over a gray copy of its image (C, H, W): (3, H, W) in [-1, 1].
+
+    Where the error is as that of normal images the image is unchanged; at SHOWN times as much it is red.
+    """
+    strength = (heat_map.clamp(min=1).log() / torch.tensor(SHOWN).log()).clamp(max=1) * 0.85
+    gray = image[:3].mean(0, keepdim=True).expand(3, -1, -1)
+    red = torch.tensor([1.0, -0.7, -0.9], device=image.device).view(3, 1, 1).expand_as(gray)
+    return torch.lerp(gray, red, strength.to(gray).expand_as(gray))
+
+
+def _bins(gradients: Tensor) -> Tensor:
+    place = (gradients.clamp(LEAST, MOST) / LEAST).log() / torch.tensor(MOST / LEAST).log()
+    return (place * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+
+
+def _smoothed(maps: Tensor) -> Tensor:
+    """(N, H, W) -> (N, H, W), continued beyond its sides."""
+    reach = round(3 * SMOOTHING)
+    kernel = (
+        torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
+        .div(SMOOTHING)
+        .square()
+        .mul(-0.5)
+        .exp()
+    )
+    kernel = kernel / kernel.sum()
+    padded = F.pad(maps[:, None], (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]

@@ -1,0 +1,68 @@
+"""Fit a detector of unusual images to normal ones.
+
+The detector is a folder. It knows what a codec makes of normal images: how
+large its errors are, how unlikely (-ELBO, of codecs with a posterior) and how
+far apart their features. One share of the images is held out: they set the
+thresholds, which a new normal image is above with the probability of
+--false-alarms. The codec should not have been trained on any of them: it errs
+less on images that it knows. scores.png in the folder shows their scores and
+the thresholds.
+
+Images that cannot be read are left out and named on stderr.
+
+Examples:
+  latent-codec anomaly fit good/ --codec runs/mine --out detector
+  latent-codec anomaly score new/ --detector detector
+  latent-codec anomaly fit good/ --error lpips --false-alarms 0.01
+"""
+
+import argparse
+from pathlib import Path
+
+from latent_codec.cli.arguments import (
+    add_codec_arguments,
+    add_data_arguments,
+    add_json_argument,
+    check_at_least,
+    check_paths,
+)
+from latent_codec.cli.features import add_feature_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data_arguments(parser, what="; all of them normal")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("detector"),
+        metavar="DIR",
+        help="write the detector's folder here (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--error",
+        choices=("mse", "lpips"),
+        default="mse",
+        help="measure the error of reconstructions by this (default: mse)",
+    )
+    parser.add_argument(
+        "--false-alarms",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="take at most this share of normal images for unusual (default: 0.05)",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="hold out this share of the images, for ranks and threshold (default: 0.2)",
+    )
+    add_feature_arguments(parser)
+    add_codec_arguments(parser)
+    add_json_argument(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    check_paths(args.data)
+    check_at_least(args, limit=1, side=8)

@@ -1,0 +1,66 @@
+"""`latent-codec anomaly fit`."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from latent_codec.analysis.anomalies import fit_detector
+from latent_codec.analysis.anomaly_sheet import plot_references
+from latent_codec.analysis.detectors import Detector
+from latent_codec.cli.progress import showing
+from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.printing import print_json, table
+
+
+def run(args: argparse.Namespace) -> int:
+    source, codec = open_data(args), load_codec(args)
+    with showing("learning what is normal") as report:
+        fitted = fit_detector(
+            source,
+            codec,
+            error=args.error,
+            pooling=args.pooling,
+            layer=args.layer,
+            side=args.side,
+            held_out=args.held_out,
+            false_alarms=args.false_alarms,
+            limit=args.limit,
+            on_progress=report,
+        )
+    detector = replace(fitted, codec_path=_lasting(args.codec))
+    detector.save(args.out)
+    plot_references(detector, args.out / "scores.png")
+    if args.json:
+        print_json({"data": args.data, "detector": str(args.out)} | detector.to_dict())
+    else:
+        _print(detector)
+        print(f"Written: {args.out}, with scores.png")
+    return 0
+
+
+def _lasting(name_or_path: str) -> str:
+    """What `--codec` names, from every folder."""
+    path = Path(name_or_path)
+    return str(path.resolve()) if path.exists() else name_or_path
+
+
+def _print(detector: Detector) -> None:
+    found = detector.to_dict()
+    thresholds = [[name, f"{value:.4g}"] for name, value in found["thresholds"].items()]
+    table(
+        ("", ""),
+        [
+            ["codec", f"{detector.codec} ({detector.fingerprint})"],
+            [
+                "features",
+                f"{found['num_features']:,}, {detector.pooling}, of {detector.num_fitted:,} normal images",
+            ],
+            [
+                "held out",
+                f"{detector.num_held_out:,} normal images, {detector.false_alarms:.1%} of them above a threshold",
+            ],
+            [],
+            *thresholds,
+        ],
+        justify="lr",
+    )
