@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from latent_codec.analysis.detectors import Detector, Measured
-from latent_codec.analysis.features import Features, extract_features
+from latent_codec.analysis.features import Features, extract_features, fit_image
 from latent_codec.analysis.heat_maps import NormalErrorMeter
 from latent_codec.analysis.scikit import scikit
 from latent_codec.codec import LatentCodec
@@ -26,7 +26,6 @@ from latent_codec.evaluation.reconstruction import BATCH_PIXELS
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.labels import class_of
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
-from latent_codec.images.tensors import fit_square
 from latent_codec.metrics import lpips_distance
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -224,7 +223,9 @@ def score_anomalies(
     """
     threshold = detector.threshold(by)
     if (label is None) != (normal is None):
-        raise SettingError("normal", "the value that normal images have", normal, advice="it goes with `label`")
+        raise SettingError(
+            "normal", "the value that normal images have", normal, advice="it goes with `label`"
+        )
     source = data if isinstance(data, ImageSource) else open_source(data, split=split)
     codec = open_codec(detector) if codec is None else codec
     detector.check(codec)
@@ -287,10 +288,9 @@ def heat_map(detector: Detector, codec: LatentCodec, image: Tensor) -> Tensor:
     return detector.normal_error.heat_map(image[None], restored)[0]
 
 
-def image_as_seen(detector: Detector, source: ImageSource, index: int, channels: int) -> Tensor:
-    """An image as the detector's codec is given it: (C, H, W) in [-1, 1]."""
-    image = source.image(index, channels)
-    return image if detector.side is None else fit_square(image, detector.side)
+def image_as_seen(detector: Detector, codec: LatentCodec, source: ImageSource, index: int) -> Tensor:
+    """An image as the codec is given it: (C, H, W) in [-1, 1]."""
+    return fit_image(source.image(index, codec.channels), codec, detector.side)
 
 
 def open_codec(detector: Detector) -> LatentCodec:
@@ -317,8 +317,7 @@ def _measure(
 ) -> Measured:
     """Send the images that have features through the codec."""
     images = iter_images(source, channels=codec.channels, indices=features.indices, on_progress=on_progress)
-    if features.side is not None:
-        images = ((index, fit_square(image, features.side)) for index, image in images)
+    images = ((index, fit_image(image, codec, features.side)) for index, image in images)
     errors, squared, kls = [], [], []
     for _, batch in batch_by_shape(images, max_pixels=BATCH_PIXELS):
         batch = batch.to(codec.device)

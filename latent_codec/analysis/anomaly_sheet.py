@@ -48,7 +48,7 @@ def anomaly_sheet(
     }
     rows, titles, done = [], [], 0
     for title, places in chosen.items():
-        images = [image_as_seen(detector, source, anomalies.indices[each], codec.channels) for each in places]
+        images = [image_as_seen(detector, codec, source, anomalies.indices[each]) for each in places]
         maps = []
         for image in images:
             maps.append(blend(image, heat_map(detector, codec, image)))

@@ -1,7 +1,7 @@
 """Heat maps: where an image is unusual, by a codec's error relative to normal images' at equal local gradient.
 
-    image, reconstruction --> error e, smoothed      -----+--> e / (mean e of normal images at gradient g)
-             reconstruction --> gradient g, smoothed -----^
+    image, reconstruction --> error e, smoothed --+--> e / (m(g) + floor)     m(g): the mean error of normal images
+                    image --> gradient g ---------^                           where their gradient is g
 
 A codec loses most at edges and in texture, also of normal images, so that its plain error shows where an image is busy.
 """
@@ -15,35 +15,40 @@ from torch import Tensor
 NUM_BINS = 48
 LEAST, MOST = 1e-3, 2.0
 """Gradients outside of these count as these, in units of [-1, 1] per pixel."""
-SMOOTHING = 2.0
-"""Standard deviation, in pixels, of the Gaussian that error and gradient are smoothed by."""
+ERROR_SMOOTHING, GRADIENT_SMOOTHING = 3.0, 1.0
+"""Standard deviations, in pixels, of the Gaussians that error and gradient are smoothed by.
+
+The error of a defect is along its outline; smoothed wider than the gradient it is larger inside than where the outline is steep.
+"""
+FLOOR = 0.3
+"""Share of the mean error of normal images that is added to what is usual, or noise in the smoothest places would stand out."""
 SHOWN = 8.0
-"""How many times the normal error is shown at full strength."""
+"""How many times the usual error is shown at full strength."""
 
 
 def local_error(images: Tensor, reconstructions: Tensor) -> Tensor:
     """The squared error around each pixel, mean over channels: (N, C, H, W) twice -> (N, H, W)."""
-    return _smoothed((images - reconstructions).square().mean(1))
+    return _smoothed((images - reconstructions).square().mean(1), ERROR_SMOOTHING)
 
 
 def local_gradient(images: Tensor) -> Tensor:
-    """The length of the gradient of the gray image around each pixel: (N, C, H, W) -> (N, H, W)."""
-    gray = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")[:, 0]
-    across = (gray[:, 1:-1, 2:] - gray[:, 1:-1, :-2]) / 2
-    down = (gray[:, 2:, 1:-1] - gray[:, :-2, 1:-1]) / 2
-    return _smoothed(torch.hypot(across, down))
+    """The length of the gradient at each pixel, root mean square of the channels': (N, C, H, W) -> (N, H, W)."""
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    return _smoothed((across.square() + down.square()).mean(1).sqrt(), GRADIENT_SMOOTHING)
 
 
 @dataclass(frozen=True)
 class NormalError:
-    """The mean local error of normal images at each local gradient, in bins of equal ratio from LEAST to MOST."""
+    """The local error of normal images at each local gradient, in bins of equal ratio from LEAST to MOST."""
 
     means: Tensor
-    """float64 (NUM_BINS,)."""
+    """float64 (NUM_BINS,), with the floor."""
 
     def heat_map(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """How many times the error of normal images the error is: (N, C, H, W) twice -> (N, H, W), 1 where it is as usual."""
-        usual = self.means.to(images.device)[_bins(local_gradient(reconstructions))]
+        """How many times as large as usual the error is: (N, C, H, W) twice -> (N, H, W); of normal images mostly below 1."""
+        usual = self.means.to(images.device)[_bins(local_gradient(images))]
         return (local_error(images, reconstructions) / usual).float()
 
 
@@ -56,13 +61,13 @@ class NormalErrorMeter:
 
     def add(self, images: Tensor, reconstructions: Tensor) -> None:
         """Count in (N, C, H, W) twice."""
-        bins = _bins(local_gradient(reconstructions)).flatten().cpu()
+        bins = _bins(local_gradient(images)).flatten().cpu()
         errors = local_error(images, reconstructions).flatten().double().cpu()
         self._sums += torch.bincount(bins, errors, NUM_BINS)
         self._counts += torch.bincount(bins, minlength=NUM_BINS)
 
     def result(self) -> NormalError:
-        """The means; that of a bin with fewer than 1,000 pixels is taken together with its nearest neighbors'."""
+        """The means and the floor; that of a bin with fewer than 1,000 pixels is taken together with its nearest neighbors'."""
         means = torch.empty_like(self._sums)
         for number in range(NUM_BINS):
             for reach in range(NUM_BINS):
@@ -70,7 +75,7 @@ class NormalErrorMeter:
                 if self._counts[near].sum() >= min(1000, self._counts.sum()):
                     break
             means[number] = self._sums[near].sum() / self._counts[near].sum()
-        return NormalError(means.clamp(min=1e-8))
+        return NormalError(means + max(FLOOR * float(self._sums.sum() / self._counts.sum()), 1e-8))
 
 
 def blend(image: Tensor, heat_map: Tensor) -> Tensor:
@@ -89,16 +94,11 @@ def _bins(gradients: Tensor) -> Tensor:
     return (place * NUM_BINS).long().clamp(max=NUM_BINS - 1)
 
 
-def _smoothed(maps: Tensor) -> Tensor:
+def _smoothed(maps: Tensor, deviation: float) -> Tensor:
     """(N, H, W) -> (N, H, W), continued beyond its sides."""
-    reach = round(3 * SMOOTHING)
-    kernel = (
-        torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
-        .div(SMOOTHING)
-        .square()
-        .mul(-0.5)
-        .exp()
-    )
+    reach = round(3 * deviation)
+    away = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
+    kernel = (-0.5 * (away / deviation).square()).exp()
     kernel = kernel / kernel.sum()
     padded = F.pad(maps[:, None], (reach,) * 4, mode="replicate")
     return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]

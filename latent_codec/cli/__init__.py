@@ -39,6 +39,8 @@ VERBS = {
     "features": ("analyze", "images -> a vector each, for other programs"),
     "probe": ("analyze", "how well a linear classifier tells classes by features"),
     "cluster": ("analyze", "group images by their features, and map them"),
+    "anomaly fit": ("analyze", "normal images -> a detector of unusual ones"),
+    "anomaly score": ("analyze", "say which images are unusual, and where"),
 }
 """Of each verb, its group in the help and what it does."""
 

@@ -68,7 +68,7 @@ def _write_heat_maps(
     """The most unusual images, each left of its heat map, as RANK-NAME.png."""
     for rank, place in progress(enumerate(anomalies.ranked()[: args.heat_maps], 1), "heat maps"):
         index = anomalies.indices[place]
-        image = image_as_seen(detector, source, index, codec.channels)
+        image = image_as_seen(detector, codec, source, index)
         pair = hstack_images([image, blend(image, heat_map(detector, codec, image))])
         name = Path(anomalies.names[place]).stem if isinstance(source, FolderImages) else f"{index:06d}"
         write_image(
