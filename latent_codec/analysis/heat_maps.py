@@ -95,10 +95,13 @@ def _bins(gradients: Tensor) -> Tensor:
 
 
 def _smoothed(maps: Tensor, deviation: float) -> Tensor:
-    """(N, H, W) -> (N, H, W), continued beyond its sides."""
+    """(N, H, W) -> (N, H, W): the mean of what is inside the image, weighted by a Gaussian."""
     reach = round(3 * deviation)
     away = torch.arange(-reach, reach + 1, device=maps.device, dtype=maps.dtype)
     kernel = (-0.5 * (away / deviation).square()).exp()
-    kernel = kernel / kernel.sum()
-    padded = F.pad(maps[:, None], (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
+
+    def summed(values: Tensor) -> Tensor:
+        across = F.conv2d(values[:, None], kernel.view(1, 1, 1, -1), padding=(0, reach))
+        return F.conv2d(across, kernel.view(1, 1, -1, 1), padding=(reach, 0))[:, 0]
+
+    return summed(maps) / summed(torch.ones_like(maps[:1]))
