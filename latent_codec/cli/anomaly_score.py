@@ -6,10 +6,11 @@ scores of every image; and heat-maps/, the most unusual images next to theirs.
 A heat map is the codec's error relative to that of normal images at equal
 local gradient: gray where it is as usual, red where it is 8 times as much.
 
-Scores are the error of the reconstruction, the -ELBO in bits per dim (of codecs
-with a posterior), the Mahalanobis distance of the features, and combined, the
-mean of their ranks among held-out normal images; larger is more unusual. With
-labels there is the area under the ROC curve, with its 95 % bootstrap interval.
+Scores are the error of the reconstruction, the -ELBO in bits per dim (of
+codecs with a posterior), the Mahalanobis distance of the features, and
+combined, the mean of their ranks among held-out normal images; larger is more
+unusual. With labels there is the area under the ROC curve, with its 95 %
+bootstrap interval.
 
 Images that cannot be read are left out and named on stderr; the exit status
 is then 2.
@@ -41,9 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--by",
+        metavar="SCORE",
         choices=("combined", "reconstruction", "elbo", "features"),
         default="combined",
-        help="decide by this score (default: combined)",
+        help="decide by this score: combined, reconstruction, elbo or features (default: combined)",
     )
     parser.add_argument(
         "--label",
