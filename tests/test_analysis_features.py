@@ -72,6 +72,7 @@ def test_a_histogram_is_the_shares_of_codewords(source):
         ("AutoencoderTiny", "layers"),
         ("AutoencoderDC", "down_blocks.0"),
         ("AutoencoderKLWan", "mid_block"),
+        ("AutoencoderRAE", "encoder"),
     ],
 )
 def test_a_layer_of_every_family_has_features(name, layer, source):
@@ -123,6 +124,8 @@ def test_the_verb_writes_a_file_and_a_table(codec, source, tmp_path, capsys):
     assert main(["features", *map(str, argv)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["num_images"] == 4 and told["num_features"] == 8 and told["pooling"] == "mean-std"
+    assert main(["info", str(tmp_path / "f.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).items() >= {"kind": "features", "num_features": 8}.items()
     vectors = load_file(tmp_path / "f.safetensors")["vectors"]
     with open(tmp_path / "f.csv", newline="") as file:
         headings, *rows = csv.reader(file)

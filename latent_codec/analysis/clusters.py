@@ -18,6 +18,7 @@ from torch import Tensor
 from latent_codec.analysis.features import Features
 from latent_codec.analysis.scikit import scikit
 from latent_codec.errors import SettingError
+from latent_codec.images.labels import in_words
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource, spread
 from latent_codec.images.tensors import fit_square
@@ -146,7 +147,7 @@ def contact_sheet(
         title = f"cluster {each}\n{size:,} images"
         if main is not None:
             number, share = main[each]
-            title += f"\n{share:.0%} {class_names[number] if class_names else f'class {number}'}"
+            title += f"\n{share:.0%} {in_words((class_names or {}).get(number, str(number)))}"
         titles.append(title)
     width = max(map(len, rows))
     headings = ["nearest", *[""] * (width - 2), "farthest"] if width > 1 else None

@@ -7,7 +7,7 @@ images --codec, or a layer of its encoder--> maps (C, h, w) --whole | mean-std |
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
-from latent_codec.components.weight_files import metadata_of
+from latent_codec.components.weight_files import FEATURES, metadata_of
 from latent_codec.errors import SettingError
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
 from latent_codec.files import check_is_file, named_in_utf8, replacing
@@ -31,8 +31,6 @@ from latent_codec.torch_settings import ignoring_caller_settings
 
 POOLINGS = ("whole", "mean-std", "pyramid", "histogram")
 PYRAMID = (1, 2, 4)
-FORMAT = "latent-codec features"
-"""What the metadata of a file of features call its format."""
 VERSION = "1"
 _ADVICE = {
     "whole": "`pooling=mean-std` takes images of any size",
@@ -259,7 +257,7 @@ def save_features(features: Features, path: str | os.PathLike) -> None:
             "side",
         )
     }
-    metadata = {"format": FORMAT, "version": VERSION, "features": json.dumps(told, default=str)}
+    metadata = {"format": FEATURES, "version": VERSION, "features": json.dumps(told, default=str)}
     tensors = {"vectors": features.vectors.contiguous(), "indices": torch.tensor(features.indices)}
     with replacing(path) as written:
         save_file(tensors, written, metadata=metadata)
@@ -275,7 +273,7 @@ def load_features(path: str | os.PathLike) -> Features:
     path = Path(path)
     check_is_file(path)
     metadata = metadata_of(path)
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != FEATURES:
         raise ValueError(f"{path} holds no features; `latent-codec features` writes a file that does")
     if metadata.get("version") != VERSION:
         raise ValueError(
@@ -355,7 +353,10 @@ def _layers(codec: LatentCodec) -> str:
 
 def _as_maps(output, layer: str, count: int) -> Tensor:
     """What a layer gives of `count` images -> (B, C, h, w): of a still the one frame, of tokens (B, N, C) a column."""
-    found: Sequence = output if isinstance(output, (tuple, list)) else [output]
+    found = (
+        list(output.values()) if isinstance(output, Mapping) else output
+    )  # as models of transformers give it
+    found = found if isinstance(found, (tuple, list)) else [found]
     maps = next((each for each in found if isinstance(each, Tensor)), None)
     if maps is not None and maps.ndim == 5:
         maps = maps.flatten(2, 3)

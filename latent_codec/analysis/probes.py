@@ -22,6 +22,7 @@ from latent_codec.analysis.scikit import scikit
 from latent_codec.codec import LatentCodec
 from latent_codec.errors import SettingError
 from latent_codec.files import replacing
+from latent_codec.images.labels import in_words
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import fit_square
@@ -244,7 +245,7 @@ def mistakes_sheet(
     Returns:
         uint8 (3, H, W); None if there is no mistake.
     """
-    name = dict(zip(found.classes, names))
+    name = dict(zip(found.classes, map(in_words, names)))
     pairs = list(zip(found.truth.tolist(), found.features.predicted.tolist()))
     frequent = Counter(pair for pair in pairs if pair[0] != pair[1]).most_common(SHEET_ROWS)
     rows = []

@@ -1,5 +1,5 @@
 """Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint, or
-a file of latents, compressed or of an entropy model.
+a file of latents, of features, compressed or of an entropy model.
 
 A compressed file says all this without its codec. With --verbose its symbols
 are decoded, too, where the codec is available (a shipped one, or the one of

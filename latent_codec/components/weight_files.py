@@ -24,6 +24,8 @@ CONFIG_KEY = "config"
 PIPELINE_KEY = "pipeline"
 LATENTS = "latent-codec"
 """What the metadata of a latent file call its format."""
+FEATURES = "latent-codec features"
+"""The same of a file of features."""
 MAX_CONFIG_BYTES = 1 << 20
 _MAX_JSON = 2**22
 

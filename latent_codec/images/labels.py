@@ -44,3 +44,8 @@ def class_names(images: Images, key: str, classes: Sequence[int]) -> list[str]:
     if key != "class" and set(classes) <= {0, 1}:
         return [("not " if each == 0 else "") + key for each in classes]
     return [str(each) for each in classes]
+
+
+def in_words(name: str) -> str:
+    """A class's name amid words: "cat", and "class 3" where it is a number."""
+    return f"class {name}" if name.isdigit() else name

@@ -12,7 +12,7 @@ from latent_codec.cli.progress import showing
 from latent_codec.cli.work.compressed_files import describe_compressed_file
 from latent_codec.cli.work.printing import for_people, print_json
 from latent_codec.components.codec_folders import ASSETS, SHIPPED_PIPELINES, is_foreign_file
-from latent_codec.components.weight_files import LATENTS, metadata_of, read_config_file
+from latent_codec.components.weight_files import FEATURES, LATENTS, metadata_of, read_config_file
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,6 +53,10 @@ def describe(args: argparse.Namespace) -> dict:
     format_ = metadata_of(path).get("format")
     if format_ == LATENTS:
         return _describe_latent_file(path)
+    if format_ == FEATURES:
+        from latent_codec.analysis.features import load_features
+
+        return {"kind": "features"} | load_features(path).to_dict()
     if format_ == ENTROPY_MODEL:
         return _describe_entropy_model(path)
     if is_foreign_file(path):
