@@ -26,7 +26,7 @@ SECTIONS = {
         "discriminator_width": 8,
         "discriminator_layers": 2,
     },
-    "run": {"steps": 1},
+    "run": {"steps": 1, "calibration_images": 0},
 }
 
 

@@ -98,7 +98,7 @@ def vq_preset(tmp_path):
     table = tiny_config().to_dict() | {"objective": {}}
     table["model"] = codebook()["model"]
     table["codebook"] = {"kmeans_crops": 8, "start_step": 4}
-    table["run"] |= {"steps": 20, "calibration_images": 0}
+    table["run"] |= {"steps": 20, "log_every": 20, "calibration_images": 0}
     table["optimizer"]["warmup_steps"] = 10
     (tmp_path / "vq.toml").write_text(dump_toml(table))
     return tmp_path / "vq.toml"
