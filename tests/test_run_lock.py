@@ -6,14 +6,11 @@ import random
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
-from helpers.processes import Process
+from helpers.processes import Process, run_forked
 from helpers.training import tiny_config, write_images
 
 from latent_codec.training.config import dump_toml
@@ -22,11 +19,13 @@ from latent_codec.training.run_lock import lock_run
 
 STEPS = 60
 HOLD = """
-import sys, time
+import os, sys, time
+from pathlib import Path
 from latent_codec.training.run_lock import lock_run
-with lock_run(__import__("pathlib").Path(sys.argv[1])):
+with lock_run(Path(sys.argv[1])):
     print("locked", flush=True)
-    sys.stdin.read()
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.01)
 """
 # A process that has imported everything, and trains once a file says so: when two start is then a matter of our choosing.
 TRAIN = """
@@ -46,25 +45,6 @@ def lockf(*arguments):
     raise OSError(errno.ENOLCK, "No locks available")
 fcntl.lockf = lockf
 """
-
-
-def python(code, *arguments, **options) -> subprocess.Popen:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "ACCELERATE_USE_CPU": "true",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +67,17 @@ def wait_for_steps(process, run, count: int) -> None:
         time.sleep(0.02)
 
 
-def ready(go: Path, *arguments) -> Process:
-    """A process that trains once `go` exists."""
-    process = Process(TRAIN, go, *arguments, ACCELERATE_USE_CPU="true")
-    while "ready" not in process.read("out"):
+def once_it_says(word: str, code, *arguments, **options) -> Process:
+    process = Process(code, *arguments, **options)
+    while word not in process.read("out"):
         assert process.poll() is None, process.read("err")
         time.sleep(0.01)
     return process
+
+
+def ready(go: Path, *arguments) -> Process:
+    """A process that trains once `go` exists."""
+    return once_it_says("ready", TRAIN, go, *arguments, ACCELERATE_USE_CPU="true")
 
 
 def children(pid: int) -> list[int]:
@@ -104,16 +88,16 @@ def children(pid: int) -> list[int]:
 
 
 def test_the_second_is_told_who_trains_and_writes_nothing(tmp_path):
-    holder = python(HOLD, tmp_path / "run")
+    holder = once_it_says("locked", HOLD, tmp_path / "run", tmp_path / "let go")
     try:
-        assert holder.stdout.readline() == "locked\n"
         before = sorted(path.name for path in (tmp_path / "run").iterdir())
         expected = rf"run_folder: expected a run folder that no other process trains in, .*run.; process {holder.pid} on {re.escape(socket.gethostname())} since \d{{4}}-"
         with pytest.raises(ValueError, match=expected), lock_run(tmp_path / "run"):
             raise AssertionError("both hold the lock")
         assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
     finally:
-        holder.communicate()
+        (tmp_path / "let go").touch()
+        holder.result()
     with lock_run(tmp_path / "run"):
         assert json.loads((tmp_path / "run" / ".lock").read_text())["process"] == os.getpid()
 
@@ -139,35 +123,29 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_a_forked_process_does_not_keep_the_lock(tmp_path):
     """Neither does one that lives on, nor one that ends while its parent trains."""
-    code = HOLD.replace(
-        "    sys.stdin.read()",
-        "    import os\n    if os.fork() == 0:\n        time.sleep(600)\n    sys.stdin.read()",
-    )
+    code = HOLD.replace("    while", "    if os.fork() == 0:\n        time.sleep(600)\n    while")
     code = code.replace(
-        "    print(", "    import os\n    if os.fork() == 0:\n        os._exit(0)\n    os.wait()\n    print("
+        "    print(", "    if os.fork() == 0:\n        os._exit(0)\n    os.wait()\n    print("
     )
-    holder = python(code, tmp_path / "run")
+    holder = once_it_says("locked", code, tmp_path / "run", tmp_path / "never")
     try:
-        assert holder.stdout.readline() == "locked\n"
         with pytest.raises(ValueError, match="no other process trains in"), lock_run(tmp_path / "run"):
             pass
         while not children(holder.pid):
             time.sleep(0.01)
         os.kill(holder.pid, signal.SIGKILL)
-        holder.wait()
+        holder.result()
         with lock_run(tmp_path / "run"):
             pass
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
-        for pipe in (holder.stdin, holder.stdout, holder.stderr):
-            pipe.close()
 
 
 def test_a_file_system_without_locks_is_told_and_trained_on(tmp_path):
-    holder = python(NO_LOCKS + HOLD, tmp_path / "run")
-    out, error = holder.communicate()
-    assert out == "locked\n" and holder.returncode == 0
-    assert "cannot be locked (No locks available), as on some network drives" in error
+    (tmp_path / "let go").touch()
+    done = run_forked(NO_LOCKS + HOLD, tmp_path / "run", tmp_path / "let go")
+    assert done.stdout == "locked\n"
+    assert "cannot be locked (No locks available), as on some network drives" in done.stderr
 
 
 def test_kill_with_two_loaders_alive_and_resume_at_once(arguments, tmp_path):
@@ -190,7 +168,8 @@ def test_kill_with_two_loaders_alive_and_resume_at_once(arguments, tmp_path):
 
 def test_of_two_starts_one_trains(arguments, tmp_path):
     go = [tmp_path / "first", tmp_path / "second"]
-    both = [ready(each, *arguments, tmp_path / "run") for each in go]
+    words = [*arguments, tmp_path / "run", "--set", "run.checkpoint_every=30"]
+    both = [ready(each, *words) for each in go]
     go[0].touch()
     time.sleep(random.uniform(0, 0.5))
     go[1].touch()
