@@ -132,7 +132,11 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, codebook, arguments, tmp_p
 
 
 def test_minutes_stop_a_run_that_goes_on_to_the_same_bits(tmp_path, make_images):
-    settings = sections("AutoencoderVQ", {"restart_below": 0.9, "decay": 0.8}, run={"steps": 4})
+    settings = sections(
+        "AutoencoderVQ",
+        {"restart_below": 0.9, "decay": 0.8},
+        run={"steps": 4, "log_every": 4, "calibration_images": 0},
+    )
     run_tiny(make_images, tmp_path / "whole", **settings)
     (tmp_path / "tiny.toml").write_text(dump_toml(tiny_config(**settings).to_dict()))
     command = [
@@ -214,7 +218,7 @@ def test_averaged_unit_codewords_are_unit_codewords(tmp_path, make_images):
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_finished_run_opens_as_a_codec(name, tmp_path, make_images):
     preset = tmp_path / "tiny.toml"
-    preset.write_text(dump_toml(tiny_config(**sections(name)).to_dict()))
+    preset.write_text(dump_toml(tiny_config(**sections(name), run={"log_every": 3}).to_dict()))
     run = tmp_path / "run"
     assert main(["train", str(preset), "--data", str(make_images), "--out", str(run)]) == 0
     codec = LatentCodec.from_pretrained(run)
@@ -240,17 +244,16 @@ def test_a_finished_run_opens_as_a_codec(name, tmp_path, make_images):
 
 
 def test_decoder_only_keeps_encoder_and_codebook_to_the_bit(tmp_path, make_images):
-    preset = tmp_path / "tiny.toml"
-    settings = sections("AutoencoderVQ", arguments={"l2_normalized": True})
-    preset.write_text(dump_toml(tiny_config(**settings).to_dict()))
-    assert main(["train", str(preset), "--data", str(make_images), "--out", str(tmp_path / "first")]) == 0
+    run_tiny(make_images, tmp_path / "first", **sections("AutoencoderVQ", arguments={"l2_normalized": True}))
     first = LatentCodec.from_pretrained(tmp_path / "first")
 
     tuned = tiny_config(
         model={"arguments": {}, "pretrained": str(tmp_path / "first"), "train": "decoder"},
         optimizer={"learning_rate": 1e-2},
         codebook={"restart_below": 0.9},
+        run={"log_every": 3},
     )
+    preset = tmp_path / "tiny.toml"
     preset.write_text(dump_toml(tuned.to_dict()))
     assert main(["train", str(preset), "--data", str(make_images), "--out", str(tmp_path / "second")]) == 0
     second = LatentCodec.from_pretrained(tmp_path / "second")
@@ -280,7 +283,7 @@ def test_the_decoder_of_a_gumbel_vqgan_trains_on_its_most_probable_codes(tmp_pat
     first.save_pretrained(tmp_path / "first")
     model = {"arguments": {}, "pretrained": str(tmp_path / "first"), "train": "decoder"}
     preset = tmp_path / "tiny.toml"
-    preset.write_text(dump_toml(tiny_config(model=model).to_dict()))
+    preset.write_text(dump_toml(tiny_config(model=model, run={"log_every": 3}).to_dict()))
     assert main(["train", str(preset), "--data", str(make_images), "--out", str(tmp_path / "second")]) == 0
     second = LatentCodec.from_pretrained(tmp_path / "second")
     assert second.space_fingerprint == first.space_fingerprint and second.fingerprint != first.fingerprint
@@ -389,7 +392,7 @@ sys.exit(main(sys.argv[1:]))
 def test_two_processes_keep_one_codebook_that_learns_from_the_doubled_batch(name, codebook, tmp_path):
     make_images = write_images(tmp_path / "images", 9)
     codebook = {"restart_below": 0.99, "decay": 0.5, **codebook}
-    settings = sections(name, codebook, run={"steps": 3})
+    settings = sections(name, codebook, run={"steps": 3, "calibration_images": 0})
     folders = {}
     for name_of_run, batch_size in (("two", 2), ("one", 4)):
         folders[name_of_run] = tmp_path / f"{name_of_run} recorded"
