@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers.processes import FORKS
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -63,12 +64,12 @@ def test_a_position_gives_the_same_bits_always_and_everywhere(folder):
     ):
         for position in reversed(positions):  # in another order
             assert torch.equal(again[position], expected[position])
-    for start_method in ("fork", "spawn"):
+    for start_method in ("fork", FORKS):
         loader = DataLoader(
             crops_of(folder, **options),
             batch_sampler=PositionSampler(0, batch_size=4, num_steps=5),
             num_workers=2,
-            multiprocessing_context=start_method,
+            multiprocessing_context=start_method,  # of FORKS it is pickled, as where processes are spawned
         )
         assert torch.equal(torch.cat(list(loader)), torch.stack(expected))
 
@@ -228,7 +229,7 @@ def test_corrupt_images_are_replaced_counted_and_reported_once(folder, caplog):
     assert which_images(crops_of(folder), reversed(range(70))) == drawn[::-1]
 
 
-@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+@pytest.mark.parametrize("start_method", ["fork", FORKS])
 def test_the_parent_learns_what_its_workers_skipped(folder, start_method):
     (folder / "2.png").write_bytes(b"torn")
     crops = crops_of(folder)
