@@ -234,7 +234,9 @@ def test_latents_are_quantized_over_their_own_range(idx, continuous, tmp_path):
 
 
 def test_codes_on_disk_and_images_train_the_same(idx, two_levels, tmp_path, capsys):
-    (tmp_path / "tiny.toml").write_text(dump_toml(configuration(SNAIL, run={"steps": 2}).to_dict()))
+    (tmp_path / "tiny.toml").write_text(
+        dump_toml(configuration(SNAIL, run={"steps": 2, "log_every": 2}).to_dict())
+    )
     preset, codec = str(tmp_path / "tiny.toml"), ["--codec", str(two_levels)]
     assert main(["encode", str(idx), *codec, "--out", str(tmp_path / "codes")]) == 0
     for data, out in ((idx, "images"), (tmp_path / "codes", "codes-run")):
