@@ -72,6 +72,7 @@ def test_a_histogram_is_the_shares_of_codewords(source):
         ("AutoencoderTiny", "layers"),
         ("AutoencoderDC", "down_blocks.0"),
         ("AutoencoderKLWan", "mid_block"),
+        ("AutoencoderKLHunyuanVideo15", "mid_block"),
         ("AutoencoderRAE", "encoder"),
     ],
 )

@@ -329,6 +329,8 @@ def _watching(codec: LatentCodec, layer: str | None) -> Iterator[Callable[[Tenso
         codec.encode_all(images)
         if not seen:
             raise SettingError("layer", "one that takes part in encoding", layer, advice=_layers(codec))
+        if len(seen) == len(images):  # an autoencoder that encodes a batch one by one
+            return torch.cat([_as_maps(each, layer, 1) for each in seen])
         return _as_maps(seen[-1], layer, len(images))
 
     try:
@@ -346,9 +348,13 @@ def _find_layer(codec: LatentCodec, layer: str) -> torch.nn.Module:
 
 
 def _layers(codec: LatentCodec) -> str:
-    names = [name for name, _ in codec.autoencoder.named_modules() if name and name.count(".") <= 2]
-    own = [name.removeprefix("encoder.") for name in names if not codec.is_of_decoder(f"{name}.")]
-    return f"{codec.name} has {', '.join(own[:12])}{', ...' if len(own) > 12 else ''}"
+    own = [
+        name.removeprefix("encoder.")
+        for name, module in codec.autoencoder.named_modules()
+        if name and not isinstance(module, torch.nn.ModuleList) and not codec.is_of_decoder(f"{name}.")
+    ]
+    short = [name for name in own if name.count(".") <= 1]
+    return f"{codec.name} has {', '.join(short[:16])}{', ...' if len(short) > 16 else ''}"
 
 
 def _as_maps(output, layer: str, count: int) -> Tensor:
