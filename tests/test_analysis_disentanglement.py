@@ -34,12 +34,12 @@ def test_a_dimension_per_factor_scores_one(factors):
     assert [int(np.argmax(row)) for row in found.mutual_information] == [0, 1, 2]
 
 
-def test_mixed_dimensions_score_low_and_still_inform(factors):
+def test_mixed_dimensions_score_lower_and_still_inform(factors):
     turn, _ = torch.linalg.qr(noise(3)[:3])
     each = torch.tensor(np.stack(list(factors.values()), 1)).float()
     mixed = (each - each.mean(0)) / each.std(0) @ turn
     found = measure_disentanglement(mixed, factors)
-    assert found.mig < 0.3 and found.disentanglement < 0.6
+    assert found.mig < 0.6 and found.disentanglement < 0.4 and found.completeness < 0.4
     assert found.informativeness > 0.8
 
 
