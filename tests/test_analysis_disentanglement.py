@@ -54,7 +54,7 @@ def test_a_factor_held_twice_has_no_gap(factors):
 def test_noise_says_nothing(factors):
     found = measure_disentanglement(noise(4), factors)
     assert np.max(found.mutual_information) < 0.06 and found.mig < 0.02
-    assert np.allclose(found.accuracies, found.chances, atol=0.08)
+    assert np.allclose(found.accuracies, found.baselines, atol=0.08)
 
 
 def test_too_few_dimensions_or_images_are_refused(factors):
@@ -67,7 +67,7 @@ def test_too_few_dimensions_or_images_are_refused(factors):
 @pytest.fixture(scope="module")
 def one_vector(tmp_path_factory):
     """The folder of a codec of one vector per image of 16 px."""
-    arguments = dict(
+    arguments = dict(  # noqa: C408
         down_block_types=["DownEncoderBlock2D"] * 5,
         up_block_types=["UpDecoderBlock2D"] * 5,
         block_out_channels=[4] * 5,

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from latent_codec.analysis.features import Features
+from latent_codec.analysis.scikit import scikit
 from latent_codec.files import replacing
 
 BINS = 20
@@ -37,7 +38,7 @@ class Disentanglement:
     """Of each dimension in the forest that predicts a factor from all of them: (K, D), each row's sum is 1."""
     accuracies: list[float]
     """Of each factor's forest on held-out images."""
-    chances: list[float]
+    baselines: list[float]
     """Of each factor, the share of its most frequent value among the held-out images, which needs no vector."""
     disentanglement: float
     """Whether a dimension serves one factor alone."""
@@ -101,12 +102,9 @@ def measure_disentanglement(
         seed: of the split into training and held-out images, and of the forests.
 
     Raises:
-        ValueError: for vectors of fewer than two dimensions, which have no gap, or fewer than 100 images.
-        ModuleNotFoundError: without scikit-learn.
+        ValueError: for vectors of fewer than two dimensions, which have no gap, fewer than 100 images, or without scikit-learn.
     """
-    from sklearn.ensemble import RandomForestClassifier
-    from sklearn.metrics import mutual_info_score
-
+    forests, metrics = scikit("ensemble"), scikit("metrics")
     count, dims = vectors.shape
     if dims < 2 or count < 100:
         raise ValueError(
@@ -117,15 +115,15 @@ def measure_disentanglement(
     order = np.random.default_rng(seed).permutation(count)
     held_out, training = np.split(order, [round(count * HELD_OUT)])
 
-    shares, importances, accuracies, chances = [], [], [], []
+    shares, importances, accuracies, baselines = [], [], [], []
     for factor in factors.values():
-        entropy = mutual_info_score(factor, factor)
-        shares.append([mutual_info_score(factor, column) / entropy for column in binned])
-        forest = RandomForestClassifier(_TREES, max_features=None, min_samples_leaf=5, random_state=seed)
+        entropy = metrics.mutual_info_score(factor, factor)
+        shares.append([metrics.mutual_info_score(factor, column) / entropy for column in binned])
+        forest = forests.RandomForestClassifier(_TREES, max_features=None, min_samples_leaf=5, random_state=seed)
         forest.fit(values[training], factor[training])
         importances.append(forest.feature_importances_)
         accuracies.append(float(forest.score(values[held_out], factor[held_out])))
-        chances.append(float(np.bincount(factor[held_out]).max() / len(held_out)))
+        baselines.append(float(np.bincount(factor[held_out]).max() / len(held_out)))
     most = np.sort(shares, axis=1)
     weights = np.array(importances)  # (K, D)
     return Disentanglement(
@@ -135,7 +133,7 @@ def measure_disentanglement(
         gaps=(most[:, -1] - most[:, -2]).tolist(),
         importances=weights.tolist(),
         accuracies=accuracies,
-        chances=chances,
+        baselines=baselines,
         disentanglement=_concentration(weights.T),
         completeness=_concentration(weights),
     )

@@ -19,7 +19,7 @@ makes one vector of an image, and scikit-learn: pip install
 Examples:
   latent-codec train shapes-global --data shapes:20000x32 --out runs/shapes
   latent-codec disentanglement shapes:5000x32 --codec runs/shapes
-  latent-codec disentanglement faces.tar --codec runs/faces --factor Smiling --factor Male
+  latent-codec disentanglement faces.tar --codec runs/faces --factor Smiling
 """
 
 import argparse

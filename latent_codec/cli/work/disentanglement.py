@@ -1,7 +1,7 @@
 """`latent-codec disentanglement`."""
 
 import argparse
-import sys
+from functools import partial
 
 from latent_codec.analysis.disentanglement import (
     Disentanglement,
@@ -12,7 +12,7 @@ from latent_codec.analysis.disentanglement import (
 from latent_codec.analysis.features import extract_features, vector_side
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.opening import load_codec, open_data
-from latent_codec.cli.work.printing import print_json, table, write_json
+from latent_codec.cli.work.printing import finish_report, table, write_json
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,24 +34,19 @@ def run(args: argparse.Namespace) -> None:
     told = {"data": args.data} | features.to_dict() | found.to_dict()
     figures = args.out / "disentanglement.json"
     write_json(told, figures)
-    for reason in features.skipped:
-        print(f"skipped {reason}", file=sys.stderr)
-    if args.json:
-        print_json(told | {"files": [str(image), str(figures)]})
-    else:
-        _print(found, codec.name, " ".join(args.data))
-        print(f"Written: {image}, {figures}")
+    show = partial(_print, found, codec.name, " ".join(args.data))
+    finish_report(args, told, [image, figures], features.skipped, show)
 
 
 def _print(found: Disentanglement, codec: str, data: str) -> None:
     print(f"{codec} on {data}: {found.num_images} images")
     rows = []
-    for name, shares, gap, accuracy, chance in zip(
-        found.factors, found.mutual_information, found.gaps, found.accuracies, found.chances
+    for name, shares, gap, accuracy, baseline in zip(
+        found.factors, found.mutual_information, found.gaps, found.accuracies, found.baselines
     ):
         best = max(range(len(shares)), key=shares.__getitem__)
         rows.append(
-            (name, str(best), f"{shares[best]:.3f}", f"{gap:.3f}", f"{accuracy:.1%}", f"{chance:.1%}")
+            (name, str(best), f"{shares[best]:.3f}", f"{gap:.3f}", f"{accuracy:.1%}", f"{baseline:.1%}")
         )
     table(("factor", "dimension", "share", "gap", "guessed", "without"), rows)
     print(
