@@ -61,6 +61,30 @@ def test_images_come_back_from_every_class(name, tmp_path, capsys):
     assert np.abs(again.astype(int) - expected).max() <= 1  # encoded in a file and reopened
 
 
+def test_a_context_model_is_fitted_where_the_decoder_hardly_notices_a_channel(tmp_path):
+    autoencoder = build("AutoencoderTiny")
+    autoencoder.decoder.layers[0].weight.data[:, 0] *= 1e-5
+    LatentCodec(autoencoder).save_pretrained(codec := tmp_path / "codec")
+    image = write_image(tmp_path / "cat.png", 64, 64)
+    small = (
+        "--set=run.steps=1",
+        "--set=data.height=32",
+        "--set=data.held_out=0",
+        "--set=model.arguments.hidden=8",
+    )
+    run("fit-entropy", image, "--codec", codec, "--run", tmp_path / "run", *small)
+    run("compress", image, "--codec", codec, "--out", tmp_path)
+    run("decompress", tmp_path / "cat.lcf", "--codec", codec, "--out", tmp_path / "back")
+    assert Image.open(tmp_path / "back" / "cat.png").size == (64, 64)
+
+
+def test_rate_distortion_of_transparent_images_is_refused_with_what_measures_them(tmp_path, capsys):
+    LatentCodec(build("AutoencoderKLQwenImage21")).save_pretrained(codec := tmp_path / "codec")
+    image = write_image(tmp_path / "cat.png", 64, 64, channels=4)
+    words = fails(capsys, "rd", image, "--codec", codec, "--out", tmp_path)
+    assert "expected gray or RGB" in words and "compress --psnr" in words and "`evaluate`" in words
+
+
 @pytest.fixture(scope="module")
 def flux2(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flux2")

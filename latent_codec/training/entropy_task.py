@@ -32,6 +32,9 @@ ROUNDED_FROM = 0.6
 """Share of a training after which networks round to integers."""
 CHANNEL_GROUPS = 4
 """Passes over a position's channels, at most, by default (model.arguments.group)."""
+_COARSEST = 64
+"""Largest step size, in a channel's units: an untrained decoder hardly notices some channels, which are all 0 long before it,
+and 128 units are what the integers of an entropy model hold."""
 _SURVEYED = 64  # windows, for the statistics of latents and indices
 _DECODED = 4  # windows, for the decoder's sensitivity
 _MEASURED = 64  # held-out windows, at most
@@ -74,7 +77,8 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
         arguments.setdefault("units", channel_units(latents).tolist())
         if "coarsest" not in arguments:
             sensitivity = decoder_sensitivity(codec, latents[:_DECODED], config.run.seed)
-            arguments["coarsest"] = coarsest_step_sizes(sensitivity).tolist()
+            largest = _COARSEST * torch.tensor(arguments["units"], dtype=torch.float64)
+            arguments["coarsest"] = torch.minimum(coarsest_step_sizes(sensitivity), largest).tolist()
         context = construct(LatentContext, arguments, config.run.seed)
         means = latents.mean((0, 2, 3)) / torch.tensor(context.config.units)
         with torch.no_grad():
