@@ -69,6 +69,9 @@ def test_noise_among_smooth_images_is_found(place, codec, detector, tmp_path):
 
     assert list(found.scores) == ["combined", "reconstruction", "elbo", "features"]
     assert found.auc["reconstruction"].value == 1 and found.auc["combined"].value > 0.9
+    combined, error = found.scores["combined"].tolist(), found.scores["reconstruction"].tolist()
+    by_score_then_error = sorted(range(len(combined)), key=lambda place: (-combined[place], -error[place]))
+    assert found.ranked() == by_score_then_error and combined.count(1) > 1
     assert opened.to_dict() == detector.to_dict()
     again = score_anomalies(detector, place / "new", codec)
     assert again.auc is None

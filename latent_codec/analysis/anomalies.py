@@ -75,8 +75,9 @@ class Anomalies:
         return self.scores[self.by] > self.threshold
 
     def ranked(self) -> list[int]:
-        """Positions of the images, the most unusual first."""
-        return self.scores[self.by].argsort(descending=True, stable=True).tolist()
+        """Positions of the images, the most unusual first; equal ones, such as those of the highest rank, by their error."""
+        by_error = self.scores["reconstruction"].argsort(descending=True, stable=True)
+        return by_error[self.scores[self.by][by_error].argsort(descending=True, stable=True)].tolist()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -56,7 +56,8 @@ def anomaly_sheet(
             if on_progress:
                 on_progress(done, sum(map(len, chosen.values())))
         rows += [[_shrunk(image) for image in images], [_shrunk(each) for each in maps]]
-        titles += [f"{title}\n{scores[places[0]]:.4g} to\n{scores[places[-1]]:.4g}", "where"]
+        span = dict.fromkeys(f"{scores[place]:.4g}" for place in (places[0], places[-1]))
+        titles += [title + "\n" + " to\n".join(span), "where"]
     return sheet(rows, row_titles=titles, side=SIDE)
 
 
