@@ -1,6 +1,9 @@
 """What a logistic regression tells from the latents of the shipped codec of garments, next to principal components.
 
 pytest tests/benchmarks/test_analysis_probes.py -s -o addopts=           about 3 minutes of one core
+
+Not met so far: 0.7586 with the codec after 1,115 of its training's steps, a third of whose dimensions were hardly used, against
+0.7880 of 16 principal components.
 """
 
 import pytest
@@ -11,12 +14,10 @@ from latent_codec.analysis.clusters import find_clusters
 from latent_codec.analysis.probes import probe
 from latent_codec.images.sources import open_source
 
-GARMENTS = "garments"
-
 
 @pytest.fixture(scope="module")
 def codec():
-    return LatentCodec.from_pretrained(GARMENTS)
+    return LatentCodec.from_pretrained("garments")
 
 
 def test_latents_tell_more_than_as_many_principal_components(shared, codec):
