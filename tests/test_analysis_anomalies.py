@@ -25,8 +25,9 @@ from latent_codec.analysis.heat_maps import NormalErrorMeter, blend, local_error
 from latent_codec.cli import main
 from latent_codec.images.sources import open_source
 from latent_codec.images.tensors import write_image
+from latent_codec.metrics import lpips_available, lpips_distance
 
-SIDE, NUM_NORMAL, NUM_UNUSUAL = 16, 30, 6
+SIDE, NUM_NORMAL, NUM_UNUSUAL = 20, 30, 6
 
 
 def write_images(folder, count: int, noise: float, seed: int):
@@ -69,9 +70,9 @@ def test_noise_among_smooth_images_is_found(place, codec, detector, tmp_path):
 
     assert list(found.scores) == ["combined", "reconstruction", "elbo", "features"]
     assert found.auc["reconstruction"].value == 1 and found.auc["combined"].value > 0.9
-    combined, error = found.scores["combined"].tolist(), found.scores["reconstruction"].tolist()
-    by_score_then_error = sorted(range(len(combined)), key=lambda place: (-combined[place], -error[place]))
-    assert found.ranked() == by_score_then_error and combined.count(1) > 1
+    error = found.scores["reconstruction"]
+    equal = replace(found, scores=found.scores | {"combined": torch.ones_like(error)})
+    assert equal.ranked() == error.argsort(descending=True).tolist()
     assert opened.to_dict() == detector.to_dict()
     again = score_anomalies(detector, place / "new", codec)
     assert again.auc is None
@@ -175,6 +176,15 @@ def test_codes_have_no_elbo(place, tmp_path):
         score_anomalies(detector, place / "new", codec, by="elbo")
 
 
+@pytest.mark.skipif(not lpips_available(), reason="needs the weights of LPIPS")
+def test_the_error_may_be_lpips(place, codec):
+    detector = fit_detector(place / "normal", codec, error="lpips", held_out=0.7)
+    found = score_anomalies(detector, place / "new", codec, limit=1)
+    image = open_source(place / "new").image(0)
+    expected = lpips_distance(codec.roundtrip(image, output_type="pt"), image[None])
+    torch.testing.assert_close(found.scores["reconstruction"].float(), expected)
+
+
 def test_what_cannot_be_is_said_in_python(place, codec, detector, tmp_path):
     other = LatentCodec(build("AutoencoderKL", latent_channels=6), name="other")
     with pytest.raises(ValueError, match=r"fitted to mine .* not to other .*; give that codec, or fit"):
@@ -183,6 +193,15 @@ def test_what_cannot_be_is_said_in_python(place, codec, detector, tmp_path):
         fit_detector(place / "normal", codec)
     with pytest.raises(SettingError, match=r"at least 19 .* got '0 of 1'"):
         fit_detector(place / "normal" / "0.png", codec)
+    with pytest.raises(
+        SettingError, match=r"at most 4,096 features, .* got 'whole, 9,216'; take `pooling=mean-std`"
+    ):
+        fit_detector(place / "normal", codec, pooling="whole", side=192, limit=2)
+    same = [str(place / "normal" / "0.png")] * NUM_NORMAL
+    with pytest.raises(
+        ValueError, match=r"all normal images have the same features .*; give images that differ"
+    ):
+        fit_detector(same, codec, held_out=0.7)
     for name in ("false_alarms", "held_out"):
         with pytest.raises(SettingError, match=f"{name}: expected a share between 0 and 1, got 1.5"):
             fit_detector(place / "normal", codec, **{name: 1.5})

@@ -32,6 +32,7 @@ from latent_codec.torch_settings import ignoring_caller_settings
 logger = logging.getLogger(__name__)
 
 ERRORS = ("mse", "lpips")
+MAX_FEATURES = 4096
 NUM_RESAMPLES = 1000
 """Of the bootstrap."""
 
@@ -81,13 +82,14 @@ class Anomalies:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
+        is_unusual = self.is_unusual.tolist()
         found = {
             "codec": self.codec,
             "by": self.by,
             "threshold": self.threshold,
             "false_alarms": self.false_alarms,
             "num_images": len(self.names),
-            "num_unusual": int(self.is_unusual.sum()),
+            "num_unusual": sum(is_unusual),
         }
         if self.is_normal is not None:
             found |= {
@@ -100,7 +102,7 @@ class Anomalies:
             {
                 "name": self.names[place],
                 "index": self.indices[place],
-                "is_unusual": bool(self.is_unusual[place]),
+                "is_unusual": is_unusual[place],
             }
             | {name: column[place] for name, column in columns.items()}
             for place in self.ranked()
@@ -160,6 +162,13 @@ def fit_detector(
     )
     for reason in features.skipped:
         logger.warning("skipped: %s", reason)
+    if features.vectors.shape[1] > MAX_FEATURES:
+        raise SettingError(
+            "pooling",
+            f"one of at most {MAX_FEATURES:,} features, for their covariance",
+            f"{features.pooling}, {features.vectors.shape[1]:,}",
+            advice="take `pooling=mean-std`",
+        )
     count = len(features.names)
     num_held_out = round(held_out * count)
     least = math.ceil(1 / false_alarms) - 1
@@ -175,6 +184,10 @@ def fit_detector(
     measured = _measure(codec, source, features, error, progress.second, meter)
     normal, fitted = measured[order[:num_held_out]], measured[order[num_held_out:]]
     covariance, shrinkage = ledoit_wolf(fitted.features.double().numpy())
+    if not covariance.any():
+        raise ValueError(
+            f"all normal images have the same features ({features.pooling}); give images that differ"
+        )
     return Detector(
         codec=codec.name,
         codec_path=path,

@@ -211,4 +211,4 @@ def _read(folder: Path) -> Detector:
 def _rank(reference: Tensor, scores: Tensor) -> Tensor:
     """The share of a sorted reference that is below each score, equal ones counting half."""
     below, up_to = (torch.searchsorted(reference, scores, right=right) for right in (False, True))
-    return (below + up_to) / (2 * len(reference))
+    return (below + up_to).double() / (2 * len(reference))

@@ -119,7 +119,9 @@ def measure_disentanglement(
     for factor in factors.values():
         entropy = metrics.mutual_info_score(factor, factor)
         shares.append([metrics.mutual_info_score(factor, column) / entropy for column in binned])
-        forest = forests.RandomForestClassifier(_TREES, max_features=None, min_samples_leaf=5, random_state=seed)
+        forest = forests.RandomForestClassifier(
+            _TREES, max_features=None, min_samples_leaf=5, random_state=seed
+        )
         forest.fit(values[training], factor[training])
         importances.append(forest.feature_importances_)
         accuracies.append(float(forest.score(values[held_out], factor[held_out])))

@@ -85,10 +85,11 @@ def _write_csv(anomalies: Anomalies, path: Path) -> None:
         rows.writerow(
             ["name", "unusual", *anomalies.scores, *(["normal"] if anomalies.is_normal is not None else [])]
         )
+        is_unusual = anomalies.is_unusual.tolist()
         for place in anomalies.ranked():
             labels = [] if anomalies.is_normal is None else [int(anomalies.is_normal[place])]
             scores = [f"{float(each[place]):.8g}" for each in anomalies.scores.values()]
-            rows.writerow([anomalies.names[place], int(anomalies.is_unusual[place]), *scores, *labels])
+            rows.writerow([anomalies.names[place], int(is_unusual[place]), *scores, *labels])
 
 
 def _print(anomalies: Anomalies) -> None:
