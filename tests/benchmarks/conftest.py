@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from judges import PRESET, train_judge
@@ -31,9 +34,15 @@ def kodak(shared) -> list[Tensor]:
 
 
 @pytest.fixture(scope="session")
-def judge(shared, tmp_path_factory) -> ImageClassifier:
+def runs(tmp_path_factory) -> Path:
+    """Where trainings are kept: a new folder, or that of RUNS=folder, whose runs are taken as they are or continued."""
+    return Path(os.environ["RUNS"]) if "RUNS" in os.environ else tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def judge(shared, runs) -> ImageClassifier:
     """Of garments: trained on the half of the images that the shipped classifier was not trained on, with a seed of its own."""
     source = open_source(shared / "data/fashion_mnist")
     shipped = load_config(PRESET)
     _, unseen = hold_out(source, shipped.data.held_out, shipped.run.seed)
-    return train_judge(SomeImages(source, unseen), tmp_path_factory.mktemp("judge"))
+    return train_judge(SomeImages(source, unseen), runs / "judge")

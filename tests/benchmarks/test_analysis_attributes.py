@@ -2,12 +2,10 @@
 
     pytest tests/benchmarks/test_analysis_attributes.py -s -o addopts=        about 35 minutes of one core
 
-Trains the preset faces-global and, with a seed of its own, a classifier of smiles on 32x32 px; FACES_CODEC=runs/faces takes a
-codec that was trained before. All figures are of held-out faces. Faces stay out of the repository: the strip of the first ten
+Trains the preset faces-global and, with a seed of its own, a classifier of smiles on 32x32 px; RUNS=folder keeps both
+there and takes them from there. All figures are of held-out faces. Faces stay out of the repository: the strip of the first ten
 is written to a temporary folder, whose path is printed.
 """
-
-import os
 
 import pytest
 import torch
@@ -45,17 +43,15 @@ def faces(shared):
 
 
 @pytest.fixture(scope="module")
-def codec(faces, tmp_path_factory) -> LatentCodec:
-    if "FACES_CODEC" in os.environ:
-        return LatentCodec.from_pretrained(os.environ["FACES_CODEC"])
-    config, run = load_config("faces-global"), tmp_path_factory.mktemp("faces")
-    result = train(config, build_autoencoder(config), faces[0], run)
-    return LatentCodec.from_pretrained(finish_codec(config, result.network, faces[0], run, data_name="faces"))
+def codec(faces, runs) -> LatentCodec:
+    config, run = load_config("faces-global"), runs / "faces"
+    network = train(config, build_autoencoder(config), faces[0], run).network
+    return LatentCodec.from_pretrained(finish_codec(config, network, faces[0], run, data_name="faces"))
 
 
-def test_smiling(faces, codec, tmp_path_factory):
+def test_smiling(faces, codec, runs, tmp_path_factory):
     seen, held_out = faces
-    judge = train_judge(seen, tmp_path_factory.mktemp("judge"), *OF_SMILES)
+    judge = train_judge(seen, runs / "judge-of-smiles", *OF_SMILES)
 
     def smiling(images: torch.Tensor) -> torch.Tensor:
         return probabilities(judge, torch.stack([fit_square(image, JUDGE_SIDE) for image in images]))[:, 1]
