@@ -17,7 +17,7 @@ def add_codec_arguments(
         "--codec",
         default=default,
         metavar="NAME_OR_PATH",
-        help="use this codec: a shipped one (default, default-vq), a run, diffusers or pipeline folder, a "
+        help="use this codec: a shipped one (default, default-vq, garments), a run, diffusers or pipeline folder, a "
         f"checkpoint file, or a hub id (default: {meaning})",
     )
     add_subfolder_argument(parser)

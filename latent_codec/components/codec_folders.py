@@ -23,7 +23,7 @@ from latent_codec.files import check_is_file, restore
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "default-f8c4"
-SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8"}
+SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8", "garments": "garments"}
 SHIPPED_PIPELINES = ("fashion-mnist",)
 COMPONENTS = ("vae", "vqvae", "movq", "vqgan")
 INDEXES = ("model_index.json", "modular_model_index.json")
