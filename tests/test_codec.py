@@ -768,6 +768,15 @@ def test_shipped_discrete_codec_opens_and_its_indices_do_not_depend_on_the_preci
         )
 
 
+def test_the_shipped_codec_of_garments_has_one_vector_per_image():
+    codec = LatentCodec.from_pretrained("garments")
+    assert (codec.name, codec.channels) == ("garments", 1)
+    assert sum(path.stat().st_size for path in codec.folder.iterdir()) <= 1e6
+    latents = codec.encode(torch.rand(2, 1, 28, 28) * 2 - 1)
+    assert latents.shape == (2, 16, 1, 1)
+    assert codec.decode(latents, size=(28, 28), output_type="pt").shape == (2, 1, 28, 28)
+
+
 def test_shipped_codecs_are_at_most_8_megabytes():
     from latent_codec.components.codec_folders import ASSETS, SHIPPED
 

@@ -112,7 +112,7 @@ class AttributeDirection:
             )
 
     def project(self, latents: Tensor) -> Tensor:
-        """Latents (N, C, 1, 1) -> where they are along the direction, (N,) float64, in amounts, from an arbitrary zero."""
+        """Latents (N, C, 1, 1), or vectors (N, C) -> where they are along the direction, (N,) float64, in amounts, from an arbitrary zero."""
         direction = self.direction.flatten().double()
         return latents.detach().cpu().double().flatten(1) @ direction / direction.square().sum()
 

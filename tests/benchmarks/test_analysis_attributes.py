@@ -65,7 +65,7 @@ def test_smiling(faces, codec, runs, tmp_path_factory):
     for method in ("means", "classifier"):
         for without in ((), ("Male",)):
             direction = fit_attribute(codec, seen, "Smiling", method=method, without=without)
-            along = (features.vectors.double() @ direction.direction.flatten().double()).numpy()
+            along = direction.project(features.vectors).numpy()
             moved = torch.stack(
                 [apply_attribute(codec, some.image(index), direction, AMOUNTS) for index in range(NUM_FACES)]
             )
