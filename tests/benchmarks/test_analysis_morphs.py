@@ -42,4 +42,4 @@ def test_halfway_images_are_garments(shared, judge):
     }
     rows = [(name, f"{share:.0%}") for name, share in shares.items()]
     table(f"{NUM_PAIRS} random pairs of test garments", ["images", "recognized"], rows)
-    assert shares["halfway in latents, linear"] > shares["averages of two images' pixels"] + 0.1
+    assert shares["halfway in latents, spherical"] > shares["averages of two images' pixels"] + 0.1
