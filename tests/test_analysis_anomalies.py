@@ -224,6 +224,15 @@ def test_the_verbs(place, tmp_path, capsys, monkeypatch):
     with Image.open(tmp_path / "d" / "scores.png") as image:
         assert image.width > 600
 
+    labels = ("--label", "class", "--normal", "1", "--false-alarms", "0.3", "--held-out", "0.5")
+    assert (
+        main(["anomaly", "fit", "new", "--codec", "mine", *labels, "--out", str(tmp_path / "one"), "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out)["num_fitted"] == NUM_UNUSUAL / 2
+    words = fails(capsys, "anomaly fit", "new", "--codec", "mine", "--label", "class", "--normal", "7")
+    assert "--normal: expected a value of class that some images have, got 7; these images have 0, 1" in words
+
     monkeypatch.chdir(tmp_path)
     new = str(place / "new")
     score = ["anomaly", "score", new, "--detector", "d", "--heat-maps", "2"]

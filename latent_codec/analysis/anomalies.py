@@ -25,7 +25,7 @@ from latent_codec.errors import SettingError
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.labels import class_of
-from latent_codec.images.sources import Data, ImageSource, open_source, spread
+from latent_codec.images.sources import Data, ImageSource, SomeImages, open_source, spread
 from latent_codec.metrics import lpips_distance
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -120,6 +120,8 @@ def fit_detector(
     side: int | None = None,
     held_out: float = 0.2,
     false_alarms: float = 0.05,
+    label: str | None = None,
+    normal: int | None = None,
     limit: int | None = None,
     split: str = "train",
     on_progress: Callable[[int, int], None] | None = None,
@@ -139,12 +141,13 @@ def fit_detector(
         pooling, layer, side: of the features, as `extract_features` takes them.
         held_out: the share of the images that is held out, drawn with a fixed seed.
         false_alarms: the share of normal images that may be taken for unusual.
+        label, normal: as `score_anomalies` takes them: only images with this label are taken. None: all.
         limit: at most N images, spread evenly; None means all.
         split: of data that has splits.
         on_progress: called with (images done, images in all), each image counting twice.
 
     Raises:
-        SettingError: for another error, shares out of range, or too few images for them.
+        SettingError: for another error, shares out of range, too few images for them, or a label that no image has.
         ValueError: as `extract_features`, or if scikit-learn is not installed.
     """
     if error not in ERRORS:
@@ -152,8 +155,12 @@ def fit_detector(
     for name, share in (("held_out", held_out), ("false_alarms", false_alarms)):
         if not 0 < share < 1:
             raise SettingError(name, "a share between 0 and 1", share)
+    _check_label(label, normal)
     ledoit_wolf = scikit("covariance").ledoit_wolf
     source = data if isinstance(data, ImageSource) else open_source(data, split=split)
+    if label is not None:
+        classes = _classes(source, list(range(len(source))), label, normal, and_others=False)
+        source = SomeImages(source, [index for index, found in classes.items() if found == normal])
     path = None if isinstance(codec, LatentCodec) else os.fspath(codec)
     codec = codec if isinstance(codec, LatentCodec) else LatentCodec.from_pretrained(codec)
     progress = _Halves(on_progress)
@@ -236,14 +243,13 @@ def score_anomalies(
         ValueError: for another codec, images that cannot be read, or labels that are missing, all normal or none.
     """
     threshold = detector.threshold(by)
-    if (label is None) != (normal is None):
-        raise SettingError(
-            "normal", "the value that normal images have", normal, advice="it goes with `label`"
-        )
+    _check_label(label, normal)
     source = data if isinstance(data, ImageSource) else open_source(data, split=split)
     codec = open_codec(detector) if codec is None else codec
     detector.check(codec)
-    classes = None if label is None else _classes(source, spread(len(source), limit), label, normal)
+    classes = None
+    if label is not None:
+        classes = _classes(source, spread(len(source), limit), label, normal, and_others=True)
     progress = _Halves(on_progress)
     features = extract_features(
         source,
@@ -351,14 +357,23 @@ def _measure(
     )
 
 
-def _classes(source: ImageSource, indices: list[int], label: str, normal: int) -> dict[int, int]:
-    """The class of each image; some have the normal one and others do not."""
+def _check_label(label: str | None, normal: int | None) -> None:
+    if (label is None) != (normal is None):
+        raise SettingError(
+            "normal", "the value that normal images have", normal, advice="it goes with `label`"
+        )
+
+
+def _classes(
+    source: ImageSource, indices: list[int], label: str, normal: int, *, and_others: bool
+) -> dict[int, int]:
+    """The class of each image; some have the normal one, and others do not where `and_others`."""
     classes = {index: class_of(source, index, label, setting="label") for index in indices}
     found = sorted(set(classes.values()))
-    if normal not in found or len(found) == 1:
+    if normal not in found or (and_others and len(found) == 1):
         raise SettingError(
             "normal",
-            f"a value of {label} that some images have and others do not",
+            f"a value of {label} that some images have" + (" and others do not" if and_others else ""),
             normal,
             advice=f"these images have {', '.join(map(str, found[:20]))}",
         )

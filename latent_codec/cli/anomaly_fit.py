@@ -14,6 +14,7 @@ Examples:
   latent-codec anomaly fit good/ --codec runs/mine --out detector
   latent-codec anomaly score new/ --detector detector
   latent-codec anomaly fit good/ --error lpips --false-alarms 0.01
+  latent-codec anomaly fit fashion_mnist/ --label class --normal 6 --out shirts
 """
 
 import argparse
@@ -30,7 +31,7 @@ from latent_codec.cli.features import add_feature_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, what="; all of them normal")
+    add_data_arguments(parser, what="; all of them normal, or by --label")
     parser.add_argument(
         "--out",
         type=Path,
@@ -58,9 +59,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="hold out this share of the images, for ranks and threshold (default: 0.2)",
     )
+    add_label_arguments(parser, "take only the images with this label")
     add_feature_arguments(parser)
     add_codec_arguments(parser)
     add_json_argument(parser)
+
+
+def add_label_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--label` and `--normal`; `what` says what the label is for."""
+    parser.add_argument(
+        "--label",
+        metavar="NAME",
+        help=f'{what}: "class" where a label is a number, else the name of an attribute; with --normal',
+    )
+    parser.add_argument(
+        "--normal", type=int, metavar="VALUE", help="the value of --label that normal images have"
+    )
 
 
 def check(args: argparse.Namespace) -> None:

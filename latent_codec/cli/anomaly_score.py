@@ -25,6 +25,7 @@ Examples:
 import argparse
 from pathlib import Path
 
+from latent_codec.cli.anomaly_fit import add_label_arguments
 from latent_codec.cli.arguments import (
     add_codec_arguments,
     add_data_arguments,
@@ -47,14 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="combined",
         help="decide by this score: combined, reconstruction, elbo or features (default: combined)",
     )
-    parser.add_argument(
-        "--label",
-        metavar="NAME",
-        help='measure against this label: "class" where a label is a number, else an attribute',
-    )
-    parser.add_argument(
-        "--normal", type=int, metavar="VALUE", help="take images whose label is this for normal"
-    )
+    add_label_arguments(parser, "measure against this label")
     parser.add_argument(
         "--heat-maps", type=int, default=16, metavar="N", help="write N heat maps (default: 16)"
     )

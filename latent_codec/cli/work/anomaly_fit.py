@@ -24,6 +24,8 @@ def run(args: argparse.Namespace) -> int:
             side=args.side,
             held_out=args.held_out,
             false_alarms=args.false_alarms,
+            label=args.label,
+            normal=args.normal,
             limit=args.limit,
             on_progress=report,
         )
