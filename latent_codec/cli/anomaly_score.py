@@ -25,18 +25,11 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    add_out_argument,
-    check_at_least,
-    check_paths,
-)
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, split="test")
+    arguments.add_data_arguments(parser, split="test")
     parser.add_argument(
         "--detector", required=True, type=Path, metavar="DIR", help="use what `anomaly fit` wrote here"
     )
@@ -58,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heat-maps", type=int, default=16, metavar="N", help="write N heat maps (default: 16)"
     )
-    add_out_argument(parser, "anomaly", "report, scores and heat maps")
-    add_codec_arguments(parser, default=None, meaning="the detector's, from where it was")
-    add_json_argument(parser)
+    arguments.add_out_argument(parser, "latent-codec-out/anomaly", "report, scores and heat maps")
+    arguments.add_codec_arguments(parser, default=None, meaning="the detector's, from where it was")
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, limit=1, heat_maps=0)
+    arguments.check_paths(args.data)
+    arguments.check_at_least(args, limit=1, heat_maps=0)

@@ -115,11 +115,14 @@ def add_index_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_out_argument(parser: argparse.ArgumentParser, verb: str, what: str) -> None:
-    """`--out` of a verb that leaves reports: latent-codec-out/VERB by default."""
-    default = Path(f"latent-codec-out/{verb}")
+def add_out_argument(parser: argparse.ArgumentParser, default: str, what: str, metavar: str = "DIR") -> None:
+    """`--out` of a verb that makes new files."""
     parser.add_argument(
-        "--out", type=Path, default=default, metavar="DIR", help=f"write {what} here (default: {default})"
+        "--out",
+        type=Path,
+        default=Path(default),
+        metavar=metavar,
+        help=f"write {what} here (default: {default})",
     )
 
 
@@ -171,6 +174,45 @@ def check_training(args: argparse.Namespace, trains: bool, advice: str) -> None:
     for setting in ("run_folder", "minutes", "set"):
         if not trains and getattr(args, setting):
             raise SettingError(setting, "none without training", getattr(args, setting), advice=advice)
+
+
+def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--pooling`, `--layer` and `--side`: how `extract_features` makes vectors."""
+    parser.add_argument(
+        "--pooling",
+        metavar="HOW",
+        help="make a vector of a grid: whole, its numbers as they are; mean-std, of each channel; pyramid, the means "
+        "in 1x1, 2x2 and 4x4 cells; histogram, the share of each codeword (default: whole of a 1x1 grid, else "
+        "histogram of codecs with a codebook, else mean-std)",
+    )
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="take the output of this module of the encoder, such as mid_block (default: the latents)",
+    )
+    parser.add_argument(
+        "--side",
+        type=int,
+        metavar="PIXELS",
+        help="resize images and cut them to squares of this side (default: as the codec was trained, where it makes one "
+        "vector of an image; else their own size)",
+    )
+
+
+def add_label_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--label", metavar="KEY", help=f"read classes from this attribute of the labels ({default})"
+    )
+
+
+def add_held_out_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--held-out", type=float, default=0.2, metavar="SHARE", help=f"{what} (default: %(default)s)"
+    )
+
+
+def add_seed_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{what} (default: %(default)s)")
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:

@@ -37,9 +37,7 @@ from latent_codec.errors import SettingError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_data_arguments(parser)
-    parser.add_argument(
-        "--out", default="compressed", metavar="DIR", help="write NAME.lcf here (default: compressed)"
-    )
+    arguments.add_out_argument(parser, "compressed", "NAME.lcf")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--quality",

@@ -38,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="compressed files (.lcf), or folders of them"
     )
-    parser.add_argument(
-        "--out", default="decompressed", metavar="DIR", help="write files here (default: decompressed)"
-    )
+    arguments.add_out_argument(parser, "decompressed", "files")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--latents", action="store_true", help="write latent files, without decoding pixels")
     what.add_argument(

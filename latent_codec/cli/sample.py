@@ -107,13 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="rewrite this image while the grid grows, at most twice a second (default: none)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("samples.png"),
-        metavar="IMAGE",
-        help="write the grid here (default: %(default)s)",
-    )
+    arguments.add_out_argument(parser, "samples.png", "the grid", "IMAGE")
     arguments.add_codec_arguments(parser, None, "a pipeline")
     arguments.add_json_argument(parser)
 

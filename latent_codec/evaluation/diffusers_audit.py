@@ -142,9 +142,7 @@ def _problems(codec: LatentCodec, row: PipelineSpace) -> Iterator[tuple[str, str
 
 
 def _takes(decode: Callable, parameter: str) -> bool:
-    """Also where diffusers (before 0.42) hides the method in a wrapper without its signature."""
-    method = inspect.getclosurevars(decode.__func__).nonlocals.get("method", decode)
-    return parameter in inspect.signature(method).parameters
+    return parameter in inspect.signature(decode).parameters
 
 
 def _deviations(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:

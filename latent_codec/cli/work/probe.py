@@ -2,12 +2,13 @@
 
 import argparse
 import sys
+from functools import partial
 
 from latent_codec.analysis.probes import Probe, mistakes_sheet, plot_confusion, probe
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.features import describe
 from latent_codec.cli.work.opening import load_codec, open_data
-from latent_codec.cli.work.printing import print_json, table, write_json
+from latent_codec.cli.work.printing import finish_report, table, write_json
 from latent_codec.images.labels import class_names
 from latent_codec.images.sources import open_source
 from latent_codec.images.tensors import write_image
@@ -48,11 +49,7 @@ def run(args: argparse.Namespace) -> int:
             write_image(mistakes, files[1])
         result = {"data": args.data} | found.to_dict() | {"class_names": names}
         write_json(result, files[-1])
-    if args.json:
-        print_json(result | {"files": list(map(str, files))})
-    else:
-        _print(found)
-        print(f"Written: {', '.join(map(str, files))}")
+    finish_report(args, result, files, (), partial(_print, found))
     return 2 if found.skipped else 0
 
 
