@@ -76,9 +76,8 @@ def add_data_arguments(
         nargs: "+", or "*" where DATA may be left out.
         what: what the verb does without DATA.
     """
-    may_miss = (
-        {"default": argparse.SUPPRESS} if nargs == "*" else {}
-    )  # or [] would replace what an old flag gave
+    # Or [] would replace what an old flag gave.
+    may_miss = {"default": argparse.SUPPRESS} if nargs == "*" else {}
     parser.set_defaults(data=[])
     parser.add_argument(
         "data",
@@ -136,19 +135,16 @@ def add_copy_argument(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_run_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """`--run` of a verb that trains something for a codec."""
-    parser.add_argument(
-        "--run",
-        dest="run_folder",
-        type=Path,
-        metavar="RUN",
-        help=f"train in this run folder (default: runs/CODEC-{what})",
-    )
-
-
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--set` and `--minutes`, of every verb that trains."""
+def add_training_arguments(parser: argparse.ArgumentParser, what: str | None = None) -> None:
+    """`--set` and `--minutes`, of every verb that trains, and `--run` of one that trains `what` for a codec."""
+    if what is not None:
+        parser.add_argument(
+            "--run",
+            dest="run_folder",
+            type=Path,
+            metavar="RUN",
+            help=f"train in this run folder (default: runs/CODEC-{what})",
+        )
     parser.add_argument(
         "--set",
         action="append",
@@ -165,7 +161,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_training(args: argparse.Namespace, trains: bool, advice: str) -> None:
-    """Check what `add_run_argument` and `add_training_arguments` add, which is of no use unless the verb trains.
+    """Check what `add_training_arguments` adds, which is of no use unless the verb trains.
 
     Raises:
         SettingError: with `advice` for a flag of no use.

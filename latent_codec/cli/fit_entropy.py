@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_codec_arguments(parser)
     arguments.add_copy_argument(parser, "its entropy model")
     parser.add_argument("--static", action="store_true", help="count values, without training")
-    arguments.add_run_argument(parser, "entropy")
-    arguments.add_training_arguments(parser)
+    arguments.add_training_arguments(parser, "entropy")
     arguments.add_json_argument(parser)
 
 

@@ -11,7 +11,7 @@ from latent_codec.analysis.anomaly_sheet import anomaly_sheet
 from latent_codec.analysis.detectors import Detector, load_detector
 from latent_codec.analysis.heat_maps import blend
 from latent_codec.cli.progress import progress, showing
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import load_codec, open_data, settings_of
 from latent_codec.cli.work.printing import print_json, table, write_json
 from latent_codec.errors import SettingError
 from latent_codec.files import replacing
@@ -30,16 +30,8 @@ def run(args: argparse.Namespace) -> int:
     codec = load_codec(args)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
     with showing("scoring") as report:
-        anomalies = score_anomalies(
-            detector,
-            source,
-            codec,
-            by=args.by,
-            label=args.label,
-            normal=args.normal,
-            limit=args.limit,
-            on_progress=report,
-        )
+        settings = settings_of(args, "by", "label", "normal", "limit")
+        anomalies = score_anomalies(detector, source, codec, on_progress=report, **settings)
     with showing("drawing the report") as report:
         write_image(
             anomaly_sheet(detector, codec, source, anomalies, on_progress=report), args.out / "report.png"

@@ -5,7 +5,7 @@ import sys
 
 from latent_codec.analysis.features import Features, extract_features, save_features, write_csv
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import load_codec, open_data, settings_of
 from latent_codec.cli.work.printing import print_json
 from latent_codec.codec import LatentCodec
 from latent_codec.images.sources import ImageSource
@@ -28,15 +28,8 @@ def run(args: argparse.Namespace) -> int:
 def features_of(source: ImageSource, codec: LatentCodec, args: argparse.Namespace) -> Features:
     """As `--pooling`, `--layer`, `--side` and `--limit` say; what was skipped is reported."""
     with showing("encoding") as report:
-        features = extract_features(
-            source,
-            codec,
-            pooling=args.pooling,
-            layer=args.layer,
-            side=args.side,
-            limit=args.limit,
-            on_progress=report,
-        )
+        settings = settings_of(args, "pooling", "layer", "side", "limit")
+        features = extract_features(source, codec, on_progress=report, **settings)
     for reason in features.skipped:
         print(f"latent-codec {args.verb}: {reason}", file=sys.stderr)
     return features
