@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 
 from latent_codec import __version__, deprecated
+from latent_codec.cli.arguments import check_arguments
 from latent_codec.cli.messages import is_foreseen, one_line, shown
 from latent_codec.cli.progress import showing
 
@@ -187,9 +188,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int | None:
-    arguments = _module(args.verb)
-    if hasattr(arguments, "check"):
-        arguments.check(args)
+    check_arguments(args)
+    verb = _module(args.verb)
+    if hasattr(verb, "check"):
+        verb.check(args)
     if getattr(args, "subfolder", None) is not None:
         from latent_codec.components.codec_folders import in_subfolder
 

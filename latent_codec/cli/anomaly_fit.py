@@ -41,8 +41,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_feature_arguments(parser)
     arguments.add_codec_arguments(parser)
     arguments.add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, limit=1, side=8)

@@ -50,12 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--heat-maps", type=int, default=16, metavar="N", help="write N heat maps (default: 16)"
-    )
+    ).least = 0
     arguments.add_out_argument(parser, "latent-codec-out/anomaly", "report, scores and heat maps")
     arguments.add_codec_arguments(parser, default=None, meaning="the detector's, from where it was")
     arguments.add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, limit=1, heat_maps=0)

@@ -68,12 +68,15 @@ def add_data_arguments(
     nargs: str = "+",
     split: str = "train",
     limit: int | None = None,
+    least: int = 1,
     what: str = "",
 ) -> None:
     """DATA, `--split` and `--limit`: what `open_data` reads.
 
     Args:
         nargs: "+", or "*" where DATA may be left out.
+        limit: the default of `--limit`.
+        least: the smallest.
         what: what the verb does without DATA.
     """
     # Or [] would replace what an old flag gave.
@@ -90,10 +93,10 @@ def add_data_arguments(
     parser.add_argument(
         "--split", default=split, help=f"read this split of data that has splits (default: {split})"
     )
-    add_limit_argument(parser, limit)
+    add_limit_argument(parser, limit, least)
 
 
-def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = None, least: int = 1) -> None:
     parser.add_argument(
         "--limit",
         type=int,
@@ -101,7 +104,7 @@ def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = No
         metavar="N",
         help="take N images, items floor(i * total / N), i = 0 .. N - 1 "
         f"(default: {'all' if default is None else default})",
-    )
+    ).least = least
 
 
 def add_index_argument(parser: argparse.ArgumentParser) -> None:
@@ -192,7 +195,7 @@ def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="resize images and cut them to squares of this side (default: as the codec was trained, where it makes one "
         "vector of an image; else their own size)",
-    )
+    ).least = 8
 
 
 def add_label_argument(parser: argparse.ArgumentParser, default: str) -> None:
@@ -208,7 +211,7 @@ def add_held_out_argument(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_seed_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{what} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{what} (default: 0)").least = 0
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -237,13 +240,15 @@ def check_paths(arguments: Iterable[str]) -> None:
             raise ValueError(f"{each}: no such file or folder")
 
 
-def check_at_least(args: argparse.Namespace, **least: int) -> None:
-    """Refuse numbers below their least: `check_at_least(args, limit=1)`.
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse DATA that does not exist, and numbers below the least that their flags take.
 
     Raises:
-        SettingError: naming the first.
+        ValueError: naming the first.
     """
-    for name, smallest in least.items():
-        number = getattr(args, name)
-        if number is not None and number < smallest:
-            raise SettingError(name, f"at least {smallest}", number)
+    for action in args.parser._actions:
+        number, least = getattr(args, action.dest, None), getattr(action, "least", None)
+        if action.metavar == "DATA" and not action.option_strings:
+            check_paths(args.data)
+        elif None not in (number, least) and number < least:
+            raise SettingError(action.dest, f"at least {least}", number)

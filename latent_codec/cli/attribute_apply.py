@@ -41,5 +41,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    arguments.check_paths([*args.data, str(args.direction)])
-    arguments.check_at_least(args, limit=1)
+    arguments.check_paths([str(args.direction)])

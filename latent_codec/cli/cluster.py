@@ -22,14 +22,14 @@ from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data_arguments(parser)
+    arguments.add_data_arguments(parser, least=2)
     parser.add_argument(
         "--clusters",
-        dest="num_clusters",
         type=int,
+        dest="num_clusters",
         metavar="K",
         help="find K clusters (default: as many as there are classes, else 10)",
-    )
+    ).least = 2
     arguments.add_label_argument(parser, 'default: "class", labels that are numbers, if there are')
     parser.add_argument(
         "--map",
@@ -43,8 +43,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_out_argument(parser, "latent-codec-out/cluster", "images and figures")
     arguments.add_seed_argument(parser, "seed of all that is random")
     arguments.add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, limit=2, side=8, seed=0, num_clusters=2)

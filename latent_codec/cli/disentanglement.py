@@ -28,7 +28,7 @@ from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data_arguments(parser, split="test")
+    arguments.add_data_arguments(parser, split="test", least=100)
     parser.add_argument(
         "--factor",
         action="append",
@@ -39,8 +39,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_codec_arguments(parser)
     arguments.add_out_argument(parser, "latent-codec-out/disentanglement", "the heat map and figures")
     arguments.add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, limit=100)

@@ -32,7 +32,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, limit=1, side=8)
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out: expected a name that ends in .safetensors, got {args.out}")

@@ -35,6 +35,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, limit=1)
     arguments.check_training(args, not args.static, "leave it or `static` out")

@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    arguments.check_at_least(args, limit=1)
     if args.tiny and not args.data:
         raise ValueError("--tiny learns from images: name some as DATA")
     arguments.check_training(args, args.tiny, "leave it out, or add `tiny`")

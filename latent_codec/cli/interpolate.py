@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=9,
         metavar="N",
         help="show N images from one image to the next, both included (default: %(default)s)",
-    )
+    ).least = 2
     parser.add_argument(
         "--way",
         choices=("linear", "spherical"),
@@ -49,8 +49,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     arguments.add_codec_arguments(parser)
     arguments.add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, steps=2, limit=1)
