@@ -89,7 +89,7 @@ def add_data_arguments(
         **may_miss,
         help="images or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), a saved data set, "
         "hf:owner/name, or shapes:COUNTxSIDE (generated, with labelled factors)" + what,
-    )
+    ).must_exist = True
     parser.add_argument(
         "--split", default=split, help=f"read this split of data that has splits (default: {split})"
     )
@@ -228,27 +228,27 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_paths(arguments: Iterable[str]) -> None:
+def check_paths(paths: Iterable[str | Path]) -> None:
     """Refuse files and folders that do not exist, before the libraries that read them are loaded.
 
     Raises:
         ValueError: naming the first that is missing; names on the hub (hf:...), generated images (shapes:) and patterns are not looked up.
     """
-    for each in arguments:
+    for each in map(str, paths):
         is_pattern = each.startswith(("hf:", "shapes:")) or any(mark in each for mark in "{*?[")
         if not is_pattern and not Path(each).exists():
             raise ValueError(f"{each}: no such file or folder")
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse DATA that does not exist, and numbers below the least that their flags take.
+    """Refuse paths that must exist and do not, and numbers below the least that their flags take.
 
     Raises:
         ValueError: naming the first.
     """
     for action in args.parser._actions:
-        number, least = getattr(args, action.dest, None), getattr(action, "least", None)
-        if action.metavar == "DATA" and not action.option_strings:
-            check_paths(args.data)
-        elif None not in (number, least) and number < least:
-            raise SettingError(action.dest, f"at least {least}", number)
+        value, least = getattr(args, action.dest, None), getattr(action, "least", None)
+        if getattr(action, "must_exist", False) and value is not None:
+            check_paths(value if isinstance(value, list) else [value])
+        elif None not in (value, least) and value < least:
+            raise SettingError(action.dest, f"at least {least}", value)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="move along this direction, which `attribute fit` wrote",
-    )
+    ).must_exist = True
     parser.add_argument(
         "--amounts",
         type=float,
@@ -38,7 +38,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_out_argument(parser, "attribute.png", "the sheet", "IMAGE")
     arguments.add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
     arguments.add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    arguments.check_paths([str(args.direction)])

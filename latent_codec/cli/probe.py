@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="DATA",
         help="test on these images instead, of --test-split if they have splits",
-    )
+    ).must_exist = True
     arguments.add_feature_arguments(parser)
     arguments.add_codec_arguments(parser)
     arguments.add_out_argument(parser, "latent-codec-out/probe", "images and figures")
@@ -44,6 +44,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.test_data or [])
     if not 0 < args.held_out < 1:
         raise ValueError(f"--held-out: expected a share above 0 and below 1, got {args.held_out}")

@@ -34,14 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image", type=Path, metavar="IMAGE", help="start from the latents of this image (default: 0)"
-    )
+    ).must_exist = True
     parser.add_argument(
         "--top", type=int, metavar="N", help="show the first N dimensions in the sheet (default: all)"
     ).least = 1
     arguments.add_out_argument(parser, "traversal.png", "the sheet", "IMAGE")
     arguments.add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
     arguments.add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    arguments.check_paths([] if args.image is None else [str(args.image)])
