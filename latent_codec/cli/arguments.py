@@ -1,7 +1,6 @@
 """Flags that several verbs share, declared once."""
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -228,18 +227,6 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_paths(paths: Iterable[str | Path]) -> None:
-    """Refuse files and folders that do not exist, before the libraries that read them are loaded.
-
-    Raises:
-        ValueError: naming the first that is missing; names on the hub (hf:...), generated images (shapes:) and patterns are not looked up.
-    """
-    for each in map(str, paths):
-        is_pattern = each.startswith(("hf:", "shapes:")) or any(mark in each for mark in "{*?[")
-        if not is_pattern and not Path(each).exists():
-            raise ValueError(f"{each}: no such file or folder")
-
-
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse paths that must exist and do not, and numbers below the least that their flags take.
 
@@ -249,6 +236,14 @@ def check_arguments(args: argparse.Namespace) -> None:
     for action in args.parser._actions:
         value, least = getattr(args, action.dest, None), getattr(action, "least", None)
         if getattr(action, "must_exist", False) and value is not None:
-            check_paths(value if isinstance(value, list) else [value])
+            for path in map(str, value if isinstance(value, list) else [value]):
+                if not _exists(path):
+                    raise ValueError(f"{path}: no such file or folder")
         elif None not in (value, least) and value < least:
             raise SettingError(action.dest, f"at least {least}", value)
+
+
+def _exists(path: str) -> bool:
+    """Whether it does; names on the hub (hf:...), generated images (shapes:) and patterns are not looked up."""
+    is_pattern = path.startswith(("hf:", "shapes:")) or any(mark in path for mark in "{*?[")
+    return is_pattern or Path(path).exists()

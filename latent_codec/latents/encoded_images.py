@@ -8,6 +8,7 @@ A prior sees every image's codes in every epoch; encoding them anew each time wo
 import logging
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,8 +121,8 @@ def open_encoded(
         OSError: if one cannot be read.
     """
     files = find_latent_files([paths] if isinstance(paths, (str, os.PathLike)) else paths)
-    if codec is not None:
-        load_latents(files[0], codec=codec)
+    if codec is not None and (warning := load_latents(files[0]).check(codec)):
+        warnings.warn(warning, stacklevel=2)
     return EncodedImages(map(load_latents, files))
 
 
