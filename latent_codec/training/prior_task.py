@@ -147,9 +147,8 @@ class PriorTask(Task):
         if self.data.num_classes:
             labels = torch.arange(NUM_SAMPLES) % self.data.num_classes
         _, condition, labels = self._arguments(prior, levels, labels)
-        shape = (NUM_SAMPLES, prior.data_channels, *self.data.shapes[-1])
-        if not prior.has_channels:
-            shape = (NUM_SAMPLES, *self.data.shapes[-1])
+        channels = [prior.data_channels] if prior.has_channels else []
+        shape = (NUM_SAMPLES, *channels, *self.data.shapes[-1])
         generator = torch.Generator().manual_seed(self.config.run.seed)
         drawn = prior.sample(shape, condition, labels, generator=generator)
         if self.codec is None:

@@ -6,7 +6,7 @@ import sys
 from latent_codec.analysis.features import Features, extract_features, save_features, write_csv
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.opening import load_codec, open_data, settings_of
-from latent_codec.cli.work.printing import print_json
+from latent_codec.cli.work.printing import finish_report
 from latent_codec.codec import LatentCodec
 from latent_codec.images.sources import ImageSource
 
@@ -18,10 +18,8 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         files.append(args.out.with_suffix(".csv"))
         write_csv(features, files[-1])
-    if args.json:
-        print_json({"data": args.data} | features.to_dict() | {"files": list(map(str, files))})
-    else:
-        print(f"{describe(features)}\nWritten: {', '.join(map(str, files))}")
+    found = {"data": args.data} | features.to_dict()
+    finish_report(args, found, files, (), lambda: print(describe(features)))
     return 2 if features.skipped else 0
 
 
