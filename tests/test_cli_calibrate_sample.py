@@ -160,7 +160,7 @@ def test_calibrate_refuses_before_it_measures(place, capsys):
             ("photos", "--codec", "run", "--dtype", "float16"),
             "--dtype: expected float32, against which the others are measured, got 'float16'",
         ),
-        (("photos", "--codec", "run", "--limit", "0"), "a limit of 0 images"),
+        (("photos", "--codec", "run", "--limit", "0"), "--limit: expected at least 1, got 0"),
     ]:
         assert message in fails(capsys, "calibrate", *argv), argv
     assert files_in(".") == before

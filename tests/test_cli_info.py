@@ -142,7 +142,10 @@ def test_against_itself(capsys):
         (("nowhere", "--audit"), "nowhere does not exist"),
         (("mine", "--data", "photos"), "--data is for --against REFERENCE"),
         (("mine", "--against", "tuned", "--data", "mine/config.json"), "config.json"),
-        (("mine", "--against", "tuned", "--data", "photos", "--limit", "0"), "leaves nothing to measure"),
+        (
+            ("mine", "--against", "tuned", "--data", "photos", "--limit", "0"),
+            "--limit: expected at least 1, got 0",
+        ),
     ],
 )
 def test_refusals(argv, message, capsys):

@@ -121,7 +121,7 @@ def test_indices_have_one_rate_and_need_no_entropy_model(place, capsys):
         (["--qualities", "five"], "--qualities: expected integers, separated by commas, got 'five'"),
         (["--bpp", "0"], "--bpp: expected numbers above 0, separated by commas, got '0'"),
         (["--bpp", "nan"], "--bpp: expected numbers above 0, separated by commas, got 'nan'"),
-        (["--limit", "0"], "a limit of 0 images"),
+        (["--limit", "0"], "--limit: expected at least 1, got 0"),
         (["--entropy", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--codec", "nowhere"], "nowhere does not exist"),
     ],

@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 
 from latent_codec import __version__, deprecated
+from latent_codec.cli.arguments import check_arguments
 from latent_codec.cli.messages import is_foreseen, one_line, shown
 from latent_codec.cli.progress import showing
 
@@ -102,7 +103,7 @@ where the input was at fault.""",
         module.add_arguments(subparser)
         deprecated.add_old_flags(subparser, name)
         subparser.set_defaults(parser=subparser)
-    seconds = _second_words(verb)
+    seconds = [name.partition(" ")[2] for name in VERBS if name.startswith(f"{verb} ")]
     if seconds:
         what = "\n".join(_line_of(f"{verb} {second}") for second in seconds)
         subparser = verbs.add_parser(verb, description=what, formatter_class=_Help)
@@ -128,10 +129,6 @@ def _with_verb(argv: list[str]) -> tuple[list[str], str | None]:
     if verb in VERBS:
         return [*argv[:place], verb, *argv[place + 2 :]], verb
     return argv, argv[place]
-
-
-def _second_words(first: str | None) -> list[str]:
-    return [verb.partition(" ")[2] for verb in VERBS if verb.startswith(f"{first} ")]
 
 
 def _line_of(verb: str) -> str:
@@ -187,9 +184,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int | None:
-    arguments = _module(args.verb)
-    if hasattr(arguments, "check"):
-        arguments.check(args)
+    check_arguments(args)
+    verb = _module(args.verb)
+    if hasattr(verb, "check"):
+        verb.check(args)
     if getattr(args, "subfolder", None) is not None:
         from latent_codec.components.codec_folders import in_subfolder
 

@@ -18,27 +18,13 @@ Examples:
 """
 
 import argparse
-from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    check_at_least,
-    check_paths,
-)
-from latent_codec.cli.features import add_feature_arguments
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, what="; all of them normal, or by --label")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("detector"),
-        metavar="DIR",
-        help="write the detector's folder here (default: %(default)s)",
-    )
+    arguments.add_data_arguments(parser, what="; all of them normal, or by --label")
+    arguments.add_out_argument(parser, "detector", "the detector's folder")
     parser.add_argument(
         "--error",
         choices=("mse", "lpips"),
@@ -52,17 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="take at most this share of normal images for unusual (default: 0.05)",
     )
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.2,
-        metavar="SHARE",
-        help="hold out this share of the images, for ranks and threshold (default: 0.2)",
-    )
+    arguments.add_held_out_argument(parser, "hold out this share of the images, for ranks and threshold")
     add_label_arguments(parser, "take only the images with this label")
-    add_feature_arguments(parser)
-    add_codec_arguments(parser)
-    add_json_argument(parser)
+    arguments.add_feature_arguments(parser)
+    arguments.add_codec_arguments(parser)
+    arguments.add_json_argument(parser)
 
 
 def add_label_arguments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -75,8 +55,3 @@ def add_label_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--normal", type=int, metavar="VALUE", help="the value of --label that normal images have"
     )
-
-
-def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, limit=1, side=8)

@@ -25,19 +25,12 @@ Examples:
 import argparse
 from pathlib import Path
 
+from latent_codec.cli import arguments
 from latent_codec.cli.anomaly_fit import add_label_arguments
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    add_out_argument,
-    check_at_least,
-    check_paths,
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, split="test")
+    arguments.add_data_arguments(parser, split="test")
     parser.add_argument(
         "--detector", required=True, type=Path, metavar="DIR", help="use what `anomaly fit` wrote here"
     )
@@ -51,12 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_label_arguments(parser, "measure against this label")
     parser.add_argument(
         "--heat-maps", type=int, default=16, metavar="N", help="write N heat maps (default: 16)"
-    )
-    add_out_argument(parser, "anomaly", "report, scores and heat maps")
-    add_codec_arguments(parser, default=None, meaning="the detector's, from where it was")
-    add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, limit=1, heat_maps=0)
+    ).least = 0
+    arguments.add_out_argument(parser, "latent-codec-out/anomaly", "report, scores and heat maps")
+    arguments.add_codec_arguments(parser, default=None, meaning="the detector's, from where it was")
+    arguments.add_json_argument(parser)

@@ -1,7 +1,6 @@
 """Flags that several verbs share, declared once."""
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +67,19 @@ def add_data_arguments(
     nargs: str = "+",
     split: str = "train",
     limit: int | None = None,
+    least: int = 1,
     what: str = "",
 ) -> None:
     """DATA, `--split` and `--limit`: what `open_data` reads.
 
     Args:
         nargs: "+", or "*" where DATA may be left out.
+        limit: the default of `--limit`.
+        least: the smallest.
         what: what the verb does without DATA.
     """
-    may_miss = (
-        {"default": argparse.SUPPRESS} if nargs == "*" else {}
-    )  # or [] would replace what an old flag gave
+    # Or [] would replace what an old flag gave.
+    may_miss = {"default": argparse.SUPPRESS} if nargs == "*" else {}
     parser.set_defaults(data=[])
     parser.add_argument(
         "data",
@@ -87,14 +88,14 @@ def add_data_arguments(
         **may_miss,
         help="images or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), a saved data set, "
         "hf:owner/name, or shapes:COUNTxSIDE (generated, with labelled factors)" + what,
-    )
+    ).must_exist = True
     parser.add_argument(
         "--split", default=split, help=f"read this split of data that has splits (default: {split})"
     )
-    add_limit_argument(parser, limit)
+    add_limit_argument(parser, limit, least)
 
 
-def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = None, least: int = 1) -> None:
     parser.add_argument(
         "--limit",
         type=int,
@@ -102,7 +103,7 @@ def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = No
         metavar="N",
         help="take N images, items floor(i * total / N), i = 0 .. N - 1 "
         f"(default: {'all' if default is None else default})",
-    )
+    ).least = least
 
 
 def add_index_argument(parser: argparse.ArgumentParser) -> None:
@@ -115,11 +116,14 @@ def add_index_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_out_argument(parser: argparse.ArgumentParser, verb: str, what: str) -> None:
-    """`--out` of a verb that leaves reports: latent-codec-out/VERB by default."""
-    default = Path(f"latent-codec-out/{verb}")
+def add_out_argument(parser: argparse.ArgumentParser, default: str, what: str, metavar: str = "DIR") -> None:
+    """`--out` of a verb that makes new files."""
     parser.add_argument(
-        "--out", type=Path, default=default, metavar="DIR", help=f"write {what} here (default: {default})"
+        "--out",
+        type=Path,
+        default=Path(default),
+        metavar=metavar,
+        help=f"write {what} here (default: {default})",
     )
 
 
@@ -133,19 +137,16 @@ def add_copy_argument(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_run_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """`--run` of a verb that trains something for a codec."""
-    parser.add_argument(
-        "--run",
-        dest="run_folder",
-        type=Path,
-        metavar="RUN",
-        help=f"train in this run folder (default: runs/CODEC-{what})",
-    )
-
-
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--set` and `--minutes`, of every verb that trains."""
+def add_training_arguments(parser: argparse.ArgumentParser, what: str | None = None) -> None:
+    """`--set` and `--minutes`, of every verb that trains, and `--run` of one that trains `what` for a codec."""
+    if what is not None:
+        parser.add_argument(
+            "--run",
+            dest="run_folder",
+            type=Path,
+            metavar="RUN",
+            help=f"train in this run folder (default: runs/CODEC-{what})",
+        )
     parser.add_argument(
         "--set",
         action="append",
@@ -162,7 +163,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_training(args: argparse.Namespace, trains: bool, advice: str) -> None:
-    """Check what `add_run_argument` and `add_training_arguments` add, which is of no use unless the verb trains.
+    """Check what `add_training_arguments` adds, which is of no use unless the verb trains.
 
     Raises:
         SettingError: with `advice` for a flag of no use.
@@ -171,6 +172,45 @@ def check_training(args: argparse.Namespace, trains: bool, advice: str) -> None:
     for setting in ("run_folder", "minutes", "set"):
         if not trains and getattr(args, setting):
             raise SettingError(setting, "none without training", getattr(args, setting), advice=advice)
+
+
+def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--pooling`, `--layer` and `--side`: how `extract_features` makes vectors."""
+    parser.add_argument(
+        "--pooling",
+        metavar="HOW",
+        help="make a vector of a grid: whole, its numbers as they are; mean-std, of each channel; pyramid, the means "
+        "in 1x1, 2x2 and 4x4 cells; histogram, the share of each codeword (default: whole of a 1x1 grid, else "
+        "histogram of codecs with a codebook, else mean-std)",
+    )
+    parser.add_argument(
+        "--layer",
+        metavar="NAME",
+        help="take the output of this module of the encoder, such as mid_block (default: the latents)",
+    )
+    parser.add_argument(
+        "--side",
+        type=int,
+        metavar="PIXELS",
+        help="resize images and cut them to squares of this side (default: as the codec was trained, where it makes one "
+        "vector of an image; else their own size)",
+    ).least = 8
+
+
+def add_label_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--label", metavar="KEY", help=f"read classes from this attribute of the labels ({default})"
+    )
+
+
+def add_held_out_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--held-out", type=float, default=0.2, metavar="SHARE", help=f"{what} (default: %(default)s)"
+    )
+
+
+def add_seed_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help=f"{what} (default: 0)").least = 0
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -187,25 +227,23 @@ def add_tile_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_paths(arguments: Iterable[str]) -> None:
-    """Refuse files and folders that do not exist, before the libraries that read them are loaded.
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse paths that must exist and do not, and numbers below the least that their flags take.
 
     Raises:
-        ValueError: naming the first that is missing; names on the hub (hf:...), generated images (shapes:) and patterns are not looked up.
+        ValueError: naming the first.
     """
-    for each in arguments:
-        is_pattern = each.startswith(("hf:", "shapes:")) or any(mark in each for mark in "{*?[")
-        if not is_pattern and not Path(each).exists():
-            raise ValueError(f"{each}: no such file or folder")
+    for action in args.parser._actions:
+        value, least = getattr(args, action.dest, None), getattr(action, "least", None)
+        if getattr(action, "must_exist", False) and value is not None:
+            for path in map(str, value if isinstance(value, list) else [value]):
+                if not _exists(path):
+                    raise ValueError(f"{path}: no such file or folder")
+        elif None not in (value, least) and value < least:
+            raise SettingError(action.dest, f"at least {least}", value)
 
 
-def check_at_least(args: argparse.Namespace, **least: int) -> None:
-    """Refuse numbers below their least: `check_at_least(args, limit=1)`.
-
-    Raises:
-        SettingError: naming the first.
-    """
-    for name, smallest in least.items():
-        number = getattr(args, name)
-        if number is not None and number < smallest:
-            raise SettingError(name, f"at least {smallest}", number)
+def _exists(path: str) -> bool:
+    """Whether it does; names on the hub (hf:...), generated images (shapes:) and patterns are not looked up."""
+    is_pattern = path.startswith(("hf:", "shapes:")) or any(mark in path for mark in "{*?[")
+    return is_pattern or Path(path).exists()

@@ -14,26 +14,19 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_index_argument,
-    add_json_argument,
-    check_at_least,
-    check_paths,
-)
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser)
-    add_index_argument(parser)
+    arguments.add_data_arguments(parser)
+    arguments.add_index_argument(parser)
     parser.add_argument(
         "--direction",
         type=Path,
         required=True,
         metavar="FILE",
         help="move along this direction, which `attribute fit` wrote",
-    )
+    ).must_exist = True
     parser.add_argument(
         "--amounts",
         type=float,
@@ -42,17 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="move by these amounts (default: -2 -1 0 1 2)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("attribute.png"),
-        metavar="IMAGE",
-        help="write the sheet here (default: %(default)s)",
-    )
-    add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
-    add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    check_paths([*args.data, str(args.direction)])
-    check_at_least(args, limit=1)
+    arguments.add_out_argument(parser, "attribute.png", "the sheet", "IMAGE")
+    arguments.add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
+    arguments.add_json_argument(parser)

@@ -23,17 +23,11 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    check_at_least,
-    check_paths,
-)
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser)
+    arguments.add_data_arguments(parser)
     parser.add_argument("--label", required=True, metavar="L", help="find the direction of this label")
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="L", help="hold these labels equal (default: none)"
@@ -44,16 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="means",
         help="take the difference of means, or a logistic regression (default: %(default)s)",
     )
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.2,
-        metavar="SHARE",
-        help="measure AUC on this share of the images (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="draw them by this seed (default: %(default)s)"
-    )
+    arguments.add_held_out_argument(parser, "measure AUC on this share of the images")
+    arguments.add_seed_argument(parser, "draw them by this seed")
     parser.add_argument(
         "--out",
         type=Path,
@@ -61,10 +47,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the direction here, as .safetensors",
     )
-    add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
-    add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, limit=1, seed=0)
+    arguments.add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
+    arguments.add_json_argument(parser)

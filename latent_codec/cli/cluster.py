@@ -18,28 +18,19 @@ Examples:
 
 import argparse
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    add_out_argument,
-    check_at_least,
-    check_paths,
-)
-from latent_codec.cli.features import add_feature_arguments
-from latent_codec.cli.probe import add_label_argument, add_seed_argument
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser)
+    arguments.add_data_arguments(parser, least=2)
     parser.add_argument(
         "--clusters",
-        dest="num_clusters",
         type=int,
+        dest="num_clusters",
         metavar="K",
         help="find K clusters (default: as many as there are classes, else 10)",
-    )
-    add_label_argument(parser, 'default: "class", labels that are numbers, if there are')
+    ).least = 2
+    arguments.add_label_argument(parser, 'default: "class", labels that are numbers, if there are')
     parser.add_argument(
         "--map",
         choices=("tsne", "pca"),
@@ -47,13 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="place the map's thumbnails by t-SNE, which keeps neighbors, or by PCA, which keeps distances "
         "(default: %(default)s)",
     )
-    add_feature_arguments(parser)
-    add_codec_arguments(parser)
-    add_out_argument(parser, "cluster", "images and figures")
-    add_seed_argument(parser)
-    add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, limit=2, side=8, seed=0, num_clusters=2)
+    arguments.add_feature_arguments(parser)
+    arguments.add_codec_arguments(parser)
+    arguments.add_out_argument(parser, "latent-codec-out/cluster", "images and figures")
+    arguments.add_seed_argument(parser, "seed of all that is random")
+    arguments.add_json_argument(parser)

@@ -37,30 +37,30 @@ from latent_codec.errors import SettingError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_data_arguments(parser)
-    parser.add_argument(
-        "--out", default="compressed", metavar="DIR", help="write NAME.lcf here (default: compressed)"
-    )
+    arguments.add_out_argument(parser, "compressed", "NAME.lcf")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--quality",
         type=int,
         metavar="Q",
         help="quantize latents with these step sizes, 0 being the coarsest (default: 50)",
-    )
+    ).least = 0
     size.add_argument(
         "--target-bpp",
         type=float,
         metavar="B",
         help="take at most B bits per pixel of the original, header included",
     )
-    size.add_argument("--target-bytes", type=int, metavar="N", help="take at most N bytes for each file")
+    size.add_argument(
+        "--target-bytes", type=int, metavar="N", help="take at most N bytes for each file"
+    ).least = 1
     parser.add_argument(
         "--tile",
         type=int,
         default=1024,
         metavar="PIXELS",
         help="code larger images in tiles of this side, which decode independently; 0: never (default: 1024)",
-    )
+    ).least = 0
     parser.add_argument("--psnr", action="store_true", help="decode every file to pixels, and compare")
     add_entropy_argument(parser)
     arguments.add_codec_arguments(parser)
@@ -68,7 +68,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, limit=1, quality=0, tile=0, target_bytes=1)
     if args.target_bpp is not None and not 0 < args.target_bpp < float("inf"):
         raise SettingError("target_bpp", "above 0", args.target_bpp)

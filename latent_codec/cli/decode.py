@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="latent files, .npy, .npz or .pt files, or folders of them"
     )
-    parser.add_argument("--out", default="decoded", metavar="DIR", help="write PNGs here (default: decoded)")
+    arguments.add_out_argument(parser, "decoded", "PNGs")
     arguments.add_codec_arguments(parser, None, "the one called default; plain arrays and tensors need it")
     arguments.add_tile_argument(parser)
 

@@ -38,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="compressed files (.lcf), or folders of them"
     )
-    parser.add_argument(
-        "--out", default="decompressed", metavar="DIR", help="write files here (default: decompressed)"
-    )
+    arguments.add_out_argument(parser, "decompressed", "files")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--latents", action="store_true", help="write latent files, without decoding pixels")
     what.add_argument(
@@ -60,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="PIXELS",
         help="decode tiles of this side one by one; 0: the image at once (default: 1024 above 4 million pixels)",
-    )
+    ).least = 0
     add_entropy_argument(parser)
     arguments.add_codec_arguments(parser)
 
@@ -70,7 +68,6 @@ def check(args: argparse.Namespace) -> None:
         if args.latents and getattr(args, name) is not None:
             advice = "leave it or `latents` out"
             raise SettingError(name, "none for latent files", getattr(args, name), advice=advice)
-    arguments.check_at_least(args, tile=0)
     args.files = named_files(args.files)
 
 

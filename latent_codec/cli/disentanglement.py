@@ -24,18 +24,11 @@ Examples:
 
 import argparse
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    add_out_argument,
-    check_at_least,
-    check_paths,
-)
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, split="test")
+    arguments.add_data_arguments(parser, split="test", least=100)
     parser.add_argument(
         "--factor",
         action="append",
@@ -43,11 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="count this attribute of the labels as a factor; give it again for more (default: every attribute that is "
         "an integer, or true and false)",
     )
-    add_codec_arguments(parser)
-    add_out_argument(parser, "disentanglement", "the heat map and figures")
-    add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, limit=100)
+    arguments.add_codec_arguments(parser)
+    arguments.add_out_argument(parser, "latent-codec-out/disentanglement", "the heat map and figures")
+    arguments.add_json_argument(parser)

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help=f"write files of N images (default: {IMAGES_PER_FILE} for data sets, a file each for plain images)",
-    )
+    ).least = 1
     parser.add_argument(
         "--mirrored", action="store_true", help="add each image's mirror image after it, in files of N images"
     )
@@ -69,14 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=32,
         metavar="N",
         help="encode N images of equal size together, in files of N images (default: %(default)s)",
-    )
+    ).least = 1
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--indices", action="store_true", help="store codebook indices, or refuse")
     kind.add_argument("--latents", action="store_true", help="store latents, of a codec with a codebook too")
     arguments.add_codec_arguments(parser)
     arguments.add_tile_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, shard=1, batch_size=1)

@@ -45,11 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="measure the likelihood under this prior: its folder, a run folder, or a pipeline's",
     )
-    parser.add_argument(
-        "--label",
-        metavar="KEY",
-        help='read classes from this attribute of the labels (default: "class", labels that are numbers)',
-    )
+    arguments.add_label_argument(parser, 'default: "class", labels that are numbers')
     parser.add_argument(
         "--frechet-crop",
         type=int,
@@ -57,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="compare crops of this side by the Frechet distance (default: %(default)s)",
     )
-    arguments.add_out_argument(parser, "evaluate", "images and figures")
+    arguments.add_out_argument(parser, "latent-codec-out/evaluate", "images and figures")
     arguments.add_json_argument(parser)
 
 

@@ -18,57 +18,19 @@ Examples:
 """
 
 import argparse
-from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    check_at_least,
-    check_paths,
-)
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("features.safetensors"),
-        metavar="FILE",
-        help="write the features here (default: %(default)s)",
-    )
+    arguments.add_data_arguments(parser)
+    arguments.add_out_argument(parser, "features.safetensors", "the features", "FILE")
     parser.add_argument("--csv", action="store_true", help="write them as a table too, FILE with suffix .csv")
-    add_feature_arguments(parser)
-    add_codec_arguments(parser)
-    add_json_argument(parser)
-
-
-def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--pooling`, `--layer` and `--side`: how `extract_features` makes vectors."""
-    parser.add_argument(
-        "--pooling",
-        metavar="HOW",
-        help="make a vector of a grid: whole, its numbers as they are; mean-std, of each channel; pyramid, the means "
-        "in 1x1, 2x2 and 4x4 cells; histogram, the share of each codeword (default: whole of a 1x1 grid, else "
-        "histogram of codecs with a codebook, else mean-std)",
-    )
-    parser.add_argument(
-        "--layer",
-        metavar="NAME",
-        help="take the output of this module of the encoder, such as mid_block (default: the latents)",
-    )
-    parser.add_argument(
-        "--side",
-        type=int,
-        metavar="PIXELS",
-        help="resize images and cut them to squares of this side (default: as the codec was trained, where it makes one "
-        "vector of an image; else their own size)",
-    )
+    arguments.add_feature_arguments(parser)
+    arguments.add_codec_arguments(parser)
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, limit=1, side=8)
     if args.out.suffix != ".safetensors":
         raise ValueError(f"--out: expected a name that ends in .safetensors, got {args.out}")

@@ -30,12 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_codec_arguments(parser)
     arguments.add_copy_argument(parser, "its entropy model")
     parser.add_argument("--static", action="store_true", help="count values, without training")
-    arguments.add_run_argument(parser, "entropy")
-    arguments.add_training_arguments(parser)
+    arguments.add_training_arguments(parser, "entropy")
     arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)
-    arguments.check_at_least(args, limit=1)
     arguments.check_training(args, not args.static, "leave it or `static` out")

@@ -30,13 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_codec_arguments(parser)
     arguments.add_copy_argument(parser, "its preview")
     parser.add_argument("--tiny", action="store_true", help="train a tiny decoder as well, on DATA")
-    arguments.add_run_argument(parser, "preview")
-    arguments.add_training_arguments(parser)
+    arguments.add_training_arguments(parser, "preview")
     arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    arguments.check_at_least(args, limit=1)
     if args.tiny and not args.data:
         raise ValueError("--tiny learns from images: name some as DATA")
     arguments.check_training(args, args.tiny, "leave it out, or add `tiny`")

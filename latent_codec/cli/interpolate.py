@@ -24,46 +24,28 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_index_argument,
-    add_json_argument,
-    check_at_least,
-    check_paths,
-)
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser)
-    add_index_argument(parser)
+    arguments.add_data_arguments(parser)
+    arguments.add_index_argument(parser)
     parser.add_argument(
         "--steps",
         type=int,
         default=9,
         metavar="N",
         help="show N images from one image to the next, both included (default: %(default)s)",
-    )
+    ).least = 2
     parser.add_argument(
         "--way",
         choices=("linear", "spherical"),
         default="linear",
         help="walk in a straight line, or on an arc around the origin (default: %(default)s)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("morph.png"),
-        metavar="IMAGE",
-        help="write the strip here (default: %(default)s)",
-    )
+    arguments.add_out_argument(parser, "morph.png", "the strip", "IMAGE")
     parser.add_argument(
         "--animation", type=Path, metavar="FILE", help="write all frames here, .webp or .mp4 (default: none)"
     )
-    add_codec_arguments(parser)
-    add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    check_paths(args.data)
-    check_at_least(args, steps=2, limit=1)
+    arguments.add_codec_arguments(parser)
+    arguments.add_json_argument(parser)

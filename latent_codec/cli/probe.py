@@ -22,55 +22,27 @@ Examples:
 
 import argparse
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    add_out_argument,
-    check_at_least,
-    check_paths,
-)
-from latent_codec.cli.features import add_feature_arguments
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser)
-    add_label_argument(parser, 'default: "class", labels that are numbers')
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.2,
-        metavar="SHARE",
-        help="test on this share of each class, drawn by --seed (default: %(default)s)",
-    )
+    arguments.add_data_arguments(parser, least=2)
+    arguments.add_label_argument(parser, 'default: "class", labels that are numbers')
+    arguments.add_held_out_argument(parser, "test on this share of each class, drawn by --seed")
     parser.add_argument("--test-split", metavar="NAME", help="test on this split of DATA instead")
     parser.add_argument(
         "--test-data",
         nargs="+",
         metavar="DATA",
         help="test on these images instead, of --test-split if they have splits",
-    )
-    add_feature_arguments(parser)
-    add_codec_arguments(parser)
-    add_out_argument(parser, "probe", "images and figures")
-    add_seed_argument(parser)
-    add_json_argument(parser)
-
-
-def add_label_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--label", metavar="KEY", help=f"read classes from this attribute of the labels ({default})"
-    )
-
-
-def add_seed_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of all that is random (default: %(default)s)"
-    )
+    ).must_exist = True
+    arguments.add_feature_arguments(parser)
+    arguments.add_codec_arguments(parser)
+    arguments.add_out_argument(parser, "latent-codec-out/probe", "images and figures")
+    arguments.add_seed_argument(parser, "seed of all that is random")
+    arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    check_paths([*args.data, *(args.test_data or [])])
-    check_at_least(args, limit=2, side=8, seed=0)
     if not 0 < args.held_out < 1:
         raise ValueError(f"--held-out: expected a share above 0 and below 1, got {args.held_out}")

@@ -87,9 +87,8 @@ class _Display:
             self._parts.append(part)
             if len(self._parts) > 1:
                 self.phase_began()
-            elif (
-                sys.stderr is not None and os.environ.get("RANK", "0") == "0"
-            ):  # of several processes, the first
+            # Of several processes, the first shows it.
+            elif sys.stderr is not None and os.environ.get("RANK", "0") == "0":
                 self._due = time.monotonic() + (BAR_AFTER if _is_terminal() else FIRST_LINE_AFTER)
                 self._stopped = threading.Event()
                 self._thread = threading.Thread(target=self._look, args=(self._stopped,), daemon=True)

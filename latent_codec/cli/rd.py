@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT,...",
         help="compare with these of jpeg, webp, avif, jxl (default: all that are installed; jxl needs pillow-jxl-plugin)",
     )
-    arguments.add_out_argument(parser, "rd", "curves, images and figures")
+    arguments.add_out_argument(parser, "latent-codec-out/rd", "curves, images and figures")
     parser.add_argument(
         "--no-curves", action="store_true", help="compare at equal bytes only; rd.png is not written"
     )

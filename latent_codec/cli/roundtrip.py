@@ -30,7 +30,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_codec_arguments(parser)
     arguments.add_tile_argument(parser)
     arguments.add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    arguments.check_paths(args.data)

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=16,
         metavar="N",
         help="generate N images of every label, or N in all without labels (default: %(default)s)",
-    )
+    ).least = 1
     parser.add_argument(
         "--keep",
         type=_share_or_number,
@@ -107,19 +107,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         help="rewrite this image while the grid grows, at most twice a second (default: none)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("samples.png"),
-        metavar="IMAGE",
-        help="write the grid here (default: %(default)s)",
-    )
+    arguments.add_out_argument(parser, "samples.png", "the grid", "IMAGE")
     arguments.add_codec_arguments(parser, None, "a pipeline")
     arguments.add_json_argument(parser)
 
 
 def check(args: argparse.Namespace) -> None:
-    arguments.check_at_least(args, num=1, **({"seed": 0} if args.codec is None else {}))
+    if args.codec is None and args.seed < 0:
+        raise SettingError("seed", "at least 0", args.seed)
     if not 0 <= args.temperature < math.inf:
         raise SettingError("temperature", "a number of at least 0", args.temperature)
     args.size = _parse_size(args.size) if args.size else None

@@ -19,17 +19,11 @@ Examples:
 import argparse
 from pathlib import Path
 
-from latent_codec.cli.arguments import (
-    add_codec_arguments,
-    add_data_arguments,
-    add_json_argument,
-    check_at_least,
-    check_paths,
-)
+from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_data_arguments(parser, nargs="*", limit=1000, what=" (default: none, and no KL)")
+    arguments.add_data_arguments(parser, nargs="*", limit=1000, what=" (default: none, and no KL)")
     parser.add_argument(
         "--values",
         type=float,
@@ -40,21 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image", type=Path, metavar="IMAGE", help="start from the latents of this image (default: 0)"
-    )
+    ).must_exist = True
     parser.add_argument(
         "--top", type=int, metavar="N", help="show the first N dimensions in the sheet (default: all)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("traversal.png"),
-        metavar="IMAGE",
-        help="write the sheet here (default: %(default)s)",
-    )
-    add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
-    add_json_argument(parser)
-
-
-def check(args: argparse.Namespace) -> None:
-    check_paths([*args.data, *([] if args.image is None else [str(args.image)])])
-    check_at_least(args, limit=1, top=1)
+    ).least = 1
+    arguments.add_out_argument(parser, "traversal.png", "the sheet", "IMAGE")
+    arguments.add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
+    arguments.add_json_argument(parser)

@@ -198,11 +198,6 @@ def measure(
     )
 
 
-def can_normalize(autoencoder) -> bool:
-    """Whether `normalize_latents` applies: an AutoencoderKL with both quant convolutions."""
-    return family_of(autoencoder).folds_statistics
-
-
 def usual_convention(codec: LatentCodec) -> Convention:
     """What the codec's pipelines read: one scale where they read that, else mean and std of each channel.
 
@@ -233,7 +228,7 @@ def check_convention(codec: LatentCodec, convention: Convention) -> None:
         reason = codec.family.uncalibrated
         raise ValueError(f"no pipeline reads a scale from this {kind}: {reason}; keep the space as it is")
     instead = "a scale" if "scaling_factor" in reads else "mean and std of each channel"
-    if convention == "normalize" and not can_normalize(codec.autoencoder):
+    if convention == "normalize" and not codec.family.folds_statistics:
         raise ValueError(
             f"this {kind} has no quant convolutions to fold mean and std into; write {instead} instead"
         )
@@ -261,7 +256,7 @@ def normalize_latents(autoencoder: AutoencoderKL, mean: tuple[float, ...], std: 
     Raises:
         ValueError: if a quant convolution is missing.
     """
-    if not can_normalize(autoencoder):
+    if not family_of(autoencoder).folds_statistics:
         raise ValueError(f"this {type(autoencoder).__name__} has no quant convolutions")
     channels = len(mean)
     encode, decode = autoencoder.quant_conv, autoencoder.post_quant_conv

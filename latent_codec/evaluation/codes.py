@@ -21,6 +21,7 @@ from latent_codec.components import codec_facts
 from latent_codec.evaluation.meters import Batch
 from latent_codec.files import plain
 from latent_codec.images.tensors import enlarged
+from latent_codec.previews.full import rgb
 from latent_codec.torch_settings import ignoring_caller_settings
 
 NEIGHBORHOOD = 5
@@ -197,7 +198,7 @@ def codeword_tiles(
     for indices in torch.arange(codebook_size).split(max(DECODE_PIXELS // image_side**2, 1)):
         images = _decode_constant(codec, level, indices, image_side)
         middle = images[:, :, first : first + sides[level], first : first + sides[level]]
-        tiles.append(_as_rgb(middle).cpu())
+        tiles.append(rgb(middle).add(1).mul(127.5).round().to(torch.uint8).cpu())
         if on_progress:
             on_progress(int(indices[-1]) + 1, codebook_size)
     return torch.cat(tiles)
@@ -289,14 +290,6 @@ def _decode_constant(codec: LatentCodec, level: int, indices: Tensor, side: int)
     maps[level] = indices.cpu().view(-1, 1, 1).expand(-1, *shapes[level])
     known = [torch.full(each.shape, number == level) for number, each in enumerate(maps)]
     return codec.decode_indices(maps, known=known, output_type="pt")
-
-
-def _as_rgb(images: Tensor) -> Tensor:
-    """(N, 1, 3 or 4, H, W) in [-1, 1] -> uint8 (N, 3, H, W); alpha is composed over white."""
-    if images.shape[1] == 4:
-        alpha = (images[:, 3:] + 1) / 2
-        images = images[:, :3] * alpha + 1 - alpha
-    return images.add(1).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
 
 def _order(colors: Tensor, columns: int) -> Tensor:

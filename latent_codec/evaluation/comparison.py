@@ -27,7 +27,7 @@ def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evalua
         if image.index not in chosen:
             continue
         original = source.image(image.index, codec.channels)
-        row = _readable(side_by_side(original, reconstruct(codec, original.unsqueeze(0))[0].cpu()))
+        row = readable(side_by_side(original, reconstruct(codec, original.unsqueeze(0))[0].cpu()))
         rows.append(captioned(row, f"{chosen[image.index]}: {Path(image.name).name}, {image.psnr:.2f} dB"))
 
     return _stacked(rows)
@@ -86,7 +86,7 @@ def index_sheet(
             f"{Path(image.name).name}, {level_name(level, len(tiles))}: {len(indices)}x{indices.shape[1]} indices "
             "in the mean colors of their codewords, in false colors"
         )
-        rows.append(captioned(_readable(hstack_images([original, *maps])), caption))
+        rows.append(captioned(readable(hstack_images([original, *maps])), caption))
     return _stacked(rows)
 
 
@@ -106,7 +106,8 @@ def _stacked(rows: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _readable(image: Image.Image) -> Image.Image:
+def readable(image: Image.Image) -> Image.Image:
+    """An image at least `MIN_HEIGHT` pixels high."""
     return enlarged(image, -(-MIN_HEIGHT // image.height))
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from latent_codec.codec import LatentCodec
-from latent_codec.evaluation.calibration import can_normalize
 from latent_codec.evaluation.host_findings import (
     CHANGES_LATENTS,
     Finding,
@@ -142,9 +141,7 @@ def _problems(codec: LatentCodec, row: PipelineSpace) -> Iterator[tuple[str, str
 
 
 def _takes(decode: Callable, parameter: str) -> bool:
-    """Also where diffusers (before 0.42) hides the method in a wrapper without its signature."""
-    method = inspect.getclosurevars(decode.__func__).nonlocals.get("method", decode)
-    return parameter in inspect.signature(method).parameters
+    return parameter in inspect.signature(decode).parameters
 
 
 def _deviations(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
@@ -162,7 +159,7 @@ def _deviations(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
         entries.append(f"batch_norm_eps {config.batch_norm_eps:g}, for {row.batch_norm_eps:g}")
     if entries and difference:
         per_channel = " --per-channel" if "latents_mean" in row.reads else ""
-        convention = " --normalize" if can_normalize(codec.autoencoder) else per_channel
+        convention = " --normalize" if codec.family.folds_statistics else per_channel
         made_for, remedy = _is_made_for(codec, row), None
         if (
             not made_for

@@ -36,15 +36,8 @@ has as much as the latents themselves, and a constant would predict them as well
 
 NOT_OF_THE_ENCODER = (
     *("scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size"),
-    *(
-        "out_channels",
-        "up_block_types",
-        "use_post_quant_conv",
-        "lookup_from_codebook",
-        "beta",
-        "legacy",
-        "gradient",
-    ),
+    *("out_channels", "up_block_types", "use_post_quant_conv"),
+    *("lookup_from_codebook", "beta", "legacy", "gradient"),
 )
 """Config entries that leave raw latents as they are; likewise decoder_*, num_decoder_* and up_*."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from latent_codec.codec import LatentCodec
@@ -21,12 +22,8 @@ class Finding:
     remedy: str | None = None
 
 
-def no(reason: str, remedy: str | None = None) -> Finding:
-    return Finding("no", reason, remedy)
-
-
-def limit(reason: str, remedy: str | None = None) -> Finding:
-    return Finding("with limits", reason, remedy)
+no = partial(Finding, "no")
+limit = partial(Finding, "with limits")
 
 
 def note(reason: str) -> Finding:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 from latent_codec.codec import LatentCodec
 from latent_codec.conversion.scales import SCALES
-from latent_codec.evaluation.calibration import can_normalize
 from latent_codec.evaluation.host_findings import (
     CHANGES_LATENTS,
     RELEASED_FACTOR,
@@ -142,7 +141,7 @@ def _invokeai_4_channels(codec: LatentCodec) -> Iterator[Finding]:
         yield limit(
             "it reads only scaling_factor, and ignores shift_factor, latents_mean and latents_std",
             f"`latent-codec calibrate DATA --codec CODEC --normalize`; {CHANGES_LATENTS}"
-            if can_normalize(autoencoder)
+            if codec.family.folds_statistics
             else None,
         )
     if type(autoencoder).__name__ == "AutoencoderKL" and not (

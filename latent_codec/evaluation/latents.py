@@ -83,10 +83,8 @@ class LatentMeter:
         elif not torch.isfinite(self.kl).all():
             kl, kl_note = None, "the posterior is not finite in this precision; use float32"
         else:
-            kl, kl_note = (
-                (self.kl / self.posterior_positions).tolist(),
-                "nats per position, of the raw latents",
-            )
+            kl = (self.kl / self.posterior_positions).tolist()
+            kl_note = "nats per position, of the raw latents"
         inner_edges = torch.linspace(-LIMIT, LIMIT, self.histogram.shape[1] + 1, dtype=torch.float64)[1:-1]
         below = self.histogram.cumsum(1)[:, :-1] / self.positions
         return LatentStatistics(

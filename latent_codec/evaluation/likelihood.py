@@ -110,7 +110,7 @@ def measure_likelihood(
         ValueError: if priors, codec, images and labels do not belong together, naming both sides, or if no image
             could be read.
     """
-    kind = _kind(priors[0])
+    kind = priors[0].config.get("data", "codes")
     levels = _levels(priors, codec)
     notes = [note for level, prior in levels.items() for note in _check_fits(prior, codec, level)]
     _check_encoded(images, codec, kind)
@@ -213,10 +213,6 @@ class _LevelMeter:
         )
 
 
-def _kind(prior: AutoregressivePrior) -> str:
-    return prior.config.get("data", "codes")
-
-
 def _levels(
     priors: Sequence[AutoregressivePrior], codec: LatentCodec | None
 ) -> dict[int, AutoregressivePrior]:
@@ -255,7 +251,7 @@ def _level_of(prior: AutoregressivePrior, codec: LatentCodec | None) -> int:
 
 def _check_fits(prior: AutoregressivePrior, codec: LatentCodec | None, level: int) -> list[str]:
     """Refuse a codec whose indices a prior cannot read; notes say what is doubtful."""
-    kind = _kind(prior)
+    kind = prior.config.get("data", "codes")
     told = f"the prior, a {type(prior).__name__} over {kind}"
     if kind == "pixels":
         if codec is not None:

@@ -202,13 +202,19 @@ def write_image(image: Tensor | Image.Image, path: str | os.PathLike) -> None:
         image.save(partial, format=form, **options)
 
 
+def pad_to_size(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Repeat the last row and column until an image is (height, width) or larger; CHW or NCHW, of any dtype."""
+    bottom, right = (max(wanted - side, 0) for side, wanted in zip(image.shape[-2:], size))
+    if not (bottom or right):
+        return image
+    values = image if image.is_floating_point() else image.float()
+    return F.pad(values, (0, right, 0, bottom), mode="replicate").to(image.dtype)
+
+
 def pad_to_multiple(image: Tensor, factor: int) -> Tensor:
     """Repeat the last row and column until height and width are multiples of `factor`; CHW or NCHW."""
     height, width = image.shape[-2:]
-    bottom, right = -height % factor, -width % factor
-    if not (bottom or right):
-        return image
-    return F.pad(image, (0, right, 0, bottom), mode="replicate")
+    return pad_to_size(image, (height + -height % factor, width + -width % factor))
 
 
 def center_crop(image: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -240,10 +246,7 @@ def fit_square(image: Tensor, side: int) -> Tensor:
 
 def central_window(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The middle (height, width) of (C, H, W), continued beyond its last row and column where it is smaller."""
-    missing = [max(wanted - side, 0) for side, wanted in zip(image.shape[-2:], size)]
-    if any(missing):
-        image = F.pad(image[None], (0, missing[1], 0, missing[0]), mode="replicate")[0]
-    return center_crop(image, size)
+    return center_crop(pad_to_size(image, size), size)
 
 
 def enlarged(

@@ -102,7 +102,6 @@ def fit_linear(
     source: ImageSource | None = None,
     *,
     num_images: int = 24,
-    seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Fit:
     """Fit the linear map, and of a discrete codec the palette.
@@ -114,7 +113,6 @@ def fit_linear(
         codec: not changed.
         source: images of the kind that it is for; None: random latents, decoded once.
         num_images: at most, spread over `source`; of 8 or more every eighth, up to 4, are held out.
-        seed: of random latents.
         on_progress: called with (done, total).
 
     Raises:
@@ -123,7 +121,7 @@ def fit_linear(
     start, skipped = time.perf_counter(), []
     held_out: list[int] = []
     if source is None:
-        samples = list(_random_samples(codec, seed, on_progress))
+        samples = list(_random_samples(codec, on_progress))
     else:
         chosen = spread(len(source), num_images)
         held_out = chosen[7::8][:NUM_HELD_OUT]
@@ -261,11 +259,9 @@ def _image_samples(
         yield Sample(latents, [each.cpu() for each in indices], _blocks(image[None], latents.shape[2:]))
 
 
-def _random_samples(
-    codec: LatentCodec, seed: int, on_progress: Callable[[int, int], None] | None
-) -> Iterator[Sample]:
+def _random_samples(codec: LatentCodec, on_progress: Callable[[int, int], None] | None) -> Iterator[Sample]:
     """Latents with the spectrum of images, decoded one image at a time."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     multiple, factor = codec.family.side_multiple, codec.latent_space.downsampling_factor
     side = -(-min(SIDE, LATENT_SIDE * factor) // multiple) * multiple // factor
     for done in range(1, NUM_RANDOM + 1):

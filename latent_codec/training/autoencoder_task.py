@@ -63,7 +63,11 @@ class AutoencoderTask(Task):
         if inputs.stream is not None:
             self.num_images = None
             self.streamed = StreamedCrops.configured(
-                config, inputs.stream, channels, accelerator.process_index, accelerator.num_processes
+                config,
+                inputs.stream,
+                channels,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
             )
 
     @classmethod

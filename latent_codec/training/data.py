@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from latent_codec.errors import SettingError
 from latent_codec.images.sources import DatasetImages, ImageSource, encoded_image, image_column
-from latent_codec.images.tensors import ImageError, read_pixels
+from latent_codec.images.tensors import ImageError, pad_to_size, read_pixels
 from latent_codec.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -89,6 +89,21 @@ class _Crops:
             if not fits:
                 raise SettingError(name, expected, getattr(self, name))
 
+    @classmethod
+    def configured(cls, config: TrainingConfig, images, channels: int, **others) -> Self:
+        """Of a source or a stream, as a run's [data] says; `others` are arguments of the class's own."""
+        data = config.data
+        return cls(
+            images,
+            size=data.size,
+            channels=channels,
+            seed=config.run.seed,
+            flip=data.flip,
+            scale=data.scale,
+            pad_small=data.pad_small,
+            **others,
+        )
+
     def cut(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         """A crop of an image's pixels, uint8 (C, H, W): float32 (C, h, w) in [-1, 1]."""
         if self.pad_small:
@@ -137,20 +152,12 @@ class TrainingCrops(_Crops, Dataset):
         self._unreadable = torch.zeros(len(self.source), dtype=torch.bool).share_memory_()
 
     @classmethod
-    def configured(
-        cls,
-        config: TrainingConfig,
-        source: ImageSource,
-        channels: int,
-        label_of: Callable[[int], int] | None = None,
-    ) -> "TrainingCrops":
-        """As a run's [data] says; `source` may have no images."""
-        return cls(
-            source,
-            **_crop_arguments(config, channels),
-            by_area=config.data.by_area and len(source) > 0,
-            cache_bytes=int(config.data.cache_gigabytes * 2**30),
-            label_of=label_of,
+    def configured(cls, config: TrainingConfig, images: ImageSource, channels: int, **others) -> Self:
+        """As `_Crops.configured`; the source may have no images."""
+        by_area = config.data.by_area and len(images) > 0
+        cache_bytes = int(config.data.cache_gigabytes * 2**30)
+        return super().configured(
+            config, images, channels, by_area=by_area, cache_bytes=cache_bytes, **others
         )
 
     def __len__(self) -> int:
@@ -198,14 +205,6 @@ class TrainingCrops(_Crops, Dataset):
         return pixels
 
 
-def pad_to_size(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (C, H, W), its last row and column repeated until it is (h, w) or larger."""
-    missing = [max(wanted - side, 0) for wanted, side in zip(size, pixels.shape[-2:])]
-    if not any(missing):
-        return pixels
-    return F.pad(pixels[None].float(), (0, missing[1], 0, missing[0]), mode="replicate")[0].to(pixels.dtype)
-
-
 def random_resized_crop(
     pixels: Tensor, size: tuple[int, int], scale: tuple[float, float], flip: bool, rng: np.random.Generator
 ) -> Tensor:
@@ -233,17 +232,6 @@ def random_resized_crop(
         crop = F.interpolate(crop[None], size, mode="bicubic", antialias=True)[0].clamp_(0, 255)
     crop = crop / 127.5 - 1
     return crop.flip(-1) if flip and mirror < 0.5 else crop
-
-
-def _crop_arguments(config: TrainingConfig, channels: int) -> dict[str, Any]:
-    return {
-        "size": config.data.size,
-        "channels": channels,
-        "seed": config.run.seed,
-        "flip": config.data.flip,
-        "scale": config.data.scale,
-        "pad_small": config.data.pad_small,
-    }
 
 
 def _check_process(process_index: int, num_processes: int) -> None:
@@ -362,18 +350,6 @@ class StreamedCrops(_Crops, IterableDataset):
         self.skipped: list[str] = []
         # Shards finished in this epoch, place inside the shard under way, examples seen by this process in all.
         self._state = {"epoch": 0, "shards_done": 0, "shard": None, "num_examples": 0}
-
-    @classmethod
-    def configured(
-        cls, config: TrainingConfig, stream, channels: int, process_index: int, num_processes: int
-    ) -> "StreamedCrops":
-        """As a run's [data] says."""
-        return cls(
-            stream,
-            **_crop_arguments(config, channels),
-            process_index=process_index,
-            num_processes=num_processes,
-        )
 
     def state_dict(self) -> dict:
         """The state of this process: plain numbers and strings, to be saved for each process."""

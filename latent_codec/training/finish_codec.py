@@ -75,7 +75,7 @@ def convention_of(config: TrainingConfig, codec: LatentCodec) -> calibration.Con
     """
     if config.model.train == "decoder":
         return "keep"  # the latent space of its encoder
-    if not calibration.can_normalize(codec.autoencoder):
+    if not codec.family.folds_statistics:
         return calibration.usual_convention(codec)
     calibration.check_convention(codec, "normalize")
     return "normalize"

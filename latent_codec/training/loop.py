@@ -115,7 +115,7 @@ def train(
         # Data, networks, optimizer.
         inputs = dataclasses.replace(inputs, resumes=resume_from is not None)
         task = config.kind.load("task")(config, network, inputs, accelerator)
-        finish = config.kind.load("finish")
+        averaged, finish = task.ema.module, config.kind.load("finish")
         modules = {"model": task.objective, "ema": task.ema, **task.modules}
         optimizers = {"optimizer": task.optimizer}
         if accelerator.scaler is not None:
@@ -187,14 +187,7 @@ def train(
                         checkpoints.save_checkpoint(
                             out, step, modules, optimizers, keep=config.run.keep_checkpoints, state=state
                         )
-                        finish(
-                            config,
-                            task.ema.module,
-                            inputs.source,
-                            out,
-                            data_name=data_name,
-                            unfinished_at=step,
-                        )
+                        finish(config, averaged, inputs.source, out, data_name=data_name, unfinished_at=step)
                     accelerator.wait_for_everyone()
                 if stopping:
                     break
@@ -207,7 +200,7 @@ def train(
         accelerator.free_memory()
         accelerator.end_training()
         return TrainingResult(
-            task.ema.module.eval(),
+            averaged.eval(),
             step,
             step >= config.run.steps,
             signalled,

@@ -38,13 +38,10 @@ def build_prior(
     data = PriorData(config, source, codec)
     if config.model.pretrained:
         prior = load_prior(config.model.pretrained)
-        facts = _facts(config, dict(prior.config), codec, data)
-        _check_facts(facts, dict(prior.config), f"the prior {config.model.pretrained}", codec)
+        _facts(config, dict(prior.config), f"the prior {config.model.pretrained}", codec, data)
         return prior.train()
     arguments = dict(config.model.arguments)
-    facts = _facts(config, arguments, codec, data)
-    _check_facts(facts, arguments, "model.arguments", codec)
-    arguments = arguments | facts
+    arguments |= _facts(config, arguments, "model.arguments", codec, data)
     if arguments.get("data") == "latents" and "latent_steps" not in arguments:
         arguments |= _quantizer(arguments, data)
     arguments["sample_size"] = data.shapes[-1]
@@ -55,26 +52,21 @@ def build_prior(
 
 
 def _facts(
-    config: TrainingConfig, arguments: dict, codec: LatentCodec | None, data: PriorData
+    config: TrainingConfig, arguments: dict, owner: str, codec: LatentCodec | None, data: PriorData
 ) -> dict[str, Any]:
-    """Arguments that codec and data determine."""
+    """Arguments that codec and data determine, which the `owner` of `arguments` must not contradict."""
     facts: dict[str, Any] = {}
     if data.num_classes is not None:
         facts["num_classes"] = data.num_classes
-    if codec is None:
-        return facts
-    if not codec.codebook_sizes:
-        return facts | {"data_channels": codec.latent_space.channels}
-    level = config.prior.level
-    facts["codebook_size"] = codec.codebook_sizes[level]
-    if level and arguments.get("condition_codebook_size") is not None:
-        facts["condition_codebook_size"] = codec.codebook_sizes[level - 1]
-    elif level:
-        facts["condition_channels"] = level * codec.autoencoder.config.embed_dim
-    return facts
-
-
-def _check_facts(facts: dict[str, Any], arguments: dict, owner: str, codec: LatentCodec | None) -> None:
+    if codec is not None and codec.codebook_sizes:
+        level = config.prior.level
+        facts["codebook_size"] = codec.codebook_sizes[level]
+        if level and arguments.get("condition_codebook_size") is not None:
+            facts["condition_codebook_size"] = codec.codebook_sizes[level - 1]
+        elif level:
+            facts["condition_channels"] = level * codec.autoencoder.config.embed_dim
+    elif codec is not None:
+        facts["data_channels"] = codec.latent_space.channels
     whose = "the data" if codec is None else f"{codec.name} and the data"
     for key, value in facts.items():
         given = arguments.get(key)
@@ -85,6 +77,7 @@ def _check_facts(facts: dict[str, Any], arguments: dict, owner: str, codec: Late
             )
         if is_enough:
             facts[key] = given
+    return facts
 
 
 def _quantizer(arguments: dict, data: PriorData) -> dict[str, Any]:
@@ -154,9 +147,8 @@ class PriorTask(Task):
         if self.data.num_classes:
             labels = torch.arange(NUM_SAMPLES) % self.data.num_classes
         _, condition, labels = self._arguments(prior, levels, labels)
-        shape = (NUM_SAMPLES, prior.data_channels, *self.data.shapes[-1])
-        if not prior.has_channels:
-            shape = (NUM_SAMPLES, *self.data.shapes[-1])
+        channels = [prior.data_channels] if prior.has_channels else []
+        shape = (NUM_SAMPLES, *channels, *self.data.shapes[-1])
         generator = torch.Generator().manual_seed(self.config.run.seed)
         drawn = prior.sample(shape, condition, labels, generator=generator)
         if self.codec is None:

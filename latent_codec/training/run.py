@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +53,8 @@ class TrainedRun:
     is_main_process: bool
 
 
-@contextmanager
-def _in_silence(phase: str) -> Iterator[Callable[..., None]]:
-    yield lambda *done: None
+def _in_silence(phase: str) -> AbstractContextManager[Callable[..., None]]:
+    return nullcontext(lambda *done: None)
 
 
 def train(

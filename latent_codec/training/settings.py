@@ -51,12 +51,13 @@ class Section:
             value = _typed(getattr(self, each.name), each.type, name)
             object.__setattr__(self, each.name, value)  # frozen from now on
             limits = each.metadata.get("limits", {})
+            numbers = value if isinstance(value, tuple) else () if value is None else (value,)
             if each.metadata.get("in_steps") and isinstance(value, float):
                 if not 0 <= value < 1:
                     expected = f"an integer number of steps, {_described(**limits)}, or a share of run.steps below 1, such as 0.1"
                     raise SettingError(name, expected, value)
             elif not all(
-                _HOLDS[limit](number, bound) for number in _numbers(value) for limit, bound in limits.items()
+                _HOLDS[limit](number, bound) for number in numbers for limit, bound in limits.items()
             ):
                 raise SettingError(name, _described(**limits), value)
 
@@ -80,10 +81,6 @@ class Section:
         """Names of the settings that are not their defaults."""
         default = type(self)()
         return [each.name for each in fields(self) if getattr(self, each.name) != getattr(default, each.name)]
-
-
-def _numbers(value: Any) -> tuple:
-    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def _described(least=None, above=None, most=None, below=None) -> str:

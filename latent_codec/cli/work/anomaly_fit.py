@@ -8,27 +8,15 @@ from latent_codec.analysis.anomalies import fit_detector
 from latent_codec.analysis.anomaly_sheet import plot_references
 from latent_codec.analysis.detectors import Detector
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import load_codec, open_data, settings_of
 from latent_codec.cli.work.printing import print_json, table
 
 
 def run(args: argparse.Namespace) -> int:
     source, codec = open_data(args), load_codec(args)
     with showing("learning what is normal") as report:
-        fitted = fit_detector(
-            source,
-            codec,
-            error=args.error,
-            pooling=args.pooling,
-            layer=args.layer,
-            side=args.side,
-            held_out=args.held_out,
-            false_alarms=args.false_alarms,
-            label=args.label,
-            normal=args.normal,
-            limit=args.limit,
-            on_progress=report,
-        )
+        names = "error", "pooling", "layer", "side", "held_out", "false_alarms", "label", "normal", "limit"
+        fitted = fit_detector(source, codec, on_progress=report, **settings_of(args, *names))
     detector = replace(fitted, codec_path=_lasting(args.codec))
     detector.save(args.out)
     plot_references(detector, args.out / "scores.png")

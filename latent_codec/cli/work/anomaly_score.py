@@ -11,15 +11,13 @@ from latent_codec.analysis.anomaly_sheet import anomaly_sheet
 from latent_codec.analysis.detectors import Detector, load_detector
 from latent_codec.analysis.heat_maps import blend
 from latent_codec.cli.progress import progress, showing
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import load_codec, open_data, settings_of
 from latent_codec.cli.work.printing import print_json, table, write_json
 from latent_codec.errors import SettingError
+from latent_codec.evaluation.comparison import readable
 from latent_codec.files import replacing
 from latent_codec.images.sources import FolderImages, ImageSource
-from latent_codec.images.tensors import enlarged, hstack_images, write_image
-
-LEAST_HEIGHT = 128
-"""Smaller images are shown enlarged by a whole factor next to their heat maps."""
+from latent_codec.images.tensors import hstack_images, write_image
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,16 +28,8 @@ def run(args: argparse.Namespace) -> int:
     codec = load_codec(args)
     args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
     with showing("scoring") as report:
-        anomalies = score_anomalies(
-            detector,
-            source,
-            codec,
-            by=args.by,
-            label=args.label,
-            normal=args.normal,
-            limit=args.limit,
-            on_progress=report,
-        )
+        settings = settings_of(args, "by", "label", "normal", "limit")
+        anomalies = score_anomalies(detector, source, codec, on_progress=report, **settings)
     with showing("drawing the report") as report:
         write_image(
             anomaly_sheet(detector, codec, source, anomalies, on_progress=report), args.out / "report.png"
@@ -71,9 +61,7 @@ def _write_heat_maps(
         image = image_as_seen(detector, codec, source, index)
         pair = hstack_images([image, blend(image, heat_map(detector, codec, image))])
         name = Path(anomalies.names[place]).stem if isinstance(source, FolderImages) else f"{index:06d}"
-        write_image(
-            enlarged(pair, -(-LEAST_HEIGHT // pair.height)), args.out / "heat-maps" / f"{rank:03d}-{name}.png"
-        )
+        write_image(readable(pair), args.out / "heat-maps" / f"{rank:03d}-{name}.png")
 
 
 def _write_csv(anomalies: Anomalies, path: Path) -> None:

@@ -4,7 +4,7 @@ import argparse
 
 from latent_codec.analysis.attributes import fit_attribute
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import load_codec, open_data, settings_of
 from latent_codec.cli.work.printing import print_json
 
 
@@ -12,17 +12,8 @@ def run(args: argparse.Namespace) -> None:
     source = open_data(args)
     codec = load_codec(args)
     with showing("encoding") as report:
-        found = fit_attribute(
-            codec,
-            source,
-            args.label,
-            without=args.without,
-            method=args.method,
-            held_out=args.held_out,
-            limit=args.limit,
-            seed=args.seed,
-            on_progress=report,
-        )
+        settings = settings_of(args, "without", "method", "held_out", "limit", "seed")
+        found = fit_attribute(codec, source, args.label, on_progress=report, **settings)
     found.save(args.out)
     if args.json:
         print_json({"path": str(args.out)} | found.to_dict())

@@ -1,12 +1,13 @@
 """`latent-codec cluster`."""
 
 import argparse
+from functools import partial
 
 from latent_codec.analysis.clusters import Clusters, contact_sheet, find_clusters, plane_map
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.features import describe, features_of
 from latent_codec.cli.work.opening import load_codec, open_data
-from latent_codec.cli.work.printing import print_json, table, write_json
+from latent_codec.cli.work.printing import finish_report, table, write_json
 from latent_codec.images.labels import class_names
 from latent_codec.images.tensors import write_image
 
@@ -29,11 +30,7 @@ def run(args: argparse.Namespace) -> int:
         images = dict(zip(features.names, found.assignments.tolist()))
         result = {"data": args.data} | found.to_dict()
         write_json(result | {"images": images}, files[2])
-    if args.json:
-        print_json(result | {"files": list(map(str, files))})
-    else:
-        _print(found, names)
-        print(f"Written: {', '.join(map(str, files))}")
+    finish_report(args, result, files, (), partial(_print, found, names))
     return 2 if features.skipped else 0
 
 

@@ -77,7 +77,7 @@ def _compress(
         advice = f"it allows {target} bytes"
         raise SettingError("target_bpp", error.expected, args.target_bpp, advice=advice) from error
     header, bits = decoded.container.header, decoded.code_length
-    out = Path(args.out) / name.with_name(f"{name.name}{SUFFIX}")
+    out = args.out / name.with_name(f"{name.name}{SUFFIX}")
     result = {
         "name": name.as_posix(),
         "path": str(out),

@@ -11,17 +11,8 @@ from latent_codec.converting import Conversion, convert
 
 
 def run(args: argparse.Namespace) -> None:
-    settings = (
-        "to",
-        "entry",
-        "config",
-        "norm_num_groups",
-        "class_name",
-        "scale",
-        "scaling_factor",
-        "shift_factor",
-        "calibrate",
-    )
+    network = "to", "entry", "config", "norm_num_groups", "class_name"
+    scale = "scale", "scaling_factor", "shift_factor", "calibrate"
     # torch only where it is asked for: what does not fit is refused without it
     dtype = args.dtype and getattr(import_module("torch"), args.dtype)
     with showing(f"converting {args.source[0]}") as report:
@@ -30,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
             args.out,
             dtype=dtype,
             on_progress=report,
-            **{name: getattr(args, name) for name in settings},
+            **{name: getattr(args, name) for name in (*network, *scale)},
         )
     if args.json:
         print_json(dataclasses.asdict(done) | {"written": [*map(str, done.written)]})

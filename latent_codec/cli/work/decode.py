@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
             else _decode(load, load_latents(file), args.tile)
         )
         for name, image in images:
-            path = Path(args.out) / _free_path(folder, name, taken)
+            path = args.out / _free_path(folder, name, taken)
             write_image(image.cpu(), path)
             print(path)
 

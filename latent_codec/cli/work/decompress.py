@@ -57,7 +57,7 @@ def _decompress(
     for warning in warned:
         print(f"latent-codec decompress: {path}: {warning.message}", file=sys.stderr)
     suffix = "safetensors" if args.latents else args.format or "png"
-    out = Path(args.out) / name.with_name(f"{name.name}.{suffix}")
+    out = args.out / name.with_name(f"{name.name}.{suffix}")
     if args.latents:
         save = save_indices if header.is_indices else save_latents
         save(out, found, codec=codec, names=[path.name], sizes=[(header.height, header.width)])

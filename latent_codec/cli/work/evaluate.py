@@ -142,16 +142,7 @@ def _print_evaluation(evaluation: Evaluation, data: str) -> None:
 
 
 def _print_codes(codes: CodeStatistics) -> None:
-    headings = (
-        "level",
-        "size",
-        "used",
-        "dead",
-        "perplexity",
-        "bits per\nindex",
-        "bits per\npixel",
-        "fixed\nlength",
-    )
+    bits = "bits per\nindex", "bits per\npixel", "fixed\nlength"
     rows = [
         (
             level_name(level, len(codes.levels)).removeprefix("level "),
@@ -168,7 +159,7 @@ def _print_codes(codes: CodeStatistics) -> None:
     if len(rows) > 1:
         totals = f"{codes.bits_per_pixel:.4f}", f"{codes.fixed_length_bits_per_pixel:.4f}"
         rows.append(("all", *[""] * 5, *totals))
-    table(headings, rows)
+    table(("level", "size", "used", "dead", "perplexity", *bits), rows)
     grids = " + ".join(by(usage.first_grid) for usage in codes.levels)
     print(
         f"Indices: {grids} for the first image, {by(codes.first_size)}.\n"

@@ -5,8 +5,8 @@ import sys
 
 from latent_codec.analysis.features import Features, extract_features, save_features, write_csv
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data
-from latent_codec.cli.work.printing import print_json
+from latent_codec.cli.work.opening import load_codec, open_data, settings_of
+from latent_codec.cli.work.printing import finish_report
 from latent_codec.codec import LatentCodec
 from latent_codec.images.sources import ImageSource
 
@@ -18,25 +18,16 @@ def run(args: argparse.Namespace) -> int:
     if args.csv:
         files.append(args.out.with_suffix(".csv"))
         write_csv(features, files[-1])
-    if args.json:
-        print_json({"data": args.data} | features.to_dict() | {"files": list(map(str, files))})
-    else:
-        print(f"{describe(features)}\nWritten: {', '.join(map(str, files))}")
+    found = {"data": args.data} | features.to_dict()
+    finish_report(args, found, files, (), lambda: print(describe(features)))
     return 2 if features.skipped else 0
 
 
 def features_of(source: ImageSource, codec: LatentCodec, args: argparse.Namespace) -> Features:
     """As `--pooling`, `--layer`, `--side` and `--limit` say; what was skipped is reported."""
     with showing("encoding") as report:
-        features = extract_features(
-            source,
-            codec,
-            pooling=args.pooling,
-            layer=args.layer,
-            side=args.side,
-            limit=args.limit,
-            on_progress=report,
-        )
+        settings = settings_of(args, "pooling", "layer", "side", "limit")
+        features = extract_features(source, codec, on_progress=report, **settings)
     for reason in features.skipped:
         print(f"latent-codec {args.verb}: {reason}", file=sys.stderr)
     return features

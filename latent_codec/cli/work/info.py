@@ -196,16 +196,10 @@ def _describe_checkpoint(path: Path, *, verbose: bool) -> dict:
         "dtypes": sorted(set(opened.dtype_names.values())),
         "wrapper": opened.wrapper,
     }
-    problems = {}
+    problems = ("missing", "unexpected", "misshapen") if verbose else ()
     try:
         foreign = read_foreign(path)
         keys = foreign.keys.counts() if verbose else foreign.count_keys_by_name()
-        if verbose:
-            problems = {
-                "missing": foreign.keys.missing,
-                "unexpected": foreign.keys.unexpected,
-                "misshapen": foreign.keys.misshapen,
-            }
     except ConversionError as error:
         prefixes = sorted({key.partition(".")[0] for key in opened})
         title = error.title if isinstance(error, SettingsNeededError) else "unknown"
@@ -224,7 +218,7 @@ def _describe_checkpoint(path: Path, *, verbose: bool) -> dict:
         "config": config,
         "settings_known_by": foreign.settings,
         "keys": keys,
-        **{name: list(found) for name, found in problems.items() if found},
+        **{name: list(found) for name in problems if (found := getattr(foreign.keys, name))},
         "scaling_factor": foreign.scale and foreign.scale.scaling_factor,
         "shift_factor": foreign.scale and foreign.scale.shift_factor,
         "scale_known_by": foreign.scale.rule

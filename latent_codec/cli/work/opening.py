@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ SAMPLE_SIZE = 512
 
 MAX_IN_SHEET = 64
 """Images of DATA that one sheet shows, a row each."""
+
+
+def settings_of(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Arguments of the verb that a function of the library takes under the same names."""
+    return {name: getattr(args, name) for name in names}
 
 
 def device_of(args: argparse.Namespace) -> str:

@@ -20,13 +20,9 @@ from latent_codec.pipelines import HierarchicalPriorPipeline, PriorPipeline
 
 def run(args: argparse.Namespace) -> None:
     names = COMPONENTS[len(args.prior)]
-    codec = (
-        None if args.codec is None else LatentCodec.from_pretrained(args.codec, pipeline=args.for_pipeline)
-    )
+    codec = args.codec and LatentCodec.from_pretrained(args.codec, pipeline=args.for_pipeline)
     priors = {name: load_prior(path) for name, path in zip(names, args.prior)}
-    classifier = None
-    if args.classifier is not None:
-        classifier = open_component(args.classifier, "classifier", [ImageClassifier])
+    classifier = args.classifier and open_component(args.classifier, "classifier", [ImageClassifier])
     class_names = args.class_names.split(",") if args.class_names else None
     if class_names is None and classifier is not None and classifier.config.class_names:
         class_names = list(classifier.config.class_names)

@@ -2,12 +2,13 @@
 
 import argparse
 import sys
+from functools import partial
 
 from latent_codec.analysis.probes import Probe, mistakes_sheet, plot_confusion, probe
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.features import describe
-from latent_codec.cli.work.opening import load_codec, open_data
-from latent_codec.cli.work.printing import print_json, table, write_json
+from latent_codec.cli.work.opening import load_codec, open_data, settings_of
+from latent_codec.cli.work.printing import finish_report, table, write_json
 from latent_codec.images.labels import class_names
 from latent_codec.images.sources import open_source
 from latent_codec.images.tensors import write_image
@@ -20,19 +21,8 @@ def run(args: argparse.Namespace) -> int:
     codec = load_codec(args)
     args.out.mkdir(parents=True, exist_ok=True)
     with showing("encoding") as report:
-        found = probe(
-            source,
-            codec,
-            test=test,
-            held_out=args.held_out,
-            label=args.label or "class",
-            pooling=args.pooling,
-            layer=args.layer,
-            side=args.side,
-            limit=args.limit,
-            seed=args.seed,
-            on_progress=report,
-        )
+        settings = settings_of(args, "held_out", "pooling", "layer", "side", "limit", "seed")
+        found = probe(source, codec, test=test, label=args.label or "class", on_progress=report, **settings)
     for reason in found.skipped:
         print(f"latent-codec probe: {reason}", file=sys.stderr)
 
@@ -48,11 +38,7 @@ def run(args: argparse.Namespace) -> int:
             write_image(mistakes, files[1])
         result = {"data": args.data} | found.to_dict() | {"class_names": names}
         write_json(result, files[-1])
-    if args.json:
-        print_json(result | {"files": list(map(str, files))})
-    else:
-        _print(found)
-        print(f"Written: {', '.join(map(str, files))}")
+    finish_report(args, result, files, (), partial(_print, found))
     return 2 if found.skipped else 0
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from latent_codec.cli.progress import progress, showing
 from latent_codec.cli.sample import DEFAULT_PIPELINE
-from latent_codec.cli.work.opening import device_of, load_codec, note_emulated
+from latent_codec.cli.work.opening import device_of, load_codec, note_emulated, settings_of
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.images.tensors import enlarged, image_grid, write_image
 from latent_codec.pipelines.folders import find_pipeline, load_pipeline
@@ -55,13 +55,10 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
             args.num,
             height=height,
             width=width,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            keep=args.keep,
             batch_size=BATCH_SIZE,
             generator=_generators(args.seed, labels, args.num),
             callback=follow,
+            **settings_of(args, "temperature", "top_k", "top_p", "keep"),
         )
     seconds = time.monotonic() - began
     kept = len(drawn.images) // num_rows
@@ -80,7 +77,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
             "class": type(pipe).__name__,
             "labels": classes,
             "class_names": rows if names else None,
-            **{name: getattr(args, name) for name in ("num", "seed", "temperature", "top_k", "top_p")},
+            **settings_of(args, "num", "seed", "temperature", "top_k", "top_p"),
             "kept": kept,
             "probabilities": None if probabilities is None else probabilities.tolist(),
             "size": size,
@@ -205,7 +202,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
         facts = {
             "codec": codec.name,
             "fingerprint": codec.fingerprint,
-            **{name: getattr(args, name) for name in ("num", "seed", "temperature")},
+            **settings_of(args, "num", "seed", "temperature"),
             "size": [height, width],
             "latent_shape": list(shape),
             "drawn": drawn,
