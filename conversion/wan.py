@@ -162,12 +162,9 @@ def _ends(config: Mapping) -> list[Rename]:
         rows.append(Rename(f"{side}.conv1", f"{side}.conv_in"))
         for number in (0, 1):
             rows += modules(f"{side}.middle.{2 * number}", f"{side}.mid_block.resnets.{number}", _BLOCK)
-        for name in ("norm", "to_qkv", "proj"):
-            rows.append(Rename(f"{side}.middle.1.{name}", f"{side}.mid_block.attentions.0.{name}"))
-        rows += [
-            Rename(f"{side}.head.0", f"{side}.norm_out"),
-            Rename(f"{side}.head.2", f"{side}.conv_out"),
-        ]
+        attention = f"{side}.middle.1", f"{side}.mid_block.attentions.0"
+        rows += modules(*attention, {name: name for name in ("norm", "to_qkv", "proj")})
+        rows += modules(f"{side}.head", side, {"0": "norm_out", "2": "conv_out"})
     return rows
 
 

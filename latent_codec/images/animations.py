@@ -60,18 +60,7 @@ def write_animation(
 
 def _encode_h264(frames: Sequence[Image], path: Path, *, frames_per_second: float) -> None:
     width, height = frames[0].size
-    command = [
-        "ffmpeg",
-        "-v",
-        "error",
-        "-y",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-    ]
+    command = ["ffmpeg", *"-v error -y -f rawvideo -pix_fmt rgb24 -s".split(), f"{width}x{height}"]
     command += ["-r", f"{frames_per_second:g}", "-i", "-", "-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2"]
     command += ["-pix_fmt", "yuv420p", "-f", "mp4", str(path)]
     done = subprocess.run(
