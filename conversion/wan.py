@@ -83,9 +83,6 @@ def _infer(shapes: Shapes, levels: list[list[int]], halves_time: list[bool]) -> 
     Args:
         levels: widths of the encoder's residual blocks, by level.
         halves_time: whether a resampling after a level halves time too.
-
-    Raises:
-        ConversionError: for levels of different depth, and widths that are no multiples of the first layer's.
     """
     base_dim, decoder_dim = shapes["encoder.conv1.weight"][0], shapes["decoder.head.0.gamma"][0]
     if len({len(widths) for widths in levels}) != 1 or not levels[0] or len(levels) != len(halves_time) + 1:
@@ -139,11 +136,7 @@ def _infer_2_2(shapes: Shapes) -> dict:
 
 
 def _infer_qwen_image(shapes: Shapes) -> dict:
-    """The config of an AutoencoderKLQwenImage, which has one number for both halves where AutoencoderKLWan has two.
-
-    Raises:
-        ConversionError: as `_infer`, and where the halves differ.
-    """
+    """The config of an AutoencoderKLQwenImage, which has one number for both halves where AutoencoderKLWan has two."""
     config = _infer_2_1(shapes)
     if config["decoder_base_dim"] is not None or config["in_channels"] != config["out_channels"]:
         raise ConversionError(
