@@ -75,15 +75,15 @@ class Checkpoint(Mapping):
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
     dtype_names: dict[str, str] = field(repr=False)
     """As torch calls them, such as float32."""
-    wrapper: str | None
+    wrapper: str | None = None
     """The key under which the state dict was found; None: it is the file's top level."""
-    not_tensors: tuple[str, ...]
+    not_tensors: tuple[str, ...] = ()
     """Keys in the state dict that hold no tensor, and all keys next to a wrapped one; sorted."""
     entries: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Of `open_entries`, where a file has several entries: key -> the entry in which its tensor is."""
     shards: Mapping[str, Path] = field(default_factory=dict, repr=False)
     """Where `path` is an index of shards: key -> the file in which its tensor is."""
-    metadata: dict[str, str]
+    metadata: dict[str, str] = field(default_factory=dict)
     """Of a safetensors header; empty for pickles."""
     _read: "Callable[[str], Tensor]" = field(repr=False)
 
@@ -266,8 +266,6 @@ def _open_safetensors(path: Path) -> Checkpoint:
         path=path,
         shapes=shapes,
         dtype_names=dtype_names,
-        wrapper=None,
-        not_tensors=(),
         metadata=metadata,
         _read=lambda key: mapped()(key),
     )

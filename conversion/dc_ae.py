@@ -65,11 +65,7 @@ class _Stage(NamedTuple):
 
 
 def _stage(shapes: Shapes, theirs: str, first: int) -> _Stage:
-    """Read the stage `theirs`, whose blocks begin at `first`.
-
-    Raises:
-        ConversionError: for blocks of two kinds.
-    """
+    """Read the stage `theirs`, whose blocks begin at `first`."""
     blocks = []
     for number in count(first):
         block = f"{theirs}.op_list.{number}"

@@ -64,12 +64,7 @@ def infer_levels(shapes: Shapes, names: Names) -> dict:
         ConversionError: for widths that an original code's 32 groups do not divide, and for levels of different depth, which diffusers'
             classes cannot hold.
     """
-    for key in (
-        "encoder.conv_in.weight",
-        "encoder.conv_out.weight",
-        "decoder.conv_in.weight",
-        "decoder.conv_out.weight",
-    ):
+    for key in (f"{side}.conv_{end}.weight" for side in ("encoder", "decoder") for end in ("in", "out")):
         if key not in shapes or len(shapes[key]) != 4:
             raise ConversionError(f"{key} is missing or no convolution; is the file whole?")
     counts, widths, down, up = [], [], [], []

@@ -8,7 +8,7 @@ state dict <----------from_diffusers---------- component <----------------------
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -257,28 +257,20 @@ def read_foreign(
     opened = [open_entries(path) for path in paths]
     if settings is None or "_class_name" not in settings.config:
         settings = combine(settings, settings_of_files(opened))
-    return recognize(
-        opened[0] if len(opened) == 1 else Halves(opened),
-        name=name,
-        metadata=opened[0].metadata,
-        wrapper=opened[0].wrapper,
-        entry=entry,
-        settings=settings,
-        class_name=class_name,
-    )
+    checkpoint = opened[0] if len(opened) == 1 else _joined(opened)
+    return recognize(checkpoint, name, entry, settings, class_name)
 
 
 def recognize(
     tensors: "Mapping[str, Tensor]",
     name: str = "the state dict",
-    metadata: Mapping[str, str] | None = None,
-    wrapper: str | None = None,
     entry: str | None = None,
     settings: Settings | None = None,
     class_name: str | None = None,
 ) -> Foreign:
     """`read_foreign` for tensors that are at hand."""
     shapes = shapes_of(tensors)
+    wrapper, metadata = getattr(tensors, "wrapper", None), getattr(tensors, "metadata", {})
     chosen, others = choose(find_places(shapes, name), tensors, shapes, name, entry, wrapper)
     chosen = _of_class(chosen, name, class_name, settings)
     class_name, config, rule = settle(name, chosen.format, _inferred(chosen, shapes, name), settings)
@@ -286,7 +278,7 @@ def recognize(
     kl_channels = config["latent_channels"] if class_name == "AutoencoderKL" else None
     scale = (
         scale_of_config(network, settings)
-        or known_scale(shapes, tensors, metadata or {}, kl_channels, name)
+        or known_scale(shapes, tensors, metadata, kl_channels, name)
         or chosen.format.scale
     )
     return Foreign(name, tensors, shapes, chosen, network, scale, wrapper, rule, tuple(others))
@@ -509,37 +501,30 @@ def find_format(component: "nn.Module", name: str) -> Format:
     return next((each for each in fitting if each.refuses(component) is None), fitting[0])
 
 
-class Halves(Mapping):
+def _joined(opened: Sequence[Checkpoint]) -> Checkpoint:
     """The two files of a tiny autoencoder as one, `encoder.` and `decoder.` before the keys.
 
     Raises:
         ConversionError: if they are not an encoder, whose first layer is a convolution, and a decoder, whose first layer
             has no weights.
     """
-
-    def __init__(self, opened: Sequence[Checkpoint]):
-        self.parts = {side_of(each.shapes): each for each in opened}
-        if set(self.parts) != {"encoder", "decoder"}:
-            names = " and ".join(each.path.name for each in opened)
-            raise ConversionError(
-                f"{names} are not the encoder and the decoder of a tiny autoencoder; only those come as two files."
-            )
-        self._keys = {
-            f"{side}.{key.removeprefix(common_prefix(self.parts[side]))}": (self.parts[side], key)
-            for side in ("encoder", "decoder")
-            for key in self.parts[side]
-        }
-        self.shapes = {key: part.shapes[inner] for key, (part, inner) in self._keys.items()}
-
-    def __getitem__(self, key: str) -> "Tensor":
-        part, inner = self._keys[key]
-        return part[inner]
-
-    def __iter__(self):
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
+    parts = {side_of(each.shapes): each for each in opened}
+    if set(parts) != {"encoder", "decoder"}:
+        names = " and ".join(each.path.name for each in opened)
+        raise ConversionError(
+            f"{names} are not the encoder and the decoder of a tiny autoencoder; only those come as two files."
+        )
+    places = {}
+    for side in ("encoder", "decoder"):
+        part, prefix = parts[side], common_prefix(parts[side])
+        places |= {f"{side}.{key.removeprefix(prefix)}": (part, key) for key in part}
+    return replace(
+        opened[0],
+        shapes={key: part.shapes[inner] for key, (part, inner) in places.items()},
+        dtype_names={key: part.dtype_names[inner] for key, (part, inner) in places.items()},
+        entries={},
+        _read=lambda key: places[key][0][places[key][1]],
+    )
 
 
 def side_of(shapes: Shapes) -> str | None:
@@ -562,6 +547,6 @@ def common_prefix(keys: Iterable[str]) -> str:
 
 def shapes_of(tensors: "Mapping[str, Tensor]") -> Shapes:
     """Shapes by key, without reading weights where they come from files."""
-    if isinstance(tensors, (Checkpoint, Halves)):
+    if isinstance(tensors, Checkpoint):
         return tensors.shapes
     return {key: tensor.shape for key, tensor in tensors.items()}

@@ -79,6 +79,8 @@ def _differing(given: Mapping, inferred: Mapping) -> list[str]:
         tuple(dd["ch"] * multiple for multiple in dd["ch_mult"]) if {"ch", "ch_mult"} <= set(dd) else None
     )
     embed_dim = inferred.get("vq_embed_dim", inferred["latent_channels"])
+    down_blocks = inferred["down_block_types"]
+    attention_levels = [level for level, name in enumerate(down_blocks) if name.startswith("Attn")]
     pairs = [
         ("ch times ch_mult", channels, tuple(inferred["block_out_channels"])),
         ("num_res_blocks", dd.get("num_res_blocks"), inferred["layers_per_block"]),
@@ -87,7 +89,7 @@ def _differing(given: Mapping, inferred: Mapping) -> list[str]:
         ("out_ch", dd.get("out_ch"), inferred["out_channels"]),
         ("embed_dim", given.get("embed_dim"), embed_dim),
         ("n_embed", given.get("n_embed"), inferred.get("num_vq_embeddings")),
-        ("attention levels", _attention_levels(dd), _levels_with_attention(inferred)),
+        ("attention levels", _attention_levels(dd), attention_levels),
     ]
     return [
         f"{entry} is {str(said)[:80]} there and {found} here"
@@ -103,10 +105,6 @@ def _attention_levels(dd: Mapping) -> list[int] | None:
     return [
         level for level in range(len(dd["ch_mult"])) if dd["resolution"] >> level in dd["attn_resolutions"]
     ]
-
-
-def _levels_with_attention(inferred: Mapping) -> list[int]:
-    return [level for level, name in enumerate(inferred["down_block_types"]) if name.startswith("Attn")]
 
 
 def scale_of(given: Mapping) -> Scale | None:

@@ -1,7 +1,6 @@
 """The scale and shift of known models' latents, by rules that the report states; files rarely hold them."""
 
 import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -19,24 +18,12 @@ SCALES = {
 }
 """scaling_factor and shift_factor by the name of the model family."""
 _SIGNS = (
-    ("sdxl", r"conditioner\.embedders\.", "SDXL, since there is conditioner.embedders.*"),
-    (
-        "sd3",
-        r"model\.diffusion_model\.joint_blocks\.",
-        "SD3, since there is model.diffusion_model.joint_blocks.*",
-    ),
-    (
-        "flux",
-        r"model\.diffusion_model\.double_blocks\.",
-        "FLUX, since there is model.diffusion_model.double_blocks.*",
-    ),
-    (
-        "sd1",
-        r"cond_stage_model\.(transformer|model)\.",
-        "Stable Diffusion 1 or 2, since there is cond_stage_model.*",
-    ),
+    ("sdxl", 4, "SDXL", ("conditioner.embedders.",)),
+    ("sd3", 16, "SD3", ("model.diffusion_model.joint_blocks.",)),
+    ("flux", 16, "FLUX", ("model.diffusion_model.double_blocks.",)),
+    ("sd1", 4, "Stable Diffusion 1 or 2", ("cond_stage_model.transformer.", "cond_stage_model.model.")),
 )
-_LATENTS = {"sd1": 4, "sdxl": 4, "sd3": 16, "flux": 16}
+"""Of whole models: the family, channels of its latents, its title, and prefixes of keys, one of which it has."""
 
 
 def named_scale(name: str) -> Scale:
@@ -68,7 +55,8 @@ def known_scale(
             raise ConversionError(f"{name}: the scale in its metadata is no number: {error}") from error
     if "scale_factor" in shapes and math.prod(shapes["scale_factor"]) == 1:
         return Scale(float(tensors["scale_factor"]), None, "the file's scale_factor")
-    for name, sign, rule in _SIGNS:
-        if latent_channels == _LATENTS[name] and any(re.match(sign, key) for key in shapes):
-            return Scale(*SCALES[name], rule)
+    for family, channels, title, signs in _SIGNS:
+        found = next((each for each in signs if any(key.startswith(each) for key in shapes)), None)
+        if found and latent_channels == channels:
+            return Scale(*SCALES[family], f"{title}, since there is {found}*")
     return None

@@ -233,7 +233,6 @@ def _checkpoint(
         dtype_names={key: str(tensor.dtype).removeprefix("torch.") for key, tensor in tensors.items()},
         wrapper=wrapper,
         not_tensors=tuple(sorted(left_out)),
-        metadata={},
         _read=tensors.__getitem__,
     )
 

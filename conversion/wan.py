@@ -83,9 +83,6 @@ def _infer(shapes: Shapes, levels: list[list[int]], halves_time: list[bool]) -> 
     Args:
         levels: widths of the encoder's residual blocks, by level.
         halves_time: whether a resampling after a level halves time too.
-
-    Raises:
-        ConversionError: for levels of different depth, and widths that are no multiples of the first layer's.
     """
     base_dim, decoder_dim = shapes["encoder.conv1.weight"][0], shapes["decoder.head.0.gamma"][0]
     if len({len(widths) for widths in levels}) != 1 or not levels[0] or len(levels) != len(halves_time) + 1:
@@ -139,11 +136,7 @@ def _infer_2_2(shapes: Shapes) -> dict:
 
 
 def _infer_qwen_image(shapes: Shapes) -> dict:
-    """The config of an AutoencoderKLQwenImage, which has one number for both halves where AutoencoderKLWan has two.
-
-    Raises:
-        ConversionError: as `_infer`, and where the halves differ.
-    """
+    """The config of an AutoencoderKLQwenImage, which has one number for both halves where AutoencoderKLWan has two."""
     config = _infer_2_1(shapes)
     if config["decoder_base_dim"] is not None or config["in_channels"] != config["out_channels"]:
         raise ConversionError(
@@ -162,12 +155,9 @@ def _ends(config: Mapping) -> list[Rename]:
         rows.append(Rename(f"{side}.conv1", f"{side}.conv_in"))
         for number in (0, 1):
             rows += modules(f"{side}.middle.{2 * number}", f"{side}.mid_block.resnets.{number}", _BLOCK)
-        for name in ("norm", "to_qkv", "proj"):
-            rows.append(Rename(f"{side}.middle.1.{name}", f"{side}.mid_block.attentions.0.{name}"))
-        rows += [
-            Rename(f"{side}.head.0", f"{side}.norm_out"),
-            Rename(f"{side}.head.2", f"{side}.conv_out"),
-        ]
+        attention = f"{side}.middle.1", f"{side}.mid_block.attentions.0"
+        rows += modules(*attention, {name: name for name in ("norm", "to_qkv", "proj")})
+        rows += modules(f"{side}.head", side, {"0": "norm_out", "2": "conv_out"})
     return rows
 
 

@@ -318,14 +318,14 @@ class LatentCodec:
     @property
     def space_fingerprint(self) -> str:
         """16 hex digits over encoder, quant conv, codebook, scale and shift: equal for a fine-tuned decoder."""
-        return self._fingerprint(
-            {key: digest for key, digest in self._weight_digests().items() if not self.is_of_decoder(key)}
-        )
+        digests = self._weight_digests().items()
+        in_space = {key: digest for key, digest in digests if not self.is_of_decoder(key)}
+        return fingerprint(in_space, self.latent_space)
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits over all weights, scale and shift."""
-        return self._fingerprint(self._weight_digests())
+        return fingerprint(self._weight_digests(), self.latent_space)
 
     def is_of_decoder(self, key: str) -> bool:
         """Whether a weight may differ without changing any latent."""
@@ -342,9 +342,6 @@ class LatentCodec:
                 key: digest(each.detach().to("cpu", torch.float32).numpy()) for key, each in state
             }
         return self._digests
-
-    def _fingerprint(self, digests: dict[str, str]) -> str:
-        return fingerprint(digests, self.latent_space)
 
     @ignoring_caller_settings()
     def encode(
@@ -474,7 +471,7 @@ class LatentCodec:
         self._check_discrete()
         batch = self._one_batch(images)
         with self._precision():
-            return self.family.encode_indices(batch)
+            return self.family.encode_with_indices(batch)[1]
 
     @ignoring_caller_settings()
     def decode_indices(

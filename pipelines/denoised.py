@@ -116,9 +116,7 @@ class ObservedStep:
         sample = self.sample.float()
         model_output = self.model_output.float()
         if model_output.ndim == 4:
-            model_output = model_output[
-                :, : sample.shape[1]
-            ]  # what follows is the variance, where it is learned
+            model_output = model_output[:, : sample.shape[1]]  # more is the variance, where it is learned
         if isinstance(scheduler, PRECONDITIONED):
             return scheduler.precondition_outputs(sample, model_output, sigma)
         prediction_type = config.get("prediction_type", "flow_prediction")

@@ -118,9 +118,7 @@ def _load_transformers_classifier(folder: Path, class_name: str) -> nn.Module:
         own_weights(model)
         for key, tensor in model.state_dict().items():
             check_finite(tensor, key, folder)
-    except (
-        Exception
-    ) as error:  # transformers checks little of what it reads: a wrong entry can raise anything
+    except Exception as error:  # transformers checks little: a wrong entry can raise anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"{folder} is damaged, or its weights do not fit its config: {reason}") from error
     return model.eval()

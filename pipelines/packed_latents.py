@@ -44,8 +44,13 @@ class TokenGridObserver:
 
     def __init__(self, denoiser: nn.Module):
         self._denoiser = weakref.ref(denoiser)
-        self._told: dict[str, Any] = {}
-        handle = denoiser.register_forward_pre_hook(_look_into(self._told), with_kwargs=True)
+        told: dict[str, Any] = {}
+
+        def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:  # and hold no observer
+            told.update({name: kwargs.get(name) for name in (*_SHAPES, *_IDS, *_SIDES)})
+
+        self._told = told
+        handle = denoiser.register_forward_pre_hook(look, with_kwargs=True)
         self._remove = weakref.finalize(self, handle.remove)
         self._remove.atexit = False
 
@@ -65,14 +70,6 @@ class TokenGridObserver:
     def close(self) -> None:
         self._remove()
         self._told.clear()
-
-
-def _look_into(told: dict[str, Any]):
-    def look(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        for name in (*_SHAPES, *_IDS, *_SIDES):
-            told[name] = kwargs.get(name)
-
-    return look
 
 
 def token_grid(num_tokens: int, told: Any, *, references_first: bool = False) -> tuple[int, int, int] | None:

@@ -12,6 +12,7 @@ from PIL.Image import Image, Resampling
 from PIL.PngImagePlugin import PngInfo
 
 from latent_codec.files import replacing
+from latent_codec.images.animations import LAST_MILLISECONDS, MILLISECONDS, write_animation
 from latent_codec.images.tensors import enlarged
 
 SIDE = 256
@@ -66,8 +67,8 @@ class AnimatedWebP:
         self,
         path: str | os.PathLike,
         *,
-        frame_milliseconds: int = 100,
-        last_milliseconds: int = 1000,
+        frame_milliseconds: int = MILLISECONDS,
+        last_milliseconds: int = LAST_MILLISECONDS,
         side: int = SIDE,
     ):
         self.path, self.side = Path(path), side
@@ -85,7 +86,6 @@ class AnimatedWebP:
     def finish(self) -> None:
         if not self._images:
             return
-        (first, *rest), self._images = self._images, []
-        durations = [self.frame_milliseconds] * len(rest) + [self.last_milliseconds]
-        with replacing(self.path) as path:
-            first.save(path, format="WEBP", save_all=True, append_images=rest, duration=durations, loop=0)
+        images, self._images = self._images, []
+        durations = {"milliseconds": self.frame_milliseconds, "last_milliseconds": self.last_milliseconds}
+        write_animation(images, self.path, **durations)

@@ -25,6 +25,7 @@ from latent_codec.models.pixelcnn import PixelCNN
 from latent_codec.models.pixelsnail import PixelSNAIL
 from latent_codec.pipelines.loading import INDEX, load_components, shipped_pipeline
 from latent_codec.pipelines.rejection import class_probabilities, most_probable, num_to_keep
+from latent_codec.tensors import check_range, check_shape
 from latent_codec.torch_settings import ignoring_caller_settings
 
 logger = logging.getLogger(__name__)
@@ -428,40 +429,16 @@ def check_known(
     """
     if known is None or known_mask is None:
         raise ValueError("known and known_mask belong together; give both or neither.")
-    form = ("B", f"{prior.data_channels}", "h", "w") if prior.has_channels else ("B", "h", "w")
-    shape = tuple(known.shape)
-    known = known[None] if known.ndim == len(form) - 1 else known
-    mask = known_mask[None] if known_mask.ndim == 2 else known_mask
-    if (
-        known.dtype != torch.int64
-        or known.ndim != len(form)
-        or len(known) not in (1, num_images)
-        or 0 in shape
-        or (prior.has_channels and known.shape[1] != prior.data_channels)
-    ):
-        raise ValueError(
-            f"known is {known.dtype} of shape {shape}; expected torch.int64 of shape ({', '.join(form)}), where B may be "
-            f"left out, 1 or the number of images drawn, {num_images}."
-        )
-    if (
-        mask.dtype != torch.bool
-        or mask.ndim != 3
-        or mask.shape[1:] != known.shape[-2:]
-        or len(mask) not in (1, num_images)
-    ):
-        raise ValueError(
-            f"known_mask is {known_mask.dtype} of shape {tuple(known_mask.shape)}; expected torch.bool of known's "
-            f"{tuple(known.shape[-2:])}, for all images or with B = {num_images} before it."
-        )
-    mask = mask.to(known.device)
-    every = mask[:, None] if prior.has_channels else mask
-    kept = known.masked_fill(~every, 0)
-    if kept.min() < 0 or kept.max() >= prior.num_values:
-        raise ValueError(
-            f"known indices run from {int(kept.min())} to {int(kept.max())}; the prior, a {type(prior).__name__}, knows 0 "
-            f"to {prior.num_values - 1}."
-        )
-    return kept.expand(num_images, *kept.shape[1:]), mask.expand(num_images, -1, -1)
+    form = (prior.data_channels, "h", "w") if prior.has_channels else ("h", "w")
+    counts = sorted({1, num_images})
+    check_shape(known, "known", form, *((count, *form) for count in counts), dtype=torch.int64)
+    size = tuple(known.shape[-2:])
+    check_shape(known_mask, "known_mask", size, *((count, *size) for count in counts), dtype=torch.bool)
+    known = known.expand(num_images, *known.shape[-len(form) :])
+    mask = known_mask.to(known.device).expand(num_images, *size)
+    kept = known.masked_fill(~(mask[:, None] if prior.has_channels else mask), 0)
+    check_range(kept, prior.num_values, "known", f"indices of the prior, a {type(prior).__name__}")
+    return kept, mask
 
 
 def image_generators(generator: Generators, num_images: int) -> list[torch.Generator]:

@@ -407,10 +407,10 @@ def test_indices_equal_those_of_diffusers_quantizer():
         ([torch.zeros(1, 2, 2, dtype=torch.int64)] * 2, "expected a list of one index map, got 2"),
         (
             [torch.zeros(2, 2, dtype=torch.int64)],
-            r"expected int64 indices \(B, h, w\), got torch.int64 of shape \(2, 2\)",
+            r"expected indices \(B, h, w\) in torch.int64, got shape \(2, 2\) in torch.int64",
         ),
         ([torch.zeros(1, 2, 2)], "float32"),
-        ([torch.full((1, 2, 2), 16)], "expected indices from 0 to 15, got 16 to 16"),
+        ([torch.full((1, 2, 2), 16)], "indices: expected 0 to 15, indices of its codebook; got 16 to 16"),
     ],
 )
 def test_refuses_what_are_no_indices(grids, message):

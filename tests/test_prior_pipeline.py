@@ -495,19 +495,21 @@ CALLS = {
     "known": ({"known_mask": BITS}, "known and known_mask belong together"),
     "range": (
         {"known": GRID + 11, "known_mask": BITS},
-        "known indices run from 11 to 11; the prior, a PixelSNAIL, knows 0 to 10",
+        "known: expected 0 to 10, indices of the prior, a PixelSNAIL; got 11 to 11",
     ),
     "dtype": (
         {"known": GRID.int(), "known_mask": BITS},
-        "known is torch.int32 of shape (4, 4); expected torch.int64",
+        "in torch.int64, got shape (4, 4) in torch.int32",
     ),
     "batch-of-known": (
         {"known": GRID.expand(3, -1, -1), "known_mask": BITS},
-        "shape (3, 4, 4); expected torch.int64 of shape (B, h, w), where B may be left out, 1 or the number of images "
-        "drawn, 4",
+        "expected known (h, w) or (1, h, w) or (4, h, w) in torch.int64, got shape (3, 4, 4)",
     ),
-    "mask-shape": ({"known": GRID, "known_mask": BITS[:3]}, "known_mask is torch.bool of shape (3, 4)"),
-    "mask-dtype": ({"known": GRID, "known_mask": GRID}, "known_mask is torch.int64"),
+    "mask-shape": (
+        {"known": GRID, "known_mask": BITS[:3]},
+        "expected known_mask (4, 4) or (1, 4, 4) or (4, 4, 4) in torch.bool, got shape (3, 4)",
+    ),
+    "mask-dtype": ({"known": GRID, "known_mask": GRID}, "in torch.bool, got shape (4, 4) in torch.int64"),
     "known-size": (
         {"known": GRID, "known_mask": BITS, "height": 16},
         "known is 4x4 and an image of 16x8 pixels has 8x4 positions",

@@ -35,13 +35,10 @@ class DecodedValues:
 
     @classmethod
     def empty(cls, shapes: Sequence[Shape]) -> "DecodedValues":
-        def zeros():
-            return [np.zeros(shape, np.int64) for shape in shapes]
-
         return cls(
-            values=zeros(),
+            values=[np.zeros(shape, np.int64) for shape in shapes],
             known=[np.zeros(shape, bool) for shape in shapes],
-            predictions=[Prediction(*each) for each in zip(zeros(), zeros())],
+            predictions=[Prediction(*np.zeros((2, *shape), np.int64)) for shape in shapes],
         )
 
     def insert(self, places: list[tuple[slice, ...]], tile: "DecodedValues") -> None:

@@ -43,7 +43,9 @@ def encode(tables: Tables, passes: Sequence[np.ndarray], num_lanes: int | None =
     if not passes:
         raise ValueError("expected at least one pass, got none; it may be empty")
     if num_lanes is None:
-        num_lanes = _best_num_lanes(tables, passes)
+        num_bits = sum((PRECISION - np.log2(tables.frequencies[symbols])).sum() for symbols in passes)
+        num_bytes = int(num_bits / 8)
+        num_lanes = min(MAX_LANES, max(num_bytes // 256, min(32, num_bytes // 32), 1))
     if not 1 <= num_lanes <= MAX_LANES:
         raise ValueError(f"expected num_lanes of 1 to {MAX_LANES}, got {num_lanes}")
 
@@ -169,12 +171,6 @@ class Decoder:
         symbols[:] = found
         self._states[0] = state
         return position
-
-
-def _best_num_lanes(tables: Tables, passes: Sequence[np.ndarray]) -> int:
-    num_bits = sum((PRECISION - np.log2(tables.frequencies[symbols])).sum() for symbols in passes)
-    num_bytes = int(num_bits / 8)
-    return min(MAX_LANES, max(num_bytes // 256, min(32, num_bytes // 32), 1))
 
 
 def _encode_last(

@@ -139,26 +139,20 @@ def _open_shards(index: Path) -> Checkpoint:
         path=index,
         shapes={key: part.shapes[key] for key, part in parts.items()},
         dtype_names={key: part.dtype_names[key] for key, part in parts.items()},
-        wrapper=None,
-        not_tensors=(),
         shards={key: part.path for key, part in parts.items()},
-        metadata={},
         _read=lambda key: parts[key][key],
     )
 
 
 @ignoring_caller_settings()
-def load_component(
-    weights: Path, find_class: Callable[[str], type], config: dict[str, Any] | None = None
-) -> torch.nn.Module:
+def load_component(weights: Path, find_class: Callable[[str], type]) -> torch.nn.Module:
     """Build the network that a config describes and give it its weights, every key accounted for.
 
     Torch's default dtype and default device change nothing.
 
     Args:
-        weights: as `find_weights_in` gives it.
+        weights: as `find_weights_in` gives it, next to their config.json.
         find_class: the class for a config's _class_name; raises ValueError for those that are not wanted.
-        config: None: the config.json next to `weights`.
 
     Returns:
         The component in eval mode on the CPU, floating weights in float32, in memory of their own.
@@ -167,12 +161,12 @@ def load_component(
         ValueError: if config or weights are missing, damaged or do not fit each other, or hold NaN or infinity.
         OSError: if they cannot be read.
     """
-    return read_folder(weights.parent, lambda: _load(weights, find_class, config))
+    return read_folder(weights.parent, lambda: _load(weights, find_class))
 
 
-def _load(weights: Path, find_class: Callable[[str], type], config: dict[str, Any] | None) -> torch.nn.Module:
-    path = weights.parent / CONFIG if config is None else weights
-    config = read_config_file(path) if config is None else config
+def _load(weights: Path, find_class: Callable[[str], type]) -> torch.nn.Module:
+    path = weights.parent / CONFIG
+    config = read_config_file(path)
     try:
         component_class = find_class(config["_class_name"])
     except ValueError as error:

@@ -299,12 +299,8 @@ class Family:
             images = self.autoencoder.decode(raw_latents).sample
         return images * 2 - 1 if self.unit_range else images
 
-    def encode_indices(self, images: "Tensor") -> "list[Tensor]":
-        """Images -> indices of each level, int64 (B, h, w), top first."""
-        return self.encode_with_indices(images)[1]
-
     def encode_with_indices(self, images: "Tensor") -> "tuple[Encoded, list[Tensor]]":
-        """Images -> raw latents as `encode_raw` gives them, and `encode_indices`, in one pass of the encoder."""
+        """Images -> raw latents as `encode_raw` gives them, and indices of each level, int64 (B, h, w), top first."""
         raise TypeError(f"{type(self.autoencoder).__name__} has no codebook")
 
     def decode_indices(
@@ -377,11 +373,11 @@ def single_level_indices(indices: "Sequence[Tensor]", codebook_size: int) -> "Te
     """
     import torch
 
+    from latent_codec.tensors import check_range, check_shape
+
     if len(indices) != 1:
         raise ValueError(f"expected a list of one index map, got {len(indices)} index maps")
     (only,) = indices
-    if only.ndim != 3 or only.dtype != torch.int64:
-        raise ValueError(f"expected int64 indices (B, h, w), got {only.dtype} of shape {tuple(only.shape)}")
-    if only.numel() and not 0 <= only.min() <= only.max() < codebook_size:
-        raise ValueError(f"expected indices from 0 to {codebook_size - 1}, got {only.min()} to {only.max()}")
+    check_shape(only, "indices", ("B", "h", "w"), dtype=torch.int64)
+    check_range(only, codebook_size, "indices", "indices of its codebook")
     return only

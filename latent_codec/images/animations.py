@@ -60,20 +60,9 @@ def write_animation(
 
 def _encode_h264(frames: Sequence[Image], path: Path, *, frames_per_second: float) -> None:
     width, height = frames[0].size
-    command = [
-        "ffmpeg",
-        "-v",
-        "error",
-        "-y",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-    ]
-    command += ["-r", f"{frames_per_second:g}", "-i", "-", "-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2"]
-    command += ["-pix_fmt", "yuv420p", "-f", "mp4", str(path)]
+    command = ["ffmpeg", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", f"{frames_per_second:g}", "-i", "-"]
+    command += ["-vf", "crop=trunc(iw/2)*2:trunc(ih/2)*2", "-pix_fmt", "yuv420p", "-f", "mp4", str(path)]
     done = subprocess.run(
         command, input=b"".join(frame.convert("RGB").tobytes() for frame in frames), capture_output=True
     )

@@ -59,6 +59,12 @@ _FOREIGN = {
     b"\x1f\x8b": "gzip data: unpack it first",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
 }
+_REASONS = {
+    FileNotFoundError: "no such file",
+    IsADirectoryError: "a folder, not an image",
+    PermissionError: "permission denied",
+    MemoryError: "does not fit into memory",
+}
 _IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"II*\0", b"MM\0*", b"GIF8", b"BM")
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 
@@ -259,12 +265,9 @@ def _archive_kind(head: bytes) -> str:
 
 def _reason(error: Exception) -> str:
     """Why an image could not be read, in one line."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, IsADirectoryError):
-        return "a folder, not an image"
-    if isinstance(error, PermissionError):
-        return "permission denied"
+    for kind, reason in _REASONS.items():
+        if isinstance(error, kind):
+            return reason
     if isinstance(error, NotAFileError):
         return error.strerror
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
@@ -274,8 +277,6 @@ def _reason(error: Exception) -> str:
             f"more than {Image.MAX_IMAGE_PIXELS} pixels, perhaps a decompression bomb: if you trust the file, "
             "cut it in parts, or raise PIL.Image.MAX_IMAGE_PIXELS in Python"
         )
-    if isinstance(error, MemoryError):
-        return "does not fit into memory"
     return f"damaged or cut short ({' '.join(str(error).split()) or type(error).__name__})"
 
 

@@ -1,5 +1,6 @@
 """AutoencoderTinyGN: TAESD's network with the group norms of TAEF2, which diffusers' AutoencoderTiny lacks."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -100,31 +101,21 @@ class AutoencoderTinyGN(TinyAutoencoder):
         return self.decoder(torch.tanh(latents / limit) * limit)
 
 
-class Layers(nn.Module):
-    """Layers in sequence, under the keys that diffusers' AutoencoderTiny gives them."""
-
-    def __init__(self, layers: list[nn.Module]):
-        super().__init__()
-        self.layers = CheckpointedSequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
 def encoder(
     in_channels: int,
     widths: Sequence[int],
     num_blocks: Sequence[int],
     out_channels: int,
     use_midblock_gn: bool,
-) -> Layers:
+) -> nn.Sequential:
     """(B, in_channels, H, W) in [0, 1] -> (B, out_channels, ceil(H / f), ceil(W / f))."""
     layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1)]
     for level, (width, count) in enumerate(zip(widths, num_blocks)):
         if level:
             layers.append(nn.Conv2d(widths[level - 1], width, 3, stride=2, padding=1, bias=False))
         layers += blocks(width, count, use_midblock_gn and level == len(widths) - 1)
-    return Layers([*layers, nn.Conv2d(widths[-1], out_channels, 3, padding=1)])
+    layers.append(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
+    return nn.Sequential(OrderedDict(layers=CheckpointedSequential(*layers)))
 
 
 def decoder(
@@ -133,7 +124,7 @@ def decoder(
     num_blocks: Sequence[int],
     out_channels: int,
     use_midblock_gn: bool,
-) -> Layers:
+) -> nn.Sequential:
     """(B, in_channels, h, w) -> (B, out_channels, h f, w f) in [0, 1]."""
     layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 3, padding=1), nn.ReLU()]
     for level, (width, count) in enumerate(zip(widths, num_blocks)):
@@ -141,7 +132,8 @@ def decoder(
             layers.append(nn.Upsample(scale_factor=2))
             layers.append(nn.Conv2d(widths[level - 1], width, 3, padding=1, bias=False))
         layers += blocks(width, count, use_midblock_gn and level == 0)
-    return Layers([*layers, nn.Conv2d(widths[-1], out_channels, 3, padding=1)])
+    layers.append(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
+    return nn.Sequential(OrderedDict(layers=CheckpointedSequential(*layers)))
 
 
 def blocks(width: int, count: int, with_norm: bool) -> list[nn.Module]:

@@ -33,6 +33,8 @@ from latent_codec.models.own_weights import OwnWeights
 from latent_codec.torch_settings import ignoring_caller_settings
 
 NUM_PHASES = 5
+_PHASES = ((0, 4, 2, 4), (4, 3, 4, 3), (2, 4, 1, 4), (4, 3, 4, 3))
+"""By row and column, modulo 4."""
 NUM_NEIGHBORS = 16
 NUM_SIBLINGS = 4
 """Of a position's own phase, in which later groups of channels see the earlier ones."""
@@ -48,25 +50,18 @@ MAX_SUM = 2**24
 
 def phase_of(row: Tensor, column: Tensor) -> Tensor:
     """The phase of positions, int64."""
-    even = (row % 2 == 0) & (column % 2 == 0)
-    fourth = (row % 4 == 0) & (column % 4 == 0)
-    middle = (row % 4 == 2) & (column % 4 == 2)
-    odd = (row % 2 == 1) & (column % 2 == 1)
-    phases = torch.where(odd, 3, 4)
-    return torch.where(fourth, 0, torch.where(middle, 1, torch.where(even, 2, phases)))
+    return torch.tensor(_PHASES, device=row.device)[row % 4, column % 4]
 
 
 @lru_cache
 def neighbor_offsets(phase: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(row, column) from a position of a phase to its neighbors of earlier phases, and to its siblings; nearest first."""
     reach = range(-MARGIN + 1, MARGIN)
-    row, column = next(
-        (y, x) for y in range(8, 12) for x in range(8, 12) if phase_of(*torch.tensor([y, x])) == phase
-    )
+    row, column = next((y, x) for y in range(4) for x in range(4) if _PHASES[y][x] == phase)
     offsets = sorted(
         ((y, x) for y in reach for x in reach), key=lambda each: (each[0] ** 2 + each[1] ** 2, each)
     )
-    phases = {each: int(phase_of(*torch.tensor([row + each[0], column + each[1]]))) for each in offsets}
+    phases = {(y, x): _PHASES[(row + y) % 4][(column + x) % 4] for y, x in offsets}
     neighbors = [each for each in offsets if phases[each] < phase][:NUM_NEIGHBORS]
     siblings = [each for each in offsets if phases[each] == phase and each != (0, 0)]
     return neighbors, siblings[:NUM_SIBLINGS]
