@@ -136,10 +136,10 @@ class Network(NamedTuple):
 
     def on_meta(self) -> "nn.Module":
         """The network without memory for its weights; entries that diffusers adds to a config are passed over."""
-        import torch
+        from latent_codec.torch_settings import on_meta
 
         parameters = inspect.signature(self.network_class.__init__).parameters
-        with torch.device("meta"):
+        with on_meta():
             return self.network_class(**{key: self.config[key] for key in self.config if key in parameters})
 
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -29,6 +30,21 @@ def ignoring_caller_settings() -> Iterator[None]:
                 settings.enter_context(torch.autocast(each, enabled=False))
         if torch.empty(0).device.type != "cpu":
             settings.enter_context(torch.device("cpu"))
+        yield
+
+
+class _InitializingNothing(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Make modules without memory for their weights and without initial values, which would take as long again."""
+    with torch.device("meta"), _InitializingNothing():
         yield
 
 

@@ -66,7 +66,7 @@ def fit(capsys, kind: str, *argv) -> dict:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("static", [False, True])
-def test_compress_and_decompress_find_what_it_wrote(place, capsys, kind, static):
+def test_compress_decompress_and_info_find_what_it_wrote(place, capsys, kind, static):
     before = files_in(kind)
     found = fit(capsys, kind, *(["--static"] if static else []))
     after = files_in(kind)
@@ -84,6 +84,30 @@ def test_compress_and_decompress_find_what_it_wrote(place, capsys, kind, static)
     assert main(["compress", "photos/0.png", "--codec", kind]) == 0
     assert main(["decompress", "compressed/0.lcf", "--codec", kind]) == 0
     assert Path("decompressed/0.png").is_file()
+
+    capsys.readouterr()
+    path = f"{kind}/entropy.safetensors"
+    assert main(["info", path, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["model"]) == ("entropy model", "static" if static else KINDS[kind])
+    for key in ("codec", "space_fingerprint", "fingerprint", "bytes"):
+        assert facts[key] == found[key]
+    assert facts["tables"] == len(model.tables)
+    if kind == "kl":
+        assert facts["values"] == "latents" and facts["num_steps"] == 101
+        assert len(facts["coarsest_steps"]) == len(facts["finest_steps"]) == 3
+        ratios = [a / b for a, b in zip(facts["coarsest_steps"], facts["finest_steps"])]
+        assert ratios == pytest.approx([2 ** (100 / 16)] * 3, rel=1e-5)
+    else:
+        assert facts["values"] == "indices" and not facts.keys() & {"num_steps", "coarsest_steps"}
+        assert facts["codebook_sizes"] == list(LatentCodec.from_pretrained(kind).codebook_sizes)
+    # five phases of each level; of latents each of the four with neighbors for each of three channels
+    networks = {"kl": 1 + 4 * 3, "vq": 5, "plain": 5, "hierarchical": 10}[kind]
+    assert facts["networks"] == (0 if static else networks)
+    assert (facts["weights"] == 0) == isinstance(model, StaticEntropy) == static
+    assert main(["info", path]) == 0
+    out = capsys.readouterr().out
+    assert facts["fingerprint"] in out and f"{facts['bytes']:,}" in out
 
 
 def test_it_says_what_it_did(place, capsys):
@@ -150,8 +174,9 @@ def test_a_shipped_codec_stays_as_it_is(place, capsys):
     assert load_entropy_model("copy", codec=LatentCodec.from_pretrained("default")).kind == "static"
 
 
-@pytest.mark.parametrize("kind", ["kl", "vq"])
-def test_the_same_command_goes_on_to_the_same_model(place, capsys, kind):
+def test_the_same_command_goes_on_to_the_same_model(place, capsys):
+    """tests/test_entropy_training.py compares the weights of other kinds."""
+    kind = "vq"
     whole = fit(capsys, kind, "--set=run.steps=4", "--run", "whole", "--out", "a")
     stopped = fit(capsys, kind, "--set=run.steps=4", "--run", "again", "--out", "b", "--minutes", "1e-9")
     assert (stopped["step"], stopped["finished"]) == (1, False) and "path" not in stopped
@@ -173,28 +198,28 @@ def test_a_killed_run_goes_on(place, capsys):
 
 
 def test_files_of_an_older_model_are_refused_and_opened_by_what_is_kept(place, capsys):
-    codec = LatentCodec.from_pretrained("kl")
-    older = fit(capsys, "kl", "--static")["fingerprint"]
-    assert main(["compress", "photos/0.png", "--codec", "kl"]) == 0
+    codec = LatentCodec.from_pretrained("vq")
+    older = fit(capsys, "vq", "--static")["fingerprint"]
+    assert main(["compress", "photos/0.png", "--codec", "vq"]) == 0
     data = Path("compressed/0.lcf").read_bytes()
 
-    newer = fit(capsys, "kl", "--set=run.seed=1")
+    newer = fit(capsys, "vq", "--set=run.seed=1")
     assert newer["fingerprint"] != older
     with pytest.raises(WrongEntropyModelError, match=rf"{older}, not with {newer['fingerprint']}"):
-        decompress(LatentCodec.from_pretrained("kl"), data)
-    message = fails(capsys, "decompress", "compressed/0.lcf", "--codec", "kl")
+        decompress(LatentCodec.from_pretrained("vq"), data)
+    message = fails(capsys, "decompress", "compressed/0.lcf", "--codec", "vq")
     assert older in message and newer["fingerprint"] in message and "Pass that one by --entropy" in message
 
-    assert newer["kept"] == f"kl/entropy-{older}.safetensors"
-    assert main(["decompress", "compressed/0.lcf", "--codec", "kl", "--entropy", newer["kept"]]) == 0
+    assert newer["kept"] == f"vq/entropy-{older}.safetensors"
+    assert main(["decompress", "compressed/0.lcf", "--codec", "vq", "--entropy", newer["kept"]]) == 0
     assert load_entropy_model(newer["kept"], codec=codec).fingerprint == older
 
     # another seed is another model, which is kept, too; a damaged one is not
-    assert main(["fit-entropy", "photos", "--codec", "kl", *SMALL, "--run", "more"]) == 0
-    assert f"is kept as kl/entropy-{newer['fingerprint']}.safetensors" in capsys.readouterr().out
-    Path("kl/entropy.safetensors").write_bytes(b"cut short")
-    assert fit(capsys, "kl", "--static")["kept"] is None
-    assert len(list(Path("kl").glob("entropy-*"))) == 2
+    assert main(["fit-entropy", "photos", "--codec", "vq", *SMALL, "--run", "more"]) == 0
+    assert f"is kept as vq/entropy-{newer['fingerprint']}.safetensors" in capsys.readouterr().out
+    Path("vq/entropy.safetensors").write_bytes(b"cut short")
+    assert fit(capsys, "vq", "--static")["kept"] is None
+    assert len(list(Path("vq").glob("entropy-*"))) == 2
 
 
 def test_the_fingerprint_follows_from_the_values_and_the_codec(place, capsys):
@@ -266,35 +291,6 @@ def test_two_processes_write_one_model(place, capsys):
     assert "4 images a step, 2 process(es) on cpu" in process.stderr
     assert load_entropy_model("copy").fingerprint == found["fingerprint"]
     assert sorted(files_in("copy")) == ["README.md", "config.json", WEIGHTS, "entropy.safetensors"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("static", [False, True])
-def test_info_says_what_an_entropy_model_is(place, capsys, kind, static):
-    found = fit(capsys, kind, *(["--static"] if static else []))
-    model = load_entropy_model(kind)
-    path = f"{kind}/entropy.safetensors"
-    assert main(["info", path, "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert (facts["kind"], facts["model"]) == ("entropy model", "static" if static else KINDS[kind])
-    for key in ("codec", "space_fingerprint", "fingerprint", "bytes"):
-        assert facts[key] == found[key]
-    assert facts["tables"] == len(model.tables)
-    if kind == "kl":
-        assert facts["values"] == "latents" and facts["num_steps"] == 101
-        assert len(facts["coarsest_steps"]) == len(facts["finest_steps"]) == 3
-        ratios = [a / b for a, b in zip(facts["coarsest_steps"], facts["finest_steps"])]
-        assert ratios == pytest.approx([2 ** (100 / 16)] * 3, rel=1e-5)
-    else:
-        assert facts["values"] == "indices" and not facts.keys() & {"num_steps", "coarsest_steps"}
-        assert facts["codebook_sizes"] == list(LatentCodec.from_pretrained(kind).codebook_sizes)
-    # five phases of each level; of latents each of the four with neighbors for each of three channels
-    networks = {"kl": 1 + 4 * 3, "vq": 5, "plain": 5, "hierarchical": 10}[kind]
-    assert facts["networks"] == (0 if static else networks)
-    assert (facts["weights"] == 0) == isinstance(model, StaticEntropy) == static
-    assert main(["info", path]) == 0
-    out = capsys.readouterr().out
-    assert facts["fingerprint"] in out and f"{facts['bytes']:,}" in out
 
 
 def test_info_of_a_damaged_entropy_model_and_decode_of_a_compressed_file(place, capsys):

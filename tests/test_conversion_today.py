@@ -523,39 +523,21 @@ def test_info_names_each(shared, capsys):
     assert facts["class"] == "AutoencoderTinyVideo"
 
 
-@pytest.mark.parametrize("name", TO)
-def test_convert_gives_a_folder_and_the_file_back(shared, name, tmp_path, capsys):
-    file = shared / "golden/conversion" / name
-    folder, back = tmp_path / "folder", tmp_path / f"back{file.suffix}"
-    scale = ["--scaling-factor", "0.3189"] if TO[name] == "dcae" else []
-    assert main(["convert", str(file), str(folder), *scale]) == 0
+@pytest.mark.parametrize("name", [*TO, "qwen"])
+@torch.no_grad()
+def test_convert_gives_a_codec_of_the_originals_latents_and_the_file_back(shared, name, tmp_path, capsys):
+    flags = ["--class-name", "AutoencoderKLQwenImage"] if name == "qwen" else []
+    name = WAN[0] if name == "qwen" else name
+    flags += ["--scaling-factor", "0.41407"] if TO[name] == "dcae" else []
+    file, folder = shared / "golden/conversion" / name, tmp_path / "codec"
+    assert main(["convert", str(file), str(folder), *flags]) == 0
     assert "0 keys missing" in capsys.readouterr().err
     config = json.loads((folder / "config.json").read_text())
     component = class_of(config["_class_name"]).from_pretrained(folder, torch_dtype=torch.float16)
     first = read_foreign(file)
     state = first.component().state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in component.state_dict().items())
-    if TO[name] == "diffusers":
-        return
-    assert main(["convert", str(file), str(back), "--to", TO[name], *scale]) == 0
-    again = read_foreign(back)
-    assert (again.wrapper, again.prefix) == (first.wrapper, first.prefix)
-    assert set(again.tensors) == set(first.keys.mapped)
-    assert all(torch.equal(again.tensors[key], first.tensors[key]) for key in again.tensors)
 
-
-@pytest.mark.parametrize("name", [*TO, "qwen"])
-@torch.no_grad()
-def test_they_are_codecs_that_give_the_originals_latents(shared, name, tmp_path, capsys):
-    flags = ["--class-name", "AutoencoderKLQwenImage"] if name == "qwen" else []
-    name = WAN[0] if name == "qwen" else name
-    flags += ["--scaling-factor", "0.41407"] if TO[name] == "dcae" else []
-    file, folder, back = (
-        shared / "golden/conversion" / name,
-        tmp_path / "codec",
-        tmp_path / "back.safetensors",
-    )
-    assert main(["convert", str(file), str(folder), *flags]) == 0
     codec = LatentCodec.from_pretrained(folder)
     expected = load_file(file.with_name(f"{file.name.partition('.')[0]}.expected.safetensors"))
     images = expected["input_01"] * 2 - 1 if "input_01" in expected else expected["input"]
@@ -569,13 +551,19 @@ def test_they_are_codecs_that_give_the_originals_latents(shared, name, tmp_path,
     assert codec.decode(latents)[0].size == (96, 64)
     if TO[name] == "diffusers":
         return
-    assert main(["convert", str(folder), str(back), "--to", TO[name]]) == 0
-    again, first = read_foreign(back), read_foreign(file)
-    assert (
-        again.scale.scaling_factor == scale and again.network.class_name == type(codec.autoencoder).__name__
-    )
-    assert set(again.tensors) == set(first.keys.mapped)
-    assert all(torch.equal(again.tensors[key], first.tensors[key]) for key in again.tensors)
+
+    found = {}
+    for source, back, its_flags in (
+        (file, tmp_path / f"file{file.suffix}", flags),
+        (folder, tmp_path / "codec.safetensors", []),
+    ):
+        assert main(["convert", str(source), str(back), "--to", TO[name], *its_flags]) == 0
+        found[source] = again = read_foreign(back)
+        assert set(again.tensors) == set(first.keys.mapped)
+        assert all(torch.equal(again.tensors[key], first.tensors[key]) for key in again.tensors)
+    assert (found[file].wrapper, found[file].prefix) == (first.wrapper, first.prefix)
+    assert found[folder].scale.scaling_factor == scale
+    assert found[folder].network.class_name == type(codec.autoencoder).__name__
 
 
 def test_an_unknown_scale_is_asked_for_with_the_published_ones(shared, tmp_path, capsys):

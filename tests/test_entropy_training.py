@@ -48,7 +48,7 @@ def configuration(folder: Path, kind: str, **sections: dict) -> TrainingConfig:
         "model": {
             "class_name": CLASSES[kind],
             "teacher": str(folder / kind),
-            "arguments": {"hidden": 8} | ({"embedding": 4} if kind != "kl" else {}),
+            "arguments": {"hidden": 8} | ({"embedding": 4} if kind != "kl" else {"group": 2}),
         },
         "data": {"height": SIDE, "flip": False, "held_out": 0.25},
         "optimizer": {"batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 2, "ema_decay": 0.9},
@@ -71,10 +71,10 @@ def run(config: TrainingConfig, folder: Path, kind: str, out: Path, **options):
 
 @pytest.fixture(scope="module")
 def trained(place):
-    """Of each codec, the run of 60 steps in `runs/KIND`, and its network."""
+    """Of each codec, the run of 40 steps in `runs/KIND`, and its network."""
     found = {}
     for kind in CLASSES:
-        config = configuration(place, kind, run={"steps": 60, "sample_every": 6})
+        config = configuration(place, kind, run={"steps": 40, "sample_every": 4})
         found[kind] = run(config, place, kind, place / "runs" / kind).network
     return found
 
@@ -153,20 +153,20 @@ def test_files_are_as_long_as_the_loss_says(place, trained, kind):
         assert said < written < 1.02 * said + 40 * num_sections
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", ["kl", "hierarchical"])
 def test_a_stopped_run_ends_in_the_same_weights(place, kind, tmp_path):
-    config = configuration(place, kind, run={"checkpoint_every": 8})
+    config = configuration(place, kind, run={"steps": 5, "checkpoint_every": 4})
     run(config, place, kind, tmp_path / "whole")
     stopped = run(config, place, kind, tmp_path / "stopped", max_minutes=1e-9)
     assert (stopped.step, stopped.finished) == (1, False) and not is_frozen(stopped.network)
     run(config, place, kind, tmp_path / "stopped")
     shutil.copytree(tmp_path / "whole", tmp_path / "later")  # beyond the rounding
-    shutil.rmtree(tmp_path / "later" / "checkpoints" / "10")
+    shutil.rmtree(tmp_path / "later" / "checkpoints" / "5")
     run(config, place, kind, tmp_path / "later")
     for name in ("model", "ema"):
-        whole = weights(tmp_path / "whole" / "checkpoints" / "10", name)
+        whole = weights(tmp_path / "whole" / "checkpoints" / "5", name)
         for other in ("stopped", "later"):
-            found = weights(tmp_path / other / "checkpoints" / "10", name)
+            found = weights(tmp_path / other / "checkpoints" / "5", name)
             assert found.keys() == whole.keys() and all(torch.equal(found[key], whole[key]) for key in whole)
     lines, others = (read_metrics(tmp_path / each) for each in ("whole", "stopped"))
     for line, other in zip(lines, others, strict=True):
@@ -175,13 +175,13 @@ def test_a_stopped_run_ends_in_the_same_weights(place, kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_numbers_are_rounded_from_six_tenths_on(place, kind, tmp_path):
-    config = configuration(place, kind, run={"checkpoint_every": 1, "keep_checkpoints": 10})
+    config = configuration(place, kind, run={"steps": 5, "checkpoint_every": 1, "keep_checkpoints": 5})
     run(config, place, kind, tmp_path)
-    for step in range(1, 11):
+    for step in range(1, 6):
         for name in ("model", "ema"):
             found = weights(tmp_path / "checkpoints" / str(step), name)
             shifts = torch.cat([value for key, value in found.items() if key.endswith("shifts")])
-            assert (shifts >= 0).all() if step > 6 else (shifts == -1).all()
+            assert (shifts >= 0).all() if step > 3 else (shifts == -1).all()
 
 
 def test_a_single_step_gives_a_model_too(place, tmp_path):
@@ -236,9 +236,7 @@ def test_many_channels_are_coded_in_four_groups(place, tmp_path):
     codec = LatentCodec(diffusers.AutoencoderKL(**BLOCKS, latent_channels=6))
     codec.save_pretrained(tmp_path / "six")
     files = encode_source(codec, open_source(place / "photos"), tmp_path / "codes")
-    config = configuration(
-        place, "kl", model={"class_name": "LatentContext", "teacher": str(tmp_path / "six")}
-    )
+    config = configuration(place, "kl", model={"teacher": str(tmp_path / "six"), "arguments": {"hidden": 8}})
     network = build_context(config, open_encoded(files), codec)
     assert network.config.group == 2
     assert len(network.networks) == 1 + 4 * 3

@@ -422,7 +422,13 @@ def test_the_last_step_before_an_interruption_is_shown_and_ends_the_run(pipe):
 
 
 PROGRAM = """
-import sys, time, types, torch, diffusers
+import sys, time, types
+import latent_codec
+from latent_codec import models
+assert not {"torch", "diffusers"} & sys.modules.keys()
+models.autoencoder_vq.AutoencoderVQ  # a deferred module imports its libraries
+import latent_codec.cli.train
+import torch, diffusers
 from latent_codec.pipelines import AnimatedWebP, LatentPreviewCallback
 pipe = types.SimpleNamespace(scheduler=diffusers.DDIMScheduler())
 pipe.scheduler.set_timesteps(4)

@@ -117,7 +117,7 @@ def header_of(shape, dtype="<f4") -> bytes:
 
 def archive_of(member: bytes, method=zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
+    with zipfile.ZipFile(buffer, "w", method, compresslevel=1) as archive:
         archive.writestr("latents.npy", member)
     return buffer.getvalue()
 
@@ -135,7 +135,10 @@ HOSTILE = {
     "cut.npy": (lambda: header_of((1, 4, 6, 8)) + bytes(9), "cut short"),
     "objects.npy": (lambda: header_of((3,), "|O") + bytes(24), "without numbers"),
     "deep.npy": (lambda: header_of((1,)).replace(b"(1,)", b"(" * 40), "damaged"),
-    "bomb.npz": (lambda: archive_of(header_of((1, 4, 2**13, 2**13)) + bytes(2**30)), f"of {MAX_BYTES} bytes"),
+    "bomb.npz": (
+        lambda: archive_of(header_of((1, 4, 2**13, 2**12)) + bytes(MAX_BYTES)),
+        f"of {MAX_BYTES} bytes",
+    ),
     "lying.npz": (lambda: archive_of(header_of((1, 4, 2**10, 2**10))), "cut short"),
     "damaged.npz": (lambda: archive_of(header_of((1, 4, 6, 8)) + bytes(768))[:-30], "zip file"),
     "flipped.npz": (

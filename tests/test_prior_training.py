@@ -197,6 +197,7 @@ def test_a_resumed_run_ends_in_the_same_weights_dropout_included(
         {**config.to_dict()["model"], "arguments": config.model.arguments | {"dropout": 0.0}},
         Path(config.prior.codec) if config.prior.codec else None,
         prior=config.to_dict()["prior"],
+        run={"steps": 1},
     )
     run_prior(without, idx, tmp_path / "without", source)
     assert read_metrics(tmp_path / "without")[0]["loss"] != read_metrics(tmp_path / "whole")[0]["loss"]

@@ -615,11 +615,6 @@ def test_pipelines_reload_after_import_latent_codec_alone(tmp_path):
     assert LatentCodec.from_pretrained(tmp_path / "flux-vq").latent_space.shift_factor == 0.3
 
 
-DEFERRED = (
-    "from latent_codec import models; models.autoencoder_vq.AutoencoderVQ; import latent_codec.cli.train"
-)
-
-
 @pytest.mark.parametrize(
     "code",
     [
@@ -633,11 +628,8 @@ DEFERRED = (
     ],
 )
 def test_deferred_modules_import_in_any_order(code):
+    """tests/test_latent_preview_callback.py has them import their libraries."""
     run_forked(f"import latent_codec; {code}")
-
-
-def test_deferred_modules_import_their_libraries():
-    run_fresh(f"import latent_codec; {DEFERRED}")
 
 
 LOADER = """

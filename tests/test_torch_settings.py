@@ -202,9 +202,9 @@ def test_a_codec_opened_and_used_under_any_setting_is_the_plain_one(name, settin
 def compiled_parts(autoencoder):
     for name, part in list(autoencoder.named_children()):
         if name in ("encoder", "decoder", "quant_conv"):
-            setattr(autoencoder, name, torch.compile(part, backend="eager"))
+            setattr(autoencoder, name, torch.compile(part, backend="eager", dynamic=False))
         elif isinstance(part, torch.nn.ModuleList):  # of a HierarchicalVQ, which has no forward
-            part[0] = torch.compile(part[0], backend="eager")
+            part[0] = torch.compile(part[0], backend="eager", dynamic=False)
     return autoencoder
 
 
@@ -212,25 +212,27 @@ def compiled_blocks(autoencoder):
     for part in list(autoencoder.modules()):
         for name, block in list(part.named_children()):
             if type(block).__name__ in ("ResnetBlock2D", "ResidualBlock", "AutoencoderTinyBlock"):
-                part._modules[name] = torch.compile(block, backend="eager")
+                part._modules[name] = torch.compile(block, backend="eager", dynamic=False)
     return autoencoder
 
 
 def compiled_in_place(autoencoder):
-    autoencoder.compile(backend="eager")
+    autoencoder.compile(backend="eager", dynamic=False)
     return autoencoder
 
 
 def compiled_methods(autoencoder):
-    autoencoder.decode = torch.compile(autoencoder.decode, backend="eager")
+    autoencoder.decode = torch.compile(autoencoder.decode, backend="eager", dynamic=False)
     return autoencoder
 
 
 COMPILED = {
     "parts": compiled_parts,
     "blocks": compiled_blocks,
-    "whole": lambda autoencoder: torch.compile(autoencoder, backend="eager"),
-    "whole and parts": lambda autoencoder: torch.compile(compiled_parts(autoencoder), backend="eager"),
+    "whole": lambda autoencoder: torch.compile(autoencoder, backend="eager", dynamic=False),
+    "whole and parts": lambda autoencoder: torch.compile(
+        compiled_parts(autoencoder), backend="eager", dynamic=False
+    ),
     "in place": compiled_in_place,
     "a method": compiled_methods,
 }
@@ -292,14 +294,26 @@ def drawn(pipe) -> list:
     return [seen, result.images, result.indices, result.class_labels, result.probabilities]
 
 
+@pytest.fixture(scope="module")
+def plain_pipelines(tmp_path_factory):
+    """The folder of each of PIPELINES, and what it draws where nothing is set."""
+    root, found = tmp_path_factory.mktemp("pipelines"), {}
+
+    def of(name):
+        if name not in found:
+            PIPELINES[name]().save_pretrained(root / name)
+            found[name] = root / name, drawn(load_pipeline(root / name))
+        return found[name]
+
+    return of
+
+
 @pytest.mark.parametrize("setting", SOME)
 @pytest.mark.parametrize("name", PIPELINES)
-def test_a_pipeline_opened_and_sampled_under_any_setting_is_the_plain_one(name, setting, tmp_path):
-    pipe = PIPELINES[name]()
-    pipe.save_pretrained(tmp_path)
-    expected = drawn(load_pipeline(tmp_path))
+def test_a_pipeline_opened_and_sampled_under_any_setting_is_the_plain_one(name, setting, plain_pipelines):
+    folder, expected = plain_pipelines(name)
     with SETTINGS[setting]():
-        found = drawn(load_pipeline(tmp_path))
+        found = drawn(load_pipeline(folder))
     # The callback clones what it sees, which in the caller's inference mode makes its tensors.
     assert_same(found[1:], expected[1:])
     assert found[0][1::2] == expected[0][1::2]
@@ -307,43 +321,37 @@ def test_a_pipeline_opened_and_sampled_under_any_setting_is_the_plain_one(name, 
         assert all(map(torch.equal, mine, theirs))
 
 
-@pytest.mark.parametrize("setting", SOME)
-def test_the_shipped_pipeline_and_its_prior_are_the_plain_ones(setting):
-    arguments = {"class_labels": torch.tensor([3, 7], device="cpu")}
-
-    def draw():
-        prior = load_prior(ASSETS / "fashion-mnist" / "prior")
-        pipe = load_pipeline("fashion-mnist")
-        seeded = torch.Generator().manual_seed(0)
-        images = pipe([5], 1, generator=seeded, output_type="pt").images
-        return [images, prior.sample((2, 3, 4), generator=seeded, **arguments)]
-
-    expected = draw()
-    with SETTINGS[setting]():
-        found = draw()
-    assert_same(found, expected)
+def drawn_by_the_shipped_pipeline() -> list:
+    labels = torch.tensor([3, 7], device="cpu")
+    prior = load_prior(ASSETS / "fashion-mnist" / "prior")
+    pipe = load_pipeline("fashion-mnist")
+    seeded = torch.Generator().manual_seed(0)
+    images = pipe([5], 1, generator=seeded, output_type="pt").images
+    return [images, prior.sample((2, 3, 4), generator=seeded, class_labels=labels)]
 
 
-@pytest.mark.parametrize("setting", SOME)
-def test_previews_are_the_plain_ones(setting, tmp_path):
-    def shown():
-        with ignoring_caller_settings():
-            torch.manual_seed(0)
-            latents = torch.randn(2, 4, 6, 5, dtype=torch.float32)
-            indices = torch.randint(-1, 16, (1, 4, 5))
-        linear = LatentPreviewer.from_pretrained("default", kind="linear")
-        best = LatentPreviewer.from_pretrained("default")
-        palette = LatentPreviewer.from_pretrained("default-vq", kind="linear")
-        return [
-            linear(latents[:, : linear.latent_channels]),
-            best(latents[:, : best.latent_channels]),
-            palette.indices(indices),
-        ]
+def previews() -> list:
+    with ignoring_caller_settings():
+        torch.manual_seed(0)
+        latents = torch.randn(2, 4, 6, 5, dtype=torch.float32)
+        indices = torch.randint(-1, 16, (1, 4, 5))
+    linear = LatentPreviewer.from_pretrained("default", kind="linear")
+    best = LatentPreviewer.from_pretrained("default")
+    palette = LatentPreviewer.from_pretrained("default-vq", kind="linear")
+    return [
+        linear(latents[:, : linear.latent_channels]),
+        best(latents[:, : best.latent_channels]),
+        palette.indices(indices),
+    ]
 
-    expected = shown()
-    with SETTINGS[setting]():
-        found = shown()
-    assert_same(found, expected)
+
+@pytest.mark.parametrize("answer", [drawn_by_the_shipped_pipeline, previews])
+def test_what_is_shipped_answers_under_any_setting_as_it_does_plainly(answer):
+    expected = answer()
+    for setting in SOME:
+        with SETTINGS[setting]():
+            found = answer()
+        assert_same(found, expected, setting)
 
 
 def test_what_is_cached_under_a_setting_serves_a_later_training():

@@ -32,14 +32,18 @@ def mixture_tables(weights: np.ndarray, scales: np.ndarray, rate_weight: float) 
     for index in range(count):
         deviation = 2.0 ** (SMALLEST + index / DEVIATIONS_PER_OCTAVE)
         drop = int(np.clip(np.ceil(np.log2(deviation)) + 1, 0, np.log2(FRACTIONS)))
+        deviations = scales * deviation
+        reach = 1
+        while (weights * _upper_tail(reach / deviations)).sum() > TAIL:
+            reach += max(1, reach // 8)
         firsts.append(len(starts))
         drops.append(drop)
-        for fraction in range(FRACTIONS >> drop):
-            mean = ((fraction << drop) + ((1 << drop) - 1) / 2) / FRACTIONS - 0.5
-            table, minimum, its_shifts = _table(weights, scales * deviation, mean, rate_weight)
-            starts.append(table)
-            minimums.append(minimum)
-            shifts.append(its_shifts)
+        fractions = np.arange(FRACTIONS >> drop)
+        means = ((fractions << drop) + ((1 << drop) - 1) / 2) / FRACTIONS - 0.5
+        its_starts, its_shifts = _tables(weights, deviations, means, reach, rate_weight)
+        starts += [*its_starts]
+        minimums += [-reach] * len(means)
+        shifts.append(its_shifts.reshape(-1))
     return {
         "tables": Tables.concatenate(starts, minimums, escapes=True),
         "shifts": np.concatenate(shifts).astype(np.float32),
@@ -48,26 +52,26 @@ def mixture_tables(weights: np.ndarray, scales: np.ndarray, rate_weight: float) 
     }
 
 
-def _table(
-    weights: np.ndarray, deviations: np.ndarray, mean: float, rate_weight: float
-) -> tuple[np.ndarray, int, np.ndarray]:
-    """Starts, the minimum and shifts of one table."""
-    reach = 1
-    while (weights * _upper_tail(reach / deviations)).sum() > TAIL:
-        reach += max(1, reach // 8)
+def _tables(
+    weights: np.ndarray, deviations: np.ndarray, means: np.ndarray, reach: int, rate_weight: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and shifts of the tables of -reach to reach, a row for each mean."""
     values = np.arange(-reach, reach + 1)
     middles = values[:-1] + 0.5
-    edges = middles
+    means = means[:, None]
+    edges = np.broadcast_to(middles, (len(means), len(middles)))
     for _ in range(_ROUNDS):
-        bounds = np.concatenate([[-reach - 1.0], edges, [reach + 1.0]])
-        probabilities = _probabilities(weights, deviations, bounds - mean)
+        bounds = np.pad(edges, ((0, 0), (1, 1)), constant_values=((0, 0), (-reach - 1, reach + 1)))
+        probabilities = _probabilities(weights, deviations, bounds - means)
         bits = -np.log2(np.maximum(probabilities, 2.0**-18))
-        edges = np.maximum.accumulate(middles + rate_weight * np.diff(bits) / 2)
-    moments = _first_moment(weights, deviations, bounds - mean) + mean * probabilities
-    centers = np.divide(moments, probabilities, out=values.astype(np.float64), where=probabilities > 2.0**-20)
+        edges = np.maximum.accumulate(middles + rate_weight * np.diff(bits) / 2, axis=1)
+    moments = _first_moment(weights, deviations, bounds - means) + means * probabilities
+    centers = np.broadcast_to(values, probabilities.shape).astype(np.float64)
+    np.divide(moments, probabilities, out=centers, where=probabilities > 2.0**-20)
     shifts = np.clip(centers - values, -0.75, 0.75)
-    starts = pmf_to_quantized_cdf(np.append(probabilities, max(1 - probabilities.sum(), 0)))
-    return starts, -reach, np.append(shifts, 0)
+    beyond = np.array([[max(1 - each.sum(), 0)] for each in probabilities])
+    starts = pmf_to_quantized_cdf(np.append(probabilities, beyond, axis=1))
+    return starts, np.append(shifts, np.zeros_like(beyond), axis=1)
 
 
 def _upper_tail(x: np.ndarray) -> np.ndarray:
@@ -76,12 +80,18 @@ def _upper_tail(x: np.ndarray) -> np.ndarray:
 
 
 def _probabilities(weights: np.ndarray, deviations: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Of the intervals between bounds, from the mean."""
-    tails = _upper_tail(bounds / deviations[:, None])
-    return weights @ (tails[:, :-1] - tails[:, 1:])
+    """Of the intervals between bounds, from the mean: (rows, bounds) -> (rows, bounds - 1)."""
+    tails = _upper_tail(bounds[:, None] / deviations[:, None])
+    return _mixed(weights, tails[..., :-1] - tails[..., 1:])
 
 
 def _first_moment(weights: np.ndarray, deviations: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Integral of the distance from the mean over the intervals between bounds."""
-    density = np.exp(-((bounds / deviations[:, None]) ** 2) / 2) / np.sqrt(2 * np.pi) * deviations[:, None]
-    return weights @ (density[:, :-1] - density[:, 1:])
+    density = np.exp(-((bounds[:, None] / deviations[:, None]) ** 2) / 2) / np.sqrt(2 * np.pi)
+    density *= deviations[:, None]
+    return _mixed(weights, density[..., :-1] - density[..., 1:])
+
+
+def _mixed(weights: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Each row's sum over the mixture, (rows, components, n) -> (rows, n)."""
+    return np.stack([weights @ each for each in parts])

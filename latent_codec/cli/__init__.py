@@ -88,7 +88,7 @@ where the input was at fault.""",
     verbs = parser.add_subparsers(
         dest="verb", metavar="VERB", required=True, prog="latent-codec", help=argparse.SUPPRESS
     )
-    for name in VERBS:
+    for name in [verb] if verb in VERBS else VERBS:
         if name != verb:
             verbs.add_parser(name, add_help=False)
             continue

@@ -28,7 +28,7 @@ from latent_codec.components.weight_files import BASES, CONFIG, find_weights_in,
 from latent_codec.conversion.checkpoints import MAX_TENSORS, Checkpoint, open_checkpoint
 from latent_codec.files import read_folder
 from latent_codec.models.own_weights import check_finite, own_copy
-from latent_codec.torch_settings import ignoring_caller_settings
+from latent_codec.torch_settings import ignoring_caller_settings, on_meta
 
 _SHARD = re.compile(rf"({'|'.join(BASES)})[\w.-]*\.(safetensors|bin)")
 _MAX_INDEX = 2**24
@@ -202,7 +202,7 @@ def _build(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # of entries that it does not know
     try:
-        with _no_larger_than(stored), torch.device(device):
+        with _no_larger_than(stored), on_meta() if device == "meta" else torch.device(device):
             return component_class.from_config(config)
     except Exception as error:  # diffusers checks no config: a wrong entry can raise anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

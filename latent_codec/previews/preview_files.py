@@ -13,7 +13,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from latent_codec.files import replacing
 from latent_codec.models.own_weights import check_finite, own_copy
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.palette import Palette
-from latent_codec.torch_settings import ignoring_caller_settings, plain_state_dict
+from latent_codec.torch_settings import ignoring_caller_settings, on_meta, plain_state_dict
 
 NAME = "preview.safetensors"
 ENTRY = "latent_codec_preview"
@@ -130,7 +129,7 @@ def _palette(tensors: dict[str, Tensor], codec: LatentCodec) -> Palette | None:
 def _tiny(tensors: dict[str, Tensor], config: dict | None) -> TinyDecoder | None:
     if config is None:
         return None
-    with torch.device("meta"):
+    with on_meta():
         decoder = TinyDecoder(**config)
     weights = {
         key.removeprefix("tiny."): tensor.float()
