@@ -198,28 +198,28 @@ def test_a_killed_run_goes_on(place, capsys):
 
 
 def test_files_of_an_older_model_are_refused_and_opened_by_what_is_kept(place, capsys):
-    codec = LatentCodec.from_pretrained("vq")
-    older = fit(capsys, "vq", "--static")["fingerprint"]
-    assert main(["compress", "photos/0.png", "--codec", "vq"]) == 0
+    codec = LatentCodec.from_pretrained("kl")
+    older = fit(capsys, "kl", "--static")["fingerprint"]
+    assert main(["compress", "photos/0.png", "--codec", "kl"]) == 0
     data = Path("compressed/0.lcf").read_bytes()
 
-    newer = fit(capsys, "vq", "--set=run.seed=1")
+    newer = fit(capsys, "kl", "--set=run.seed=1")
     assert newer["fingerprint"] != older
     with pytest.raises(WrongEntropyModelError, match=rf"{older}, not with {newer['fingerprint']}"):
-        decompress(LatentCodec.from_pretrained("vq"), data)
-    message = fails(capsys, "decompress", "compressed/0.lcf", "--codec", "vq")
+        decompress(LatentCodec.from_pretrained("kl"), data)
+    message = fails(capsys, "decompress", "compressed/0.lcf", "--codec", "kl")
     assert older in message and newer["fingerprint"] in message and "Pass that one by --entropy" in message
 
-    assert newer["kept"] == f"vq/entropy-{older}.safetensors"
-    assert main(["decompress", "compressed/0.lcf", "--codec", "vq", "--entropy", newer["kept"]]) == 0
+    assert newer["kept"] == f"kl/entropy-{older}.safetensors"
+    assert main(["decompress", "compressed/0.lcf", "--codec", "kl", "--entropy", newer["kept"]]) == 0
     assert load_entropy_model(newer["kept"], codec=codec).fingerprint == older
 
     # another seed is another model, which is kept, too; a damaged one is not
-    assert main(["fit-entropy", "photos", "--codec", "vq", *SMALL, "--run", "more"]) == 0
-    assert f"is kept as vq/entropy-{newer['fingerprint']}.safetensors" in capsys.readouterr().out
-    Path("vq/entropy.safetensors").write_bytes(b"cut short")
-    assert fit(capsys, "vq", "--static")["kept"] is None
-    assert len(list(Path("vq").glob("entropy-*"))) == 2
+    assert main(["fit-entropy", "photos", "--codec", "kl", *SMALL, "--run", "more"]) == 0
+    assert f"is kept as kl/entropy-{newer['fingerprint']}.safetensors" in capsys.readouterr().out
+    Path("kl/entropy.safetensors").write_bytes(b"cut short")
+    assert fit(capsys, "kl", "--static")["kept"] is None
+    assert len(list(Path("kl").glob("entropy-*"))) == 2
 
 
 def test_the_fingerprint_follows_from_the_values_and_the_codec(place, capsys):
