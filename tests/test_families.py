@@ -50,9 +50,11 @@ class MosaicFamily(Family):
     def encode_raw(self, images, tile=None):
         return Encoded(None, F.avg_pool2d(images, self.side_multiple))
 
-    def encode_indices(self, images):
-        means = self.encode_raw(images).raw_latents.permute(0, 2, 3, 1)
-        return [torch.cdist(means.flatten(0, 2), self.autoencoder.palette).argmin(1).view(means.shape[:3])]
+    def encode_with_indices(self, images):
+        encoded = self.encode_raw(images)
+        means = encoded.raw_latents.permute(0, 2, 3, 1)
+        nearest = torch.cdist(means.flatten(0, 2), self.autoencoder.palette).argmin(1)
+        return encoded, [nearest.view(means.shape[:3])]
 
     def latents_of_indices(self, indices):
         return self.autoencoder.palette[indices[0]].permute(0, 3, 1, 2)
