@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from helpers.autoencoders import build as build_tiny
+from helpers.one_vector import LabelledImages, one_vector_codec
 from helpers.training import write_images
 from PIL import Image
 from torch import nn
@@ -27,7 +28,7 @@ from latent_codec.evaluation.calibration import (
     usual_convention,
 )
 from latent_codec.images.sources import open_source
-from latent_codec.images.tensors import center_crop, to_image
+from latent_codec.images.tensors import center_crop, fit_square, to_image
 
 
 def build(kind=AutoencoderKL, **config):
@@ -641,3 +642,15 @@ def test_half_precision_is_measured_of_every_family(name, tmp_path):
     measured = measure(LatentCodec(build_tiny(name)), source, num_images=1)
     assert [each.dtype for each in measured.parity] == ["float32", "bfloat16", "float16"]
     assert len(measured.mean) == len(LatentCodec(build_tiny(name)).latent_space.statistics()[0])
+
+
+def test_codecs_of_one_vector_are_measured_on_vectors():
+    """On images as the codec was trained on them, and not on the grids that larger ones give."""
+    codec = one_vector_codec()
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, 20, 16), generator=generator, dtype=torch.uint8) for _ in range(4)]
+    squares = [((fit_square(image / 127.5 - 1, 8) + 1) * 127.5).round().byte() for image in images]
+    wide, fitting = (measure(codec, LabelledImages(each, [None] * 4)) for each in (images, squares))
+    assert wide.mean == pytest.approx(fitting.mean, abs=0.02) and wide.std == pytest.approx(
+        fitting.std, abs=0.02
+    )

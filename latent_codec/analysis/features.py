@@ -21,12 +21,13 @@ from torch import Tensor
 from latent_codec.codec import LatentCodec
 from latent_codec.components.weight_files import FEATURES, metadata_of
 from latent_codec.errors import SettingError
+from latent_codec.evaluation.one_vector import fit_image as fit_image
+from latent_codec.evaluation.one_vector import vector_side as vector_side
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
 from latent_codec.files import check_is_file, named_in_utf8, replacing
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.labels import class_in
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
-from latent_codec.images.tensors import fit_square
 from latent_codec.torch_settings import ignoring_caller_settings
 
 POOLINGS = ("whole", "mean-std", "pyramid", "histogram")
@@ -195,16 +196,6 @@ def extract_features(
     )
 
 
-def vector_side(codec: LatentCodec) -> int | None:
-    """Side of the square images of which a codec makes one vector each, a 1x1 grid; None of codecs with larger grids.
-
-    It is the side of its training images (`sample_size` in its config).
-    """
-    side = codec.autoencoder.config.get("sample_size")
-    is_one = not codec.is_discrete and isinstance(side, int) and 0 < side <= codec.family.side_multiple
-    return side if is_one else None
-
-
 def check_vector_side(codec: LatentCodec, what: str) -> int:
     """`vector_side` of a codec that has one.
 
@@ -221,21 +212,6 @@ def check_vector_side(codec: LatentCodec, what: str) -> int:
             "garments, or train one by the preset fashion-mnist-global or faces-global"
         )
     return side
-
-
-def fit_image(image: Tensor, codec: LatentCodec, side: int | None = None) -> Tensor:
-    """Resize an image (C, H, W) and cut it to a square, where a codec needs it.
-
-    Args:
-        side: of the square. None: the one that the codec's class takes, if it takes one only; of codecs that make one
-            vector of an image (`vector_side`) at most the side of their training images, as `encode` continues
-            smaller ones beyond their edges; other codecs take images of any size.
-    """
-    if side is None and codec.family.only_size is not None:
-        side = codec.family.only_size[0]
-    if side is None and (largest := vector_side(codec)) is not None:
-        side = min(largest, *image.shape[-2:])
-    return image if side is None else fit_square(image, side)
 
 
 def save_features(features: Features, path: str | os.PathLike) -> None:

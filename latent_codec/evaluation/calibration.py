@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from latent_codec import metrics
 from latent_codec.codec import LatentCodec, NonFiniteError, to_precision
+from latent_codec.evaluation.one_vector import fit_image
 from latent_codec.families import family_of
 from latent_codec.families.latent_space import pack_positions
 from latent_codec.families.pipeline_spaces import MEAN_AND_STD, PIPELINES
@@ -149,7 +150,7 @@ def measure(
             on_skip=skipped.append,
             on_progress=lambda done, total: report(done, total, "measuring latents"),
         ):
-            image = _center(image, codec).to(codec.device)
+            image = _center(fit_image(image, codec), codec).to(codec.device)
             mean, variance = _raw_moments(codec, image)
             totals = totals + mean.sum(1)
             squares = squares + (mean.square() + variance).sum(1)
