@@ -1,24 +1,20 @@
 """The README's commands and Python blocks run as they stand; trainings are cut to two steps."""
 
 import re
-import shlex
 
 import numpy as np
 import pytest
 from diffusers import AutoencoderKL
 from helpers import ROOT
+from helpers.pages import code_blocks, run_commands
 from PIL import Image
 
-from latent_codec.cli import VERBS, main
+from latent_codec.cli import VERBS
 from latent_codec.conversion import from_diffusers
 from latent_codec.conversion.checkpoints import save_checkpoint
-from latent_codec.metrics import lpips_available
 from latent_codec.training.config import preset_names
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHORT = ["--set", "run.steps=2", "--set", "optimizer.batch_size=1", "--set", "run.calibration_images=2"]
 
 
 @pytest.fixture
@@ -48,22 +44,12 @@ def test_the_readme_has_both_first_commands_and_every_verb_and_preset():
     assert set(preset_names()) <= named
 
 
-@pytest.mark.parametrize("block", BASH, ids=lambda block: block.split("\n")[0])
+@pytest.mark.parametrize("block", code_blocks(README, "bash"), ids=lambda block: block.split("\n")[0])
 def test_commands(block, workplace):
-    for line in block.strip().splitlines():
-        program, *words = shlex.split(line)
-        arguments = []
-        for word in words:
-            arguments += [str(path) for path in sorted(workplace.glob(word))] if "*" in word else [word]
-        if arguments[0] == "train":
-            arguments += SHORT
-            if not lpips_available():
-                arguments += ["--set", "objective.lpips_weight=0"]
-        assert program == "latent-codec"
-        assert main(arguments) == 0, line
+    run_commands(block)
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
+@pytest.mark.parametrize("block", code_blocks(README, "python"), ids=lambda block: block.split("\n")[-2])
 def test_python_blocks(block, workplace):
     exec(compile(block, "README.md", "exec"), {})
     if "again.png" in block:
