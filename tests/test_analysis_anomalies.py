@@ -215,6 +215,36 @@ def test_what_cannot_be_is_said_in_python(place, codec, detector, tmp_path):
         detector.save(place)
 
 
+@pytest.mark.parametrize(
+    ("settings", "tensors", "word"),
+    [
+        ({"false_alarms": "0.1"}, {}, "false_alarms"),
+        ({"false_alarms": 1e-9}, {}, "false_alarms"),
+        ({"error_variance": None}, {}, "error_variance"),
+        ({"side": "8"}, {}, "side"),
+        ({"codec_path": ["mine"]}, {}, "codec_path"),
+        ({"pooling": "max"}, {}, "pooling"),
+        ({"surplus": 1}, {}, "surplus"),
+        ({}, {"feature_mean": torch.zeros(())}, "0-d tensor"),
+        ({}, {"feature_covariance": torch.zeros(8, 8)}, "feature_covariance"),
+        ({}, {"normal_error": torch.ones(3)}, "normal_error"),
+        ({}, {"reference.combined": torch.arange(12.0).flip(0)}, "references"),
+    ],
+)
+def test_a_damaged_detector_is_refused(detector, tmp_path, settings, tensors, word):
+    detector.save(tmp_path)
+    path, weights = tmp_path / "detector.json", tmp_path / "detector.safetensors"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    save_file(load_file(weights) | tensors, weights)
+    with pytest.raises(ValueError, match=rf"cannot be read \(.*{word}.*\); fit it again"):
+        load_detector(tmp_path)
+
+
+def test_two_images_have_no_covariance(place, codec):
+    with pytest.raises(ValueError, match="2 normal images are too few for the covariance of 8 features"):
+        fit_detector(place / "normal", codec, limit=4, held_out=0.5, false_alarms=0.4)
+
+
 def test_the_verbs(place, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(place)
     shares = ("--held-out", "0.4", "--false-alarms", "0.1")
@@ -247,6 +277,11 @@ def test_the_verbs(place, tmp_path, capsys, monkeypatch):
         "scores.csv",
     ]
     assert len(list((folder / "heat-maps").iterdir())) == 2
+    assert main([*score, "--heat-maps", "1"]) == 0
+    capsys.readouterr()
+    assert len(list((folder / "heat-maps").iterdir())) == 1  # those of the earlier call are gone
+    assert main([*score, "--label", "class", "--normal", "0"]) == 0
+    capsys.readouterr()
     assert (
         (folder / "scores.csv")
         .read_text()

@@ -1,6 +1,7 @@
 """Attributes: a direction found in latents, its file, and images moved along it."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from helpers.autoencoders import build
 from helpers.commands import write_idx
 from helpers.one_vector import LabelledImages, one_vector_codec, plain_image, ramps
 from PIL import Image
+from safetensors.torch import save_file
 
-from latent_codec import LatentCodec
-from latent_codec.analysis.attributes import AttributeDirection, apply_attribute, fit_attribute
+from latent_codec import LatentCodec, SettingError
+from latent_codec.analysis.attributes import ENTRY, AttributeDirection, apply_attribute, fit_attribute
 from latent_codec.cli import main
+from latent_codec.components.weight_files import metadata_of
 
 DARK, BRIGHT, RED = plain_image(10, 10, 10), plain_image(240, 240, 240), plain_image(240, 30, 30)
 
@@ -68,8 +71,6 @@ def test_a_classifier_finds_a_direction_of_the_same_length_along_it(codec):
     apart = (means.direction * classifier.direction).sum() / classifier.direction.square().sum()
     assert float(apart) == pytest.approx(1, abs=1e-4)
     assert not torch.allclose(means.direction, classifier.direction, rtol=0.01)
-    again = fit_attribute(codec, source, "Down", without=["Down"], method="classifier")
-    assert again.direction.isfinite().all()  # nothing is left of it
 
 
 def test_one_value_of_a_class_against_all_others(codec):
@@ -97,8 +98,37 @@ def test_a_file_names_its_codec_and_is_refused_by_another(codec, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("direction", "changes"),
+    [
+        (torch.zeros(()), {}),
+        (torch.ones(4), {}),
+        (torch.full((4, 1, 1), math.inf), {}),
+        (torch.ones(5, 1, 1), {}),
+        (torch.ones(4, 1, 1), {"label": 3}),
+        (torch.ones(4, 1, 1), {"without": [3]}),
+        (torch.ones(4, 1, 1), {"surplus": 3}),
+        (torch.ones(4, 1, 1), None),
+    ],
+)
+def test_a_damaged_direction_is_refused(codec, tmp_path, direction, changes):
+    fit_attribute(codec, ramps(20), "Down").save(path := tmp_path / "down.safetensors")
+    facts = json.loads(metadata_of(path)[ENTRY])
+    facts = None if changes is None else facts | changes
+    save_file({"direction": direction}, path, {ENTRY: json.dumps(facts)})
+    with pytest.raises(
+        ValueError, match=r"is not the direction of an attribute|is damaged: it has 5 numbers"
+    ):
+        AttributeDirection.load(path, codec)
+
+
+@pytest.mark.parametrize(
     ("source", "label", "words"),
     [
+        (
+            LabelledImages([DARK] * 9, [{"Bright": -1}] * 9),
+            "Bright",
+            "and image 0 has Bright -1; expected an integer",
+        ),
         (ramps(8), "Smiling", '^label is "Smiling", and image 0 has the label'),
         (ramps(2), "Down", "2 or more of the images have"),
         (LabelledImages([DARK], [{"Bright": True}]), "Bright", "2 or more of the images have"),
@@ -115,6 +145,16 @@ def test_a_file_names_its_codec_and_is_refused_by_another(codec, tmp_path):
 def test_labels_that_make_no_direction_are_refused(codec, source, label, words):
     with pytest.raises(ValueError, match=words):
         fit_attribute(codec, source, label)
+
+
+def test_a_label_is_not_held_equal_to_what_says_the_same(codec):
+    source = ramps(20)
+    source.labels = [{"Down": each["Down"], "Up": not each["Down"]} for each in source.labels]
+    for other in ("Down", "Up"):
+        with pytest.raises(
+            SettingError, match=f"without: expected labels that do not say what .*, got '{other}'"
+        ):
+            fit_attribute(codec, source, "Down", without=[other])
 
 
 def test_the_verbs(codec, tmp_path, capsys):
@@ -147,6 +187,8 @@ def test_the_verbs(codec, tmp_path, capsys):
             "an attribute needs a codec with one vector per image, and grid has a grid",
         ),
         ([*fit, "--label", "Smiling"], 'label is "Smiling", and train-00000 has the label 0'),
+        ([*fit, "--out", tmp_path / "late.json"], "--out: expected a name that ends in .safetensors"),
+        ([*apply, "--out", tmp_path / "strip.gif"], "cannot write a .gif"),
         ([*fit, "--held-out", "1"], "--held-out: expected a share above 0 and below 1, got 1.0"),
     ):
         capsys.readouterr()

@@ -2,17 +2,19 @@
 
 import csv
 import json
+import os
 
 import pytest
 import torch
 from helpers.autoencoders import build
 from helpers.commands import fails
 from helpers.training import write_images
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from latent_codec import LatentCodec, extract_features
 from latent_codec.analysis.features import fit_image, load_features, save_features, vector_side
 from latent_codec.cli import main
+from latent_codec.components.weight_files import metadata_of
 from latent_codec.images.sources import open_source
 
 
@@ -109,6 +111,28 @@ def test_what_is_saved_is_loaded(codec, source, tmp_path):
     assert (again.names, again.indices, again.labels) == (found.names, found.indices, found.labels)
     with pytest.raises(ValueError, match=r"features of mine .*, not of other .*; use the codec mine"):
         again.check(LatentCodec(build("AutoencoderKL", latent_channels=2), name="other"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"names": 3}, {"labels": None}, {"pooling": "max"}, {"surplus": 1}, None]
+)
+def test_a_damaged_file_is_refused(codec, source, tmp_path, changes):
+    save_features(extract_features(source, codec), path := tmp_path / "features.safetensors")
+    metadata, tensors = metadata_of(path), load_file(path)
+    told = json.loads(metadata["features"])
+    metadata["features"] = json.dumps(None if changes is None else told | changes)
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=r"features.safetensors is damaged"):
+        load_features(path)
+    save_file(tensors | {"vectors": torch.ones(4)}, path, metadata | {"features": json.dumps(told)})
+    with pytest.raises(ValueError, match=r"features.safetensors is damaged"):
+        load_features(path)
+
+
+def test_names_need_not_be_utf8(codec, source, tmp_path):
+    found = extract_features(source, codec)
+    save_features(found, path := tmp_path / os.fsdecode(b"caf\xe9.safetensors"))
+    assert load_features(path).to_dict() == found.to_dict()
 
 
 def test_the_verb_writes_a_file_and_a_table(codec, source, tmp_path, capsys):

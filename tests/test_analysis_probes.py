@@ -1,6 +1,7 @@
 """What a linear classifier tells from features, and which images their features group."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -16,8 +17,9 @@ from latent_codec.analysis.features import Features
 from latent_codec.analysis.probes import mistakes_sheet, probe
 from latent_codec.cli import main
 from latent_codec.errors import SettingError
-from latent_codec.images.labels import class_names
+from latent_codec.images.labels import class_in, class_names, shown_name
 from latent_codec.images.sources import SomeImages, open_source
+from latent_codec.images.tensors import enlarged_to, write_image
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,30 @@ def test_clusters_are_compared_with_classes():
     assert without.to_dict()["clusters"][0] == {"size": 3, "main_class": None, "share": None}
 
 
+def test_there_are_no_more_clusters_than_different_images():
+    found = find_clusters(made_features([[0.0], [1.0], [5.0], [5.0]]))
+    assert found.sizes == [2, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_empty_clusters_are_left_out():
+    assert sum(find_clusters(made_features([[0.0], [1e-30], [1.0]], [0, 1, 2])).sizes) == 3
+
+
+def test_large_numbers_are_no_classes():
+    with pytest.raises(
+        ValueError, match=r"and a\.png has id 1000000000000; expected an integer from 0 to 999,999"
+    ):
+        class_in({"id": 10**12}, "id", "a.png")
+
+
+def test_names_fit_into_titles():
+    name = os.fsdecode(b"new\nline $x$ caf\xe9 ") + "y" * 99
+    assert shown_name(name) == "new line $x$ caf? yyy..."
+    assert enlarged_to(Image.new("L", (8, 8)), 96).size == (96, 96)
+    assert enlarged_to(Image.new("L", (8, 1200)), 96).size == (8, 1200)
+
+
 def test_the_verb_groups_and_maps_images(bars, codec, tmp_path, capsys):
     argv = ["cluster", bars, "--codec", codec, "--pooling", "whole", "--limit", "30", "--out", tmp_path]
     assert main([*map(str, argv)]) == 0
@@ -151,8 +177,12 @@ def test_bad_input_is_one_line(bars, codec, tmp_path, capsys, monkeypatch):
         SettingError, match=r"held_out: expected a share that holds out an image of 2, got 0\.2"
     ):
         probe(SomeImages(source, [0, 1]), LatentCodec.from_pretrained(codec))
-    with pytest.raises(SettingError, match="num_clusters: expected 2 to 1, the number of different images"):
-        find_clusters(made_features(torch.zeros(5, 2)), 2)
+    for vectors, words in (
+        (torch.zeros(5, 2), "all images have the same"),
+        (torch.ones(1, 2), "there is one"),
+    ):
+        with pytest.raises(ValueError, match=f"expected two different images or more, but {words}"):
+            find_clusters(made_features(vectors))
 
     given = (bars, "--codec", codec, "--out", tmp_path)
     assert "--held-out: expected a share above 0 and below 1, got 1.0" in fails(
@@ -161,6 +191,16 @@ def test_bad_input_is_one_line(bars, codec, tmp_path, capsys, monkeypatch):
     for verb in ("probe", "cluster"):
         words = fails(capsys, verb, *given, "--label", "Smiling")
         assert 'label is "Smiling", and train-00000 has the label 0' in words
+    words = fails(capsys, "probe", *given, "--test-split", "train")
+    assert "--test-split: expected another split of DATA, got 'train'" in words
+    for folder, kinds in (("one", "ab"), ("other", "bc")):
+        for number, kind in enumerate(kinds * 2):
+            write_image(torch.full((1, 8, 8), number / 4), tmp_path / folder / kind / f"{number}.png")
+    one = (tmp_path / "one", *given[1:])
+    words = fails(capsys, "probe", *one, "--test-split", "test")
+    assert "got 'test'; DATA has no splits; name others by --test-data" in words
+    words = fails(capsys, "probe", *one, "--test-data", tmp_path / "other")
+    assert "expected images of the classes a, b, got b, c; give folders of the same names" in words
     words = fails(capsys, "cluster", *given, "--clusters", "61")
     assert "--clusters: expected 2 to 60, the number of different images, got 61" in words
     assert "has splits 'train' and 'test', not \"none\"".replace('"', "'") in fails(

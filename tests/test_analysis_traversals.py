@@ -87,6 +87,7 @@ def test_the_verb(codec, tmp_path, capsys):
     LatentCodec(build("AutoencoderKL")).save_pretrained(tmp_path / "grid")
     words = fails(capsys, "traverse", "--codec", tmp_path / "grid", "--out", out)
     assert "a traversal needs a codec with one vector per image, and grid has a grid of latents" in words
+    assert f"{tmp_path} is a folder; give an image's name" in fails(capsys, "traverse", "--out", tmp_path)
     assert "--values: expected finite numbers, got nan" in fails(
         capsys, "traverse", *common, "--values", "nan"
     )

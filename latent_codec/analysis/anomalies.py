@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_codec.analysis.detectors import Detector, Measured
+from latent_codec.analysis.detectors import ERRORS, Detector, Measured, is_definite
 from latent_codec.analysis.features import Features, extract_features, fit_image
 from latent_codec.analysis.heat_maps import NormalErrorMeter
 from latent_codec.analysis.scikit import scikit
@@ -31,7 +31,6 @@ from latent_codec.torch_settings import ignoring_caller_settings
 
 logger = logging.getLogger(__name__)
 
-ERRORS = ("mse", "lpips")
 MAX_FEATURES = 4096
 NUM_RESAMPLES = 1000
 """Of the bootstrap."""
@@ -194,6 +193,10 @@ def fit_detector(
     if not covariance.any():
         raise ValueError(
             f"all normal images have the same features ({features.pooling}); give images that differ"
+        )
+    if not is_definite(torch.from_numpy(covariance)):
+        raise ValueError(
+            f"{len(fitted.error)} normal images are too few for the covariance of {features.vectors.shape[1]} features; give more"
         )
     return Detector(
         codec=codec.name,

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from latent_codec.analysis.anomalies import Anomalies, heat_map, image_as_seen
@@ -13,6 +12,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.files import replacing
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
+from latent_codec.images.tensors import shrunk
 
 LARGEST = 192
 """Larger images are shown shrunk to this many pixels on their longer side."""
@@ -55,7 +55,7 @@ def anomaly_sheet(
             done += 1
             if on_progress:
                 on_progress(done, sum(map(len, chosen.values())))
-        rows += [[_shrunk(image) for image in images], [_shrunk(each) for each in maps]]
+        rows += [[shrunk(image, LARGEST) for image in images], [shrunk(each, LARGEST) for each in maps]]
         span = dict.fromkeys(f"{scores[place]:.4g}" for place in (places[0], places[-1]))
         titles += [title + "\n" + " to\n".join(span), "where"]
     return sheet(rows, row_titles=titles, side=SIDE)
@@ -73,16 +73,9 @@ def plot_references(detector: Detector, path: Path) -> None:
         axis.axvline(detector.threshold(name), color="tab:red")
         axis.set_title(f"{name}, threshold {detector.threshold(name):.4g}", fontsize=9)
         axis.tick_params(labelsize=7)
-    figure.suptitle(f"{detector.num_held_out:,} held-out normal images, {detector.codec}", fontsize=10)
+    figure.suptitle(
+        f"{detector.num_held_out:,} held-out normal images, {detector.codec}", fontsize=10, parse_math=False
+    )
     FigureCanvasAgg(figure)
     with replacing(path) as written:
         figure.savefig(written, dpi=120, format="png")
-
-
-def _shrunk(image: Tensor) -> Tensor:
-    height, width = image.shape[-2:]
-    scale = LARGEST / max(height, width)
-    if scale >= 1:
-        return image
-    size = max(round(height * scale), 1), max(round(width * scale), 1)
-    return F.interpolate(image[None], size, mode="area")[0]

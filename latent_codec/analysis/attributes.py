@@ -22,8 +22,8 @@ from latent_codec.analysis.features import Features, check_vector_side, extract_
 from latent_codec.analysis.scikit import scikit
 from latent_codec.codec import ImageLike, LatentCodec
 from latent_codec.errors import SettingError
-from latent_codec.files import check_is_file, replacing
-from latent_codec.images.labels import class_of
+from latent_codec.files import check_is_file, named_in_utf8, replacing
+from latent_codec.images.labels import check_labels
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import to_image
 from latent_codec.torch_settings import ignoring_caller_settings
@@ -79,16 +79,22 @@ class AttributeDirection:
         check_is_file(path)
         path.open("rb").close()  # the system's own words if it is forbidden
         try:
-            with safe_open(path, framework="pt") as stored:
-                facts = json.loads((stored.metadata() or {})[ENTRY])
+            with named_in_utf8(path) as name, safe_open(name, framework="pt") as stored:
+                written = stored.metadata() or {}
+                if ENTRY not in written:
+                    raise ValueError("its header says nothing of one")
+                facts = json.loads(written[ENTRY])
                 direction = stored.get_tensor("direction")
             if (version := facts.pop("version")) != VERSION:
                 raise ValueError(f"its version is {version}; update latent-codec")
             del facts["length"]
-            found = cls(direction=direction, **facts | {"without": tuple(facts["without"])})
-            if direction.ndim != 3 or not direction.is_floating_point() or not direction.isfinite().all():
+            found = cls(direction=direction.float(), **facts | {"without": tuple(facts["without"])})
+            if direction.shape != (len(direction), 1, 1) or not found.direction.isfinite().all():
                 raise ValueError("its direction is damaged")
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            words = (found.label, found.method, found.codec, found.space_fingerprint, *found.without)
+            if not all(isinstance(each, str) for each in words):
+                raise ValueError("what it says of the direction is damaged")
+        except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path} is not the direction of an attribute, as `latent-codec attribute fit` writes one: {error}"
             ) from None
@@ -109,6 +115,11 @@ class AttributeDirection:
             raise ValueError(
                 f"{name} is one in the latents of {self.codec} (space {self.space_fingerprint}), not of {codec.name} "
                 f"(space {codec.space_fingerprint}). Use the codec {self.codec}, or fit the attribute to {codec.name}."
+            )
+        if len(self.direction) != codec.latent_space.channels:
+            raise ValueError(
+                f"{name} is damaged: it has {len(self.direction)} numbers, and latents of {codec.name} "
+                f"{codec.latent_space.channels}; fit the attribute again"
             )
 
     def project(self, latents: Tensor) -> Tensor:
@@ -156,7 +167,7 @@ def fit_attribute(
         raise SettingError("held_out", "a share above 0 and below 1", held_out)
     check_vector_side(codec, "an attribute")
     for each in (label, *without):  # before all images are encoded
-        class_of(source, 0, each.partition("=")[0], setting="label")
+        check_labels(source, limit, each.partition("=")[0])
     features = extract_features(source, codec, limit=limit, on_progress=on_progress)
     latents = features.vectors.double()
     known = torch.stack(
@@ -172,6 +183,10 @@ def fit_attribute(
             label,
             advice=f"{with_it} of {num_images} have it; give more images, or another label",
         )
+    others = known[:, [0, *range(2, known.shape[1])]]
+    explained = others @ torch.linalg.lstsq(others, known[:, 1], driver="gelsd").solution
+    if torch.allclose(explained, known[:, 1], atol=1e-6):
+        raise SettingError("without", f"labels that do not say what {label} says", ", ".join(without))
     measured = torch.zeros_like(has_it)
     generator = torch.Generator().manual_seed(seed)
     for members in (has_it.nonzero().flatten(), (~has_it).nonzero().flatten()):

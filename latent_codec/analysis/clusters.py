@@ -18,7 +18,7 @@ from torch import Tensor
 from latent_codec.analysis.features import Features
 from latent_codec.analysis.scikit import scikit
 from latent_codec.errors import SettingError
-from latent_codec.images.labels import in_words
+from latent_codec.images.labels import in_words, shown_name
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource, spread
 from latent_codec.images.tensors import fit_square
@@ -85,20 +85,25 @@ def find_clusters(
     """Group images by k-means on their features; labels are compared with the groups, and never used to find them.
 
     Args:
-        num_clusters: None: as many as there are classes, or USUAL_NUMBER without any.
+        num_clusters: None: as many as there are classes, or USUAL_NUMBER without any, and at most as many as there are
+            different images.
         label: "class" where a label is a number, else the name of an attribute; None: "class", if images have it.
 
     Raises:
         SettingError: for more clusters than different images, or fewer than 2.
-        ValueError: for images without the label that was named; if scikit-learn is not installed.
+        ValueError: for images that are all the same, or without the label that was named; if scikit-learn is not installed.
     """
     classes = None
     if label is not None or all(isinstance(each, int) for each in features.labels):
         label = label or "class"
         classes = features.classes(label)
+    num_different = len(features.vectors.unique(dim=0))
+    if num_different < 2:
+        some = "there is one image" if len(features.names) == 1 else "all images have the same features"
+        raise ValueError(f"expected two different images or more, but {some}; give others, too")
     if num_clusters is None:
         num_clusters = USUAL_NUMBER if classes is None else max(len(classes.unique()), 2)
-    num_different = len(features.vectors.unique(dim=0))
+        num_clusters = min(num_clusters, num_different)
     if not 2 <= num_clusters <= num_different:
         raise SettingError(
             "num_clusters", f"2 to {num_different}, the number of different images", num_clusters
@@ -107,9 +112,10 @@ def find_clusters(
     distances = torch.from_numpy(means.fit_transform(features.vectors.numpy())).float()
     found = torch.from_numpy(means.labels_).long()
     sizes, order = found.bincount(minlength=num_clusters).sort(descending=True, stable=True)
+    sizes = sizes[sizes > 0]  # k-means leaves clusters empty where images hardly differ
     purity = nmi = None
     if classes is not None:
-        best = [classes[found == each].bincount().max() for each in range(num_clusters)]
+        best = [classes[found == each].bincount().max() for each in found.unique()]
         purity = float(sum(best) / len(found))
         nmi = float(scikit("metrics").normalized_mutual_info_score(classes.numpy(), found.numpy()))
     return Clusters(
@@ -144,10 +150,10 @@ def contact_sheet(
         rows.append(
             [_thumbnail(clusters, source, int(places[place]), 64, color) for place in spread(size, columns)]
         )
-        title = f"cluster {each}\n{size:,} images"
+        title = f"cluster {each}\n{size:,} image{'s' * (size != 1)}"
         if main is not None:
             number, share = main[each]
-            title += f"\n{share:.0%} {in_words((class_names or {}).get(number, str(number)))}"
+            title += f"\n{share:.0%} {in_words(shown_name((class_names or {}).get(number, str(number))))}"
         titles.append(title)
     width = max(map(len, rows))
     headings = ["nearest", *[""] * (width - 2), "farthest"] if width > 1 else None

@@ -13,18 +13,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from latent_codec.analysis.heat_maps import NormalError
+from latent_codec.analysis.features import POOLINGS
+from latent_codec.analysis.heat_maps import NUM_BINS, NormalError
 from latent_codec.codec import LatentCodec
 from latent_codec.components.weight_files import read_json
 from latent_codec.errors import SettingError
-from latent_codec.files import read_folder, replacing
+from latent_codec.files import named_in_utf8, read_folder, replacing
 
 SETTINGS, TENSORS = "detector.json", "detector.safetensors"
 FORMAT, VERSION = "latent-codec detector", 1
 MAX_JSON = 1 << 20
+ERRORS = ("mse", "lpips")
 SCORES = ("combined", "reconstruction", "elbo", "features")
 _REFERENCE = "reference."
 
@@ -152,9 +154,7 @@ class Detector:
             ValueError: if `folder` holds something else.
             OSError: if it cannot be written.
         """
-        folder = Path(folder)
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file():
-            raise ValueError(f"{folder} holds other files and no detector; give a new or empty folder")
+        folder = check_detector_folder(folder)
         tensors = {
             "feature_mean": self.feature_mean,
             "feature_covariance": self.feature_covariance,
@@ -162,7 +162,7 @@ class Detector:
         } | {_REFERENCE + name: scores for name, scores in self.references.items()}
         with replacing(folder) as new:
             new.mkdir()
-            save_file({name: each.contiguous() for name, each in tensors.items()}, new / TENSORS)
+            (new / TENSORS).write_bytes(save({name: each.contiguous() for name, each in tensors.items()}))
             facts = {"format": FORMAT, "version": VERSION} | self._settings()
             (new / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
@@ -194,18 +194,66 @@ def _read(folder: Path) -> Detector:
         version = facts.pop("version")
         if version != VERSION:
             raise ValueError(f"expected version {VERSION} of its format, got {version}; update latent-codec")
-        tensors = load_file(folder / TENSORS)
+        with named_in_utf8(folder / TENSORS) as name:
+            tensors = {key: each.double() for key, each in load_file(name).items()}
         if not all(each.isfinite().all() for each in tensors.values()):
             raise ValueError(f"{TENSORS} holds NaN or infinity")
-        return Detector(
+        found = Detector(
             **facts,
             feature_mean=tensors.pop("feature_mean"),
             feature_covariance=tensors.pop("feature_covariance"),
             normal_error=NormalError(tensors.pop("normal_error")),
             references={name.removeprefix(_REFERENCE): each for name, each in tensors.items()},
         )
-    except (AttributeError, KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
+        _check(found)
+        return found
+    except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"the detector {folder} cannot be read ({error}); fit it again") from error
+
+
+def _check(detector: Detector) -> None:
+    """Refuse what `Detector.save` does not write."""
+    size, references = len(detector.feature_mean), detector.references
+    means, count = detector.normal_error.means, len(references["combined"])
+    for name, is_right in {
+        "codec": isinstance(detector.codec, str) and isinstance(detector.fingerprint, str),
+        "codec_path": isinstance(detector.codec_path, str | None),
+        "error": detector.error in ERRORS,
+        "pooling": detector.pooling in POOLINGS,
+        "layer": isinstance(detector.layer, str | None),
+        "side": detector.side is None or (type(detector.side) is int and detector.side > 0),
+        "num_fitted": type(detector.num_fitted) is int,
+        "false_alarms": isinstance(detector.false_alarms, float)
+        and 0 < detector.false_alarms < 1
+        and math.ceil((count + 1) * (1 - detector.false_alarms)) <= count,
+        "error_variance": isinstance(detector.error_variance, float)
+        and 0 < detector.error_variance < math.inf,
+        "feature_mean": detector.feature_mean.shape == (size,),
+        "feature_covariance": detector.feature_covariance.shape == (size, size)
+        and is_definite(detector.feature_covariance),
+        "normal_error": means.shape == (NUM_BINS,) and bool((means > 0).all()),
+        "references": {"reconstruction", "features"} <= references.keys() <= set(SCORES)
+        and all(each.shape == (count,) and bool((each.diff() >= 0).all()) for each in references.values()),
+    }.items():
+        if not is_right:
+            raise ValueError(f"its {name} is damaged")
+
+
+def check_detector_folder(folder: str | os.PathLike) -> Path:
+    """The folder, if a detector may be saved there: it is new, empty or a detector's.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS).is_file():
+        raise ValueError(f"{folder} holds other files and no detector; give a new or empty folder")
+    return folder
+
+
+def is_definite(covariance: Tensor) -> bool:
+    """Whether a covariance (D, D) has a Cholesky root, which the Mahalanobis distance needs."""
+    return not torch.linalg.cholesky_ex(covariance.double()).info.item()
 
 
 def _rank(reference: Tensor, scores: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from latent_codec.analysis.features import Features
 from latent_codec.analysis.scikit import scikit
 from latent_codec.files import replacing
+from latent_codec.images.labels import MAX_CLASS, shown_name
 
 BINS = 20
 HELD_OUT = 0.25
@@ -68,7 +69,7 @@ def factors_of(features: Features, names: Sequence[str] | None = None) -> dict[s
     """Factors of variation, from the labels: of each name, int64 (N,).
 
     Args:
-        names: attributes of the labels; None: all whose values are integers or true and false.
+        names: attributes of the labels; None: all whose values are integers, up to MAX_CLASS, or true and false.
 
     Raises:
         ValueError: if labels have no such attributes, or one of them has the same value on every image.
@@ -79,7 +80,7 @@ def factors_of(features: Features, names: Sequence[str] | None = None) -> dict[s
             f"expected labels with attributes, got {first!r} for {features.names[0]}; `shapes:` has them, and tars "
             "with a .json next to each image"
         )
-    names = names or [name for name, value in first.items() if isinstance(value, int)]
+    names = names or [name for name, value in first.items() if isinstance(value, int) and value <= MAX_CLASS]
     factors = {name: features.classes(name).numpy() for name in names}
     for name, values in factors.items():
         if len(np.unique(values)) == 1:
@@ -163,14 +164,20 @@ def plot_mutual_information(found: Disentanglement, path: Path, *, title: str) -
 
     shares = np.array(found.mutual_information)
     rows, columns = shares.shape
-    figure = Figure(figsize=(max(5.0, 0.55 * columns + 2), 0.5 * rows + 1.6), layout="constrained")
+    figure = Figure(
+        figsize=(min(max(5.0, 0.55 * columns + 2), 24.0), min(0.5 * rows + 1.6, 24.0)), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     axis = figure.add_subplot()
     image = axis.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axis.set_yticks(range(rows), [f"{name} ({gap:.2f})" for name, gap in zip(found.factors, found.gaps)])
+    axis.set_yticks(
+        range(rows),
+        [f"{shown_name(name)} ({gap:.2f})" for name, gap in zip(found.factors, found.gaps)],
+        parse_math=False,
+    )
     axis.set_xticks(range(columns), range(columns))
     axis.set_xlabel("latent dimension")
-    axis.set_title(f"{title}\nMIG {found.mig:.3f}; of each factor its gap", fontsize=9)
+    axis.set_title(f"{title}\nMIG {found.mig:.3f}; of each factor its gap", fontsize=9, parse_math=False)
     if columns <= 20:
         for row, column in np.ndindex(rows, columns):
             share = shares[row, column]

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from latent_codec.codec import LatentCodec
@@ -236,7 +236,7 @@ def save_features(features: Features, path: str | os.PathLike) -> None:
     metadata = {"format": FEATURES, "version": VERSION, "features": json.dumps(told, default=str)}
     tensors = {"vectors": features.vectors.contiguous(), "indices": torch.tensor(features.indices)}
     with replacing(path) as written:
-        save_file(tensors, written, metadata=metadata)
+        written.write_bytes(save(tensors, metadata))
 
 
 def load_features(path: str | os.PathLike) -> Features:
@@ -265,10 +265,12 @@ def load_features(path: str | os.PathLike) -> Features:
             **json.loads(metadata["features"]),
         )
         count = len(features.vectors)
+        if features.vectors.ndim != 2 or features.pooling not in POOLINGS:
+            raise ValueError("its vectors are no vectors of images")
         if not count == len(features.indices) == len(features.names) == len(features.labels):
             raise ValueError("names, labels and vectors differ in number")
         _check_finite(features.vectors, features.names)
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return features
 

@@ -22,15 +22,18 @@ from latent_codec.analysis.scikit import scikit
 from latent_codec.codec import LatentCodec
 from latent_codec.errors import SettingError
 from latent_codec.files import replacing
-from latent_codec.images.labels import in_words
+from latent_codec.images.labels import check_labels, check_same_classes, in_words, shown_name
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import fit_square
+from latent_codec.images.tensors import fit_square, shrunk
 
 PIXEL_SIDE = 32
 """Raw pixels are those of images of at most this side, of larger ones those of their middle square, shrunk."""
 MAX_ITERATIONS = 500
 SHEET_ROWS, SHEET_COLUMNS = 8, 10
+LARGEST = 128
+"""Larger images are shown shrunk to this many pixels on their longer side."""
+MOST_INCHES = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,11 @@ def probe(
     scikit("linear_model")  # better known before the work than after it
     report = on_progress or (lambda *_: None)
 
+    if label == "class" and test is not None:
+        check_same_classes(source, test)
+
     def features_of(images: ImageSource) -> Features:
+        check_labels(images, limit, label)
         return extract_features(
             images,
             codec,
@@ -210,14 +217,16 @@ def plot_confusion(found: Probe, path: Path, names: Sequence[str], *, title: str
 
     counts = found.confusion
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    inches = max(4, 0.55 * len(names) + 1.5)
+    names = [shown_name(each) for each in names]
+    longest = max(map(len, names))
+    inches = min(max(4, 0.55 * len(names) + 1.5), MOST_INCHES) + 0.06 * longest
     figure = Figure(figsize=(inches, inches), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, rotation=90 if longest > 2 else 0, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_xlabel("predicted")
-    axes.set_ylabel(found.label)
+    axes.set_ylabel(shown_name(found.label), parse_math=False)
     if len(names) <= 30:
         for (row, column), share in zip(
             torch.cartesian_prod(*[torch.arange(len(names))] * 2), shares.flatten()
@@ -226,7 +235,7 @@ def plot_confusion(found: Probe, path: Path, names: Sequence[str], *, title: str
             if count:
                 color = "white" if share > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     FigureCanvasAgg(figure)
     with replacing(path) as written:
         figure.savefig(written, dpi=120, format="png")
@@ -245,14 +254,17 @@ def mistakes_sheet(
     Returns:
         uint8 (3, H, W); None if there is no mistake.
     """
-    name = dict(zip(found.classes, map(in_words, names)))
+    name = dict(zip(found.classes, (in_words(shown_name(each)) for each in names)))
     pairs = list(zip(found.truth.tolist(), found.features.predicted.tolist()))
     frequent = Counter(pair for pair in pairs if pair[0] != pair[1]).most_common(SHEET_ROWS)
     rows = []
     for pair, _ in frequent:
         places = [place for place, each in enumerate(pairs) if each == pair][:SHEET_COLUMNS]
-        rows.append([source.read(found.test.indices[place]) for place in places])
-    titles = [f"{name[true]}\ntaken for {name[seen]}\n{count} times" for (true, seen), count in frequent]
+        rows.append([shrunk(source.image(found.test.indices[place]), LARGEST) for place in places])
+    titles = [
+        f"{name[true]}\ntaken for {name[seen]}\n{count} time{'s' * (count != 1)}"
+        for (true, seen), count in frequent
+    ]
     return sheet(rows, row_titles=titles, side=side) if rows else None
 
 

@@ -162,6 +162,12 @@ def add_training_arguments(parser: argparse.ArgumentParser, what: str | None = N
     )
 
 
+def check_safetensors(args: argparse.Namespace) -> None:
+    """Refuse an `--out` that does not say what it is."""
+    if args.out.suffix != ".safetensors":
+        raise ValueError(f"--out: expected a name that ends in .safetensors, got {args.out}")
+
+
 def check_training(args: argparse.Namespace, trains: bool, advice: str) -> None:
     """Check what `add_training_arguments` adds, which is of no use unless the verb trains.
 

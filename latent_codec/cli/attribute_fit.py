@@ -49,3 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     arguments.add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
     arguments.add_json_argument(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    arguments.check_safetensors(args)

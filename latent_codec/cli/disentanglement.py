@@ -36,6 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="count this attribute of the labels as a factor; give it again for more (default: every attribute that is "
         "an integer, or true and false)",
     )
-    arguments.add_codec_arguments(parser)
+    arguments.add_codec_arguments(parser, "garments", "the shipped one-vector codec, garments")
     arguments.add_out_argument(parser, "latent-codec-out/disentanglement", "the heat map and figures")
     arguments.add_json_argument(parser)

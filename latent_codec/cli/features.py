@@ -32,5 +32,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    if args.out.suffix != ".safetensors":
-        raise ValueError(f"--out: expected a name that ends in .safetensors, got {args.out}")
+    arguments.check_safetensors(args)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from latent_codec.images.tensors import enlarged, to_pil
+from latent_codec.images.tensors import enlarged_to, to_pil
 
 GAP = 4
 """Pixels between images, and around titles."""
@@ -32,7 +32,7 @@ def sheet(
             large as the largest image, and as wide as the widest title of a column.
         row_titles, column_titles: one for each; lines are broken by "\\n".
         side: smaller images are shown enlarged by a whole factor, pixel by pixel, to about this many pixels on their
-            shorter side; None: as they are.
+            shorter side (`enlarged_to`); None: as they are.
 
     Returns:
         uint8 (3, H, W), as `write_image` takes it.
@@ -76,7 +76,7 @@ def sheet(
 
 def _shown(image: Tensor, side: int | None) -> Image.Image:
     shown = to_pil(image)
-    return shown if side is None else enlarged(shown, round(side / min(shown.size)))
+    return shown if side is None else enlarged_to(shown, side)
 
 
 def _size(title: str) -> tuple[int, int]:

@@ -244,6 +244,16 @@ def fit_square(image: Tensor, side: int) -> Tensor:
     return F.interpolate(image[None], (side, side), mode="bicubic", antialias=True)[0].clamp_(-1, 1)
 
 
+def shrunk(image: Tensor, largest: int) -> Tensor:
+    """An image (C, H, W) in [-1, 1] with at most `largest` pixels on its longer side; a smaller one as it is."""
+    height, width = image.shape[-2:]
+    scale = largest / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    return F.interpolate(image[None], size, mode="area")[0]
+
+
 def central_window(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The middle (height, width) of (C, H, W), continued beyond its last row and column where it is smaller."""
     return center_crop(pad_to_size(image, size), size)
@@ -256,6 +266,11 @@ def enlarged(
     if factor < 2:
         return image
     return image.resize((image.width * factor, image.height * factor), resampling)
+
+
+def enlarged_to(image: Image.Image, side: int) -> Image.Image:
+    """A small PIL image enlarged by a whole factor to about `side` pixels on its shorter side, at most twice as many on the other."""
+    return enlarged(image, round(min(side / min(image.size), 2 * side / max(image.size))))
 
 
 def hstack_images(images: Sequence[Tensor | Image.Image], *, gap: int = 4) -> Image.Image:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from latent_codec.analysis.anomalies import fit_detector
 from latent_codec.analysis.anomaly_sheet import plot_references
-from latent_codec.analysis.detectors import Detector
+from latent_codec.analysis.detectors import Detector, check_detector_folder
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data, settings_of
+from latent_codec.cli.work.opening import check_writable, load_codec, open_data, settings_of
 from latent_codec.cli.work.printing import print_json, table
 
 
 def run(args: argparse.Namespace) -> int:
+    check_writable(check_detector_folder(args.out) / "scores.png")
     source, codec = open_data(args), load_codec(args)
     with showing("learning what is normal") as report:
         names = "error", "pooling", "layer", "side", "held_out", "false_alarms", "label", "normal", "limit"

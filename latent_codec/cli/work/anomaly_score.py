@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -11,22 +12,27 @@ from latent_codec.analysis.anomaly_sheet import anomaly_sheet
 from latent_codec.analysis.detectors import Detector, load_detector
 from latent_codec.analysis.heat_maps import blend
 from latent_codec.cli.progress import progress, showing
-from latent_codec.cli.work.opening import load_codec, open_data, settings_of
+from latent_codec.cli.work.opening import check_writable, load_codec, open_data, settings_of
 from latent_codec.cli.work.printing import print_json, table, write_json
 from latent_codec.errors import SettingError
-from latent_codec.evaluation.comparison import readable
 from latent_codec.files import replacing
+from latent_codec.images.labels import shown_name
 from latent_codec.images.sources import FolderImages, ImageSource
-from latent_codec.images.tensors import hstack_images, write_image
+from latent_codec.images.tensors import enlarged_to, hstack_images, to_pil, write_image
+
+LONGEST_NAME = 180
+"""Bytes of an image's name in that of its heat map."""
+SIDE = 128
+"""Pixels that smaller images are enlarged to next to their heat maps."""
 
 
 def run(args: argparse.Namespace) -> int:
+    check_writable(args.out / "report.png")
     source, detector = open_data(args), load_detector(args.detector)
     args.codec = args.codec or detector.codec_path
     if args.codec is None:
         raise SettingError("codec", f"{detector.codec}, which the detector was fitted to")
     codec = load_codec(args)
-    args.out.mkdir(parents=True, exist_ok=True)  # what cannot be written is better known at once
     with showing("scoring") as report:
         settings = settings_of(args, "by", "label", "normal", "limit")
         anomalies = score_anomalies(detector, source, codec, on_progress=report, **settings)
@@ -55,13 +61,18 @@ def _write_heat_maps(
     anomalies: Anomalies,
     args: argparse.Namespace,
 ) -> None:
-    """The most unusual images, each left of its heat map, as RANK-NAME.png."""
+    """The most unusual images, each left of its heat map, as RANK-NAME.png; those of an earlier call go."""
+    folder = args.out / "heat-maps"
+    for earlier in folder.glob("[0-9][0-9][0-9]*-*.png"):
+        earlier.unlink()
     for rank, place in progress(enumerate(anomalies.ranked()[: args.heat_maps], 1), "heat maps"):
         index = anomalies.indices[place]
         image = image_as_seen(detector, codec, source, index)
-        pair = hstack_images([image, blend(image, heat_map(detector, codec, image))])
+        pair = [image, blend(image, heat_map(detector, codec, image))]
         name = Path(anomalies.names[place]).stem if isinstance(source, FolderImages) else f"{index:06d}"
-        write_image(readable(pair), args.out / "heat-maps" / f"{rank:03d}-{name}.png")
+        name = os.fsdecode(os.fsencode(name)[:LONGEST_NAME])
+        shown = hstack_images([enlarged_to(to_pil(each), SIDE) for each in pair])
+        write_image(shown, folder / f"{rank:03d}-{name}.png")
 
 
 def _write_csv(anomalies: Anomalies, path: Path) -> None:
@@ -101,7 +112,7 @@ def _print(anomalies: Anomalies) -> None:
     shown = [
         [
             f"{number}",
-            "/".join(Path(image["name"]).parts[-2:]),
+            shown_name("/".join(Path(image["name"]).parts[-2:]), 60),
             *(f"{image[name]:.4g}" for name in anomalies.scores),
         ]
         for number, image in enumerate(found["images"][:10], 1)

@@ -6,8 +6,9 @@ from pathlib import Path
 from latent_codec.analysis.attributes import AttributeDirection, apply_attribute
 from latent_codec.analysis.features import fit_image
 from latent_codec.cli.progress import progress
-from latent_codec.cli.work.opening import few_images, load_codec
+from latent_codec.cli.work.opening import check_writable, few_images, load_codec
 from latent_codec.cli.work.printing import print_json
+from latent_codec.images.labels import shown_name
 from latent_codec.images.sheets import sheet
 from latent_codec.images.tensors import write_image
 
@@ -16,6 +17,7 @@ SIDE = 96
 
 
 def run(args: argparse.Namespace) -> None:
+    check_writable(args.out, is_image=True)
     source = few_images(args)
     codec = load_codec(args)
     names = [Path(source.name(index)).stem for index in range(len(source))]
@@ -27,7 +29,13 @@ def run(args: argparse.Namespace) -> None:
         rows.append([fit_image(image, codec), *moved.cpu()])
     titles = ["image", *(f"{amount:+g}" if amount else "0" for amount in args.amounts)]
     write_image(
-        sheet(rows, row_titles=names if len(names) > 1 else None, column_titles=titles, side=SIDE), args.out
+        sheet(
+            rows,
+            row_titles=[*map(shown_name, names)] if len(names) > 1 else None,
+            column_titles=titles,
+            side=SIDE,
+        ),
+        args.out,
     )
 
     if args.json:

@@ -4,11 +4,12 @@ import argparse
 
 from latent_codec.analysis.attributes import fit_attribute
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data, settings_of
+from latent_codec.cli.work.opening import check_writable, load_codec, open_data, settings_of
 from latent_codec.cli.work.printing import print_json
 
 
 def run(args: argparse.Namespace) -> None:
+    check_writable(args.out)
     source = open_data(args)
     codec = load_codec(args)
     with showing("encoding") as report:

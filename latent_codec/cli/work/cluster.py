@@ -6,16 +6,18 @@ from functools import partial
 from latent_codec.analysis.clusters import Clusters, contact_sheet, find_clusters, plane_map
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.features import describe, features_of
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import check_writable, load_codec, open_data
 from latent_codec.cli.work.printing import finish_report, table, write_json
-from latent_codec.images.labels import class_names
+from latent_codec.images.labels import check_labels, class_names, shown_name
 from latent_codec.images.tensors import write_image
 
 
 def run(args: argparse.Namespace) -> int:
+    check_writable(args.out / "clusters.png")
     source = open_data(args)
     codec = load_codec(args)
-    args.out.mkdir(parents=True, exist_ok=True)
+    if args.label is not None:
+        check_labels(source, args.limit, args.label)
     features = features_of(source, codec, args)
     with showing("clustering"):
         found = find_clusters(features, args.num_clusters, label=args.label, seed=args.seed)
@@ -45,7 +47,7 @@ def _print(found: Clusters, names: dict[int, str] | None) -> None:
         )
         return
     rows = [
-        (str(each), f"{size:,}", names[number], f"{share:.1%}")
+        (str(each), f"{size:,}", shown_name(names[number], 60), f"{share:.1%}")
         for each, (size, (number, share)) in enumerate(zip(found.sizes, main))
     ]
     table(("cluster", "images", "most frequent class", "share"), rows, justify="rrlr")

@@ -11,11 +11,15 @@ from latent_codec.analysis.disentanglement import (
 )
 from latent_codec.analysis.features import extract_features, vector_side
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import check_writable, load_codec, open_data
 from latent_codec.cli.work.printing import finish_report, table, write_json
+
+FEW = 2000
+"""Images below which mutual information, by bins, is much overestimated: by about (bins - 1) (values - 1) / 2N nats."""
 
 
 def run(args: argparse.Namespace) -> None:
+    check_writable(args.out / "disentanglement.png")
     source = open_data(args)
     codec = load_codec(args)
     if vector_side(codec) is None:
@@ -26,7 +30,6 @@ def run(args: argparse.Namespace) -> None:
     with showing("encoding") as report:
         features = extract_features(source, codec, limit=args.limit, on_progress=report)
     factors = factors_of(features, args.factor)
-    args.out.mkdir(parents=True, exist_ok=True)
     with showing("measuring"):
         found = measure_disentanglement(features.vectors, factors)
         image = args.out / "disentanglement.png"
@@ -55,3 +58,5 @@ def _print(found: Disentanglement, codec: str, data: str) -> None:
         "Dimension: which says most of the factor. Share: of the factor's entropy. Gap: to the second. Guessed: by a\n"
         "random forest, on held-out images. Without: the most frequent value."
     )
+    if found.num_images < FEW:
+        print(f"Note: give {FEW:,} images or more; shares and gaps of fewer are too large.")

@@ -5,13 +5,14 @@ import sys
 
 from latent_codec.analysis.features import Features, extract_features, save_features, write_csv
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data, settings_of
+from latent_codec.cli.work.opening import check_writable, load_codec, open_data, settings_of
 from latent_codec.cli.work.printing import finish_report
 from latent_codec.codec import LatentCodec
 from latent_codec.images.sources import ImageSource
 
 
 def run(args: argparse.Namespace) -> int:
+    check_writable(args.out)
     features = features_of(open_data(args), load_codec(args), args)
     files = [args.out]
     save_features(features, args.out)
@@ -38,6 +39,4 @@ def describe(features: Features) -> str:
     what = "latents" if features.layer is None else f"layer {features.layer}"
     resized = "" if features.side is None else f"; images resized to {features.side}x{features.side}"
     count, size = features.vectors.shape
-    return (
-        f"{count:,} images, {size:,} features each: {what} of {features.codec}, {features.pooling}{resized}"
-    )
+    return f"{count:,} image{'s' * (count != 1)}, {size:,} features each: {what} of {features.codec}, {features.pooling}{resized}"

@@ -7,20 +7,23 @@ from pathlib import Path
 
 from latent_codec.analysis.morphs import morph
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import few_images, load_codec
+from latent_codec.cli.work.opening import check_writable, few_images, load_codec
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.errors import SettingError
 from latent_codec.images.animations import check_animation, write_animation
+from latent_codec.images.labels import shown_name
 from latent_codec.images.sheets import sheet
-from latent_codec.images.tensors import enlarged, to_pil, write_image
+from latent_codec.images.tensors import enlarged_to, to_pil, write_image
 
 SIDE = 96
-"""Pixels that frames have at least, in the strip; in the animation twice as many."""
+"""Pixels that frames are enlarged to, in the strip; in the animation twice as many."""
 
 
 def run(args: argparse.Namespace) -> None:
+    check_writable(args.out, is_image=True)
     if args.animation is not None:
         check_animation(args.animation)
+        check_writable(args.animation)
     source = few_images(args)
     if len(source) < 2:
         raise SettingError("data", "two images or more", len(source))
@@ -30,12 +33,10 @@ def run(args: argparse.Namespace) -> None:
     with showing("morphing") as report:
         found = morph(codec, images, steps=args.steps, way=args.way, on_progress=report)
     shares = [f"{step / (args.steps - 1):.0%}" for step in range(args.steps)]
-    titles = [f"{start}\n{end}" for start, end in pairwise(names)]
+    titles = [f"{start}\n{end}" for start, end in pairwise(map(shown_name, names))]
     write_image(sheet(found.legs, row_titles=titles, column_titles=shares, side=SIDE), args.out)
     if args.animation is not None:
-        frames = [to_pil(frame) for frame in found.frames]
-        factor = -(-2 * SIDE // min(frames[0].size))
-        write_animation([enlarged(frame, factor) for frame in frames], args.animation)
+        write_animation([enlarged_to(to_pil(frame), 2 * SIDE) for frame in found.frames], args.animation)
 
     if args.json:
         facts = {"codec": codec.name, "fingerprint": codec.fingerprint, "images": names} | found.to_dict()

@@ -1,4 +1,4 @@
-"""Open what arguments name: the device, the codec, the data."""
+"""Open what arguments name: the device, the codec, the data; and look at where results go."""
 
 import argparse
 import os
@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Iterator
 from copy import copy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import progress, showing
 from latent_codec.errors import SettingError
 from latent_codec.images.sources import FolderImages, ImageSource, SomeImages, open_source, spread
-from latent_codec.images.tensors import ImageError, to_image
+from latent_codec.images.tensors import ImageError, to_image, write_image
 from latent_codec.precision import EMULATED, computes_bfloat16
 from latent_codec.torch_settings import usable_device
 
@@ -64,6 +66,26 @@ def note_emulated(dtype: str, device: str) -> None:
     """Say what bfloat16 costs on a CPU that emulates it."""
     if dtype == "bfloat16" and device.startswith("cpu") and computes_bfloat16(device) is False:
         print(f"Note: {EMULATED}", file=sys.stderr)
+
+
+def check_writable(path: Path, *, is_image: bool = False) -> None:
+    """Whether a file, or an image, can be written there, which is better known before the work than after it.
+
+    Raises:
+        ValueError: if it is a folder, or has no suffix of an image.
+        OSError: if the system says no.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give {'an image' if is_image else 'a file'}'s name")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with TemporaryDirectory(prefix=".", dir=there) as folder:
+            probe = Path(folder) / path.name
+            write_image(Image.new("L", (1, 1)), probe) if is_image else probe.touch()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(probe), str(path))) from None
 
 
 def open_data(args: argparse.Namespace) -> ImageSource:

@@ -4,7 +4,6 @@ import argparse
 import math
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from PIL import Image
 
 from latent_codec.cli.progress import progress, showing
 from latent_codec.cli.sample import DEFAULT_PIPELINE
-from latent_codec.cli.work.opening import device_of, load_codec, note_emulated, settings_of
+from latent_codec.cli.work.opening import check_writable, device_of, load_codec, note_emulated, settings_of
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.images.tensors import enlarged, image_grid, write_image
 from latent_codec.pipelines.folders import find_pipeline, load_pipeline
@@ -30,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
 def _sample_pipeline(args: argparse.Namespace) -> None:
     height, width = args.size or (None, None)
     for path in filter(None, (args.out, args.preview)):
-        _check_writable(path)
+        check_writable(path, is_image=True)
     folder = find_pipeline(args.pipeline or DEFAULT_PIPELINE)
     device = device_of(args)
     note_emulated(args.dtype, device)
@@ -155,20 +154,6 @@ def _generators(seed: int, labels: list[int | str] | None, num: int) -> list:
     numbers = [label if isinstance(label, int) else 0 for label in labels or [0]]
     streams = [np.random.default_rng((seed, label, number)) for label in numbers for number in range(num)]
     return [torch.Generator().manual_seed(int(stream.integers(2**63))) for stream in streams]
-
-
-def _check_writable(path: Path) -> None:
-    """Whether an image can be written there, which is better known before an hour of sampling than after it."""
-
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give an image's name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        probe = Path(folder) / path.name
-        try:
-            write_image(Image.new("L", (1, 1)), probe)
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(probe), str(path))) from None
 
 
 def _sample_latents(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import argparse
 
 from latent_codec.analysis.traversals import traverse
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import check_writable, load_codec, open_data
 from latent_codec.cli.work.printing import print_json, table
 from latent_codec.images.sheets import sheet
 from latent_codec.images.tensors import write_image
@@ -14,6 +14,7 @@ SIDE = 64
 
 
 def run(args: argparse.Namespace) -> None:
+    check_writable(args.out, is_image=True)
     source = open_data(args) if args.data else None
     codec = load_codec(args)
     with showing("encoding") as report:
