@@ -14,7 +14,6 @@ from latent_codec.images.labels import class_names
 from latent_codec.images.sources import FolderImages, ImageSource, TarImages, open_source
 from latent_codec.images.tensors import write_image
 
-
 FEW = 30
 """Test images below which the normal distribution says little of a share's error."""
 
