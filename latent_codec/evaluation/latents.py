@@ -105,7 +105,8 @@ def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: s
     bins_per_bar = BINS_PER_UNIT // 10
     bars = counts.view(len(counts), -1, bins_per_bar).sum(2)
     density = bars / bars.sum(1, keepdim=True) * 10
-    centers = torch.linspace(-LIMIT + 0.05, LIMIT - 0.05, bars.shape[1], dtype=torch.float64)
+    edges = torch.linspace(-LIMIT, LIMIT, bars.shape[1] + 1, dtype=torch.float64)
+    centers = (edges[1:] + edges[:-1]) / 2
     normal = (-centers.square() / 2).exp() / (2 * torch.pi) ** 0.5
 
     columns = min(4, len(counts))
@@ -113,7 +114,7 @@ def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: s
     figure = Figure(figsize=(3.2 * columns, 2.4 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for channel, (axis, heights) in enumerate(zip(axes, density)):
-        axis.bar(centers.numpy(), heights.numpy(), width=0.1, color="tab:blue", label="latents")
+        axis.stairs(heights.numpy(), edges.numpy(), fill=True, color="tab:blue", label="latents")
         axis.plot(centers.numpy(), normal.numpy(), color="tab:orange", label="N(0, 1)")
         axis.set_xlim(-5, 5)
         axis.set_title(
