@@ -72,9 +72,11 @@ def test_roundtrip_of_512_px_against_autoencoder_tiny(dtype):
 def test_training_step_of_the_stable_diffusion_shape_against_a_bare_loop(tmp_path):
     steps, size = 4, 256
     rng = np.random.default_rng(0)
+    images = tmp_path / "images"  # apart from the runs, whose samples are images, too
+    images.mkdir()
     for index in range(4):
         pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        Image.fromarray(pixels).save(images / f"{index}.png")
     overrides = [
         f"run.steps={steps}",
         "run.log_every=1",
@@ -91,7 +93,7 @@ def test_training_step_of_the_stable_diffusion_shape_against_a_bare_loop(tmp_pat
     image = torch.rand(1, 3, size, size) * 2 - 1
 
     def our_steps(out) -> list[float]:
-        train(config, autoencoder, open_source(tmp_path), out)
+        train(config, autoencoder, open_source(images), out)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         return [1 / line["images_per_second"] for line in lines[1:]]
 
