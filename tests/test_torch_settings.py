@@ -188,8 +188,13 @@ def plain(folders, tmp_path_factory):
 @pytest.mark.parametrize(
     "name, setting",
     [
-        *((name, setting) for name in test_bitstream.KINDS for setting in SETTINGS),
-        *((name, setting) for name in (*SHIPPED, *OTHERS) for setting in SOME),
+        *(("kl", setting) for setting in SETTINGS),
+        *(
+            (name, setting)
+            for name in (*test_bitstream.KINDS, *SHIPPED, *OTHERS)
+            if name != "kl"
+            for setting in SOME
+        ),
     ],
 )
 def test_a_codec_opened_and_used_under_any_setting_is_the_plain_one(name, setting, folders, plain, tmp_path):
@@ -238,16 +243,30 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name, how",
-    [
-        (name, how)
-        for name in test_bitstream.KINDS
-        for how in COMPILED
-        if (name, how) != ("vq", "a method")  # slow, and "kl" and "hierarchical" show it
-    ],
-)
+TRACED = [("kl", "whole and parts"), ("hierarchical", "parts")]
+"""Tracing takes seconds; the others show that a codec is found behind each kind of wrapper."""
+
+
+@pytest.fixture
+def untraced():
+    """torch.compile wraps as always, and its wrappers call what they wrap."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.parametrize("name, how", [(name, how) for name in test_bitstream.KINDS for how in COMPILED])
+def test_a_codec_behind_each_wrapper_of_compile_is_the_plain_one(
+    name, how, folders, plain, tmp_path, untraced
+):
+    assert_compiled_is_plain(name, how, folders, plain, tmp_path)
+
+
+@pytest.mark.parametrize("name, how", TRACED)
 def test_a_compiled_codec_is_the_plain_one(name, how, folders, plain, tmp_path):
+    assert_compiled_is_plain(name, how, folders, plain, tmp_path)
+
+
+def assert_compiled_is_plain(name, how, folders, plain, tmp_path):
     expected = plain(name)
     codec = opened(folders[name])
     codec.autoencoder = COMPILED[how](codec.autoencoder)

@@ -15,7 +15,7 @@ from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import dump_toml
 from latent_codec.training.report import read_metrics
 
-STEPS = 50
+STEPS = 35
 
 # Train the same run to its end in every folder given; what a real disk does at any moment, `DIE_AT` does at a
 # moment of our choosing: the process is killed when the optimizer's part of that checkpoint is half written.
@@ -73,7 +73,7 @@ def test_killed_runs_go_on_to_the_weights_of_an_uninterrupted_one(command, tmp_p
     whole, killed, torn = tmp_path / "whole", tmp_path / "killed", tmp_path / "torn"
 
     process = Process(*command, killed)
-    wait_for_step(process, killed, random.randrange(5, 30))
+    wait_for_step(process, killed, random.randrange(5, 15))
     os.killpg(process.pid, signal.SIGKILL)
     process.result()
     assert latest_checkpoint(killed) is None or int(latest_checkpoint(killed).name) < STEPS

@@ -1,6 +1,7 @@
 """Python in processes of their own, forked from one that has imported libraries, which takes seconds.
 
 `latent_codec` is not among what that one has imported, so that a forked process is as good as a fresh one for our code.
+It hashes strings by another seed than this one, as every interpreter does.
 What depends on the order of imports, or on how Python itself starts and ends, needs `run_fresh`.
 """
 
