@@ -322,6 +322,17 @@ def test_dropout_acts_in_training_alone_and_never_while_sampling():
         assert model.training
 
 
+@pytest.mark.parametrize("name", ["codes-conditional", "snail-conditional", "latents"])
+def test_a_training_step_waits_for_no_device(name):
+    model = tiny(name)
+    model.check_ranges(*inputs(model))  # on the CPU, as training does
+    there = [None if each is None else each.to("meta") for each in inputs(model)]
+    with torch.device("meta"):  # whose tensors have no values to wait for
+        (-model.to("meta")(*there).mean()).backward()
+    with pytest.raises(RuntimeError, match="meta"):
+        model.log_prob(*there)
+
+
 @pytest.mark.parametrize("name", ["codes-conditional", "snail-conditional", "latents-conditional"])
 def test_gradient_checkpointing_changes_no_gradient(name):
     gradients = []

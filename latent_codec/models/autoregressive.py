@@ -91,6 +91,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
             ValueError: for shapes, dtypes and ranges other than these, and for a condition or labels missing where the
                 model has them, or given where it has none.
         """
+        self.check_ranges(indices, condition, class_labels)
         values, features = self._features(indices, condition, class_labels)
         logits = self.head.logits(features, values)
         return logits if self.has_channels else logits[:, :, 0]
@@ -103,10 +104,37 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         `-log_prob(...).mean()` is the loss to train by; divided by log(2) data_channels, bits per dim. Arguments
         and errors are those of `logits`.
         """
+        self.check_ranges(indices, condition, class_labels)
+        return self(indices, condition, class_labels)
+
+    def forward(
+        self, indices: Tensor, condition: Tensor | None = None, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """`log_prob` of what `check_ranges` has passed: waits for no device, so that training need not."""
         values, features = self._features(indices, condition, class_labels)
         return self.head.log_prob(features, values)
 
-    forward = log_prob  # so that wrappers which call the module (DistributedDataParallel) train it
+    def check_ranges(
+        self, indices: Tensor | None, condition: Tensor | None, class_labels: Tensor | None
+    ) -> None:
+        """Refuse indices and labels that the model does not have, which waits for the device that they are on.
+
+        Raises:
+            ValueError: for a value out of range. Shapes and dtypes are checked wherever they are used.
+        """
+        name, config = type(self).__name__, self.config
+        for numbers, size, what, meaning in (
+            (indices, self.num_values, "indices", f"values of this {name}: is it the codec's prior?"),
+            (
+                condition,
+                config.condition_codebook_size,
+                "the condition's indices",
+                "of the level above this prior",
+            ),
+            (class_labels, config.num_classes, "class_labels", f"classes of this {name}"),
+        ):
+            if size is not None and numbers is not None and numbers.dtype == torch.int64:
+                check_range(numbers, size, what, meaning)
 
     @torch.no_grad()
     def sample(
@@ -161,6 +189,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
             skips = keep.all(2).tolist()
             any_known = keep.any(2).tolist()
             with torch.inference_mode():  # which is faster; the indices stay ordinary tensors
+                self.check_ranges(None, condition, class_labels)
                 context = self._context(batch, height, width, condition, class_labels)
                 sampler = IncrementalSampler(self, batch, height, width, context)
         for row, column in product(range(height), range(width)):
@@ -221,8 +250,6 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
             )
         if class_labels is not None:
             check_shape(class_labels, "class_labels", (batch,), dtype=torch.int64)
-            num_classes = self.class_embedding.num_embeddings
-            check_range(class_labels, num_classes, "class_labels", f"classes of this {name}")
             parts.append(self.class_embedding(class_labels)[:, :, None, None])
         if (condition is None) != (self.condition_network is None):
             raise ValueError(
@@ -239,8 +266,6 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         self._check_shape(indices.shape)
         if indices.dtype != torch.int64:
             raise ValueError(f"indices are {indices.dtype}; expected torch.int64.")
-        meaning = f"values of this {type(self).__name__}: is it the codec's prior?"
-        check_range(indices, self.num_values, "indices", meaning)
         return indices if self.has_channels else indices[:, None]
 
     def _check_shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -266,7 +291,7 @@ class AutoregressivePrior(OwnWeights, ModelMixin, ConfigMixin):
         check_shape(known_mask, "known_mask", mask.shape, mask.shape[1:], dtype=torch.bool)
         mask |= known_mask.to(self.device)
         known = known.to(self.device).view_as(indices).masked_fill(~mask[:, None], 0)
-        self._check_indices(known if self.has_channels else known[:, 0])
+        self.check_ranges(known, None, None)
         return known, mask
 
 
@@ -306,8 +331,6 @@ class ConditionNetwork(nn.Module):
     def _check(self, condition: Tensor, batch: int, height: int, width: int) -> None:
         if isinstance(self.entry, nn.Embedding):
             check_shape(condition, "the condition", (batch, "h'", "w'"), dtype=torch.int64)
-            size = self.entry.num_embeddings
-            check_range(condition, size, "the condition's indices", "of the level above this prior")
         else:
             check_floating(condition, "the condition")
             check_shape(condition, "the condition", (batch, self.entry.in_channels, "h'", "w'"))

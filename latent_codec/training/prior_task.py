@@ -136,7 +136,7 @@ class PriorTask(Task):
         total, count = 0.0, min(len(self.data.held_out), _MEASURED)
         for positions in torch.arange(count).split(self.config.optimizer.batch_size):
             batch = collate(self.data.held_out, positions.tolist())
-            log_prob = prior.log_prob(*self._arguments(prior, *batch))
+            log_prob = prior(*self._arguments(prior, *batch))
             total -= float(log_prob.double().mean((1, 2)).sum())
         return {"held_out_bits_per_index": total / count / prior.data_channels / math.log(2)}
 
@@ -163,13 +163,16 @@ class PriorTask(Task):
     def _arguments(
         self, prior: AutoregressivePrior, levels: list[Tensor], labels: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """A batch as the prior's arguments: values, condition and class labels."""
-        *above, values = map(self.to_device, levels)
+        """A batch as the prior's arguments: values, condition and class labels; checked before they go to the device."""
+        *above, values = levels
         if values.is_floating_point():
             values = prior.encode_latents(values)
+        labels = labels if prior.config.num_classes else None
+        prior.check_ranges(values, above[-1] if above else None, labels)
+        values, *above = map(self.to_device, (values, *above))
         condition = None
         if above and prior.config.condition_codebook_size is not None:
             condition = above[-1]
         elif above:
             condition = self.codec.autoencoder.upper_features(above)
-        return values, condition, self.to_device(labels) if prior.config.num_classes else None
+        return values, condition, None if labels is None else self.to_device(labels)
