@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import ROOT, SHARED
 
 import latent_codec
@@ -14,7 +13,10 @@ import latent_codec
 latent_codec.__path__.append(str(ROOT))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+gc.disable()  # until all is imported, and none of that is garbage
 if "PYTEST_XDIST_WORKER" in os.environ:  # one test a core, in subprocesses too, unless told otherwise
+    import torch  # here, so that the workers start before it is imported
+
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 if (SHARED / "torch_home").is_dir():
     os.environ.setdefault("TORCH_HOME", str(SHARED / "torch_home"))
@@ -42,3 +44,4 @@ def pytest_collection_finish():
     Accelerate asks for one after every training.
     """
     gc.freeze()
+    gc.enable()

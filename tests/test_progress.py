@@ -1,5 +1,6 @@
 """What is shown on stderr while a verb works."""
 
+import gc
 import os
 import pty
 import re
@@ -11,7 +12,7 @@ import pytest
 from helpers import ROOT
 
 from latent_codec.cli import progress
-from latent_codec.cli.progress import showing
+from latent_codec.cli.progress import loading_libraries, showing
 
 
 @pytest.fixture
@@ -20,6 +21,13 @@ def at_once(monkeypatch):
     monkeypatch.setattr(progress, "FIRST_LINE_AFTER", 0.0)
     monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     monkeypatch.setattr(progress, "_LOOK_EVERY", 1000.0)  # reports alone
+
+
+def test_libraries_are_loaded_without_the_garbage_collector_which_goes_on_afterwards():
+    with pytest.raises(ImportError), loading_libraries():
+        assert not gc.isenabled()
+        raise ImportError
+    assert gc.isenabled()
 
 
 @pytest.mark.usefixtures("at_once")

@@ -15,7 +15,7 @@ from importlib import import_module
 from latent_codec import __version__, deprecated
 from latent_codec.cli.arguments import check_arguments
 from latent_codec.cli.messages import is_foreseen, one_line, shown
-from latent_codec.cli.progress import showing
+from latent_codec.cli.progress import loading_libraries
 
 VERBS = {
     "roundtrip": ("use", "send images through a codec and back"),
@@ -192,7 +192,7 @@ def _run(args: argparse.Namespace) -> int | None:
         from latent_codec.components.codec_folders import in_subfolder
 
         args.codec = in_subfolder(args.codec, args.subfolder)
-    with showing("loading libraries"):
+    with loading_libraries():
         work = _module(args.verb, "latent_codec.cli.work")
     return work.run(args)
 

@@ -8,6 +8,7 @@ On a terminal this is a bar. Elsewhere (a log, a pipe) it is one line after 2 s 
 work reports, so that a long step is seen as well. Parts inside a part are shown after it.
 """
 
+import gc
 import os
 import sys
 import threading
@@ -60,6 +61,19 @@ def showing(what: str) -> Iterator[Part]:
         yield part
     finally:
         _display.end(part)
+
+
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Show it, and leave out the garbage collector, which would walk over all that is imported: a sixth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with showing("loading libraries"):
+            yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def progress(items: Iterable, what: str) -> Iterator:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from latent_codec.cli.progress import showing
+from latent_codec.cli.progress import loading_libraries, showing
 from latent_codec.training.config import preset_names, preset_notes
 
 
@@ -17,7 +17,7 @@ def run(args: argparse.Namespace) -> int:
     from latent_codec.training.processes import start_missing_processes
 
     start_missing_processes()
-    with showing("loading libraries"):
+    with loading_libraries():
         from latent_codec.training.run import train
 
     trained = train(
