@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from latent_codec import AutoencoderVQ, HierarchicalVQ, LatentCodec, LatentSpace
 from latent_codec.errors import SettingError
 from latent_codec.families.latent_space import POSITION_FIRST, unpack_positions
-from latent_codec.images.sources import open_source
+from latent_codec.images.sources import SomeImages, open_source
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews import LatentPreviewer
 from latent_codec.previews.fitting import (
@@ -280,14 +280,15 @@ def test_ridge_regression_finds_a_linear_map_and_survives_a_dead_channel():
     x[:, 2] = 7
     weight[:, 2] = 0
     y = x @ weight.T + bias
-    found, offset = ridge_regression(x, y)
+    found, offset = ridge_regression([(x, y)])
     torch.testing.assert_close(x @ found.T + offset, y, rtol=0, atol=2e-3)  # what the penalty costs
     torch.testing.assert_close(found[:, 2], torch.zeros(3), rtol=0, atol=1e-6)
     # weights count as repetitions
     counts = torch.randint(1, 4, (500,))
     noisy = y + torch.randn_like(y)
-    repeated = ridge_regression(x.repeat_interleave(counts, 0), noisy.repeat_interleave(counts, 0))
-    for one, other in zip(ridge_regression(x, noisy, counts), repeated):
+    parts = [(x[some], noisy[some], counts[some]) for some in (slice(0, 99), slice(99, None))]
+    repeated = ridge_regression([(x.repeat_interleave(counts, 0), noisy.repeat_interleave(counts, 0))])
+    for one, other in zip(ridge_regression(parts), repeated):
         torch.testing.assert_close(one, other)
 
 
@@ -352,6 +353,7 @@ def test_a_linear_preview_shows_images_of_a_codec_that_codes(tmp_path, make_imag
     assert fit.correlation > 0.99
     previewer = LatentPreviewer.linear(fit.weight, fit.bias, space=codec.latent_space)
     assert correlation(previewer(latents), shown) > 0.99
+    assert fit_linear(codec, SomeImages(make_images, [*range(12)] * 3)).num_images == 21  # are enough
     blind = fit_linear(codec)
     assert (blind.num_images, blind.correlation) == (0, None)
     assert correlation(LatentPreviewer.linear(blind.weight, blind.bias)(latents), shown) > 0.95
@@ -387,6 +389,13 @@ def test_unreadable_images_are_left_out_and_named(tmp_path):
         (folder / name).write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"no image could be read; the first of 3: .*00.png"):
         fit_linear(build(), open_source(folder))
+
+
+def test_more_images_are_taken_where_a_1x1_map_is_too_coarse(tmp_path):
+    source, seen = open_source(write_images(tmp_path, 30, size=(8, 8))), []
+    assert fit_linear(build(), source, on_progress=lambda *each: seen.append(each)).num_images == 27
+    assert seen == [(done, 21) for done in range(1, 22)] + [(done, 27) for done in range(22, 28)]
+    assert fit_linear(build(), source, num_images=24).num_images == 21
 
 
 def test_a_3x3_map_is_fitted_where_colors_depend_on_neighbors(tmp_path):

@@ -66,7 +66,7 @@ def add_data_arguments(
     *,
     nargs: str = "+",
     split: str = "train",
-    limit: int | None = None,
+    limit: int | str | None = None,
     least: int = 1,
     what: str = "",
 ) -> None:
@@ -74,7 +74,7 @@ def add_data_arguments(
 
     Args:
         nargs: "+", or "*" where DATA may be left out.
-        limit: the default of `--limit`.
+        limit: the default of `--limit`; text says what the default None stands for, where not for all.
         least: the smallest.
         what: what the verb does without DATA.
     """
@@ -95,11 +95,13 @@ def add_data_arguments(
     add_limit_argument(parser, limit, least)
 
 
-def add_limit_argument(parser: argparse.ArgumentParser, default: int | None = None, least: int = 1) -> None:
+def add_limit_argument(
+    parser: argparse.ArgumentParser, default: int | str | None = None, least: int = 1
+) -> None:
     parser.add_argument(
         "--limit",
         type=int,
-        default=default,
+        default=None if isinstance(default, str) else default,
         metavar="N",
         help="take N images, items floor(i * total / N), i = 0 .. N - 1 "
         f"(default: {'all' if default is None else default})",

@@ -26,7 +26,12 @@ from latent_codec.cli import arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_data_arguments(parser, nargs="*", limit=24, what=" (default: none, random latents)")
+    arguments.add_data_arguments(
+        parser,
+        nargs="*",
+        limit="24, or 96 where colors depend on neighboring latents",
+        what=" (default: none, random latents)",
+    )
     arguments.add_codec_arguments(parser)
     arguments.add_copy_argument(parser, "its preview")
     parser.add_argument("--tiny", action="store_true", help="train a tiny decoder as well, on DATA")

@@ -13,6 +13,7 @@ import shutil
 
 import pytest
 import torch
+from diffusers import VQModel
 from helpers.autoencoders import CONFIGS, build
 from tables import table
 from torch.nn.functional import mse_loss
@@ -22,6 +23,7 @@ from latent_codec.families import family_of
 from latent_codec.images.sources import open_source
 from latent_codec.images.tensors import central_window
 from latent_codec.models.initialization import initialize_codebooks
+from latent_codec.models.quantizers import k_means
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import load_config
 from latent_codec.training.data import TrainingCrops
@@ -33,7 +35,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIDE = 32
 FITTED = 300
-"""Steps of Adam that encoder and decoder are fitted in, without quantization where a codebook is fitted after half of them."""
+"""Steps of Adam that encoder and decoder are fitted in; where there is a codebook, it is k-means after half of them, and nothing is
+quantized before."""
 NOISE = 0.5
 """Of each weight of the decoder, in standard deviations of its tensor, for every class."""
 LEAST_GAIN = 0.5
@@ -68,19 +71,41 @@ def fitted(name: str, source):
     config = load_config("finetune-decoder", SETTINGS)
     crops = TrainingCrops.configured(config, source, family.channels)
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=2e-3)
+    quantizes = bool(family.levels) and family.indices_suffice
     for step in range(FITTED):
-        if name == "HierarchicalVQ":  # of a random codebook nearly all codewords are far from all latents
-            for quantizer in autoencoder.quantizers:
-                quantizer.bypassed = step < FITTED // 2
-            if step == FITTED // 2:
-                initialize_codebooks(autoencoder, collate(crops, range(64)))
+        bypassed = quantizes and step < FITTED // 2
+        for quantizer in getattr(autoencoder, "quantizers", ()):
+            quantizer.bypassed = bypassed
+        if quantizes and step == FITTED // 2:
+            fit_codebooks(family, collate(crops, range(64)))
         images = collate(crops, range(4 * step, 4 * step + 4))
-        posterior, raw_latents = family.encode_raw(images)
-        reconstruction = family.decode_raw(raw_latents if posterior is None else posterior.mode())
         optimizer.zero_grad()
-        mse_loss(reconstruction, images).backward()
+        mse_loss(reconstructed(family, images, bypassed), images).backward()
         optimizer.step()
     return autoencoder.eval()
+
+
+def reconstructed(family, images, bypassed: bool):
+    """What the decoder makes of images, with gradients that go straight through a quantizer, or without quantization."""
+    autoencoder = family.autoencoder
+    posterior, raw_latents = family.encode_raw(images)
+    if not isinstance(autoencoder, VQModel) or not family.indices_suffice:
+        return family.decode_raw(raw_latents if posterior is None else posterior.mode())
+    if not bypassed:
+        codewords = family.latents_of_indices(family.encode_with_indices(images)[1])
+        raw_latents = raw_latents + (codewords - raw_latents).detach()
+    return autoencoder.decode(raw_latents, force_not_quantize=True).sample
+
+
+@torch.no_grad()
+def fit_codebooks(family, images) -> None:
+    """Of a random codebook nearly all codewords are far from all latents."""
+    if hasattr(family.autoencoder, "quantizers"):
+        initialize_codebooks(family.autoencoder, images)
+    else:
+        (level,) = family.levels
+        vectors = family.encode_raw(images).raw_latents.movedim(1, -1).flatten(0, 2)
+        level.codebook.copy_(k_means(vectors, level.codebook_size))
 
 
 @torch.no_grad()
