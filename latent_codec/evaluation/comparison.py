@@ -35,10 +35,15 @@ def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evalua
 
 def side_by_side(original: Tensor, reconstruction: Tensor) -> Image.Image:
     """original | reconstruction | difference, in which mid-gray means equal; both are (C, H, W) in [-1, 1]."""
-    difference = (reconstruction - original).clamp(-1, 1)
+    return hstack_images([original, reconstruction, difference_image(original, reconstruction)])
+
+
+def difference_image(original: Tensor, reconstruction: Tensor, times: float = 1) -> Tensor:
+    """Reconstruction minus original, `times` as large, (C, H, W) in [-1, 1]: mid-gray means equal."""
+    difference = ((reconstruction - original) * times).clamp(-1, 1)
     if len(original) == 4:
         difference[3] = 1  # opaque, or an equal alpha would hide the difference of the colors
-    return hstack_images([original, reconstruction, difference])
+    return difference
 
 
 def median_image(evaluation: Evaluation) -> ImageFigures:

@@ -106,7 +106,7 @@ def measure_rate_distortion(
 
     readable = iter_images(source, channels=channels, indices=indices, on_skip=result.skipped.append)
     for index, image in readable:
-        tests = _Tests(source.name(index), index, image.to(device), folder / f"{index:04d}")
+        tests = ImageTrials(source.name(index), index, image.to(device), folder / f"{index:04d}")
         for compressor in compressors:
             for quality in curves[compressor.name]:
                 add(tests.run(CURVE, compressor, quality))
@@ -128,8 +128,12 @@ def fidelity(image: Tensor, original: Tensor) -> Fidelity:
     return Fidelity(**{metric: figure for metric, (figure,) in found.items()})
 
 
-class _Tests:
-    """One image and its files."""
+class ImageTrials:
+    """One image and its files, in a folder of its own.
+
+    Args:
+        original: (C, H, W) in [-1, 1].
+    """
 
     def __init__(self, name: str, index: int, original: Tensor, folder: Path):
         self.name, self.index, self.original, self.folder = name, index, original, folder

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import progress, showing
-from latent_codec.cli.work.opening import SAMPLE_SIZE, device_of, sample_photograph
+from latent_codec.cli.work.opening import device_of
 from latent_codec.cli.work.printing import for_people, print_json, table
 from latent_codec.evaluation import drop_in_audit, host_audit
 from latent_codec.evaluation.diffusers_audit import made_for
+from latent_codec.images.sample_photograph import SAMPLE_SIZE, sample_photograph
 from latent_codec.images.sources import open_source, spread
 from latent_codec.images.tensors import center_crop
 

@@ -22,9 +22,6 @@ from latent_codec.images.tensors import ImageError, to_image, write_image
 from latent_codec.precision import EMULATED, computes_bfloat16
 from latent_codec.torch_settings import usable_device
 
-SAMPLE_SIZE = 512
-"""Pixels per side of the crop of the sample photograph that verbs take."""
-
 MAX_IN_SHEET = 64
 """Images of DATA that one sheet shows, a row each."""
 
@@ -121,13 +118,6 @@ def few_images(args: argparse.Namespace) -> ImageSource:
         expected = f"at most {MAX_IN_SHEET} images"
         raise SettingError("data", expected, len(source), advice="choose some by `index` or `limit`")
     return source
-
-
-def sample_photograph() -> Path:
-    """A photograph that every installation has: matplotlib's."""
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 class NamedImages:

@@ -8,14 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from latent_codec import LatentCodec, metrics
-from latent_codec.bitstream import decompress, prepare
-from latent_codec.bitstream.container import SUFFIX
 from latent_codec.cli.progress import showing
 from latent_codec.cli.rd import words
 from latent_codec.cli.work.compressed_files import needed_entropy_model
 from latent_codec.cli.work.opening import load_codec, open_data
 from latent_codec.cli.work.printing import finish_report, table, write_json
 from latent_codec.errors import SettingError
+from latent_codec.evaluation.codec_compressor import CodecCompressor
 from latent_codec.evaluation.image_formats import image_formats
 from latent_codec.evaluation.rate_distortion import measure_rate_distortion
 from latent_codec.evaluation.rate_distortion_images import equal_bytes_grid, plot_rate_distortion
@@ -75,26 +74,6 @@ def run(args: argparse.Namespace) -> None:
     finish_report(
         args, found, files.values(), result.skipped, partial(_print_tables, result, codec, args.data)
     )
-
-
-class CodecCompressor:
-    """One of our codecs, by compressed files."""
-
-    def __init__(self, codec, entropy_model):
-        self.suffix = SUFFIX
-        self.codec, self.entropy_model, self.name = codec, entropy_model, codec.name
-        num_steps = 0 if entropy_model is None else entropy_model.num_step_sizes
-        self.qualities = range(num_steps) if num_steps else [None]
-        self._image, self._prepared = None, None
-
-    def encode(self, image, quality: int | None) -> bytes:
-        if image is not self._image:
-            self._image = image
-            self._prepared = prepare(self.codec, image, entropy_model=self.entropy_model)
-        return self._prepared.compress(quality=quality)
-
-    def decode(self, data: bytes):
-        return decompress(self.codec, data, entropy_model=self.entropy_model)
 
 
 def _check(args: argparse.Namespace, ours: CodecCompressor) -> None:

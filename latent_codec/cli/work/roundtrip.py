@@ -7,11 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from latent_codec import LatentCodec
-from latent_codec.cli.work.opening import SAMPLE_SIZE, NamedImages, load_codec, open_data, sample_photograph
+from latent_codec.cli.work.opening import NamedImages, load_codec, open_data
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.evaluation.codes import fixed_length_bits_per_pixel
 from latent_codec.evaluation.comparison import side_by_side
 from latent_codec.evaluation.cost import wait_for
+from latent_codec.images.sample_photograph import SAMPLE_SIZE, sample_photograph
 from latent_codec.images.tensors import center_crop, hstack_images, write_image
 from latent_codec.metrics import psnr, round_to_8_bits, ssim
 
