@@ -11,7 +11,7 @@ import torch
 from helpers import ROOT
 from helpers.training import write_images
 from PIL import Image
-from test_swap_in import build_codec, letter_tokenizer, sd_pipeline
+from test_swap_in import build_codec
 
 from latent_codec import LatentCodec
 
@@ -21,7 +21,8 @@ EXAMPLES = {path.stem: path for path in (ROOT / "examples").glob("*.py")}
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
-    sd_pipeline(build_codec(), letter_tokenizer(folder)).save_pretrained(folder / "tiny")
+    build_codec().save_pretrained(folder / "codec")
+    run_example("tiny_pipeline", folder / "tiny", "--codec", folder / "codec", "--size", 32)
     return str(folder / "tiny")
 
 
@@ -30,9 +31,14 @@ def run_example(name, *arguments):
 
 
 def test_every_example_is_tested():
-    assert sorted(EXAMPLES) == ["finetune_decoder", "preview_generation", "swap_vae"]
+    assert sorted(EXAMPLES) == ["finetune_decoder", "preview_generation", "swap_vae", "tiny_pipeline"]
     for path in EXAMPLES.values():
         assert f"python examples/{path.name} PIPELINE" in path.read_text()
+
+
+def test_tiny_pipeline_refuses_a_size_that_the_codec_cannot_have(tmp_path):
+    with pytest.raises(ValueError, match="expected a multiple of 16 pixels for default-f8c4, got 100"):
+        run_example("tiny_pipeline", tmp_path / "tiny", "--size", 100)
 
 
 def test_swap_vae(pipeline, tmp_path, capsys):

@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -73,6 +74,36 @@ def write_preview(path: Path, codec: LatentCodec, preview: StoredPreview) -> Non
     with replacing(path) as written:
         # not save_file, whose files nobody but their owner can read
         written.write_bytes(save({key: each.cpu().contiguous() for key, each in tensors.items()}, metadata))
+
+
+@ignoring_caller_settings()
+def copy_preview(codec: LatentCodec, to: LatentCodec) -> bool:
+    """Write the preview of a codec next to one with the same weights and scale, such as that codec as a pipeline takes it.
+
+    Fingerprints may tell these two apart: a pipeline does not ask for a shift or for statistics per channel, which may be 0 and 1.
+
+    Returns:
+        False where `codec` has no preview.
+
+    Raises:
+        ValueError: if their weights or latents differ, or the preview is damaged.
+    """
+    if codec.folder is None or not (codec.folder / NAME).is_file():
+        return False
+    probe = torch.stack(
+        [
+            torch.zeros(codec.latent_space.raw_channels, 2, 2),
+            torch.ones(codec.latent_space.raw_channels, 2, 2),
+        ]
+    )
+    ours, theirs = (plain_state_dict(each.autoencoder) for each in (codec, to))
+    is_alike = ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    if not is_alike or not torch.equal(codec.latent_space.normalize(probe), to.latent_space.normalize(probe)):
+        raise ValueError(
+            f"the preview of {codec.name} shows other latents than those of {to.name}: fit one to them"
+        )
+    write_preview(to.folder / NAME, to, read_preview(codec.folder / NAME, codec))
+    return True
 
 
 @ignoring_caller_settings()
