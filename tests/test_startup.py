@@ -41,6 +41,8 @@ REFUSALS = [
     "train nothing --data .",
     "train autoencoder",
     "train --unknown",
+    "ui --pipeline nowhere",
+    "ui --port 0",
 ]
 
 

@@ -33,6 +33,7 @@ VERBS = {
     "rd": ("compress", "rate-distortion against JPEG, WebP, AVIF, JPEG XL"),
     "info": ("inspect", "what a codec, checkpoint or file is"),
     "evaluate": ("inspect", "measure a codec, or the likelihood under a prior"),
+    "ui": ("inspect", "a page in the browser: all of this, by hand"),
     "interpolate": ("analyze", "morph images through their latents"),
     "attribute fit": ("analyze", "find the direction of an attribute in latents"),
     "attribute apply": ("analyze", "move images along that direction"),
