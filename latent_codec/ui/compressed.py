@@ -28,7 +28,7 @@ class File:
     figures: dict[str, str]
 
 
-def compress_to(codec: LatentCodec, image: Tensor, bits_per_pixel: float | None) -> File:
+def compress_to(codec: LatentCodec, image: Tensor, bits_per_pixel: float) -> File:
     """Compress an image (C, H, W) to at most so many bits per pixel; a codec with one rate takes its own.
 
     Raises:

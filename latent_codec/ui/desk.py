@@ -39,7 +39,7 @@ from latent_codec.ui.garments import garment
 
 MAX_BYTES = 32 * 2**20
 """Of a file that is dropped on the page."""
-MAX_PIXELS = 2**26
+MAX_PIXELS = 2**25
 """Of an image in it."""
 LARGEST = 1024
 """Pixels on the longer side that the page works with: a larger image is shrunk, with a note."""

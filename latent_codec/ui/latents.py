@@ -1,6 +1,5 @@
 """Latents: what an image becomes, channel by channel; and codecs of one vector per image, whose dimensions one can turn."""
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +132,3 @@ def turned(
         direction.check(codec)
         latents = latents + amount * direction.direction
     return enlarged_to(codec.decode(latents, size=(side, side))[0], 2 * SIDE)
-
-
-def png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
