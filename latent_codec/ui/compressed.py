@@ -96,5 +96,5 @@ def _figures(data: bytes) -> dict[str, str]:
         "image": f"{header.width}x{header.height} px",
         "file": f"{len(data):,} bytes, {3 * pixels / len(data):.0f} times fewer than 8-bit RGB",
         "rate": f"{8 * len(data) / pixels:.3f} bits per pixel",
-        "sections": f"{header.num_sections}: {header.num_layers} for each tile, of which there are {header.num_tiles}",
+        "sections": str(header.num_sections),
     }
