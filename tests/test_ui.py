@@ -123,6 +123,15 @@ def test_round_trip_by_one_click(page):
     keep(page, "round-trip")
 
 
+def test_several_clicks_at_once_do_no_harm(page):
+    for _ in range(4):
+        page.locator("#round-trip-go").click(no_wait_after=True)
+    page.get_by_label("Codec").first.click()
+    page.get_by_role("option", name="garments").click()
+    page.locator("#round-trip-figures").get_by_text("28x28 px", exact=True).wait_for()
+    assert size_of(page, "#round-trip-slider img") == [252, 252]
+
+
 def test_compare_and_its_crop_follows_the_pointer(page):
     open_tab(page, "Compare")
     page.locator("#compare-go").click()
