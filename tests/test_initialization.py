@@ -77,17 +77,17 @@ def error_inside(reconstruction, images):
     return (reconstruction - images)[..., INSIDE, INSIDE].square().mean().item()
 
 
-def principal_components(images, count):
+def principal_components(images, count, factor=FACTOR):
     """NumPy's own: whitened components (N, count, h, w), and the images painted back from them."""
     n, channels, height, width = images.shape
-    h, w = height // FACTOR, width // FACTOR
-    grid = images.numpy().astype(np.float64).reshape(n, channels, h, FACTOR, w, FACTOR)
-    blocks = grid.transpose(0, 2, 4, 1, 3, 5).reshape(n * h * w, channels * FACTOR * FACTOR)
+    h, w = height // factor, width // factor
+    grid = images.numpy().astype(np.float64).reshape(n, channels, h, factor, w, factor)
+    blocks = grid.transpose(0, 2, 4, 1, 3, 5).reshape(n * h * w, channels * factor * factor)
     mean = blocks.mean(0)
     left, singular, directions = np.linalg.svd(blocks - mean, full_matrices=False)
     whitened = (left[:, :count] * np.sqrt(len(blocks))).reshape(n, h, w, count)
     painted = (left[:, :count] * singular[:count]) @ directions[:count] + mean
-    painted = painted.reshape(n, h, w, channels, FACTOR, FACTOR).transpose(0, 3, 1, 4, 2, 5)
+    painted = painted.reshape(n, h, w, channels, factor, factor).transpose(0, 3, 1, 4, 2, 5)
     return torch.from_numpy(whitened.transpose(0, 3, 1, 2)), torch.from_numpy(painted.reshape(images.shape))
 
 
@@ -127,6 +127,23 @@ def test_images_it_was_not_fitted_to_come_back_as_well():
     others = smooth(seed=1)
     _, linear = principal_components(others, 4)
     assert error_inside(reconstruct(autoencoder, others), others) <= 1.15 * error_inside(linear, others)
+
+
+def test_an_image_that_is_one_vector_starts_as_its_principal_components():
+    """The last width is too narrow for 3x3 neighbors: around one vector there are none."""
+    images, others = smooth(1, count=700, side=8), smooth(1, count=100, side=8, seed=1)
+    autoencoder = build(channels=1, widths=(16, 32, 64, 64), latent_channels=12).eval()
+    initialize_linear_code(autoencoder, images)
+
+    latents = encode(autoencoder, images).double()
+    expected, linear = principal_components(images, 12, factor=8)
+    signs = (latents * expected).sum((0, 2, 3), keepdim=True).sign()
+    assert latents.shape == (700, 12, 1, 1)
+    assert (latents - signs * expected).abs().max() < 0.04
+    # An upsampled vector is equal at four positions, which only the zeros around them tell apart: not all of it comes back.
+    error, best = F.mse_loss(reconstruct(autoencoder, images), images), F.mse_loss(linear, images.double())
+    assert images.var() - error > 0.65 * (images.var() - best)
+    assert F.mse_loss(reconstruct(autoencoder, others), others) < 1.15 * error
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

@@ -10,6 +10,9 @@ code's fidelity and learns what is beyond it:
     image --conv_in: copy--> [2x2 blocks --PCA--> half the grid] x levels --conv_out--> latents
     latents --conv_in: 3x3 neighbors--> [nearest x2 --least squares 3x3--> finer blocks] x levels --> image
 
+Where the latents are one vector per image, its parts are those of the whole image: every position of a decoder's
+grid has a map of its own, because the zeros around a small grid tell its positions apart.
+
 With a codebook between them, k-means of the latents, this is vector quantization of the image's blocks, and a
 decoder that smooths their edges.
 
@@ -39,7 +42,10 @@ from latent_codec.models.quantizers import VectorQuantizer, k_means
 from latent_codec.tensors import check_shape
 
 RIDGE = 1e-4
-NUM_REGRESSED = 64  # images that the decoder's least squares look at: enough for its thousand unknowns
+NUM_REGRESSED = (
+    64  # images that the decoder's least squares look at, or more where grids are small: enough for
+)
+NUM_POSITIONS = 16_000  # its thousand unknowns
 IMAGES_AT_ONCE = 16
 
 
@@ -99,7 +105,8 @@ def initialize_linear_code(
         autoencoder: its convolutions are overwritten where the linear code needs
             them, and keep their initial values elsewhere.
         images: (N, in_channels, height, width) in [-1, 1], sides divisible by the
-            downsampling factor; some dozens of crops are enough, with a codebook some latents per codeword.
+            downsampling factor; some dozens of crops are enough, with a codebook some latents per codeword, and
+            where an image is one vector some images per channel of the last level.
         quantizer: of an AutoencoderVQ.
         anchor: A, in units of an image's range [-1, 1]. At 8 a group's scale moves by about 1 %: a frame of
             gray or noise changes the image inside by about 1 %, one of plain black or white by about 6 %
@@ -128,7 +135,7 @@ def initialize_linear_code(
         vectors = latents.movedim(1, -1).flatten(0, 2)
         quantizer.embedding.weight.copy_(k_means(vectors, quantizer.codebook_size))
         latents = quantizer.lookup(quantizer.assign(latents))
-    _write_decoder(autoencoder, [blocks[:NUM_REGRESSED] for blocks in levels], latents[:NUM_REGRESSED])
+    _write_decoder(autoencoder, levels, latents)
     _anchor(autoencoder.encoder.conv_norm_out, autoencoder.encoder.mid_block.resnets[-1].conv2.bias, anchor)
     _anchor(
         autoencoder.decoder.conv_norm_out, autoencoder.decoder.up_blocks[-1].resnets[-1].conv2.bias, anchor
@@ -182,21 +189,27 @@ def _write_encoder(
 
 def _write_decoder(autoencoder: AutoencoderKL | AutoencoderVQ, levels: list[Tensor], latents: Tensor) -> None:
     """Write the synthesis cascade from `latents` to each of `levels` (finest first)."""
-    decoder = autoencoder.decoder
+    decoder, is_one_vector = autoencoder.decoder, latents.shape[-2:] == (1, 1)
     upsamplers = [block.upsamplers[0].conv for block in decoder.up_blocks if block.upsamplers]
-    neighbors = 9 * latents.shape[1]
-    decoder.conv_in.weight[:neighbors] = torch.eye(neighbors).view(neighbors, latents.shape[1], 3, 3)
-    decoder.conv_in.bias[:neighbors] = 0
+    if is_one_vector:
+        _carry(decoder.conv_in, latents.shape[1])
+        state = latents
+    else:
+        neighbors = 9 * latents.shape[1]
+        decoder.conv_in.weight[:neighbors] = torch.eye(neighbors).view(neighbors, latents.shape[1], 3, 3)
+        decoder.conv_in.bias[:neighbors] = 0
+        state = F.unfold(latents, 3, padding=1).unflatten(2, latents.shape[-2:])
 
-    state = F.unfold(latents, 3, padding=1).unflatten(2, latents.shape[-2:])
     for level, conv in enumerate(upsamplers):
         target = levels[-1 - level]
+        count = max(NUM_REGRESSED, NUM_POSITIONS // target[0, 0].numel()) if is_one_vector else NUM_REGRESSED
+        target, state = target[:count], state[:count]
         width = min(conv.out_channels, decoder.up_blocks[level + 1].resnets[0].out_channels)
         if target.shape[1] > width:
             basis = _principal_components(target, width)
             target = torch.einsum("kc,nchw->nkhw", basis, target)
         upsampled = F.interpolate(state, scale_factor=2, mode="nearest")
-        weight, bias = _fit_convolution(upsampled, target)
+        weight, bias = _fit_convolution(upsampled, target, borders=is_one_vector)
         conv.weight[: len(weight)] = 0
         conv.weight[: len(weight), : state.shape[1]] = weight
         conv.bias[: len(weight)] = bias
@@ -244,18 +257,21 @@ def _principal_components(blocks: Tensor, count: int) -> Tensor:
     return directions.flip(1)[:, :count].mT.to(blocks.dtype)
 
 
-def _fit_convolution(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Ridge-regress `target` on `features`' 3x3 neighborhoods: a convolution's weight and bias."""
+def _fit_convolution(features: Tensor, target: Tensor, *, borders: bool) -> tuple[Tensor, Tensor]:
+    """Ridge-regress `target` on `features`' 3x3 neighborhoods: a convolution's weight and bias.
+
+    Of grids that are parts of larger ones `borders` is False: the zeros around them would bias the fit.
+    """
     size = features.shape[1] * 9 + 1
     gram = torch.zeros(size, size, dtype=torch.float64)
     moments = torch.zeros(size, target.shape[1], dtype=torch.float64)
     count = 0
     for feature, goal in zip(features, target):
-        # The border sees zero padding, which would bias the fit, so only the inside counts.
-        rows = F.unfold(feature[None], 3)[0].T.double()
+        rows = F.unfold(feature[None], 3, padding=int(borders))[0].T.double()
         rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
         gram += rows.T @ rows
-        moments += rows.T @ goal[:, 1:-1, 1:-1].flatten(1).T.double()
+        goal = goal if borders else goal[:, 1:-1, 1:-1]
+        moments += rows.T @ goal.flatten(1).T.double()
         count += len(rows)
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
     solution = torch.linalg.solve(gram + ridge, moments).float()
@@ -291,8 +307,9 @@ def _check(
     if len(widths) < 2 or widths[0] == widths[1]:
         # The last block pairs the image's channels in the shortcut that changes the width.
         raise ValueError(f"{described}: a linear start needs two widths or more, and the first two different")
-    if widths[0] < 4 * config.in_channels or widths[-1] < 9 * latent_channels:
-        least = f"at least {4 * config.in_channels} first and {9 * latent_channels} last"
+    neighbors = 1 if images.shape[-2:] == (factor, factor) else 9
+    if widths[0] < 4 * config.in_channels or widths[-1] < neighbors * latent_channels:
+        least = f"at least {4 * config.in_channels} first and {neighbors * latent_channels} last"
         raise ValueError(f"{described} are too narrow for a linear start: {least}")
     components = config.in_channels
     for level in range(len(widths) - 1):

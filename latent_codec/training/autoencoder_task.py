@@ -33,6 +33,7 @@ from latent_codec.training.task import Task, TaskInputs, collate
 
 _NOISE = 3  # a stream of randomness of its own under the run's seed (training/data.py)
 _LINEAR_START_CROPS = 64
+_LINEAR_START_VECTORS = 2048  # crops where each is one vector: some for each of its parts
 
 
 class AutoencoderTask(Task):
@@ -50,7 +51,10 @@ class AutoencoderTask(Task):
             self.latent_shape = space.raw_channels, *(side // space.raw_factor for side in config.data.size)
         self.samples = report.SampleImages(inputs.source, channels, config)
         if config.model.initialization == "linear" and not inputs.resumes:
-            count = config.codebook.kmeans_crops if self.family.levels else _LINEAR_START_CROPS
+            is_one_vector = self.latent_shape is not None and self.latent_shape[1:] == (1, 1)
+            count = _LINEAR_START_VECTORS if is_one_vector else _LINEAR_START_CROPS
+            if self.family.levels:
+                count = config.codebook.kmeans_crops
             initialize_linear_code(
                 network,
                 collate(crops, range(count)),
