@@ -42,10 +42,9 @@ from latent_codec.models.quantizers import VectorQuantizer, k_means
 from latent_codec.tensors import check_shape
 
 RIDGE = 1e-4
-NUM_REGRESSED = (
-    64  # images that the decoder's least squares look at, or more where grids are small: enough for
-)
-NUM_POSITIONS = 16_000  # its thousand unknowns
+NUM_FITTED = 64
+"""Images that a fit looks at, or more where grids are small: enough for the thousand unknowns of least squares."""
+NUM_POSITIONS = 16_000
 IMAGES_AT_ONCE = 16
 
 
@@ -130,27 +129,25 @@ def initialize_linear_code(
         if conv is not None:
             _carry(conv, conv.in_channels)
     images = images.float()
-    levels, latents = _write_encoder(autoencoder, images, one_scale=quantizer is not None)
+    latents = _write_encoder(autoencoder, images, one_scale=quantizer is not None)
     if quantizer is not None:
         vectors = latents.movedim(1, -1).flatten(0, 2)
         quantizer.embedding.weight.copy_(k_means(vectors, quantizer.codebook_size))
         latents = quantizer.lookup(quantizer.assign(latents))
-    _write_decoder(autoencoder, levels, latents)
+    _write_decoder(autoencoder, images, latents)
     _anchor(autoencoder.encoder.conv_norm_out, autoencoder.encoder.mid_block.resnets[-1].conv2.bias, anchor)
     _anchor(
         autoencoder.decoder.conv_norm_out, autoencoder.decoder.up_blocks[-1].resnets[-1].conv2.bias, anchor
     )
 
 
-def _write_encoder(
-    autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor, *, one_scale: bool
-) -> tuple[list[Tensor], Tensor]:
-    """Write the analysis cascade; return the image's blocks at every finer grid, finest first, and the latents."""
+def _write_encoder(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor, *, one_scale: bool) -> Tensor:
+    """Write the analysis cascade; return the latents."""
     encoder, latent_channels = autoencoder.encoder, autoencoder.config.latent_channels
     downsamplers = [block.downsamplers[0].conv for block in encoder.down_blocks if block.downsamplers]
     _carry(encoder.conv_in, images.shape[1])
 
-    code, blocks, levels = images, images, [images]
+    code = images
     for level, conv in enumerate(downsamplers):
         last = level == len(downsamplers) - 1
         width = min(conv.out_channels, encoder.down_blocks[level + 1].resnets[0].out_channels)
@@ -164,9 +161,6 @@ def _write_encoder(
         conv.weight[: len(kernel), : code.shape[1], :2, :2] = kernel
         conv.bias[: len(kernel)] = 0
         code = torch.einsum("kc,nchw->nkhw", basis / 2, patches)
-        blocks = F.pixel_unshuffle(blocks, 2)
-        levels.append(blocks)
-    levels.pop()  # the coarsest grid is the latents' own
 
     components = code[:, :latent_channels]
     std, mean = torch.std_mean(components, dim=(0, 2, 3))
@@ -184,13 +178,18 @@ def _write_encoder(
         head.weight[channel, 2 * channel + 1, 1, 1] = -1 / std[channel]
         head.bias[channel] = -mean[channel] / std[channel]
     head.bias[latent_channels:] = 2 * math.log(0.01)  # an AutoencoderKL's posterior
-    return levels, (components - mean[:, None, None]) / std[:, None, None]
+    return (components - mean[:, None, None]) / std[:, None, None]
 
 
-def _write_decoder(autoencoder: AutoencoderKL | AutoencoderVQ, levels: list[Tensor], latents: Tensor) -> None:
-    """Write the synthesis cascade from `latents` to each of `levels` (finest first)."""
+def _write_decoder(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor, latents: Tensor) -> None:
+    """Write the synthesis cascade from `latents` to the principal components of finer and finer blocks of `images`."""
     decoder, is_one_vector = autoencoder.decoder, latents.shape[-2:] == (1, 1)
     upsamplers = [block.upsamplers[0].conv for block in decoder.up_blocks if block.upsamplers]
+    targets = [images]  # finest first
+    for conv, block in reversed(list(zip(upsamplers[:-1], decoder.up_blocks[1:]))):
+        patches = F.pixel_unshuffle(targets[-1], 2)
+        basis = _principal_components(patches, min(conv.out_channels, block.resnets[0].out_channels))
+        targets.append(torch.einsum("kc,nchw->nkhw", basis, patches))
     if is_one_vector:
         _carry(decoder.conv_in, latents.shape[1])
         state = latents
@@ -200,14 +199,9 @@ def _write_decoder(autoencoder: AutoencoderKL | AutoencoderVQ, levels: list[Tens
         decoder.conv_in.bias[:neighbors] = 0
         state = F.unfold(latents, 3, padding=1).unflatten(2, latents.shape[-2:])
 
-    for level, conv in enumerate(upsamplers):
-        target = levels[-1 - level]
-        count = max(NUM_REGRESSED, NUM_POSITIONS // target[0, 0].numel()) if is_one_vector else NUM_REGRESSED
-        target, state = target[:count], state[:count]
-        width = min(conv.out_channels, decoder.up_blocks[level + 1].resnets[0].out_channels)
-        if target.shape[1] > width:
-            basis = _principal_components(target, width)
-            target = torch.einsum("kc,nchw->nkhw", basis, target)
+    for conv, target in zip(upsamplers, reversed(targets)):
+        target = _enough(target)
+        state = state[: len(target)]
         upsampled = F.interpolate(state, scale_factor=2, mode="nearest")
         weight, bias = _fit_convolution(upsampled, target, borders=is_one_vector)
         conv.weight[: len(weight)] = 0
@@ -251,10 +245,15 @@ def _anchor(norm: nn.GroupNorm, bias: Tensor, anchor: float) -> None:
 
 def _principal_components(blocks: Tensor, count: int) -> Tensor:
     """The first `count` principal directions of (N, C, H, W) `blocks`' channels: (min(count, C), C), orthonormal."""
-    samples = blocks.movedim(1, -1).flatten(0, -2).double()
+    samples = _enough(blocks).movedim(1, -1).flatten(0, -2).double()
     samples = samples - samples.mean(0)
     _, directions = torch.linalg.eigh(samples.mT @ samples)
     return directions.flip(1)[:, :count].mT.to(blocks.dtype)
+
+
+def _enough(grids: Tensor) -> Tensor:
+    """The first of (N, C, h, w) `grids`, as many as a fit needs."""
+    return grids[: max(NUM_FITTED, NUM_POSITIONS // grids[0, 0].numel())]
 
 
 def _fit_convolution(features: Tensor, target: Tensor, *, borders: bool) -> tuple[Tensor, Tensor]:
