@@ -33,7 +33,7 @@ from latent_codec.training.task import Task, TaskInputs, collate
 
 _NOISE = 3  # a stream of randomness of its own under the run's seed (training/data.py)
 _LINEAR_START_CROPS = 64
-_LINEAR_START_VECTORS = 2048  # crops where each is one vector: some for each of its parts
+_LINEAR_START_VECTORS = 1024  # crops where each is one vector: some for each of its parts
 
 
 class AutoencoderTask(Task):
