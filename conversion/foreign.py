@@ -239,6 +239,9 @@ def read_foreign(
 ) -> Foreign:
     """Recognize a checkpoint by its names and shapes: one file, or the two that hold encoder and decoder.
 
+    Of one file that holds half of a tiny autoencoder (`taesd_encoder.pth`), the other half is read from the file next to it whose name
+    has "decoder" for "encoder", or the other way round.
+
     Args:
         entry: the prefix of the autoencoder's keys, names of dicts in the file included, such as "ema" or
             "state_dict.first_stage_model"; None: the only one, or the one that is no moving average.
@@ -251,14 +254,25 @@ def read_foreign(
         ValueError: if a file is damaged or would run code.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    name = " and ".join(Path(path).name for path in paths)
     if len(paths) > 2:
         raise ConversionError(f"expected one file, or an encoder's and a decoder's, got {len(paths)} files")
     opened = [open_entries(path) for path in paths]
+    if len(paths) == 1 and (other := _other_half(Path(paths[0]), opened[0])):
+        paths, opened = [paths[0], other], [opened[0], open_entries(other)]
+    name = " and ".join(Path(path).name for path in paths)
     if settings is None or "_class_name" not in settings.config:
         settings = combine(settings, settings_of_files(opened))
     checkpoint = opened[0] if len(opened) == 1 else _joined(opened)
     return recognize(checkpoint, name, entry, settings, class_name)
+
+
+def _other_half(path: Path, checkpoint: Checkpoint) -> Path | None:
+    """The file of the other half of a tiny autoencoder, next to the one at `path`; None if it is none or alone."""
+    side = side_of(checkpoint.shapes)
+    if side is None:
+        return None
+    other = path.with_name(path.name.replace(side, "decoder" if side == "encoder" else "encoder"))
+    return other if other != path and other.is_file() else None
 
 
 def recognize(

@@ -11,6 +11,7 @@ from operator import index
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
@@ -459,6 +460,38 @@ def image_generators(generator: Generators, num_images: int) -> list[torch.Gener
     device = "cpu" if generator is None else generator.device
     seeds = torch.randint(2**63 - 1, (num_images,), generator=generator, device=device)
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def labelled_generators(
+    seed: int, labels: Sequence[int | str] | None, num_images: int
+) -> list[torch.Generator]:
+    """A random number generator for every image, by its label and its number among the label's: more images are the same first ones.
+
+    Args:
+        labels: as `labels_by_number` gives them.
+        num_images: of every label.
+    """
+    numbers = [label if isinstance(label, int) else 0 for label in labels or [0]]
+    streams = [
+        np.random.default_rng((seed, label, number)) for label in numbers for number in range(num_images)
+    ]
+    return [torch.Generator().manual_seed(int(stream.integers(2**63))) for stream in streams]
+
+
+def labels_by_number(pipe: SamplingPipeline, given: Sequence[str] | None) -> list[int | str] | None:
+    """Labels that a person typed, as numbers; what is neither a name nor a number is left for the pipeline to refuse.
+
+    Returns:
+        None: every class, or None where the priors have none.
+    """
+    if given is None:
+        counts = [prior.config.num_classes for prior in pipe.priors.values()]
+        return next((list(range(count)) for count in counts if count is not None), None)
+    names = pipe.config.class_names or []
+    return [
+        names.index(label) if label in names else int(label) if label.isdecimal() else label
+        for label in given
+    ]
 
 
 def onload(component: nn.Module) -> None:

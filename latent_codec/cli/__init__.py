@@ -22,6 +22,8 @@ VERBS = {
     "encode": ("use", "images -> latent files"),
     "decode": ("use", "latent files -> images"),
     "sample": ("use", "generate images from a prior or a trained VAE"),
+    "comfyui install": ("use", "add nodes to a ComfyUI: codecs, previews, .lcf files"),
+    "comfyui uninstall": ("use", "take them away again"),
     "train": ("train", "train or fine-tune a codec, a prior, a classifier"),
     "calibrate": ("train", "measure scale, shift and float16 safety into a codec"),
     "fit-preview": ("train", "fit a fast preview of a codec's latents"),
@@ -133,7 +135,7 @@ def _with_verb(argv: list[str]) -> tuple[list[str], str | None]:
 
 
 def _line_of(verb: str) -> str:
-    return f"  {verb:15}  {VERBS[verb][1]}"
+    return f"  {verb:17}  {VERBS[verb][1]}"
 
 
 def _list_of_verbs() -> str:

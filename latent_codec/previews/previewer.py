@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.full import FullPreview
 from latent_codec.previews.palette import Palette, checked_indices
-from latent_codec.previews.preview_files import preview_path, read_preview
+from latent_codec.previews.preview_files import NAME, preview_path, read_preview
 from latent_codec.tensors import check_floating, check_shape
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -31,7 +32,7 @@ class LatentPreviewer:
         indices --a color per codeword--> RGB, a pixel per index          linear and tiny
         indices --reduced, filled--> the codec's own decoder --> RGB       full
 
-    Made by `from_pretrained`, `linear`, `tiny` or `full`.
+    Made by `from_pretrained`, `from_codec`, `linear`, `tiny` or `full`.
 
     Attributes:
         kind: "linear", "tiny" or "full".
@@ -69,14 +70,29 @@ class LatentPreviewer:
             ValueError: if there is no such codec or no such preview, or it was fitted to another codec or to the latents of
                 another pipeline, which the message names.
         """
-        if kind not in (None, *KINDS):
-            raise SettingError("kind", f"{', '.join(KINDS)}, or None for the best fitted one", kind)
+        _check_kind(kind)
         codec = LatentCodec.from_pretrained(name_or_path, pipeline=pipeline)
         if kind == "full":
             return cls.full(codec)
-        path = preview_path(name_or_path)
-        if not path.is_file():
-            expected = f'"full", its own decoder, as there is no preview in the folder of {codec.name}'
+        return cls._stored(codec, preview_path(name_or_path), kind)
+
+    @classmethod
+    @ignoring_caller_settings()
+    def from_codec(cls, codec: LatentCodec, *, kind: str | None = None) -> "LatentPreviewer":
+        """The preview in the folder that `codec` was opened from; `kind` and errors are those of `from_pretrained`."""
+        _check_kind(kind)
+        if kind == "full":
+            return cls.full(codec)
+        return cls._stored(codec, codec.folder and codec.folder / NAME, kind)
+
+    @classmethod
+    def _stored(cls, codec: LatentCodec, path: Path | None, kind: str | None) -> "LatentPreviewer":
+        """The preview in a file; None: the codec has no folder."""
+        if path is None or not path.is_file():
+            where = (
+                "it has no folder" if path is None else f"there is no preview in the folder of {codec.name}"
+            )
+            expected = f'"full", its own decoder, as {where}'
             raise SettingError("kind", expected, advice="latent-codec fit-preview fits one")
         stored = read_preview(path, codec)
         if kind == "tiny" and stored.tiny is None:
@@ -178,6 +194,11 @@ class LatentPreviewer:
         if self._paint_indices is None:
             raise ValueError("this previewer has no colors of codewords: it takes latents, not indices")
         return _finished(self._paint_indices(checked_indices(indices, self._codebook_sizes, known_mask)))
+
+
+def _check_kind(kind: str | None) -> None:
+    if kind not in (None, *KINDS):
+        raise SettingError("kind", f"{', '.join(KINDS)}, or None for the best fitted one", kind)
 
 
 class LinearPreview(nn.Module):

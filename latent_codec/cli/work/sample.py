@@ -5,7 +5,6 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -15,6 +14,7 @@ from latent_codec.cli.work.opening import check_writable, device_of, load_codec,
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.images.tensors import enlarged, image_grid, write_image
 from latent_codec.pipelines.folders import find_pipeline, load_pipeline
+from latent_codec.pipelines.sampling import labelled_generators, labels_by_number
 
 BATCH_PIXELS = 512 * 512
 MIN_SIDE = 96  # smaller images are shown enlarged
@@ -36,7 +36,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
     with showing(f"opening {folder.name}"):
         pipe = load_pipeline(folder, dtype=getattr(torch, args.dtype), device=device)
     pipe.set_progress_bar_config(disable=True)
-    labels = _labels(args.label, pipe, list(pipe.priors.values()))
+    labels = labels_by_number(pipe, args.label)
     num_rows = len(labels or [None])
     preview = None
     if args.preview:
@@ -55,7 +55,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
             height=height,
             width=width,
             batch_size=BATCH_SIZE,
-            generator=_generators(args.seed, labels, args.num),
+            generator=labelled_generators(args.seed, labels, args.num),
             callback=follow,
             **settings_of(args, "temperature", "top_k", "top_p", "keep"),
         )
@@ -135,25 +135,6 @@ def _columns(num: int, num_rows: int) -> int:
 def _sheet(images, columns: int):
     """PIL images as a grid, small ones enlarged."""
     return image_grid([enlarged(image, -(-MIN_SIDE // min(image.size))) for image in images], columns)
-
-
-def _labels(given: list[str] | None, pipe, priors: list) -> list[int | str] | None:
-    """Labels as numbers; what is neither a name nor a number is left for the pipeline to refuse."""
-    if given is None:
-        counts = [prior.config.num_classes for prior in priors if prior.config.num_classes is not None]
-        return list(range(counts[0])) if counts else None
-    names = pipe.config.class_names or []
-    return [
-        names.index(label) if label in names else int(label) if label.isdecimal() else label
-        for label in given
-    ]
-
-
-def _generators(seed: int, labels: list[int | str] | None, num: int) -> list:
-    """A random number generator for every image, by its label and number among the label's."""
-    numbers = [label if isinstance(label, int) else 0 for label in labels or [0]]
-    streams = [np.random.default_rng((seed, label, number)) for label in numbers for number in range(num)]
-    return [torch.Generator().manual_seed(int(stream.integers(2**63))) for stream in streams]
 
 
 def _sample_latents(args: argparse.Namespace) -> None:
