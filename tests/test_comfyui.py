@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from helpers import ROOT
-from helpers.autoencoders import CONFIGS
+from helpers.autoencoders import build
 from helpers.processes import run_fresh
 
 from latent_codec import LatentCodec
@@ -56,9 +56,7 @@ HOSTS = {
 
 
 def codec_of(kind: str) -> LatentCodec:
-    torch.manual_seed(0)
-    network, config = CONFIGS[kind]
-    return LatentCodec(network(**config), name=kind)
+    return LatentCodec(build(kind), name=kind)
 
 
 @pytest.mark.parametrize("name", NODE_CLASS_MAPPINGS)

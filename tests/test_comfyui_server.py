@@ -4,13 +4,14 @@ COMFYUI_PATH names a checkout of ComfyUI, COMFYUI_PYTHON an interpreter that has
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.autoencoders import CONFIGS
+from helpers.autoencoders import build
 from helpers.comfyui import ComfyUI, Listener, copy_nodes
 from PIL import Image
 from safetensors.torch import load_file
@@ -18,17 +19,18 @@ from safetensors.torch import load_file
 from latent_codec import LatentCodec, bitstream
 from latent_codec.cli import main
 from latent_codec.cli.work.opening import sample_photograph
+from latent_codec.images.tensors import to_pil
 from latent_codec.previews import LatentPreviewer
 
 CHECKOUT = os.environ.get("COMFYUI_PATH")
 pytestmark = pytest.mark.skipif(not CHECKOUT, reason="COMFYUI_PATH does not name a checkout of ComfyUI")
 
 RANDOM = {
-    "hierarchical": CONFIGS["HierarchicalVQ"],
-    "f4": CONFIGS["AutoencoderKL"],
-    "qwen": CONFIGS["AutoencoderKLQwenImage"],
-    "layered": CONFIGS["AutoencoderKLQwenImage, layered"],
-    "flux2": CONFIGS["AutoencoderKLFlux2"],
+    "hierarchical": "HierarchicalVQ",
+    "f4": "AutoencoderKL",
+    "qwen": "AutoencoderKLQwenImage",
+    "layered": "AutoencoderKLQwenImage, layered",
+    "flux2": "AutoencoderKLFlux2",
 }
 """Codecs of random weights in models/latent_codecs."""
 TEMPORAL = {"temporal_size": 64, "temporal_overlap": 8}
@@ -42,9 +44,8 @@ def server(tmp_path_factory):
         (base / name).mkdir()
     assert main(["comfyui", "install", str(base)]) == 0
     copy_nodes(base)
-    for name, (kind, config) in RANDOM.items():
-        torch.manual_seed(0)
-        LatentCodec(kind(**config), name=name).save_pretrained(base / "models/latent_codecs" / name)
+    for name, kind in RANDOM.items():
+        LatentCodec(build(kind), name=name).save_pretrained(base / "models/latent_codecs" / name)
     server = ComfyUI(Path(CHECKOUT), os.environ.get("COMFYUI_PYTHON", sys.executable), base)
     yield server
     server.close()
@@ -98,6 +99,34 @@ def test_a_round_trip_is_that_of_latent_codec(server, image, codec):
     assert_alike(found, expected)
 
 
+def test_models_are_listed_by_folder(server):
+    found = server.get("/object_info/LatentCodecLoad")["LatentCodecLoad"]["input"]["required"]["codec"][0]
+    assert found == [
+        "default",
+        "default-vq",
+        "garments",
+        *(f"latent_codecs/{name}" for name in sorted(RANDOM)),
+    ]
+
+
+def test_half_precision_is_close(server, image):
+    (found,) = saved(server, server.run(round_trip("default", dtype="bfloat16")))
+    (expected,) = LatentCodec.from_pretrained("default").roundtrip(image)
+    assert 0 < np.abs(found.astype(int) - np.array(expected)).max() < 16
+
+
+def test_a_saved_vae_is_the_codecs_weights(server):
+    workflow = {
+        "codec": node("LatentCodecLoad", codec="default"),
+        "save": node("VAESave", vae=["codec", 0], filename_prefix="vae/saved"),
+    }
+    server.run(workflow)
+    (path,) = (server.base / "output/vae").glob("saved*.safetensors")
+    found, expected = load_file(path), LatentCodec.from_pretrained("default").autoencoder.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+
+
 def test_taef2_opens_from_one_of_its_two_files(server, image, shared):
     path = shared / "checkpoints/taef2_encoder.pth"
     (found,) = saved(server, server.run(round_trip("default", path=str(path))))
@@ -149,11 +178,15 @@ def test_compressed_files_are_saved_and_loaded(server, image, codec, settings):
             **settings,
         ),
         "save": node("SaveImage", images=["compress", 0], filename_prefix="decoded"),
+        "report": node("PreviewAny", source=["compress", 1]),
     }
     outputs = server.run(workflow)
     (file,) = outputs["compress"]["files"]
     path, opened = server.path(file), LatentCodec.from_pretrained(codec)
     data = path.read_bytes()
+    assert outputs["report"]["text"] == [
+        f"{path.name}: {len(data):,} bytes, {8 * len(data) / (96 * 64):.3f} bits per pixel"
+    ]
     assert data == bitstream.compress(
         opened, image, quality=settings["quality"] if settings["quality"] >= 0 else None
     )
@@ -228,9 +261,22 @@ def test_previews_arrive_and_change_nothing(server, sampled, kind, every, number
 
     codec = LatentCodec.from_pretrained("default")
     previewer = LatentPreviewer.from_codec(codec, kind=None if kind == "auto" else kind)
-    last = previewer(codec.latent_space.normalize(sampled[:1]))[0].permute(1, 2, 0).numpy() * 127.5 + 127.5
-    seen = np.array(previews[-1].resize(last.shape[1::-1], Image.Resampling.BOX), np.float32)
-    assert np.abs(seen - last).mean() < 4  # enlarged, and saved as JPEG
+    (last,) = previewer(codec.latent_space.normalize(sampled[:1]))
+    expected = to_pil(last).resize(
+        previews[-1].size, Image.Resampling.BILINEAR
+    )  # as ComfyUI enlarges previews
+    difference = np.array(previews[-1], int) - np.array(expected, int)
+    assert np.abs(difference).mean() < 6  # of JPEG
+
+
+def test_a_linear_preview_is_comfyuis_own_with_the_codecs_factors(server):
+    workflow = {
+        "codec": node("LatentCodecLoad", codec="default"),
+        "compare": node("LinearPreviews", vae=["codec", 0]),
+        "report": node("PreviewAny", source=["compare", 0]),
+    }
+    (difference,) = server.run(workflow)["report"]["text"]
+    assert int(difference) <= 1  # both round down to 8 bits
 
 
 def test_a_preview_is_fitted_and_used(server, image, sampled):
@@ -250,11 +296,12 @@ def test_a_preview_is_fitted_and_used(server, image, sampled):
 def test_codecs_are_compared_in_a_grid(server, image):
     workflow = {
         "image": node("LoadImage", image="image.png"),
+        "batch": node("RepeatImageBatch", image=["image", 0], amount=2),
         "first": node("LatentCodecLoad", codec="default"),
         "second": node("LatentCodecLoad", codec="latent_codecs/hierarchical"),
         "compare": node(
             "LatentCodecCompare",
-            images=["image", 0],
+            images=["batch", 0],
             vae_1=["first", 0],
             vae_2=["second", 0],
             differences=True,
@@ -264,9 +311,11 @@ def test_codecs_are_compared_in_a_grid(server, image):
     }
     outputs = server.run(workflow)
     (grid,) = saved(server, outputs)
-    assert grid.shape[0] > 2 * 64 and grid.shape[1] >= 3 * 96
+    assert grid.shape[0] > 4 * 64 and grid.shape[1] >= 3 * 96
     first, second = outputs["report"]["text"][0].splitlines()
-    assert first.startswith("default-f8c4: PSNR 2") and second.startswith("hierarchical: PSNR ")
+    assert re.fullmatch(r"default-f8c4: PSNR \d\d\.\d\d dB, 4 channels at 1/8", first) and second.startswith(
+        "hierarchical: PSNR "
+    )
 
 
 def test_a_prior_draws_what_the_command_line_draws(server, tmp_path):

@@ -76,7 +76,8 @@ class CodecVAE(VAE):
 
     def get_sd(self) -> dict[str, Tensor]:
         """Weights by diffusers' names, which ComfyUI's Save VAE writes."""
-        return self.first_stage_model.autoencoder.state_dict()
+        weights = self.first_stage_model.autoencoder.state_dict()
+        return {key: weight.contiguous() for key, weight in weights.items()}
 
     def vae_encode_crop_pixels(self, pixels: Tensor) -> Tensor:
         """Crop images (B, H, W, C) to their middle, so that sides divide by what the codec needs."""

@@ -19,9 +19,9 @@ class SaveCompressed:
     CATEGORY = CATEGORY
     FUNCTION = "save"
     OUTPUT_NODE = True
-    RETURN_TYPES = ("IMAGE", "INT")
-    RETURN_NAMES = ("images", "bytes")
-    OUTPUT_TOOLTIPS = ("What the files decode to.", "The size of all files together.")
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("images", "report")
+    OUTPUT_TOOLTIPS = ("What the files decode to.", "The name and size of each file, a line each.")
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -75,7 +75,7 @@ class SaveCompressed:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), width, height
         )
-        files, lines, decoded, total = [], [], [], 0
+        files, lines, decoded = [], [], []
         bar = ProgressBar(len(images))
         for image in to_images(images):
             data, values = prepare(codec, image).compress_and_read(
@@ -89,9 +89,9 @@ class SaveCompressed:
                 f"{file}: {len(data):,} bytes, {8 * len(data) / (height * width):.3f} bits per pixel"
             )
             decoded.append(values.image(output_type="pt"))
-            total, counter = total + len(data), counter + 1
+            counter += 1
             bar.update(1)
-        return {"ui": {"text": lines, "files": files}, "result": (to_pixels(decoded), total)}
+        return {"ui": {"files": files}, "result": (to_pixels(decoded), "\n".join(lines))}
 
 
 class LoadCompressed:

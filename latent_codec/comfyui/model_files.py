@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from latent_codec.components.codec_folders import INDEXES, SHIPPED, SHIPPED_PIPELINES
-from latent_codec.components.weight_files import CONFIG, find_weights_in
+from latent_codec.components.weight_files import CONFIG, is_weights_name, read_config_file
 from latent_codec.conversion.checkpoints import SUFFIXES
 
 OWN = "latent_codecs"
@@ -30,11 +30,8 @@ def codec_names() -> list[str]:
 
 def pipeline_names() -> list[str]:
     """Shipped pipelines over priors, then those in `models/latent_codecs`, and in runs there."""
-    found = {}
-    for name, path in _walked((OWN,)):
-        if path.is_dir() and any((path / index).is_file() for index in INDEXES):
-            found[name.removesuffix("/pipeline")] = path
-    return [*SHIPPED_PIPELINES, *found]
+    folders = [name for name, path in _walked((OWN,)) if path.is_dir() and _is_of_priors(path / INDEXES[0])]
+    return [*SHIPPED_PIPELINES, *(name.removesuffix("/pipeline") for name in folders)]
 
 
 def find_codec(name: str) -> str:
@@ -52,10 +49,12 @@ def find_pipeline_folder(name: str) -> str:
 
 
 def stamp(name: str) -> str:
-    """A string that changes when the files of a codec or pipeline do."""
+    """A string that changes when the files of a codec or pipeline do, those of its parts' folders included."""
+    if name in (*SHIPPED, *SHIPPED_PIPELINES):
+        return name
     path = Path(find_codec(name))
-    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
-    return ";".join(f"{each.name} {each.stat().st_mtime_ns}" for each in files if each.is_file())
+    files = [path, *path.glob("*"), *path.glob("*/*")]
+    return ";".join(sorted(f"{each} {each.stat().st_mtime_ns}" for each in files if each.is_file()))
 
 
 def _found_codecs() -> dict[str, Path]:
@@ -94,6 +93,13 @@ def _walked(kinds: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
 
 def _is_model(folder: Path) -> bool:
     """Whether a folder is a pipeline, or a component with its weights."""
-    if any((folder / index).is_file() for index in INDEXES):
-        return True
-    return (folder / CONFIG).is_file() and find_weights_in(folder).is_file()
+    names = {path.name for path in folder.iterdir()}
+    return bool(names & {*INDEXES}) or (CONFIG in names and any(map(is_weights_name, names)))
+
+
+def _is_of_priors(index: Path) -> bool:
+    """Whether a model_index.json is that of one of this project's pipelines over priors."""
+    try:
+        return str(read_config_file(index)["_class_name"]).endswith("PriorPipeline")
+    except (OSError, ValueError, KeyError):
+        return False

@@ -70,10 +70,11 @@ class SamplingPreview:
         return sample(noise, latent_image, sampler, sigmas, denoise_mask, after_step, *rest, **named)
 
     def image(self, x_0: Tensor) -> Image:
-        """The first image of what the model predicts, in ComfyUI's own rounding."""
+        """The first image, or frame, of what the model predicts, in ComfyUI's own rounding."""
         from latent_preview import preview_to_image
 
-        latents = latents_of(self.format.process_out(x_0[:1]), self.space)
+        samples = self.format.process_out(x_0[:1])
+        latents = latents_of(samples[:, :, :1] if samples.ndim == 5 else samples, self.space)
         return preview_to_image(self.previewer(latents)[0].movedim(0, -1))
 
     def _try_image(self, x_0: Tensor) -> Image | None:

@@ -1,7 +1,13 @@
-"""A file for ComfyUI's custom_nodes/: a tiny random U-Net as MODEL, and something for it to be conditioned on."""
+"""A file for ComfyUI's custom_nodes/: a tiny random U-Net as MODEL, with a CONDITIONING, and what only its Python can compare."""
 
+import numpy as np
 import torch
-from comfy import model_base, model_management, model_patcher, supported_models
+from comfy import latent_formats, model_base, model_management, model_patcher, supported_models
+from latent_preview import Latent2RGBPreviewer
+
+from latent_codec.comfyui.previews import SamplingPreview
+from latent_codec.previews import LatentPreviewer
+from latent_codec.previews.preview_files import NAME, read_preview
 
 
 class TinyModel:
@@ -42,4 +48,32 @@ class TinyModel:
         return patcher, [[torch.randn(1, 3, 16, generator=generator), {}]]
 
 
-NODE_CLASS_MAPPINGS = {"TinyModel": TinyModel}
+class LinearPreviews:
+    """How much a codec's linear preview differs from ComfyUI's own with its factors, of 255."""
+
+    RETURN_TYPES = ("INT",)
+    FUNCTION = "compare"
+    CATEGORY = "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",)}}
+
+    def compare(self, vae):
+        codec = vae.codec()
+        stored = read_preview(codec.folder / NAME, codec)
+        weight, bias = stored.weight.tolist(), stored.bias.tolist()
+        latent_format = latent_formats.LatentFormat()
+        latent_format.process_out = (
+            codec.latent_space.denormalize
+        )  # as of a model trained on the codec's latents
+        ours = SamplingPreview(LatentPreviewer.from_codec(codec, kind="linear"), codec, latent_format)
+        host = Latent2RGBPreviewer([*zip(*weight)], bias)
+        x_0 = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+        images = (ours.image(x_0), host.decode_latent_to_preview(x_0))
+        ours, host = (np.asarray(image).astype(int) for image in images)
+        assert ours.shape == (32, 32, 3)
+        return (int(np.abs(ours - host).max()),)
+
+
+NODE_CLASS_MAPPINGS = {"TinyModel": TinyModel, "LinearPreviews": LinearPreviews}
