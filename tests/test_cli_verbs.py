@@ -60,7 +60,7 @@ def test_a_verb_is_a_pair_of_files_and_a_row(capsys):
     assert main(["count-letters", "word", "--limit", "3"]) == 0
     assert capsys.readouterr() == ("3\n", "Note: 4 letters\n")
     for argv, ends in (
-        (["--help"], ("count-letters    count letters", "where the input was at fault.")),
+        (["--help"], ("count-letters      count letters", "where the input was at fault.")),
         (["count-letters", "--help"], ("Count letters.", "latent-codec count-letters word")),
     ):
         with pytest.raises(SystemExit):
@@ -78,7 +78,7 @@ def test_a_verb_may_have_two_words(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("latent-codec count letters: WORD: expected letters")
     for argv, status, said in (
         (["count", "letters", "--help"], 0, "usage: latent-codec count letters"),
-        (["count", "--help"], 0, "  count letters    count letters\n"),
+        (["count", "--help"], 0, "  count letters      count letters\n"),
         (["count"], 2, "latent-codec count: the following arguments are required: second; see"),
         (["count", "words"], 2, "latent-codec count: argument second: invalid choice: 'words'"),
     ):

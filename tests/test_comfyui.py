@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from helpers import ROOT
-from helpers.autoencoders import build
+from helpers.autoencoders import CONFIGS, build
 from helpers.processes import run_fresh
 
 from latent_codec import LatentCodec
@@ -150,6 +150,17 @@ def test_the_network_of_the_vae_decodes_what_the_codec_decodes(kind):
         ]
     assert network.values_to_decode(*samples.shape[-2:]) > found[0].numel()
     assert network.values_to_encode(32, 32) > images[0].numel()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_memory_is_estimated_for_every_class(kind):
+    network = CodecNetwork(codec_of(kind))
+    small = network.values_to_encode(64, 64), network.values_to_decode(8, 8)
+    assert small[0] > 64 * 64 and small[1] > 8 * 8 * network.codec.latent_space.downsampling_factor**2
+    assert (network.values_to_encode(64, 128), network.values_to_decode(16, 8)) == (
+        2 * small[0],
+        2 * small[1],
+    )
 
 
 def test_gray_codecs_give_color_and_work_stops_where_it_is_told_to():

@@ -54,9 +54,7 @@ class CodecVAE(VAE):
         self.downscale_ratio = self.upscale_ratio = space.downsampling_factor
         self.latent_channels, self.output_channels = space.channels, network.image_channels
         self.latent_dim = 2  # images, also of video models' codecs
-        self.disable_offload = (
-            True  # all of the network at once: its layers are not ComfyUI's, which load by parts
-        )
+        self.disable_offload = True  # only ComfyUI's own layers can be moved one by one
         self.memory_used_encode = lambda shape, dtype: (
             network.values_to_encode(*shape[-2:]) * model_management.dtype_size(dtype)
         )

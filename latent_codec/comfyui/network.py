@@ -96,7 +96,7 @@ class CodecNetwork(nn.Module):
         layers = [
             module
             for name, module in self.autoencoder.named_modules()
-            if _is_layer(module) and self.codec.is_of_decoder(name) == decoder
+            if _is_layer(module) and self.codec.is_of_decoder(f"{name}.") == decoder
         ]
         begun: set[nn.Module] = set()
 

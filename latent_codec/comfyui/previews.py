@@ -32,12 +32,8 @@ class SamplingPreview:
     """
 
     def __init__(self, previewer: LatentPreviewer, codec: LatentCodec, latent_format, every: int = 1):
-        self.previewer, self.space, self.format, self.every = (
-            previewer,
-            codec.latent_space,
-            latent_format,
-            every,
-        )
+        self.previewer, self.space = previewer, codec.latent_space
+        self.format, self.every = latent_format, every
         self._failed = False
 
     def __call__(

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from latent_codec.families.family import Config, Family
+from latent_codec.families.family import Config, Family, last_layer_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class ConsistencyDecoder(Family):
@@ -24,6 +24,10 @@ class ConsistencyDecoder(Family):
     @classmethod
     def decoder_keys(cls, config: Config) -> tuple[str, ...]:
         return ("decoder_unet.",)
+
+    @property
+    def last_layer(self) -> "nn.Module":
+        return last_layer_of(self.autoencoder.decoder_unet)
 
     def decode_raw(self, raw_latents: "Tensor", tile: int | None = None) -> "Tensor":
         import torch
