@@ -1,5 +1,7 @@
 """TAESD and TAEF2 against what the original code answers, against its constructors' names, and there and back."""
 
+import shutil
+
 import diffusers
 import pytest
 import torch
@@ -219,12 +221,21 @@ def test_norms_at_half_of_the_middle_are_missing_or_unexpected():
         to_diffusers(state | {"decoder.3.pool.0.weight": torch.zeros(128, 64, 1, 1)})
 
 
-def test_one_half_alone_and_the_same_half_twice_are_refused(shared):
+@pytest.mark.parametrize("name", FILES)
+def test_the_other_half_is_found_next_to_it(name, shared):
+    whole = read_foreign(halves(shared, name)).component(torch.float32).state_dict()
+    for half in halves(shared, name):
+        found = LatentCodec.from_pretrained(half).autoencoder.state_dict()
+        assert found.keys() == whole.keys() and all(torch.equal(found[key], whole[key]) for key in whole)
+
+
+def test_one_half_alone_and_the_same_half_twice_are_refused(shared, tmp_path):
     encoder, _ = halves(shared, "taesd")
+    alone = shutil.copy(encoder, tmp_path)
     with pytest.raises(
         ConversionError, match="is the encoder of a tiny autoencoder; give the decoder's file too"
     ):
-        read_foreign(encoder)
+        read_foreign(alone)
     with pytest.raises(ConversionError, match="are not the encoder and the decoder"):
         read_foreign([encoder, encoder])
 
