@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from latent_codec import LatentCodec, bitstream
 from latent_codec.cli import main
-from latent_codec.cli.work.opening import sample_photograph
+from latent_codec.images.sample_photograph import sample_photograph
 from latent_codec.images.tensors import to_pil
 from latent_codec.previews import LatentPreviewer
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latent_codec.comfyui.images import to_images, to_pixels
+from latent_codec.evaluation.comparison import difference_image
 from latent_codec.images.sheets import sheet
 from latent_codec.images.tensors import center_crop
 from latent_codec.metrics import as_rgb, psnr, round_to_8_bits
@@ -34,10 +35,8 @@ def compare_vaes(pixels: Tensor, vaes: Sequence[Any], differences: bool) -> tupl
     for original, *reconstructions in zip(*columns):
         rows.append([original, *reconstructions])
         if differences:
-            changed = [
-                (each - center_crop(original, tuple(each.shape[1:]))).clamp(-1, 1) for each in reconstructions
-            ]
-            rows.append([torch.ones_like(original), *changed])
+            middles = [center_crop(original, tuple(each.shape[1:])) for each in reconstructions]
+            rows.append([torch.ones_like(original), *map(difference_image, middles, reconstructions)])
     grid = sheet(rows, column_titles=titles)
     return to_pixels((grid.float() / 127.5 - 1)[None]), "\n".join(lines)
 

@@ -47,10 +47,7 @@ class FitPreview:
         codec = codec_vae(vae).codec()
         source = None if images is None else PixelSource(images)
         found = fit_linear(
-            codec,
-            source,
-            num_images=24,
-            on_progress=lambda done, total: ProgressBar(total).update_absolute(done),
+            codec, source, on_progress=lambda done, total: ProgressBar(total).update_absolute(done)
         )
         previewer = LatentPreviewer.linear(
             found.weight, found.bias, space=codec.latent_space, palette=found.palette
