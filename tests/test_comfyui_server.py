@@ -110,8 +110,8 @@ def test_models_are_listed_by_folder(server):
 
 
 def test_half_precision_is_close(server, image):
-    (found,) = saved(server, server.run(round_trip("default", dtype="bfloat16")))
-    (expected,) = LatentCodec.from_pretrained("default").roundtrip(image)
+    (found,) = saved(server, server.run(round_trip("latent_codecs/f4", dtype="bfloat16")))
+    (expected,) = LatentCodec.from_pretrained(server.base / "models/latent_codecs/f4").roundtrip(image)
     assert 0 < np.abs(found.astype(int) - np.array(expected)).max() < 16
 
 
