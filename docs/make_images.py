@@ -1,17 +1,18 @@
-"""Run the code of docs/ideas.md, section by section, and keep the images that the page shows.
+"""Run the code of the pages of docs/, section by section, and keep the images that they show.
 
-    python docs/make_images.py FOLDER                the whole page: half an hour of one core
-    python docs/make_images.py FOLDER pixel anomal   the sections whose titles begin like this
+    python docs/make_images.py FOLDER                       all pages: half an hour of one core
+    python docs/make_images.py FOLDER ideas pixel anomal    of one page the sections that begin like this
 
-The code runs in FOLDER, which has `fashion_mnist/`, as the page's reader has it. What it prints is where the page's figures
-are from. Trainings that FOLDER has already are not repeated, and one that was stopped goes on. An image `images/NAME` of the
-page is the file NAME that the section's code wrote there.
+The code runs in FOLDER, as a reader runs it. ideas.md needs `fashion_mnist/` there, and the other pages nothing. What is
+printed is where the pages' figures are from. Trainings that FOLDER has already are not repeated, and one that was stopped goes
+on. An image `images/NAME` of a page is the file NAME that the section's code wrote there.
 """
 
 import argparse
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 from PIL import Image
@@ -19,9 +20,14 @@ from PIL import Image
 from latent_codec.cli import main as latent_codec
 from latent_codec.images.tensors import enlarged
 
-PAGE = Path(__file__).resolve().parent / "ideas.md"
+DOCS = Path(__file__).resolve().parent
+IMAGES = DOCS / "images"
+PHOTOGRAPH = "lighthouse.png"
+"""A crop of Kodak's image 21, which no command makes."""
 MIN_HEIGHT = 128
 """Of the images, in pixels."""
+FULL_COLOR = ("three.png",)
+"""Others have at most 256 colors."""
 
 
 def main() -> None:
@@ -29,23 +35,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
+    parser.add_argument("page", nargs="?", default="*", help="name of the one page (default: all)")
     parser.add_argument(
         "titles", nargs="*", metavar="TITLE", help="how a section's title begins (default: all)"
     )
     args = parser.parse_args()
+    (args.folder / "docs/images").mkdir(parents=True, exist_ok=True)
+    shutil.copy(IMAGES / PHOTOGRAPH, args.folder / "docs/images" / PHOTOGRAPH)
     os.chdir(args.folder)
-    for title, section in sections(PAGE.read_text(encoding="utf-8")).items():
-        if not args.titles or title.lower().startswith(tuple(each.lower() for each in args.titles)):
-            print(f"\n## {title}", flush=True)
-            run(section)
-            keep_images(section, PAGE.parent / "images")
-    kept = sum(path.stat().st_size for path in (PAGE.parent / "images").rglob("*.png"))
+    for page in sorted(DOCS.glob(f"{args.page}.md")):
+        for title, section in sections(page.read_text(encoding="utf-8")).items():
+            chosen = not args.titles or title.lower().startswith(tuple(each.lower() for each in args.titles))
+            if chosen and shown_images(section) and re.search(r"```(bash|python)", section):
+                print(f"\n## {page.stem}: {title}", flush=True)
+                run(section)
+                keep_images(section, IMAGES)
+    kept = sum(path.stat().st_size for path in IMAGES.rglob("*.png"))
     print(f"\nimages: {kept / 1e6:.2f} MB")
 
 
 def sections(page: str) -> dict[str, str]:
-    """The sections of a Markdown page by their titles, in its order."""
-    return dict(part.split("\n", 1) for part in re.split(r"^## ", page, flags=re.MULTILINE)[1:])
+    """The sections of a Markdown page by their titles, in its order; what comes before the first one is `Start`."""
+    first, *others = re.split(r"^## ", page, flags=re.MULTILINE)
+    return {"Start": first} | dict(part.split("\n", 1) for part in others)
 
 
 def run(section: str) -> None:
@@ -57,7 +69,7 @@ def run(section: str) -> None:
     for language, code in re.findall(r"```(bash|python)\n(.*?)```", section, re.DOTALL):
         if language == "python":
             print(f"\n{code}", flush=True)
-            exec(compile(code, str(PAGE), "exec"), {})
+            exec(compile(code, "docs", "exec"), {})
             continue
         for line in code.splitlines():
             print(f"\n$ {line}", flush=True)
@@ -67,19 +79,20 @@ def run(section: str) -> None:
 
 def shown_images(section: str) -> list[str]:
     """The names of a section's images, below `images/`."""
-    return re.findall(r"!\[[^\]]*\]\(images/([^)]+)\)", section)
+    return re.findall(r"!\[[^\]]*\]\((?:docs/)?images/([^)]+)\)", section)
 
 
 def keep_images(section: str, images: Path) -> None:
     """Copy the images that a section shows from the current folder to `images`.
 
-    They are PNG files of at most 256 colors; low ones are enlarged by a whole factor.
+    They are PNG files of at most 256 colors, but for those of `FULL_COLOR`; low ones are enlarged by a whole factor.
     """
     for name in shown_images(section):
         (images / name).parent.mkdir(parents=True, exist_ok=True)
         with Image.open(name) as image:
             shown = enlarged(image.convert("RGB"), -(-MIN_HEIGHT // image.height))
-        shown.quantize(256, dither=Image.Dither.NONE).save(images / name, optimize=True)
+        kept = shown if name in FULL_COLOR else shown.quantize(256, dither=Image.Dither.NONE)
+        kept.save(images / name, optimize=True)
         print(f"{name}: {shown.width}x{shown.height} px, {(images / name).stat().st_size / 1000:.0f} kB")
 
 

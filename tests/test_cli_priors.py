@@ -17,6 +17,7 @@ from test_likelihood import cnn, kl, latents_prior, snail, vq
 from latent_codec import ImageClassifier, LatentCodec
 from latent_codec.cli import main
 from latent_codec.cli.work import sample as sample_verb
+from latent_codec.cli.work.summaries import SUMMARIES
 from latent_codec.components.prior_folders import load_prior
 from latent_codec.evaluation.likelihood import measure_likelihood
 from latent_codec.images.sources import open_source
@@ -427,7 +428,7 @@ def test_evaluate_prints_the_likelihood_and_writes_it(place, capsys):
     assert facts["levels"] == expected.to_dict()["levels"]
     assert (facts["bits_per_dim"], facts["num_images"]) == (expected.bits_per_dim, 6)
     assert (facts["data"], facts["prior"], facts["kind"]) == (["data"], "run", "codes")
-    assert facts.pop("files") == ["report/likelihood.json"]
+    assert facts.pop("files") == [f"report/{name}" for name in ("likelihood.json", *SUMMARIES)]
     assert json.loads(Path("report/likelihood.json").read_text()) == facts
 
     assert main(argv) == 0

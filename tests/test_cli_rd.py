@@ -12,6 +12,7 @@ from test_bitstream import build, make_image
 from latent_codec import LatentCodec
 from latent_codec.bitstream import decompress, fit_static, load_entropy_model
 from latent_codec.cli import main
+from latent_codec.cli.work.summaries import SUMMARIES
 from latent_codec.components.codec_folders import ASSETS
 from latent_codec.evaluation.reconstruction import reconstruct
 from latent_codec.images.tensors import to_image, write_image
@@ -41,6 +42,8 @@ def test_figures_are_those_of_the_files_it_keeps(place, capsys):
         "grid.png",
         "rd.json",
         "rd.csv",
+        "summary.md",
+        "summary.tex",
         "files",
     }
     assert [each["quality"] for each in found["curves"]["kl"]] == [5, 40]
@@ -75,7 +78,7 @@ def test_tables(place, capsys):
     assert out.startswith("kl on photos: 2 images")
     assert "Note: of 2 images even our coarsest file takes more than 0.15 bpp." in out
     assert "Note: no MS-SSIM, which needs 176 px per side." in out
-    assert "kl minus the format, paired by image" in out and " of 2 " in out
+    assert "kl minus each format, at 0.15 bpp, paired by image" in out and " of 2 " in out
     for expected in ("unquantized", "BD-rate of kl", "Equal bytes, at 0.15 bpp", "jpeg", "webp"):
         assert expected in out
     assert sorted(path.name for path in Path("latent-codec-out/rd").iterdir()) == [
@@ -83,7 +86,13 @@ def test_tables(place, capsys):
         "rd.csv",
         "rd.json",
         "rd.png",
+        "summary.md",
+        "summary.tex",
     ]
+    page, paper = (Path("latent-codec-out/rd", name).read_text() for name in ("summary.md", "summary.tex"))
+    assert "\n| jpeg | " in page and "needs 4 rates, ours has 2" in page and "| bpp | bytes |" in page
+    assert page.count("\n|---|") == paper.count(r"\begin{tabular}{l") == paper.count(r"\end{table}") == 4
+    assert r"95 \% interval" in paper and " & jpeg & webp \\\\\n" in paper
 
 
 def test_no_curves(place, capsys):
@@ -91,7 +100,7 @@ def test_no_curves(place, capsys):
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "BD-rate" not in out and "Equal bytes, at 0.15 bpp" in out and "unquantized" in out
-    assert sorted(path.name for path in Path("o").iterdir()) == ["grid.png", "rd.csv", "rd.json"]
+    assert sorted(path.name for path in Path("o").iterdir()) == ["grid.png", "rd.csv", "rd.json", *SUMMARIES]
     assert "leave it or --no-curves out" in fails(
         capsys, "rd", "photos", "--codec", "kl", "--no-curves", "--qualities", "5"
     )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
+from latent_codec.cli.work.summaries import SUMMARIES
 from latent_codec.codec import Encoding
 from latent_codec.evaluation.codes import (
     CodeMeter,
@@ -400,7 +401,9 @@ def test_evaluate_prints_the_levels_as_json_and_writes_two_images(kind, folders,
         assert 1 < level["perplexity"] <= level["used_codes"] <= level["codebook_size"]
         assert level["bits_per_pixel"] < level["fixed_length_bits_per_pixel"]
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"images.png", "latents.png", "codebook.png", "indices.png", "evaluation.json"}
+    assert written == {"images.png", "latents.png", "codebook.png", "indices.png", "evaluation.json"} | set(
+        SUMMARIES
+    )
     assert {str(tmp_path / name) for name in written} == set(found["files"])
     with Image.open(tmp_path / "codebook.png") as codebook, Image.open(tmp_path / "indices.png") as indices:
         assert codebook.width >= 384

@@ -405,13 +405,16 @@ def test_comparison_shows_worst_median_best(codec, tmp_path, sizes, rows):
     sheet = comparison_image(codec, source, evaluation)
     ranked = evaluation.by_quality()
 
-    row_height = sheet.height // rows
-    factor = 5  # 30 px rows are enlarged to 128 or more
-    assert sheet.height == rows * row_height and row_height > 30 * factor
+    gap, factor = 4, 4  # 30 px are enlarged to about 128
+    top = sheet.height - rows * (30 * factor + gap) + gap  # below the titles of the columns
+    left = sheet.width - 3 * (40 * factor + gap) + gap  # right of those of the rows
     assert [image.psnr for image in ranked] == sorted(image.psnr for image in evaluation.images)
     worst = np.asarray(Image.open(ranked[0].name))
-    shown = np.asarray(sheet)[row_height - 30 * factor : row_height : factor, : 40 * factor : factor]
+    shown = np.asarray(sheet)[top : top + 30 * factor : factor, left : left + 40 * factor : factor]
     assert np.array_equal(shown, worst)
+    assert (
+        top > 10 and left > 40 and np.asarray(sheet)[:top].min() == np.asarray(sheet)[:, :left].min() == 0
+    )  # titles
 
 
 def test_histograms_are_drawn_for_any_number_of_channels(tmp_path):

@@ -114,6 +114,15 @@ def test_qualities_of_a_curve_are_those_asked_for_and_means_are_over_images(meas
     assert len(jpeg) >= 4 and jpeg == sorted(set(jpeg))
 
 
+def test_qualities_that_are_given_bound_every_format(photos, tmp_path):
+    (webp, jpeg), source = image_formats(["webp", "jpeg"]), open_source(photos)
+    found = measure_rate_distortion(webp, [jpeg], source, tmp_path / "files", qualities=[0, 10], limit=1)
+    highest = found.curve("webp")[-1].bits_per_pixel
+    first, *others = found.curve("jpeg")
+    assert first.quality == 1  # a format that does not go as low has its coarsest, whatever it takes
+    assert all(each.bits_per_pixel < 2.3 * highest for each in others)
+
+
 def test_default_qualities_span_the_rates(tmp_path):
     (tmp_path / "photos").mkdir()
     smooth(112, 112).resize((448, 448), Image.Resampling.BICUBIC).save(tmp_path / "photos/a.png")
@@ -310,20 +319,34 @@ def test_it_is_the_mean_of_log_rate_over_the_quality_of_both():
     assert found.note == "26.00 to 32.00 dB"
 
 
+def curve(*values, rates=(0.1, 0.2, 0.3, 0.4)):
+    return [point(rate, psnr=value) for rate, value in zip(rates, values)]
+
+
 def test_curves_without_overlap_have_no_figure():
-    anchor = [point(rate, psnr=value) for rate, value in ((0.1, 26), (0.2, 28))]
-    test = [point(rate, psnr=value) for rate, value in ((0.1, 20), (0.2, 25.5))]
-    found = bd_rate(anchor, test, "psnr")
+    anchor = curve(26, 27, 27.5, 28)
+    found = bd_rate(anchor, curve(20, 22, 24, 25.5), "psnr")
     assert found.percent is None
     assert found.note == "no overlap: theirs has 26.00 to 28.00 dB, ours 20.00 to 25.50 dB"
-    assert bd_rate(anchor, [point(0.1, psnr=27)], "psnr").note == "one of the curves has fewer than two rates"
     assert bd_rate(anchor, [point(0.1), point(0.2)], "psnr").note == "no figures of PSNR"
 
 
+def test_three_points_or_less_than_a_decibel_in_common_give_no_figure():
+    anchor = curve(24, 25, 26, 28)
+    assert bd_rate(anchor, curve(24, 26, 28), "psnr").note == "needs 4 rates, ours has 3"
+    assert bd_rate(curve(24, 26, 28), anchor, "psnr").note == "needs 4 rates, theirs has 3"
+    assert (
+        bd_rate(anchor, curve(24, 24, 26, 28), "psnr").note == "needs 4 rates, ours has 3"
+    )  # one is no better
+    short = bd_rate(anchor, curve(27.1, 28, 29, 30), "psnr")
+    assert short.percent is None and short.note == "overlap of 0.90 dB, needs 1 dB"
+    assert bd_rate(anchor, curve(27, 28, 29, 30), "psnr").percent is not None
+
+
 def test_points_that_cost_more_for_less_are_left_out():
-    anchor = [point(rate, psnr=value) for rate, value in ((0.1, 20), (0.2, 24), (0.4, 28))]
-    worse = [point(0.3, psnr=23.9), point(0.25, psnr=24.0), point(0.5, psnr=math.inf)]
-    test = [point(rate / 2, psnr=value) for rate, value in ((0.1, 20), (0.2, 24), (0.4, 28))]
+    anchor = curve(20, 24, 28, 30)
+    worse = [point(0.25, psnr=23.9), point(0.22, psnr=24.0), point(0.5, psnr=math.inf)]
+    test = curve(20, 24, 28, 30, rates=(0.05, 0.1, 0.15, 0.2))
     assert bd_rate([*anchor, *worse], test, "psnr").percent == pytest.approx(-50)
 
 

@@ -15,8 +15,8 @@ It prints:
   BD-rate      how many percent fewer (negative) or more bytes the codec takes
                at equal quality: Bjontegaard's mean difference of log rate over
                the range of quality that both curves have (MS-SSIM in dB), by
-               PCHIP; "no overlap" where they have none, since nothing is
-               extrapolated
+               PCHIP. Nothing is extrapolated: it needs four rates of each
+               curve and, of PSNR and MS-SSIM, 1 dB that both reach
   equal bytes  for each image, our file at --bpp, and of each format the finest
                quality whose file is not larger than ours, with the bytes of
                all its files against those of ours. Where a format's coarsest
@@ -28,8 +28,9 @@ It prints:
                does not hold 0
 
 In --out it leaves the curves (rd.png), images at equal bytes (grid.png), every
-figure (rd.json), and every file's (rd.csv). The dashed line of rd.png is the
-codec without quantization, which its curve approaches.
+figure (rd.json), every file's (rd.csv), and the tables for a page or a paper
+(summary.md, summary.tex). The dashed line of rd.png is the codec without
+quantization, which its curve approaches.
 
 Examples:
   latent-codec rd photos/                   the shipped codec
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qualities",
         metavar="Q,Q,...",
-        help="measure the codec's curve at these qualities, 0 being the coarsest (default: six of about 0.05 to 0.5 bits per pixel)",
+        help="measure the codec's curve at these qualities, 0 being the coarsest, and the formats' from half to twice these rates (default: six of about 0.05 to 0.5 bits per pixel)",
     )
     parser.add_argument(
         "--bpp",

@@ -8,29 +8,31 @@ from torch import Tensor
 from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.codes import codebook_image, index_map, mean_colors
 from latent_codec.evaluation.reconstruction import Evaluation, ImageFigures, reconstruct
+from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import enlarged, hstack_images
+from latent_codec.images.tensors import hstack_images, to_image, to_pil
 
 MIN_HEIGHT = 128
-"""Smaller images are shown enlarged by a whole factor, pixel by pixel."""
+"""Smaller images are shown enlarged by a whole factor, pixel by pixel, to about so many pixels."""
 
 
 def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evaluation) -> Image.Image:
-    """Worst, median and best image by PSNR, a row each, `side_by_side`; fewer rows where there are fewer images."""
+    """A `sheet` of the worst, the median and the best image by PSNR, a row each; fewer rows where there are fewer images."""
     ranked = evaluation.by_quality()
     chosen = {ranked[0].index: "worst"}
     chosen.setdefault(ranked[-1].index, "best")
     chosen.setdefault(median_image(evaluation).index, "median")
 
-    rows = []
+    rows, titles = [], []
     for image in ranked:
         if image.index not in chosen:
             continue
         original = source.image(image.index, codec.channels)
-        row = readable(side_by_side(original, reconstruct(codec, original.unsqueeze(0))[0].cpu()))
-        rows.append(captioned(row, f"{chosen[image.index]}: {Path(image.name).name}, {image.psnr:.2f} dB"))
-
-    return _stacked(rows)
+        reconstruction = reconstruct(codec, original.unsqueeze(0))[0].cpu()
+        rows.append([original, reconstruction, difference_image(original, reconstruction)])
+        titles.append(f"{chosen[image.index]}\n{_broken(Path(image.name).name)}\n{image.psnr:.2f} dB")
+    columns = ["original", "reconstruction", "difference (gray: none)"]
+    return to_pil(sheet(rows, row_titles=titles, column_titles=columns, side=MIN_HEIGHT))
 
 
 def side_by_side(original: Tensor, reconstruction: Tensor) -> Image.Image:
@@ -73,26 +75,33 @@ def codebook_sheet(codec: LatentCodec, evaluation: Evaluation, tiles: list[Tenso
 def index_sheet(
     codec: LatentCodec, source: ImageSource, evaluation: Evaluation, tiles: list[Tensor]
 ) -> Image.Image:
-    """The image of median PSNR, for each level: original | indices in their codewords' mean colors | in false ones.
+    """A `sheet` of the image of median PSNR, a row per level: original | indices in their codewords' mean colors | in false ones.
 
     Args:
         tiles: `codeword_tiles` of each level, top first.
     """
     image = median_image(evaluation)
     original = source.image(image.index, codec.channels)
-    size, rows = tuple(original.shape[1:]), []
+    size, rows, titles = tuple(original.shape[1:]), [], []
     for level, (indices,) in enumerate(codec.encode_indices(original)):
         side = codec.levels[level].side
         maps = [
-            index_map(indices, side=side, size=size, colors=colors)
+            to_image(index_map(indices, side=side, size=size, colors=colors))
             for colors in (mean_colors(tiles[level]), None)
         ]
-        caption = (
-            f"{Path(image.name).name}, {level_name(level, len(tiles))}: {len(indices)}x{indices.shape[1]} indices "
-            "in the mean colors of their codewords, in false colors"
-        )
-        rows.append(captioned(readable(hstack_images([original, *maps])), caption))
-    return _stacked(rows)
+        rows.append([original, *maps])
+        titles.append(f"{level_name(level, len(tiles))}\n{len(indices)}x{indices.shape[1]} indices")
+    columns = [
+        _broken(Path(image.name).name),
+        "indices, in the mean colors\nof their codewords",
+        "indices, in false colors",
+    ]
+    return to_pil(sheet(rows, row_titles=titles, column_titles=columns, side=MIN_HEIGHT))
+
+
+def _broken(name: str, length: int = 24) -> str:
+    """A name in lines of at most this many characters."""
+    return "\n".join(name[start : start + length] for start in range(0, len(name), length))
 
 
 def level_name(level: int, num_levels: int) -> str:
@@ -109,11 +118,6 @@ def _stacked(rows: list[Image.Image]) -> Image.Image:
         sheet.paste(row, (0, top))
         top += row.height
     return sheet
-
-
-def readable(image: Image.Image) -> Image.Image:
-    """An image at least `MIN_HEIGHT` pixels high."""
-    return enlarged(image, -(-MIN_HEIGHT // image.height))
 
 
 def captioned(image: Image.Image, caption: str, font_size: int | None = None) -> Image.Image:

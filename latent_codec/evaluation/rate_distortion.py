@@ -201,29 +201,34 @@ class ImageTrials:
 def _qualities_of_curves(
     compressors: Sequence[Compressor], sample: Sequence[Image.Image], qualities: Sequence[int | None] | None
 ) -> dict[str, list[int | None]]:
-    """Ours as given, or six over 0.05 to 0.5 bits per pixel; the others' eight from half our lowest rate to twice our highest."""
+    """Ours as given, or six over 0.05 to 0.5 bits per pixel; the others' eight from half our lowest rate to twice our highest.
+
+    Qualities that are given bound all of them: a format that does not go as low has its coarsest one only.
+    """
     if not sample or (qualities is not None and not qualities):
         return {each.name: [] for each in compressors}
     ours, *others = compressors
-    qualities = _qualities_between(ours, sample, 0.05, 0.5, 6) if qualities is None else list(qualities)
+    stretch = 4 if qualities is None else 1
+    qualities = _qualities_between(ours, sample, 0.05, 0.5, 6, 4) if qualities is None else list(qualities)
     ends = [_rate(ours, sample, quality) for quality in (qualities[0], qualities[-1])]
     return {ours.name: qualities} | {
-        each.name: _qualities_between(each, sample, min(ends) / 2, max(ends) * 2, 8) for each in others
+        each.name: _qualities_between(each, sample, min(ends) / 2, max(ends) * 2, 8, stretch)
+        for each in others
     }
 
 
 def _qualities_between(
-    compressor: Compressor, sample: Sequence[Image.Image], low: float, high: float, count: int
+    compressor: Compressor, sample: Sequence[Image.Image], low: float, high: float, count: int, stretch: float
 ) -> list[int | None]:
     """Qualities near `count` rates between two, in bits per pixel, coarsest first, by interpolation between a few.
 
-    A compressor that does not go as low starts where it does, and goes on to four times as much at least.
+    A compressor that does not go as low starts where it does, and goes on to `stretch` times as much at least.
     """
     qualities = compressor.qualities
     places = np.unique(np.linspace(0, len(qualities) - 1, PROBES).round().astype(int))
     found = np.maximum.accumulate([_rate(compressor, sample, qualities[place]) for place in places])
     low = max(low, found[0])
-    rates = np.geomspace(low, max(high, 4 * low), count)
+    rates = np.geomspace(low, max(high, stretch * low), count)
     chosen = np.interp(np.log(rates), np.log(found), places).round().astype(int)
     return [qualities[place] for place in np.unique(chosen)]
 

@@ -18,6 +18,8 @@ METRICS = {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "gmsd": "GMSD
 LESS_IS_BETTER = ("lpips", "gmsd")
 CONFIDENCE = 0.95
 """Of intervals of paired differences."""
+MIN_POINTS, MIN_OVERLAP = 4, 1.0
+"""Of the two curves of a BD-rate: points of each, and range of quality of both, in dB."""
 CURVE = "curve"
 """The comparison at each of a compressor's own rates; the others are at equal bytes."""
 
@@ -231,15 +233,22 @@ def bd_rate(anchor: Sequence[Trial], test: Sequence[Trial], metric: str) -> BDRa
     exp(integral of (ln rate of test - ln rate of anchor) over quality / its length) - 1, negative where `test` takes fewer
     bytes. Log rate is interpolated over `upward` quality by piecewise cubics that keep it monotone (PCHIP), as JCTVC-L1100
     has it in place of one cubic, and never extrapolated. Points that cost more and are no better than others are left out.
+    There is no figure where a curve has fewer than `MIN_POINTS` others, nor, for PSNR and MS-SSIM in dB, where the range of both is
+    less than `MIN_OVERLAP`: a point or two would decide it.
     """
     curves = [_frontier(points, metric) for points in (anchor, test)]
-    if min(map(len, curves)) < 2:
-        one_rate = "one of the curves has fewer than two rates"
-        return BDRate(percent=None, note=one_rate if all(curves) else f"no figures of {METRICS[metric]}")
+    if not all(curves):
+        return BDRate(percent=None, note=f"no figures of {METRICS[metric]}")
+    fewest = min(map(len, curves))
+    if fewest < MIN_POINTS:
+        whose = "ours" if fewest == len(curves[1]) else "theirs"
+        return BDRate(percent=None, note=f"needs {MIN_POINTS} rates, {whose} has {fewest}")
     low, high = max(each[0][0] for each in curves), min(each[-1][0] for each in curves)
     if low >= high:
         reaches = [f"{_range(metric, each[0][0], each[-1][0])}" for each in curves]
         return BDRate(percent=None, note=f"no overlap: theirs has {reaches[0]}, ours {reaches[1]}")
+    if metric in ("psnr", "ms_ssim") and high - low < MIN_OVERLAP:
+        return BDRate(percent=None, note=f"overlap of {high - low:.2f} dB, needs {MIN_OVERLAP:g} dB")
     areas = [PchipInterpolator(*zip(*each)).integrate(low, high) for each in curves]
     percent = 100 * math.expm1((areas[1] - areas[0]) / (high - low))
     return BDRate(percent=percent, note=_range(metric, low, high))

@@ -52,7 +52,7 @@ def sheet(
     width = max([*(image.width for image in images), *(width for width, _ in above)])
     height = max([*(image.height for image in images), *(height for _, height in at_left)])
     left = max((width + 2 * GAP for width, _ in at_left), default=0)
-    top = max((height + GAP for _, height in above), default=0)
+    top = max((height + 2 * GAP for _, height in above), default=0)
 
     canvas = Image.new(
         "RGB",
@@ -82,5 +82,6 @@ def _shown(image: Tensor, side: int | None) -> Image.Image:
 def _size(title: str) -> tuple[int, int]:
     """(width, height) in pixels."""
     draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(FONT_SIZE)
-    *_, right, bottom = draw.multiline_textbbox((0, 0), title, font)
-    return math.ceil(right), math.ceil(bottom)
+    # From the lowest descender up.
+    _, top, right, _ = draw.multiline_textbbox((0, 0), title, font, anchor="ld")
+    return math.ceil(right), math.ceil(-top)

@@ -31,9 +31,9 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
     encoder chooses other codewords: indices are the same whatever the precision, and only the decoder is halved.
 
     Args:
-        in_channels, out_channels, block_out_channels, layers_per_block, act_fn, latent_channels, sample_size,
-            num_vq_embeddings, norm_num_groups, vq_embed_dim, scaling_factor, norm_type,
-            mid_block_add_attention, force_upcast: as VQModel has them.
+        in_channels, out_channels, block_out_channels, layers_per_block, act_fn, latent_channels: as in VQModel.
+        sample_size, num_vq_embeddings, norm_num_groups, vq_embed_dim, scaling_factor, norm_type: as in VQModel.
+        mid_block_add_attention, force_upcast: as in VQModel.
         down_block_types, up_block_types: one per level; "AttnDownEncoderBlock2D" and "AttnUpDecoderBlock2D"
             have attention.
         lookup_from_codebook: so that plain VQModel decodes indices too (`force_not_quantize=True, shape=...`).

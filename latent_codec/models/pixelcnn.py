@@ -43,8 +43,8 @@ class PixelCNN(AutoregressivePrior):
         num_layers: depth; a layer sees `kernel_size` // 2 further on every side that is past.
         kernel_size: odd, 3 or more.
         dropout: share of gated values left out while training.
-        num_classes, condition_codebook_size, condition_channels, num_condition_blocks, sample_size, most_frequent,
-            space_fingerprint: as AutoregressivePrior describes them.
+        num_classes, condition_codebook_size, condition_channels, num_condition_blocks: as in AutoregressivePrior.
+        sample_size, most_frequent, space_fingerprint: as in AutoregressivePrior.
 
     Raises:
         ValueError: where these do not fit together.

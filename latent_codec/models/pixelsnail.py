@@ -28,8 +28,8 @@ class PixelSNAIL(AutoregressivePrior):
         kernel_size: odd, 3 or more.
         attention_channels, num_heads: of queries, keys and values, over all heads.
         dropout: share of values left out while training, in the middle of every residual layer.
-        num_classes, condition_codebook_size, condition_channels, num_condition_blocks, sample_size, most_frequent,
-            space_fingerprint: as AutoregressivePrior describes them.
+        num_classes, condition_codebook_size, condition_channels, num_condition_blocks: as in AutoregressivePrior.
+        sample_size, most_frequent, space_fingerprint: as in AutoregressivePrior.
 
     Raises:
         ValueError: where these do not fit together.

@@ -236,8 +236,8 @@ class RunConfig(Section):
     on Linux) that computes in it, else fp32. fp16 needs a GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third slower, a fraction of the memory."""
-    log_every: int = limited(50, least=1)
-    """Steps between two lines of metrics.jsonl."""
+    log_every: int | None = limited(None, least=1)
+    """Steps between two lines of metrics.jsonl; None: 50, and in a run of less than 1,000 steps a twentieth of it, 5 at least."""
     sample_every: int = limited(1000, least=1)
     """Steps between two images in samples/, and two measurements on held-out images."""
     checkpoint_every: int = limited(1000, least=1)

@@ -14,7 +14,7 @@ from latent_codec.files import replacing
 from latent_codec.images.labels import Images
 from latent_codec.training.config import TrainingConfig, dump_toml
 from latent_codec.training.kinds import KINDS, kinds_that_read
-from latent_codec.training.report import plot_curves, read_metrics
+from latent_codec.training.report import PSNR_OF_TRAINING, plot_curves, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,8 @@ def write_network(
     progress = [f"training_steps: {steps}"]  # what `is_finished` reads
     no_terms = "step", "learning_rate", "images_per_second"
     terms = [f"{name} {value:.5g}" for name, value in last.items() if name not in no_terms]
-    facts = [f"Last terms: {', '.join(terms) or 'none recorded'}", *facts]
+    explained = PSNR_OF_TRAINING * ("psnr" in last and config.kind.name == "codec")
+    facts = [f"Last terms: {', '.join(terms) or 'none recorded'}{explained}", *facts]
     if unfinished_at is not None:
         progress.append("unfinished: true")
         so_far = f"the averaged weights after {steps} of {config.run.steps} steps{not_yet}"

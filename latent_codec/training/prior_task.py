@@ -11,12 +11,14 @@ from torch import Tensor
 from latent_codec.codec import LatentCodec
 from latent_codec.components.prior_folders import CLASSES, load_prior
 from latent_codec.images.labels import Images
-from latent_codec.images.tensors import image_grid, write_image
+from latent_codec.images.sheets import sheet
+from latent_codec.images.tensors import write_image
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
 from latent_codec.training.build import construct
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.prior_data import Item, PriorData
+from latent_codec.training.report import SAMPLE_SIDE
 from latent_codec.training.task import Task, TaskInputs, collate
 
 NUM_SAMPLES = 16
@@ -158,7 +160,10 @@ class PriorTask(Task):
             images = self.codec.decode_indices([*above, drawn], output_type="pt").cpu()
         else:
             images = self.codec.decode(prior.decode_latents(drawn), output_type="pt").cpu()
-        write_image(image_grid(list(images), columns=math.isqrt(NUM_SAMPLES)), path)
+        numbers = torch.arange(1, NUM_SAMPLES + 1) if labels is None else labels
+        what, side = "sample" if labels is None else "class", math.isqrt(NUM_SAMPLES)
+        titles = [f"{what}\n{', '.join(map(str, row.tolist()))}" for row in numbers.split(side)]
+        write_image(sheet(images.split(side), row_titles=titles, side=SAMPLE_SIDE), path)
 
     def _arguments(
         self, prior: AutoregressivePrior, levels: list[Tensor], labels: Tensor

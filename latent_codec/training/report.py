@@ -17,12 +17,37 @@ from latent_codec import deprecated
 from latent_codec.families import family_of
 from latent_codec.files import replacing
 from latent_codec.images.batches import iter_images
+from latent_codec.images.decoding import printable
+from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import central_window, image_grid, write_image
+from latent_codec.images.tensors import central_window, write_image
+from latent_codec.metrics import psnr
 from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import TrainingConfig
 
 NUM_SAMPLES = 8
+PSNR_OF_TRAINING = (
+    ". This psnr is of training crops, by each step's weights and a posterior's samples; `latent-codec evaluate` measures "
+    "whole images, by the averaged weights and posterior means, rounded to 8 bits, so the two differ"
+)
+SAMPLE_SIDE = 128
+"""Smaller images of samples are shown enlarged to about so many pixels."""
+UNITS = {
+    "psnr": "dB",
+    "kl": "nats per pixel value",
+    "loss": "",
+    "images_per_second": "images/s",
+    "bits_per_dim": "bits",
+    "bits_per_index": "bits",
+    "bits_per_position": "bits",
+    "held_out_bits_per_index": "bits",
+    "held_out_bits_per_position": "bits",
+    "perplexity": "codewords",
+    "used_codes": "codewords",
+    "dead_codes": "codewords",
+    "restarted_codes": "codewords",
+}
+"""Of the terms of curves.png; others have none."""
 logger = logging.getLogger(__name__)
 
 
@@ -167,11 +192,14 @@ class Journal:
 
 
 class SampleImages:
-    """A fixed set of images, each original over its reconstruction."""
+    """A fixed set of images, each original over its reconstruction, with their names and PSNR."""
 
     def __init__(self, source: ImageSource, channels: int, config: TrainingConfig):
-        readable = iter_images(source, channels=channels, on_skip=lambda line: None)
-        self._images = [central_window(image, config.data.size) for _, image in islice(readable, NUM_SAMPLES)]
+        readable = list(
+            islice(iter_images(source, channels=channels, on_skip=lambda line: None), NUM_SAMPLES)
+        )
+        self._images = [central_window(image, config.data.size) for _, image in readable]
+        self._names = [_short(printable(Path(source.name(index)).name)) for index, _ in readable]
         if not self._images:
             raise ValueError(f"none of the {len(source)} images can be read, the first is {source.name(0)}")
         if config.data.binarize:
@@ -185,8 +213,19 @@ class SampleImages:
         with accelerator.autocast():
             posterior, raw_latents = family.encode_raw(images)
             decoded = family.decode_raw(raw_latents if posterior is None else posterior.mode())
-        images = [*images.cpu(), *decoded.float().clamp(-1, 1).cpu()]
-        write_image(image_grid(images, columns=len(self._images)), path)
+        reconstructions = decoded.float().clamp(-1, 1).cpu()
+        figures = psnr(reconstructions, images.cpu()).tolist()
+        titles = [f"{name}\n{figure:.2f} dB" for name, figure in zip(self._names, figures)]
+        rows = ["original", "reconstruction"]
+        found = sheet(
+            [images.cpu(), reconstructions], row_titles=rows, column_titles=titles, side=SAMPLE_SIDE
+        )
+        write_image(found, path)
+
+
+def _short(name: str, length: int = 18) -> str:
+    """A name cut in its middle to fit over an image."""
+    return name if len(name) <= length else f"{name[: length - 9]}…{name[-8:]}"
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
@@ -197,7 +236,10 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def plot_curves(run: Path) -> Path | None:
-    """Draw every term of metrics.jsonl over the steps into curves.png; None without two lines to draw."""
+    """Draw every term of metrics.jsonl over the steps into curves.png; None without two lines to draw.
+
+    A point is the mean over the steps since the point before.
+    """
     lines = read_metrics(run)
     if len(lines) < 2:
         return None
@@ -212,16 +254,19 @@ def plot_curves(run: Path) -> Path | None:
     figure.subplots_adjust(  # inches; to compute them, matplotlib would draw twice more
         left=0.6 / width,
         right=1 - 0.1 / width,
-        bottom=0.3 / height,
+        bottom=0.45 / height,
         top=1 - 0.3 / height,
-        wspace=0.2,
-        hspace=0.3,
+        wspace=0.25,
+        hspace=0.4,
     )
     for place, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, place + 1)
         points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points), linewidth=1)
-        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.plot(*zip(*points), linewidth=1, marker="." if len(points) <= 40 else None, markersize=4)
+        unit = UNITS.get(name, "")
+        axes.set_title(name.replace("_", " ") + (f" ({unit})" if unit else ""), fontsize=9)
+        if place + columns >= len(names):
+            axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.locator_params(nbins=4)
         axes.grid(alpha=0.3)

@@ -1,4 +1,5 @@
-"""What a configuration leaves to the machine, to its codec and to the length of the run: precision, whose latents, shares of `run.steps`.
+"""What a configuration leaves to the machine, to its codec and to the length of the run: precision, whose latents, shares of
+`run.steps`, how often a line is logged.
 
 They are decided when a run begins, and config.toml holds what was decided. A run that goes on keeps it.
 """
@@ -43,7 +44,8 @@ def resolve(
             else f"{out} began in bf16 and goes on in it; a run in another folder can be in fp32"
         )
         say(f"Note: {EMULATED}; {advice}")
-    sections = {"run": dataclasses.replace(config.run, precision=precision)}
+    log_every = config.run.log_every or min(50, max(5, config.run.steps // 20))
+    sections = {"run": dataclasses.replace(config.run, precision=precision, log_every=log_every)}
     if config.model.pipeline is None and config.codec is not None:
         pipeline = pipeline_of_codec(config.codec)
         sections["model"] = dataclasses.replace(config.model, pipeline=pipeline)

@@ -10,13 +10,15 @@ from torch.nn import functional as F
 
 from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
+from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import image_grid, write_image
+from latent_codec.images.tensors import write_image
 from latent_codec.models.tiny_decoder import TinyDecoder
 from latent_codec.previews.full import rgb
 from latent_codec.training.build import construct, load_codec
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import TrainingCrops
+from latent_codec.training.report import SAMPLE_SIDE
 from latent_codec.training.task import Task, TaskInputs, collate
 
 NUM_SAMPLES = 8
@@ -98,7 +100,9 @@ class TinyDecoderTask(Task):
         """The codec's decodes over the averaged decoder's."""
         latents, decoded = self._lesson(collate(self.dataset, range(NUM_SAMPLES)))
         reconstruction = self.ema.module.eval()(latents).float().clamp(-1, 1)
-        write_image(image_grid([*decoded.cpu(), *reconstruction.cpu()], columns=NUM_SAMPLES), path)
+        rows, names = [decoded.cpu(), reconstruction.cpu()], ["codec's decode", "tiny decoder"]
+        columns = [f"crop {number}" for number in range(1, len(decoded) + 1)]
+        write_image(sheet(rows, row_titles=names, column_titles=columns, side=SAMPLE_SIDE), path)
 
     @torch.no_grad()
     def _lesson(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,13 @@
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.opening import device_of, load_codec, open_data
-from latent_codec.cli.work.printing import by, finish_report, table, write_json
+from latent_codec.cli.work.printing import by, finish_report, write_json
+from latent_codec.cli.work.summaries import Table, write_summaries
 from latent_codec.components.prior_folders import load_prior
 from latent_codec.evaluation.codes import CodeStatistics, codeword_tiles
 from latent_codec.evaluation.comparison import codebook_sheet, comparison_image, index_sheet, level_name
@@ -48,10 +48,9 @@ def _evaluate_codec(args: argparse.Namespace) -> None:
             write_image(codebook_sheet(codec, evaluation, tiles), files[2])
             write_image(index_sheet(codec, source, evaluation, tiles), files[3])
     found = {"data": args.data} | evaluation.to_dict()
-    show = partial(_print_evaluation, evaluation, " ".join(args.data))
     files.append(args.out / "evaluation.json")
     write_json(found, files[-1])
-    finish_report(args, found, files, evaluation.skipped, show)
+    _finish(args, found, files, evaluation.skipped, _evaluation_tables(evaluation, " ".join(args.data)))
 
 
 def _measure_prior(args: argparse.Namespace) -> None:
@@ -65,9 +64,22 @@ def _measure_prior(args: argparse.Namespace) -> None:
     found = {"data": args.data, "prior": args.prior} | likelihood.to_dict()
     for note in likelihood.notes:
         print(f"Note: {note}", file=sys.stderr)
-    show = partial(_print_likelihood, likelihood, args.prior, " ".join(args.data))
-    write_json(found, args.out / "likelihood.json")
-    finish_report(args, found, [args.out / "likelihood.json"], likelihood.skipped, show)
+    files = [args.out / "likelihood.json"]
+    write_json(found, files[0])
+    tables = [_likelihood_table(likelihood, args.prior, " ".join(args.data))]
+    _finish(args, found, files, likelihood.skipped, tables)
+
+
+def _finish(
+    args: argparse.Namespace, found: dict, files: list[Path], skipped: list[str], tables: list[Table]
+) -> None:
+    """Write the tables, and print them with the files, or the result as JSON."""
+
+    def show() -> None:
+        for each in tables:
+            each.print()
+
+    finish_report(args, found, [*files, *write_summaries(tables, args.out)], skipped, show)
 
 
 def _open_priors(args: argparse.Namespace) -> tuple[list, LatentCodec | None]:
@@ -86,9 +98,8 @@ def _open_priors(args: argparse.Namespace) -> tuple[list, LatentCodec | None]:
     return priors, None if args.codec is None else load_codec(args)
 
 
-def _print_likelihood(likelihood: Likelihood, prior: str, data: str) -> None:
+def _likelihood_table(likelihood: Likelihood, prior: str, data: str) -> Table:
     whose = "" if likelihood.codec is None else f" of {likelihood.codec}"
-    print(f"{prior}, {likelihood.kind}{whose}, on {data}: {likelihood.num_images} images")
     headings = "level", "indices", "bits per\nindex", "order 0", "log2 K", "perplexity", "K", "bits per\ndim"
     rows = [
         (
@@ -105,17 +116,20 @@ def _print_likelihood(likelihood: Likelihood, prior: str, data: str) -> None:
     ]
     if len(rows) > 1:
         rows.append(("all", *[""] * 6, f"{likelihood.bits_per_dim:.5f}"))
-    table(headings, rows)
     given = "" if likelihood.label is None else f", given {likelihood.label!r} of the label"
     lossy = "" if likelihood.kind == "pixels" else " Of a lossy code: not the images' own likelihood."
-    print(
-        f"Bits per dim: {likelihood.bits_per_dim:.5f}{given}; order 0 {likelihood.order_0_bits_per_dim:.5f}, log2 K "
-        f"{likelihood.uniform_bits_per_dim:.5f}.{lossy}"
+    return Table(
+        title=f"{prior}, {likelihood.kind}{whose}, on {data}: {likelihood.num_images} images",
+        headings=headings,
+        rows=rows,
+        note=(
+            f"Bits per dim: {likelihood.bits_per_dim:.5f}{given}; order 0 {likelihood.order_0_bits_per_dim:.5f}, log2 K "
+            f"{likelihood.uniform_bits_per_dim:.5f}.{lossy}"
+        ),
     )
 
 
-def _print_evaluation(evaluation: Evaluation, data: str) -> None:
-    print(f"{evaluation.codec} on {data}: {len(evaluation.images)} images")
+def _evaluation_tables(evaluation: Evaluation, data: str) -> list[Table]:
     rows = [
         (name, "-" if figure.value is None else format(figure.value, form), figure.note)
         for name, figure, form in (
@@ -135,13 +149,19 @@ def _print_evaluation(evaluation: Evaluation, data: str) -> None:
     ]
     if evaluation.skipped:
         rows.append(("skipped", str(len(evaluation.skipped)), "images that could not be read"))
-    table(("", "", ""), rows, justify="lrl")
+    title = f"{evaluation.codec} on {data}: {len(evaluation.images)} images"
+    samples = "" if evaluation.codes else ", from a posterior's samples"
+    note = (
+        f"A training prints another PSNR: of its crops, by the weights of each step{samples},\n"
+        "and not rounded to 8 bits."
+    )
+    found = [Table(title=title, headings=("", "", ""), rows=rows, justify="lrl", note=note)]
     if evaluation.codes:
-        _print_codes(evaluation.codes)
-    _print_latents(evaluation)
+        found.append(_code_table(evaluation.codes))
+    return [*found, _latent_table(evaluation)]
 
 
-def _print_codes(codes: CodeStatistics) -> None:
+def _code_table(codes: CodeStatistics) -> Table:
     bits = "bits per\nindex", "bits per\npixel", "fixed\nlength"
     rows = [
         (
@@ -159,18 +179,17 @@ def _print_codes(codes: CodeStatistics) -> None:
     if len(rows) > 1:
         totals = f"{codes.bits_per_pixel:.4f}", f"{codes.fixed_length_bits_per_pixel:.4f}"
         rows.append(("all", *[""] * 5, *totals))
-    table(("level", "size", "used", "dead", "perplexity", *bits), rows)
     grids = " + ".join(by(usage.first_grid) for usage in codes.levels)
-    print(
+    note = (
         f"Indices: {grids} for the first image, {by(codes.first_size)}.\n"
         "Bits per index: their order-0 entropy. Bits per pixel: the same, per pixel without\n"
         "padding. Fixed length: the bits per pixel at log2(size) bits for every index."
-    )
-    if codes.note:
-        print(f"Note: {codes.note}.")
+    ) + (f"\nNote: {codes.note}." if codes.note else "")
+    headings = ("level", "size", "used", "dead", "perplexity", *bits)
+    return Table(title="", headings=headings, rows=rows, note=note)
 
 
-def _print_latents(evaluation: Evaluation) -> None:
+def _latent_table(evaluation: Evaluation) -> Table:
     is_discrete, statistics = evaluation.codes is not None, evaluation.latents
     kls = [] if is_discrete else ["KL"]
     rows = []
@@ -179,10 +198,11 @@ def _print_latents(evaluation: Evaluation) -> None:
     ):
         kl = "-" if statistics.kl is None else f"{statistics.kl[channel]:.3f}"
         rows.append((str(channel), f"{mean:.3f}", f"{std:.3f}", *([kl] if kls else []), f"{distance:.3f}"))
-    table(("latent channel", "mean", "std", *kls, "from N(0, 1)"), rows, justify="r")
     whose = "encoded latents" if is_discrete else "posterior means"
-    print(
+    note = (
         f"Mean and std: of {whose}, scaled and shifted as a denoiser sees them.\n"
         + ("" if is_discrete else f"KL: {statistics.kl_note}.\n")
         + "From N(0, 1): Kolmogorov-Smirnov distance, 0 (the same) to 1 (nothing shared)."
     )
+    headings = ("latent channel", "mean", "std", *kls, "from N(0, 1)")
+    return Table(title="", headings=headings, rows=rows, justify="r", note=note)

@@ -12,7 +12,8 @@ from latent_codec.cli.progress import showing
 from latent_codec.cli.rd import words
 from latent_codec.cli.work.compressed_files import needed_entropy_model
 from latent_codec.cli.work.opening import load_codec, open_data
-from latent_codec.cli.work.printing import finish_report, table, write_json
+from latent_codec.cli.work.printing import finish_report, write_json
+from latent_codec.cli.work.summaries import Table, write_summaries
 from latent_codec.errors import SettingError
 from latent_codec.evaluation.codec_compressor import CodecCompressor
 from latent_codec.evaluation.image_formats import image_formats
@@ -71,9 +72,10 @@ def run(args: argparse.Namespace) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(found["trials"])
-    finish_report(
-        args, found, files.values(), result.skipped, partial(_print_tables, result, codec, args.data)
-    )
+    tables = _tables(result)
+    written = [*files.values(), *write_summaries(tables, args.out)]
+    show = partial(_print_tables, result, codec, args.data, tables)
+    finish_report(args, found, written, result.skipped, show)
 
 
 def _check(args: argparse.Namespace, ours: CodecCompressor) -> None:
@@ -91,12 +93,17 @@ def _check(args: argparse.Namespace, ours: CodecCompressor) -> None:
         )
 
 
-def _print_tables(result: RateDistortion, codec: LatentCodec, data: list[str]) -> None:
+def _print_tables(result: RateDistortion, codec: LatentCodec, data: list[str], tables: list[Table]) -> None:
     print(f"{result.codec} on {' '.join(data)}: {result.num_images} images, on {result.device}")
-    if result.has_curves:
-        _print_curves(result)
+    for each in tables:
+        each.print()
+    for note in _notes(result, codec):
+        print(f"Note: {note}.")
+
+
+def _tables(result: RateDistortion) -> list[Table]:
+    tables = _curve_tables(result) if result.has_curves else []
     for comparison in result.comparisons:
-        print(f"Equal bytes, at {comparison}")
         rivals = result.rivals(comparison)
         rows = []
         for rival in rivals:
@@ -105,19 +112,19 @@ def _print_tables(result: RateDistortion, codec: LatentCodec, data: list[str]) -
             rows.append((rival.mean.compressor, rate, more_bytes, *_figures(rival.mean)))
         if result.ceiling is not None:
             rows.append(("unquantized", "-", "", *_figures(result.ceiling)))
-        table(("", "bpp", "bytes", *METRICS.values()), rows)
+        larger = "\n".join(
+            f"{rival.mean.compressor}: of {rival.num_larger} images even the coarsest file is larger than ours."
+            for rival in rivals[1:]
+            if rival.num_larger
+        )
+        headings = ("", "bpp", "bytes", *METRICS.values())
+        tables.append(Table(title=f"Equal bytes, at {comparison}", headings=headings, rows=rows, note=larger))
         if len(rivals) > 1:
-            _print_differences(result, rivals[1:])
-        for rival in rivals[1:]:
-            if rival.num_larger:
-                print(
-                    f"{rival.mean.compressor}: of {rival.num_larger} images even the coarsest file is larger than ours."
-                )
-    for note in _notes(result, codec):
-        print(f"Note: {note}.")
+            tables.append(_differences(result, rivals[1:], comparison))
+    return tables
 
 
-def _print_curves(result: RateDistortion) -> None:
+def _curve_tables(result: RateDistortion) -> list[Table]:
     rows = []
     for name in result.compressors:
         for each in result.curve(name):
@@ -126,21 +133,22 @@ def _print_curves(result: RateDistortion) -> None:
         rows.append(())
     if result.ceiling is not None:
         rows.append((result.codec, "unquantized", "-", *_figures(result.ceiling)))
-    table(("", "quality", "bpp", *METRICS.values()), rows)
-
+    title = f"Curves: means over {result.num_images} images"
+    tables = [Table(title=title, headings=("", "quality", "bpp", *METRICS.values()), rows=rows)]
     if len(result.compressors) > 1:
-        print(
-            f"BD-rate of {result.codec}: bytes more (+) or fewer (-) at equal quality, over the range given"
-        )
         bd_rates = result.bd_rates()
         rows = [
             (name, *(_bd_figure(by_metric[metric]) for by_metric in bd_rates.values()))
             for metric, name in METRICS.items()
         ]
-        table(("against", *bd_rates), rows, justify="l")
+        title = (
+            f"BD-rate of {result.codec}: bytes more (+) or fewer (-) at equal quality, over the range given"
+        )
+        tables.append(Table(title=title, headings=("against", *bd_rates), rows=rows, justify="l"))
+    return tables
 
 
-def _print_differences(result: RateDistortion, rivals: list[Rival]) -> None:
+def _differences(result: RateDistortion, rivals: list[Rival], comparison: str) -> Table:
     """Ours minus each format's, a row for each metric."""
     verdicts = {True: "ahead", False: "behind", None: "no difference seen"}
     rows = []
@@ -160,8 +168,12 @@ def _print_differences(result: RateDistortion, rivals: list[Rival]) -> None:
                 )
             )
         rows.append(())
-    table(("against", "", "difference", "95 % interval", "ours better", "ours is"), rows, justify="l")
-    print(f"Difference: {result.codec} minus the format, paired by image.")
+    return Table(
+        title=f"{result.codec} minus each format, at {comparison}, paired by image",
+        headings=("against", "", "difference", "95 % interval", "ours better", "ours is"),
+        rows=rows,
+        justify="l",
+    )
 
 
 def _notes(result, codec) -> list[str]:
