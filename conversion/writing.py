@@ -1,7 +1,8 @@
 """Converted checkpoints on disk: written, read again and compared before they take their name."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -49,13 +50,19 @@ def write_diffusers(
 
 
 def write_component(
-    component: nn.Module, folder: str | os.PathLike, *, dtypes: Dtypes = None, pipeline: str | None = None
+    component: nn.Module,
+    folder: str | os.PathLike,
+    *,
+    dtypes: Dtypes = None,
+    pipeline: str | None = None,
+    finish: Callable[[Path], None] = lambda new: None,
 ) -> None:
     """Write a component's diffusers folder in the given precision, compared with it once written.
 
     Args:
         dtypes: of the weights, one or by key; None keeps the component's.
         pipeline: of a codec, for `save_component`.
+        finish: is given the folder once the component is in it, and may write what belongs next to it.
 
     Raises:
         ConversionError: if what was written differs.
@@ -67,47 +74,51 @@ def write_component(
         written = open_checkpoint(new / WEIGHTS)
         for key, tensor in component.state_dict().items():
             _check_equal(tensor, written[key], key)
+        finish(new)
 
 
 def write_foreign(
     component: nn.Module,
     name: str,
-    path: str | os.PathLike,
+    path: str | os.PathLike | Sequence[Path],
     *,
     dtypes: Dtypes = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write a component in the format called `name` (`Format.names`); return the files.
 
     A safetensors file says scaling_factor and shift_factor in its metadata, where `read_foreign` finds them; the other
-    kinds have no place for them. A format of two files takes `path` as a folder.
+    kinds have no place for them.
 
     Args:
+        path: a file; of a format of two files, a folder, or the encoder's and the decoder's file.
         dtypes: of the weights, one or by our key; None keeps the component's.
+        metadata: further entries for safetensors files.
 
     Raises:
         ConversionError: if the format cannot hold the component, or what was written differs from it.
         OSError: if it cannot be written.
     """
-    path = Path(path)
     state = from_diffusers(_with_dtypes(component, dtypes), name)
-    with replacing(path) as new:
-        if find_format(component, name).halves:
-            new.mkdir()
-            files = [new / f"{name}_{side}.safetensors" for side in ("encoder", "decoder")]
-            for file, side in zip(files, ("encoder", "decoder")):
-                half = {
-                    key.removeprefix(f"{side}."): each for key, each in state.items() if key.startswith(side)
-                }
-                save_checkpoint(half, file, _metadata(component))
-        else:
-            files = [new]
-            metadata = _metadata(component) if new.suffix == ".safetensors" else None
-            save_checkpoint(state, new, metadata)
-        again = read_foreign(files)
+    sides = ("encoder", "decoder") if find_format(component, name).halves else ("",)
+    if not isinstance(path, (str, os.PathLike)):
+        files = list(path)
+    elif len(sides) == 2:
+        files = [Path(path) / f"{name}_{side}.safetensors" for side in sides]
+    else:
+        files = [Path(path)]
+    with ExitStack() as stack:
+        written = [stack.enter_context(replacing(file)) for file in files]
+        for file, side in zip(written, sides):
+            start = side and f"{side}."
+            part = {key.removeprefix(start): each for key, each in state.items() if key.startswith(start)}
+            entries = {**_metadata(component), **(metadata or {})} if file.suffix == ".safetensors" else None
+            save_checkpoint(part, file, entries)
+        again = read_foreign(written)
         again.keys.check("what was written")
         for key in again.keys.mapped:
             _check_equal(state[key], again.tensors[key], key)
-    return [path / file.name for file in files] if path.is_dir() else [path]
+    return files
 
 
 def _with_dtypes(component: nn.Module, dtypes: Dtypes) -> nn.Module:

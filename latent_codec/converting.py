@@ -1,9 +1,10 @@
 """The whole way from a source to what is written: `convert`, as the verb of that name does it."""
 
 import inspect
+import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,22 @@ from latent_codec.conversion.renaming import ConversionSettingError, Scale
 from latent_codec.conversion.scales import SCALES, named_scale
 from latent_codec.conversion.settings import Settings, combine, read_diffusers_config
 from latent_codec.errors import SettingError
+from latent_codec.exporting import (
+    HALVES,
+    LATENT2RGB,
+    Changes,
+    card,
+    destination,
+    keep_sidecars,
+    latent2rgb,
+    names_of,
+    prepare,
+)
 
 if TYPE_CHECKING:  # torch and diffusers are imported once a source is known to be convertible
     import torch
+
+    from latent_codec.codec import LatentCodec
 
 FOREIGN = tuple(dict.fromkeys(name for each in FORMATS for name in each.names if name != "diffusers"))
 """Formats that `convert` writes, next to diffusers' own."""
@@ -46,13 +60,19 @@ class Conversion:
     """Source of the settings that weights do not show (groups of norms, activation)."""
     other_classes: tuple[str, ...] = ()
     """What else the source could become; each is a value for `class_name`."""
+    changes: tuple[str, ...] = ()
+    """What was done to the network and its scale, a phrase each; images and a denoiser's latents stay the same."""
+    place: str | None = None
+    """The host, its version, and the folder in which it looks for the files."""
+    latent2rgb: dict[str, list] | None = None
+    """Factors and bias of the linear preview, where those are asked for."""
 
 
 def convert(
     source: str | os.PathLike | Sequence[str | os.PathLike],
-    out: str | os.PathLike,
+    out: str | os.PathLike | None = None,
     *,
-    to: str = "diffusers",
+    to: str | None = None,
     dtype: "torch.dtype | None" = None,
     entry: str | None = None,
     config: str | os.PathLike | None = None,
@@ -62,14 +82,20 @@ def convert(
     scaling_factor: float | None = None,
     shift_factor: float | None = None,
     calibrate: str | os.PathLike | None = None,
+    embed: str | None = None,
+    fold_scale: str | None = None,
+    host: str | None = None,
+    family: str | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Conversion:
-    """Turn a foreign checkpoint into a diffusers folder, or a codec into a foreign checkpoint.
+    """Turn a foreign checkpoint into a diffusers folder, or a codec into what another program loads.
 
         convert("vae.ckpt", "runs/mine", scale="sd1")           a latent-diffusion VAE
         convert("sd-v1-5.safetensors", "runs/vae")              the VAE inside a whole Stable Diffusion file
         convert(["encoder.pth", "decoder.pth"], "runs/taesd")   the two files of a tiny autoencoder
         convert("runs/mine", "mine.safetensors", to="ldm")      a codec, under latent-diffusion's names
+        convert("default", "ComfyUI/models/vae", host="comfyui", fold_scale="sd1")   a codec, as ComfyUI loads it
+        convert("default", "runs/wide", embed="sd")             a codec, in Stable Diffusion's wider network
 
     Format and network are recognized by the names and shapes of tensors. Every key is mapped, left out by a rule that
     the result names, missing, or unexpected; the last two are errors. What was written is read again and compared, and
@@ -78,8 +104,9 @@ def convert(
     Args:
         source: a checkpoint file, or the two files of a tiny autoencoder; or a codec: a folder, a shipped name, a hub id.
         out: a folder that is new or holds a codec; with `to`, a new file (.safetensors, .ckpt, .pt or .pth), for taesd a
-            new folder.
-        to: "diffusers", or the format of an original code: one of `FOREIGN`.
+            folder; with `host`, a folder for files of the host's names. None: nothing is written, for latent2rgb.
+        to: "diffusers", the format of an original code (one of `FOREIGN`), or "latent2rgb", the factors and bias of a
+            codec's linear preview; None: what `host` loads, or else "diffusers".
         dtype: of the written weights; None keeps those of the source.
         entry: the entry or prefix of the file to take, such as "ema"; None: the only autoencoder, or the one that is
             not averaged.
@@ -89,6 +116,10 @@ def convert(
         scale: of the latents, by the model family: "sd1", "sdxl", "sd3" or "flux".
         scaling_factor, shift_factor: of the latents, as numbers.
         calibrate: images to measure the scale of the latents on, as `evaluation.calibration` does.
+        embed: "sd": write the same function as Stable Diffusion's network, for an AutoencoderKL that is narrower.
+        fold_scale: write raw latents that the scale of this family ("sd1", "sdxl", "sd3" or "flux") makes this codec's latents.
+        host: write what this program loads, one of "comfyui", "a1111", "invokeai" and "diffusers", under its names.
+        family: of the host's denoisers, by which it finds a tiny autoencoder's two files: "sd1", "sdxl", "sd3", "flux", "flux2".
         on_progress: called during calibration with what is done, the total, and what is being done.
 
     Returns:
@@ -102,8 +133,8 @@ def convert(
         ValueError: for other sources and destinations.
         OSError: if it cannot be written.
     """
-    out = Path(out)
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    changes = Changes(embed=embed, fold_scale=fold_scale, host=host, family=family)
     _check_numbers(norm_num_groups, scaling_factor, shift_factor)
     asked = named_scale(scale) if scale is not None else None
     if scaling_factor is not None:
@@ -114,9 +145,19 @@ def convert(
             "the scale in one way",
             advice="leave out all but one of `scale`, `scaling_factor` and `calibrate`",
         )
-    _check_destination(out, to)
-    if to != "diffusers" and calibrate is not None:
-        raise SettingError("calibrate", "a diffusers folder as the result", to, advice="convert to one first")
+    if to == LATENT2RGB:
+        return _preview_factors(sources[0], out, changes)
+    if out is None:
+        raise SettingError("out", "a folder, or a file with `to`")
+    out = Path(out)
+    if to is not None or not changes.host:
+        to = to or "diffusers"
+        _check_destination(out, to, changes)
+    if calibrate is not None and (to != "diffusers" or changes):
+        got = next((each for each in (host, embed, fold_scale) if each), to)
+        raise SettingError(
+            "calibrate", "a diffusers folder as the only result", got, advice="convert to one first"
+        )
     if not _are_files(sources):
         for name, value in {
             "entry": entry,
@@ -132,7 +173,7 @@ def convert(
                     value,
                     advice="leave it out",
                 )
-        return _convert_codec(sources[0], out, to, dtype, asked)
+        return _convert_codec(sources[0], out, to, dtype, asked, changes)
     settings, original = _settings(config, norm_num_groups)
     foreign = read_foreign(sources, entry=entry, settings=settings, class_name=class_name)
     if asked is not None or calibrate is not None:
@@ -144,15 +185,19 @@ def convert(
         check_config(original, foreign.network.config, str(config))
     if scale is None and calibrate is None:
         raise _scale_needed(foreign)
-    from latent_codec.conversion.writing import write_diffusers, write_foreign
+    place, steps = None, ()
+    if to == "diffusers" and not changes:
+        from latent_codec.conversion.writing import write_diffusers
 
-    if to == "diffusers":
         write_diffusers(foreign, out, dtype=dtype, card=_card(foreign))
         written = [out]
         if calibrate is not None:
             scale = _calibrate(out, calibrate, on_progress)
     else:
-        written = write_foreign(foreign.component(), to, out, dtypes=dtype)
+        from latent_codec.codec import LatentCodec
+
+        codec = LatentCodec(foreign.component(), name=Path(sources[0]).stem)
+        written, steps, place = _write(codec, out, to, dtype, changes, _card(foreign))
     return Conversion(
         source=foreign.format.title,
         keys=foreign.keys.counts(),
@@ -165,6 +210,8 @@ def convert(
         averaged_weights=tuple(each.rstrip(".") for each in foreign.averages),
         settings_known_by=foreign.settings,
         other_classes=tuple(each.class_name for each in foreign.format.twins),
+        changes=steps,
+        place=place,
     )
 
 
@@ -183,7 +230,37 @@ def _check_numbers(
         raise SettingError("norm_num_groups", "an integer of at least 1", norm_num_groups)
 
 
-def _check_destination(out: Path, to: str) -> None:
+def _preview_factors(
+    source: str | os.PathLike, out: str | os.PathLike | None, changes: Changes
+) -> Conversion:
+    """`Conversion` of a codec's linear preview, written as JSON where there is a destination."""
+    if changes:
+        raise SettingError(
+            "to",
+            "a network, which is changed, or factors on their own",
+            LATENT2RGB,
+            advice="leave one of them out",
+        )
+    factors = latent2rgb(source)
+    if out is not None:
+        from latent_codec.files import replacing
+
+        if Path(out).exists():
+            raise ValueError(f"{out} exists; name a new file")
+        with replacing(out) as written:
+            written.write_text(json.dumps(factors, indent=2) + "\n", encoding="utf-8")
+    return Conversion(
+        source=f"linear preview of {source}",
+        keys={"mapped": 2},
+        scaling_factor=1.0,
+        shift_factor=None,
+        scale_known_by="it shows latents as a denoiser has them",
+        written=[] if out is None else [Path(out)],
+        latent2rgb=factors,
+    )
+
+
+def _check_destination(out: Path, to: str, changes: Changes) -> None:
     """Raise ValueError for a format that is not known, and where it cannot be written."""
     is_file_name = out.suffix in SUFFIXES
     if to == "diffusers":
@@ -198,11 +275,11 @@ def _check_destination(out: Path, to: str) -> None:
         return
     if to not in FOREIGN:
         raise SettingError("to", f"one of diffusers, {', '.join(FOREIGN)}", to)
-    if out.exists():
+    if out.exists() and not (changes.host and out.is_dir()):
         raise ValueError(f"{out} exists; name a new file")
-    if to == "taesd" and is_file_name:
-        raise SettingError("out", "the name of a folder for the two files of taesd", str(out))
-    if to != "taesd" and not is_file_name:
+    if to in HALVES and is_file_name:
+        raise SettingError("out", f"the name of a folder for the two files of {to}", str(out))
+    if to not in HALVES and not is_file_name and not changes.host:
         raise SettingError("out", f"a file name that ends in one of {', '.join(SUFFIXES)}", str(out))
 
 
@@ -255,30 +332,37 @@ def _settings(
     return combine(asked, SETTINGS), read_config(config)
 
 
-def _convert_codec(source: str | os.PathLike, out: Path, to: str, dtype, asked: Scale | None) -> Conversion:
-    """A codec -> a foreign file, or a diffusers folder of another precision."""
+def _convert_codec(
+    source: str | os.PathLike, out: Path, to: str | None, dtype, asked: Scale | None, changes: Changes
+) -> Conversion:
+    """A codec -> files of another format, or a diffusers folder of another precision, scale or network."""
     from latent_codec.codec import LatentCodec
     from latent_codec.components.codec_folders import find_weights
     from latent_codec.components.loading import open_weights
-    from latent_codec.conversion.writing import write_component, write_foreign
 
     codec = LatentCodec.from_pretrained(source)
     component = codec.autoencoder
+    weights = find_weights(source)
     if asked is not None:
         _check_scalable(type(component))
         scale = {"scaling_factor": asked.scaling_factor, "shift_factor": asked.shift_factor}
         component.register_to_config(
             **{key: value for key, value in scale.items() if key in component.config}
         )
-    dtypes = dtype or open_weights(find_weights(source)).dtypes
-    if to == "diffusers":
-        write_component(component, out, dtypes=dtypes, pipeline=codec.pipeline)
-        written = [out]
-    else:
-        written = write_foreign(component, to, out, dtypes=dtypes)
+        codec = LatentCodec(component, name=codec.name, pipeline=codec.pipeline)
+    dtypes = dtype or open_weights(weights).dtypes
+    readme = weights.parent / "README.md"
+    former = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else None
+    is_rounded = str(dtype).removeprefix("torch.") in ("float16", "bfloat16")  # to other latents
+    sidecars = None if is_rounded else weights.parent
+    written, steps, place = _write(codec, out, to, dtypes, changes, former, sidecars)
     scale = asked or Scale(
         codec.latent_space.scaling_factor, component.config.get("shift_factor"), "the codec's own config"
     )
+    if changes.fold_scale:
+        scale = named_scale(changes.fold_scale)._replace(
+            rule=f"of {changes.fold_scale}, folded into the weights"
+        )
     return Conversion(
         source=f"diffusers {type(component).__name__}",
         keys={"mapped": len(component.state_dict())},
@@ -286,7 +370,56 @@ def _convert_codec(source: str | os.PathLike, out: Path, to: str, dtype, asked: 
         shift_factor=scale.shift_factor,
         scale_known_by=scale.rule,
         written=written,
+        changes=steps,
+        place=place,
     )
+
+
+def _write(
+    codec: "LatentCodec",
+    out: Path,
+    to: str | None,
+    dtypes,
+    changes: Changes,
+    former: str | None,
+    folder: Path | None = None,
+) -> tuple[list[Path], tuple[str, ...], str | None]:
+    """Change a codec's component as asked and write it.
+
+    Args:
+        to: None: what the host loads.
+        former: text of the model card that is there.
+        folder: the codec's, whose sidecars go along.
+
+    Returns:
+        The files, what was changed, and where they belong.
+    """
+    from latent_codec.conversion.writing import write_component, write_foreign
+
+    export = prepare(codec.autoencoder, changes)
+    row = export.row
+    to = to or (row.format if row is not None else "diffusers")
+    files = destination(out, to, export, codec.name, changes.family)
+    if export.component is not codec.autoencoder and isinstance(dtypes, Mapping):
+        kinds = set(
+            dtypes.values()
+        )  # by keys, of which there are others now; a folded scale would be rounded to half
+        dtypes = kinds.pop() if len(kinds) == 1 and not changes.fold_scale else None
+    if to == "diffusers":
+
+        def finish(new: Path) -> None:
+            kept = keep_sidecars(folder, codec, new, out.name) if folder is not None else []
+            text = card(codec.name, changes, export, kept, former) if changes else former
+            if text is not None:
+                (new / "README.md").write_text(text, encoding="utf-8")
+
+        write_component(export.component, out, dtypes=dtypes, pipeline=codec.pipeline, finish=finish)
+    else:
+        write_foreign(export.component, to, files, dtypes=dtypes, metadata=names_of(codec))
+    place = None
+    if row is not None and row.place:
+        place = f"{row.version} looks for {'them' if len(files) > 1 else 'it'} in {row.place}"
+    return files, export.steps, place
 
 
 def _calibrate(folder: Path, data: str | os.PathLike, on_progress) -> Scale:

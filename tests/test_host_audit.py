@@ -429,19 +429,20 @@ FLUX_VAE = SD3_VAE | {"scaling_factor": 0.3611, "shift_factor": 0.1159}
     [
         ({}, "as it is", "no", "as it is"),
         ({"scaling_factor": 0.13025, "sample_size": 1024}, "as it is", "no", "as it is"),
-        (SD3_VAE, "as it is", "no", "with limits"),
-        (FLUX_VAE, "as it is", "no", "with limits"),
+        (SD3_VAE, "as it is", "no", "no"),
+        (FLUX_VAE, "as it is", "no", "no"),
         ({"scaling_factor": 0.9}, "with limits", "no", "as it is"),
         ({"shift_factor": 0.3}, "with limits", "no", "with limits"),
-        (FLUX_VAE | {"scaling_factor": 1.0}, "with limits", "no", "no"),
         ({"latent_channels": 8}, "with limits", "no", "no"),
+        ({"latent_channels": 32}, "no", "no", "no"),
+        ({"latent_channels": 64}, "no", "no", "no"),
         ({"norm_num_groups": 16}, "no", "no", "as it is"),
         ({"layers_per_block": 1}, "no", "no", "as it is"),
         ({"mid_block_add_attention": False}, "no", "no", "with limits"),
         ({"use_quant_conv": False}, "no", "no", "as it is"),
         ({"use_quant_conv": False, "use_post_quant_conv": False}, "as it is", "no", "with limits"),
         ({"block_out_channels": (64, 128, 256, 256)}, "no", "no", "as it is"),
-        ({"block_out_channels": (128, 256, 512)}, "no", "no", "with limits"),
+        ({"block_out_channels": (128, 256, 512), "scaling_factor": 0.08333}, "no", "no", "with limits"),
         ({"in_channels": 1, "out_channels": 1}, "no", "no", "with limits"),
         ({"act_fn": "relu"}, "no", "no", "as it is"),
     ],
@@ -458,22 +459,39 @@ def test_attention_levels_are_no_network_of_theirs():
         assert audit(codec, host).remedy is None
 
 
-def test_exports_that_help():
-    to_ldm = "latent-codec convert CODEC out.safetensors --to ldm"
-    assert to_ldm in audit(stable_diffusion_vae(), "A1111").remedy
-    assert to_ldm in audit(stable_diffusion_vae(**SD3_VAE), "A1111").remedy
-    assert to_ldm in audit(stable_diffusion_vae(block_out_channels=(128, 256, 512)), "ComfyUI").remedy
-    assert to_ldm in audit(stable_diffusion_vae(**FLUX_VAE), "InvokeAI").remedy
-    # No export changes the network.
-    assert to_ldm not in (audit(stable_diffusion_vae(layers_per_block=1), "A1111").remedy or "")
-    assert audit(stable_diffusion_vae(**SD3_VAE), "InvokeAI").remedy is None
-    # The hosts that go by the scale.
-    unscaled = stable_diffusion_vae(**FLUX_VAE | {"scaling_factor": 1.0})
-    assert "latent-codec convert CODEC FOLDER --scale flux" in audit(unscaled, "InvokeAI").remedy
-    assert (
-        "latent-codec convert CODEC FOLDER --scale sdxl"
-        in audit(stable_diffusion_vae(scaling_factor=0.9), "ComfyUI").remedy
-    )
+COMFYUI = "`latent-codec convert CODEC ComfyUI/models/vae --host comfyui`"
+WEBUI = "`latent-codec convert CODEC A1111/models/VAE --host a1111`"
+
+
+@pytest.mark.parametrize(
+    ("config", "host", "command"),
+    [
+        ({}, "A1111", WEBUI),
+        (SD3_VAE, "A1111", WEBUI),
+        ({"block_out_channels": (128, 256, 512), "scaling_factor": 0.08333}, "ComfyUI", COMFYUI),
+        ({"block_out_channels": (64, 128, 256, 256)}, "ComfyUI", COMFYUI),
+        ({"layers_per_block": 1}, "A1111", WEBUI),
+        ({"use_quant_conv": False}, "ComfyUI", COMFYUI),
+        ({"mid_block_add_attention": False}, "ComfyUI", COMFYUI),
+        (FLUX_VAE, "InvokeAI", "`latent-codec convert CODEC OUT --host invokeai`"),
+        ({"scaling_factor": 0.9}, "ComfyUI", f"{COMFYUI[:-1]} --fold-scale sd1` (or sdxl)"),
+        ({"shift_factor": 0.3}, "InvokeAI", "`latent-codec convert CODEC FOLDER --fold-scale sd1`"),
+        (FLUX_VAE | {"scaling_factor": 1.0}, "InvokeAI", "`latent-codec convert CODEC FOLDER --scale flux`"),
+        ({"norm_num_groups": 16}, "ComfyUI", None),
+        ({"layers_per_block": 3}, "A1111", None),
+        ({"in_channels": 1}, "ComfyUI", None),
+        ({"latent_channels": 64}, "ComfyUI", None),
+    ],
+)
+def test_exports_that_help(config, host, command):
+    remedy = audit(stable_diffusion_vae(**config), host).remedy
+    assert remedy is None if command is None else command in remedy
+
+
+def test_a_network_that_is_no_part_of_theirs_is_told_what_would_be():
+    (reason,) = audit(stable_diffusion_vae(norm_num_groups=16), "ComfyUI").reasons
+    assert "norm_num_groups 16 for its 32" in reason
+    assert "block_out_channels (64, 128, 256, 256) with norm_num_groups 16 would fit" in reason
 
 
 def test_a1111_has_no_flux_and_knows_quant_convs_by_channels():
@@ -481,16 +499,45 @@ def test_a1111_has_no_flux_and_knows_quant_convs_by_channels():
     assert any("SD3: 1.5305" in reason for reason in flux.reasons)
     quantless = audit(stable_diffusion_vae(use_quant_conv=False, use_post_quant_conv=False), "A1111")
     assert any("both quant convolutions" in reason for reason in quantless.reasons)
-    assert quantless.remedy is None
+    assert WEBUI in quantless.remedy
 
 
 def test_tiny_autoencoders_in_user_interfaces():
     taesd = LatentCodec(diffusers.AutoencoderTiny())
     assert [verdicts(taesd)[host] for host in INTERFACES] == ["no", "no", "as it is"]
-    assert "--to taesd" in audit(taesd, "ComfyUI").remedy
+    assert (
+        "ComfyUI/models/vae_approx --host comfyui --family sd1` (or sdxl)" in audit(taesd, "ComfyUI").remedy
+    )
+    assert "A1111/models/VAE-taesd --host a1111 --family sd1` (or sdxl)" in audit(taesd, "A1111").remedy
     assert audit(tiny(diffusers.AutoencoderTiny, 4), "ComfyUI").remedy is None
     scaled = LatentCodec(diffusers.AutoencoderTiny(scaling_factor=0.5))
     assert audit(scaled, "ComfyUI").remedy is None
+    assert "its scaling_factor is 0.5, and 1.0 there" in audit(scaled, "ComfyUI").reasons[0]
+
+
+def test_what_a_later_version_loads_is_said_to_be_of_that_version():
+    tiny_gn = LatentCodec(AutoencoderTinyGN(latent_channels=32, use_midblock_gn=True))
+    found = audit(tiny_gn, "ComfyUI")
+    assert (found.verdict, found.version, found.date) == ("no", "0.3.64", "2025-10-11")
+    assert "ComfyUI 0.38 has, whose code was read and not run" in found.reasons[0]
+    assert "ComfyUI/models/vae_approx --host comfyui`" in found.remedy
+    many = audit(stable_diffusion_vae(latent_channels=32), "ComfyUI")
+    assert "ComfyUI 0.38 has" in many.reasons[0]
+
+
+def test_invokeai_files_folders_by_their_class():
+    assert audit(flux2(), "InvokeAI").verdict == "as it is"
+    assert audit(flux2(), "A1111").reasons == ("it has no network for AutoencoderKLFlux2",)
+    sixteen = audit(stable_diffusion_vae(**SD3_VAE), "InvokeAI")
+    assert "files every folder under Stable Diffusion 1 or XL" in sixteen.reasons[0]
+
+
+def test_the_x4_upscalers_scale_is_comfyuis():
+    config = {"block_out_channels": (128, 256, 512)}
+    found = audit(stable_diffusion_vae(**config), "ComfyUI")
+    assert any("the x4 upscaler: 0.08333" in reason for reason in found.reasons)
+    right = audit(stable_diffusion_vae(**config, scaling_factor=0.08333), "ComfyUI")
+    assert len(right.reasons) == 1
 
 
 def test_audit_is_plain_data():
@@ -501,6 +548,8 @@ def test_audit_is_plain_data():
         "reasons": list(audit(kl(4), SD3).reasons),
         "remedy": audit(kl(4), SD3).remedy,
         "diffusers": "0.42.1",
+        "version": None,
+        "date": None,
     }
 
 

@@ -1,5 +1,5 @@
 """Turn foreign checkpoints into diffusers components, and components into
-foreign checkpoints.
+what other programs load.
 
 The format is recognized by the keys and the shapes of the tensors, under any
 prefix and in any entry of the file, and so is most of the config; nothing is
@@ -23,6 +23,17 @@ written here, for FLUX.2, Wan, Qwen-Image and HunyuanImage, and is 1 for VQ and
 tiny autoencoders. Else give it (--scale, --scaling-factor), or let it be
 measured (--calibrate).
 
+Programs such as ComfyUI build one network, whatever a file holds. --host writes
+what a program loads, under its names: a narrower AutoencoderKL is embedded in
+that network, missing parts are added, and latents and images stay the same.
+--embed does only that. Such a program scales latents by its denoiser's own
+figures; --fold-scale folds them into the weights, for a denoiser that was
+trained on this codec's latents. DESTINATION is then the program's folder.
+
+diffusers reads single files, too, and asks the network for a config unless it
+is given one:
+  AutoencoderKL.from_single_file("mine.safetensors", config="runs/mine")
+
 Examples:
   latent-codec convert vae.ckpt runs/mine --scale sd1
                       a latent-diffusion VAE -> a diffusers folder
@@ -37,6 +48,13 @@ Examples:
       --class-name AutoencoderKLQwenImage
   latent-codec convert runs/mine mine.safetensors --to ldm
                       a component -> latent-diffusion's names
+  latent-codec convert default ComfyUI/models/vae --host comfyui \\
+      --fold-scale sd1
+  latent-codec convert madebyollin/taesdxl webui/models/VAE-taesd \\
+      --host a1111 --family sdxl
+                      taesdxl_encoder.pth and taesdxl_decoder.pth
+  latent-codec convert default --to latent2rgb
+                      print the linear preview for a ComfyUI latent format
   latent-codec convert default-vq taming.ckpt --to taming
   latent-codec convert run.pt runs/ema --entry ema --scale sd1
                       the averaged weights of a training checkpoint
@@ -47,8 +65,13 @@ Examples:
 import argparse
 
 from latent_codec.cli import arguments
+from latent_codec.conversion.embedding import NETWORKS
+from latent_codec.conversion.hosts import HOSTS
 from latent_codec.conversion.scales import SCALES
 from latent_codec.converting import FOREIGN
+from latent_codec.exporting import LATENT2RGB
+
+_FAMILIES = ("sd1", "sdxl", "sd3", "flux", "flux2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,13 +81,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="a checkpoint file, the two files of a tiny autoencoder, or a codec (folder, shipped name, hub id)",
     )
-    parser.add_argument("out", metavar="DESTINATION", help="a folder, or a file with --to ldm ...")
+    parser.add_argument(
+        "out",
+        nargs="?",
+        metavar="DESTINATION",
+        help="a folder, a file with --to ldm ..., or the folder of a --host; --to latent2rgb needs none",
+    )
     parser.add_argument(
         "--to",
-        choices=("diffusers", *FOREIGN),
-        default="diffusers",
+        choices=("diffusers", *FOREIGN, LATENT2RGB),
         metavar="FORMAT",
-        help=f"write this format: diffusers, {', '.join(FOREIGN)} (default: %(default)s)",
+        help=f"write this format: diffusers, {', '.join(FOREIGN)}; or print factors and bias of the linear preview: "
+        f"{LATENT2RGB} (default: what --host loads, or diffusers)",
+    )
+    parser.add_argument(
+        "--host",
+        choices=tuple(HOSTS),
+        metavar="PROGRAM",
+        help=f"write what this program loads, under the names that it looks for: {', '.join(HOSTS)}",
+    )
+    parser.add_argument(
+        "--family",
+        choices=_FAMILIES,
+        metavar="F",
+        help=f"name a tiny autoencoder's files for this family of the host's denoisers: {', '.join(_FAMILIES)}",
+    )
+    parser.add_argument(
+        "--embed",
+        choices=tuple(NETWORKS),
+        metavar="NETWORK",
+        help="write a narrower AutoencoderKL as a part of this network, sd for Stable Diffusion's, which is SDXL's, SD3's "
+        "and FLUX's, too",
+    )
+    parser.add_argument(
+        "--fold-scale",
+        choices=tuple(SCALES),
+        metavar="F",
+        help=f"fold the scale of family F's denoisers into the weights, one of {', '.join(SCALES)}: latents scaled by "
+        "it are this codec's",
     )
     parser.add_argument(
         "--dtype",

@@ -23,13 +23,12 @@ from statistics import fmean
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from latent_codec import metrics
 from latent_codec.codec import LatentCodec, NonFiniteError, to_precision
+from latent_codec.conversion.folding import normalize_latents
 from latent_codec.evaluation.one_vector import fit_image
-from latent_codec.families import family_of
 from latent_codec.families.latent_space import pack_positions
 from latent_codec.families.pipeline_spaces import MEAN_AND_STD, PIPELINES
 from latent_codec.images.batches import iter_images
@@ -239,39 +238,6 @@ def check_convention(codec: LatentCodec, convention: Convention) -> None:
         raise ValueError(
             f"expected {instead}, which is all that {reader} reads, got {' and '.join(sorted(missing))}"
         )
-
-
-@ignoring_caller_settings()
-def normalize_latents(autoencoder: AutoencoderKL, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Fold (raw - mean) / std into quant_conv and its inverse into post_quant_conv.
-
-    The moments become (mu - mean) / std and logvar - 2 log std; both convolutions are 1x1,
-    so that this is exact up to rounding and the reconstruction stays the same. The latents
-    change: earlier ones no longer decode.
-
-    Args:
-        autoencoder: changed in place.
-        mean: of the raw latents, per channel.
-        std: likewise; above 0.
-
-    Raises:
-        ValueError: if a quant convolution is missing.
-    """
-    if not family_of(autoencoder).folds_statistics:
-        raise ValueError(f"this {type(autoencoder).__name__} has no quant convolutions")
-    channels = len(mean)
-    encode, decode = autoencoder.quant_conv, autoencoder.post_quant_conv
-    # In float64 and on the CPU, because some devices have no float64.
-    shift, scale = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
-    weight, bias = (parameter.detach().cpu().double() for parameter in (encode.weight, encode.bias))
-    weight[:channels] /= scale.view(-1, 1, 1, 1)
-    bias[:channels] = (bias[:channels] - shift) / scale
-    bias[channels:] -= 2 * scale.log()
-    encode.weight.copy_(weight)
-    encode.bias.copy_(bias)
-    weight, bias = (parameter.detach().cpu().double() for parameter in (decode.weight, decode.bias))
-    decode.bias.copy_(bias + weight[:, :, 0, 0] @ shift)
-    decode.weight.copy_(weight * scale.view(1, -1, 1, 1))
 
 
 def calibrate(

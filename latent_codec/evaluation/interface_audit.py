@@ -1,9 +1,21 @@
-"""What ComfyUI, A1111 and InvokeAI (2026) make of a codec's folder or weight file."""
+"""What ComfyUI, A1111 and InvokeAI make of a codec's folder or weight file, by the rows of conversion/hosts.py."""
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 from latent_codec.codec import LatentCodec
+from latent_codec.conversion.embedding import QUANT_CONVS
+from latent_codec.conversion.hosts import (
+    FAMILY_SCALES,
+    HOSTS,
+    INVOKEAI,
+    TITLES,
+    Row,
+    row_for,
+    rows_of,
+    short,
+)
 from latent_codec.conversion.scales import SCALES
 from latent_codec.evaluation.host_findings import (
     CHANGES_LATENTS,
@@ -17,139 +29,139 @@ from latent_codec.evaluation.host_findings import (
 )
 from latent_codec.families import LatentSpace
 
-STABLE_DIFFUSION = {
-    "in_channels": (3,),
-    "out_channels": (3,),
-    "block_out_channels": ((128, 256, 512, 512),),
-    "layers_per_block": (2,),
-    "down_block_types": (("DownEncoderBlock2D",) * 4,),
-    "up_block_types": (("UpDecoderBlock2D",) * 4,),
-    "mid_block_add_attention": (True,),
-    "norm_num_groups": (32,),
-    "act_fn": ("silu", "swish"),
-}
-"""What the user interfaces build for latent-diffusion's keys, as AutoencoderKL's config: ch 128, ch_mult 1, 2, 4, 4."""
 
-UPSCALER = STABLE_DIFFUSION | {
-    "block_out_channels": ((128, 256, 512),),
-    "down_block_types": (("DownEncoderBlock2D",) * 3,),
-    "up_block_types": (("UpDecoderBlock2D",) * 3,),
-}
-"""ComfyUI's other network, which it takes for three levels."""
-
-TAESD = {
-    "in_channels": (3,),
-    "out_channels": (3,),
-    "encoder_block_out_channels": ((64,) * 4,),
-    "decoder_block_out_channels": ((64,) * 4,),
-    "num_encoder_blocks": ((1, 3, 3, 3),),
-    "num_decoder_blocks": ((3, 3, 3, 1),),
-    "act_fn": ("relu",),
-    "upsample_fn": ("nearest",),
-}
-
-FAMILIES = {4: ("sd1", "sdxl"), 16: ("sd3", "flux")}
-"""Names in SCALES by the latents' channels."""
-
-TO_LDM = "`latent-codec convert CODEC out.safetensors --to ldm`"
-
-
-def in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
-    config, kind = codec.autoencoder.config, type(codec.autoencoder).__name__
-    if kind == "AutoencoderTiny":
-        yield from _tiny_in_comfyui(codec)
+def in_host(codec: LatentCodec, host: str) -> Iterator[Finding]:
+    """What a user interface makes of the codec, by the row for its class, depth and channels."""
+    row = _row(codec, host)
+    if row is None:
+        yield no(_no_row(codec, host))
         return
-    if kind != "AutoencoderKL":
-        yield no(f"it has no network for {kind}")
-        return
-    upscaler = len(config.block_out_channels) == 3
-    problems = _differences(config, UPSCALER if upscaler else STABLE_DIFFUSION)
-    if config.use_quant_conv != config.use_post_quant_conv:
-        reason = "one quant convolution without the other: it looks only for post_quant_conv and takes both or none"
-        problems.append(no(reason))
-    channels = codec.latent_space.channels
-    if channels == 64:
-        problems.append(no("it takes latents of 64 channels for HunyuanImage's, of another network"))
-    yield from problems
-    if problems:
-        return
-    if upscaler:
-        yield no("diffusers' keys of three levels are renamed as if there were four", TO_LDM)
-    else:
-        yield note("what it takes is the weight file, diffusion_pytorch_model.safetensors, under models/vae")
-    if channels in FAMILIES:
-        yield from _scale_limits(codec, FAMILIES[channels])
-    else:
-        yield limit(
-            f"images can be encoded and decoded, and no denoiser here takes latents of {channels} channels"
+    if not row.version.was_run:
+        yield no(
+            f"{HOSTS[host.lower()]} has no network for it; {row.version} has, whose code was read and not run"
         )
-
-
-def _tiny_in_comfyui(codec: LatentCodec) -> Iterator[Finding]:
-    problems = _differences(codec.autoencoder.config, TAESD)
-    if (codec.latent_space.scaling_factor, codec.latent_space.shift_factor) != (1.0, 0.0):
-        problems.append(no("it takes a tiny autoencoder's latents as they are, and these are scaled"))
-    yield from problems
-    yield no(
-        "it knows a tiny autoencoder by the names of TAESD's two files, and these are diffusers' keys",
-        None
-        if problems
-        else "`latent-codec convert CODEC FOLDER --to taesd`, its files then named taesd_encoder and taesd_decoder "
-        "(SDXL: taesdxl_, SD3: taesd3_, FLUX: taef1_) under models/vae_approx",
-    )
-
-
-def in_a1111(codec: LatentCodec) -> Iterator[Finding]:
-    config, kind = codec.autoencoder.config, type(codec.autoencoder).__name__
-    if kind != "AutoencoderKL":
-        yield no(f"it has no network for {kind}")
-        return
-    problems = _differences(config, STABLE_DIFFUSION)
-    quant_convs = (config.use_quant_conv, config.use_post_quant_conv)
+    config = codec.autoencoder.config
+    misfits, differences = row.misfits(config), _differences(config, row)
     channels = codec.latent_space.channels
-    wanted = {4: (True, True), 16: (False, False)}.get(channels)
-    if wanted is None:
-        problems.append(no(f"its models have latents of 4 or 16 channels, and these have {channels}"))
-    elif quant_convs != wanted:
-        has = "has both quant convolutions" if wanted[0] else "(SD3) has no quant convolution"
-        problems.append(no(f"it loads strictly, and its model of these channels {has}"))
-    yield from problems
-    yield no(
-        "it loads latent-diffusion's keys, strictly, and these are diffusers'",
-        None if problems else TO_LDM,
-    )
-    if not problems:
-        yield from _scale_limits(codec, ("sd1", "sdxl") if channels == 4 else ("sd3",))
-
-
-def in_invokeai(codec: LatentCodec) -> Iterator[Finding]:
-    kind, channels = type(codec.autoencoder).__name__, codec.latent_space.channels
-    if kind not in ("AutoencoderKL", "AutoencoderTiny"):
-        yield no(f"it takes AutoencoderKL and AutoencoderTiny by their _class_name, and this is {kind}")
+    export = None if misfits else export_command(row, channels)
+    if differences:
+        exactly = (
+            f"; nor is it a part of that one: {'; '.join(misfits)}" if misfits else ", of which it is a part"
+        )
+        yield no(
+            f"it builds another network than this one, which has {', '.join(differences)}{exactly}", export
+        )
+    elif row.quant_convs and tuple(config[key] for key in QUANT_CONVS) not in row.quant_convs:
+        yield no(_quant_convs(row), export)
+    elif not row.takes_folder:
+        yield no(_what_it_takes(row), export)
+    elif row.place:
+        yield note(
+            f"what it takes is the weight file, diffusion_pytorch_model.safetensors, under {row.place}"
+        )
+    if misfits:
         return
-    if channels not in FAMILIES:
-        yield no(f"its denoisers have latents of 4 or 16 channels, and these have {channels}")
+    if row.version is INVOKEAI:
+        yield from _invokeai_limits(codec, row)
+    if row.families or (row.format == "ldm" and row.version.host == "ComfyUI"):
+        yield from _scale_limits(codec, row)
+
+
+in_comfyui, in_a1111, in_invokeai = (partial(in_host, host=host) for host in ("ComfyUI", "A1111", "InvokeAI"))
+
+
+def export_command(row: Row, channels: int, option: str = "", choices: tuple[str, ...] = ()) -> str:
+    """The command that writes what a row takes, with CODEC for the codec's name.
+
+    Args:
+        channels: of the latents.
+        option, choices: a further flag, and what it may be.
+    """
+    out = f"{row.version.host}/{row.place}" if row.place else "OUT"
+    command = f"latent-codec convert CODEC {out} --host {row.version.host.lower()}"
+    families = row.families_of_names.get(channels, ())
+    if len(families) > 1:
+        option, choices = "--family", families
+    if not choices:
+        return f"`{command}`"
+    others = f" (or {', '.join(choices[1:])})" if choices[1:] else ""
+    return f"`{command} {option} {choices[0]}`{others}"
+
+
+def _row(codec: LatentCodec, host: str) -> Row | None:
+    kind, channels = type(codec.autoencoder).__name__, codec.latent_space.raw_channels
+    return row_for(host, kind, codec.autoencoder.config, channels)
+
+
+def _no_row(codec: LatentCodec, host: str) -> str:
+    kind, channels = type(codec.autoencoder).__name__, codec.latent_space.raw_channels
+    rows = [row for row in rows_of(host) if row.class_name == kind]
+    if not rows:
+        return f"it has no network for {kind}"
+    if any(channels in row.other_channels for row in rows):
+        return f"it takes latents of {channels} channels for those of another network"
+    levels = [row.num_levels for row in rows if row.num_levels]
+    known = sorted({each for row in rows for each in row.channels or ()})
+    if known and channels not in known:
+        return (
+            f"its models have latents of {' or '.join(map(str, known))} channels, and these have {channels}"
+        )
+    depth = len(codec.autoencoder.config["block_out_channels"])
+    return f"its networks have {' or '.join(map(str, sorted(set(levels))))} levels, and this one {depth}"
+
+
+def _differences(config, row: Row) -> list[str]:
+    """Entries of the config that are not what the host builds."""
+    found = []
+    for key, built in row.network.items():
+        value = config.get(key, built)
+        value = tuple(value) if isinstance(value, list) else value
+        if value != built and (value, built) != ("swish", "silu"):
+            found.append(f"{key} {short(value)} for its {short(built)}")
+    return found
+
+
+def _quant_convs(row: Row) -> str:
+    if len(row.quant_convs) > 1:
+        return "one quant convolution without the other: it looks only for post_quant_conv and takes both or none"
+    has = "has both quant convolutions" if all(row.quant_convs[0]) else "has no quant convolution"
+    return f"it loads strictly, and its model of these channels {has}"
+
+
+def _what_it_takes(row: Row) -> str:
+    if row.format == "taesd":
+        names = ", ".join(dict.fromkeys(row.names.values()))
+        return (
+            f"it knows a tiny autoencoder by the names of two files of the original's keys ({names}: each with "
+            f"_encoder{row.suffix} and _decoder{row.suffix}), and these are diffusers' keys"
+        )
+    if row.version is INVOKEAI:
+        return (
+            "it files every folder under Stable Diffusion 1 or XL, whose latents have 4 channels, and takes 16 channels only "
+            "as one file of latent-diffusion's keys, as FLUX's"
+        )
+    if row.num_levels == 3:
+        return "diffusers' keys of three levels are renamed as if there were four"
+    strictly = ", strictly," if row.version.host == "A1111" else ""
+    return f"it loads the original's keys{strictly} and these are diffusers'"
+
+
+def _invokeai_limits(codec: LatentCodec, row: Row) -> Iterator[Finding]:
+    """What InvokeAI's nodes make of a folder that its classifier files under Stable Diffusion."""
+    config, kind = codec.autoencoder.config, type(codec.autoencoder).__name__
+    if row.format != "diffusers" or kind not in ("AutoencoderKL", "AutoencoderTiny"):
         return
     yield from factor_limits(codec, by_config=RELEASED_FACTOR)
     yield from image_limits(codec)
-    yield from _invokeai_4_channels(codec) if channels == 4 else _invokeai_16_channels(codec)
-
-
-def _invokeai_4_channels(codec: LatentCodec) -> Iterator[Finding]:
-    autoencoder, config = codec.autoencoder, codec.autoencoder.config
     if codec.latent_space.shift_factor or not codec.latent_space.is_plain:
         yield limit(
             "it reads only scaling_factor, and ignores shift_factor, latents_mean and latents_std",
-            f"`latent-codec calibrate DATA --codec CODEC --normalize`; {CHANGES_LATENTS}"
-            if codec.family.folds_statistics
-            else None,
+            "`latent-codec convert CODEC FOLDER --fold-scale sd1`" if kind == "AutoencoderKL" else None,
         )
-    if type(autoencoder).__name__ == "AutoencoderKL" and not (
-        config.use_post_quant_conv and config.mid_block_add_attention
-    ):
+    if kind == "AutoencoderKL" and not (config.use_post_quant_conv and config.mid_block_add_attention):
         yield limit(
             "with fp32 on, it asks for post_quant_conv and for attention in the middle, and one is absent",
-            "decode with fp32 off",
+            f"{export_command(row, codec.latent_space.channels)}, which adds them; or decode with fp32 off",
         )
     if config.get("force_upcast"):
         yield note("force_upcast is set and it does not look: decode with fp32 on")
@@ -157,74 +169,44 @@ def _invokeai_4_channels(codec: LatentCodec) -> Iterator[Finding]:
         yield note("it files this under Stable Diffusion 1; for SDXL the folder's name has to end in xl")
 
 
-def _invokeai_16_channels(codec: LatentCodec) -> Iterator[Finding]:
-    config = codec.autoencoder.config
-    is_kl = type(codec.autoencoder).__name__ == "AutoencoderKL"
-    if not is_kl or not _families(codec.latent_space, FAMILIES[16]):
-        yield no(
-            "it takes an AutoencoderKL of 16 channels for SD3's or FLUX's by its scaling_factor and shift_factor "
-            f"({_spelled(*FAMILIES[16])}), and this is neither",
-            _convert_scale(FAMILIES[16]) if is_kl else None,
+def _scale_limits(codec: LatentCodec, row: Row) -> Iterator[Finding]:
+    channels = codec.latent_space.channels
+    families = row.families.get(channels, ())
+    if not families:
+        yield limit(
+            f"images can be encoded and decoded, and no denoiser here takes latents of {channels} channels"
         )
         return
-    is_flux_file = _families(codec.latent_space, ("flux",)) and not (
-        config.use_quant_conv or config.use_post_quant_conv or _differences(config, STABLE_DIFFUSION)
-    )
-    yield limit(
-        "only recent versions take a folder of 16 channels; older ones take FLUX's as a file, and none of SD3",
-        TO_LDM if is_flux_file else None,
-    )
-
-
-def _differences(config, network: dict[str, tuple]) -> list[Finding]:
-    """One finding for all entries of `config` that are not the network's; empty where there are none."""
-    found = []
-    for key, allowed in network.items():
-        value = config[key]
-        value = tuple(value) if isinstance(value, list) else value
-        if value not in allowed:
-            found.append(f"{key} {_short(value)} for its {_short(allowed[0])}")
-    return [no(f"it builds another network than this one, which has {', '.join(found)}")] if found else []
-
-
-def _scale_limits(codec: LatentCodec, families: tuple[str, ...]) -> Iterator[Finding]:
-    if not _families(codec.latent_space, families):
+    if not any(_is_scaled_as(codec.latent_space, name) for name in families):
         yield limit(
             f"it scales latents by its denoiser's own figures ({_spelled(*families)}) and reads no config: with these, "
             "the denoiser sees other latents than this codec's",
-            _convert_scale(families),
+            _scale_remedy(codec, row, families),
         )
 
 
-def _convert_scale(families: tuple[str, ...]) -> str:
-    commands = " or ".join(f"`latent-codec convert CODEC FOLDER --scale {name}`" for name in families)
+def _scale_remedy(codec: LatentCodec, row: Row, families: tuple[str, ...]) -> str | None:
+    known = [name for name in families if name in SCALES]
+    if not known or row.class_name != "AutoencoderKL":
+        return None
+    if (True, True) in row.quant_convs:
+        command = export_command(row, codec.latent_space.channels, "--fold-scale", tuple(known))
+        return f"{command}, for a denoiser trained on this codec's latents"
+    commands = " or ".join(f"`latent-codec convert CODEC FOLDER --scale {name}`" for name in known)
     return f"{commands}; {CHANGES_LATENTS}"
 
 
-def _families(space: LatentSpace, names: tuple[str, ...]) -> list[str]:
-    """Those of `names` whose latents are scaled and shifted as these are."""
-    return [
-        name
-        for name in names
-        if space.is_plain
-        and math.isclose(space.scaling_factor, SCALES[name][0])
-        and math.isclose(space.shift_factor, SCALES[name][1] or 0.0)
-    ]
-
-
-def _spelled(*families: str) -> str:
-    names = {"sd1": "SD 1 and 2", "sdxl": "SDXL", "sd3": "SD3", "flux": "FLUX"}
-    return ", ".join(
-        f"{names[name]}: {scale}" + ("" if shift is None else f", shift {shift}")
-        for name, (scale, shift) in ((name, SCALES[name]) for name in families)
+def _is_scaled_as(space: LatentSpace, family: str) -> bool:
+    scaling_factor, shift_factor = FAMILY_SCALES[family]
+    return (
+        space.is_plain
+        and math.isclose(space.scaling_factor, scaling_factor, rel_tol=1e-6)
+        and math.isclose(space.shift_factor, shift_factor or 0.0)
     )
 
 
-def _short(value) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    return (
-        f"{len(value)} x {value[0]}"
-        if len(set(value)) == 1 and len(value) > 1
-        else ", ".join(map(str, value))
+def _spelled(*families: str) -> str:
+    return ", ".join(
+        f"{TITLES[name]}: {scale:.5g}" + ("" if shift is None else f", shift {shift}")
+        for name, (scale, shift) in ((name, FAMILY_SCALES[name]) for name in families)
     )

@@ -30,8 +30,8 @@ def audit_hosts(args: argparse.Namespace) -> None:
     print(f"made for: {', '.join(families) or 'no released denoiser that is known here'}")
     print(f"{codec.name}, {type(codec.autoencoder).__name__}")
     audits.sort(key=lambda audit: ("as it is", "with limits", "no").index(audit.verdict))
-    rows = [(audit.host, audit.diffusers or "-", audit.verdict) for audit in audits]
-    table(("host", "diffusers", "verdict"), rows, justify="l")
+    rows = [(audit.host, _version(audit), audit.verdict) for audit in audits]
+    table(("host", "as of", "verdict"), rows, justify="l")
     alike: dict[tuple, list[str]] = {}
     for audit in audits:
         alike.setdefault((audit.verdict, audit.reasons, audit.remedy), []).append(audit.host)
@@ -42,6 +42,10 @@ def audit_hosts(args: argparse.Namespace) -> None:
             print(f"  - {reason}")
         if remedy:
             print(f"  what helps: {remedy}")
+
+
+def _version(audit: host_audit.HostAudit) -> str:
+    return f"diffusers {audit.diffusers}" if audit.diffusers else f"{audit.version}, {audit.date}"
 
 
 def audit_drop_in(args: argparse.Namespace) -> None:

@@ -1,0 +1,354 @@
+"""Every row of conversion/hosts.py, and the audit's verdicts, against the hosts' own code.
+
+COMFYUI_PATH, LDM_PATH (CompVis/latent-diffusion, the network behind A1111), A1111_PATH and INVOKEAI_PATH name checkouts, and
+COMFYUI_PYTHON and so on interpreters that have what they need (default: this one).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+
+from latent_codec import LatentCodec
+from latent_codec.conversion.hosts import A1111, COMFYUI, HOSTS, INVOKEAI, ROWS, row_for
+from latent_codec.converting import convert
+from latent_codec.evaluation.host_audit import audit_hosts
+from latent_codec.torch_settings import on_meta
+
+DRIVER = Path(__file__).parent / "helpers" / "host_driver.py"
+SIDE = 48
+NEITHER = {"use_quant_conv": False, "use_post_quant_conv": False}
+SD3_SPACE = {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609, **NEITHER}
+FLUX_SPACE = {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159, **NEITHER}
+
+
+def kl(widths=(128, 256, 512, 512), layers=2, **config):
+    types = {
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+    }
+    return diffusers.AutoencoderKL(
+        **types | {"block_out_channels": widths, "layers_per_block": layers, **config}
+    )
+
+
+def flux2():
+    widths = (32, 64)
+    types = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    return diffusers.AutoencoderKLFlux2(block_out_channels=widths, layers_per_block=1, **types)
+
+
+NARROW = {"widths": (32, 64, 128, 128), "layers": 1, "norm_num_groups": 8}
+BUILDERS = {
+    "SD": lambda: kl(),
+    "SDXL": lambda: kl(scaling_factor=0.13025, sample_size=1024),
+    "SD3": lambda: kl(**SD3_SPACE),
+    "FLUX": lambda: kl(**FLUX_SPACE),
+    "8 channels": lambda: kl(latent_channels=8),
+    "32 channels": lambda: kl(latent_channels=32),
+    "64 channels": lambda: kl(latent_channels=64),
+    "narrow": lambda: kl(**NARROW),
+    "narrow, 32 groups": lambda: kl(widths=(64, 128, 256, 256), layers=1),
+    "narrow, FLUX's layout": lambda: kl(widths=(36, 72, 144, 144), layers=1, norm_num_groups=9, **FLUX_SPACE),
+    "16 groups": lambda: kl(norm_num_groups=16),
+    "no middle attention": lambda: kl(mid_block_add_attention=False),
+    "no quant convs": lambda: kl(**NEITHER),
+    "one quant conv": lambda: kl(use_quant_conv=False),
+    "three levels": lambda: kl(widths=(128, 256, 512), scaling_factor=0.08333),
+    "gray": lambda: kl(in_channels=1, out_channels=1),
+    "VQ": lambda: diffusers.VQModel(block_out_channels=(32,), latent_channels=4, num_vq_embeddings=16),
+    "TAESD": lambda: diffusers.AutoencoderTiny(),
+    "TAESD, 16 channels": lambda: diffusers.AutoencoderTiny(latent_channels=16),
+    "TAESD, narrow": lambda: diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(32,) * 4, decoder_block_out_channels=(32,) * 4
+    ),
+    "Paella": lambda: PaellaVQModel(),
+    "FLUX.2": flux2,
+    "Wan, small": lambda: diffusers.AutoencoderKLWan(
+        base_dim=8, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False]
+    ),
+    "Qwen-Image, small": lambda: diffusers.AutoencoderKLQwenImage(
+        base_dim=8, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False]
+    ),
+}
+OF_ZEROS = {
+    "Wan": lambda: diffusers.AutoencoderKLWan(),
+    "Qwen-Image": lambda: diffusers.AutoencoderKLQwenImage(),
+    "HunyuanImage": lambda: diffusers.AutoencoderKLHunyuanImage(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=64,
+        block_out_channels=(128, 256, 512, 512, 1024, 1024),
+        layers_per_block=2,
+        spatial_compression_ratio=32,
+        sample_size=384,
+        downsample_match_channel=True,
+        upsample_match_channel=True,
+    ),
+}
+"""Large ones, of which only names and shapes are compared."""
+
+CASES = {
+    "comfyui": (
+        *(
+            "SD",
+            "SD3",
+            "FLUX",
+            "8 channels",
+            "32 channels",
+            "64 channels",
+            "narrow",
+            "narrow, 32 groups",
+            "16 groups",
+        ),
+        *(
+            "narrow, FLUX's layout",
+            "no middle attention",
+            "no quant convs",
+            "one quant conv",
+            "three levels",
+            "gray",
+        ),
+        *("VQ", "TAESD", "TAESD, 16 channels", "TAESD, narrow", "Paella", *OF_ZEROS),
+    ),
+    "ldm": (
+        "SD",
+        "SD3",
+        "8 channels",
+        "narrow",
+        "narrow, 32 groups",
+        "16 groups",
+        "no middle attention",
+        "no quant convs",
+    ),
+    "a1111": ("TAESD", "TAESD, 16 channels"),
+    "invokeai": (
+        *(
+            "SD",
+            "SDXL",
+            "SD3",
+            "FLUX",
+            "narrow, FLUX's layout",
+            "narrow",
+            "8 channels",
+            "no middle attention",
+            "VQ",
+        ),
+        *("TAESD", "TAESD, 16 channels", "FLUX.2", "Wan, small", "Qwen-Image, small"),
+    ),
+}
+FAMILIES = {4: "sd1", 16: "sd3"}
+VERSIONS = {"comfyui": COMFYUI, "ldm": A1111, "a1111": A1111, "invokeai": INVOKEAI}
+
+
+def audited_as(host):
+    return "a1111" if host == "ldm" else host
+
+
+@pytest.fixture(scope="module", params=CASES)
+def host(request, tmp_path_factory):
+    """Everything of one host: each case's codec, the host's answer to its own folder, and to what `convert` wrote for it."""
+    name = request.param
+    checkout = os.environ.get(f"{name.upper()}_PATH")
+    if not checkout:
+        pytest.skip(f"{name.upper()}_PATH does not name a checkout of {name}")
+    folder = tmp_path_factory.mktemp(name)
+    torch.save(images(), folder / "images.pt")
+    found, jobs = {}, []
+    for case in CASES[name]:
+        torch.manual_seed(0)
+        place = folder / str(len(found))
+        found[case] = {"place": place}
+        codec = LatentCodec(zeros(OF_ZEROS[case]) if case in OF_ZEROS else BUILDERS[case](), name=case)
+        codec.save_pretrained(place / "codec")
+        row = row_for(
+            audited_as(name),
+            type(codec.autoencoder).__name__,
+            codec.autoencoder.config,
+            codec.latent_space.raw_channels,
+        )
+        found[case] |= {
+            "row": row,
+            "audit": next(each for each in audit_hosts(codec) if each.host.lower() == audited_as(name)),
+            "codec": None if case in OF_ZEROS else outputs(codec, row),
+        }
+        own = (
+            place / "codec" if name == "invokeai" else place / "codec" / "diffusion_pytorch_model.safetensors"
+        )
+        if case == "Qwen-Image, small":
+            own = place / "codec" / "diffusion_pytorch_model.safetensors"
+        common = {"images": str(folder / "images.pt"), "on_meta": case in OF_ZEROS}
+        if name != "a1111":
+            jobs.append(
+                {"case": case, "of": "folder", "files": [str(own)], "out": str(place / "folder.pt"), **common}
+            )
+        try:
+            channels = codec.latent_space.raw_channels
+            tiny = row is not None and row.format == "taesd"
+            done = convert(
+                place / "codec",
+                place / "out",
+                host=audited_as(name),
+                family=FAMILIES[channels] if tiny else None,
+            )
+        except ValueError as error:
+            found[case]["refused"] = str(error)
+        else:
+            files = [str(each) for each in done.written]
+            if case == "Qwen-Image, small":
+                files = [str(place / "out" / "diffusion_pytorch_model.safetensors")]
+            without = {"without_quant_convs": channels == 16}
+            jobs.append(
+                {
+                    "case": case,
+                    "of": "export",
+                    "files": files,
+                    "out": str(place / "export.pt"),
+                    **common,
+                    **without,
+                }
+            )
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    python = os.environ.get(f"{name.upper()}_PYTHON", sys.executable)
+    ran = subprocess.run(
+        [python, str(DRIVER), name, checkout, str(folder / "jobs.json")],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.environ.get(f"{name.upper()}_PYTHONPATH", "")},
+    )
+    answers = [
+        json.loads(line.removeprefix("answer "))
+        for line in ran.stdout.splitlines()
+        if line.startswith("answer ")
+    ]
+    assert len(answers) == len(jobs), ran.stderr[-2000:]
+    for job, answer in zip(jobs, answers):
+        out = Path(job["out"])
+        answer["outputs"] = torch.load(out) if out.is_file() else None
+        found[job["case"]][job["of"]] = answer
+    return name, found
+
+
+def images():
+    return torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def zeros(build):
+    with on_meta():
+        autoencoder = build()
+    state = {
+        key: torch.zeros(each.shape, dtype=torch.bfloat16) for key, each in autoencoder.state_dict().items()
+    }
+    autoencoder.load_state_dict(state, assign=True)
+    return autoencoder
+
+
+def outputs(codec, row):
+    """Raw latents, as hosts have them, and the image."""
+    if codec.channels != 3 or row is None:
+        return None
+    with torch.no_grad():
+        latents = codec.encode(images())
+        decoded = codec.decode(latents, output_type="pt", size=(SIDE, SIDE))
+    return {"latents": latents, "images": decoded, "space": codec.latent_space}
+
+
+def is_right(answer, expected, host, tiny):
+    """Whether a host loaded all of it, and computes the same."""
+    if answer["error"] or answer["missing"]:
+        return False
+    if answer["outputs"] is None or expected is None:
+        return True
+    latents, decoded = (answer["outputs"][key] for key in ("latents", "images"))
+    wanted = expected["latents"]
+    if host == "comfyui" and tiny:  # which scales back what is scaled
+        scaling_factor, shift_factor = (0.18215, 0.0) if wanted.shape[1] == 4 else (1.5305, 0.0609)
+        wanted = wanted / scaling_factor + shift_factor
+    elif not tiny:
+        wanted = expected["space"].denormalize(wanted)
+    if latents.shape != wanted.shape:
+        return False
+    spread = wanted.abs().max()
+    return bool((latents - wanted).abs().max() <= 1e-5 * max(1, spread) * 3) and bool(
+        (decoded.clamp(-1, 1) - expected["images"].clamp(-1, 1)).abs().max() <= 3e-5
+    )
+
+
+def test_the_audit_says_what_the_host_does_with_a_codecs_own_folder(host):
+    name, cases = host
+    wrong = []
+    for case, found in cases.items():
+        if "folder" not in found:
+            continue
+        answer, audit = found["folder"], found["audit"]
+        if name == "invokeai":
+            loads = (
+                bool(found["row"] and set(answer["filed_as"]) & set(found["row"].filed_as))
+                and found["row"].takes_folder
+            )
+        else:
+            loads = is_right(answer, found["codec"], name, False)
+        if loads != (audit.verdict != "no"):
+            wrong.append(
+                (case, audit.verdict, audit.reasons, answer["error"], answer["missing"], answer["filed_as"])
+            )
+    assert not wrong
+
+
+def test_what_is_written_for_a_host_loads_there(host):
+    name, cases = host
+    wrong, loaded = [], []
+    for case, found in cases.items():
+        row = found["row"]
+        if "export" not in found or not row.version.was_run:
+            continue
+        answer = found["export"]
+        tiny = row.format == "taesd"
+        right = is_right(answer, found["codec"], name, tiny)
+        if name == "invokeai":
+            right = right and bool(set(answer["filed_as"]) & set(row.filed_as))
+        loaded.append(case)
+        if not right:
+            wrong.append((case, {key: value for key, value in answer.items() if key != "outputs"}))
+    assert not wrong
+    assert loaded
+
+
+def test_what_is_refused_does_not_load(host):
+    name, cases = host
+    for case, found in cases.items():
+        if "refused" in found and name != "invokeai":
+            assert found["audit"].verdict == "no", case
+            assert "--host" not in (found["audit"].remedy or ""), case
+
+
+def test_the_audit_names_the_version_that_it_speaks_of(host):
+    name, cases = host
+    version = VERSIONS[name]
+    for found in cases.values():
+        assert (found["audit"].version, found["audit"].date) == (version.version, version.date)
+
+
+def test_every_row_of_a_version_that_was_run_is_covered():
+    """By a case above, whether or not a checkout is there to run it with."""
+    covered = []
+    for name, cases in CASES.items():
+        for case in cases:
+            with on_meta():
+                autoencoder = (OF_ZEROS | BUILDERS)[case]()
+            channels = LatentCodec(autoencoder).latent_space.raw_channels
+            covered.append(
+                row_for(audited_as(name), type(autoencoder).__name__, autoencoder.config, channels)
+            )
+    missing = [row for row in ROWS if row.version.was_run and row not in covered]
+    assert {(row.version.host, row.class_name, row.channels) for row in missing} <= {
+        ("ComfyUI", "AutoencoderKLWan", (48,)),  # Wan 2.2's, of 2.8 GB
+    }
+    assert set(HOSTS) == {"comfyui", "a1111", "invokeai", "diffusers"}
