@@ -182,10 +182,9 @@ class Row:
 
     def is_for(self, class_name: str, config: Mapping, channels: int) -> bool:
         """Whether the program takes an autoencoder of this class, depth and number of raw latents' channels for this."""
-        levels = len(config["block_out_channels"]) if self.num_levels else None
         return (
             class_name == self.class_name
-            and self.num_levels in (None, levels)
+            and self.num_levels in (None, len(config.get("block_out_channels", ())))
             and channels not in self.other_channels
             and (self.channels is None or channels in self.channels)
         )

@@ -143,13 +143,12 @@ def test_tiny_autoencoders_get_the_names_that_a_host_looks_for(
     assert done.written == [place / names.format(side) for side in ("encoder", "decoder")]
     assert (place / "other.pth").read_text() == "stays"
     assert ("vae_approx" if host == "comfyui" else "VAE-taesd") in done.place
-    convert(done.written, tmp_path / "again")
-    assert_same(codec, LatentCodec.from_pretrained(tmp_path / "again"), images)
-    with pytest.raises(ValueError, match=r"_encoder.* exists; name another"):
-        convert(tmp_path / "mine", place, host=host, family=family)
+    state = codec.autoencoder.state_dict()
     if host == "a1111":  # which reads them with torch.load
         keys = torch.load(done.written[0], weights_only=True)
-        assert "0.weight" in keys
+        assert torch.equal(keys["0.weight"], state["encoder.layers.0.weight"])
+    with pytest.raises(ValueError, match=r"_encoder.* exists; name another"):
+        convert(tmp_path / "mine", place, host=host, family=family)
 
 
 def test_taef2_gets_comfyuis_name(tmp_path):
@@ -199,7 +198,7 @@ def test_a_host_may_be_combined_with_a_format(tmp_path):
     ("make", "settings", "message"),
     [
         (lambda: kl(layers_per_block=3), {"embed": "sd"}, "layers_per_block is 3, and 2 there"),
-        (lambda: kl(norm_num_groups=1), {"embed": "sd"}, "would fit"),
+        (lambda: kl(block_out_channels=(8, 8, 8, 8), norm_num_groups=1), {"embed": "sd"}, "would fit"),
         (lambda: tiny(), {"embed": "sd"}, "an AutoencoderKL is embedded"),
         (lambda: tiny(), {"fold_scale": "sd1"}, "folded into an AutoencoderKL's quant convs"),
         (lambda: kl(latent_channels=8), {"host": "a1111"}, "loads no AutoencoderKL of 8 latent channels"),

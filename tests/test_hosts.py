@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import diffusers
@@ -16,6 +17,7 @@ import torch
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
 from latent_codec import LatentCodec
+from latent_codec.components.weight_files import WEIGHTS
 from latent_codec.conversion.hosts import A1111, COMFYUI, HOSTS, INVOKEAI, ROWS, row_for
 from latent_codec.converting import convert
 from latent_codec.evaluation.host_audit import audit_hosts
@@ -153,87 +155,64 @@ def audited_as(host):
 
 @pytest.fixture(scope="module", params=CASES)
 def host(request, tmp_path_factory):
-    """Everything of one host: each case's codec, the host's answer to its own folder, and to what `convert` wrote for it."""
+    """A host's answers, by case: to the codec's own folder, and to what `convert` wrote for it."""
     name = request.param
     checkout = os.environ.get(f"{name.upper()}_PATH")
     if not checkout:
         pytest.skip(f"{name.upper()}_PATH does not name a checkout of {name}")
     folder = tmp_path_factory.mktemp(name)
     torch.save(images(), folder / "images.pt")
-    found, jobs = {}, []
-    for case in CASES[name]:
-        torch.manual_seed(0)
-        place = folder / str(len(found))
-        found[case] = {"place": place}
-        codec = LatentCodec(zeros(OF_ZEROS[case]) if case in OF_ZEROS else BUILDERS[case](), name=case)
-        codec.save_pretrained(place / "codec")
-        row = row_for(
-            audited_as(name),
-            type(codec.autoencoder).__name__,
-            codec.autoencoder.config,
-            codec.latent_space.raw_channels,
-        )
-        found[case] |= {
-            "row": row,
-            "audit": next(each for each in audit_hosts(codec) if each.host.lower() == audited_as(name)),
-            "codec": None if case in OF_ZEROS else outputs(codec, row),
-        }
-        own = (
-            place / "codec" if name == "invokeai" else place / "codec" / "diffusion_pytorch_model.safetensors"
-        )
-        if case == "Qwen-Image, small":
-            own = place / "codec" / "diffusion_pytorch_model.safetensors"
-        common = {"images": str(folder / "images.pt"), "on_meta": case in OF_ZEROS}
-        if name != "a1111":
-            jobs.append(
-                {"case": case, "of": "folder", "files": [str(own)], "out": str(place / "folder.pt"), **common}
-            )
-        try:
-            channels = codec.latent_space.raw_channels
-            tiny = row is not None and row.format == "taesd"
-            done = convert(
-                place / "codec",
-                place / "out",
-                host=audited_as(name),
-                family=FAMILIES[channels] if tiny else None,
-            )
-        except ValueError as error:
-            found[case]["refused"] = str(error)
-        else:
-            files = [str(each) for each in done.written]
-            if case == "Qwen-Image, small":
-                files = [str(place / "out" / "diffusion_pytorch_model.safetensors")]
-            without = {"without_quant_convs": channels == 16}
-            jobs.append(
-                {
-                    "case": case,
-                    "of": "export",
-                    "files": files,
-                    "out": str(place / "export.pt"),
-                    **common,
-                    **without,
-                }
-            )
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    python = os.environ.get(f"{name.upper()}_PYTHON", sys.executable)
-    ran = subprocess.run(
-        [python, str(DRIVER), name, checkout, str(folder / "jobs.json")],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.environ.get(f"{name.upper()}_PYTHONPATH", "")},
-    )
-    answers = [
-        json.loads(line.removeprefix("answer "))
-        for line in ran.stdout.splitlines()
-        if line.startswith("answer ")
-    ]
-    assert len(answers) == len(jobs), ran.stderr[-2000:]
-    for job, answer in zip(jobs, answers):
-        out = Path(job["out"])
-        answer["outputs"] = torch.load(out) if out.is_file() else None
-        found[job["case"]][job["of"]] = answer
+    command = [os.environ.get(f"{name.upper()}_PYTHON", sys.executable), str(DRIVER), name, checkout]
+    with (
+        (folder / "stderr").open("w") as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=folder
+        ) as driver,
+    ):
+        found = {}
+        for case in CASES[name]:
+            with tempfile.TemporaryDirectory(dir=folder) as place:  # they are large
+                found[case] = answers_to(driver, name, case, Path(place), folder / "images.pt")
+        driver.stdin.close()
     return name, found
+
+
+def answers_to(driver, name, case, place, image_file):
+    """What the driver of a host says to one case."""
+
+    def ask(files, **job):
+        out = place / "outputs.pt"
+        out.unlink(missing_ok=True)
+        job |= {"files": [str(file) for file in files], "images": str(image_file), "out": str(out)}
+        driver.stdin.write(json.dumps(job) + "\n")
+        driver.stdin.flush()
+        for line in driver.stdout:
+            if line.startswith("answer "):
+                answer = json.loads(line.removeprefix("answer "))
+                return answer | {"outputs": torch.load(out) if out.is_file() else None}
+        raise AssertionError((image_file.parent / "stderr").read_text()[-2000:])
+
+    torch.manual_seed(0)
+    large = case in OF_ZEROS
+    codec = LatentCodec(zeros(OF_ZEROS[case]) if large else BUILDERS[case](), name=case)
+    codec.save_pretrained(place / "codec")
+    config, channels = codec.autoencoder.config, codec.latent_space.raw_channels
+    row = row_for(audited_as(name), type(codec.autoencoder).__name__, config, channels)
+    audit = next(each for each in audit_hosts(codec) if each.host.lower() == audited_as(name))
+    found = {"row": row, "audit": audit, "codec": None if large else outputs(codec, row)}
+    is_file = name != "invokeai" or case == "Qwen-Image, small"
+    if name != "a1111":
+        found["folder"] = ask([place / "codec" / WEIGHTS if is_file else place / "codec"], on_meta=large)
+    tiny = row is not None and row.format == "taesd"
+    try:
+        family = FAMILIES[channels] if tiny else None
+        written = convert(place / "codec", place / "out", host=audited_as(name), family=family).written
+    except ValueError as error:
+        return found | {"refused": str(error)}
+    if written == [place / "out"] and is_file:
+        written = [place / "out" / WEIGHTS]
+    found["export"] = ask(written, on_meta=large, without_quant_convs=channels == 16)
+    return found
 
 
 def images():

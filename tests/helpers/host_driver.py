@@ -1,6 +1,6 @@
-"""Loads files with a host's own code: `python host_driver.py HOST CHECKOUT JOBS.json`, in an interpreter that has its needs.
+"""Loads files with a host's own code: `python host_driver.py HOST CHECKOUT`, in an interpreter that has its needs.
 
-A job is {"files": [...], "images": a .pt file in [-1, 1], "out": where latents and images go} and gets one line of JSON:
+A job is a line of JSON on standard input, {"files": [...], "images": a .pt file in [-1, 1], "out": where latents and images go} and gets one line of JSON:
 {"error": why it did not load, or null, "missing": keys, "unexpected": keys, "filed_as": InvokeAI's bases}. Stubs stand
 for libraries of the host that are not installed and that loading does not need; nothing here is latent-codec.
 """
@@ -210,12 +210,13 @@ def invokeai(checkout):
 HOSTS = {"comfyui": comfyui, "ldm": ldm, "a1111": a1111, "invokeai": invokeai}
 
 
-def main(host, checkout, jobs):
+def main(host, checkout):
     sys.path.insert(0, checkout)
     load = HOSTS[host](checkout)
     import torch
 
-    for job in json.loads(Path(jobs).read_text()):
+    for line in sys.stdin:
+        job = json.loads(line)
         answer = {"error": None, "missing": 0, "unexpected": 0, "filed_as": []}
         try:
             found, outputs = load(job)
