@@ -78,7 +78,6 @@ FAMILY_SCALES = {
     "sd3": SD3,
     "flux": FLUX1,
     "sd-x4": (0.08333, None),
-    "cascade": (1 / 0.43, None),
 }
 """scaling_factor and shift_factor that programs apply to raw latents, by the family of the denoiser."""
 TITLES = {
@@ -88,7 +87,6 @@ TITLES = {
     "flux": "FLUX",
     "flux2": "FLUX.2",
     "sd-x4": "the x4 upscaler",
-    "cascade": "Stable Cascade",
 }
 
 _RGB = {"in_channels": 3, "out_channels": 3, "act_fn": "silu"}
@@ -112,13 +110,6 @@ _WAN_2_2 = {
     "num_res_blocks": 2,
     "in_channels": 12,
     "is_residual": True,
-}
-_PAELLA = {
-    "levels": 2,
-    "bottleneck_blocks": 12,
-    "embed_dim": 384,
-    "num_vq_embeddings": 8192,
-    "up_down_scale_factor": 2,
 }
 _HUNYUAN_IMAGE = {
     "in_channels": 3,
@@ -274,16 +265,6 @@ ROWS = (
         format="wan",
         network=_WAN_2_2,
         channels=(48,),
-        place="models/vae",
-    ),
-    Row(
-        version=COMFYUI,
-        class_name="PaellaVQModel",
-        format="diffusers",
-        network=_PAELLA,
-        channels=(4,),
-        takes_folder=True,
-        families={4: ("cascade",)},
         place="models/vae",
     ),
     Row(

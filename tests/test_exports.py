@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
+from helpers import ROOT
 from safetensors.torch import load_file
 
 from latent_codec import AutoencoderTinyGN, LatentCodec, LatentPreviewer
@@ -13,6 +14,7 @@ from latent_codec.bitstream.sidecars import load_entropy_model
 from latent_codec.cli import main
 from latent_codec.components.weight_files import WEIGHTS, metadata_of
 from latent_codec.conversion import embedding
+from latent_codec.conversion.hosts import HOSTS, ROWS
 from latent_codec.conversion.renaming import ConversionError
 from latent_codec.converting import convert
 from latent_codec.errors import SettingError
@@ -256,3 +258,25 @@ def test_the_command_line_names_its_flags(tmp_path, capsys):
         str(tmp_path / "out" / f"taesd_{side}.safetensors") for side in ("encoder", "decoder")
     ]
     assert "looks for them in models/vae_approx" in done.err
+
+
+def test_diffusers_reads_the_single_file_with_the_folders_config(tmp_path):
+    codec = kl(
+        block_out_channels=(32, 32, 32, 32), norm_num_groups=32, layers_per_block=2, scaling_factor=0.13025
+    )
+    codec.save_pretrained(tmp_path / "mine")
+    (file,) = convert(tmp_path / "mine", tmp_path / "mine.safetensors", to="ldm").written
+    single = diffusers.AutoencoderKL.from_single_file(str(file), config=str(tmp_path / "mine"))
+    assert single.config.scaling_factor == 0.13025
+    state = codec.autoencoder.state_dict()
+    assert all(torch.equal(each, state[key]) for key, each in single.state_dict().items())
+
+
+def test_every_row_of_the_table_is_on_the_page():
+    page = (ROOT / "docs" / "hosts.md").read_text(encoding="utf-8")
+    for row in ROWS:
+        assert str(row.version) in page and row.place in page
+        assert all(f"`{name}_" in page for name in row.names.values())
+        assert row.suffix == ".safetensors" or row.suffix in page
+    for host in HOSTS:
+        assert f"--host {host}" in page

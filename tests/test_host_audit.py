@@ -527,7 +527,7 @@ def test_what_a_later_version_loads_is_said_to_be_of_that_version():
 
 def test_invokeai_files_folders_by_their_class():
     assert audit(flux2(), "InvokeAI").verdict == "as it is"
-    assert audit(flux2(), "A1111").reasons == ("it has no network for AutoencoderKLFlux2",)
+    assert audit(flux2(), "A1111").reasons == ("it loads no AutoencoderKLFlux2",)
     sixteen = audit(stable_diffusion_vae(**SD3_VAE), "InvokeAI")
     assert "files every folder under Stable Diffusion 1 or XL" in sixteen.reasons[0]
 

@@ -97,7 +97,7 @@ def _no_row(codec: LatentCodec, host: str) -> str:
     kind, channels = type(codec.autoencoder).__name__, codec.latent_space.raw_channels
     rows = [row for row in rows_of(host) if row.class_name == kind]
     if not rows:
-        return f"it has no network for {kind}"
+        return f"it loads no {kind}"
     if any(channels in row.other_channels for row in rows):
         return f"it takes latents of {channels} channels for those of another network"
     levels = [row.num_levels for row in rows if row.num_levels]
