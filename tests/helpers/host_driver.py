@@ -16,19 +16,22 @@ import types
 from pathlib import Path
 
 
+class Anything(type):
+    """A class of which every attribute is another such class."""
+
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything(
+            name, (), {"__init__": lambda self, *args, **kwargs: None, "__class_getitem__": lambda key: cls}
+        )
+
+
 class Stub(types.ModuleType):
     """A library that is not installed; whatever is asked of it is there, and does nothing."""
 
     __path__ = ()
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(
-            name,
-            (),
-            {"__init__": lambda self, *args, **kwargs: None, "__class_getitem__": lambda cls, key: cls},
-        )
+    __getattr__ = Anything.__getattr__
 
 
 class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
