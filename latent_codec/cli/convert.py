@@ -23,15 +23,16 @@ written here, for FLUX.2, Wan, Qwen-Image and HunyuanImage, and is 1 for VQ and
 tiny autoencoders. Else give it (--scale, --scaling-factor), or let it be
 measured (--calibrate).
 
-Programs such as ComfyUI build one network, whatever a file holds. --host writes
-what a program loads, under its names: a narrower AutoencoderKL is embedded in
-that network, missing parts are added, and latents and images stay the same.
---embed does only that. Such a program scales latents by its denoiser's own
-figures; --fold-scale folds them into the weights, for a denoiser that was
-trained on this codec's latents. DESTINATION is then the program's folder.
+Programs such as ComfyUI build one network, whatever a file holds. --host
+writes what a program loads, under its names: a narrower AutoencoderKL is
+embedded in that network, missing parts are added, and latents and images stay
+the same. --embed does only that. Such a program scales latents by its
+denoiser's own figures; --fold-scale folds them into the weights, for a
+denoiser that was trained on this codec's latents. DESTINATION is then the
+program's folder.
 
-diffusers reads single files, too, and asks the network for a config unless it
-is given one:
+diffusers reads single files, too, and asks the network for a config unless
+it is given one:
   AutoencoderKL.from_single_file("mine.safetensors", config="runs/mine")
 
 Examples:
