@@ -12,9 +12,10 @@ from helpers.training import write_images
 from safetensors.torch import load_file, save_file
 
 from latent_codec import LatentCodec, extract_features
-from latent_codec.analysis.features import fit_image, load_features, save_features, vector_side
+from latent_codec.analysis.features import load_features, save_features
 from latent_codec.cli import main
 from latent_codec.components.weight_files import metadata_of
+from latent_codec.evaluation.one_vector import fit_image, vector_side
 from latent_codec.images.sources import open_source
 
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from latent_codec.analysis.detectors import ERRORS, Detector, Measured, is_definite
-from latent_codec.analysis.features import Features, extract_features, fit_image
+from latent_codec.analysis.features import Features, extract_features
 from latent_codec.analysis.heat_maps import NormalErrorMeter
 from latent_codec.analysis.scikit import scikit
 from latent_codec.codec import LatentCodec
 from latent_codec.errors import SettingError
+from latent_codec.evaluation.one_vector import fit_image
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.labels import class_of

@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from latent_codec.analysis.features import Features, check_vector_side, extract_features, fit_image
+from latent_codec.analysis.features import Features, check_vector_side, extract_features, hold_out_of_each
 from latent_codec.analysis.scikit import scikit
 from latent_codec.codec import ImageLike, LatentCodec
 from latent_codec.errors import SettingError
+from latent_codec.evaluation.one_vector import fit_image
 from latent_codec.files import check_is_file, named_in_utf8, replacing
 from latent_codec.images.labels import check_labels
 from latent_codec.images.sources import ImageSource
@@ -187,11 +188,7 @@ def fit_attribute(
     explained = others @ torch.linalg.lstsq(others, known[:, 1], driver="gelsd").solution
     if torch.allclose(explained, known[:, 1], atol=1e-6):
         raise SettingError("without", f"labels that do not say what {label} says", ", ".join(without))
-    measured = torch.zeros_like(has_it)
-    generator = torch.Generator().manual_seed(seed)
-    for members in (has_it.nonzero().flatten(), (~has_it).nonzero().flatten()):
-        order = members[torch.randperm(len(members), generator=generator)]
-        measured[order[: min(max(round(held_out * len(order)), 1), len(order) - 1)]] = True
+    measured = hold_out_of_each(~has_it, held_out, seed, at_least=1)
     fitted = ~measured
     direction = _direction(latents[fitted], known[fitted], method)
     projections = latents[measured] @ direction

@@ -21,8 +21,7 @@ from torch import Tensor
 from latent_codec.codec import LatentCodec
 from latent_codec.components.weight_files import FEATURES, metadata_of
 from latent_codec.errors import SettingError
-from latent_codec.evaluation.one_vector import fit_image as fit_image
-from latent_codec.evaluation.one_vector import vector_side as vector_side
+from latent_codec.evaluation.one_vector import fit_image, vector_side
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
 from latent_codec.files import check_is_file, named_in_utf8, replacing
 from latent_codec.images.batches import batch_by_shape, iter_images
@@ -212,6 +211,17 @@ def check_vector_side(codec: LatentCodec, what: str) -> int:
             "garments, or train one by the preset fashion-mnist-global or faces-global"
         )
     return side
+
+
+def hold_out_of_each(classes: Tensor, share: float, seed: int, *, at_least: int = 0) -> Tensor:
+    """A mask of the images to test on, bool (N,): a share of each class, rounded, but never a whole class."""
+    generator = torch.Generator().manual_seed(seed)
+    is_held_out = torch.zeros(len(classes), dtype=torch.bool)
+    for each in classes.unique():
+        places = (classes == each).nonzero().flatten()
+        count = min(max(round(share * len(places)), at_least), len(places) - 1)
+        is_held_out[places[torch.randperm(len(places), generator=generator)[:count]]] = True
+    return is_held_out
 
 
 def save_features(features: Features, path: str | os.PathLike) -> None:

@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from latent_codec.analysis.features import fit_image, vector_side
 from latent_codec.codec import ImageLike, LatentCodec
 from latent_codec.errors import SettingError
+from latent_codec.evaluation.one_vector import fit_image, vector_side
 from latent_codec.images.tensors import center_crop, to_image
 from latent_codec.models.quantizers import nearest_codewords
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latent_codec.analysis.features import Features, extract_features
+from latent_codec.analysis.features import Features, extract_features, hold_out_of_each
 from latent_codec.analysis.scikit import scikit
 from latent_codec.codec import LatentCodec
 from latent_codec.errors import SettingError
@@ -154,7 +154,14 @@ def probe(
     known = features_of(source)
     _check_classes(known.classes(label))
     if test is None:
-        is_held_out = _hold_out(known.classes(label), held_out, seed)
+        is_held_out = hold_out_of_each(known.classes(label), held_out, seed)
+        if not is_held_out.any():
+            raise SettingError(
+                "held_out",
+                f"a share that holds out an image of {len(is_held_out)}",
+                held_out,
+                advice="give more images",
+            )
         skipped = known.skipped
         asked, known = known.some(is_held_out), known.some(~is_held_out)
     else:
@@ -275,21 +282,6 @@ def _check_classes(classes: Tensor) -> None:
             f"all {len(classes)} are of class {int(found[0])}" if len(classes) > 1 else "there is one image"
         )
         raise ValueError(f"expected images of two classes or more, but {some}; give images of others, too")
-
-
-def _hold_out(classes: Tensor, share: float, seed: int) -> Tensor:
-    """A mask of the images to test on: a share of each class, rounded, but never a whole class."""
-    generator = torch.Generator().manual_seed(seed)
-    is_held_out = torch.zeros(len(classes), dtype=torch.bool)
-    for each in classes.unique():
-        places = (classes == each).nonzero().flatten()
-        count = min(round(share * len(places)), len(places) - 1)
-        is_held_out[places[torch.randperm(len(places), generator=generator)[:count]]] = True
-    if not is_held_out.any():
-        raise SettingError(
-            "held_out", f"a share that holds out an image of {len(classes)}", share, advice="give more images"
-        )
-    return is_held_out
 
 
 def _classify(

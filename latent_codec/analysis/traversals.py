@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latent_codec.analysis.features import check_vector_side, fit_image
+from latent_codec.analysis.features import check_vector_side
 from latent_codec.codec import ImageLike, LatentCodec
 from latent_codec.errors import SettingError
 from latent_codec.evaluation.latents import LatentMeter
 from latent_codec.evaluation.meters import Batch
+from latent_codec.evaluation.one_vector import fit_image
 from latent_codec.evaluation.reconstruction import BATCH_PIXELS
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.sources import ImageSource

@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from latent_codec.analysis.attributes import AttributeDirection, apply_attribute
-from latent_codec.analysis.features import fit_image
 from latent_codec.cli.progress import progress
 from latent_codec.cli.work.opening import check_writable, few_images, load_codec
 from latent_codec.cli.work.printing import print_json
+from latent_codec.evaluation.one_vector import fit_image
 from latent_codec.images.labels import shown_name
 from latent_codec.images.sheets import sheet
 from latent_codec.images.tensors import write_image

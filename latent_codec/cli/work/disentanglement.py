@@ -9,10 +9,11 @@ from latent_codec.analysis.disentanglement import (
     measure_disentanglement,
     plot_mutual_information,
 )
-from latent_codec.analysis.features import extract_features, vector_side
+from latent_codec.analysis.features import extract_features
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.opening import check_writable, load_codec, open_data
 from latent_codec.cli.work.printing import finish_report, table, write_json
+from latent_codec.evaluation.one_vector import vector_side
 
 FEW = 2000
 """Images below which mutual information, by bins, is much overestimated: by about (bins - 1) (values - 1) / 2N nats."""
