@@ -1,13 +1,16 @@
 """Two processes on the CPU (gloo), started as the manual says, against one process with the doubled batch."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT
+from helpers.processes import COMMAND, Process
 from helpers.training import gradients, run_tiny, tiny_config, write_images
 
 from latent_codec import LatentCodec
@@ -29,6 +32,48 @@ SECTIONS = {
     "run": {"steps": 1, "calibration_images": 0},
 }
 
+# In place of the command line, which begins alike: each of its processes tells its environment and its arguments, and
+# lives, as the launcher does, until they have served.
+LAUNCHED = """
+import json, os, sys, time
+from pathlib import Path
+if "RANK" not in os.environ:
+    from latent_codec.training.processes import start_missing_processes
+    start_missing_processes()
+told, *words = sys.argv[1:]
+file = Path(told, os.environ["RANK"])
+file.with_suffix(".partial").write_text(json.dumps([dict(os.environ), words]))
+file.with_suffix(".partial").rename(file)
+while not Path(told, "done").exists():
+    time.sleep(0.05)
+"""
+
+
+def launch(told: Path, *words) -> list[subprocess.CompletedProcess]:
+    """The command line in two processes as `accelerate launch` starts them, but forked: importing takes 9 s in each."""
+    told.mkdir()
+    (told / "launched.py").write_text(LAUNCHED)
+    command = [Path(sys.executable).parent / "accelerate", "launch", "--num_processes", "2"]
+    if torch.accelerator.is_available():
+        command.append("--cpu")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{told}"}
+    launcher = subprocess.Popen(
+        [*command, "-m", "launched", told, *words], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    ranks = [told / "0", told / "1"]
+    try:
+        while not all(rank.exists() for rank in ranks):
+            assert launcher.poll() is None, launcher.stderr.read()
+            time.sleep(0.05)
+        found = [json.loads(rank.read_text()) for rank in ranks]
+        both = [Process(COMMAND, *arguments, **variables) for variables, arguments in found]
+        results = [process.result() for process in both]
+    finally:
+        (told / "done").touch()
+    _, said = launcher.communicate()
+    assert launcher.returncode == 0, said
+    return results
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -38,20 +83,12 @@ def runs(tmp_path_factory):
     optimizer = {"batch_size": 2, "accumulation": 2, "clip_norm": 1e9}
     (folder / "tiny.toml").write_text(dump_toml(tiny_config(**SECTIONS, optimizer=optimizer).to_dict()))
     (images / "08.png").write_bytes(b"no image")
-    command = ["accelerate", "launch", "--num_processes", "2", "-m", "latent_codec.cli", "train"]
-    command[0] = str(Path(sys.executable).parent / command[0])
-    if torch.accelerator.is_available():
-        command.insert(2, "--cpu")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        [*command, folder / "tiny.toml", "--data", images, "--out", folder / "two"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
+    train = ["train", folder / "tiny.toml", "--data", images, "--out", folder / "two"]
+    first, second = launch(folder / "told", *train)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert second.stdout == ""
     run_tiny(images, folder / "one", **SECTIONS, optimizer={**optimizer, "batch_size": 4})
-    return folder / "two", folder / "one", process
+    return folder / "two", folder / "one", first
 
 
 def test_two_processes_give_the_gradients_of_the_doubled_batch(runs):
