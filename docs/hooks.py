@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def on_page_markdown(markdown: str, **_) -> str:
     return re.sub(
-        r"^\{(\w+) ?(.*)\}$", lambda found: inserted(found[1], found[2]), markdown, flags=re.MULTILINE
+        r"^\{(help|card|include) ?(.*)\}$",
+        lambda found: inserted(found[1], found[2]),
+        markdown,
+        flags=re.MULTILINE,
     )
 
 
