@@ -43,14 +43,19 @@ def device_of(args: argparse.Namespace) -> str:
     return str(device)
 
 
-def load_codec(args: argparse.Namespace) -> LatentCodec:
-    """The codec that `--codec`, `--for-pipeline`, `--config`, `--device` and `--dtype` name."""
+def load_codec(args: argparse.Namespace, pipeline: str | None = None) -> LatentCodec:
+    """The codec that `--codec`, `--for-pipeline`, `--config`, `--device` and `--dtype` name.
+
+    Args:
+        pipeline: whose latents it has where `--for-pipeline` is not given, such as that of a latent file.
+    """
     with showing(f"opening {args.codec}"):
         device = device_of(args)
         note_emulated(args.dtype, device)
         dtype = getattr(torch, args.dtype)
+        pipeline = args.for_pipeline or pipeline
         return LatentCodec.from_pretrained(
-            args.codec, pipeline=args.for_pipeline, config=args.config, dtype=dtype, device=device
+            args.codec, pipeline=pipeline, config=args.config, dtype=dtype, device=device
         )
 
 
