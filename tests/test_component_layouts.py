@@ -244,6 +244,8 @@ def test_every_verb_with_a_codec_has_a_subfolder(capsys):
     from latent_codec.cli import VERBS
 
     for verb in VERBS:
+        if verb == "ui":  # takes several codecs; a subfolder is part of a codec's path
+            continue
         with pytest.raises(SystemExit):
             main([verb, "--help"])
         text = capsys.readouterr().out

@@ -227,6 +227,8 @@ def test_halves_of_a_tiny_autoencoder_have_prefixes_too(tmp_path):
         }
         torch.save({"state_dict": half}, tmp_path / f"{side}.pt")
     assert_takes(read_foreign([tmp_path / "decoder.pt", tmp_path / "encoder.pt"]), state)
+    assert_takes(read_foreign(tmp_path / "decoder.pt"), state)  # the other half is next to it
+    (tmp_path / "encoder.pt").unlink()
     with pytest.raises(ConversionError, match="is the decoder of a tiny autoencoder"):
         read_foreign(tmp_path / "decoder.pt")
 
