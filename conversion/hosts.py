@@ -6,6 +6,7 @@ for, `info --audit` says where a codec differs from it, and tests run every row 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from latent_codec.conversion.embedding import QUANT_CONVS, SD, SD_X4, misfits
 from latent_codec.families.pipeline_spaces import FLUX1, SD1, SD3, SDXL
@@ -185,7 +186,7 @@ class Row:
         found = {
             key: self.network[key]
             for key in SD
-            if key in self.network and _tuple(config[key]) != self.network[key]
+            if key in self.network and as_tuple(config[key]) != self.network[key]
         }
         if "block_out_channels" in found or "norm_num_groups" in found:
             found |= {key: self.network[key] for key in ("block_out_channels", "norm_num_groups")}
@@ -195,18 +196,23 @@ class Row:
             found |= dict(zip(QUANT_CONVS, self.quant_convs[0]))
         return found
 
+    def differences(self, config: Mapping) -> dict[str, tuple[Any, Any]]:
+        """Entries of a config that are not what the program builds: what they are, and what it builds."""
+        pairs = {key: (as_tuple(config[key]), built) for key, built in self.network.items() if key in config}
+        return {
+            key: pair
+            for key, pair in pairs.items()
+            if pair[0] != pair[1] and pair != ("swish", "silu")  # one function by two names
+        }
+
     def misfits(self, config: Mapping) -> list[str]:
         """Why an autoencoder of this config cannot be made what the program builds."""
-        changes = self.changes(config) if self.class_name == "AutoencoderKL" else {}
-        fixed = {
-            key: value
-            for key, value in self.network.items()
-            if key not in SD or self.class_name != "AutoencoderKL"
-        }
+        is_kl = self.class_name == "AutoencoderKL"
+        changes = self.changes(config) if is_kl else {}
         wrong = [
-            f"its {key} is {short(_tuple(config[key]))}, and {short(value)} there"
-            for key, value in fixed.items()
-            if key in config and _tuple(config[key]) != value and (config[key], value) != ("swish", "silu")
+            f"its {key} is {short(value)}, and {short(built)} there"
+            for key, (value, built) in self.differences(config).items()
+            if key not in SD or not is_kl
         ]
         return wrong + (misfits(config, changes) if changes else [])
 
@@ -394,7 +400,8 @@ def row_for(host: str, class_name: str, config: Mapping, channels: int) -> Row |
     return next((row for row in rows_of(host) if row.is_for(class_name, config, channels)), None)
 
 
-def _tuple(value):
+def as_tuple(value):
+    """An entry of a config, lists of a file as the tuples of a class."""
     return tuple(value) if isinstance(value, list) else value
 
 

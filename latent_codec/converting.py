@@ -401,9 +401,8 @@ def _write(
     to = to or (row.format if row is not None else "diffusers")
     files = destination(out, to, export, codec.name, changes.family)
     if export.component is not codec.autoencoder and isinstance(dtypes, Mapping):
-        kinds = set(
-            dtypes.values()
-        )  # by keys, of which there are others now; a folded scale would be rounded to half
+        # By keys, of which there are others now; a folded scale would be rounded to half.
+        kinds = set(dtypes.values())
         dtypes = kinds.pop() if len(kinds) == 1 and not changes.fold_scale else None
     if to == "diffusers":
 

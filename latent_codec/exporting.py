@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from latent_codec.components.weight_files import check_folder_to_save
 from latent_codec.conversion.checkpoints import SUFFIXES
 from latent_codec.conversion.embedding import NETWORKS, as_network
-from latent_codec.conversion.hosts import HOSTS, TITLES, Row, row_for
+from latent_codec.conversion.hosts import HOSTS, TITLES, Row, as_tuple, row_for
 from latent_codec.conversion.renaming import ConversionError, Scale
 from latent_codec.conversion.scales import SCALES
 from latent_codec.errors import SettingError
@@ -144,17 +144,13 @@ def _differences(before: "nn.Module", after: "nn.Module") -> Iterator[str]:
     for key in sorted(after.config):
         if key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std") or key.startswith("_"):
             continue
-        one, other = (_plain(each.config[key]) for each in (before, after))
+        one, other = (as_tuple(each.config[key]) for each in (before, after))
         if one != other:
             yield f"{key} {_short(one)} as {_short(other)}"
 
 
-def _plain(value):
-    return list(value) if isinstance(value, (list, tuple)) else value
-
-
 def _short(value) -> str:
-    return "-".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def destination(out: Path, to: str, export: Export, name: str, family: str | None) -> list[Path]:

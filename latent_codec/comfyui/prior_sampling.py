@@ -5,12 +5,10 @@ import time
 
 from torch import Tensor
 
-from latent_codec.images.tensors import enlarged, image_grid
+from latent_codec.images.tensors import sample_grid
 
 PAUSE = 0.5
 """Seconds from one preview to the next at least; previews take a fifth of the time at most."""
-MIN_SIDE = 96
-"""Pixels that images of a preview have at least on their shorter side; smaller ones are enlarged by a whole factor."""
 
 
 class Growing:
@@ -33,8 +31,7 @@ class Growing:
         if began < self.due:
             return None
         images = self.pipe.partial_images(indices, done)
-        factor = -(-MIN_SIDE // min(images[0].size))
-        sheet = image_grid([enlarged(image, factor) for image in images], math.isqrt(len(images) - 1) + 1)
+        sheet = sample_grid(images, math.isqrt(len(images) - 1) + 1)
         now = time.monotonic()
         self.due = now + max(PAUSE, 4 * (now - began))
         return "PNG", sheet, MAX_PREVIEW_RESOLUTION

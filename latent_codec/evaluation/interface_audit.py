@@ -41,7 +41,11 @@ def in_host(codec: LatentCodec, host: str) -> Iterator[Finding]:
             f"{HOSTS[host.lower()]} has no network for it; {row.version} has, whose code was read and not run"
         )
     config = codec.autoencoder.config
-    misfits, differences = row.misfits(config), _differences(config, row)
+    misfits = row.misfits(config)
+    differences = [
+        f"{key} {short(value)} for its {short(built)}"
+        for key, (value, built) in row.differences(config).items()
+    ]
     channels = codec.latent_space.channels
     export = None if misfits else export_command(row, channels)
     if differences:
@@ -108,17 +112,6 @@ def _no_row(codec: LatentCodec, host: str) -> str:
         )
     depth = len(codec.autoencoder.config["block_out_channels"])
     return f"its networks have {' or '.join(map(str, sorted(set(levels))))} levels, and this one {depth}"
-
-
-def _differences(config, row: Row) -> list[str]:
-    """Entries of the config that are not what the host builds."""
-    found = []
-    for key, built in row.network.items():
-        value = config.get(key, built)
-        value = tuple(value) if isinstance(value, list) else value
-        if value != built and (value, built) != ("swish", "silu"):
-            found.append(f"{key} {short(value)} for its {short(built)}")
-    return found
 
 
 def _quant_convs(row: Row) -> str:

@@ -273,6 +273,11 @@ def enlarged_to(image: Image.Image, side: int) -> Image.Image:
     return enlarged(image, round(min(side / min(image.size), 2 * side / max(image.size))))
 
 
+def sample_grid(images: Sequence[Image.Image], columns: int, *, min_side: int = 96) -> Image.Image:
+    """PIL images as an `image_grid`, small ones enlarged by a whole factor to `min_side` pixels or more on their shorter side."""
+    return image_grid([enlarged(image, -(-min_side // min(image.size))) for image in images], columns)
+
+
 def hstack_images(images: Sequence[Tensor | Image.Image], *, gap: int = 4) -> Image.Image:
     """Images side by side: `image_grid` with one row."""
     return image_grid(images, len(images), gap=gap)

@@ -12,12 +12,11 @@ from latent_codec.cli.progress import progress, showing
 from latent_codec.cli.sample import DEFAULT_PIPELINE
 from latent_codec.cli.work.opening import check_writable, device_of, load_codec, note_emulated, settings_of
 from latent_codec.cli.work.printing import by, print_json
-from latent_codec.images.tensors import enlarged, image_grid, write_image
+from latent_codec.images.tensors import sample_grid, write_image
 from latent_codec.pipelines.folders import find_pipeline, load_pipeline
 from latent_codec.pipelines.sampling import labelled_generators, labels_by_number
 
 BATCH_PIXELS = 512 * 512
-MIN_SIDE = 96  # smaller images are shown enlarged
 DEFAULT_SIDE = 256  # for codecs whose config names no size
 BATCH_SIZE = 64  # images that a prior samples together
 
@@ -61,7 +60,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
         )
     seconds = time.monotonic() - began
     kept = len(drawn.images) // num_rows
-    sheet = _sheet(drawn.images, _columns(kept, num_rows))
+    sheet = sample_grid(drawn.images, _columns(kept, num_rows))
     for path in filter(None, (args.out, args.preview)):
         write_image(sheet, path)
 
@@ -119,7 +118,7 @@ class Preview:
         if began >= self.due:
             num_missing = self.num_drawn - len(self.finished) - len(images)
             blank = Image.new("RGB", images[0].size, "lightgrey")
-            sheet = _sheet([*self.finished, *images, *[blank] * num_missing], self.columns)
+            sheet = sample_grid([*self.finished, *images, *[blank] * num_missing], self.columns)
             write_image(sheet, self.path)
             now = time.monotonic()
             self.due = now + max(0.5, 4 * (now - began))
@@ -130,11 +129,6 @@ class Preview:
 def _columns(num: int, num_rows: int) -> int:
     """Of a sheet with a row for every label, or of a square."""
     return num if num_rows > 1 else math.ceil(math.sqrt(num))
-
-
-def _sheet(images, columns: int):
-    """PIL images as a grid, small ones enlarged."""
-    return image_grid([enlarged(image, -(-MIN_SIDE // min(image.size))) for image in images], columns)
 
 
 def _sample_latents(args: argparse.Namespace) -> None:
@@ -161,7 +155,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
         for batch in progress(batches, "sampling")
         for image in codec.decode(batch.to(codec.device), size=(height, width))
     ]
-    write_image(_sheet(samples, _columns(args.num, 1)), args.out)
+    write_image(sample_grid(samples, _columns(args.num, 1)), args.out)
 
     drawn = _what_was_drawn(codec.latent_space, args.temperature)
     if args.json:

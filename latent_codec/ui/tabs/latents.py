@@ -11,7 +11,7 @@ from latent_codec.ui.completion import PARTS, Completion, hidden_cells
 from latent_codec.ui.desk import Desk, check_bytes, read_dropped
 from latent_codec.ui.garments import CLASSES, Garments
 from latent_codec.ui.latents import RANGE, channels, morphed, strongest_dimensions, turned, vector
-from latent_codec.ui.tabs.parts import answer, drop, examples, image_box, note
+from latent_codec.ui.tabs.parts import answer, drop, gallery, image_and_codec, image_box, note
 
 NUM_SLIDERS = 8
 NO_ATTRIBUTE = "none"
@@ -36,20 +36,9 @@ def lay_out(desk: Desk) -> None:
 def _channels(desk: Desk) -> None:
     gr.Markdown("Most codecs make a small grid of the image with a few channels; a denoiser works on these.")
     with gr.Row():
-        with gr.Column(scale=1, min_width=260):
-            dropped = drop(desk.image)
-            codec = gr.Dropdown(list(desk.codecs), value=next(iter(desk.codecs)), label="Codec")
-            button = gr.Button("Show its latents", variant="primary", elem_id="channels-go")
-            clicked = examples(desk, dropped)
+        dropped, codec, button, clicked = image_and_codec(desk, "Show its latents", "channels-go")
         with gr.Column(scale=3):
-            gallery = gr.Gallery(
-                label="Channels: black is -3, white is 3",
-                columns=4,
-                format="png",
-                height=270,
-                object_fit="contain",
-                elem_id="channels",
-            )
+            images = gallery("Channels: black is -3, white is 3", "channels", 270)
             histograms = image_box("Histograms, and the standard normal that a denoiser starts from", 240)
             said = gr.HTML()
 
@@ -58,7 +47,7 @@ def _channels(desk: Desk) -> None:
         found = channels(desk.codec(name), image)
         return found.images, found.histograms, note("; ".join([found.note, *notes]))
 
-    inputs, outputs = [dropped, codec], [gallery, histograms, said]
+    inputs, outputs = [dropped, codec], [images, histograms, said]
     answer([button.click, dropped.upload, codec.input], look, inputs, outputs, after=clicked)
 
 
@@ -193,14 +182,7 @@ def _complete(desk: Desk, tab: gr.Tab) -> None:
             button = gr.Button("Complete", variant="primary", elem_id="complete-go")
         with gr.Column(scale=3):
             told = image_box("What the prior is told: click to hide or show", 260, elem_id="complete-told")
-            gallery = gr.Gallery(
-                label="What it draws",
-                columns=4,
-                format="png",
-                height=260,
-                object_fit="contain",
-                elem_id="completed",
-            )
+            drawn = gallery("What it draws", "completed", 260)
 
     def grid(path) -> Completion:
         image, _ = read_dropped(path)
@@ -236,4 +218,4 @@ def _complete(desk: Desk, tab: gr.Tab) -> None:
         show_progress="hidden",
     )
     answer([told.select], toggle, [dropped, hidden], [told, hidden], show_progress="hidden")
-    answer([button.click], complete, [dropped, hidden, label, seed], [gallery])
+    answer([button.click], complete, [dropped, hidden, label, seed], [drawn])

@@ -115,6 +115,23 @@ def shown(image, side: int = 256):
     return enlarged_to(image, side) if min(image.size) < side else image
 
 
+def image_and_codec(desk: Desk, button_label: str, elem_id: str) -> tuple:
+    """The column of a tab that sends one image through one codec: where it is dropped, the codec, the button and the examples."""
+    with gr.Column(scale=1, min_width=260):
+        dropped = drop(desk.image)
+        codec = gr.Dropdown(list(desk.codecs), value=next(iter(desk.codecs)), label="Codec")
+        button = gr.Button(button_label, variant="primary", elem_id=elem_id)
+        clicked = examples(desk, dropped)
+    return dropped, codec, button, clicked
+
+
+def gallery(label: str, elem_id: str, height: int) -> gr.Gallery:
+    """Where several images appear, without loss, four in a row."""
+    return gr.Gallery(
+        label=label, columns=4, format="png", height=height, object_fit="contain", elem_id=elem_id
+    )
+
+
 def image_box(label: str, height: int = 320, **options) -> gr.Image:
     """Where an image appears, without loss."""
     return gr.Image(

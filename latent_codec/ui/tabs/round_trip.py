@@ -4,7 +4,7 @@ import gradio as gr
 
 from latent_codec.ui.desk import Desk, read_dropped
 from latent_codec.ui.round_trip import TIMES, round_trip
-from latent_codec.ui.tabs.parts import answer, drop, examples, image_box, shown, table
+from latent_codec.ui.tabs.parts import answer, image_and_codec, image_box, shown, table
 
 
 def lay_out(desk: Desk) -> None:
@@ -13,11 +13,7 @@ def lay_out(desk: Desk) -> None:
         "Pull the slider: on the left the original, on the right what came back."
     )
     with gr.Row():
-        with gr.Column(scale=1, min_width=260):
-            dropped = drop(desk.image)
-            codec = gr.Dropdown(list(desk.codecs), value=next(iter(desk.codecs)), label="Codec")
-            button = gr.Button("Send it through", variant="primary", elem_id="round-trip-go")
-            clicked = examples(desk, dropped)
+        dropped, codec, button, clicked = image_and_codec(desk, "Send it through", "round-trip-go")
         with gr.Column(scale=3):
             slider = gr.ImageSlider(
                 label="Original | reconstruction",
