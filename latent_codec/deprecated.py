@@ -84,6 +84,7 @@ NAMES = {
 SETTINGS = {"run.calibration_pictures": "run.calibration_images"}
 
 FLAGS = {
+    "encode": {"--mirrored": "--flip"},
     "info": {"--pictures": "--data", "--images": "--data", "--num": "--limit"},
     "fit-preview": {"--pictures": "DATA", "--images": "DATA"},
 }
@@ -180,6 +181,7 @@ def add_old_flags(parser: argparse.ArgumentParser, verb: str) -> None:
             action=_OldFlag,
             new=new,
             nargs="+" if action.nargs == "*" else action.nargs,
+            const=action.const,
             type=action.type,
             default=argparse.SUPPRESS,
             help=argparse.SUPPRESS,
@@ -195,7 +197,7 @@ class _OldFlag(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         print(f"Note: {option_string} is now {self.new}; the old name goes with {REMOVAL}", file=sys.stderr)
-        setattr(namespace, self.dest, values)
+        setattr(namespace, self.dest, self.const if self.nargs == 0 else values)
 
 
 class _OldModules:

@@ -9,7 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from helpers.commands import write_idx, write_tar
+from helpers.commands import files_in, write_idx, write_tar
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -116,7 +116,8 @@ def mtimes(files):
 def test_indices_are_those_of_the_codec(build, idx, tmp_path):
     codec = build()
     files = encode_source(codec, idx, tmp_path / "codes", images_per_file=3, batch_size=2)
-    assert files == [tmp_path / "codes" / f"{number:05d}.safetensors" for number in range(3)]
+    assert [file.parent for file in files] == [tmp_path / "codes/shards"] * 3
+    assert [file.name[:6] for file in files] == ["00000-", "00001-", "00002-"]
 
     encoded = open_encoded(tmp_path / "codes", codec=codec)
     assert len(encoded) == 7 and encoded.is_discrete
@@ -202,7 +203,8 @@ def test_images_of_one_folder_may_differ_in_size(photos, tmp_path):
     for index in range(5):
         expected = codec.encode_indices(photos / encoded.name(index))
         assert all(torch.equal(a, b[0]) for a, b in zip(encoded.indices(index), expected, strict=True))
-    sizes = [size for file in sorted((tmp_path / "codes").iterdir()) for size in load_latents(file).sizes]
+    files = sorted((tmp_path / "codes/shards").glob("*.safetensors"))
+    sizes = [size for file in files for size in load_latents(file).sizes]
     assert sizes == [(16, 16), (16, 16), (9, 13), (16, 16), (9, 13)]
 
 
@@ -222,7 +224,7 @@ def test_tar_with_labels_of_either_kind(tmp_path):
 @pytest.mark.parametrize("build", [vq_codec, kl_codec])
 def test_mirrored_images_follow_their_images(build, photos, tmp_path):
     codec = build()
-    encode_source(
+    files = encode_source(
         codec, open_source(photos), tmp_path / "codes", images_per_file=2, batch_size=3, mirrored=True
     )
     encoded = open_encoded(tmp_path / "codes")
@@ -238,7 +240,7 @@ def test_mirrored_images_follow_their_images(build, photos, tmp_path):
             else:  # a batch may round otherwise than one image
                 expected = codec.encode(image(array))[0]
                 torch.testing.assert_close(encoded.latents(place), expected, atol=1e-5, rtol=1e-5)
-    assert len(load_latents(tmp_path / "codes" / "00000.safetensors").names) == 4
+    assert len(load_latents(files[0]).names) == 4
 
 
 def test_killed_run_goes_on_where_it_was(idx, tmp_path):
@@ -250,14 +252,14 @@ def test_killed_run_goes_on_where_it_was(idx, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_source(
-            codec, idx, folder, images_per_file=3, batch_size=1, mirrored=False, on_progress=interrupt
-        )
-    (finished,) = folder.iterdir()  # nothing half-written next to it
+        encode_source(codec, idx, folder, images_per_file=3, batch_size=1, on_progress=interrupt)
+    # Nothing half-written is next to it, and there is no index, without which this is no data set.
+    assert [path.name for path in folder.iterdir()] == ["shards"]
+    finished = folder / "shards" / whole[0].name
+    assert sorted((folder / "shards").iterdir()) == [finished.with_suffix(".json"), finished]
     os.utime(finished, ns=(10**18, 10**18))
-    # What a run that is killed outright may leave behind is never taken for a file.
-    (folder / ".00001.safetensors.x.partial").mkdir()
-    (folder / ".00001.safetensors.x.partial" / "00001.safetensors").write_bytes(b"half")
+    # What a run that is killed outright may leave behind is never taken for a shard.
+    (folder / "shards" / whole[1].name).write_bytes(b"half")
 
     seen = []
     files = encode_source(codec, idx, folder, images_per_file=3, on_progress=lambda *done: seen.append(done))
@@ -284,14 +286,18 @@ def test_only_missing_and_damaged_files_are_written_again(damage, idx, tmp_path,
     assert ("written anew" in caplog.text) == (damage != "delete")
 
 
-def test_data_that_has_grown_adds_to_the_last_file(photos, tmp_path):
+def test_data_that_has_grown_keeps_the_shards_whose_images_are_the_same(photos, tmp_path):
     codec = vq_codec()
     files = encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
     os.utime(files[0], ns=(10**18, 10**18))
     (photos / "dog" / "9.png").write_bytes(png(pixels(9)))
-    encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
-    assert mtimes(files[:1]) == [10**18]
-    assert load_latents(files[1]).names == ["dog/3.png", "dog/4.png", "dog/9.png"]
+    grown = encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
+    assert grown[0] == files[0] and mtimes(files[:1]) == [10**18]
+    assert not set(files[1:]) & set(grown[1:])  # another listing makes another shard
+    assert load_latents(grown[1]).names == ["dog/3.png", "dog/4.png", "dog/9.png"]
+    assert [open_encoded(tmp_path / "codes").name(index) for index in (3, 4, 5)] == load_latents(
+        grown[1]
+    ).names
 
 
 def test_unreadable_images_are_left_out_and_named(photos, tmp_path, caplog):
@@ -300,7 +306,7 @@ def test_unreadable_images_are_left_out_and_named(photos, tmp_path, caplog):
     for number in (3, 4):
         (photos / "dog" / f"{number}.png").write_bytes(b"")
     files = encode_source(codec, open_source(photos), tmp_path / "codes", images_per_file=3)
-    assert [file.name for file in files] == ["00000.safetensors"]  # of the second one nothing can be read
+    assert [file.name[:6] for file in files] == ["00000-"]  # of the second one nothing can be read
     assert load_latents(files[0]).names == ["cat/0.png", "cat/2.png"]
     assert caplog.text.count("skipped: ") == 3 and "1.png: damaged or cut short" in caplog.text
 
@@ -333,10 +339,10 @@ def test_nothing_readable_is_an_error(tmp_path):
         encode_source(vq_codec(), open_source(tmp_path), tmp_path / "codes")
 
 
-def test_files_of_another_encoding_are_never_overwritten(idx, photos, tmp_path):
+def test_files_of_another_encoding_are_never_overwritten(idx, tmp_path):
     codec, folder = vq_codec(), tmp_path / "codes"
-    files = encode_source(codec, idx, folder, images_per_file=3, mirrored=True)
-    before = {file: file.read_bytes() for file in files}
+    encode_source(codec, idx, folder, images_per_file=3, mirrored=True)
+    before = files_in(folder)
     theirs = vq_codec("theirs", seed=1)
     for message, arguments in (
         (
@@ -345,21 +351,20 @@ def test_files_of_another_encoding_are_never_overwritten(idx, photos, tmp_path):
         ),
         ("holds indices of codes .*, not latents of codes", {"indices": False}),
         (
-            r"holds the images train-00000 to .* cat/0\.png to cat/1",
-            {"source": open_source(photos), "images_per_file": 2},
+            "codes .*, flip True, not indices of codes .*, flip False; give another folder",
+            {"mirrored": False},
         ),
-        ("which do not belong among train-00000 to train-00002", {"mirrored": False}),
-        (r"00002\.safetensors does not belong to this encoding, which has 2 files", {"images_per_file": 4}),
+        ("images_per_shard 3, not .* images_per_shard 4", {"images_per_file": 4}),
     ):
         arguments = {"codec": codec, "source": idx, "images_per_file": 3, "mirrored": True} | arguments
         with pytest.raises(ValueError, match=message):
             encode_source(folder=folder, **arguments)
-    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+    assert files_in(folder) == before
 
 
 @pytest.mark.parametrize("arguments", [{"images_per_file": 0}, {"batch_size": 0}])
 def test_numbers_below_one_are_refused(arguments, idx, tmp_path):
-    with pytest.raises(ValueError, match="expected images_per_file and batch_size of at least 1"):
+    with pytest.raises(ValueError, match="expected at least 1, got 0"):
         encode_source(vq_codec(), idx, tmp_path / "codes", **arguments)
 
 
@@ -408,13 +413,13 @@ def test_damaged_missing_and_foreign_files(idx, tmp_path):
     whole = files[1].read_bytes()
 
     files[1].write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match=r"00001\.safetensors is no latent file, or a truncated one"):
+    with pytest.raises(ValueError, match=r"00001-\w+\.safetensors is no latent file, or a truncated one"):
         open_encoded(tmp_path / "codes")
     files[1].write_bytes(whole)
 
     tensors["indices.1.0"] = tensors["indices.1.0"] - 1000
     save_file(tensors, files[0], metadata)
-    with pytest.raises(ValueError, match=r"00000\.safetensors is damaged: an index is -"):
+    with pytest.raises(ValueError, match=r"00000-\w+\.safetensors is damaged: an index is -"):
         open_encoded(tmp_path / "codes")
 
     save_file({"weight": torch.zeros(1)}, files[0])

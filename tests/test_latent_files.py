@@ -272,7 +272,7 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(stored, codec):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot write .*moon\.safetensors"):
+        with pytest.raises(OSError, match=r"File too large: .*moon\.safetensors"):
             save_latents(stored, torch.zeros(2, 4, 64, 64), codec=codec, names=NAMES, sizes=[(128, 128)] * 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

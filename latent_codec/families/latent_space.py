@@ -211,6 +211,18 @@ class LatentSpace:
             latents = (raw_latents - mean) * self.scaling_factor / std
         return unpack_positions(latents, self.packed) if self.packed and self.unpacked_again else latents
 
+    def normalize_log_variance(self, raw_log_variance: "Tensor") -> "Tensor":
+        """Log variance of raw latents, (B, c, h, w) -> of latents: each channel's variance is divided by that of its unit."""
+        if self.packed:
+            raw_log_variance = pack_positions(raw_log_variance, self.packed)
+        _, std = self.statistics()
+        log_variance = raw_log_variance - 2 * raw_log_variance.new_tensor(std).log().view(1, -1, 1, 1)
+        return (
+            unpack_positions(log_variance, self.packed)
+            if self.packed and self.unpacked_again
+            else log_variance
+        )
+
     def denormalize(self, latents: "Tensor") -> "Tensor":
         """Latents of a denoiser, (B, C, h, w) -> raw latents for the decoder, in the same dtype."""
         if self.packed and self.unpacked_again:

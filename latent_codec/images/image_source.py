@@ -4,6 +4,17 @@ from torch import Tensor
 
 from latent_codec.images.tensors import image_size, read_pixels
 
+MAX_SIDECAR_BYTES = 2**20
+"""Of all that goes with an image, next to its label; what is beyond it is left out."""
+
+
+def as_key(name: str) -> str:
+    """A path without its suffix, and without dots in its last part, where they would end the key."""
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.rpartition(".")
+    base = (stem or suffix).replace(".", "_")
+    return f"{folder.lstrip('/')}/{base}" if folder.lstrip("/") else base
+
 
 class ImageSource:
     """Images by index. A subclass says where they are: `__len__`, `name`, `label` and `_image`."""
@@ -18,6 +29,17 @@ class ImageSource:
     def label(self, index: int) -> int | dict | None:
         """A class index, a dict of attributes, or None where there is no label."""
         return None
+
+    def key(self, index: int) -> str:
+        """What to call an image's files in a webdataset tar; of two images it may be the same."""
+        return as_key(self.name(index))
+
+    def sidecars(self, index: int) -> dict[str, bytes]:
+        """What else is known of an image, by suffix: "txt" is a caption. Its label is not among them.
+
+        What is larger than `MAX_SIDECAR_BYTES` need not be whole.
+        """
+        return {}
 
     def _image(self, index: int):
         """What `read_pixels` takes."""

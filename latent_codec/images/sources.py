@@ -16,6 +16,7 @@ import re
 import reprlib
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from glob import glob
 from itertools import product
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 from latent_codec.files import human_bytes
 from latent_codec.images.decoding import SUFFIXES, ImageError, open_regular, printable
 from latent_codec.images.files import list_images
+from latent_codec.images.image_source import MAX_SIDECAR_BYTES, as_key
 from latent_codec.images.image_source import ImageSource as ImageSource
 from latent_codec.images.shapes import SHAPES, ShapeImages
 from latent_codec.images.tar_samples import Sample, read_tar_samples
@@ -34,6 +36,7 @@ from latent_codec.images.tar_samples import Sample, read_tar_samples
 logger = logging.getLogger(__name__)
 
 HUB = "hf:"
+_CAPTIONS = ("caption", "text", "prompt")
 MAX_UNPACKED_BYTES = 768 * 2**20  # EMNIST's largest set takes 547 MB
 _TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -54,6 +57,12 @@ class SomeImages(ImageSource):
 
     def label(self, index: int) -> int | dict | None:
         return self._source.label(self._indices[index])
+
+    def key(self, index: int) -> str:
+        return self._source.key(self._indices[index])
+
+    def sidecars(self, index: int) -> dict[str, bytes]:
+        return self._source.sidecars(self._indices[index])
 
     def read(self, index: int, channels: int = 3) -> Tensor:
         return self._source.read(self._indices[index], channels)
@@ -179,6 +188,20 @@ class FolderImages(ImageSource):
             return None
         return self.classes.index(self.paths[index].relative_to(self.root).parts[0])
 
+    def key(self, index: int) -> str:
+        return as_key(self.listing[index][1].as_posix())
+
+    def sidecars(self, index: int) -> dict[str, bytes]:
+        """The files next to it that differ in their suffix only: .txt and .caption, as trainers keep captions, and .json."""
+        found = {}
+        for suffix in ("caption", "txt", "json"):
+            with (
+                suppress(FileNotFoundError),
+                open_regular(self.paths[index].with_suffix(f".{suffix}")) as file,
+            ):
+                found["txt" if suffix == "caption" else suffix] = file.read(MAX_SIDECAR_BYTES + 1)
+        return found
+
     def _image(self, index: int) -> Path:
         return self.paths[index]
 
@@ -228,6 +251,18 @@ class TarImages(ImageSource):
             what = f"{sample.name}: its .{kind} label cannot be read ({error})"
             raise LabelError(f"{what}; expected an integer or an object in JSON") from None
         return checked_label(label, f"{sample.name}: its .{kind} label")
+
+    def key(self, index: int) -> str:
+        return as_key(self._samples[index].name.partition("/")[2])
+
+    def sidecars(self, index: int) -> dict[str, bytes]:
+        """The further members of its sample."""
+        sample = self._samples[index]
+        return {
+            suffix: self._bytes(sample.tar, offset, size)
+            for suffix, (offset, size) in sample.others
+            if size <= MAX_SIDECAR_BYTES
+        }
 
     def _image(self, index: int) -> bytes:
         sample = self._samples[index]
@@ -356,6 +391,8 @@ class DatasetImages(ImageSource):
         self.classes: list[str] | None = features[self._class].names if self._class else None
         columns = [self._class] if classes else plain
         self._labels = dataset.select_columns(columns) if columns else None
+        others = [key for key in plain if key not in columns or key in _CAPTIONS]
+        self._others = dataset.select_columns(others) if others else None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -368,6 +405,18 @@ class DatasetImages(ImageSource):
             return None
         row = self._labels[index]
         return row[self._class] if self._class else row
+
+    def key(self, index: int) -> str:
+        return f"{index:08d}"
+
+    def sidecars(self, index: int) -> dict[str, bytes]:
+        """Its other plain columns, as JSON; the first that is named as captions are is the caption."""
+        if self._others is None:
+            return {}
+        row = self._others[index]
+        caption = next((row[name] for name in _CAPTIONS if isinstance(row.get(name), str)), None)
+        found = {"columns.json": json.dumps(row, sort_keys=True, default=str).encode()}
+        return found if caption is None else found | {"txt": caption.encode()}
 
     def _image(self, index: int) -> bytes | str:
         return encoded_image(self._images[index][self._column], self.name(index))

@@ -35,6 +35,8 @@ class Sample:
     place: Place
     label: tuple[str, int, int] | None
     """Kind ("json" or "cls"), offset and size; None where there is none."""
+    others: tuple[tuple[str, Place], ...] = ()
+    """Suffix and place of each further member."""
 
 
 def read_tar_samples(path: Path, number: int, column: str | None) -> tuple[list[Sample], LeftOut]:
@@ -68,7 +70,9 @@ def read_tar_samples(path: Path, number: int, column: str | None) -> tuple[list[
             places = {each.lower(): place for each, place in group.items()}
             label = next(((kind, *places[kind]) for kind in ("json", "cls") if kind in places), None)
             name = f"{path.name}/{_member_name(key, suffix.lower())}"
-            samples.append(Sample(name, number, group[suffix], label))
+            used = {suffix.lower(), label[0] if label else None}
+            others = tuple((each, place) for each, place in places.items() if each not in used)
+            samples.append(Sample(name, number, group[suffix], label, others))
     return samples, left_out
 
 

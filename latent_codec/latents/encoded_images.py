@@ -1,16 +1,14 @@
 """Codes of images, computed once: `encode_source` writes them to latent files, `open_encoded` reads them at random.
 
-    ImageSource --encode_source--> folder/00000.safetensors, 00001 ... --open_encoded--> EncodedImages
+    ImageSource --encode_source--> folder/shards/00000-1f0c9b3a.safetensors ... --open_encoded--> EncodedImages
 
 A prior sees every image's codes in every epoch; encoding them anew each time would take longer than its own step.
 """
 
-import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +17,12 @@ from torch import Tensor
 
 from latent_codec.codec import LatentCodec
 from latent_codec.files import find_files
-from latent_codec.images.batches import batch_by_shape, iter_images
-from latent_codec.images.sources import FolderImages, ImageSource
-from latent_codec.latents.latent_files import (
-    Label,
-    LatentFile,
-    is_latent_file,
-    load_latents,
-    save_indices,
-    save_latents,
-)
-
-logger = logging.getLogger(__name__)
-
-MIRRORED = " (mirrored)"
-"""What the name of an image's mirror image ends with."""
+from latent_codec.images.sources import ImageSource
+from latent_codec.latents.encoding import encode_data_set
+from latent_codec.latents.latent_files import Label, LatentFile, is_latent_file, load_latents
+from latent_codec.latents.plan import EncodingOptions
+from latent_codec.latents.samples import MIRRORED as MIRRORED
+from latent_codec.latents.shards import SHARDS, DataSetFolder
 
 SUFFIXES = (".safetensors",)
 _INDEX_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -145,15 +134,10 @@ def encode_source(
     labels: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Encode a source's images into `folder`/00000.safetensors, 00001.safetensors ..., with names and labels.
-
-    Every file is complete or absent, and a complete one is kept: a run that was killed goes on where it was. An
-    image that cannot be read is reported on stderr and left out.
+    """Encode a source's images into latent files below `folder`, with names and labels: `encode_data_set` on this machine.
 
     Args:
-        source: what `open_source` gives; images are read in 8 bits.
         images_per_file: of the source, mirror images not counted.
-        batch_size: consecutive images of equal size that are encoded together, at most.
         mirrored: each image is followed by its mirror image, left to right, named "NAME (mirrored)".
         indices: True for codebook indices, False for latents; None: indices where the codec decodes from its
             codebook, else latents.
@@ -164,113 +148,17 @@ def encode_source(
         The files, in the order of the images.
 
     Raises:
-        LabelError: for a label that cannot be read, or is neither an integer nor a dict.
-        ValueError: if no image can be read, for indices of a codec without a codebook, or if `folder` holds latent
-            files of another encoding, which are never overwritten.
-        OSError: if a file cannot be written.
+        LabelError, ValueError, OSError: as `encode_data_set`.
     """
-    if min(images_per_file, batch_size) < 1:
-        got = f"{images_per_file} and {batch_size}"
-        raise ValueError(f"expected images_per_file and batch_size of at least 1, got {got}")
-    if indices and not codec.is_discrete:
-        raise ValueError(f"{codec.name} has no codebook, and so no indices; encode latents")
-    folder = Path(folder)
-    indices = codec.indices_suffice if indices is None else indices
-    report = on_progress or (lambda done, total: None)
-    encoding = _Encoding(codec, source, batch_size, mirrored, indices, labels, report)
-    numbers = range(len(source))
-    parts = {
-        folder / f"{start // images_per_file:05d}.safetensors": numbers[start : start + images_per_file]
-        for start in numbers[::images_per_file]
-    }
-    foreign = [path for path in find_files(folder, SUFFIXES) if path not in parts]
-    if foreign:
-        raise ValueError(
-            f"{foreign[0]} does not belong to this encoding, which has {len(parts)} files of "
-            f"{images_per_file} images; give another folder, or delete what is in this one"
-        )
-    for path, part in parts.items():
-        if not encoding.is_complete(path, part):
-            encoding.write(path, part)
-        encoding.on_progress(part.stop, len(source))
-    written = [path for path in parts if path.exists()]
-    if not written:
-        raise ValueError(f"none of the {len(source)} images can be read, the first is {source.name(0)}")
-    return written
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    """What `encode_source` was asked for; a part is a range of the source's numbers, which makes a file."""
-
-    codec: LatentCodec
-    source: ImageSource
-    batch_size: int
-    mirrored: bool
-    indices: bool
-    labels: bool
-    on_progress: Callable[[int, int], None]
-
-    def is_complete(self, path: Path, part: range) -> bool:
-        """Whether the file holds all images of its part that can be read.
-
-        Raises:
-            ValueError: if it holds something else, so that it must not be overwritten.
-        """
-        if not path.exists():
-            return False
-        try:
-            found = load_latents(path)
-        except ValueError as error:
-            logger.warning("written anew: %s", error)
-            return False
-        wanted_kind = "indices" if self.indices else "latents"
-        if (found.kind, found.space_fingerprint) != (wanted_kind, self.codec.space_fingerprint):
-            raise ValueError(
-                f"{path} holds {found.kind} of {found.codec_name} (space {found.space_fingerprint}), not {wanted_kind} of "
-                f"{self.codec.name} (space {self.codec.space_fingerprint}); give another folder, or delete this one"
-            )
-        stored, belong = set(found.names), [name for number in part for name in self._names(number)]
-        if [name for name in belong if name in stored] != found.names:
-            raise ValueError(
-                f"{path} holds the images {found.names[0]} to {found.names[-1]}, which do not belong among "
-                f"{belong[0]} to {belong[-1]}; give another folder, or delete this one"
-            )
-        missing = [number for number in part if not stored.issuperset(self._names(number))]
-        return not any(True for _ in self._readable(missing))
-
-    def write(self, path: Path, part: range) -> None:
-        """Encode a part into its file; there is none if no image of it can be read."""
-        names, labels, sizes, codes = [], [], [], []
-        for batch, images in batch_by_shape(self._readable(part), max_images=self.batch_size):
-            codes.append(self._encode(images.to(self.codec.device)))
-            for number in batch:
-                label = self.source.label(number) if self.labels else None
-                for name in self._names(number):
-                    names.append(name)
-                    labels.append(label)
-                    sizes.append(tuple(images.shape[-2:]))
-            self.on_progress(batch[-1] + 1, len(self.source))
-        if codes:
-            save = save_indices if self.indices else save_latents
-            save(path, codes, codec=self.codec, names=names, sizes=sizes, labels=labels)
-
-    def _encode(self, images: Tensor) -> Tensor | list[Tensor]:
-        """Images -> latents or index maps of these, each followed by its mirror image if asked for."""
-        if self.mirrored:
-            images = torch.stack((images, images.flip(-1)), 1).flatten(0, 1)
-        if self.indices:
-            return [grid.cpu() for grid in self.codec.encode_indices(images)]
-        return self.codec.encode(images).cpu()
-
-    def _names(self, number: int) -> list[str]:
-        name = self.source.name(number)
-        if isinstance(self.source, FolderImages) and self.source.root is not None:
-            name = Path(name).relative_to(self.source.root).as_posix()  # as good wherever the folder is
-        return [name, name + MIRRORED] if self.mirrored else [name]
-
-    def _readable(self, part: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        return iter_images(self.source, channels=self.codec.channels, indices=part, ahead=self.batch_size)
+    options = EncodingOptions(
+        kind="indices" if (codec.indices_suffice if indices is None else indices) else "latents",
+        flip=mirrored,
+        labels=labels,
+        images_per_shard=images_per_file,
+    )
+    report = on_progress and (lambda counts: on_progress(counts.kept + counts.done, counts.total))
+    index, _ = encode_data_set(codec, source, folder, options, batch_size=batch_size, on_progress=report)
+    return [Path(folder, SHARDS, each["name"]) for each in index["shards"]]
 
 
 class _Packed:
@@ -319,10 +207,25 @@ def _check_alike(first: LatentFile, other: LatentFile) -> None:
 
 
 def find_latent_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """Files as given; folders walked to the bottom for theirs. Raises ValueError if there are none."""
+    """Files as given; of a data set those in its index, and of another folder all, which is walked to the bottom.
+
+    Raises:
+        ValueError: if there are none, or a data set has other files.
+    """
     paths = list(map(Path, paths))
-    files = [file for path in paths for file in (find_files(path, SUFFIXES) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (_files_below(path) if path.is_dir() else [path])]
     if not files:
         given = ", ".join(map(str, paths)) or "an empty list"
         raise ValueError(f"no latent files (.safetensors) in {given}; `latent-codec encode` writes them")
     return files
+
+
+def _files_below(folder: Path) -> list[Path]:
+    index = DataSetFolder(folder).read_index()
+    if index is None:
+        return find_files(folder, SUFFIXES)
+    if index["container"] != "safetensors":
+        raise ValueError(
+            f"{folder} is a data set of {index['container']} files; expected latent files (.safetensors)"
+        )
+    return [folder / SHARDS / each["name"] for each in index["shards"]]

@@ -4,7 +4,8 @@ A safetensors file. Keys are `latents.IMAGE` with a tensor (C, h, w), or `indice
 grid (h, w); the metadata names both fingerprints of the codec, the images' names and sizes, and the version.
 Where the latents are those of a pipeline that was named there is also `pipeline`, its class.
 Where images have labels there is also `labels`, a JSON list with an int, a dict or null for each image. Files
-without it are the same version as those with it, because a reader that knows no labels loses nothing else.
+without it are the same version as those with it, because a reader that knows no labels loses nothing else. So it
+is with `captions`, a JSON list with a text or null for each image.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from latent_codec.components.weight_files import LATENTS, metadata_of
@@ -47,6 +48,8 @@ class LatentFile:
     """Each image's (height, width)."""
     labels: list[Label]
     """Each image's class, or dict of attributes; None where it has no label."""
+    captions: list[str | None]
+    """Each image's text; None where it has none."""
     latents: list[Tensor] | None = None
     """One (1, C, h, w) for each image: what `LatentCodec.decode` takes."""
     indices: list[list[Tensor]] | None = None
@@ -107,8 +110,7 @@ def save_latents(
         check_floating(batch, "latents")
         check_shape(batch, "latents", ("B", "C", "h", "w"))
     images = [image for batch in batches for image in batch]
-    tensors = {f"latents.{index}": image for index, image in enumerate(images)}
-    _write(Path(path), tensors, len(images), codec, names, sizes, labels)
+    _write(Path(path), latent_file(images, codec=codec, names=names, sizes=sizes, labels=labels))
 
 
 @ignoring_caller_settings()
@@ -131,14 +133,79 @@ def save_indices(
         check_dense(grid, "indices")
         check_shape(grid, "indices", ("B", "h", "w"), dtype=torch.int64)
     images = [image for batch in batches for image in zip(*batch, strict=True)]
-    tensors = {
-        f"indices.{index}.{level}": grid
-        for index, image in enumerate(images)
-        for level, grid in enumerate(image)
-    }
     if len({len(image) for image in images}) > 1:
         raise ValueError("expected images with one number of levels, got several: give those of one codec")
-    _write(Path(path), tensors, len(images), codec, names, sizes, labels)
+    _write(Path(path), latent_file(images, codec=codec, names=names, sizes=sizes, labels=labels))
+
+
+def latent_file(
+    images: Sequence[Tensor] | Sequence[Sequence[Tensor]],
+    *,
+    codec,
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    labels: Sequence[Label] | None = None,
+    captions: Sequence[str | None] | None = None,
+) -> bytes:
+    """The content of a latent file; equal arguments give equal bytes.
+
+    Args:
+        images: of each its latents (C, h, w), or a list of its indices (h, w), int64, top level first.
+        codec, names, sizes, labels: as for `save_latents`.
+        captions: a text or None for each image; None: there are none.
+
+    Raises:
+        ValueError: as `save_latents`.
+    """
+    labels = [None] * len(images) if labels is None else list(labels)
+    captions = [None] * len(images) if captions is None else list(captions)
+    for what, given in (("names", names), ("sizes", sizes), ("labels", labels), ("captions", captions)):
+        if len(given) != len(images):
+            raise ValueError(f"expected as many {what} as images, {len(images)}, got {len(given)}")
+    for name, label in zip(names, labels):
+        if not _is_label(label):
+            raise ValueError(f"the label of {name} is {label!r}; a label is an int, a dict or None")
+    metadata = {
+        "format": LATENTS,
+        "version": VERSION,
+        "codec": codec.name,
+        "space_fingerprint": codec.space_fingerprint,
+        "fingerprint": codec.fingerprint,
+        "names": json.dumps([str(name) for name in names]),
+        "sizes": json.dumps([[int(height), int(width)] for height, width in sizes]),
+    }
+    if codec.pipeline is not None:
+        metadata["pipeline"] = codec.pipeline
+    if any(label is not None for label in labels):
+        metadata["labels"] = json.dumps(labels, default=str)
+    if any(caption is not None for caption in captions):
+        metadata["captions"] = json.dumps(captions)
+    tensors = {}
+    for index, image in enumerate(images):
+        if isinstance(image, Tensor):
+            tensors[f"latents.{index}"] = image
+        else:
+            tensors |= {f"indices.{index}.{level}": grid for level, grid in enumerate(image)}
+    # Compact clones: safetensors refuses tensors that share memory, as images of a batch do, or have gaps.
+    return _in_order(
+        save(
+            {
+                key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for key, tensor in tensors.items()
+            },
+            metadata,
+        )
+    )
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order, which safetensors writes in any."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 @ignoring_caller_settings()
@@ -182,45 +249,9 @@ def is_latent_file(path: str | os.PathLike) -> bool:
     return metadata_of(path).get("format") == LATENTS
 
 
-def _write(
-    path: Path,
-    tensors: dict[str, Tensor],
-    num_images: int,
-    codec,
-    names: Sequence[str],
-    sizes: Sequence[tuple[int, int]],
-    labels: Sequence[Label] | None,
-) -> None:
-    labels = [None] * num_images if labels is None else list(labels)
-    for what, given in (("names", names), ("sizes", sizes), ("labels", labels)):
-        if len(given) != num_images:
-            raise ValueError(f"expected as many {what} as images, {num_images}, got {len(given)}")
-    for name, label in zip(names, labels):
-        if not _is_label(label):
-            raise ValueError(f"the label of {name} is {label!r}; a label is an int, a dict or None")
-    metadata = {
-        "format": LATENTS,
-        "version": VERSION,
-        "codec": codec.name,
-        "space_fingerprint": codec.space_fingerprint,
-        "fingerprint": codec.fingerprint,
-        "names": json.dumps([str(name) for name in names]),
-        "sizes": json.dumps([[int(height), int(width)] for height, width in sizes]),
-    }
-    if codec.pipeline is not None:
-        metadata["pipeline"] = codec.pipeline
-    if any(label is not None for label in labels):
-        metadata["labels"] = json.dumps(labels, default=str)
-    # Compact clones: safetensors refuses tensors that share memory, as images of a batch do, or have gaps.
-    tensors = {
-        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, tensor in tensors.items()
-    }
+def _write(path: Path, content: bytes) -> None:
     with replacing(path) as written:
-        try:
-            save_file(tensors, written, metadata)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
+        written.write_bytes(content)
 
 
 def _named(codec: str, pipeline: str | None) -> str:
@@ -244,6 +275,12 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         raise ValueError("its labels are no list of integers, objects and nulls")
     if len(labels) != len(names):
         raise ValueError(f"it has {len(names)} images and {len(labels)} labels")
+
+    captions = json.loads(metadata["captions"]) if "captions" in metadata else [None] * len(names)
+    if not isinstance(captions, list) or not all(isinstance(each, str | None) for each in captions):
+        raise ValueError("its captions are no list of strings and nulls")
+    if len(captions) != len(names):
+        raise ValueError(f"it has {len(names)} images and {len(captions)} captions")
 
     fingerprints = metadata["space_fingerprint"], metadata["fingerprint"]
     pipeline = metadata.get("pipeline")
@@ -278,6 +315,7 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         names=names,
         sizes=[(height, width) for height, width in sizes],
         labels=labels,
+        captions=captions,
         latents=latents,
         indices=indices,
     )

@@ -1,24 +1,46 @@
 """`latent-codec encode`."""
 
 import argparse
+import sys
+import time
 from pathlib import Path
 
-from latent_codec.cli.encode import IMAGES_PER_FILE
-from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import NamedImages, limited, load_codec, open_data
+from latent_codec.cli.encode import IMAGES_PER_SHARD
+from latent_codec.cli.progress import LINE_EVERY, Part, showing
+from latent_codec.cli.work.opening import NamedImages, limited, load_codec, open_data, settings_of
+from latent_codec.cli.work.printing import print_json
+from latent_codec.errors import SettingError
+from latent_codec.files import human_bytes
 from latent_codec.images.sources import FolderImages, ImageSource, LabelError
-from latent_codec.latents.encoded_images import encode_source
+from latent_codec.latents.encoding import encode_data_set
+from latent_codec.latents.engines.accounting import Accounting
 from latent_codec.latents.latent_files import save_indices, save_latents
+from latent_codec.latents.plan import EncodingOptions
+from latent_codec.latents.shards import SHARDS
+
+_OPTIONS = (
+    "size",
+    "buckets",
+    "bucket_step",
+    "upscale",
+    "flip",
+    "augment",
+    "posterior",
+    "labels",
+    "seed",
+)
+"""Arguments that are options of a data set under the same names."""
 
 
 def run(args: argparse.Namespace) -> int:
     source = open_data(args)
-    if args.shard is not None or not isinstance(source, FolderImages):
+    if args.container or args.images_per_shard or not isinstance(source, FolderImages):
         _encode_data_set(limited(source, args.limit), args)
         return 0
-    for flag, is_given in (("--no-labels", args.no_labels), ("--mirrored", args.mirrored)):
-        if is_given:
-            raise ValueError(f"{flag} goes with files of many images; add --shard {IMAGES_PER_FILE}")
+    for name in (*_OPTIONS, "store_dtype", "num_workers", "json"):
+        if getattr(args, name) != args.parser.get_default(name):
+            advice = "or a data set: add `container=webdataset`"
+            raise SettingError(name, "none of images in a file each", getattr(args, name), advice=advice)
     images = NamedImages(source, args)
     codec = load_codec(args)
     as_indices = args.indices or (codec.indices_suffice and not args.latents)
@@ -53,20 +75,62 @@ def _encode_data_set(source: ImageSource, args: argparse.Namespace) -> None:
     if args.tile:
         raise ValueError("--tile is for plain images in a file each; leave it out of this")
     codec = load_codec(args)
+    as_indices = args.indices or (codec.indices_suffice and not args.latents and args.posterior == "mean")
+    options = EncodingOptions(
+        container=args.container or "safetensors",
+        kind="indices" if as_indices else "latents",
+        dtype=args.store_dtype,
+        images_per_shard=args.images_per_shard or IMAGES_PER_SHARD,
+        **settings_of(args, *_OPTIONS),
+    )
     try:
-        with showing("encoding") as report:
-            files = encode_source(
+        with showing("encoding") as part:
+            index, counts = encode_data_set(
                 codec,
                 source,
                 args.out,
-                images_per_file=IMAGES_PER_FILE if args.shard is None else args.shard,
+                options,
                 batch_size=args.batch_size,
-                mirrored=args.mirrored,
-                indices=True if args.indices else False if args.latents else None,
-                labels=not args.no_labels,
-                on_progress=report,
+                num_workers=args.num_workers,
+                on_progress=_Report(part, args.json),
             )
     except LabelError as error:
         raise ValueError(f"{error}; leave labels out by --no-labels") from error
-    for file in files:
-        print(file)
+    if args.json:
+        print_json({"event": "done", "out": args.out} | counts.to_json() | _totals(index))
+        return
+    for shard in index["shards"]:
+        print(Path(args.out, SHARDS, shard["name"]))
+    if counts.seconds > LINE_EVERY:
+        print(_summary(index, counts), file=sys.stderr)
+
+
+class _Report:
+    """Shows counts on the progress line, or, for machines, as a JSON line now and then."""
+
+    def __init__(self, part: Part, as_json: bool):
+        self.part, self.as_json = part, as_json
+        self.due = time.monotonic() + 1
+
+    def __call__(self, counts: Accounting) -> None:
+        self.part(counts.kept + counts.done, counts.total)
+        if self.as_json and time.monotonic() >= self.due:
+            self.due = time.monotonic() + 1
+            print_json({"event": "progress"} | counts.to_json())
+            sys.stdout.flush()
+
+
+def _totals(index: dict) -> dict:
+    return {name: index[name] for name in ("images", "samples", "skipped", "bytes")} | {
+        "shards": len(index["shards"])
+    }
+
+
+def _summary(index: dict, counts: Accounting) -> str:
+    line = (
+        f"{index['samples']:,} {index['kind']} of {index['images']:,} images, {human_bytes(index['bytes'])} in "
+        f"{len(index['shards']):,} shards; {counts.images_per_second:.1f} images/s, "
+        f"{counts.megapixels_per_second:.2f} megapixels/s, the slowest stage is {counts.slowest_stage}"
+    )
+    failures = "; ".join(f"{count:,} {reason}" for reason, count in counts.failures.most_common())
+    return f"{line}; left out: {failures}" if failures else line

@@ -1,0 +1,266 @@
+"""Encode on this machine: images are decoded in worker processes, and shards written by a thread.
+
+    worker processes --samples--> feeder thread --batches--> network (this thread) --samples--> writer thread --> shards
+
+Each arrow is a queue of bounded length, so that the network waits only where another stage is slower than it.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
+from queue import Empty, Full, Queue
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from latent_codec.latents.engines.accounting import Accounting, Progress
+from latent_codec.latents.plan import Shard
+from latent_codec.latents.samples import (
+    Preparing,
+    Sample,
+    Unreadable,
+    batches,
+    encode_batch,
+    stack_pixels,
+)
+from latent_codec.latents.shards import Job, ShardBuilder
+from latent_codec.torch_settings import ignoring_caller_settings
+
+logger = logging.getLogger(__name__)
+
+_LOOK_EVERY = 0.2
+"""Seconds between looks at whether another stage has failed."""
+_BATCHES_AHEAD = 2
+_MIN_IMAGES = 32
+"""As many images for each process make up for starting it."""
+
+
+def run(job: Job, on_progress: Progress | None = None, *, num_workers: int | None = None) -> Accounting:
+    """Encode the missing shards of a job. An image that cannot be read is reported on the log and left out.
+
+    Args:
+        num_workers: processes that decode images; 0: the feeder thread does it; None: one for each CPU, up to 8, and
+            none for few images.
+
+    Raises:
+        LabelError: for a label that cannot be read.
+        ValueError: as `Job.missing`, `encode_batch`.
+        OSError: if a shard cannot be written, or a worker process was killed.
+    """
+    missing = job.missing()
+    images = sum(len(each.numbers) for each in missing)
+    total = len(job.source)
+    accounting = Accounting(total=total, kept=total - images)
+    report = on_progress or (lambda accounting: None)
+    report(accounting)
+    if missing:
+        workers = default_workers(images) if num_workers is None else num_workers
+        _Run(job, missing, accounting, report, workers).run()
+    accounting.ended = time.monotonic()
+    report(accounting)
+    return accounting
+
+
+def default_workers(num_images: int) -> int:
+    """Worker processes for so many images: one for each CPU that this process may use, up to 8."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, 8, num_images // _MIN_IMAGES)
+
+
+class _Prepared(Dataset):
+    """Samples of an image, by the number of its shard among the missing ones and its own; errors are given, not raised."""
+
+    def __init__(self, prepare: Preparing):
+        self.prepare = prepare
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[int, list[Sample] | Unreadable | Exception]:
+        shard, number = place
+        try:
+            return shard, self.prepare(number)
+        except Exception as error:  # which the loader would raise with a traceback as its message
+            return shard, error
+
+
+class _Numbers(Sampler):
+    """Of each image of the missing shards; a shard that another run has written meanwhile is passed over."""
+
+    def __init__(self, job: Job, missing: Sequence[Shard]):
+        self.job, self.missing = job, missing
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for place, shard in enumerate(self.missing):
+            if not self.job.folder.is_complete(shard):
+                for number in shard.numbers:
+                    yield place, number
+
+
+class _Run:
+    """The three stages and the queues between them."""
+
+    def __init__(
+        self, job: Job, missing: Sequence[Shard], accounting: Accounting, report: Progress, num_workers: int
+    ):
+        self.job, self.missing, self.accounting, self.report = job, missing, accounting, report
+        self.batches: Queue = Queue(_BATCHES_AHEAD)
+        self.encoded: Queue = Queue(2 * _BATCHES_AHEAD)
+        self.failed: BaseException | None = None
+        self.stopped = threading.Event()
+        ahead = -(-2 * _BATCHES_AHEAD * job.batch_size // num_workers) if num_workers else None
+        self.loader = DataLoader(
+            _Prepared(Preparing.of(job.source, job.options, job.codec)),
+            sampler=_Numbers(job, missing),
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=ahead,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # or it would draw a seed from the caller's
+        )
+
+    def run(self) -> None:
+        loaded = iter(self.loader)  # starts the processes, before there are threads
+        threads = [
+            threading.Thread(target=self._guard, args=(stage, *args), daemon=True)
+            for stage, *args in ((self._feed, loaded), (self._write,))
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            self._encode()
+        except RuntimeError as error:
+            raise _in_words(error) from error
+        finally:
+            self.stopped.set()
+            for thread in threads:
+                thread.join()
+            del loaded
+        if self.failed is not None:
+            raise self.failed
+
+    def _feed(self, loaded: Iterator) -> None:
+        """Group what the workers give into batches: (shard, samples, pixels); an unreadable image has no pixels, the end of a shard no samples."""
+        for place, found in groupby(loaded, key=itemgetter(0)):
+            for batch in batches(self._readable(place, found), self.job.batch_size):
+                self._put(self.batches, (place, batch, self._pixels(batch)))
+            self._put(self.batches, (place, None, None))
+        self._put(self.batches, None)
+
+    def _readable(self, place: int, found: Iterator) -> Iterator[Sample]:
+        """The samples of a shard, whose unreadable images take another way."""
+        for _, prepared in found:
+            if isinstance(prepared, Exception):
+                raise prepared
+            if isinstance(prepared, Unreadable):
+                self._put(self.batches, (place, prepared, None))
+            else:
+                yield from prepared
+
+    def _pixels(self, batch: list[Sample]) -> Tensor:
+        pixels = stack_pixels(batch)
+        for sample in batch:
+            sample.pixels = None
+        return pixels.pin_memory() if self.job.codec.device.type == "cuda" else pixels
+
+    @ignoring_caller_settings()
+    def _encode(self) -> None:
+        """The network: this thread."""
+        codec, accounting = self.job.codec, self.accounting
+        while True:
+            with self._waiting("decoding"):
+                found = self._get(self.batches)
+            if found is None:
+                break
+            place, samples, pixels = found
+            if isinstance(samples, Unreadable):
+                logger.warning("skipped: %s", samples)
+                accounting.unreadable(samples)
+            elif samples is not None:
+                if accounting.first_batch is None:
+                    accounting.first_batch = time.monotonic()
+                    accounting.waits.clear()
+                encode_batch(codec, samples, self.job.options, pixels.to(codec.device, non_blocking=True))
+                accounting.encoded(samples)
+            with self._waiting("writing"):
+                self._put(self.encoded, (place, samples))
+            self.report(accounting)
+        self._put(self.encoded, None)
+        while self.encoded.unfinished_tasks and self.failed is None:
+            time.sleep(0.005)
+
+    def _write(self) -> None:
+        builders: dict[int, ShardBuilder] = {}
+        while (found := self._get(self.encoded)) is not None:
+            place, samples = found
+            if place not in builders:
+                builders[place] = ShardBuilder(self.missing[place], self.job.options, self.job.codec)
+            if isinstance(samples, Unreadable):
+                builders[place].skip(samples)
+            elif samples is not None:
+                builders[place].add(samples)
+            else:
+                self.job.folder.commit(builders.pop(place).build(), self.job.options)
+            self.encoded.task_done()
+        self.encoded.task_done()
+
+    @contextmanager
+    def _waiting(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        waits = self.accounting.waits
+        waits[stage] = waits.get(stage, 0.0) + time.monotonic() - began
+
+    def _guard(self, stage: Callable[..., None], *args: Any) -> None:
+        try:
+            stage(*args)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.failed = _in_words(error) if isinstance(error, RuntimeError) else error
+            self.stopped.set()
+
+    def _put(self, queue: Queue, item: Any) -> None:
+        while True:
+            self._check()
+            with suppress(Full):
+                queue.put(item, timeout=_LOOK_EVERY)
+                return
+
+    def _get(self, queue: Queue) -> Any:
+        """The next item; after the end of another stage, what is still there."""
+        while True:
+            with suppress(Empty):
+                return queue.get(timeout=_LOOK_EVERY)
+            self._check()
+
+    def _check(self) -> None:
+        """Leave a stage where another has failed."""
+        if not self.stopped.is_set():
+            return
+        if self.failed is not None and threading.current_thread() is threading.main_thread():
+            raise self.failed
+        raise _Stopped
+
+
+class _Stopped(Exception):
+    """Another stage has ended the run."""
+
+
+def _as_it_is(found):
+    return found
+
+
+def _in_words(error: RuntimeError) -> Exception:
+    """A worker that was killed, as an error that says what to do; others as they are."""
+    text = str(error)
+    if "DataLoader worker" not in text:
+        return error
+    return ChildProcessError(
+        f"a process that decodes images ended before its work was done ({' '.join(text.split())}): perhaps memory is short; "
+        "the same command goes on where it was, and fewer processes (num_workers) take less"
+    )

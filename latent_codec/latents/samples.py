@@ -1,0 +1,224 @@
+"""Samples of a data set of latents: prepared from images, grouped into batches, encoded.
+
+    image --prepare--> samples with pixels --batches--> those of one size --encode_batch--> samples with arrays
+
+`prepare` needs no codec, and runs in any process; each step is a function of the image's name and the options.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_codec.codec import LatentCodec, NonFiniteError
+from latent_codec.images.buckets import Frame, Framing, Size, cut
+from latent_codec.images.image_source import MAX_SIDECAR_BYTES, ImageSource
+from latent_codec.images.sources import checked_label
+from latent_codec.images.tensors import ImageError
+from latent_codec.latents.latent_files import Label
+from latent_codec.latents.plan import EncodingOptions, stored_name
+
+MIRRORED = " (mirrored)"
+"""What the name of an image's mirror image ends with."""
+
+_PIXELS_OF_ONE = 256 * 256
+"""A batch has at most as many pixels as its number of images would have at 256x256."""
+_BATCHES_WAITING = 8
+
+
+@dataclass(kw_only=True)
+class Sample:
+    """A version of an image: itself, its mirror image, or a random window of it."""
+
+    number: int
+    """Of the image in its source."""
+    version: int
+    name: str
+    key: str
+    """Of its files in a webdataset tar, without what comes after the first dot."""
+    original: Size
+    """(height, width) of the image in its file."""
+    frame: Frame
+    label: Label = None
+    sidecars: dict[str, bytes] = field(default_factory=dict)
+    """What else the source's sample has, by suffix; "txt" is the caption."""
+    pixels: np.ndarray | None = None
+    """uint8 (C, h, w), until they are encoded."""
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    """latents; or mean and logvar; or indices (indices.0, indices.1 ... of several levels)."""
+
+    @property
+    def caption(self) -> str | None:
+        text = self.sidecars.get("txt")
+        return None if text is None else text.decode(errors="replace").strip()
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be read, and why."""
+
+    number: int
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Preparing:
+    """Makes samples of a source's images; small, so that worker processes can have it."""
+
+    source: ImageSource
+    options: EncodingOptions
+    channels: int
+    framing: Framing
+
+    @classmethod
+    def of(cls, source: ImageSource, options: EncodingOptions, codec: LatentCodec) -> "Preparing":
+        return cls(source, options, codec.channels, options.framing(codec.family.side_multiple))
+
+    def __call__(self, number: int) -> list[Sample] | Unreadable:
+        """An image's versions, in their order.
+
+        Raises:
+            LabelError: for a label that cannot be read.
+            OSError: if the source itself cannot be read.
+        """
+        name = stored_name(self.source, number)
+        label = checked_label(self.source.label(number), name) if self.options.labels else None
+        try:
+            pixels = self.source.read(number, self.channels)
+        except ImageError as error:
+            return Unreadable(number, name, str(error).removeprefix(f"{self.source.name(number)}: "))
+        original = pixels.shape[1], pixels.shape[2]
+        key, sidecars = self.source.key(number), _bounded(self.source.sidecars(number))
+        return [
+            Sample(
+                number=number,
+                version=version,
+                name=name + suffix,
+                key=key + ending,
+                original=original,
+                frame=frame,
+                label=label,
+                sidecars=sidecars,
+                pixels=np.ascontiguousarray(cut(pixels, frame).numpy()),
+            )
+            for version, (suffix, ending, frame) in enumerate(self._versions(name, original))
+        ]
+
+    def _versions(self, name: str, size: Size) -> Iterator[tuple[str, str, Frame]]:
+        """What is added to the name and to the key of each version, and its frame."""
+        frame = self.framing.frame(*size)
+        yield "", "", frame
+        if self.options.flip:
+            yield MIRRORED, "-flipped", Frame(frame.resized, frame.window, True)
+        for number in range(1, self.options.augment + 1):
+            rng = np.random.default_rng(seed_of(self.options.seed, f"{name}\0window {number}"))
+            yield f" (augmented {number})", f"-aug{number}", self.framing.random_frame(*size, rng)
+
+
+def original_name(name: str) -> str:
+    """The name of the image that a sample is a version of."""
+    name = name.removesuffix(MIRRORED)
+    stem, separator, number = name.rpartition(" (augmented ")
+    return stem if separator and number.removesuffix(")").isdigit() else name
+
+
+def seed_of(seed: int, text: str) -> int:
+    """64 bits for a generator, that depend on a seed and a text."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{text}".encode(errors="surrogateescape")).digest()[:8])
+
+
+def batches(samples: Iterable[Sample], batch_size: int) -> Iterator[list[Sample]]:
+    """Group a shard's samples by size, by a rule that depends on nothing but their order and sizes.
+
+    A batch is full when it has `batch_size` samples, or as many pixels as those would have at 256x256. When too many
+    samples wait, those of the size that has waited longest are a batch; at the end so are all others, in their order.
+    """
+    waiting: dict[Size, list[Sample]] = {}
+    num_waiting = 0
+    for sample in samples:
+        size = sample.frame.size
+        group = waiting.setdefault(size, [])
+        group.append(sample)
+        num_waiting += 1
+        is_full = len(group) >= max(min(batch_size, batch_size * _PIXELS_OF_ONE // (size[0] * size[1])), 1)
+        if is_full or num_waiting >= _BATCHES_WAITING * batch_size:
+            group = waiting.pop(size if is_full else next(iter(waiting)))
+            num_waiting -= len(group)
+            yield group
+    yield from waiting.values()
+
+
+def encode_batch(
+    codec: LatentCodec, samples: Sequence[Sample], options: EncodingOptions, images: Tensor | None = None
+) -> None:
+    """Encode samples of one size: their pixels become arrays.
+
+    Args:
+        images: their pixels, uint8 (B, C, h, w) on the codec's device; None: they are taken there.
+
+    Raises:
+        NonFiniteError: if values overflow the stored dtype.
+    """
+    images = stack_pixels(samples).to(codec.device) if images is None else images
+    images = images.float() / 127.5 - 1
+    if options.kind == "indices":
+        levels = codec.encode_indices(images)
+        names = ["indices"] if len(levels) == 1 else [f"indices.{level}" for level in range(len(levels))]
+        arrays = dict(zip(names, levels))
+    elif options.posterior == "mean":
+        arrays = {"latents": codec.encode(images)}
+    else:
+        arrays = _posterior(codec, samples, options, images)
+    dtype = getattr(torch, options.stored_dtype(codec))
+    for name, batch in arrays.items():
+        batch = batch.cpu()
+        if batch.is_floating_point() and batch.dtype != dtype:
+            batch = batch.to(dtype)
+            if not torch.isfinite(batch).all():
+                raise NonFiniteError(f"{codec.name}: {name} overflow {dtype}; store them as float32")
+        for sample, array in zip(samples, batch):
+            sample.arrays[name] = array
+    for sample in samples:
+        sample.pixels = None
+
+
+def stack_pixels(samples: Sequence[Sample]) -> Tensor:
+    """uint8 (B, C, h, w)."""
+    return torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+
+
+def _posterior(
+    codec: LatentCodec, samples: Sequence[Sample], options: EncodingOptions, images: Tensor
+) -> dict[str, Tensor]:
+    mean, posterior, _ = codec.encode_all(images)
+    if posterior is None:
+        kind = type(codec.autoencoder).__name__
+        raise ValueError(f"{kind} has no posterior to take {options.posterior} of; leave it at the mean")
+    logvar = codec.latent_space.normalize_log_variance(posterior.logvar.float())
+    if options.posterior == "both":
+        return {"mean": mean, "logvar": logvar}
+    noise = [
+        torch.randn(
+            mean.shape[1:], generator=torch.Generator().manual_seed(seed_of(options.seed, sample.name))
+        )
+        for sample in samples
+    ]
+    std = torch.exp(0.5 * logvar)
+    return {"latents": (mean.float() + std * torch.stack(noise).to(mean.device)).to(mean.dtype)}
+
+
+def _bounded(sidecars: dict[str, bytes]) -> dict[str, bytes]:
+    """Those that are in bounds, the smallest first."""
+    kept, total = {}, 0
+    for suffix, content in sorted(sidecars.items(), key=lambda each: (len(each[1]), each[0])):
+        total += len(content)
+        if total <= MAX_SIDECAR_BYTES:
+            kept[suffix] = content
+    return dict(sorted(kept.items()))
