@@ -1,4 +1,4 @@
-"""What other programs load: one row for each class of autoencoder in each version that was read, or run against.
+"""What other programs load: one row for each class of autoencoder in each version that was run against.
 
 A row says what the program builds, whatever a file holds, and what the file is called. `convert` makes what a row asks
 for, `info --audit` says where a codec differs from it, and tests run every row of a version that can be had against it.
@@ -26,8 +26,6 @@ class Version:
     """Of that state, in ISO 8601 as far as known."""
     source: str
     """Repository, commit and files."""
-    was_run: bool
-    """Whether tests load files with its own code; else it was read."""
 
     def __str__(self) -> str:
         return f"{self.host} {self.version}"
@@ -38,14 +36,12 @@ COMFYUI = Version(
     version="0.3.64",
     date="2025-10-11",
     source="comfyanonymous/ComfyUI a125cd8: comfy/sd.py, comfy/diffusers_convert.py, comfy/latent_formats.py, nodes.py",
-    was_run=True,
 )
 COMFYUI_LATER = Version(
     host="ComfyUI",
-    version="0.38",
-    date="2026",
-    source="Comfy-Org/ComfyUI 033046c: comfy/sd.py; 02217e3: nodes.py",
-    was_run=False,
+    version="0.33.0",
+    date="2026-08-22",
+    source="Comfy-Org/ComfyUI 783545f: comfy/sd.py, comfy/taesd/taesd.py, nodes.py",
 )
 A1111 = Version(
     host="A1111",
@@ -53,7 +49,6 @@ A1111 = Version(
     date="2025-02-09",
     source="AUTOMATIC1111/stable-diffusion-webui: modules/sd_vae.py, sd_vae_taesd.py, models/sd3/sd3_impls.py; its network is "
     "CompVis/latent-diffusion a506df5: ldm/models/autoencoder.py",
-    was_run=True,
 )
 INVOKEAI = Version(
     host="InvokeAI",
@@ -61,14 +56,12 @@ INVOKEAI = Version(
     date="2026-08-19",
     source="invoke-ai/InvokeAI 8e71a8a: invokeai/backend/model_manager/configs/vae.py, load/model_loaders, "
     "app/invocations/*_latents.py",
-    was_run=True,
 )
 DIFFUSERS = Version(
     host="diffusers",
     version="0.42.1",
     date="2026",
     source="huggingface/diffusers: pipelines, models/autoencoders, loaders/single_file_model.py",
-    was_run=True,
 )
 HOSTS = {each.host.lower(): each for each in (COMFYUI, A1111, INVOKEAI, DIFFUSERS)}
 """Values of `host` in `convert`."""
@@ -309,6 +302,7 @@ ROWS = (
             "block_out_channels": SD["block_out_channels"],
         },
         channels=(32,),
+        takes_folder=True,
         place="models/vae",
     ),
     Row(
@@ -391,7 +385,7 @@ ROWS = (
 
 
 def rows_of(host: str) -> tuple[Row, ...]:
-    """A program's rows, those of the version that was run first."""
+    """A program's rows, those of the version that the audit speaks of first."""
     return tuple(row for row in ROWS if row.version.host.lower() == host.lower())
 
 

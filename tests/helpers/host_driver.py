@@ -58,6 +58,7 @@ def stub(*names):
 
 def comfyui(checkout):
     sys.argv = ["main.py", "--cpu"]
+    stub("torchaudio")
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -82,7 +83,7 @@ def comfyui(checkout):
 
     def load(job):
         warned.clear()
-        state = {}
+        state, metadata = {}, None
         if len(job["files"]) == 2:  # nodes.py: VAELoader.load_taesd
             for file in map(Path, job["files"]):
                 name, _, side = file.stem.rpartition("_")
@@ -90,23 +91,19 @@ def comfyui(checkout):
                     f"taesd_{side}.{key}": each
                     for key, each in comfy.utils.load_torch_file(str(file)).items()
                 }
-                state["vae_scale"], state["vae_shift"] = map(torch.tensor, scales[name])
+            if name == "taef2":
+                metadata = {"tae_latent_channels": 128}
+            state["vae_scale"], state["vae_shift"] = map(torch.tensor, scales.get(name, (1.0, 0.0)))
         else:
             state = comfy.utils.load_torch_file(job["files"][0])
-        if job.get("on_meta"):  # only names and shapes
-            with torch.device("meta"):
-                vae = comfy.sd.VAE(
-                    sd={key: each.to("meta") for key, each in state.items()}, dtype=torch.float32
-                )
-        else:
-            vae = comfy.sd.VAE(sd=state, dtype=torch.float32)
+        vae = comfy.sd.VAE(sd=state, dtype=torch.float32, metadata=metadata)
         vae.throw_exception_if_invalid()
         found = {"missing": _keys("Missing", warned), "unexpected": _keys("Leftover", warned)}
-        if job.get("on_meta"):
-            return found, None
         images = torch.load(job["images"])
         latents = vae.encode(images.movedim(1, -1) / 2 + 0.5)
         decoded = vae.decode(latents).movedim(-1, 1) * 2 - 1
+        if latents.ndim == 5:  # of a video of one frame
+            latents, decoded = latents[:, :, 0], decoded[:, :, 0]
         return found, {"latents": latents, "images": decoded}
 
     return load
@@ -210,7 +207,7 @@ def invokeai(checkout):
     return load
 
 
-HOSTS = {"comfyui": comfyui, "ldm": ldm, "a1111": a1111, "invokeai": invokeai}
+HOSTS = {"comfyui": comfyui, "comfyui_later": comfyui, "ldm": ldm, "a1111": a1111, "invokeai": invokeai}
 
 
 def main(host, checkout):
