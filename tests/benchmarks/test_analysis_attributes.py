@@ -1,6 +1,6 @@
 """A smile as a direction of latents: does it tell smiling faces apart, and do faces smile that are moved along it?
 
-    pytest tests/benchmarks/test_analysis_attributes.py -s -o addopts=        about 35 minutes of one core
+    pytest tests/benchmarks/test_analysis_attributes.py -s -o addopts=        about 45 minutes of one core
 
 Trains the preset faces-global and, with a seed of its own, a classifier of smiles on 32x32 px; RUNS=folder keeps both
 there and takes them from there. All figures are of held-out faces. Faces stay out of the repository: the strip of the first ten
