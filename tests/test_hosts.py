@@ -274,7 +274,7 @@ def is_right(answer, expected, host, tiny):
     if answer["outputs"] is None or expected is None:
         return True
     answer["differences"] = differences(answer, expected, host, tiny)
-    return max(answer["differences"]) <= 5e-5
+    return max(answer["differences"]) <= 1e-4
 
 
 def test_the_audit_says_what_the_host_does_with_a_codecs_own_folder(host):
