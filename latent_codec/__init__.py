@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
     from latent_codec.evaluation.calibration import calibrate as calibrate
     from latent_codec.evaluation.reconstruction import evaluate as evaluate
     from latent_codec.families.latent_space import LatentSpace as LatentSpace
+    from latent_codec.latents.data_set import LatentDataset as LatentDataset
     from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN as AutoencoderTinyGN
     from latent_codec.models.autoencoder_tiny_video import AutoencoderTinyVideo as AutoencoderTinyVideo
     from latent_codec.models.autoencoder_vq import AutoencoderVQ as AutoencoderVQ
@@ -52,6 +53,7 @@ _EXPORTS = {
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
     "ImageClassifier": "latent_codec.models.classifier",
     "LatentCodec": "latent_codec.codec",
+    "LatentDataset": "latent_codec.latents.data_set",
     "LatentPreviewCallback": "latent_codec.pipelines.latent_preview_callback",
     "LatentPreviewer": "latent_codec.previews.previewer",
     "LatentSpace": "latent_codec.families.latent_space",

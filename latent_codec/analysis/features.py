@@ -27,6 +27,7 @@ from latent_codec.files import check_is_file, named_in_utf8, replacing
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.labels import class_in
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
+from latent_codec.latents.data_set import LatentDataset
 from latent_codec.torch_settings import ignoring_caller_settings
 
 POOLINGS = ("whole", "mean-std", "pyramid", "histogram")
@@ -192,6 +193,59 @@ def extract_features(
         layer=layer,
         side=side,
         skipped=skipped,
+    )
+
+
+def features_of_latents(
+    dataset: LatentDataset,
+    *,
+    pooling: str | None = None,
+    limit: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """Make a vector of each sample of a data set of latents, which needs no codec.
+
+    Latents are the posterior's means where those are stored.
+
+    Args:
+        pooling, limit, on_progress: as for `extract_features`.
+
+    Raises:
+        SettingError: for a pooling that the latents do not have.
+    """
+    index = dataset.index
+    usual = "histogram" if dataset.is_discrete else None
+    if pooling not in (None, usual, *(() if dataset.is_discrete else POOLINGS[:3])):
+        has = "indices, which have a histogram" if dataset.is_discrete else "latents, which have no codewords"
+        raise SettingError("pooling", f"another, as {index.location} holds {has}", pooling)
+    pooling = pooling or usual
+    chosen = spread(len(dataset), limit)
+    names, labels, vectors = [], [], []
+    for done, number in enumerate(chosen, 1):
+        sample = dataset[number]
+        if dataset.is_discrete:
+            vector = _histograms([level[None] for level in sample["indices"]], index.codebook_sizes)
+        else:
+            latents = sample["latents"][None]
+            pooling = pooling or ("whole" if latents.shape[2:] == (1, 1) else "mean-std")
+            vector = _pooled(latents, pooling)
+        if vectors and vector.shape != vectors[0].shape:
+            got = f"vectors of {vectors[0].shape[1]} and {vector.shape[1]} numbers"
+            raise SettingError("pooling", f"latents of one size for {pooling}", got, advice=_ADVICE[pooling])
+        names.append(sample.get("name", sample.get("key")))
+        labels.append(dataset.label(number))
+        vectors.append(vector)
+        if on_progress:
+            on_progress(done, len(chosen))
+    return Features(
+        names=names,
+        indices=chosen,
+        vectors=torch.cat(vectors),
+        labels=labels,
+        codec=index.codec_name,
+        space_fingerprint=index.space_fingerprint,
+        fingerprint=index.fingerprint,
+        pooling=pooling,
     )
 
 

@@ -20,6 +20,7 @@ from latent_codec.cli.progress import loading_libraries
 VERBS = {
     "roundtrip": ("use", "send images through a codec and back"),
     "encode": ("use", "images -> latent files"),
+    "import-latents": ("use", "latents of other programs -> a data set of latents"),
     "decode": ("use", "latent files -> images"),
     "sample": ("use", "generate images from a prior or a trained VAE"),
     "comfyui install": ("use", "add nodes to a ComfyUI: codecs, previews, .lcf files"),

@@ -1,5 +1,6 @@
-"""Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint, or
-a file of latents, of features, compressed or of an entropy model.
+"""Say what a thing is: a codec, a prior, a pipeline of both, a checkpoint, a
+data set of latents, or a file of latents, of features, compressed or of an
+entropy model.
 
 A compressed file says all this without its codec. With --verbose its symbols
 are decoded, too, where the codec is available (a shipped one, or the one of
@@ -8,6 +9,11 @@ model. Keys of a checkpoint count by their names; with --verbose its network is
 built, which takes longer, and keys that are missing, unexpected or of another
 shape are listed. Of a damaged file it says which sections are lost, and exits
 with 2.
+
+Of a data set of latents (a folder or a URL) every shard is read and compared
+with its checksum; those that are missing or damaged are named, and it exits
+with 2. With --sheet some of its samples are drawn: decoded, if their codec is
+a shipped one or is named by --codec.
 
 With --audit: what a codec is made for, and where it works as it is: in each
 family of diffusers' pipelines, ComfyUI, A1111 and InvokeAI. If not, why, how
@@ -28,6 +34,9 @@ Examples:
                                              a codec as this pipeline sees it
   latent-codec info latents/cat.safetensors  a latent file: its codec, images
                                              and labels
+  latent-codec info latents/ --sheet seen.png
+                                             a data set of latents: what it
+                                             holds, whether it is whole
   latent-codec info compressed/cat.lcf       a compressed file: what it holds,
                                              its codec, where its bits go
   latent-codec info mine/entropy.safetensors an entropy model
@@ -44,6 +53,7 @@ from latent_codec.cli import arguments
 from latent_codec.cli.compressed_files import add_entropy_argument, is_compressed_file
 from latent_codec.components.codec_folders import is_foreign_file
 from latent_codec.components.weight_files import LATENTS, metadata_of
+from latent_codec.latents.locations import is_data_set
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--codec",
         metavar="NAME_OR_PATH",
-        help="open a compressed file with this codec, for --verbose (default: the shipped one of its fingerprint)",
+        help="open a compressed file, for --verbose, or a data set's samples, for --sheet, with this codec "
+        "(default: the shipped one of their fingerprint)",
+    )
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE", help="write an image of some samples of a data set of latents"
+    )
+    parser.add_argument(
+        "--no-checksums", action="store_true", help="do not read the shards of a data set of latents"
     )
     parser.add_argument(
         "--verbose",
@@ -84,6 +101,12 @@ def check(args: argparse.Namespace) -> None:
     if args.data and args.against is None:
         raise ValueError("--data is for --against REFERENCE; name the codec to compare with")
     path, is_audit = Path(args.thing), args.audit or args.against is not None
+    if not is_audit and is_data_set(args.thing):
+        if args.verbose or args.entropy is not None or (args.codec is not None and args.sheet is None):
+            raise ValueError("of a data set of latents --codec is for --sheet, and there is no more to say")
+        return
+    if args.sheet is not None or args.no_checksums:
+        raise ValueError("--sheet and --no-checksums are for data sets of latents; leave them out")
     with_codec = args.codec is not None or args.entropy is not None
     if with_codec and (is_audit or not is_compressed_file(path)):
         raise ValueError("--codec and --entropy are for compressed files (.lcf); leave them out")

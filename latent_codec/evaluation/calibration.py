@@ -16,7 +16,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -34,6 +34,7 @@ from latent_codec.families.pipeline_spaces import MEAN_AND_STD, PIPELINES
 from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
 from latent_codec.images.tensors import central_window
+from latent_codec.latents.data_set import LatentDataset
 from latent_codec.torch_settings import ignoring_caller_settings
 
 Convention = Literal["scale", "channels", "normalize", "keep"]
@@ -107,7 +108,7 @@ class Calibration:
 @ignoring_caller_settings()
 def measure(
     codec: LatentCodec,
-    source: ImageSource,
+    source: ImageSource | LatentDataset,
     *,
     num_images: int = 256,
     on_progress: Callable[[int, int, str], None] | None = None,
@@ -120,7 +121,8 @@ def measure(
 
     Args:
         codec: in float32.
-        source: images of the kind that the codec is for.
+        source: images of the kind that the codec is for; or its latents, of which those for the check of half precision
+            are decoded. What they lack of the posterior's noise, where only means are stored, the std lacks, too.
         num_images: at most; unreadable ones are left out.
         on_progress: called with (images done, images in all, phase).
 
@@ -130,6 +132,9 @@ def measure(
     """
     if codec.dtype != torch.float32:
         raise ValueError(f"the codec is in {codec.dtype}; calibration wants float32")
+    is_encoded = isinstance(source, LatentDataset)
+    if is_encoded and source.is_discrete:
+        raise ValueError(f"{source.index.location} holds indices; expected latents, or images")
     report = on_progress or (lambda done, total, phase: None)
     chosen = spread(len(source), num_images)
     between_parity_images = max(len(chosen) // NUM_PARITY_IMAGES, 1)
@@ -142,20 +147,19 @@ def measure(
     start = time.thread_time()
     hooks = [layer.register_forward_hook(peak) for layer in codec.autoencoder.modules()]
     try:
-        for _, image in iter_images(
+        moments = _moments_of_latents if is_encoded else _moments_of_images
+        for mean, variance, image in moments(
+            codec,
             source,
-            channels=codec.channels,
-            indices=chosen,
+            chosen,
             on_skip=skipped.append,
             on_progress=lambda done, total: report(done, total, "measuring latents"),
         ):
-            image = _center(fit_image(image, codec), codec).to(codec.device)
-            mean, variance = _raw_moments(codec, image)
             totals = totals + mean.sum(1)
             squares = squares + (mean.square() + variance).sum(1)
             positions += mean.shape[1]
             if num_measured % between_parity_images == 0 and len(parity_images) < NUM_PARITY_IMAGES:
-                parity_images.append(image)
+                parity_images.append(image())
             num_measured += 1
         if not num_measured:
             raise ValueError(f"no image could be read; the first of {len(skipped)}: {skipped[0]}")
@@ -242,7 +246,7 @@ def check_convention(codec: LatentCodec, convention: Convention) -> None:
 
 def calibrate(
     codec: LatentCodec,
-    data: Data | ImageSource | Calibration,
+    data: Data | ImageSource | LatentDataset | Calibration,
     convention: Convention | None = None,
     *,
     limit: int = 256,
@@ -261,7 +265,7 @@ def calibrate(
 
     Args:
         codec: in float32; changed in place.
-        data: images as `open_source` takes them, an open source, or what `measure` found of this codec.
+        data: images as `open_source` takes them, an open source, latents of this codec, or what `measure` found of it.
         convention: what becomes of scale and shift, as the module's head explains; None: `usual_convention`.
         limit: at most N images, spread evenly over `data`.
         split: of data that has splits.
@@ -275,7 +279,7 @@ def calibrate(
     if isinstance(data, Calibration):
         measured = data
     else:
-        source = data if isinstance(data, ImageSource) else open_source(data, split=split)
+        source = data if isinstance(data, (ImageSource, LatentDataset)) else open_source(data, split=split)
         measured = measure(codec, source, num_images=limit, on_progress=on_progress)
     if "force_upcast" in codec.autoencoder.config:
         codec.autoencoder.register_to_config(force_upcast=measured.force_upcast)
@@ -300,6 +304,50 @@ def calibrate(
     if convention == "normalize" or not codec.latent_space.is_close(space):
         codec.latent_space = space
     return measured
+
+
+def _moments_of_images(
+    codec: LatentCodec,
+    source: ImageSource,
+    chosen: list[int],
+    *,
+    on_skip: Callable[[str], None],
+    on_progress: Callable[[int, int], None],
+) -> Iterator[tuple[Tensor, Tensor, Callable[[], Tensor]]]:
+    """`_raw_moments` of images, cut to MAX_SIDE, and a function that gives the image."""
+    for _, image in iter_images(
+        source, channels=codec.channels, indices=chosen, on_skip=on_skip, on_progress=on_progress
+    ):
+        image = _center(fit_image(image, codec), codec).to(codec.device)
+        yield *_raw_moments(codec, image), lambda image=image: image
+
+
+def _moments_of_latents(
+    codec: LatentCodec,
+    dataset: LatentDataset,
+    chosen: list[int],
+    *,
+    on_skip: Callable[[str], None],
+    on_progress: Callable[[int, int], None],
+) -> Iterator[tuple[Tensor, Tensor, Callable[[], Tensor]]]:
+    """The same of latents that are stored; the image is decoded."""
+    space = codec.latent_space
+    unit = torch.tensor(space.statistics()[1], dtype=torch.float64).square().view(-1, 1)
+    for done, number in enumerate(chosen, 1):
+        latents = dataset[number]["latents"][None]
+        log_variance = dataset.log_variance(number)
+        raw_latents = space.denormalize(latents)
+        if space.packed:
+            raw_latents = pack_positions(raw_latents, space.packed)
+        mean = raw_latents[0].flatten(1).double()
+        if log_variance is None:
+            variance = torch.zeros_like(mean)
+        else:
+            if space.packed and space.unpacked_again:
+                log_variance = pack_positions(log_variance[None], space.packed)[0]
+            variance = log_variance.double().exp().flatten(1) * unit
+        yield mean, variance, lambda latents=latents: _center(codec.decode(latents, output_type="pt")[0], codec)
+        on_progress(done, len(chosen))
 
 
 def _raw_moments(codec: LatentCodec, image: Tensor) -> tuple[Tensor, Tensor]:

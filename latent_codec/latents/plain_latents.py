@@ -35,8 +35,8 @@ class PlainLatents:
     arrays: dict[str, Tensor]
     """Name -> array as it was stored; those with other values than numbers are left out."""
 
-    def latents(self, channels: int) -> list[Tensor]:
-        """Each image's latents, (1, C, h, w).
+    def latents(self, *channels: int) -> list[Tensor]:
+        """Each image's latents, (1, C, h, w), of one of these numbers of channels C.
 
         They are the array whose name has "latent" in it, or the only one that there is.
 
@@ -47,10 +47,11 @@ class PlainLatents:
         found = []
         for array in named or (self.arrays.values() if len(self.arrays) == 1 else []):
             batch = array[None] if array.ndim == 3 else array
-            if batch.ndim == 4 and batch.shape[1] == channels and batch.numel() and batch.is_floating_point():
+            if batch.ndim == 4 and batch.shape[1] in channels and batch.numel() and batch.is_floating_point():
                 found += batch.split(1)
         if not found:
-            expected = f"floating-point latents (C, h, w) or (N, C, h, w) with C = {channels}"
+            listed = " or ".join(map(str, channels))
+            expected = f"floating-point latents (C, h, w) or (N, C, h, w) with C = {listed}"
             raise ValueError(f"{self.path} is {self}; expected {expected}")
         return found
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ from latent_codec.previews.full import rgb
 from latent_codec.previews.palette import Palette
 from latent_codec.previews.previewer import LatentPreviewer, unpacked, with_border
 from latent_codec.torch_settings import ignoring_caller_settings
+
+if TYPE_CHECKING:
+    from latent_codec.latents.data_set import LatentDataset
+
+Source: TypeAlias = "ImageSource | LatentDataset | None"
 
 SIDE = 192
 """Images are cropped to their center, at most this many pixels a side, and random latents make images of at most this side."""
@@ -110,7 +116,7 @@ class Sample:
 @ignoring_caller_settings()
 def fit_linear(
     codec: LatentCodec,
-    source: ImageSource | None = None,
+    source: Source = None,
     *,
     num_images: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -122,7 +128,8 @@ def fit_linear(
 
     Args:
         codec: not changed.
-        source: images of the kind that it is for; None: random latents, decoded once.
+        source: images of the kind that it is for; or latents of this codec, which are decoded, as then there are no other
+            colors; None: random latents, decoded once.
         num_images: at most, spread over `source`; of 8 or more every eighth, up to 4, are held out. None: `NUM_IMAGES`,
             or `NUM_OF_COARSE` where a 1x1 map of those is too coarse.
         on_progress: called with (done, total).
@@ -131,6 +138,7 @@ def fit_linear(
         ValueError: if no image can be read.
     """
     start, skipped = time.perf_counter(), []
+    to_samples = _image_samples if isinstance(source, ImageSource) else _latent_samples
     held_out: list[int] = []
     if source is None:
         samples = list(_random_samples(codec, on_progress))
@@ -138,7 +146,7 @@ def fit_linear(
         chosen = spread(len(source), num_images or NUM_IMAGES)
         held_out = chosen[7::8][:NUM_HELD_OUT]
         fitted = [index for index in chosen if index not in held_out]
-        samples = list(_image_samples(codec, source, fitted, skipped, on_progress))
+        samples = list(to_samples(codec, source, fitted, skipped, on_progress))
         if num_images is None and samples and fit_pointwise(samples)[2] < SUFFICIENT:
             more = [index for index in spread(len(source), NUM_OF_COARSE) if index not in chosen]
 
@@ -146,7 +154,7 @@ def fit_linear(
                 if on_progress:
                     on_progress(len(fitted) + done, len(fitted) + total)
 
-            samples += _image_samples(codec, source, more, skipped, report)
+            samples += to_samples(codec, source, more, skipped, report)
         if not samples:
             raise ValueError(f"no image could be read; the first of {len(skipped)}: {skipped[0]}")
     weight, bias = fit_map(samples)
@@ -285,6 +293,42 @@ def _image_samples(
         yield Sample(latents, [each.cpu() for each in indices], _blocks(image[None], latents.shape[2:]))
 
 
+def _latent_samples(
+    codec: LatentCodec,
+    dataset: "LatentDataset",
+    chosen: list[int],
+    skipped: list[str],
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[Sample]:
+    """The middle of stored latents, and the colors that they are decoded to."""
+    for done, number in enumerate(chosen, 1):
+        latents, indices, decoded = _decoded(codec, dataset, number)
+        latents = unpacked(latents.cpu(), codec.latent_space)
+        yield Sample(latents, indices, _blocks(decoded, latents.shape[2:]))
+        if on_progress:
+            on_progress(done, len(chosen))
+
+
+def _decoded(codec: LatentCodec, dataset: "LatentDataset", number: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The middle of an image's latents, or of its indices and their latents, and what they decode to."""
+    sample = dataset[number]
+    if dataset.is_discrete:
+        sides = [level.side for level in codec.levels]
+        rows, columns = (
+            min(length, max(SIDE // sides[0], 1)) for length in sample["indices"][0].shape
+        )
+        indices = [
+            center_crop(level[None], (rows * sides[0] // side, columns * sides[0] // side))
+            for level, side in zip(sample["indices"], sides)
+        ]
+        return _latents_of(codec, indices), indices, codec.decode_indices(indices, output_type="pt")
+    latents = sample["latents"][None]
+    side = max(SIDE // codec.latent_space.downsampling_factor, 1)
+    height, width = latents.shape[2:]
+    latents = center_crop(latents, (min(height, side), min(width, side)))
+    return latents, [], codec.decode(latents, output_type="pt")
+
+
 def _random_samples(codec: LatentCodec, on_progress: Callable[[int, int], None] | None) -> Iterator[Sample]:
     """Latents with the spectrum of images, decoded one image at a time."""
     generator = torch.Generator().manual_seed(0)
@@ -332,10 +376,21 @@ def _middle(image: Tensor, codec: LatentCodec) -> Tensor:
 
 
 def _held_out_correlations(
-    codec: LatentCodec, source: ImageSource | None, held_out: list[int], previewer: LatentPreviewer
+    codec: LatentCodec,
+    source: Source,
+    held_out: list[int],
+    previewer: LatentPreviewer
 ) -> tuple[float | None, float | None]:
     found: list[float] = []
     found_of_indices: list[float] = []
+    if held_out and not isinstance(source, ImageSource):
+        for number in held_out:
+            latents, indices, decoded = _decoded(codec, source, number)
+            shape = unpacked(latents, codec.latent_space).shape[2:]
+            if indices:
+                found_of_indices.append(correlation(previewer.indices(indices), _blocks(decoded, shape)))
+            found.append(correlation(previewer(latents), _blocks(decoded, shape)))
+        return tuple(fmean(each) if each else None for each in (found, found_of_indices))
     for _, image in iter_images(source, channels=codec.channels, indices=held_out, on_skip=lambda line: None):
         latents = codec.encode(_middle(image, codec))
         decoded = downscaled_decode(codec, latents)

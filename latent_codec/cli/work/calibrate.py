@@ -9,7 +9,7 @@ import torch
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.codec_copies import own_folder
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import load_codec, open_data, open_latents
 from latent_codec.cli.work.printing import print_json, table
 from latent_codec.components.codec_folders import find_weights, is_foreign_file
 from latent_codec.components.loading import open_weights
@@ -17,11 +17,15 @@ from latent_codec.components.weight_files import check_folder_to_save
 from latent_codec.conversion.foreign import read_foreign
 from latent_codec.conversion.settings import given_settings
 from latent_codec.evaluation.calibration import calibrate, usual_convention
+from latent_codec.latents.locations import is_data_set
 
 
 def run(args: argparse.Namespace) -> None:
-    source = open_data(args)
+    is_latents = all(map(is_data_set, args.data))
+    source = None if is_latents else open_data(args)
     codec = load_codec(args)
+    if is_latents:
+        source = open_latents(args, codec)
     weights = Path(args.codec) if is_foreign_file(args.codec) else find_weights(args.codec)
     folder = check_folder_to_save(args.out or own_folder(args.codec))
     convention = args.convention or usual_convention(codec)

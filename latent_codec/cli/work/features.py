@@ -3,17 +3,34 @@
 import argparse
 import sys
 
-from latent_codec.analysis.features import Features, extract_features, save_features, write_csv
+from latent_codec.analysis.features import (
+    Features,
+    extract_features,
+    features_of_latents,
+    save_features,
+    write_csv,
+)
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import check_writable, load_codec, open_data, settings_of
+from latent_codec.cli.work.opening import check_writable, load_codec, open_data, open_latents, settings_of
 from latent_codec.cli.work.printing import finish_report
 from latent_codec.codec import LatentCodec
+from latent_codec.errors import SettingError
 from latent_codec.images.sources import ImageSource
 
 
 def run(args: argparse.Namespace) -> int:
     check_writable(args.out)
-    features = features_of(open_data(args), load_codec(args), args)
+    dataset = open_latents(args)
+    if dataset is None:
+        args.codec = args.codec or "default"
+        features = features_of(open_data(args), load_codec(args), args)
+    else:
+        for name in ("layer", "side"):
+            if getattr(args, name) is not None:
+                raise SettingError(name, "images, which a layer or a side needs; leave it out of latents")
+        with showing("reading latents") as report:
+            settings = settings_of(args, "pooling", "limit")
+            features = features_of_latents(dataset, on_progress=report, **settings)
     files = [args.out]
     save_features(features, args.out)
     if args.csv:

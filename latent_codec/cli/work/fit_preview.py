@@ -7,8 +7,10 @@ from pathlib import Path
 
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.codec_copies import folder_for_sidecar
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import load_codec, open_data, open_latents
 from latent_codec.cli.work.printing import print_json
+from latent_codec.errors import SettingError
+from latent_codec.latents.data_set import LatentDataset
 from latent_codec.previews.fitting import fit_linear
 from latent_codec.previews.preview_files import NAME, StoredPreview, read_preview, write_preview
 from latent_codec.training import loop
@@ -19,8 +21,10 @@ from latent_codec.training.tiny_decoder_task import build_tiny_decoder
 
 def run(args: argparse.Namespace) -> None:
     codec = load_codec(args)
+    source = (open_latents(args, codec) or open_data(args)) if args.data else None
+    if args.tiny and isinstance(source, LatentDataset):
+        raise SettingError("tiny", "images, on which a tiny decoder is trained; leave it out of latents")
     folder = folder_for_sidecar(args.codec, codec, args.out)
-    source = open_data(args) if args.data else None
     with showing("fitting") as report:
         fit = fit_linear(codec, source, num_images=args.limit, on_progress=report)
     for reason in fit.skipped:

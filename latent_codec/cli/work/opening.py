@@ -19,6 +19,8 @@ from latent_codec.cli.progress import progress, showing
 from latent_codec.errors import SettingError
 from latent_codec.images.sources import FolderImages, ImageSource, SomeImages, open_source, spread
 from latent_codec.images.tensors import ImageError, to_image, write_image
+from latent_codec.latents.data_set import LatentDataset
+from latent_codec.latents.locations import is_data_set
 from latent_codec.precision import EMULATED, computes_bfloat16
 from latent_codec.torch_settings import usable_device
 
@@ -86,8 +88,32 @@ def check_writable(path: Path, *, is_image: bool = False) -> None:
 
 
 def open_data(args: argparse.Namespace) -> ImageSource:
-    """The images that DATA and `--split` name."""
+    """The images that DATA and `--split` name.
+
+    Raises:
+        ValueError: for a data set of latents, which holds none.
+    """
+    if any(map(is_data_set, args.data)):
+        raise ValueError(
+            f"{args.data[0]} is a data set of latents, and {args.verb} needs images: give those that were encoded"
+        )
     return open_source(args.data, split=args.split)
+
+
+def open_latents(args: argparse.Namespace, codec: LatentCodec | None = None) -> LatentDataset | None:
+    """The data sets of latents that DATA names; None where it names images.
+
+    Args:
+        codec: whose latents they must be; None: the one that `--codec` names, if it is given.
+    """
+    if not all(map(is_data_set, args.data)) or not args.data:
+        return None
+    with showing(f"opening {args.data[0]}"):
+        dataset = LatentDataset(args.data, sample=False)
+        note = dataset.check(codec or args.codec) if codec or args.codec else None
+    if note:
+        print(f"latent-codec {args.verb}: Note: {note}", file=sys.stderr)
+    return dataset
 
 
 def limited(source: ImageSource, limit: int | None) -> ImageSource:
