@@ -33,7 +33,9 @@ def shape_of(sample: int) -> int:
 
 
 def test_unshuffled_batches_are_the_samples_in_order():
-    assert batches(order(shuffle=False)) == [list(range(start, min(start + 4, 30))) for start in range(0, 30, 4)]
+    assert batches(order(shuffle=False)) == [
+        list(range(start, min(start + 4, 30))) for start in range(0, 30, 4)
+    ]
     assert batches(order(shuffle=False, drop_last=True))[-1] == [24, 25, 26, 27]
 
 

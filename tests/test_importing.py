@@ -63,7 +63,9 @@ def test_kohyas_caches_with_captions_flips_and_sizes(codec, tmp_path):
     found = by_key(tmp_path / "latents", codec=codec)
     cat = found["cat"]
     torch.testing.assert_close(cat["latents"], normalized(values(1, 4, 8, 12)))
-    assert cat["caption"] == "a cat" and found["a_dog"]["caption"] == "a dog" and found["old"]["caption"] == ""
+    assert (
+        cat["caption"] == "a cat" and found["a_dog"]["caption"] == "a dog" and found["old"]["caption"] == ""
+    )
     assert (cat["size"].tolist(), cat["crop"].tolist()) == ([40, 60], [0, 3, 16, 24])
     torch.testing.assert_close(found["cat-flipped"]["latents"], normalized(values(101, 4, 8, 12)))
     assert [found[key]["flipped"] for key in ("cat", "cat-flipped")] == [False, True]
@@ -91,7 +93,9 @@ def test_plain_arrays_and_tensors_need_to_be_told_raw_or_scaled(codec, tmp_path)
     np.save(data / "dog" / "two.npy", values(2, 3, 4, 8, 8))
     torch.save({"latents": torch.from_numpy(values(3, 4, 8, 8))}, data / "dog" / "three.pt")
     save_file({"latents": torch.from_numpy(values(4, 1, 4, 8, 8))}, data / "dog" / "four.safetensors")
-    with pytest.raises(SettingError, match='values: expected "raw".* or "scaled".* which one.npy does not tell'):
+    with pytest.raises(
+        SettingError, match='values: expected "raw".* or "scaled".* which one.npy does not tell'
+    ):
         import_latents(codec, [data], tmp_path / "latents")
     index = import_latents(codec, [data], tmp_path / "latents", values="scaled")
     assert index["samples"] == 6
@@ -101,7 +105,9 @@ def test_plain_arrays_and_tensors_need_to_be_told_raw_or_scaled(codec, tmp_path)
     assert np.array_equal(found["dog/three"]["latents"], values(3, 4, 8, 8))
     assert [found[key]["label"] for key in ("cat/one", "dog/four")] == [0, 1]
     assert found["cat/one"]["size"].tolist() == [16, 16]
-    again = import_latents(codec, [data], tmp_path / "raw", EncodingOptions(container="parquet"), values="raw")
+    again = import_latents(
+        codec, [data], tmp_path / "raw", EncodingOptions(container="parquet"), values="raw"
+    )
     assert again["container"] == "parquet"
     torch.testing.assert_close(by_key(tmp_path / "raw")["cat/one"]["latents"], normalized(values(1, 4, 8, 8)))
 
@@ -128,7 +134,10 @@ def test_what_cannot_be_read_is_left_out_and_listed_and_a_second_run_adds_nothin
     index = import_latents(codec, [data], tmp_path / "latents", values="scaled")
     assert index["samples"] == 1
     b, c, d = index["skipped_files"]
-    assert b == "b.npy: is a NumPy array (.npy) of (5, 8, 8) float32; expected floating-point latents (C, h, w) or (N, C, h, w) with C = 4 or 8"
+    assert (
+        b
+        == "b.npy: is a NumPy array (.npy) of (5, 8, 8) float32; expected floating-point latents (C, h, w) or (N, C, h, w) with C = 4 or 8"
+    )
     assert c == "c.npy: its values are not finite, or overflow torch.float32"
     assert "damaged or truncated zip file" in d
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").rglob("*")}

@@ -75,18 +75,28 @@ def test_what_needs_images_says_so(capsys):
     assert "--pooling: expected another, as latents holds latents" in fails(
         capsys, "features", "latents", "--pooling", "histogram"
     )
-    assert "latents is a data set of latents, and evaluate needs images" in fails(capsys, "evaluate", "latents")
+    assert "latents is a data set of latents, and evaluate needs images" in fails(
+        capsys, "evaluate", "latents"
+    )
     assert "--tiny: expected images" in fails(
         capsys, "fit-preview", "latents", "--codec", "mine", "--tiny", "--out", "copy"
     )
-    for argv in (("features", "latents"), ("calibrate", "latents"), ("fit-preview", "latents", "--out", "copy")):
+    for argv in (
+        ("features", "latents"),
+        ("calibrate", "latents"),
+        ("fit-preview", "latents", "--out", "copy"),
+    ):
         message = fails(capsys, *argv, "--codec", "other")
         assert "latents holds latents of mine (space" in message and message.count("\n") <= 1
 
 
 def test_calibrating_on_latents_measures_what_the_images_measure(capsys):
-    of_images = told(capsys, "calibrate", "photos", "--codec", "mine", "--out", "a", "--keep-space")["measured"]
-    of_latents = told(capsys, "calibrate", "posteriors", "--codec", "mine", "--out", "b", "--keep-space")["measured"]
+    of_images = told(capsys, "calibrate", "photos", "--codec", "mine", "--out", "a", "--keep-space")[
+        "measured"
+    ]
+    of_latents = told(capsys, "calibrate", "posteriors", "--codec", "mine", "--out", "b", "--keep-space")[
+        "measured"
+    ]
     for name in ("mean", "std"):
         np.testing.assert_allclose(of_latents[name], of_images[name], rtol=1e-4, atol=1e-4)
     assert of_latents["num_images"] == 8

@@ -68,4 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     if args.codec is None:
-        raise ValueError("--codec: expected the codec whose latents these are, as nothing in the files says it")
+        raise ValueError(
+            "--codec: expected the codec whose latents these are, as nothing in the files says it"
+        )

@@ -346,7 +346,11 @@ def _moments_of_latents(
             if space.packed and space.unpacked_again:
                 log_variance = pack_positions(log_variance[None], space.packed)[0]
             variance = log_variance.double().exp().flatten(1) * unit
-        yield mean, variance, lambda latents=latents: _center(codec.decode(latents, output_type="pt")[0], codec)
+        yield (
+            mean,
+            variance,
+            lambda latents=latents: _center(codec.decode(latents, output_type="pt")[0], codec),
+        )
         on_progress(done, len(chosen))
 
 

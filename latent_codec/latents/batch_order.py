@@ -97,7 +97,9 @@ class BatchOrder:
 
     def _counts(self, epoch: int) -> list[np.ndarray]:
         """How many samples of each shape each rank has."""
-        runs = np.array([run for shard in self._shard_order(epoch) for run in self.shards[shard]], np.int64).reshape(-1, 2)
+        runs = np.array(
+            [run for shard in self._shard_order(epoch) for run in self.shards[shard]], np.int64
+        ).reshape(-1, 2)
         ends = runs[:, 1].cumsum()
         num_shapes = int(runs[:, 0].max(initial=-1)) + 1
         found = []

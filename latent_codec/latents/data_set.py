@@ -1,10 +1,10 @@
 """LatentDataset: what `latent-codec encode` wrote, for a trainer.
 
-    dataset = LatentDataset("latents/", codec=pipe.vae)     # or s3://..., gs://..., hf://datasets/...
-    for batch in dataset.stream(32, shuffle=True, num_workers=4):
-        batch["latents"], batch["label"], batch["caption"]
+dataset = LatentDataset("latents/", codec=pipe.vae)     # or s3://..., gs://..., hf://datasets/...
+for batch in dataset.stream(32, shuffle=True, num_workers=4):
+    batch["latents"], batch["label"], batch["caption"]
 
-    index.json --> which shard and place a number is --> shard, opened once --> sample
+index.json --> which shard and place a number is --> shard, opened once --> sample
 """
 
 import os
@@ -184,7 +184,7 @@ class LatentDataset(Dataset):
         sizes: dict[tuple[int, int], int] = {}
         order = BatchOrder(
             shards=[
-                [(sizes.setdefault(size, len(sizes)), count) for size, count in shard.sizes]
+                [(sizes.setdefault(size, len(sizes)), count) for size, count in shard.runs]
                 for _, shard in self._shards
             ],
             batch_size=batch_size,
@@ -224,9 +224,7 @@ class LatentDataset(Dataset):
             self._open.popitem(last=False)
         return reader
 
-    def _sample_of(
-        self, fields: Fields, arrays: Arrays, generator: torch.Generator | None
-    ) -> dict[str, Any]:
+    def _sample_of(self, fields: Fields, arrays: Arrays, generator: torch.Generator | None) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if self.is_discrete:
             found["indices"] = [torch.from_numpy(each.astype(np.int64)) for each in arrays.values()]

@@ -26,8 +26,8 @@ class ShardEntry:
     samples: int
     bytes: int
     sha256: str
-    sizes: tuple[tuple[Size, int], ...]
-    """(height, width) of its images as they were encoded, and how many: in the order of the samples."""
+    runs: tuple[tuple[Size, int], ...]
+    """(height, width) of its images as they were encoded, and how many samples in a row have it."""
 
 
 class DataSetIndex:
@@ -136,7 +136,7 @@ class DataSetIndex:
         """(height, width) of the images as they were encoded, and how many samples have it."""
         found: dict[Size, int] = {}
         for shard in self.shards:
-            for size, count in shard.sizes:
+            for size, count in shard.runs:
                 found[size] = found.get(size, 0) + count
         return dict(sorted(found.items()))
 
@@ -157,7 +157,9 @@ def read_index(location: str | os.PathLike, storage_options: Mapping[str, Any]) 
                 f"{folder} is not complete: {markers} of its shards are there, and no {INDEX}; `latent-codec encode` "
                 "with the same arguments continues it"
             )
-        raise ValueError(f"{folder} is no data set of latents: it has no {INDEX}; `latent-codec encode` writes them")
+        raise ValueError(
+            f"{folder} is no data set of latents: it has no {INDEX}; `latent-codec encode` writes them"
+        )
     return DataSetIndex(folder, entries)
 
 
@@ -176,13 +178,10 @@ def check_alike(first: DataSetIndex, other: DataSetIndex) -> None:
 
 
 def _shard(entry: Mapping[str, Any]) -> ShardEntry:
-    sizes = []
-    for size, count in entry["sizes"].items():
-        height, width = map(int, size.split("x"))
-        sizes.append(((height, width), int(count)))
-    if sum(count for _, count in sizes) != entry["samples"]:
-        raise ValueError(f"{entry['name']} has {entry['samples']} samples, and sizes of others")
-    return ShardEntry(entry["name"], entry["samples"], entry["bytes"], entry["sha256"], tuple(sizes))
+    runs = tuple(((int(height), int(width)), int(count)) for height, width, count in entry["runs"])
+    if sum(count for _, count in runs) != entry["samples"]:
+        raise ValueError(f"{entry['name']} has {entry['samples']} samples, and runs of others")
+    return ShardEntry(entry["name"], entry["samples"], entry["bytes"], entry["sha256"], runs)
 
 
 def _identity(codec: Any, pipeline: str | None) -> tuple[str, str | None, str | None, str | None]:

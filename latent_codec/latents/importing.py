@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,9 +63,13 @@ class CachedLatents:
             for file in find_files(path, SUFFIXES) if path.is_dir() else [path]:
                 if not _TEXT.fullmatch(file.stem):
                     rows = _rows(file)
-                    self._items += [(len(self._paths), row) for row in ([None] if rows is None else range(rows))]
+                    self._items += [
+                        (len(self._paths), row) for row in ([None] if rows is None else range(rows))
+                    ]
                     self._paths.append(file)
-                    self._names.append((file.relative_to(path) if path.is_dir() else Path(file.name)).as_posix())
+                    self._names.append(
+                        (file.relative_to(path) if path.is_dir() else Path(file.name)).as_posix()
+                    )
         if not self._items:
             expected = f"files of latents ({', '.join(SUFFIXES)})"
             raise ValueError(f"expected {expected}, got none in {', '.join(map(str, paths))}")
@@ -188,20 +193,29 @@ def import_latents(
     options = reading.completed(options or EncodingOptions(container="webdataset"))
     target = DataSetFolder(folder)
     plan = plan_shards(source, options, codec)
-    job = Job(codec, source, options, target, plan)
-    skipped: list[str] = []
+    job = _ImportJob(codec, source, options, target, plan, reading=reading)
     for shard in job.missing():
         builder = ShardBuilder(shard, options, codec)
         for number in shard.numbers:
-            found = reading.samples(number, options)
+            found = job.prepare(number)
             if isinstance(found, Unreadable):
                 builder.skip(found)
-                skipped.append(str(found))
             else:
                 builder.add(found)
             report(number + 1, len(source))
         target.commit(builder.build(), options)
-    return job.finish() | {"skipped_files": skipped}
+    index = job.finish()
+    markers = target.markers(shard.name for shard in plan).values()
+    return index | {"skipped_files": [": ".join(each) for marker in markers for each in marker["skipped"]]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ImportJob(Job):
+    reading: "_Reading"
+
+    @property
+    def prepare(self) -> Callable[[int], list[Sample] | Unreadable]:
+        return partial(self.reading.samples, options=self.options)
 
 
 @dataclass(frozen=True)

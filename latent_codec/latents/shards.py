@@ -13,11 +13,11 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.files import replacing
 from latent_codec.images.image_source import ImageSource
 from latent_codec.latents.containers import WRITERS
+from latent_codec.latents.locations import INDEX, SHARDS
 from latent_codec.latents.plan import EncodingOptions, Shard, encoding_id, stored_name
 from latent_codec.latents.samples import Preparing, Sample, Unreadable, batches, encode_batch
 
@@ -35,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "latent-codec data set"
 VERSION = 1
-INDEX = "index.json"
-SHARDS = "shards"
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,11 @@ class ShardBuilder:
         self._unreadable.append(image)
 
     def build(self) -> EncodedShard:
-        """The shard's file, its samples in the order of their images."""
-        samples = sorted(self._samples, key=lambda each: (each.number, each.version))
+        """The shard's file, its samples in the order of their images; those of buckets bucket by bucket."""
+        by_bucket = self.options.buckets
+        samples = sorted(
+            self._samples, key=lambda each: (each.frame.size if by_bucket else (), each.number, each.version)
+        )
         content = WRITERS[self.options.container](samples, self.codec) if samples else b""
         sizes = Counter("x".join(map(str, each.frame.size)) for each in samples)
         marker = {
@@ -79,6 +81,11 @@ class ShardBuilder:
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
             "sizes": dict(sorted(sizes.items())),
+            "runs": [
+                [*size, len(list(run))] for size, run in groupby(samples, key=lambda each: each.frame.size)
+            ],
+            "labels": sum(each.label is not None for each in samples),
+            "captions": sum(each.caption is not None for each in samples),
             "skipped": [
                 [each.name, each.reason] for each in sorted(self._unreadable, key=lambda each: each.number)
             ],
@@ -141,9 +148,9 @@ class DataSetFolder:
     Writers may be killed at any moment, and several may write the same shards at once: each shard is there in full, or not.
     """
 
-    def __init__(self, url: str | os.PathLike):
+    def __init__(self, url: str | os.PathLike, **storage_options: Any):
         self.url = os.fspath(url)
-        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        self.fs, self.root = fsspec.core.url_to_fs(self.url, **storage_options)
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def __str__(self) -> str:
@@ -266,16 +273,11 @@ class Job:
         for marker in markers.values():
             if marker.get("encoding") != encoding:
                 raise ValueError(self._other_encoding(marker))
-        prepare = Preparing.of(self.source, self.options, self.codec)
         missing = []
         for shard in self.plan:
             marker = markers.get(shard.name)
             size = sizes.get(shard.name + self.options.suffix)
-            if (
-                marker is not None
-                and marker["bytes"] == (size or 0)
-                and not _is_repaired(marker, shard, prepare)
-            ):
+            if marker is not None and marker["bytes"] == (size or 0) and not self._is_repaired(marker, shard):
                 continue
             if marker is not None:
                 if size not in (None, marker["bytes"]):
@@ -283,6 +285,20 @@ class Job:
                 self.folder.remove_marker(shard)
             missing.append(shard)
         return missing
+
+    @property
+    def prepare(self) -> Callable[[int], list[Sample] | Unreadable]:
+        """What makes the samples of an image of the source."""
+        return Preparing.of(self.source, self.options, self.codec)
+
+    def _is_repaired(self, marker: dict[str, Any], shard: Shard) -> bool:
+        """Whether one of the images that a shard lacks can be read now."""
+        skipped = {name for name, _ in marker.get("skipped", [])}
+        if not skipped:
+            return False
+        prepare = self.prepare
+        numbers = [number for number in shard.numbers if stored_name(self.source, number) in skipped]
+        return any(not isinstance(prepare(number), Unreadable) for number in numbers)
 
     def _other_encoding(self, marker: dict[str, Any]) -> str:
         theirs = [f"{marker.get('kind')} of {marker.get('codec')} (space {marker.get('space_fingerprint')})"]
@@ -342,9 +358,11 @@ def index_of(
         "skipped": sum(len(each["skipped"]) for each in markers),
         "bytes": sum(each["bytes"] for each in markers),
         "sizes": dict(sorted(sizes.items())),
+        "labels": sum(each["labels"] for each in markers),
+        "captions": sum(each["captions"] for each in markers),
         "shards": [
             {"name": each["name"] + options.suffix}
-            | {key: each[key] for key in ("images", "samples", "bytes", "sha256")}
+            | {key: each[key] for key in ("images", "samples", "bytes", "sha256", "runs")}
             for each in markers
             if each["samples"]
         ],
@@ -385,15 +403,6 @@ def _parsed(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
-
-
-def _is_repaired(marker: dict[str, Any], shard: Shard, prepare: Preparing) -> bool:
-    """Whether one of the images that a shard lacks can be read now."""
-    skipped = {name for name, _ in marker.get("skipped", [])}
-    if not skipped:
-        return False
-    numbers = [number for number in shard.numbers if stored_name(prepare.source, number) in skipped]
-    return any(not isinstance(prepare(number), Unreadable) for number in numbers)
 
 
 @contextmanager

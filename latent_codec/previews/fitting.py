@@ -309,14 +309,14 @@ def _latent_samples(
             on_progress(done, len(chosen))
 
 
-def _decoded(codec: LatentCodec, dataset: "LatentDataset", number: int) -> tuple[Tensor, list[Tensor], Tensor]:
+def _decoded(
+    codec: LatentCodec, dataset: "LatentDataset", number: int
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """The middle of an image's latents, or of its indices and their latents, and what they decode to."""
     sample = dataset[number]
     if dataset.is_discrete:
         sides = [level.side for level in codec.levels]
-        rows, columns = (
-            min(length, max(SIDE // sides[0], 1)) for length in sample["indices"][0].shape
-        )
+        rows, columns = (min(length, max(SIDE // sides[0], 1)) for length in sample["indices"][0].shape)
         indices = [
             center_crop(level[None], (rows * sides[0] // side, columns * sides[0] // side))
             for level, side in zip(sample["indices"], sides)
@@ -376,10 +376,7 @@ def _middle(image: Tensor, codec: LatentCodec) -> Tensor:
 
 
 def _held_out_correlations(
-    codec: LatentCodec,
-    source: Source,
-    held_out: list[int],
-    previewer: LatentPreviewer
+    codec: LatentCodec, source: Source, held_out: list[int], previewer: LatentPreviewer
 ) -> tuple[float | None, float | None]:
     found: list[float] = []
     found_of_indices: list[float] = []

@@ -54,14 +54,14 @@ def describe_data_set(args: argparse.Namespace) -> dict:
     }
     if args.no_checksums:
         sizes = index.folder.sizes()
-        damage = [
-            f"{index.path(each)} is missing" for each in index.shards if each.name not in sizes
-        ]
+        damage = [f"{index.path(each)} is missing" for each in index.shards if each.name not in sizes]
         facts["checksums"] = "not computed"
     else:
         found = ((shard, index.damage(shard)) for shard in progress(index.shards, "computing checksums"))
         damage = [f"{index.path(shard)} {what}" for shard, what in found if what]
-        facts["checksums"] = f"{len(index.shards) - len(damage)} of {len(index.shards)} shards are as they were written"
+        facts["checksums"] = (
+            f"{len(index.shards) - len(damage)} of {len(index.shards)} shards are as they were written"
+        )
     if damage:
         facts["damaged_shards"] = damage
         facts["damage"] = (
@@ -92,7 +92,9 @@ def _write_sheet(index: DataSetIndex, args: argparse.Namespace) -> str:
         images = [_decoded(codec, sample) for sample in progress(samples, "decoding")]
         what = f"images decoded by {codec.name}"
     elif dataset.is_discrete:
-        raise ValueError(f"{index.codec_name}, whose indices these are, is not found here; name it by --codec")
+        raise ValueError(
+            f"{index.codec_name}, whose indices these are, is not found here; name it by --codec"
+        )
     else:
         images = principal_colors([sample["latents"] for sample in samples])
         what = f"the latents' three principal components, as {index.codec_name} is not found here: --codec names it"

@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(facts)
     else:
-        print(f"{found['images']:,} images of {codec.name}, {found['samples']:,} latents in {len(found['shards'])} shards")
+        print(
+            f"{found['images']:,} images of {codec.name}, {found['samples']:,} latents in {len(found['shards'])} shards"
+        )
         print(args.out)
     return 2 if found["skipped_files"] else 0
 
