@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         latents, noise = batch["latents"], torch.randn_like(batch["latents"])
         time = torch.randn(len(latents)).sigmoid()
         noisy = latents.lerp(noise, time.view(-1, 1, 1, 1))
-        velocity = network(noisy, time * 1000, batch["label"]).sample
+        labels = batch.get("label", torch.zeros(len(latents), dtype=torch.int64))
+        velocity = network(noisy, time * 1000, labels).sample
         loss = (velocity - (noise - latents)).square().mean()
         loss.backward()
         optimizer.step()

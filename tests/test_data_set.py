@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from itertools import chain
 
 import diffusers
 import numpy as np
@@ -138,7 +139,7 @@ def test_a_stream_has_batches_of_one_size_and_the_same_with_any_number_of_worker
     stream = dataset.stream(2, shuffle=True, seed=3)
     epochs = [names(stream), names(stream)]
     assert epochs[0] != epochs[1]
-    assert all(sorted(sum(epoch, [])) == sorted(dataset[n]["name"] for n in range(8)) for epoch in epochs)
+    assert all(sorted(chain(*epoch)) == sorted(dataset[n]["name"] for n in range(8)) for epoch in epochs)
     with_workers = dataset.stream(2, shuffle=True, seed=3, num_workers=2)
     assert names(with_workers) == epochs[0]
     assert len(stream) == len(epochs[0])
@@ -257,7 +258,7 @@ def test_missing_and_damaged_shards_are_one_line(encoded, tmp_path):
     (folder / "index.json").unlink()
     with pytest.raises(ValueError, match=r"is not complete: 3 of its shards are there"):
         LatentDataset(folder)
-    with pytest.raises(ValueError, match="is no data set of latents: it has no index.json"):
+    with pytest.raises(ValueError, match=r"is no data set of latents: it has no index\.json"):
         LatentDataset(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="at least one data set"):
         LatentDataset([])

@@ -94,7 +94,7 @@ def test_plain_arrays_and_tensors_need_to_be_told_raw_or_scaled(codec, tmp_path)
     torch.save({"latents": torch.from_numpy(values(3, 4, 8, 8))}, data / "dog" / "three.pt")
     save_file({"latents": torch.from_numpy(values(4, 1, 4, 8, 8))}, data / "dog" / "four.safetensors")
     with pytest.raises(
-        SettingError, match='values: expected "raw".* or "scaled".* which one.npy does not tell'
+        SettingError, match=r'values: expected "raw".* or "scaled".* which one\.npy does not tell'
     ):
         import_latents(codec, [data], tmp_path / "latents")
     index = import_latents(codec, [data], tmp_path / "latents", values="scaled")
@@ -143,7 +143,7 @@ def test_what_cannot_be_read_is_left_out_and_listed_and_a_second_run_adds_nothin
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").rglob("*")}
     import_latents(codec, [data], tmp_path / "latents", values="scaled")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").rglob("*")} == before
-    with pytest.raises(ValueError, match="expected files of latents .* got none in"):
+    with pytest.raises(ValueError, match=r"expected files of latents .* got none in"):
         import_latents(codec, [tmp_path / "latents" / "shards"], tmp_path / "other")
     with pytest.raises(ValueError, match="no latents of mine in 1 files; the first: "):
         import_latents(codec, [data / "b.npy"], tmp_path / "other", values="raw")

@@ -10,6 +10,7 @@ index.json --> which shard and place a number is --> shard, opened once --> samp
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from latent_codec.errors import SettingError
 from latent_codec.families import LatentSpace
 from latent_codec.latents.batch_order import BatchOrder
 from latent_codec.latents.data_set_index import check_alike, read_index
-from latent_codec.latents.latent_files import Label
+from latent_codec.latents.latent_files import Label, LatentFile
 from latent_codec.latents.shard_readers import Arrays, Fields, ShardReader, open_shard
 
 Location = str | os.PathLike
@@ -148,6 +149,30 @@ class LatentDataset(Dataset):
             return shard[number - start]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{self._path(position)} is damaged: {error}") from error
+
+    def latent_files(self) -> Iterator[LatentFile]:
+        """What each shard would be as a latent file, for what learns from those: all of it, in memory."""
+        start = 0
+        for position, (index, shard) in enumerate(self._shards):
+            samples = [self.read(number) for number in range(start, start + shard.samples)]
+            start += shard.samples
+            arrays = [
+                [torch.from_numpy(np.array(each))[None] for name, each in found.items() if name != "logvar"]
+                for _, found in samples
+            ]
+            yield LatentFile(
+                path=Path(self._path(position)),
+                codec_name=index.codec_name,
+                space_fingerprint=index.space_fingerprint,
+                fingerprint=index.fingerprint,
+                pipeline=index.pipeline,
+                names=[fields["name"] for fields, _ in samples],
+                sizes=[size for size, count in shard.runs for _ in range(count)],
+                labels=[fields.get("label") for fields, _ in samples],
+                captions=[fields.get("caption") for fields, _ in samples],
+                latents=None if self.is_discrete else [each for (each,) in arrays],
+                indices=[[level.long() for level in each] for each in arrays] if self.is_discrete else None,
+            )
 
     def stream(
         self,

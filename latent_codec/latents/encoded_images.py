@@ -8,7 +8,8 @@ A prior sees every image's codes in every epoch; encoding them anew each time wo
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from torch import Tensor
 from latent_codec.codec import LatentCodec
 from latent_codec.files import find_files
 from latent_codec.images.sources import ImageSource
+from latent_codec.latents.data_set import LatentDataset
 from latent_codec.latents.encoding import encode_data_set
 from latent_codec.latents.latent_files import Label, LatentFile, is_latent_file, load_latents
+from latent_codec.latents.locations import SHARDS, is_complete_data_set
 from latent_codec.latents.plan import EncodingOptions
 from latent_codec.latents.samples import MIRRORED as MIRRORED
-from latent_codec.latents.shards import SHARDS, DataSetFolder
 
 SUFFIXES = (".safetensors",)
 _INDEX_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -102,22 +104,33 @@ def open_encoded(
     """Open latent files for random access.
 
     Args:
-        paths: latent files, or folders of them, which are walked to the bottom, sorted by name.
+        paths: latent files, data sets of latents, or folders of latent files, which are walked to the bottom, sorted by name.
         codec: whose codes they must be; it is warned of one that shares the latent space and has a decoder of its own.
 
     Raises:
         ValueError: if there are none, or they are damaged, of several latent spaces or kinds, or not of `codec`.
         OSError: if one cannot be read.
     """
-    files = find_latent_files([paths] if isinstance(paths, (str, os.PathLike)) else paths)
-    if codec is not None and (warning := load_latents(files[0]).check(codec)):
+    listed = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    files = iter(_latent_files(listed))
+    first = next(files)
+    if codec is not None and (warning := first.check(codec)):
         warnings.warn(warning, stacklevel=2)
-    return EncodedImages(map(load_latents, files))
+    return EncodedImages(chain([first], files))
+
+
+def _latent_files(paths: Sequence[str | os.PathLike]) -> Iterator[LatentFile]:
+    """The latent files that paths name, read one after another."""
+    data_sets = [path for path in paths if os.path.isdir(path) and is_complete_data_set(path)]
+    if len(data_sets) < len(paths) or not paths:
+        yield from map(load_latents, find_latent_files([path for path in paths if path not in data_sets]))
+    for path in data_sets:
+        yield from LatentDataset(path, sample=False).latent_files()
 
 
 def are_latent_files(data: Sequence[str | os.PathLike]) -> bool:
-    """Whether `data` names latent files, or folders of them; images, tars and data sets are none."""
-    paths = [Path(each) for each in data]
+    """Whether `data` names latent files, or folders or data sets of them; images, and tars of them, are none."""
+    paths = [Path(each) for each in data if not is_complete_data_set(each)]
     files = [next(iter(find_files(path, SUFFIXES)), path) if path.is_dir() else path for path in paths]
     return all(path.is_file() and is_latent_file(path) for path in files)
 
@@ -207,25 +220,10 @@ def _check_alike(first: LatentFile, other: LatentFile) -> None:
 
 
 def find_latent_files(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """Files as given; of a data set those in its index, and of another folder all, which is walked to the bottom.
-
-    Raises:
-        ValueError: if there are none, or a data set has other files.
-    """
+    """Files as given; folders walked to the bottom for theirs. Raises ValueError if there are none."""
     paths = list(map(Path, paths))
-    files = [file for path in paths for file in (_files_below(path) if path.is_dir() else [path])]
+    files = [file for path in paths for file in (find_files(path, SUFFIXES) if path.is_dir() else [path])]
     if not files:
         given = ", ".join(map(str, paths)) or "an empty list"
         raise ValueError(f"no latent files (.safetensors) in {given}; `latent-codec encode` writes them")
     return files
-
-
-def _files_below(folder: Path) -> list[Path]:
-    index = DataSetFolder(folder).read_index()
-    if index is None:
-        return find_files(folder, SUFFIXES)
-    if index["container"] != "safetensors":
-        raise ValueError(
-            f"{folder} is a data set of {index['container']} files; expected latent files (.safetensors)"
-        )
-    return [folder / SHARDS / each["name"] for each in index["shards"]]

@@ -13,3 +13,9 @@ def is_data_set(location: str | os.PathLike) -> bool:
     if "://" in name:
         return True
     return os.path.isdir(os.path.join(name, SHARDS)) and not os.path.exists(os.path.join(name, "config.json"))
+
+
+def is_complete_data_set(location: str | os.PathLike) -> bool:
+    """Whether a folder has the index and the shards of a data set of latents."""
+    name = os.fspath(location)
+    return os.path.isfile(os.path.join(name, INDEX)) and os.path.isdir(os.path.join(name, SHARDS))
