@@ -269,3 +269,16 @@ def test_a_url_works_as_a_folder_does(encoded, codec, photos):
     encode_data_set(codec, open_source(photos), "memory://latents", options, num_workers=0)
     dataset, local = LatentDataset("memory://latents"), LatentDataset(encoded())
     assert all(torch.equal(dataset[number]["latents"], local[number]["latents"]) for number in range(8))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_what_learns_from_latent_files_opens_every_container(container, encoded, codec):
+    from latent_codec.latents.encoded_images import are_latent_files, open_encoded
+
+    dataset, opened = LatentDataset(encoded(container)), open_encoded(encoded(container), codec=codec)
+    assert are_latent_files([encoded(container)]) and len(opened) == len(dataset)
+    for number, sample in enumerate(dataset):
+        assert torch.equal(opened.latents(number), sample["latents"])
+        assert (opened.name(number), opened.label(number)) == (sample["name"], sample["label"])
+        height, width = opened.size(number)
+        assert sample["latents"].shape == (4, height // 2, width // 2)

@@ -252,6 +252,6 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def _exists(path: str) -> bool:
-    """Whether it does; names on the hub (hf:...), generated images (shapes:) and patterns are not looked up."""
-    is_pattern = path.startswith(("hf:", "shapes:")) or any(mark in path for mark in "{*?[")
+    """Whether it does; names on the hub (hf:...), URLs, generated images (shapes:) and patterns are not looked up."""
+    is_pattern = path.startswith(("hf:", "shapes:")) or "://" in path or any(mark in path for mark in "{*?[")
     return is_pattern or Path(path).exists()

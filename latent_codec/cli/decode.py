@@ -1,4 +1,5 @@
-"""Turn latent files back into images, cropped to their first size.
+"""Turn latent files, and data sets of latents, back into images, cropped to
+their first size.
 
 Latents of another latent space than the codec's are refused. A codec whose
 decoder only differs (a fine-tuned one) decodes them, with a note on stderr.
@@ -25,6 +26,7 @@ from pathlib import Path
 from latent_codec.cli import arguments
 from latent_codec.cli.compressed_files import is_compressed_file
 from latent_codec.files import check_is_file, find_files
+from latent_codec.latents.locations import is_complete_data_set
 
 SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth")
 """What folders are searched for."""
@@ -32,7 +34,7 @@ SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="latent files, .npy, .npz or .pt files, or folders of them"
+        "files", nargs="+", metavar="FILE", help="latent files, .npy, .npz or .pt files, folders of them, or data sets of latents"
     )
     arguments.add_out_argument(parser, "decoded", "PNGs")
     arguments.add_codec_arguments(parser, None, "the one called default; plain arrays and tensors need it")
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     args.files = _find_files(args.files)
     for file, _ in args.files:
-        if is_compressed_file(file):
+        if file.is_file() and is_compressed_file(file):
             raise ValueError(f"{file} is a compressed file: `latent-codec decompress` opens it")
 
 
@@ -54,6 +56,9 @@ def _find_files(arguments: list[str]) -> list[tuple[Path, Path]]:
     """
     found = []
     for root in map(Path, arguments):
+        if is_complete_data_set(root):
+            found.append((root, Path()))
+            continue
         if not root.is_dir():
             check_is_file(root)
             found.append((root, Path()))

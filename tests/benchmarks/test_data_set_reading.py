@@ -36,7 +36,12 @@ def samples_per_second(count: int, work: Callable[[], None], rounds: int = 3) ->
 
 def training_speed() -> float:
     network = DiTTransformer2DModel(
-        num_attention_heads=6, attention_head_dim=64, in_channels=4, num_layers=6, sample_size=32, patch_size=2
+        num_attention_heads=6,
+        attention_head_dim=64,
+        in_channels=4,
+        num_layers=6,
+        sample_size=32,
+        patch_size=2,
     )
     optimizer = torch.optim.AdamW(network.parameters())
     latents, labels = torch.randn(4, 4, 32, 32), torch.zeros(4, dtype=torch.int64)

@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
@@ -13,12 +14,14 @@ from latent_codec.cli.progress import progress
 from latent_codec.cli.work.opening import load_codec
 from latent_codec.errors import SettingError
 from latent_codec.images.tensors import write_image
+from latent_codec.latents.data_set import LatentDataset
 from latent_codec.latents.latent_files import LatentFile, load_latents
 from latent_codec.latents.plain_latents import PlainLatents, read_plain_latents
 
 
 def run(args: argparse.Namespace) -> None:
-    plain = {file: found for file, _ in args.files if (found := read_plain_latents(file)) is not None}
+    files = [file for file, _ in args.files if not file.is_dir()]
+    plain = {file: found for file in files if (found := read_plain_latents(file)) is not None}
     if plain and args.codec is None:
         file, found = next(iter(plain.items()))
         raise SettingError("codec", f"the codec of {file}, which is {found} and does not name it")
@@ -29,12 +32,17 @@ def run(args: argparse.Namespace) -> None:
         images = (
             _decode_plain(load(None), plain[file], file, args.tile)
             if file in plain
-            else _decode(load, load_latents(file), args.tile)
+            else chain.from_iterable(_decode(load, found, args.tile) for found in _latent_files(file))
         )
         for name, image in images:
             path = args.out / _free_path(folder, name, taken)
             write_image(image.cpu(), path)
             print(path)
+
+
+def _latent_files(path: Path) -> Iterable[LatentFile]:
+    """A latent file, or those that a data set is made of."""
+    return LatentDataset(path, sample=False).latent_files() if path.is_dir() else [load_latents(path)]
 
 
 def _decode_plain(
