@@ -34,7 +34,10 @@ SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="latent files, .npy, .npz or .pt files, folders of them, or data sets of latents"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="latent files, .npy, .npz or .pt files, folders of them, or data sets of latents",
     )
     arguments.add_out_argument(parser, "decoded", "PNGs")
     arguments.add_codec_arguments(parser, None, "the one called default; plain arrays and tensors need it")

@@ -20,6 +20,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.files import find_files
 from latent_codec.images.sources import ImageSource
 from latent_codec.latents.data_set import LatentDataset
+from latent_codec.latents.data_set_index import read_index
 from latent_codec.latents.encoding import encode_data_set
 from latent_codec.latents.latent_files import Label, LatentFile, is_latent_file, load_latents
 from latent_codec.latents.locations import SHARDS, is_complete_data_set
@@ -121,11 +122,15 @@ def open_encoded(
 
 def _latent_files(paths: Sequence[str | os.PathLike]) -> Iterator[LatentFile]:
     """The latent files that paths name, read one after another."""
-    data_sets = [path for path in paths if os.path.isdir(path) and is_complete_data_set(path)]
-    if len(data_sets) < len(paths) or not paths:
-        yield from map(load_latents, find_latent_files([path for path in paths if path not in data_sets]))
-    for path in data_sets:
-        yield from LatentDataset(path, sample=False).latent_files()
+    if not paths:
+        find_latent_files(paths)  # says so
+    for path in paths:
+        index = read_index(path, {}) if is_complete_data_set(path) else None
+        if index is not None and index.container != "safetensors":
+            yield from LatentDataset(path, sample=False).latent_files()
+            continue
+        files = find_latent_files([path]) if index is None else map(index.path, index.shards)
+        yield from map(load_latents, files)
 
 
 def are_latent_files(data: Sequence[str | os.PathLike]) -> bool:
