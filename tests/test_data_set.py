@@ -47,6 +47,8 @@ def photos(tmp_path_factory):
     members = {}
     for number in range(len(SIZES)):
         members |= {f"{number}.png": photo(number), f"{number}.cls": str(number % 3).encode()}
+        if number == 1:
+            members[f"{number}.note.json"] = b"[1]"
         if number != 3:
             members[f"{number}.txt"] = f"photograph {number}".encode()
     return write_tar(tmp_path_factory.mktemp("photos") / "photos.tar", members)
@@ -105,6 +107,14 @@ def test_a_data_loader_just_works(container, num_workers, encoded):
     assert torch.cat([batch["label"] for batch in batches]).dtype == torch.int64
     expected = torch.stack([dataset[number]["latents"] for number in range(8)])
     assert torch.equal(torch.cat([batch["latents"] for batch in batches]), expected)
+
+
+@pytest.mark.parametrize("container", ("webdataset", "parquet"))
+def test_other_members_are_there_where_they_are_asked_for(container, encoded):
+    dataset = LatentDataset(encoded(container), extra=True)
+    extra = {sample["key"]: sample["extra"] for sample in dataset}
+    assert extra.pop("1") == {"note.json": b"[1]"} and not any(extra.values())
+    assert "extra" not in LatentDataset(encoded(container))[1]
 
 
 def test_it_goes_to_processes_that_are_started_anew(encoded):

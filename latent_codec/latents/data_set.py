@@ -45,7 +45,8 @@ class LatentDataset(Dataset):
         size: int64 tensor, (height, width) of the original image in pixels.
         crop: int64 tensor, (top, left, height, width) of what was encoded, in the resized image.
         flipped: whether it is the mirror image.
-        label: an int, -1 without; or a dict of attributes. caption: text, empty without. extra: other members, as bytes.
+        label: an int, -1 without; or a dict of attributes. caption: text, empty without.
+        extra: other members by their suffix, as bytes; where they are asked for.
 
     Args:
         locations: a folder or URL (anything of fsspec: s3://, gs://, hf://, memory:// ...), or several of one latent space.
@@ -53,6 +54,7 @@ class LatentDataset(Dataset):
         sample: whether latents are drawn from the posterior, where mean and log variance are stored, or are its mean; None:
             drawn where they are stored.
         dtype: of latents; None: as they are stored.
+        extra: whether samples have `extra`.
         storage_options: for fsspec's file system.
 
     Raises:
@@ -68,6 +70,7 @@ class LatentDataset(Dataset):
         codec: Any = None,
         sample: bool | None = None,
         dtype: torch.dtype | None = torch.float32,
+        extra: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ):
         listed = [locations] if isinstance(locations, (str, os.PathLike)) else list(locations)
@@ -81,13 +84,14 @@ class LatentDataset(Dataset):
             index.check_shards_are_there()
         self._shards = [(index, shard) for index in self.indexes for shard in index.shards]
         self._ends = np.array([shard.samples for _, shard in self._shards], np.int64).cumsum()
-        if sample and not self.index.has_posterior:
+        has_posterior = all(index.has_posterior for index in self.indexes)
+        if sample and not has_posterior:
             expected = "False, as no log variance is stored"
             raise SettingError("sample", expected, sample, advice="encode with `posterior=both`")
-        self._sample = self.index.has_posterior if sample is None else sample
+        self._sample = has_posterior if sample is None else sample
         self._has_labels = any(index.num_labels for index in self.indexes)
         self._has_captions = any(index.num_captions for index in self.indexes)
-        self.dtype = dtype
+        self.dtype, self._has_extra = dtype, extra
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
         if codec is not None:
             self.check(codec)
@@ -255,9 +259,11 @@ class LatentDataset(Dataset):
             found["indices"] = [torch.from_numpy(each.astype(np.int64)) for each in arrays.values()]
         else:
             found["latents"] = self._latents(arrays, generator)
-        for name in ("key", "name", "extra"):
+        for name in ("key", "name"):
             if name in fields:
                 found[name] = fields[name]
+        if self._has_extra:
+            found["extra"] = fields.get("extra", {})
         for name in ("size", "crop"):
             if fields.get(name) is not None:
                 found[name] = torch.tensor(fields[name])
