@@ -30,6 +30,20 @@ LPIPS_MIN_SIDE = {"squeeze": 17, "alex": 31, "vgg": 16}
 PIQ_MIN_SIDE = 16
 """Pixels per side of HaarPSI's largest wavelet; GMSD would take less."""
 
+_D65 = (0.95047, 1.0, 1.08883)
+_XYZ_OF_SRGB = [
+    [weight / white for weight in row]
+    for row, white in zip(
+        (
+            (0.4124564, 0.3575761, 0.1804375),
+            (0.2126729, 0.7151522, 0.0721750),
+            (0.0193339, 0.1191920, 0.9503041),
+        ),
+        _D65,
+    )
+]
+"""Of linear sRGB, relative to white."""
+
 MS_SSIM_MIN_SIDE = 176
 """Five scales, each half the last, under an 11-pixel window; torchmetrics asks for side // 16 > 10."""
 
@@ -244,6 +258,21 @@ def as_rgb(images: Tensor) -> Tensor:
     if channels not in (3, 4):
         raise ValueError(f"images of {channels} channels are no color images: expected 1, 3 or 4 channels")
     return images[:, :3]
+
+
+def lab(images: Tensor) -> Tensor:
+    """CIE 1976 L*a*b* of sRGB images (N, 1, 3 or 4, H, W) in [-1, 1], white point D65: (N, 3, H, W), L from 0 to 100.
+
+    IEC 61966-2-1's transfer function and primaries; L* = 116 f(Y) - 16, a* = 500 (f(X) - f(Y)), b* = 200 (f(Y) - f(Z)) with
+    f(t) = t^(1/3), and a line for t up to (6/29)^3 (CIE 15).
+    """
+    coded = (as_rgb(images).float() / 2 + 0.5).clamp(0, 1)
+    linear = torch.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
+    xyz = torch.einsum("kc,nchw->nkhw", images.new_tensor(_XYZ_OF_SRGB, dtype=torch.float32), linear)
+    x, y, z = torch.where(
+        xyz > (6 / 29) ** 3, xyz.clamp_min(1e-12) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29
+    ).unbind(1)
+    return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), 1)
 
 
 def round_to_8_bits(images: Tensor) -> Tensor:

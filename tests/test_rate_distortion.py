@@ -12,6 +12,7 @@ import torch
 from PIL import Image, JpegImagePlugin
 
 from latent_codec.evaluation.image_formats import ImageFormat, image_formats
+from latent_codec.evaluation.intervals import paired_difference
 from latent_codec.evaluation.rate_distortion import fidelity, measure_rate_distortion
 from latent_codec.evaluation.rate_distortion_images import (
     CELL,
@@ -23,7 +24,6 @@ from latent_codec.evaluation.rate_distortion_result import (
     RateDistortion,
     Trial,
     bd_rate,
-    paired_difference,
     upward,
 )
 from latent_codec.images.sources import open_source

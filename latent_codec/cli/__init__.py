@@ -195,7 +195,10 @@ def _run(args: argparse.Namespace) -> int | None:
     if getattr(args, "subfolder", None) is not None:
         from latent_codec.components.codec_folders import in_subfolder
 
-        args.codec = in_subfolder(args.codec, args.subfolder)
+        if isinstance(args.codec, list):
+            args.codec = [in_subfolder(each, args.subfolder) for each in args.codec]
+        else:
+            args.codec = in_subfolder(args.codec, args.subfolder)
     with loading_libraries():
         work = _module(args.verb, "latent_codec.cli.work")
     return work.run(args)

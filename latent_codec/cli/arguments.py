@@ -9,11 +9,17 @@ from latent_codec.training.stopping import check_minutes
 
 
 def add_codec_arguments(
-    parser: argparse.ArgumentParser, default: str | None = "default", meaning: str = "the one called default"
+    parser: argparse.ArgumentParser,
+    default: str | None = "default",
+    meaning: str = "the one called default",
+    *,
+    several: bool = False,
 ) -> None:
-    """`--codec`, `--for-pipeline`, `--config`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is."""
+    """`--codec`, `--for-pipeline`, `--config`, `--device` and `--dtype`: what `load_codec` reads; `meaning` says what `default` is,
+    `several` whether the argument is a list."""
     parser.add_argument(
         "--codec",
+        nargs="+" if several else None,
         default=default,
         metavar="NAME_OR_PATH",
         help="use this codec: a shipped one (default, default-vq, garments), a run, diffusers or pipeline folder, a "

@@ -12,6 +12,13 @@ perplexity, and the entropy of the indices in bits per index and per pixel,
 next to the bits that indices of fixed length take; and leaves the codewords,
 each decoded (codebook.png), and the median image's indices (indices.png).
 
+Several codecs are compared on the same images: PSNR, SSIM, MS-SSIM, LPIPS,
+sharpness and the error at edges and letters side by side; of each but the
+first the mean difference from it, image by image, with its 95 % interval;
+drift of colors and of contrast; time per megapixel. A sheet (crops.png) shows
+for four images the original's crop in which the codecs differ most, and every
+codec's next to it.
+
 With --prior it measures the likelihood of the images under a prior instead. It
 prints of every level bits per index, next to the bits of two coders for the
 same indices: a static (order-0) model, fitted to them, and fixed length (log2
@@ -25,6 +32,8 @@ crops) is left empty with the reason; weights of metrics are never downloaded.
 Examples:
   latent-codec evaluate photos/                    the shipped codec
   latent-codec evaluate photos/ --codec runs/mine  your own
+  latent-codec evaluate photos/ --codec default runs/mine TAESD/
+                                   three codecs side by side
   latent-codec evaluate "test-{000..003}.tar" --json > figures.json
   latent-codec evaluate photos/ --prior runs/joined
                                    a pipeline, with its codec and priors
@@ -40,7 +49,9 @@ from latent_codec.cli import arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_data_arguments(parser, split="test")
-    arguments.add_codec_arguments(parser, None, "the one called default; with --prior the pipeline's own")
+    arguments.add_codec_arguments(
+        parser, None, "the one called default; with --prior the pipeline's own", several=True
+    )
     parser.add_argument(
         "--prior",
         metavar="PATH",
@@ -59,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    if args.prior is not None and len(args.codec or ()) > 1:
+        raise ValueError(f"--prior reads one codec's indices or latents, got {len(args.codec)} after --codec")
     if args.label is not None and args.prior is None:
         raise ValueError(
             f"--label {args.label} names a prior's classes, and there is no --prior; leave it out"

@@ -7,17 +7,14 @@ same whatever its size.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import mean, stdev
+from statistics import mean
 
 from scipy.interpolate import PchipInterpolator
-from scipy.stats import t as student_t
 
+from latent_codec.evaluation.intervals import LESS_IS_BETTER, PairedDifference, paired_difference
 from latent_codec.files import plain
 
 METRICS = {"psnr": "PSNR", "ms_ssim": "MS-SSIM", "lpips": "LPIPS", "gmsd": "GMSD", "haarpsi": "HaarPSI"}
-LESS_IS_BETTER = ("lpips", "gmsd")
-CONFIDENCE = 0.95
-"""Of intervals of paired differences."""
 MIN_POINTS, MIN_OVERLAP = 4, 1.0
 """Of the two curves of a BD-rate: points of each, and range of quality of both, in dB."""
 CURVE = "curve"
@@ -60,18 +57,6 @@ class Trial(Fidelity):
     """Place in the source."""
     file: str = ""
     """Below the folder of files."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """Our figure minus another compressor's on the same image, over images."""
-
-    mean: float
-    low: float
-    """Lower end of the 95 % interval of the mean, by Student's t."""
-    high: float
-    ahead: bool | None
-    """Whether ours is better; None where the interval holds 0, and no difference is seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,28 +188,6 @@ def upward(metric: str, value: float | None) -> float | None:
     if metric in LESS_IS_BETTER:
         return -value
     return -10 * math.log10(1 - value) if value < 1 else math.inf
-
-
-def paired_difference(
-    ours: Sequence[Fidelity], theirs: Sequence[Fidelity], metric: str
-) -> PairedDifference | None:
-    """Ours minus theirs over the images of both, in the metric's own unit, with the 95 % interval of the mean.
-
-    mean +- t_{n-1} s / sqrt(n), with s the standard deviation of the n differences.
-    """
-    pairs = [
-        (getattr(mine, metric), getattr(other, metric)) for mine, other in zip(ours, theirs, strict=True)
-    ]
-    differences = [a - b for a, b in pairs if a is not None and b is not None and math.isfinite(a - b)]
-    count = len(differences)
-    if count < 2:
-        return None
-    middle = mean(differences)
-    half = student_t.ppf((1 + CONFIDENCE) / 2, count - 1) * stdev(differences) / math.sqrt(count)
-    low, high = middle - half, middle + half
-    more = None if low <= 0 <= high else middle > 0
-    ahead = None if more is None else more != (metric in LESS_IS_BETTER)
-    return PairedDifference(mean=middle, low=float(low), high=float(high), ahead=ahead)
 
 
 def bd_rate(anchor: Sequence[Trial], test: Sequence[Trial], metric: str) -> BDRate:

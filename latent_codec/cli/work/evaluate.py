@@ -6,6 +6,7 @@ from pathlib import Path
 
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import showing
+from latent_codec.cli.work.codec_comparison import compare
 from latent_codec.cli.work.opening import device_of, load_codec, open_data
 from latent_codec.cli.work.printing import by, finish_report, write_json
 from latent_codec.cli.work.summaries import Table, write_summaries
@@ -22,6 +23,11 @@ from latent_codec.pipelines.folders import PRIORS, SHIPPED, find_pipeline
 
 
 def run(args: argparse.Namespace) -> None:
+    given = args.codec or []
+    if len(given) > 1:
+        compare(args)
+        return
+    args.codec = given[0] if given else None
     (_evaluate_codec if args.prior is None else _measure_prior)(args)
 
 
