@@ -35,7 +35,7 @@ from latent_codec.evaluation.reconstruction import (
     lpips_trained,
 )
 from latent_codec.images.sources import open_source
-from latent_codec.metrics import frechet_distance, lpips_available
+from latent_codec.metrics import frechet_distance, lpips_available, psnr, round_to_8_bits
 
 needs_lpips = pytest.mark.skipif(
     not lpips_available("squeeze"), reason="needs the SqueezeNet weights in torch's hub folder (TORCH_HOME)"
@@ -488,3 +488,23 @@ def test_evaluate_verb_checks_where_it_writes_before_it_measures(codec_folder, f
 
     assert "file" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_evaluation_says_what_turned_and_shrunk_latents_lose(codec, folder):
+    found = evaluate(folder, codec).equivariance
+    assert "of 4 images" in found.quarter_turn.note
+    image = open_source(folder).image(3)[None]  # 40x40, which is even in latents when it is halved
+    latents = codec.encode(image)
+    losses = []
+    for psnr_of, turned in ((latents, 0), (latents.rot90(1, (2, 3)), 1)):
+        decoded = codec.decode(psnr_of, output_type="pt")
+        losses.append(psnr(round_to_8_bits(decoded), image.rot90(turned, (2, 3))).item())
+    alone = evaluate([folder / "image3.png"], codec).equivariance
+    assert alone.quarter_turn.value == pytest.approx(losses[0] - losses[1], abs=1e-3)
+    assert 0 < alone.high_frequencies.value < 1 and alone.image_high_frequencies.value < 0.1
+
+
+def test_images_too_small_to_be_halved_have_no_equivariance(codec, tmp_path):
+    save_images(tmp_path, (3, 3))
+    found = evaluate(tmp_path, codec).equivariance
+    assert found.half_size.value is None and "smaller than 4 px" in found.half_size.note

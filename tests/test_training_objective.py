@@ -1,5 +1,7 @@
 """What each objective minimizes, against independent formulas, and which networks its gradients reach."""
 
+import copy
+import dataclasses
 import math
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from helpers.training import tiny_config
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
+from latent_codec import LatentCodec
 from latent_codec.metrics import lpips_available, round_to_8_bits
 from latent_codec.models.discriminator import PatchDiscriminator
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
@@ -203,6 +206,78 @@ def test_discriminator_step_leaves_the_autoencoder_without_gradient():
     real, fake = terms_of.discriminator(image), terms_of.discriminator(reconstruction)
     expected = 0.5 * ((1 - real).clamp_min(0).mean() + (1 + fake).clamp_min(0).mean())
     torch.testing.assert_close(terms["discriminator"], expected)
+
+
+def test_transformed_latents_decode_to_the_image_as_it_is_transformed():
+    objective, terms_of, image, noise = build(posterior="mean", equivariance_weight=0.5)
+    moved = losses.Transformation(1, grid=(12, 16), size=(6, 8))
+    outputs = objective(image, noise, None, moved)
+    loss, terms = terms_of.autoencoder_loss(image, outputs, 0, moved)
+
+    half = torch.nn.functional.interpolate(image, (12, 16), mode="bilinear", antialias=True)
+    small = torch.nn.functional.interpolate(
+        posterior_of(objective, image).mean, (6, 8), mode="bilinear", antialias=True
+    )
+    decoded = objective.autoencoder.decode(small.rot90(1, (2, 3))).sample
+    expected = (decoded - half.rot90(1, (2, 3))).square().mean()
+    torch.testing.assert_close(terms["equivariance"], expected)
+    torch.testing.assert_close(loss, terms["mse"] + 0.5 * expected)
+    gradients = torch.autograd.grad(terms["equivariance"], list(objective.autoencoder.encoder.parameters()))
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_a_hierarchys_levels_are_transformed_together():
+    torch.manual_seed(0)
+    network = HierarchicalVQ(
+        strides=(2, 2, 2), hidden_channels=8, residual_channels=4, embed_dim=4, codebook_sizes=8
+    )
+    objective = AutoencoderObjective(network, ObjectiveConfig(posterior="mean", equivariance_weight=1.0))
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    outputs = objective(image, None, None, losses.Transformation(2, grid=(4, 4), size=(3, 3)))
+    assert outputs["transformed"].shape == (1, 3, 24, 24)
+
+
+def test_spectral_distance_sees_power_where_the_image_has_none():
+    torch.manual_seed(1)
+    image = torch.nn.functional.interpolate(torch.rand(2, 3, 8, 8), 64, mode="bicubic")
+    smooth = torch.nn.functional.interpolate(image, 16, mode="bilinear", antialias=True)
+    white = torch.randn(2, 4, 16, 16)
+    near, far = (losses.spectral_distance(each, image) for each in (smooth[:, :1] * 3 + 1, white))
+    assert near < 0.5 < far  # neither scale nor offset counts
+    white.requires_grad_(True)
+    losses.spectral_distance(white, image).backward()
+    stepped = (white - 0.5 * white.grad / white.grad.abs().max()).detach()
+    assert losses.spectral_distance(stepped, image) < far
+
+
+def test_latents_stay_near_the_references():
+    objective, _, image, noise = build(posterior="mean")
+    reference = LatentCodec(copy.deepcopy(objective.autoencoder).eval())
+    terms_of = ObjectiveTerms(objective, reference=reference)
+    terms_of.config = objective.config = dataclasses.replace(
+        objective.config, reference="it", reference_weight=2.0
+    )
+    loss, terms = terms_of.autoencoder_loss(image, objective(image, noise), 0)
+    assert terms["reference"].item() == pytest.approx(0, abs=1e-9)
+
+    with torch.no_grad():
+        objective.autoencoder.quant_conv.bias[:2] += 0.5  # of the means
+    scale = reference.latent_space.scaling_factor
+    loss, terms = terms_of.autoencoder_loss(image, objective(image, noise), 0)
+    assert terms["reference"].item() == pytest.approx((0.5 * scale) ** 2, rel=1e-4)
+    torch.testing.assert_close(loss, terms["mse"] + 2 * terms["reference"])
+
+
+def test_transformations_are_never_the_identity_and_belong_to_their_generator():
+    drawn = [
+        losses.draw_transformation(torch.Generator().manual_seed(seed), (4, 6), 0.5) for seed in range(200)
+    ]
+    assert {each.turns for each in drawn} == {0, 1, 2, 3}
+    assert {each.size for each in drawn} == {(2, 3), (3, 4), (4, 6)}
+    assert not any(each.turns == 0 and each.size == each.grid for each in drawn)
+    assert drawn[7] == losses.draw_transformation(torch.Generator().manual_seed(7), (4, 6), 0.5)
+    one = losses.draw_transformation(torch.Generator().manual_seed(0), (1, 1), 0.5)
+    assert one.turns and one.size == (1, 1)
 
 
 def test_decoder_only_gives_the_encoder_no_gradient():

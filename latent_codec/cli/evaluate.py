@@ -2,7 +2,9 @@
 
 It prints PSNR, SSIM, MS-SSIM, LPIPS and the Frechet distance of the
 reconstructions; mean, spread and KL of every latent channel, and its distance
-from a standard normal; time per megapixel and the most memory held. In --out
+from a standard normal; what latents lose when they are turned or shrunk, and
+how much of them is high frequencies, which tell how well a diffusion model
+trains on them (EQ-VAE, arXiv:2502.09509); time per megapixel and the most memory held. In --out
 it leaves the worst, the median and the best image (images.png), the latents'
 histograms (latents.png), every figure of every image (evaluation.json), and
 the tables for a page or a paper (summary.md, summary.tex).

@@ -60,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="the codec to start from or to learn from (default: the preset's)",
     )
+    parser.add_argument(
+        "--reference",
+        metavar="NAME_OR_PATH",
+        help="the codec whose latents the trained ones stay near, of an objective with a reference_weight (default: the preset's)",
+    )
     arguments.add_subfolder_argument(parser)
     arguments.add_pipeline_argument(parser)
     arguments.add_training_arguments(parser)
@@ -86,7 +91,7 @@ def check(args: argparse.Namespace) -> None:
         return
     if not args.preset:
         raise ValueError(f"name a preset ({', '.join(preset_names())}) or a .toml file.")
-    load_config(args.preset, args.set, args.codec, args.for_pipeline)
+    load_config(args.preset, args.set, args.codec, args.for_pipeline, args.reference)
     if not args.data:
         raise ValueError("--data is missing: a folder of images, tars, an IDX folder or hf:owner/name.")
     check_minutes(args.minutes)

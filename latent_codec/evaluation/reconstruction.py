@@ -13,6 +13,7 @@ from latent_codec import deprecated, metrics
 from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.codes import CodeMeter, CodeStatistics
 from latent_codec.evaluation.cost import CostMeter, device_name
+from latent_codec.evaluation.equivariance import Equivariance, EquivarianceMeter
 from latent_codec.evaluation.frechet import NO_FEATURES, FrechetMeter, load_feature_network
 from latent_codec.evaluation.latents import LatentMeter, LatentStatistics
 from latent_codec.evaluation.meters import Batch, Figure
@@ -40,6 +41,7 @@ class Evaluation:
     lpips: Figure
     frechet: Figure
     latents: LatentStatistics
+    equivariance: Equivariance
     codes: CodeStatistics | None
     """Of a codec with a codebook."""
     encode_seconds_per_megapixel: float
@@ -94,7 +96,8 @@ def evaluate(
     frechet = FrechetMeter(network, frechet_crop) if network else None
     latents = LatentMeter(codec.latent_space.channels, codec.latent_space.arrange)
     codes = CodeMeter(codec) if codec.is_discrete else None
-    meters = [meter for meter in (quality, frechet, latents, codes) if meter]
+    equivariance = EquivarianceMeter(codec)
+    meters = [meter for meter in (quality, frechet, latents, equivariance, codes) if meter]
     cost = CostMeter(device)
     skipped: list[str] = []
 
@@ -130,6 +133,7 @@ def evaluate(
         **quality.result(),
         frechet=frechet.result() if frechet else Figure(value=None, note=NO_FEATURES),
         latents=latents.result(),
+        equivariance=equivariance.result(),
         codes=codes and codes.result(),
         encode_seconds_per_megapixel=cost.seconds_per_megapixel("encode"),
         decode_seconds_per_megapixel=cost.seconds_per_megapixel("decode"),

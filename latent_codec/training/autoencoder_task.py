@@ -31,7 +31,7 @@ from latent_codec.training.objective import (
 from latent_codec.training.optimization import build_optimizer
 from latent_codec.training.task import Task, TaskInputs, collate
 
-_NOISE = 3  # a stream of randomness of its own under the run's seed (training/data.py)
+_NOISE, _TRANSFORMATION = 3, 4  # streams of randomness of their own under the run's seed (training/data.py)
 _LINEAR_START_CROPS = 64
 _LINEAR_START_VECTORS = 1024  # crops where each is one vector: some for each of its parts
 
@@ -45,6 +45,7 @@ class AutoencoderTask(Task):
         self.family = family_of(network)
         channels = self.family.channels
         crops = TrainingCrops.configured(config, inputs.source, channels)
+        self.grid = _coarsest_grid(self.family, config)
         self.latent_shape = None  # of the noise that the posterior is sampled by, (C, h, w)
         if config.objective.posterior == "sample" and self.family.has_posterior:
             space = self.family.latent_space()
@@ -114,6 +115,11 @@ class AutoencoderTask(Task):
         if objective.activation_weight and not is_known:
             expected = f"0 for {name}, whose layers the penalty does not know"
             raise config.error("objective.activation_weight", expected)
+        if objective.spectrum_weight and (
+            config.model.train != "all" or min(_coarsest_grid(family, config)) < 4
+        ):
+            expected = "0 where latents are not trained, or a crop has fewer than 4x4 of them"
+            raise config.error("objective.spectrum_weight", expected)
         if objective.level_dropout and len(family.levels) < 2:
             expected = "0 but for a HierarchicalVQ of two or more levels"
             raise config.error("objective.level_dropout", expected)
@@ -158,6 +164,7 @@ class AutoencoderTask(Task):
             objective,
             codebook_weight=config.codebook.weight,
             binarized=config.data.binarize,
+            reference=_load_reference(config, self.family),
             discriminator=self.discriminator,
             mean_over_processes=lambda tensor: self.accelerator.reduce(tensor, reduction="mean"),
         ).to(device)
@@ -211,12 +218,13 @@ class AutoencoderTask(Task):
 
     def loss(self, batch: tuple[list[int], Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, noisy, noise, kept_levels = self._inputs(*batch)
-        outputs = self.model(noisy, noise, kept_levels)
+        transformation = self._transformation(batch[0][0])
+        outputs = self.model(noisy, noise, kept_levels, transformation)
         self._judged = image, outputs["reconstruction"].detach()
         if step >= self.config.codebook.start_step:
             for learner, level in zip(self.learners, outputs.get("levels", [])):
                 learner.observe(level)
-        return self.terms_of.autoencoder_loss(image, outputs, step)
+        return self.terms_of.autoencoder_loss(image, outputs, step, transformation)
 
     def accumulate(self, batch: tuple[list[int], Tensor], step: int, *, last: bool) -> dict[str, Tensor]:
         """The autoencoder's gradients, and the discriminator's."""
@@ -278,6 +286,15 @@ class AutoencoderTask(Task):
             kept_levels = self.to_device(kept_levels)
         return self.to_device(image), self.to_device(noisy), noise, kept_levels
 
+    def _transformation(self, position: int) -> losses.Transformation | None:
+        """Of the latents of a micro-batch, by its first image's position; None without an equivariance term."""
+        objective = self.config.objective
+        if not objective.equivariance_weight:
+            return None
+        seed = (self.config.run.seed * 1_000_003 + position) * 8 + _TRANSFORMATION
+        generator = torch.Generator().manual_seed(seed)
+        return losses.draw_transformation(generator, self.grid, objective.equivariance_scale)
+
     def _begin_codebooks(self, step: int) -> None:
         """Let latents through unquantized before `codebook.start_step`; then start each codebook from k-means.
 
@@ -312,6 +329,33 @@ class AutoencoderTask(Task):
             restarted.append(moved)
             self.family.record_usage(level, learner.usage)
         return terms, restarted
+
+
+def _coarsest_grid(family, config: TrainingConfig) -> tuple[int, int]:
+    """(h, w) of the coarsest latents of a crop."""
+    side = max((level.side for level in family.levels), default=family.latent_space().raw_factor)
+    return tuple(each // side for each in config.data.size)
+
+
+def _load_reference(config: TrainingConfig, family) -> LatentCodec | None:
+    """The codec that `objective.reference` names.
+
+    Raises:
+        SettingError: if its latent space is another one, naming both.
+    """
+    name = config.objective.reference
+    if name is None:
+        return None
+    reference = LatentCodec.from_pretrained(name, pipeline=config.model.pipeline)
+    spaces = family.latent_space(config.model.pipeline), reference.latent_space
+    if spaces[0] != spaces[1]:
+        own, other = (
+            f"{space.channels} channels, factor {space.downsampling_factor}, scale {space.scaling_factor:g}"
+            for space in spaces
+        )
+        expected = f"a codec whose latents have what those of the trained one have ({own})"
+        raise config.error("objective.reference", expected, advice=f"{reference.name} has {other}")
+    return reference
 
 
 def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:

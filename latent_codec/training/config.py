@@ -146,6 +146,18 @@ class ObjectiveConfig(Section):
     """Channels of the discriminator's first layer."""
     discriminator_layers: int = limited(3, least=1)
     """Its stride-2 layers; 3 judges patches of 70 px."""
+    equivariance_weight: float = limited(0.0, least=0)
+    """Weight of the equivariance term: latents that are turned by quarters and shrunk decode to the image turned and shrunk as
+    they are (EQ-VAE, arXiv:2502.09509, equation 4). A diffusion model trains faster on such latents."""
+    equivariance_scale: float = limited(0.5, above=0, most=1)
+    """The smallest share of its side that a grid is shrunk to; 1: it is only turned."""
+    spectrum_weight: float = limited(0.0, least=0)
+    """Weight of the distance between the latents' power spectrum and the image's (training/losses.py)."""
+    reference: str | None = None
+    """Name or folder of a codec of the same channels and factor whose latents these stay near, so that its denoisers go on
+    working."""
+    reference_weight: float = limited(0.0, least=0)
+    """Weight of the mean squared difference from the reference's latents, scaled as its denoisers see them."""
     activation_weight: float = limited(0.0, least=0)
     """Weight of the penalty on activations beyond `activation_limit`, which keeps float16 finite."""
     activation_limit: float = limited(ACTIVATION_LIMIT / 8, above=0)
@@ -156,6 +168,10 @@ class ObjectiveConfig(Section):
         if self.posterior == "mean" and self.kl_weight:
             expected = "0 where the posterior's mean is decoded, which has no divergence"
             raise self.error("kl_weight", expected, advice='`objective.posterior="sample"` has one')
+
+        if bool(self.reference) != bool(self.reference_weight):
+            expected = "above 0 with a reference, and 0 without one"
+            raise self.error("reference_weight", expected, advice="name the codec as `reference`")
 
     @property
     def is_likelihood(self) -> bool:
@@ -339,7 +355,11 @@ def preset_notes(name: str) -> PresetNotes:
 
 
 def load_config(
-    preset: str, overrides: Sequence[str] = (), codec: str | None = None, pipeline: str | None = None
+    preset: str,
+    overrides: Sequence[str] = (),
+    codec: str | None = None,
+    pipeline: str | None = None,
+    reference: str | None = None,
 ) -> TrainingConfig:
     """Read a preset by name, or a TOML file by path, and apply `section.key=value` overrides.
 
@@ -351,6 +371,7 @@ def load_config(
         overrides: each `section.key=value`, the value in TOML; a bare word counts as a string.
         codec: the codec to start or to learn from, for the setting that the kind of training has for it.
         pipeline: for `model.pipeline`.
+        reference: for `objective.reference`.
 
     Raises:
         ValueError: for an unknown preset, section, key or value, naming what is allowed.
@@ -370,6 +391,8 @@ def load_config(
         _set_codec(table, codec, preset)
     if pipeline is not None:
         _set(table, ["model", "pipeline"], pipeline)
+    if reference is not None:
+        _set(table, ["objective", "reference"], reference)
     for setting, share in _given_in_steps(table, num_steps).items():
         if setting not in overridden:
             _set(table, setting.split("."), share)

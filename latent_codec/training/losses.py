@@ -7,6 +7,7 @@ are likewise per dimension of the image.
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,6 +131,66 @@ def corrupt(
             [torch.randn(image.shape[1:], generator=g) for g in generators]
         ).to(image)
     return image
+
+
+class Transformation(NamedTuple):
+    """What latents and image are both put through (EQ-VAE, arXiv:2502.09509, section 3.2)."""
+
+    turns: int
+    """Quarters, counterclockwise."""
+    grid: tuple[int, int]
+    """(h, w) of the coarsest latents."""
+    size: tuple[int, int]
+    """(h, w) that they are shrunk to before they are turned."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Shrink, antialiased, and turn an image or latents (N, C, H, W), whose sides are multiples of the grid's."""
+        if self.size != self.grid:
+            sides = zip(image.shape[2:], self.grid, self.size)
+            shrunk = [side // whole * part for side, whole, part in sides]
+            image = F.interpolate(image, shrunk, mode="bilinear", antialias=True)
+        return image.rot90(self.turns, (2, 3))
+
+
+def draw_transformation(
+    generator: torch.Generator, grid: tuple[int, int], least_scale: float
+) -> Transformation:
+    """A random turn, and a random share of the grid's sides from `least_scale` up; never neither, and a turn where a grid is too
+    small to be shrunk."""
+    side = min(grid)
+    turns = int(torch.randint(4, (), generator=generator))
+    part = int(torch.randint(max(1, math.ceil(least_scale * side)), side + 1, (), generator=generator))
+    if part == side and not turns:
+        turns = 1
+    return Transformation(turns, grid, tuple(max(1, round(each * part / side)) for each in grid))
+
+
+def spectral_distance(latents: Tensor, image: Tensor) -> Tensor:
+    """How far the latents' spectrum lies from the image's, both on the latents' grid: 0 where their shares of power are equal.
+
+    Mean over radial frequencies of the squared difference of log shares. A share is of a ring of the power spectrum, mean over
+    channels and images, without the constant part; high frequencies that an image lacks are what a diffusion model fits last
+    (scale equivariance, arXiv:2502.14831, section 3).
+
+    Args:
+        latents: (N, C, h, w), h and w at least 4.
+        image: (N, channels, H, W), shrunk here to (h, w).
+    """
+    small = F.interpolate(image.float(), latents.shape[2:], mode="bilinear", antialias=True)
+    shares = [_ring_shares(grid) for grid in (latents.float(), small)]
+    return (shares[0] - shares[1]).square().mean()
+
+
+def _ring_shares(grid: Tensor) -> Tensor:
+    """Logs of the shares of power of rings as wide as the lowest frequency, up to the highest of the shorter side."""
+    height, width = grid.shape[2:]
+    power = torch.fft.fft2(grid).abs().square().mean((0, 1))
+    down, across = (
+        torch.fft.fftfreq(side, device=grid.device) * min(height, width) for side in (height, width)
+    )
+    ring = (down[:, None].square() + across.square()).sqrt().round().long().clamp_max(min(height, width) // 2)
+    sums = power.new_zeros(min(height, width) // 2 + 1).index_add(0, ring.flatten(), power.flatten())[1:]
+    return (sums / sums.sum().clamp_min(1e-12)).clamp_min(1e-8).log()
 
 
 def draw_kept_levels(num_levels: int, generators: list[torch.Generator], dropout: float) -> Tensor:

@@ -17,6 +17,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.codec import LatentCodec
 from latent_codec.families import family_of
 from latent_codec.metrics import load_lpips, round_to_8_bits
 from latent_codec.models.discriminator import PatchDiscriminator
@@ -67,7 +68,11 @@ class AutoencoderObjective(nn.Module):
         return self
 
     def forward(
-        self, image: Tensor, noise: Tensor | None, kept_levels: Tensor | None = None
+        self,
+        image: Tensor,
+        noise: Tensor | None,
+        kept_levels: Tensor | None = None,
+        transformation: losses.Transformation | None = None,
     ) -> dict[str, Tensor | list[QuantizerOutput]]:
         """Reconstruct `image`.
 
@@ -77,10 +82,12 @@ class AutoencoderObjective(nn.Module):
                 nothing is sampled.
             kept_levels: int64 (N,), of HierarchicalVQ: how many levels, from the top, each image is decoded from;
                 None: from all.
+            transformation: of the latents, which are then decoded once more; None: only as they are.
 
         Returns:
             `reconstruction`, shaped like `image`; `activation`, the activation penalty; and, where there are any, the
-            posterior's `mean` and `log_variance`, or `levels`, what each quantizer gave, top level first.
+            posterior's `mean` and `log_variance`, or `levels`, what each quantizer gave, top level first; `latents`, raw ones
+            or codewords, the finest level's; and `transformed`, what the transformed latents decode to.
         """
         self._penalties.clear()
         encoder_learns = self.train_encoder and torch.is_grad_enabled()
@@ -90,18 +97,23 @@ class AutoencoderObjective(nn.Module):
             quantized = [level.quantized for level in levels]
             if kept_levels is not None:
                 quantized = self._keep_levels(quantized, kept_levels)
-            reconstruction = self.autoencoder.decode_quantized(quantized)
-            code = {"levels": levels}
+            decode, latents = self.autoencoder.decode_quantized, quantized
+            code = {"levels": levels, "latents": quantized[-1]}
         else:
             with torch.set_grad_enabled(encoder_learns):
                 posterior, raw_latents = self.family.encode_raw(image)
-            code = {}
+            code = {"latents": raw_latents}
             if posterior is not None:
                 raw_latents = posterior.mean
+                code = {"latents": raw_latents, "mean": posterior.mean, "log_variance": posterior.logvar}
                 if self.config.posterior == "sample":
                     raw_latents = raw_latents + torch.exp(0.5 * posterior.logvar) * noise
-                code = {"mean": posterior.mean, "log_variance": posterior.logvar}
-            reconstruction = self.family.decode_raw(raw_latents)
+            decode, latents = self.family.decode_raw, raw_latents
+        reconstruction = decode(latents)
+        if transformation is not None:
+            is_list = isinstance(latents, list)
+            moved = [transformation(grid) for grid in latents] if is_list else transformation(latents)
+            code["transformed"] = decode(moved)
         penalty = torch.stack(self._penalties).sum() if self._penalties else image.new_zeros(())
         return {"reconstruction": reconstruction, "activation": penalty, **code}
 
@@ -143,6 +155,7 @@ class ObjectiveTerms:
         objective: not wrapped; read for its settings, its likelihood and its last layer.
         codebook_weight: of the commitment and codebook terms together.
         binarized: the data is only -1 and 1, so that a Bernoulli likelihood counts as bits.
+        reference: the codec whose latents these should stay near; of one latent space with the objective's.
         discriminator: not wrapped; None without a GAN term.
         mean_over_processes: averages a tensor over the processes of a run.
     """
@@ -153,12 +166,14 @@ class ObjectiveTerms:
         *,
         codebook_weight: float = 1.0,
         binarized: bool = False,
+        reference: LatentCodec | None = None,
         discriminator: PatchDiscriminator | None = None,
         mean_over_processes: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ):
         self.objective = objective
         self.config = objective.config
         self.codebook_weight = codebook_weight
+        self.reference = reference
         self.discriminator = discriminator
         self.mean_over_processes = mean_over_processes
         self.counts_bits = objective.family.has_posterior and (
@@ -170,10 +185,16 @@ class ObjectiveTerms:
     def to(self, device: torch.device) -> "ObjectiveTerms":
         if self.lpips is not None:
             self.lpips.to(device)
+        if self.reference is not None:
+            self.reference.to(device)
         return self
 
     def autoencoder_loss(
-        self, image: Tensor, outputs: dict[str, Tensor], step: int
+        self,
+        image: Tensor,
+        outputs: dict[str, Tensor],
+        step: int,
+        transformation: losses.Transformation | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of all terms, and every term by name.
 
@@ -185,6 +206,7 @@ class ObjectiveTerms:
             image: the clean target, (N, C, H, W).
             outputs: what AutoencoderObjective's forward returned.
             step: for the terms that start late.
+            transformation: that `outputs["transformed"]` was decoded with.
         """
         config, reconstruction = self.config, outputs["reconstruction"].float()
         name, fidelity = self.objective.reconstruction_term(image, reconstruction)
@@ -206,6 +228,17 @@ class ObjectiveTerms:
             nats = losses.kl_divergence(outputs["mean"].float(), outputs["log_variance"].float()).sum()
             terms["kl"] = nats / image.numel()
             loss = loss + config.kl_weight * terms["kl"]
+        if "transformed" in outputs:
+            wanted, moved = transformation(image), outputs["transformed"].float()
+            terms["equivariance"] = self.objective.reconstruction_term(wanted, moved)[1]
+            loss = loss + config.equivariance_weight * terms["equivariance"]
+        if config.spectrum_weight:
+            terms["spectrum"] = losses.spectral_distance(outputs["latents"], image)
+            loss = loss + config.spectrum_weight * terms["spectrum"]
+        if self.reference is not None:
+            latents = self.reference.latent_space.normalize(outputs["latents"].float())
+            terms["reference"] = (latents - self.reference.encode(image)).square().mean()
+            loss = loss + config.reference_weight * terms["reference"]
         if config.activation_weight:
             terms["activation"] = outputs["activation"]
             loss = loss + config.activation_weight * terms["activation"]

@@ -146,6 +146,16 @@ def _evaluation_tables(evaluation: Evaluation, data: str) -> list[Table]:
             ("Frechet distance", evaluation.frechet, ".4g"),
         )
     ]
+    rows += [
+        (name, "-" if figure.value is None else f"{figure.value:.2f}", figure.note)
+        for name, figure in (
+            ("quarter turn", evaluation.equivariance.quarter_turn),
+            ("half size", evaluation.equivariance.half_size),
+        )
+    ]
+    high, of_images = evaluation.equivariance.high_frequencies, evaluation.equivariance.image_high_frequencies
+    if high.value is not None:
+        rows.append(("high frequencies", f"{high.value:.1%}", f"{high.note}; images' {of_images.value:.1%}"))
     where = f"s per megapixel, {evaluation.dtype} on {evaluation.device}"
     peak = evaluation.peak_memory_bytes
     rows += [

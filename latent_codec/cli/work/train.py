@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
         settings=args.set,
         codec=args.codec,
         pipeline=args.for_pipeline,
+        reference=args.reference,
         split=args.split,
         stream=args.stream,
         minutes=args.minutes,
