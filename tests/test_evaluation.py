@@ -504,7 +504,13 @@ def test_evaluation_says_what_turned_and_shrunk_latents_lose(codec, folder):
     assert 0 < alone.high_frequencies.value < 1 and alone.image_high_frequencies.value < 0.1
 
 
-def test_images_too_small_to_be_halved_have_no_equivariance(codec, tmp_path):
-    save_images(tmp_path, (3, 3))
-    found = evaluate(tmp_path, codec).equivariance
-    assert found.half_size.value is None and "smaller than 4 px" in found.half_size.note
+def test_images_too_small_to_be_halved_have_no_equivariance(tmp_path):
+    save_images(tmp_path, (12, 12))
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(1,) * 4,
+        num_decoder_blocks=(1,) * 4,
+    )
+    found = evaluate(tmp_path, LatentCodec(tiny)).equivariance
+    assert found.half_size.value is None and "smaller than 16 px" in found.half_size.note

@@ -55,7 +55,7 @@ class EquivarianceMeter:
             self.why_not = f"images are smaller than {multiple} px"
             return
         image = batch.originals[: MAX_IMAGES - len(self.rows), :, : sides[0], : sides[1]]
-        codec, latents = self.codec, self.codec.encode(image)
+        codec, latents = self.codec, self.codec.encode(image).float()
         small = F.interpolate(image, scale_factor=0.5, mode="bilinear", antialias=True)
         small_latents = F.interpolate(latents, scale_factor=0.5, mode="bilinear", antialias=True)
         plain_psnr, small_psnr = self._psnr(latents, image), self._psnr(codec.encode(small), small)
