@@ -4,10 +4,11 @@ It prints PSNR, SSIM, MS-SSIM, LPIPS and the Frechet distance of the
 reconstructions; mean, spread and KL of every latent channel, and its distance
 from a standard normal; what latents lose when they are turned or shrunk, and
 how much of them is high frequencies, which tell how well a diffusion model
-trains on them (EQ-VAE, arXiv:2502.09509); time per megapixel and the most memory held. In --out
-it leaves the worst, the median and the best image (images.png), the latents'
-histograms (latents.png), every figure of every image (evaluation.json), and
-the tables for a page or a paper (summary.md, summary.tex).
+trains on them (EQ-VAE, arXiv:2502.09509); time per megapixel and the most
+memory held. In --out it leaves the worst, the median and the best image
+(images.png), the latents' histograms (latents.png), every figure of every
+image (evaluation.json), and the tables for a page or a paper (summary.md,
+summary.tex).
 
 Of a codec with a codebook it prints how many codewords the images use,
 perplexity, and the entropy of the indices in bits per index and per pixel,
