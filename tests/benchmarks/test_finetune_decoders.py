@@ -5,7 +5,7 @@
 prints PSNR of the fitted codec, with noise on its decoder, and after fine-tuning. Encoder and decoder are fitted first, until
 they reach `SUFFICIENT` and noise costs `LEAST_GAIN`: of a random encoder's latents no decoder makes more than a gray image
 (13.8 dB of 14.0), and what noise does not cost cannot be regained. The rule is one for all classes: steps, noise, learning rate, least gain, crops of at least
-4 x 4 latents. Regained: 0.7 dB (Qwen-Image, layered) to 11.4 dB (Paella), 2.2 dB in the middle of 30 classes. Encoder, quantizer and statistics
+4 x 4 latents. Regained: 0.7 dB (Qwen-Image, layered) to 11.4 dB (Paella), 2 dB in the middle of 30 classes. Encoder, quantizer and statistics
 must be equal to the bit after it, the space's fingerprint too, and a run that goes on from step 100 must end at the same
 weights. Needs the data folder next to the checkout; about 45 minutes of one core of a busy machine.
 """
