@@ -57,7 +57,10 @@ def _tables(found: CodecComparison, data: str) -> list[Table]:
         for figure, title in QUALITY.items()
     ]
     drift = [
-        (title, *(f"{_interval(each.drift(channel))}, {each.spread(channel):.2f}" for each in found.codecs))
+        (
+            title,
+            *(f"{_interval(each.drift(channel))}\nstd {each.spread(channel):.2f}" for each in found.codecs),
+        )
         for channel, title in DRIFT.items()
     ]
     drift.append(("contrast, %", *(_interval(each.contrast(), 100) for each in found.codecs)))
