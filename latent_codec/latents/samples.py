@@ -26,6 +26,8 @@ MIRRORED = " (mirrored)"
 
 _PIXELS_OF_ONE = 256 * 256
 """A batch has at most as many pixels as its number of images would have at 256x256."""
+_PIXELS_ON_CPU = 2 * _PIXELS_OF_ONE
+"""More at once takes memory and makes no CPU faster."""
 _BATCHES_WAITING = 8
 
 
@@ -161,46 +163,42 @@ def encode_batch(
     """Encode samples of one size: their pixels become arrays.
 
     Args:
-        images: their pixels, uint8 (B, C, h, w) on the codec's device; None: they are taken there.
+        images: their pixels, uint8 (B, C, h, w); None: those of the samples.
 
     Raises:
         NonFiniteError: if values overflow the stored dtype.
     """
-    images = stack_pixels(samples).to(codec.device) if images is None else images
-    images = images.float() / 127.5 - 1
-    if options.kind == "indices":
-        levels = codec.encode_indices(images)
-        names = ["indices"] if len(levels) == 1 else [f"indices.{level}" for level in range(len(levels))]
-        arrays = dict(zip(names, levels))
-    elif options.posterior == "mean":
-        arrays = {"latents": codec.encode(images)}
-    else:
-        arrays = _posterior(codec, samples, options, images)
+    images = stack_pixels(samples) if images is None else images
+    images = images.to(codec.device, non_blocking=True)
+    height, width = images.shape[-2:]
+    at_once = max(_PIXELS_ON_CPU // (height * width), 1) if images.device.type == "cpu" else len(images)
     dtype = getattr(torch, options.stored_dtype(codec))
-    for name, batch in arrays.items():
-        batch = batch.cpu()
-        if batch.is_floating_point() and batch.dtype != dtype:
-            batch = batch.to(dtype)
-            if not torch.isfinite(batch).all():
-                raise NonFiniteError(f"{codec.name}: {name} overflow {dtype}; store them as float32")
-        for sample, array in zip(samples, batch):
-            sample.arrays[name] = array
+    for start in range(0, len(images), at_once):
+        part = samples[start : start + at_once]
+        encoded = _encoded(codec, part, options, images[start : start + at_once].float() / 127.5 - 1)
+        for name, batch in encoded.items():
+            batch = batch.cpu()
+            if batch.is_floating_point() and batch.dtype != dtype:
+                batch = batch.to(dtype)
+                if not torch.isfinite(batch).all():
+                    raise NonFiniteError(f"{codec.name}: {name} overflow {dtype}; store them as float32")
+            for sample, array in zip(part, batch):
+                sample.arrays[name] = array
     for sample in samples:
         sample.pixels = None
 
 
-def stack_pixels(samples: Sequence[Sample]) -> Tensor:
-    """uint8 (B, C, h, w)."""
-    return torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-
-
-def _posterior(
+def _encoded(
     codec: LatentCodec, samples: Sequence[Sample], options: EncodingOptions, images: Tensor
 ) -> dict[str, Tensor]:
+    """What is stored of images in [-1, 1], by name; each tensor is a batch."""
+    if options.kind == "indices":
+        levels = codec.encode_indices(images)
+        names = ["indices"] if len(levels) == 1 else [f"indices.{level}" for level in range(len(levels))]
+        return dict(zip(names, levels))
+    if options.posterior == "mean":
+        return {"latents": codec.encode(images)}
     mean, posterior, _ = codec.encode_all(images)
-    if posterior is None:
-        kind = type(codec.autoencoder).__name__
-        raise ValueError(f"{kind} has no posterior to take {options.posterior} of; leave it at the mean")
     logvar = codec.latent_space.normalize_log_variance(posterior.logvar.float())
     if options.posterior == "both":
         return {"mean": mean, "logvar": logvar}
@@ -212,6 +210,11 @@ def _posterior(
     ]
     std = torch.exp(0.5 * logvar)
     return {"latents": (mean.float() + std * torch.stack(noise).to(mean.device)).to(mean.dtype)}
+
+
+def stack_pixels(samples: Sequence[Sample]) -> Tensor:
+    """uint8 (B, C, h, w)."""
+    return torch.from_numpy(np.stack([sample.pixels for sample in samples]))
 
 
 def _bounded(sidecars: dict[str, bytes]) -> dict[str, bytes]:

@@ -152,6 +152,8 @@ class DataSetFolder:
         self.url = os.fspath(url)
         self.fs, self.root = fsspec.core.url_to_fs(self.url, **storage_options)
         self.is_local = isinstance(self.fs, LocalFileSystem)
+        if self.is_local and "://" not in self.url:
+            self.root = self.url  # as it was given, for messages
 
     def __str__(self) -> str:
         return self.url
@@ -279,9 +281,9 @@ class Job:
             size = sizes.get(shard.name + self.options.suffix)
             if marker is not None and marker["bytes"] == (size or 0) and not self._is_repaired(marker, shard):
                 continue
-            if marker is not None:
-                if size not in (None, marker["bytes"]):
-                    logger.warning("written anew: %s is damaged", shard.name + self.options.suffix)
+            if marker is not None and size not in (None, marker["bytes"]):
+                logger.warning("written anew: %s is damaged", shard.name + self.options.suffix)
+            if f"{shard.name}.json" in sizes:
                 self.folder.remove_marker(shard)
             missing.append(shard)
         return missing

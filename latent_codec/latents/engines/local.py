@@ -170,7 +170,7 @@ class _Run:
     @ignoring_caller_settings()
     def _encode(self) -> None:
         """The network: this thread."""
-        codec, accounting = self.job.codec, self.accounting
+        accounting = self.accounting
         while True:
             with self._waiting("decoding"):
                 found = self._get(self.batches)
@@ -184,7 +184,7 @@ class _Run:
                 if accounting.first_batch is None:
                     accounting.first_batch = time.monotonic()
                     accounting.waits.clear()
-                encode_batch(codec, samples, self.job.options, pixels.to(codec.device, non_blocking=True))
+                encode_batch(self.job.codec, samples, self.job.options, pixels)
                 accounting.encoded(samples)
             with self._waiting("writing"):
                 self._put(self.encoded, (place, samples))
@@ -262,5 +262,5 @@ def _in_words(error: RuntimeError) -> Exception:
         return error
     return ChildProcessError(
         f"a process that decodes images ended before its work was done ({' '.join(text.split())}): perhaps memory is short; "
-        "the same command goes on where it was, and fewer processes (num_workers) take less"
+        "the same command goes on where it was, and fewer worker processes take less"
     )
