@@ -35,7 +35,7 @@ from latent_codec.components.weight_files import (
 )
 from latent_codec.families import Encoded, LatentSpace, Level, family_of
 from latent_codec.files import read_folder, replacing
-from latent_codec.images.tensors import pad_to_multiple, to_image, to_pil
+from latent_codec.images.tensors import pad_to_multiple, to_image, to_images, to_pil
 from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.own_weights import check_finite
 from latent_codec.tensors import check_dense, check_floating
@@ -535,7 +535,7 @@ class LatentCodec:
                 f"{tuple(image.shape)}; encode a video's frames one by one"
             )
         if isinstance(image, (Tensor, np.ndarray)) and image.ndim == 4:
-            return [to_image(each, channels=self.channels) for each in image]
+            return to_images(image, channels=self.channels)
         return [to_image(image, channels=self.channels)]
 
     def _check_latents(self, latents: Tensor) -> None:

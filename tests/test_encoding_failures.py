@@ -233,3 +233,12 @@ def test_unreadable_images_are_counted_by_reason(place, tmp_path, capsys, monkey
     )
     assert "--size: expected a multiple of 2" in fails(capsys, *argv, "--size", "15", "--out", "x")
     assert "--buckets: expected a size; add --size 512" in fails(capsys, *argv, "--buckets")
+
+
+def test_disk_that_goes_away_is_an_error_and_no_shard_of_unreadable_images(place, tmp_path):
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "a.png")
+    source = open_source(tmp_path)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="no such file, nor any other of the 1 images of this shard"):
+        encode_data_set(LatentCodec.from_pretrained(place / "codec"), source, tmp_path / "out", OPTIONS)
+    assert not list((tmp_path / "out").rglob("*.json"))

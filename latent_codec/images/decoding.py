@@ -59,8 +59,9 @@ _FOREIGN = {
     b"\x1f\x8b": "gzip data: unpack it first",
     b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
 }
+NO_FILE = "no such file"
 _REASONS = {
-    FileNotFoundError: "no such file",
+    FileNotFoundError: NO_FILE,
     IsADirectoryError: "a folder, not an image",
     PermissionError: "permission denied",
     MemoryError: "does not fit into memory",

@@ -101,6 +101,21 @@ def to_image(thing, *, channels: int = 3, background: Color = WHITE) -> Tensor:
     return _with_channels(image, channels, background)
 
 
+def to_images(batch: np.ndarray | Tensor, *, channels: int = 3) -> list[Tensor]:
+    """`to_image` of each of a batch, (N, H, W, C) or (N, C, H, W)."""
+    if (
+        isinstance(batch, Tensor)
+        and batch.is_floating_point()
+        and batch.shape[1] == channels
+        and batch.numel()
+    ):
+        _check_range(
+            batch.detach(), -1, 1, "a tensor image"
+        )  # of all at once: each look at a GPU's values waits for it
+        return list(batch.float())
+    return [to_image(each, channels=channels) for each in batch]
+
+
 def _checked_array(array: np.ndarray) -> np.ndarray:
     """The array as (H, W, C), if it is an image."""
     if array.ndim == 2:

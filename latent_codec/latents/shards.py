@@ -8,6 +8,7 @@
 The folder may be any that fsspec opens: a path, s3://, gs://, memory:// ...
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from latent_codec.codec import LatentCodec
 from latent_codec.files import replacing
+from latent_codec.images.decoding import NO_FILE
 from latent_codec.images.image_source import ImageSource
 from latent_codec.latents.containers import WRITERS
 from latent_codec.latents.locations import INDEX, SHARDS
@@ -63,7 +65,14 @@ class ShardBuilder:
         self._unreadable.append(image)
 
     def build(self) -> EncodedShard:
-        """The shard's file, its samples in the order of their images; those of buckets bucket by bucket."""
+        """The shard's file, its samples in the order of their images; those of buckets bucket by bucket.
+
+        Raises:
+            FileNotFoundError: if all of its images are gone, as where a disk is.
+        """
+        if not self._samples and {each.reason for each in self._unreadable} == {NO_FILE}:
+            gone = f"{NO_FILE}, nor any other of the {len(self._unreadable)} images of this shard"
+            raise FileNotFoundError(errno.ENOENT, gone, self._unreadable[0].name)
         by_bucket = self.options.buckets
         samples = sorted(
             self._samples, key=lambda each: (each.frame.size if by_bucket else (), each.number, each.version)

@@ -8,7 +8,7 @@ import numpy as np
 from latent_codec import deprecated
 from latent_codec.errors import SettingError
 from latent_codec.images.labels import Images, class_of
-from latent_codec.latents.encoded_images import MIRRORED
+from latent_codec.latents.samples import original_name
 
 _HELD_OUT = 2  # a stream of randomness of its own under the run's seed (training/data.py)
 
@@ -49,7 +49,7 @@ class ClassOf:
 
 
 def hold_out(images: Images, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers of the images to train on, and of those held out, both in order; mirror images go with their original.
+    """Numbers of the images to train on, and of those held out, both in order; mirror images and other versions go with their original.
 
     Which are held out depends on nothing but seed and number of images.
 
@@ -58,7 +58,7 @@ def hold_out(images: Images, share: float, seed: int) -> tuple[list[int], list[i
     """
     originals: dict[str, int] = {}
     groups = [
-        originals.setdefault(images.name(number).removesuffix(MIRRORED), len(originals))
+        originals.setdefault(original_name(images.name(number)), len(originals))
         for number in range(len(images))
     ]
     count = round(share * len(originals))
