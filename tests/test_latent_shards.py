@@ -14,10 +14,12 @@ from PIL import Image
 
 from latent_codec import LatentCodec
 from latent_codec.errors import SettingError
+from latent_codec.images.buckets import Frame
 from latent_codec.images.sources import open_source
 from latent_codec.latents.encoding import encode_data_set
 from latent_codec.latents.latent_files import load_latents
 from latent_codec.latents.plan import EncodingOptions, plan_shards
+from latent_codec.latents.samples import Sample, batches
 from latent_codec.latents.shards import encode_shard
 
 SIZES = [(40, 32), (32, 32), (40, 32), (24, 48), (32, 32)]
@@ -168,3 +170,25 @@ def test_options_that_do_not_fit_are_refused(options, message):
     with pytest.raises(SettingError) as caught:
         EncodingOptions(**options)
     assert str(caught.value).startswith(message)
+
+
+def test_batches_hold_samples_of_one_size_and_few_wait():
+    def sample(number, height, width):
+        frame = Frame((height, width), (0, 0, height, width))
+        return Sample(
+            number=number, version=0, name=str(number), key=str(number), original=(height, width), frame=frame
+        )
+
+    def numbers(samples, batch_size):
+        return [[each.number for each in batch] for batch in batches(samples, batch_size)]
+
+    small = [sample(number, 16, 16 + number % 2) for number in range(7)]
+    assert numbers(small, 2) == [[0, 2], [1, 3], [4, 6], [5]]
+    assert numbers(small, 8) == [[0, 2, 4, 6], [1, 3, 5]]
+    large = [sample(number, 256, 512) for number in range(5)]  # each as large as two of 256x256
+    assert numbers(large, 4) == [[0, 1], [2, 3], [4]] and numbers(large, 1) == [[0], [1], [2], [3], [4]]
+    each_its_own = [sample(number, 256, 256 + number) for number in range(40)]
+    assert numbers(each_its_own, 4) == [[number] for number in range(40)]
+    taken = []
+    next(batches((taken.append(each) or each for each in each_its_own), 4))
+    assert len(taken) == 31  # whose pixels are those of eight batches of four at 256x256

@@ -139,20 +139,24 @@ def seed_of(seed: int, text: str) -> int:
 def batches(samples: Iterable[Sample], batch_size: int) -> Iterator[list[Sample]]:
     """Group a shard's samples by size, by a rule that depends on nothing but their order and sizes.
 
-    A batch is full when it has `batch_size` samples, or as many pixels as those would have at 256x256. When too many
-    samples wait, those of the size that has waited longest are a batch; at the end so are all others, in their order.
+    A batch is full when it has `batch_size` samples, or as many pixels as those would have at 256x256. When as many
+    pixels wait as 8 batches have, those of the size that has waited longest are a batch; at the end so are all others,
+    in their order.
     """
+    full = batch_size * _PIXELS_OF_ONE
     waiting: dict[Size, list[Sample]] = {}
-    num_waiting = 0
+    pixels_waiting = 0
     for sample in samples:
         size = sample.frame.size
+        pixels = size[0] * size[1]
         group = waiting.setdefault(size, [])
         group.append(sample)
-        num_waiting += 1
-        is_full = len(group) >= max(min(batch_size, batch_size * _PIXELS_OF_ONE // (size[0] * size[1])), 1)
-        if is_full or num_waiting >= _BATCHES_WAITING * batch_size:
-            group = waiting.pop(size if is_full else next(iter(waiting)))
-            num_waiting -= len(group)
+        pixels_waiting += pixels
+        is_full = len(group) >= max(min(batch_size, full // pixels), 1)
+        if is_full or pixels_waiting >= _BATCHES_WAITING * full:
+            oldest = size if is_full else next(iter(waiting))
+            group = waiting.pop(oldest)
+            pixels_waiting -= len(group) * oldest[0] * oldest[1]
             yield group
     yield from waiting.values()
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from latent_codec.images.tensors import ImageError
 from latent_codec.latents.engines.accounting import Accounting, Progress
 from latent_codec.latents.plan import Shard
 from latent_codec.latents.samples import (
@@ -38,6 +39,10 @@ logger = logging.getLogger(__name__)
 _LOOK_EVERY = 0.2
 """Seconds between looks at whether another stage has failed."""
 _BATCHES_AHEAD = 2
+_BYTES_AHEAD = 2**28
+"""Of prepared images that wait for the network."""
+_SIZES_ASKED = 16
+"""Images whose headers tell how large images of their own sizes are."""
 _MIN_IMAGES = 32
 """As many images for each process make up for starting it."""
 
@@ -72,6 +77,20 @@ def default_workers(num_images: int) -> int:
     """Worker processes for so many images: one for each CPU that this process may use, up to 8."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cpus, 8, num_images // _MIN_IMAGES)
+
+
+def _images_ahead(job: Job, missing: Sequence[Shard]) -> int:
+    """How many prepared images may wait: those of two batches, unless they are so large that they take too much memory."""
+    options = job.options
+    pixels = options.size**2 if options.size is not None else 1
+    if options.size is None:
+        first = missing[0].numbers
+        for number in first[:: max(len(first) // _SIZES_ASKED, 1)]:
+            with suppress(ImageError):
+                height, width = job.source.size(number)
+                pixels = max(pixels, height * width)
+    versions = 1 + options.flip + options.augment
+    return min(2 * job.batch_size, _BYTES_AHEAD // (pixels * job.codec.channels * versions))
 
 
 class _Prepared(Dataset):
@@ -112,7 +131,7 @@ class _Run:
         self.encoded: Queue = Queue(2 * _BATCHES_AHEAD)
         self.failed: BaseException | None = None
         self.stopped = threading.Event()
-        ahead = -(-2 * _BATCHES_AHEAD * job.batch_size // num_workers) if num_workers else None
+        ahead = max(_images_ahead(job, missing) // num_workers, 1) if num_workers else None
         self.loader = DataLoader(
             _Prepared(Preparing.of(job.source, job.options, job.codec)),
             sampler=_Numbers(job, missing),
