@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from queue import Empty, Full, Queue
 from typing import Any
@@ -24,7 +24,6 @@ from latent_codec.images.tensors import ImageError
 from latent_codec.latents.engines.accounting import Accounting, Progress
 from latent_codec.latents.plan import Shard
 from latent_codec.latents.samples import (
-    Preparing,
     Sample,
     Unreadable,
     batches,
@@ -41,6 +40,8 @@ _LOOK_EVERY = 0.2
 _BATCHES_AHEAD = 2
 _BYTES_AHEAD = 2**28
 """Of prepared images that wait for the network."""
+_BYTES_AT_ONCE = 2**18
+"""Of prepared images that a worker hands over together: each time costs as much as a small image."""
 _SIZES_ASKED = 16
 """Images whose headers tell how large images of their own sizes are."""
 _MIN_IMAGES = 32
@@ -79,8 +80,8 @@ def default_workers(num_images: int) -> int:
     return min(cpus, 8, num_images // _MIN_IMAGES)
 
 
-def _images_ahead(job: Job, missing: Sequence[Shard]) -> int:
-    """How many prepared images may wait: those of two batches, unless they are so large that they take too much memory."""
+def _bytes_of_one(job: Job, missing: Sequence[Shard]) -> int:
+    """How much a prepared image takes, at most as far as some headers tell."""
     options = job.options
     pixels = options.size**2 if options.size is not None else 1
     if options.size is None:
@@ -89,35 +90,39 @@ def _images_ahead(job: Job, missing: Sequence[Shard]) -> int:
             with suppress(ImageError):
                 height, width = job.source.size(number)
                 pixels = max(pixels, height * width)
-    versions = 1 + options.flip + options.augment
-    return min(2 * job.batch_size, _BYTES_AHEAD // (pixels * job.codec.channels * versions))
+    return pixels * job.codec.channels * (1 + options.flip + options.augment)
 
 
 class _Prepared(Dataset):
-    """Samples of an image, by the number of its shard among the missing ones and its own; errors are given, not raised."""
+    """Samples of images, by the number of their shard among the missing ones and their own; errors are given, not raised."""
 
-    def __init__(self, prepare: Preparing):
+    def __init__(self, prepare: Callable[[int], list[Sample] | Unreadable]):
         self.prepare = prepare
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, list[Sample] | Unreadable | Exception]:
-        shard, number = place
+    def __getitem__(
+        self, place: tuple[int, range]
+    ) -> tuple[int, list[list[Sample] | Unreadable | Exception]]:
+        shard, numbers = place
+        return shard, [self._of_one(number) for number in numbers]
+
+    def _of_one(self, number: int) -> list[Sample] | Unreadable | Exception:
         try:
-            return shard, self.prepare(number)
+            return self.prepare(number)
         except Exception as error:  # which the loader would raise with a traceback as its message
-            return shard, error
+            return error
 
 
 class _Numbers(Sampler):
-    """Of each image of the missing shards; a shard that another run has written meanwhile is passed over."""
+    """Of the images of the missing shards, `at_once` at a time; a shard that another run has written meanwhile is passed over."""
 
-    def __init__(self, job: Job, missing: Sequence[Shard]):
-        self.job, self.missing = job, missing
+    def __init__(self, job: Job, missing: Sequence[Shard], at_once: int):
+        self.job, self.missing, self.at_once = job, missing, at_once
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, range]]:
         for place, shard in enumerate(self.missing):
             if not self.job.folder.is_complete(shard):
-                for number in shard.numbers:
-                    yield place, number
+                for start in range(0, len(shard.numbers), self.at_once):
+                    yield place, shard.numbers[start : start + self.at_once]
 
 
 class _Run:
@@ -131,13 +136,15 @@ class _Run:
         self.encoded: Queue = Queue(2 * _BATCHES_AHEAD)
         self.failed: BaseException | None = None
         self.stopped = threading.Event()
-        ahead = max(_images_ahead(job, missing) // num_workers, 1) if num_workers else None
+        bytes_of_one = _bytes_of_one(job, missing)
+        at_once = max(min(job.batch_size, _BYTES_AT_ONCE // bytes_of_one), 1)
+        ahead = min(2 * job.batch_size, _BYTES_AHEAD // bytes_of_one) // at_once
         self.loader = DataLoader(
-            _Prepared(Preparing.of(job.source, job.options, job.codec)),
-            sampler=_Numbers(job, missing),
+            _Prepared(job.prepare),
+            sampler=_Numbers(job, missing, at_once),
             batch_size=None,
             num_workers=num_workers,
-            prefetch_factor=ahead,
+            prefetch_factor=-(-max(ahead, 1) // num_workers) if num_workers else None,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # or it would draw a seed from the caller's
         )
@@ -172,7 +179,7 @@ class _Run:
 
     def _readable(self, place: int, found: Iterator) -> Iterator[Sample]:
         """The samples of a shard, whose unreadable images take another way."""
-        for _, prepared in found:
+        for prepared in chain.from_iterable(several for _, several in found):
             if isinstance(prepared, Exception):
                 raise prepared
             if isinstance(prepared, Unreadable):
