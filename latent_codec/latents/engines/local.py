@@ -62,7 +62,7 @@ def run(job: Job, on_progress: Progress | None = None, *, num_workers: int | Non
     """
     missing = job.missing()
     images = sum(len(each.numbers) for each in missing)
-    total = len(job.source)
+    total = sum(len(each.numbers) for each in job.plan)
     accounting = Accounting(total=total, kept=total - images)
     report = on_progress or (lambda accounting: None)
     report(accounting)
@@ -158,9 +158,12 @@ class _Run:
         try:
             for thread in threads:
                 thread.start()
-            self._encode()
+            with suppress(_Stopped):
+                self._encode()
         except RuntimeError as error:
-            raise _in_words(error) from error
+            if (in_words := _in_words(error)) is error:
+                raise
+            raise in_words from error
         finally:
             self.stopped.set()
             for thread in threads:
@@ -266,11 +269,8 @@ class _Run:
 
     def _check(self) -> None:
         """Leave a stage where another has failed."""
-        if not self.stopped.is_set():
-            return
-        if self.failed is not None and threading.current_thread() is threading.main_thread():
-            raise self.failed
-        raise _Stopped
+        if self.stopped.is_set():
+            raise _Stopped
 
 
 class _Stopped(Exception):
