@@ -1,7 +1,7 @@
 """Nodes that open codecs, encode alpha, and compare codecs."""
 
 from latent_codec.comfyui import model_files
-from latent_codec.comfyui.inputs import CATEGORY, codec_vae
+from latent_codec.comfyui.inputs import CATEGORY, codec_vae, node_input
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MOST_COMPARED = 6
@@ -25,28 +25,22 @@ class LoadLatentCodec:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "codec": (
+                "codec": node_input(
                     model_files.codec_names(),
-                    {
-                        "tooltip": "A codec that comes with latent-codec, or one in models/latent_codecs, models/vae, "
-                        "models/vae_approx or models/diffusers."
-                    },
+                    "A codec that comes with latent-codec, or one in models/latent_codecs, models/vae, "
+                    "models/vae_approx or models/diffusers.",
                 )
             },
             "optional": {
-                "path": (
+                "path": node_input(
                     "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "Instead of the list: a folder, a weight file, or an id on the Hugging Face hub.",
-                    },
+                    "Instead of the list: a folder, a weight file, or an id on the Hugging Face hub.",
+                    default="",
                 ),
-                "dtype": (
+                "dtype": node_input(
                     list(DTYPES),
-                    {
-                        "default": "auto",
-                        "tooltip": "Precision to compute in. auto: as ComfyUI computes its VAEs; float32 for codecs with a codebook.",
-                    },
+                    "Precision to compute in. auto: as ComfyUI computes its VAEs; float32 for codecs with a codebook.",
+                    default="auto",
                 ),
             },
         }
@@ -80,8 +74,8 @@ class EncodeWithAlpha:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "pixels": ("IMAGE", {"tooltip": "Images with four channels; others are taken as opaque."}),
-                "vae": ("VAE", {"tooltip": "From Load Latent Codec, of a codec with alpha."}),
+                "pixels": node_input("IMAGE", "Images with four channels; others are taken as opaque."),
+                "vae": node_input("VAE", "From Load Latent Codec, of a codec with alpha."),
             }
         }
 
@@ -107,19 +101,17 @@ class CompareCodecs:
     @classmethod
     def INPUT_TYPES(cls):
         others = {
-            f"vae_{number}": ("VAE", {"tooltip": "Another codec to compare, or any VAE."})
+            f"vae_{number}": node_input("VAE", "Another codec to compare, or any VAE.")
             for number in range(2, MOST_COMPARED + 1)
         }
         return {
             "required": {
-                "images": ("IMAGE", {"tooltip": "Images to send through each codec."}),
-                "vae_1": ("VAE", {"tooltip": "A codec from Load Latent Codec, or any VAE."}),
-                "differences": (
+                "images": node_input("IMAGE", "Images to send through each codec."),
+                "vae_1": node_input("VAE", "A codec from Load Latent Codec, or any VAE."),
+                "differences": node_input(
                     "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Add a row under each image: reconstruction minus original, where gray means equal.",
-                    },
+                    "Add a row under each image: reconstruction minus original, where gray means equal.",
+                    default=False,
                 ),
             },
             "optional": others,

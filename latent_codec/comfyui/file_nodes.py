@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from latent_codec.comfyui.inputs import CATEGORY, codec_vae, number_or_none
+from latent_codec.comfyui.inputs import CATEGORY, codec_vae, node_input, number_input, number_or_none
 
 SUFFIX = ".lcf"
 PLACES = ("input", "output")
@@ -27,35 +27,23 @@ class SaveCompressed:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "images": ("IMAGE", {"tooltip": "Images to compress, a file each, at any size."}),
-                "vae": (
-                    "VAE",
-                    {
-                        "tooltip": "From Load Latent Codec; a continuous codec needs an entropy model in its folder."
-                    },
+                "images": node_input("IMAGE", "Images to compress, a file each, at any size."),
+                "vae": node_input(
+                    "VAE", "From Load Latent Codec; a continuous codec needs an entropy model in its folder."
                 ),
-                "filename_prefix": (
-                    "STRING",
-                    {"default": "latent-codec", "tooltip": "What file names begin with, as in Save Image."},
+                "filename_prefix": node_input(
+                    "STRING", "What file names begin with, as in Save Image.", default="latent-codec"
                 ),
-                "quality": (
-                    "INT",
-                    {
-                        "default": -1,
-                        "min": -1,
-                        "max": 255,
-                        "tooltip": "From 0, the smallest file, to 63 or what the entropy model has. -1: the default, or none for "
-                        "codecs with a codebook.",
-                    },
+                "quality": number_input(
+                    "From 0, the smallest file, to 63 or what the entropy model has. -1: the default, or none for "
+                    "codecs with a codebook.",
+                    default=-1,
+                    between=(-1, 255),
                 ),
-                "max_bytes": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 2**31 - 1,
-                        "tooltip": "Largest size of a file, in place of a quality. 0: no limit.",
-                    },
+                "max_bytes": number_input(
+                    "Largest size of a file, in place of a quality. 0: no limit.",
+                    default=0,
+                    between=(0, 2**31 - 1),
                 ),
             }
         }
@@ -112,14 +100,10 @@ class LoadCompressed:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "file": (_files(), {"tooltip": "A .lcf file in the input folder, or in the output folder."}),
-                "vae": ("VAE", {"tooltip": "From Load Latent Codec: the codec that made the file."}),
-                "partial": (
-                    "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Decode what is whole of a file that is cut short or damaged.",
-                    },
+                "file": node_input(_files(), "A .lcf file in the input folder, or in the output folder."),
+                "vae": node_input("VAE", "From Load Latent Codec: the codec that made the file."),
+                "partial": node_input(
+                    "BOOLEAN", "Decode what is whole of a file that is cut short or damaged.", default=False
                 ),
             }
         }

@@ -7,6 +7,20 @@ PREVIEW = "LATENT_CODEC_PREVIEW"
 """The type of a fitted preview, from node to node."""
 
 
+def node_input(kind: str | list[str], tooltip: str, **settings: Any) -> tuple[str | list[str], dict]:
+    """An input as INPUT_TYPES has it: a type, or the values to choose from; `settings` are those of ComfyUI's widget."""
+    return kind, settings | {"tooltip": tooltip}
+
+
+def number_input(
+    tooltip: str, *, default: float, between: tuple[float, float], **settings: Any
+) -> tuple[str | list[str], dict]:
+    """An integer where `default` is one, else a number in steps of 0.01."""
+    kind, step = ("INT", {}) if isinstance(default, int) else ("FLOAT", {"step": 0.01})
+    least, most = between
+    return node_input(kind, tooltip, default=default, min=least, max=most, **step, **settings)
+
+
 def codec_vae(vae: Any) -> Any:
     """The VAE, if it is a codec's.
 

@@ -1,6 +1,6 @@
 """Nodes that fit previews and show them while a model samples."""
 
-from latent_codec.comfyui.inputs import CATEGORY, PREVIEW, codec_vae
+from latent_codec.comfyui.inputs import CATEGORY, PREVIEW, codec_vae, node_input, number_input
 
 KINDS = ("auto", "linear", "tiny", "full")
 
@@ -25,14 +25,12 @@ class FitPreview:
     @classmethod
     def INPUT_TYPES(cls):
         return {
-            "required": {"vae": ("VAE", {"tooltip": "From Load Latent Codec."})},
+            "required": {"vae": node_input("VAE", "From Load Latent Codec.")},
             "optional": {
-                "images": (
+                "images": node_input(
                     "IMAGE",
-                    {
-                        "tooltip": "Images to fit to, of the kind that will be drawn; of 8 or more some are held out to measure the "
-                        "fit. Not connected: random latents."
-                    },
+                    "Images to fit to, of the kind that will be drawn; of 8 or more some are held out to measure the "
+                    "fit. Not connected: random latents.",
                 )
             },
         }
@@ -76,31 +74,20 @@ class PreviewWithCodec:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "model": ("MODEL", {"tooltip": "The model that will be sampled."}),
-                "vae": (
-                    "VAE",
-                    {"tooltip": "From Load Latent Codec: the codec whose latents the model draws."},
-                ),
-                "kind": (
+                "model": node_input("MODEL", "The model that will be sampled."),
+                "vae": node_input("VAE", "From Load Latent Codec: the codec whose latents the model draws."),
+                "kind": node_input(
                     list(KINDS),
-                    {
-                        "default": "auto",
-                        "tooltip": "linear: a pixel per latent, at once. tiny: a small decoder. full: the codec's own decoder, one "
-                        "decoding per preview. auto: the connected preview, or the best one in the codec's folder, or a linear one "
-                        "fitted now.",
-                    },
+                    "linear: a pixel per latent, at once. tiny: a small decoder. full: the codec's own decoder, one "
+                    "decoding per preview. auto: the connected preview, or the best one in the codec's folder, or a linear one "
+                    "fitted now.",
+                    default="auto",
                 ),
-                "every": (
-                    "INT",
-                    {
-                        "default": 1,
-                        "min": 1,
-                        "max": 1000,
-                        "tooltip": "Show each so-many-th step; the last is always shown.",
-                    },
+                "every": number_input(
+                    "Show each so-many-th step; the last is always shown.", default=1, between=(1, 1000)
                 ),
             },
-            "optional": {"preview": (PREVIEW, {"tooltip": "From Fit Preview, for auto."})},
+            "optional": {"preview": node_input(PREVIEW, "From Fit Preview, for auto.")},
         }
 
     def attach(self, model, vae, kind: str = "auto", every: int = 1, preview=None) -> tuple:

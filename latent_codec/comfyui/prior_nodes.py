@@ -1,7 +1,7 @@
 """The node that samples images from a prior."""
 
 from latent_codec.comfyui import model_files
-from latent_codec.comfyui.inputs import CATEGORY, number_or_none
+from latent_codec.comfyui.inputs import CATEGORY, node_input, number_input, number_or_none
 
 
 class PriorSampler:
@@ -28,84 +28,48 @@ class PriorSampler:
     def INPUT_TYPES(cls):
         return {
             "required": {
-                "pipeline": (
+                "pipeline": node_input(
                     model_files.pipeline_names(),
-                    {
-                        "tooltip": "The shipped pipeline, or one in models/latent_codecs, as `latent-codec pipeline` writes them."
-                    },
+                    "The shipped pipeline, or one in models/latent_codecs, as `latent-codec pipeline` writes them.",
                 ),
-                "label": (
+                "label": node_input(
                     "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "Classes by name or number, with commas between them. Empty: every class, or none where the prior "
-                        "has no classes.",
-                    },
+                    "Classes by name or number, with commas between them. Empty: every class, or none where the prior "
+                    "has no classes.",
+                    default="",
                 ),
-                "num_images": (
-                    "INT",
-                    {"default": 4, "min": 1, "max": 256, "tooltip": "Images of every label."},
+                "num_images": number_input("Images of every label.", default=4, between=(1, 256)),
+                "seed": number_input(
+                    "Seed of the random number generator.",
+                    default=0,
+                    between=(0, 2**63 - 1),
+                    control_after_generate=True,
                 ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 2**63 - 1,
-                        "control_after_generate": True,
-                        "tooltip": "Seed of the random number generator.",
-                    },
+                "temperature": number_input(
+                    "Divides the logits; 0: the most probable index at every position.",
+                    default=1.0,
+                    between=(0.0, 10.0),
                 ),
-                "temperature": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.0,
-                        "max": 10.0,
-                        "step": 0.01,
-                        "tooltip": "Divides the logits; 0: the most probable index at every position.",
-                    },
+                "top_k": number_input(
+                    "Sample among the most probable K indices. 0: among all.", default=0, between=(0, 65536)
                 ),
-                "top_k": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 65536,
-                        "tooltip": "Sample among the most probable K indices. 0: among all.",
-                    },
+                "top_p": number_input(
+                    "Sample among the most probable indices that together have this probability. 1: among all.",
+                    default=1.0,
+                    between=(0.01, 1.0),
                 ),
-                "top_p": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.01,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "Sample among the most probable indices that together have this probability. 1: among all.",
-                    },
-                ),
-                "keep": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.01,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "Keep this share of a label's images, those that the pipeline's classifier finds most probable. "
-                        "1: all of them, in the order drawn.",
-                    },
+                "keep": number_input(
+                    "Keep this share of a label's images, those that the pipeline's classifier finds most probable. "
+                    "1: all of them, in the order drawn.",
+                    default=1.0,
+                    between=(0.01, 1.0),
                 ),
             },
             "optional": {
-                side: (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 4096,
-                        "tooltip": f"{side.capitalize()} of the images in pixels. 0: as in the prior's training.",
-                    },
+                side: number_input(
+                    f"{side.capitalize()} of the images in pixels. 0: as in the prior's training.",
+                    default=0,
+                    between=(0, 4096),
                 )
                 for side in ("height", "width")
             },
