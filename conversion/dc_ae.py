@@ -22,6 +22,7 @@ from latent_codec.conversion.renaming import (
     Shapes,
     count_keys,
     modules,
+    refuse_others,
 )
 
 if TYPE_CHECKING:
@@ -179,11 +180,8 @@ def _block(theirs: str, ours: str, num_scales: int) -> list[Rename]:
 
 def _refuses(component: "nn.Module") -> str | None:
     config = component.config
-    for key, expected in _defaults({"decoder_norm_types": _per_stage(config, "decoder_norm_types")}).items():
-        value = _per_stage(config, key) if key == "decoder_act_fns" else config[key]
-        if value != expected:
-            return f"its {key} is {value}, and the original code's {expected}"
-    return None
+    stages = {key: _per_stage(config, key) for key in ("decoder_norm_types", "decoder_act_fns")}
+    return refuse_others({**config, **stages}, _defaults(stages))
 
 
 def _per_stage(config: Mapping, key: str) -> tuple:

@@ -25,7 +25,7 @@ from latent_codec.conversion.encoder_decoder import (
     refuse_for_ldm,
 )
 from latent_codec.conversion.ldm_kl import infer_latents
-from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes
+from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes, refuse_others
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +34,7 @@ EPS = 1e-4
 """Of the batch norm; shapes do not show it."""
 _DIFFUSERS_ANCHOR = "encoder.mid_block.resnets.0.norm1.weight"
 _PATCH = (2, 2)
+_ORIGINAL = {"batch_norm_eps": EPS, "patch_size": _PATCH}
 _OWN_QUANT_CONVS = {"encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "post_quant_conv"}
 _FIXED = f"the original code, with {NORM_GROUPS} groups in its norms, silu as activation and {EPS:g} as batch_norm_eps"
 _SCALE = Scale(
@@ -82,7 +83,7 @@ def _infer_original(shapes: Shapes) -> dict:
 
 
 def _defaults(inferred: Mapping) -> dict:
-    return {"norm_num_groups": NORM_GROUPS, "act_fn": "silu", "batch_norm_eps": EPS, "patch_size": _PATCH}
+    return {"norm_num_groups": NORM_GROUPS, "act_fn": "silu"} | _ORIGINAL
 
 
 def _table(config: Mapping) -> list[Rename]:
@@ -96,12 +97,7 @@ def _original_table(config: Mapping) -> list[Rename]:
 
 
 def _refuses(component: "nn.Module") -> str | None:
-    config = component.config
-    if config.batch_norm_eps != EPS:
-        return f"its batch_norm_eps is {config.batch_norm_eps:g}, and the original code's {EPS:g}"
-    if tuple(config.patch_size) != _PATCH:
-        return f"its latents are packed {config.patch_size}, and the original code's {_PATCH}"
-    return refuse_for_ldm(component)
+    return refuse_others(component.config, _ORIGINAL) or refuse_for_ldm(component)
 
 
 def _refuses_convs(component: "nn.Module") -> str | None:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from latent_codec.conversion import taesd
 from latent_codec.conversion.embedding import QUANT_CONVS, SD, SD_X4, misfits
+from latent_codec.conversion.renaming import as_tuple
 from latent_codec.families.pipeline_spaces import FLUX1, SD1, SD3, SDXL
 
 Pair = tuple[bool, bool]
@@ -84,17 +86,9 @@ TITLES = {
 }
 
 _RGB = {"in_channels": 3, "out_channels": 3, "act_fn": "silu"}
-_TAESD = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "encoder_block_out_channels": (64,) * 4,
-    "decoder_block_out_channels": (64,) * 4,
-    "num_encoder_blocks": (1, 3, 3, 3),
-    "num_decoder_blocks": (3, 3, 3, 1),
-    "act_fn": "relu",
-    "upsample_fn": "nearest",
-    "scaling_factor": 1.0,
-    "shift_factor": 0.0,
+_TAESD = taesd.ORIGINAL | {
+    "scaling_factor": taesd.SCALE.scaling_factor,
+    "shift_factor": taesd.SCALE.shift_factor,
 }
 _WAN = {"base_dim": 96, "dim_mult": (1, 2, 4, 4), "num_res_blocks": 2, "in_channels": 3, "input_channels": 3}
 _WAN_2_2 = {
@@ -210,79 +204,45 @@ class Row:
         return wrong + (misfits(config, changes) if changes else [])
 
 
+_COMFYUI = {"version": COMFYUI, "place": "models/vae"}
+_COMFYUI_LATER = {"version": COMFYUI_LATER, "place": "models/vae"}
+_A1111 = {"version": A1111, "place": "models/VAE"}
 _KL = {"class_name": "AutoencoderKL", "format": "ldm"}
-_TINY = {"class_name": "AutoencoderTiny", "format": "taesd", "network": _TAESD}
+_TINY = {"class_name": "AutoencoderTiny", "format": "taesd", "network": _TAESD, "channels": (4, 16)}
 _SD = {"network": SD | _RGB | _levels(4), "num_levels": 4}
+_HALVES = {"sd1": "taesd", "sdxl": "taesdxl", "sd3": "taesd3"}
 
 ROWS = (
     Row(
-        version=COMFYUI,
+        **_COMFYUI,
         **_KL,
         **_SD,
         other_channels=(32, 64),
         quant_convs=(BOTH, NEITHER),
         takes_folder=True,
         families={4: ("sd1", "sdxl"), 16: ("sd3", "flux")},
-        place="models/vae",
     ),
     Row(
-        version=COMFYUI,
+        **_COMFYUI,
         **_KL,
         network=SD_X4 | _RGB | _levels(3),
         num_levels=3,
         other_channels=(32, 64),
         quant_convs=(BOTH, NEITHER),
         families={4: ("sd-x4",)},
-        place="models/vae",
     ),
+    Row(version=COMFYUI, **_TINY, names=_HALVES | {"flux": "taef1"}, place="models/vae_approx"),
     Row(
-        version=COMFYUI,
-        **_TINY,
-        channels=(4, 16),
-        names={"sd1": "taesd", "sdxl": "taesdxl", "sd3": "taesd3", "flux": "taef1"},
-        place="models/vae_approx",
-    ),
-    Row(
-        version=COMFYUI,
+        **_COMFYUI,
         class_name="AutoencoderKLHunyuanImage",
         format="hunyuan-image-comfy",
         network=_HUNYUAN_IMAGE,
         channels=(64,),
-        place="models/vae",
     ),
-    Row(
-        version=COMFYUI,
-        class_name="AutoencoderKLWan",
-        format="wan",
-        network=_WAN,
-        channels=(16,),
-        place="models/vae",
-    ),
-    Row(
-        version=COMFYUI,
-        class_name="AutoencoderKLWan",
-        format="wan",
-        network=_WAN_2_2,
-        channels=(48,),
-        place="models/vae",
-    ),
-    Row(
-        version=COMFYUI,
-        class_name="AutoencoderKLQwenImage",
-        format="wan",
-        network=_WAN,
-        channels=(16,),
-        place="models/vae",
-    ),
-    Row(
-        version=COMFYUI_LATER,
-        **_KL,
-        **_SD,
-        channels=(32,),
-        quant_convs=(BOTH, NEITHER),
-        takes_folder=True,
-        place="models/vae",
-    ),
+    Row(**_COMFYUI, class_name="AutoencoderKLWan", format="wan", network=_WAN, channels=(16,)),
+    Row(**_COMFYUI, class_name="AutoencoderKLWan", format="wan", network=_WAN_2_2, channels=(48,)),
+    Row(**_COMFYUI, class_name="AutoencoderKLQwenImage", format="wan", network=_WAN, channels=(16,)),
+    Row(**_COMFYUI_LATER, **_KL, **_SD, channels=(32,), quant_convs=(BOTH, NEITHER), takes_folder=True),
     Row(
         version=COMFYUI_LATER,
         class_name="AutoencoderTinyGN",
@@ -293,44 +253,16 @@ ROWS = (
         place="models/vae_approx",
     ),
     Row(
-        version=COMFYUI_LATER,
+        **_COMFYUI_LATER,
         class_name="AutoencoderKLFlux2",
         format="flux2-comfy",
-        network={
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-            "block_out_channels": SD["block_out_channels"],
-        },
+        network={key: value for key, value in SD.items() if key != "mid_block_add_attention"},
         channels=(32,),
         takes_folder=True,
-        place="models/vae",
     ),
-    Row(
-        version=A1111,
-        **_KL,
-        **_SD,
-        channels=(4,),
-        quant_convs=(BOTH,),
-        families={4: ("sd1", "sdxl")},
-        place="models/VAE",
-    ),
-    Row(
-        version=A1111,
-        **_KL,
-        **_SD,
-        channels=(16,),
-        quant_convs=(NEITHER,),
-        families={16: ("sd3",)},
-        place="models/VAE",
-    ),
-    Row(
-        version=A1111,
-        **_TINY,
-        channels=(4, 16),
-        names={"sd1": "taesd", "sdxl": "taesdxl", "sd3": "taesd3"},
-        suffix=".pth",
-        place="models/VAE-taesd",
-    ),
+    Row(**_A1111, **_KL, **_SD, channels=(4,), quant_convs=(BOTH,), families={4: ("sd1", "sdxl")}),
+    Row(**_A1111, **_KL, **_SD, channels=(16,), quant_convs=(NEITHER,), families={16: ("sd3",)}),
+    Row(version=A1111, **_TINY, names=_HALVES, suffix=".pth", place="models/VAE-taesd"),
     Row(
         version=INVOKEAI,
         class_name="AutoencoderKL",
@@ -349,37 +281,21 @@ ROWS = (
         families={16: ("flux",)},
         filed_as=("flux",),
     ),
-    Row(
-        version=INVOKEAI,
-        class_name="AutoencoderTiny",
-        format="diffusers",
-        filed_as=("sd-1", "sdxl"),
-        channels=(4,),
-        takes_folder=True,
-    ),
-    Row(
-        version=INVOKEAI,
-        class_name="AutoencoderKLFlux2",
-        format="diffusers",
-        filed_as=("flux2",),
-        channels=(32,),
-        takes_folder=True,
-    ),
-    Row(
-        version=INVOKEAI,
-        class_name="AutoencoderKLWan",
-        format="diffusers",
-        filed_as=("wan",),
-        channels=(16, 48),
-        takes_folder=True,
-    ),
-    Row(
-        version=INVOKEAI,
-        class_name="AutoencoderKLQwenImage",
-        format="diffusers",
-        filed_as=("qwen-image",),
-        channels=(16,),
-        takes_folder=True,
+    *(
+        Row(
+            version=INVOKEAI,
+            class_name=class_name,
+            format="diffusers",
+            filed_as=bases,
+            channels=channels,
+            takes_folder=True,
+        )
+        for class_name, bases, channels in (
+            ("AutoencoderTiny", ("sd-1", "sdxl"), (4,)),
+            ("AutoencoderKLFlux2", ("flux2",), (32,)),
+            ("AutoencoderKLWan", ("wan",), (16, 48)),
+            ("AutoencoderKLQwenImage", ("qwen-image",), (16,)),
+        )
     ),
 )
 
@@ -392,11 +308,6 @@ def rows_of(host: str) -> tuple[Row, ...]:
 def row_for(host: str, class_name: str, config: Mapping, channels: int) -> Row | None:
     """The row by which a program takes an autoencoder; None where it has none for its class, depth and channels."""
     return next((row for row in rows_of(host) if row.is_for(class_name, config, channels)), None)
-
-
-def as_tuple(value):
-    """An entry of a config, lists of a file as the tuples of a class."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def short(value) -> str:

@@ -9,7 +9,6 @@ pixels for channels, so that every residual block keeps its width, and shortcuts
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING
 
 from latent_codec.conversion.diffusers_files import configured
 from latent_codec.conversion.ldm_kl import LOSS
@@ -22,16 +21,15 @@ from latent_codec.conversion.renaming import (
     Shapes,
     count_keys,
     modules,
+    refuse_others,
 )
-
-if TYPE_CHECKING:
-    from torch import nn
 
 _ANCHOR = "decoder.up.0.upsample.conv.weight"
 """In latent-diffusion's code, the outermost level has nothing to upsample."""
 _SAMPLE_SIZE = 384
 """Of the tiles that diffusers cuts, as in its published config."""
 _SCALE = Scale(0.75289, None, "of HunyuanImage 2.1, whose original code fixes it")
+_ORIGINAL = {"downsample_match_channel": True, "upsample_match_channel": True}
 _BLOCK = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
 _ATTENTION = {"norm": "norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "proj"}
 
@@ -56,9 +54,7 @@ def infer(shapes: Shapes) -> dict:
         ),
         "layers_per_block": depths[0],
         "spatial_compression_ratio": 2**num_resamplings,
-        "downsample_match_channel": True,
-        "upsample_match_channel": True,
-    }
+    } | _ORIGINAL
 
 
 def table(config: Mapping) -> list[Rename]:
@@ -82,13 +78,6 @@ def comfy_table(config: Mapping) -> list[Rename]:
     return rows
 
 
-def _refuses(component: "nn.Module") -> str | None:
-    config = component.config
-    if not (config.downsample_match_channel and config.upsample_match_channel):
-        return "its resamplings keep the number of channels, and the original code's change it"
-    return None
-
-
 FORMAT = Format(
     names=("hunyuan-image",),
     title="HunyuanImage 2.1 autoencoder",
@@ -100,7 +89,7 @@ FORMAT = Format(
     infer=infer,
     table=table,
     left_out=(LOSS,),
-    refuses=_refuses,
+    refuses=lambda component: refuse_others(component.config, _ORIGINAL),
     scale=_SCALE,
     written_prefix="vae.",
 )

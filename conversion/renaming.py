@@ -223,6 +223,20 @@ class KeyReport:
             raise ConversionError(f"{name} does not fit: {'; '.join(problems)}. Nothing was converted.")
 
 
+def as_tuple(value):
+    """An entry of a config, lists of a file as the tuples of a class, however deep."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def refuse_others(config: Mapping, original: Mapping) -> str | None:
+    """Why an original code, which always has these entries, cannot hold a component of this config; None if it can."""
+    for key, expected in original.items():
+        value = as_tuple(config.get(key, expected))
+        if value != expected:
+            return f"its {key} is {value}, and the original code's always {expected}"
+    return None
+
+
 def counts_of(mapped: int, left_out: Mapping[str, str], **others: int) -> dict[str, int]:
     """Count keys: mapped, left out by each rule, and the `others`."""
     counted = Counter(left_out.values())

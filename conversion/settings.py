@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 from latent_codec.components.weight_files import MAX_CONFIG_BYTES, config_in
 from latent_codec.conversion.checkpoints import Checkpoint
-from latent_codec.conversion.renaming import ConversionError, ConversionSettingError, Format, Network, Scale
+from latent_codec.conversion.renaming import (
+    ConversionError,
+    ConversionSettingError,
+    Format,
+    Network,
+    Scale,
+    as_tuple,
+)
 
 _SAME_LAYOUT = {
     "AutoencoderVQ": ("VQModel",),
@@ -193,8 +200,4 @@ def _comparable(key: str, value, inferred: Mapping):
         return (value,) * len(inferred["strides"])
     if isinstance(value, str) and isinstance(inferred[key], tuple):  # one for all stages
         return (value,) * len(inferred[key])
-    return _as_tuple(value)
-
-
-def _as_tuple(value):
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+    return as_tuple(value)

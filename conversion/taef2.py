@@ -16,7 +16,6 @@ from latent_codec.conversion.taesd import (
     is_diffusers,
     is_original,
     layer_table,
-    refuses,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def infer(shapes: Shapes, infix: str = "") -> dict:
 def refuses_normless(component: "nn.Module") -> str | None:
     if not component.config.use_midblock_gn:
         return "it has no group norms, and TAEF2 has; an AutoencoderTiny of its weights can be written"
-    return refuses(component)
+    return taesd.FORMAT.refuses(component)
 
 
 FORMAT = replace(

@@ -6,19 +6,14 @@ but whose latents they are: taew2_1, taehv (HunyuanVideo) and taecvx (CogVideoX)
 """
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from latent_codec.conversion.diffusers_files import own_names
-from latent_codec.conversion.renaming import ConversionError, Format, Scale, Shapes, count_keys
-
-if TYPE_CHECKING:
-    from torch import nn
+from latent_codec.conversion.renaming import ConversionError, Format, Scale, Shapes, count_keys, refuse_others
 
 _ANCHOR = "encoder.2.conv.weight"
 """The first pool over time, which TAESD has not: its blocks have `conv.0.weight`."""
 _UNSETTLED = 32
-_MAGNITUDE = 3
+_ORIGINAL = {"latent_magnitude": 3}
 
 
 def infer(shapes: Shapes) -> dict:
@@ -65,28 +60,18 @@ def infer(shapes: Shapes) -> dict:
     }
 
 
-def _defaults(inferred: Mapping) -> dict:
-    return {"latent_magnitude": _MAGNITUDE}
-
-
-def _refuses(component: "nn.Module") -> str | None:
-    if component.config.latent_magnitude != _MAGNITUDE:
-        return f"its latent_magnitude is {component.config.latent_magnitude:g}, and the original code's {_MAGNITUDE}"
-    return None
-
-
 FORMAT = Format(
     names=("taehv", "diffusers"),
     title="tiny video autoencoder (TAEHV)",
     class_name="AutoencoderTinyVideo",
     anchor=_ANCHOR,
-    defaults=_defaults,
+    defaults=lambda inferred: _ORIGINAL,
     fixed="the original code, whose activation is relu",
     recognizes=lambda shapes: _ANCHOR in shapes and "decoder.1.weight" in shapes,
     infer=infer,
     table=lambda config: own_names("AutoencoderTinyVideo", config),
     own_keys=r"(encoder|decoder)\.\d+\.",
-    refuses=_refuses,
+    refuses=lambda component: refuse_others(component.config, _ORIGINAL),
     scale=Scale(
         1.0,
         0.0,

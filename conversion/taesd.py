@@ -9,17 +9,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from latent_codec.conversion.diffusers_files import own_layout
-from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes
+from latent_codec.conversion.renaming import ConversionError, Format, Rename, Scale, Shapes, refuse_others
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 PARTS = ("", ".conv.0", ".conv.2", ".conv.4")
 """Parts of a layer that have weights: a convolution itself, or the three of a block."""
 FIXED = "the original code, whose activation is relu"
 SCALE = Scale(1.0, 0.0, "a tiny autoencoder's latents are already those that a denoiser sees")
 _CLAMP = {"encoder": 0, "decoder": 1}
-_ORIGINAL = {
+ORIGINAL = {
     "in_channels": 3,
     "out_channels": 3,
     "encoder_block_out_channels": (64,) * 4,
@@ -136,16 +136,6 @@ def _layers(config: Mapping) -> list[tuple[str, int]]:
     return [(side, index) for side, count in counts.items() for index in range(count)]
 
 
-def refuses(component: "nn.Module") -> str | None:
-    config = component.config
-    for key, expected in _ORIGINAL.items():
-        value = config.get(key, expected)
-        value = tuple(value) if isinstance(expected, tuple) else value
-        if value != expected:
-            return f"its {key} is {value}, and the original code's always {expected}"
-    return None
-
-
 FORMAT = Format(
     names=("taesd",),
     title="TAESD",
@@ -155,7 +145,7 @@ FORMAT = Format(
     recognizes=lambda shapes: is_original(shapes) and not has_norms(shapes),
     infer=infer,
     table=layer_table(PARTS),
-    refuses=refuses,
+    refuses=lambda component: refuse_others(component.config, ORIGINAL),
     scale=SCALE,
     halves=True,
 )
