@@ -9,19 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latent_codec.components.weight_files import check_folder_to_save
-from latent_codec.conversion.checkpoints import SUFFIXES
-from latent_codec.conversion.foreign import FORMATS, Foreign, read_foreign
+from latent_codec.conversion.foreign import Foreign, read_foreign
 from latent_codec.conversion.ldm_config import SETTINGS, check_config, read_config, scale_of
 from latent_codec.conversion.renaming import ConversionSettingError, Scale
 from latent_codec.conversion.scales import SCALES, named_scale
 from latent_codec.conversion.settings import Settings, combine, read_diffusers_config
 from latent_codec.errors import SettingError
 from latent_codec.exporting import (
-    HALVES,
     LATENT2RGB,
     Changes,
     card,
+    check_destination,
     destination,
     keep_sidecars,
     latent2rgb,
@@ -33,9 +31,6 @@ if TYPE_CHECKING:  # torch and diffusers are imported once a source is known to 
     import torch
 
     from latent_codec.codec import LatentCodec
-
-FOREIGN = tuple(dict.fromkeys(name for each in FORMATS for name in each.names if name != "diffusers"))
-"""Formats that `convert` writes, next to diffusers' own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +147,7 @@ def convert(
     out = Path(out)
     if to is not None or not changes.host:
         to = to or "diffusers"
-        _check_destination(out, to, changes)
+        check_destination(out, to, changes.host)
     if calibrate is not None and (to != "diffusers" or changes):
         got = next((each for each in (host, embed, fold_scale) if each), to)
         raise SettingError(
@@ -258,29 +253,6 @@ def _preview_factors(
         written=[] if out is None else [Path(out)],
         latent2rgb=factors,
     )
-
-
-def _check_destination(out: Path, to: str, changes: Changes) -> None:
-    """Raise ValueError for a format that is not known, and where it cannot be written."""
-    is_file_name = out.suffix in SUFFIXES
-    if to == "diffusers":
-        if is_file_name:
-            raise SettingError(
-                "out",
-                "the name of a folder, as a diffusers component is one",
-                str(out),
-                advice=f"name one, or say by `to` what the file is to hold ({', '.join(FOREIGN)})",
-            )
-        check_folder_to_save(out)
-        return
-    if to not in FOREIGN:
-        raise SettingError("to", f"one of diffusers, {', '.join(FOREIGN)}", to)
-    if out.exists() and not (changes.host and out.is_dir()):
-        raise ValueError(f"{out} exists; name a new file")
-    if to in HALVES and is_file_name:
-        raise SettingError("out", f"the name of a folder for the two files of {to}", str(out))
-    if to not in HALVES and not is_file_name and not changes.host:
-        raise SettingError("out", f"a file name that ends in one of {', '.join(SUFFIXES)}", str(out))
 
 
 def _are_files(sources: Sequence[str | os.PathLike]) -> bool:
@@ -399,7 +371,7 @@ def _write(
     export = prepare(codec.autoencoder, changes)
     row = export.row
     to = to or (row.format if row is not None else "diffusers")
-    files = destination(out, to, export, codec.name, changes.family)
+    files = destination(out, to, export, codec.name, changes)
     if export.component is not codec.autoencoder and isinstance(dtypes, Mapping):
         # By keys, of which there are others now; a folded scale would be rounded to half.
         kinds = set(dtypes.values())

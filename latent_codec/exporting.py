@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from latent_codec.components.weight_files import check_folder_to_save
 from latent_codec.conversion.checkpoints import SUFFIXES
 from latent_codec.conversion.embedding import NETWORKS, as_network
-from latent_codec.conversion.hosts import HOSTS, TITLES, Row, as_tuple, row_for
-from latent_codec.conversion.renaming import ConversionError, Scale
+from latent_codec.conversion.foreign import FORMATS
+from latent_codec.conversion.hosts import HOSTS, TITLES, Row, row_for
+from latent_codec.conversion.renaming import ConversionError, Scale, as_tuple
 from latent_codec.conversion.scales import SCALES
 from latent_codec.errors import SettingError
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # settings are checked before torch is imported
 
 LATENT2RGB = "latent2rgb"
 """Value of `to` for the factors of a linear preview."""
+FOREIGN = tuple(dict.fromkeys(name for each in FORMATS for name in each.names if name != "diffusers"))
+"""Formats that `convert` writes, next to diffusers' own."""
 HALVES = ("taesd",)
 """Formats of two files, for which a destination is a folder."""
 
@@ -153,7 +156,31 @@ def _short(value) -> str:
     return "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def destination(out: Path, to: str, export: Export, name: str, family: str | None) -> list[Path]:
+def check_destination(out: Path, to: str, host: str | None) -> None:
+    """Refuse a destination that no file or folder of a format can have.
+
+    Raises:
+        SettingError: if the format is not known, or `out` is the name of a file where a folder is needed, or the other way round.
+        ValueError: if a file exists, or a folder is no codec's.
+    """
+    is_file_name = out.suffix in SUFFIXES
+    if to == "diffusers" and is_file_name:
+        advice = f"name one, or say by `to` what the file is to hold ({', '.join(FOREIGN)})"
+        expected = "the name of a folder, as a diffusers component is one"
+        raise SettingError("out", expected, str(out), advice=advice)
+    if to == "diffusers":
+        check_folder_to_save(out)
+    elif to not in FOREIGN:
+        raise SettingError("to", f"one of diffusers, {', '.join(FOREIGN)}", to)
+    elif to in HALVES and is_file_name:
+        raise SettingError("out", f"the name of a folder for the two files of {to}", str(out))
+    elif not (to in HALVES or is_file_name or host):
+        raise SettingError("out", f"a file name that ends in one of {', '.join(SUFFIXES)}", str(out))
+    elif out.exists() and not (host and out.is_dir()):
+        raise ValueError(f"{out} exists; name a new file")
+
+
+def destination(out: Path, to: str, export: Export, name: str, changes: Changes) -> list[Path]:
     """The files to write, or the one folder, by what a person named.
 
     Args:
@@ -161,27 +188,18 @@ def destination(out: Path, to: str, export: Export, name: str, family: str | Non
         name: of the codec, for a file that may be called as anyone likes.
 
     Raises:
-        SettingError: if `out` or `family` does not fit the format.
-        ValueError: if a file exists, or a folder is no codec's.
+        SettingError, ValueError: as `check_destination`, and for a family that the format has not.
     """
-    is_file_name = out.suffix in SUFFIXES
+    check_destination(out, to, changes.host)
     if to == "diffusers":
-        if is_file_name:
-            raise SettingError(
-                "out", "the name of a folder, as a diffusers component is one", str(out), advice="name one"
-            )
-        return [check_folder_to_save(out)]
+        return [out.resolve()]
     row = export.row
+    suffix = row.suffix if row is not None else ".safetensors"
     if to in HALVES:
-        if is_file_name:
-            raise SettingError("out", f"the name of a folder for the two files of {to}", str(out))
-        stem = _stem(row, family, export.component) if row is not None else to
-        suffix = row.suffix if row is not None else ".safetensors"
+        stem = to if row is None else _stem(row, changes.family, export.component)
         files = [out / f"{stem}_{side}{suffix}" for side in ("encoder", "decoder")]
     else:
-        files = [
-            out if is_file_name else out / f"{name.replace('/', '-')}{row.suffix if row else '.safetensors'}"
-        ]
+        files = [out if out.suffix in SUFFIXES else out / f"{name.replace('/', '-')}{suffix}"]
     for file in files:
         if file.exists():
             raise ValueError(f"{file} exists; name another destination")

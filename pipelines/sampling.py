@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -492,6 +493,28 @@ def labels_by_number(pipe: SamplingPipeline, given: Sequence[str] | None) -> lis
         names.index(label) if label in names else int(label) if label.isdecimal() else label
         for label in given
     ]
+
+
+class Pace:
+    """When a preview of half-sampled images is due: at most twice a second, and a fifth of the time.
+
+    if pace.is_due:
+        with pace: ...  # make the preview
+    """
+
+    def __init__(self):
+        self.due = self._began = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self.due
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *exception) -> None:
+        now = time.monotonic()
+        self.due = now + max(0.5, 4 * (now - self._began))
 
 
 def onload(component: nn.Module) -> None:

@@ -319,7 +319,7 @@ def test_the_preview_grows_batch_by_batch(place, monkeypatch):
     sheets = []
 
     def callback(*progress):
-        preview.due = 0.0
+        preview.pace.due = 0.0
         preview(*progress)
         sheets.append(cells("growing.png")[0])
 

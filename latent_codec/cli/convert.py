@@ -69,8 +69,7 @@ from latent_codec.cli import arguments
 from latent_codec.conversion.embedding import NETWORKS
 from latent_codec.conversion.hosts import HOSTS
 from latent_codec.conversion.scales import SCALES
-from latent_codec.converting import FOREIGN
-from latent_codec.exporting import LATENT2RGB
+from latent_codec.exporting import FOREIGN, LATENT2RGB
 
 _FAMILIES = ("sd1", "sdxl", "sd3", "flux", "flux2")
 

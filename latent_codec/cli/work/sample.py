@@ -14,7 +14,7 @@ from latent_codec.cli.work.opening import check_writable, device_of, load_codec,
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.images.tensors import sample_grid, write_image
 from latent_codec.pipelines.folders import find_pipeline, load_pipeline
-from latent_codec.pipelines.sampling import labelled_generators, labels_by_number
+from latent_codec.pipelines.sampling import Pace, labelled_generators, labels_by_number
 
 BATCH_PIXELS = 512 * 512
 DEFAULT_SIDE = 256  # for codecs whose config names no size
@@ -101,29 +101,27 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
 
 
 class Preview:
-    """A pipeline's callback that rewrites `path` with the grid so far: at most twice a second, and a fifth of the time."""
+    """A pipeline's callback that rewrites `path` with the grid so far."""
 
     def __init__(self, pipe, path: Path, num_drawn: int, columns: int):
         self.pipe, self.path, self.num_drawn, self.columns = pipe, path, num_drawn, columns
         self.finished = []  # of the batches before this one
-        self.due = 0.0
+        self.pace = Pace()
 
     def __call__(self, step: int, num_steps: int, grids: list, done) -> None:
         steps_per_batch = num_steps // -(-self.num_drawn // BATCH_SIZE)
         is_finished = step % steps_per_batch == 0
-        began = time.monotonic()
-        if began < self.due and not is_finished:
+        is_due = self.pace.is_due
+        if not (is_due or is_finished):
             return
-        images = self.pipe.partial_images(grids, done)
-        if began >= self.due:
-            num_missing = self.num_drawn - len(self.finished) - len(images)
-            blank = Image.new("RGB", images[0].size, "lightgrey")
-            sheet = sample_grid([*self.finished, *images, *[blank] * num_missing], self.columns)
-            write_image(sheet, self.path)
-            now = time.monotonic()
-            self.due = now + max(0.5, 4 * (now - began))
+        with self.pace:
+            images = [*self.finished, *self.pipe.partial_images(grids, done)]
+            if is_due:
+                blank = Image.new("RGB", images[0].size, "lightgrey")
+                missing = [blank] * (self.num_drawn - len(images))
+                write_image(sample_grid(images + missing, self.columns), self.path)
         if is_finished:
-            self.finished += images
+            self.finished = images
 
 
 def _columns(num: int, num_rows: int) -> int:
