@@ -21,7 +21,7 @@ from latent_codec.errors import SettingError
 from latent_codec.images.labels import in_words, shown_name
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource, spread
-from latent_codec.images.tensors import fit_square
+from latent_codec.images.tensors import fit_square, to_uint8
 
 USUAL_NUMBER = 10
 """Of clusters, where images have no classes."""
@@ -146,7 +146,7 @@ def contact_sheet(
     for each, size in enumerate(clusters.sizes):
         places = (clusters.assignments == each).nonzero().flatten()
         places = places[clusters.distances[places].argsort()]
-        color = _color(each, len(clusters.sizes))
+        color = _color(each)
         rows.append(
             [_thumbnail(clusters, source, int(places[place]), 64, color) for place in spread(size, columns)]
         )
@@ -191,7 +191,7 @@ def plane_map(
         if cell in taken:
             continue
         taken.add(cell)
-        color = _color(int(clusters.assignments[place]), len(clusters.sizes))
+        color = _color(int(clusters.assignments[place]))
         across, down = (each * full for each in cell)
         canvas[:, down : down + full, across : across + full] = _thumbnail(
             clusters, source, place, THUMBNAIL, color
@@ -218,14 +218,12 @@ def _thumbnail(
 ) -> Tensor:
     """The middle square of an image, uint8 (3, side, side), in a frame."""
     image = fit_square(source.image(clusters.features.indices[place]), side)
-    framed = (
-        torch.tensor(color, dtype=torch.uint8).view(3, 1, 1).repeat(1, side + 2 * FRAME, side + 2 * FRAME)
-    )
-    framed[:, FRAME:-FRAME, FRAME:-FRAME] = image.add(1).mul(127.5).round().to(torch.uint8)
+    framed = torch.tensor(color, dtype=torch.uint8).view(3, 1, 1).repeat(1, *[side + 2 * FRAME] * 2)
+    framed[:, FRAME:-FRAME, FRAME:-FRAME] = to_uint8(image)
     return framed
 
 
-def _color(cluster: int, num_clusters: int) -> tuple[int, int, int]:
+def _color(cluster: int) -> tuple[int, int, int]:
     """A hue for each cluster, neighbors' far apart."""
     hue = cluster * 0.381966 % 1  # by the golden ratio
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.9 if cluster % 2 == 0 else 0.6, 0.9 if cluster % 3 else 0.7)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from latent_codec.analysis.features import Features
 from latent_codec.analysis.scikit import scikit
-from latent_codec.files import replacing
+from latent_codec.images.figures import new_figure
 from latent_codec.images.labels import MAX_CLASS, shown_name
 
 BINS = 20
@@ -159,37 +159,30 @@ def plot_mutual_information(found: Disentanglement, path: Path, *, title: str) -
     Raises:
         OSError: if `path` cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     shares = np.array(found.mutual_information)
     rows, columns = shares.shape
-    figure = Figure(
-        figsize=(min(max(5.0, 0.55 * columns + 2), 24.0), min(0.5 * rows + 1.6, 24.0)), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
-    axis = figure.add_subplot()
-    image = axis.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axis.set_yticks(
-        range(rows),
-        [f"{shown_name(name)} ({gap:.2f})" for name, gap in zip(found.factors, found.gaps)],
-        parse_math=False,
-    )
-    axis.set_xticks(range(columns), range(columns))
-    axis.set_xlabel("latent dimension")
-    axis.set_title(f"{title}\nMIG {found.mig:.3f}; of each factor its gap", fontsize=9, parse_math=False)
-    if columns <= 20:
-        for row, column in np.ndindex(rows, columns):
-            share = shares[row, column]
-            axis.text(
-                column,
-                row,
-                f"{share:.2f}",
-                ha="center",
-                va="center",
-                color="w" if share < 0.6 else "k",
-                fontsize=7,
-            )
-    figure.colorbar(image, label="share of the factor's entropy")
-    with replacing(path) as written:
-        figure.savefig(written, dpi=120, format="png")
+    inches = min(max(5.0, 0.55 * columns + 2), 24.0), min(0.5 * rows + 1.6, 24.0)
+    with new_figure(path, inches) as figure:
+        axis = figure.add_subplot()
+        image = axis.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_yticks(
+            range(rows),
+            [f"{shown_name(name)} ({gap:.2f})" for name, gap in zip(found.factors, found.gaps)],
+            parse_math=False,
+        )
+        axis.set_xticks(range(columns), range(columns))
+        axis.set_xlabel("latent dimension")
+        axis.set_title(f"{title}\nMIG {found.mig:.3f}; of each factor its gap", fontsize=9, parse_math=False)
+        if columns <= 20:
+            for row, column in np.ndindex(rows, columns):
+                share = shares[row, column]
+                axis.text(
+                    column,
+                    row,
+                    f"{share:.2f}",
+                    ha="center",
+                    va="center",
+                    color="w" if share < 0.6 else "k",
+                    fontsize=7,
+                )
+        figure.colorbar(image, label="share of the factor's entropy")

@@ -285,17 +285,7 @@ def save_features(features: Features, path: str | os.PathLike) -> None:
         OSError: if it cannot be written.
     """
     told = {
-        key: getattr(features, key)
-        for key in (
-            "names",
-            "labels",
-            "codec",
-            "space_fingerprint",
-            "fingerprint",
-            "pooling",
-            "layer",
-            "side",
-        )
+        key: value for key, value in vars(features).items() if key not in ("indices", "vectors", "skipped")
     }
     metadata = {"format": FEATURES, "version": VERSION, "features": json.dumps(told, default=str)}
     tensors = {"vectors": features.vectors.contiguous(), "indices": torch.tensor(features.indices)}

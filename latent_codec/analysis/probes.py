@@ -21,7 +21,7 @@ from latent_codec.analysis.features import Features, extract_features, hold_out_
 from latent_codec.analysis.scikit import scikit
 from latent_codec.codec import LatentCodec
 from latent_codec.errors import SettingError
-from latent_codec.files import replacing
+from latent_codec.images.figures import new_figure
 from latent_codec.images.labels import check_labels, check_same_classes, in_words, shown_name
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
@@ -219,33 +219,27 @@ def plot_confusion(found: Probe, path: Path, names: Sequence[str], *, title: str
     Args:
         names: of `found.classes`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     counts = found.confusion
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     names = [shown_name(each) for each in names]
     longest = max(map(len, names))
     inches = min(max(4, 0.55 * len(names) + 1.5), MOST_INCHES) + 0.06 * longest
-    figure = Figure(figsize=(inches, inches), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90 if longest > 2 else 0, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel(shown_name(found.label), parse_math=False)
-    if len(names) <= 30:
-        for (row, column), share in zip(
-            torch.cartesian_prod(*[torch.arange(len(names))] * 2), shares.flatten()
-        ):
-            count = int(counts[row, column])
-            if count:
-                color = "white" if share > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    figure.suptitle(title, fontsize=10, parse_math=False)
-    FigureCanvasAgg(figure)
-    with replacing(path) as written:
-        figure.savefig(written, dpi=120, format="png")
+    with new_figure(path, (inches, inches)) as figure:
+        axes = figure.subplots()
+        axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(names)), names, rotation=90 if longest > 2 else 0, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel(shown_name(found.label), parse_math=False)
+        if len(names) <= 30:
+            for (row, column), share in zip(
+                torch.cartesian_prod(*[torch.arange(len(names))] * 2), shares.flatten()
+            ):
+                count = int(counts[row, column])
+                if count:
+                    color = "white" if share > 0.5 else "black"
+                    axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+        figure.suptitle(title, fontsize=10, parse_math=False)
 
 
 def mistakes_sheet(

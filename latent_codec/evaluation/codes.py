@@ -20,7 +20,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.components import codec_facts
 from latent_codec.evaluation.meters import Batch
 from latent_codec.files import plain
-from latent_codec.images.tensors import enlarged
+from latent_codec.images.tensors import enlarged, to_uint8
 from latent_codec.previews.full import rgb
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -198,7 +198,7 @@ def codeword_tiles(
     for indices in torch.arange(codebook_size).split(max(DECODE_PIXELS // image_side**2, 1)):
         images = _decode_constant(codec, level, indices, image_side)
         middle = images[:, :, first : first + sides[level], first : first + sides[level]]
-        tiles.append(rgb(middle).add(1).mul(127.5).round().to(torch.uint8).cpu())
+        tiles.append(to_uint8(rgb(middle)).cpu())
         if on_progress:
             on_progress(int(indices[-1]) + 1, codebook_size)
     return torch.cat(tiles)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latent_codec.evaluation.meters import Batch
-from latent_codec.files import replacing
+from latent_codec.images.figures import new_figure
 
 LIMIT = 8.0
 """The histograms run from -LIMIT to LIMIT; values outside count in the outermost bins."""
@@ -99,8 +99,6 @@ class LatentMeter:
 
 def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: str = "") -> None:
     """Draw every channel's histogram with the standard normal's curve over it, as a PNG at `path`."""
-    from matplotlib.figure import Figure
-
     counts = torch.tensor(statistics.histogram, dtype=torch.float64)
     bins_per_bar = BINS_PER_UNIT // 10
     bars = counts.view(len(counts), -1, bins_per_bar).sum(2)
@@ -111,22 +109,20 @@ def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: s
 
     columns = min(4, len(counts))
     rows = -(-len(counts) // columns)
-    figure = Figure(figsize=(3.2 * columns, 2.4 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for channel, (axis, heights) in enumerate(zip(axes, density)):
-        axis.stairs(heights.numpy(), edges.numpy(), fill=True, color="tab:blue", label="latents")
-        axis.plot(centers.numpy(), normal.numpy(), color="tab:orange", label="N(0, 1)")
-        axis.set_xlim(-5, 5)
-        axis.set_title(
-            f"{channel}: mean {statistics.mean[channel]:.2f}, std {statistics.std[channel]:.2f}, "
-            f"KS {statistics.distance_from_normal[channel]:.3f}",
-            fontsize=8,
-        )
-        axis.tick_params(labelsize=7)
-    for axis in axes[len(counts) :]:
-        axis.axis("off")
-    axes[0].legend(fontsize=7)
-    if title:
-        figure.suptitle(title, fontsize=10)
-    with replacing(path) as written:
-        figure.savefig(written, dpi=120, format="png")
+    with new_figure(path, (3.2 * columns, 2.4 * rows + 0.4)) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for channel, (axis, heights) in enumerate(zip(axes, density)):
+            axis.stairs(heights.numpy(), edges.numpy(), fill=True, color="tab:blue", label="latents")
+            axis.plot(centers.numpy(), normal.numpy(), color="tab:orange", label="N(0, 1)")
+            axis.set_xlim(-5, 5)
+            axis.set_title(
+                f"{channel}: mean {statistics.mean[channel]:.2f}, std {statistics.std[channel]:.2f}, "
+                f"KS {statistics.distance_from_normal[channel]:.3f}",
+                fontsize=8,
+            )
+            axis.tick_params(labelsize=7)
+        for axis in axes[len(counts) :]:
+            axis.axis("off")
+        axes[0].legend(fontsize=7)
+        if title:
+            figure.suptitle(title, fontsize=10)

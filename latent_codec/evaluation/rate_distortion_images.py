@@ -8,8 +8,8 @@ from PIL import Image
 from latent_codec.evaluation.comparison import captioned
 from latent_codec.evaluation.rate_distortion import Compressor
 from latent_codec.evaluation.rate_distortion_result import LESS_IS_BETTER, METRICS, RateDistortion, Trial
-from latent_codec.files import replacing
 from latent_codec.images.decoding import printable
+from latent_codec.images.figures import new_figure
 from latent_codec.images.sources import ImageSource, spread
 from latent_codec.images.tensors import center_crop, image_grid, to_image, to_pil
 
@@ -22,46 +22,43 @@ def plot_rate_distortion(result: RateDistortion, path: Path) -> None:
 
     The dashed line is what the codec itself loses, with no file between.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     curves = {name: result.curve(name) for name in result.compressors}
     panels = [metric for metric in METRICS if getattr(curves[result.codec][0], metric) is not None]
-    figure = Figure(figsize=(4.6 * len(panels), 4.2), layout="constrained")
-    for axis, metric in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        for place, (name, curve) in enumerate(curves.items()):
-            points = [(each.bits_per_pixel, getattr(each, metric)) for each in curve]
-            is_ours = name == result.codec
-            axis.plot(
-                *zip(*points),
-                color=f"C{place}",
-                marker="o" if is_ours else ".",
-                linewidth=2 if is_ours else 1,
-                zorder=3 if is_ours else 2,
-                label=name,
+    with new_figure(path, (4.6 * len(panels), 4.2), dpi=130) as figure:
+        for axis, metric in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+            for place, (name, curve) in enumerate(curves.items()):
+                points = [(each.bits_per_pixel, getattr(each, metric)) for each in curve]
+                is_ours = name == result.codec
+                axis.plot(
+                    *zip(*points),
+                    color=f"C{place}",
+                    marker="o" if is_ours else ".",
+                    linewidth=2 if is_ours else 1,
+                    zorder=3 if is_ours else 2,
+                    label=name,
+                )
+            if result.ceiling is not None:
+                axis.axhline(
+                    getattr(result.ceiling, metric),
+                    color="C0",
+                    linestyle="--",
+                    linewidth=1,
+                    label=f"{result.codec}, unquantized",
+                )
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_locator(LogLocator(subs=()))
+            axis.set_xlabel("bits per pixel")
+            axis.set_title(
+                METRICS[metric]
+                + (", dB" if metric == "psnr" else " (less is better)" if metric in LESS_IS_BETTER else ""),
+                fontsize=10,
             )
-        if result.ceiling is not None:
-            axis.axhline(
-                getattr(result.ceiling, metric),
-                color="C0",
-                linestyle="--",
-                linewidth=1,
-                label=f"{result.codec}, unquantized",
-            )
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_locator(LogLocator(subs=()))
-        axis.set_xlabel("bits per pixel")
-        axis.set_title(
-            METRICS[metric]
-            + (", dB" if metric == "psnr" else " (less is better)" if metric in LESS_IS_BETTER else ""),
-            fontsize=10,
-        )
-        axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8)
-    with replacing(path) as written:
-        figure.savefig(written, dpi=130, format="png")
+            axis.grid(alpha=0.3)
+        figure.axes[0].legend(fontsize=8)
 
 
 def equal_bytes_grid(

@@ -68,8 +68,12 @@ def read_pixels(
     pixels = decode_pixels(source, name)
     if pixels.dtype == np.uint8 and pixels.shape[2] == channels:
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    image = _with_channels(_to_signed(pixels), channels, background)
-    return image.add(1).mul(127.5).round().to(torch.uint8)
+    return to_uint8(_with_channels(_to_signed(pixels), channels, background))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Round images in [-1, 1] to 0 to 255; values beyond the range are clamped."""
+    return images.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
 def image_size(source: Source, *, name: str | None = None) -> tuple[int, int]:
@@ -191,7 +195,7 @@ def to_pil(image: Tensor) -> Image.Image:
         pixels = pixels.float()
         if not torch.isfinite(pixels).all():
             raise ValueError("the image holds NaN or infinite values, so there is no image to write")
-        pixels = pixels.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+        pixels = to_uint8(pixels)
     return Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy().copy())
 
 

@@ -18,6 +18,7 @@ from latent_codec.families import family_of
 from latent_codec.files import replacing
 from latent_codec.images.batches import iter_images
 from latent_codec.images.decoding import printable
+from latent_codec.images.figures import new_figure
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import central_window, write_image
@@ -243,34 +244,29 @@ def plot_curves(run: Path) -> Path | None:
     lines = read_metrics(run)
     if len(lines) < 2:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     names = sorted({name for line in lines for name in line} - {"step"})
     columns = 3
     rows = -(-len(names) // columns)
     width, height = 4.2 * columns, 2.6 * rows
-    figure = Figure(figsize=(width, height), dpi=110)
-    figure.subplots_adjust(  # inches; to compute them, matplotlib would draw twice more
-        left=0.6 / width,
-        right=1 - 0.1 / width,
-        bottom=0.45 / height,
-        top=1 - 0.3 / height,
-        wspace=0.25,
-        hspace=0.4,
-    )
-    for place, name in enumerate(names):
-        axes = figure.add_subplot(rows, columns, place + 1)
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        axes.plot(*zip(*points), linewidth=1, marker="." if len(points) <= 40 else None, markersize=4)
-        unit = UNITS.get(name, "")
-        axes.set_title(name.replace("_", " ") + (f" ({unit})" if unit else ""), fontsize=9)
-        if place + columns >= len(names):
-            axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.locator_params(nbins=4)
-        axes.grid(alpha=0.3)
     path = run / "curves.png"
-    with replacing(path) as written:
-        FigureCanvasAgg(figure).print_png(written)
+    with new_figure(path, (width, height), dpi=110, layout=None) as figure:
+        figure.subplots_adjust(  # inches; to compute them, matplotlib would draw twice more
+            left=0.6 / width,
+            right=1 - 0.1 / width,
+            bottom=0.45 / height,
+            top=1 - 0.3 / height,
+            wspace=0.25,
+            hspace=0.4,
+        )
+        for place, name in enumerate(names):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axes.plot(*zip(*points), linewidth=1, marker="." if len(points) <= 40 else None, markersize=4)
+            unit = UNITS.get(name, "")
+            axes.set_title(name.replace("_", " ") + (f" ({unit})" if unit else ""), fontsize=9)
+            if place + columns >= len(names):
+                axes.set_xlabel("step", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.locator_params(nbins=4)
+            axes.grid(alpha=0.3)
     return path
