@@ -244,12 +244,20 @@ def test_every_verb_with_a_codec_has_a_subfolder(capsys):
     from latent_codec.cli import VERBS
 
     for verb in VERBS:
-        if verb == "ui":  # takes several codecs; a subfolder is part of a codec's path
-            continue
         with pytest.raises(SystemExit):
             main([verb, "--help"])
         text = capsys.readouterr().out
-        assert ("--codec" in text) <= ("--subfolder" in text), verb
+        takes_several = "--codec NAME_OR_PATH [NAME_OR_PATH ...]" in text  # each with its own, in its path
+        assert ("--codec" in text) <= ("--subfolder" in text or takes_several), verb
+
+
+def test_a_codec_of_the_page_may_be_in_a_subfolder(model, tmp_path):
+    from latent_codec.ui.desk import Desk
+
+    make("bin", model, tmp_path / "whole" / "first_stage")
+    desk = Desk([tmp_path / "whole" / "first_stage"])
+    assert desk.codec("first_stage").fingerprint == LatentCodec(model).fingerprint
+    desk.close()
 
 
 def test_a_subfolder_is_opened_and_kept_to(model, tmp_path, capsys, monkeypatch):
