@@ -231,6 +231,11 @@ def test_the_codec_is_checked_whatever_it_is_given_as(encoded, codec, tmp_path):
     half = diffusers.AutoencoderKL.from_pretrained(tmp_path / "mine", torch_dtype=torch.float16)
     for given in (codec, codec.autoencoder, tmp_path / "mine", str(tmp_path / "mine"), pipe, half):
         assert LatentDataset(folder).check(given) is None
+    half.register_to_config(_name_or_path="")
+    with pytest.raises(ValueError, match=r"the autoencoder is in float16, .* give its folder"):
+        LatentDataset(folder, codec=half)
+    with pytest.raises(ValueError, match="expected a codec, an autoencoder, a pipeline or a path, got int"):
+        LatentDataset(folder, codec=3)
     other = kl_codec("yours", seed=1)
     other.save_pretrained(tmp_path / "yours")
     for given in (other, other.autoencoder, tmp_path / "yours"):

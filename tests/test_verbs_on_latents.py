@@ -103,6 +103,15 @@ def test_calibrating_on_latents_measures_what_the_images_measure(capsys):
     assert len(of_latents["parity"]) == 3
 
 
+@pytest.mark.parametrize("folder", ["latents", "posteriors"])
+def test_a_data_set_is_decoded(folder, place, capsys, tmp_path):
+    assert main(["decode", folder, "--codec", "mine", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{number}.png" for number in range(8)]
+    codec = LatentCodec.from_pretrained("mine")
+    expected = to_image(codec.roundtrip(place / "photos" / "cat" / "0.png")[0])
+    torch.testing.assert_close(to_image(tmp_path / "0.png"), expected, atol=2 / 127.5, rtol=0)  # of 8 bits
+
+
 def test_a_preview_is_fitted_to_latents_and_their_decodes(capsys):
     told(capsys, "fit-preview", "latents", "--codec", "mine", "--out", "previewed")
     previewer = LatentPreviewer.from_pretrained("previewed", kind="linear")

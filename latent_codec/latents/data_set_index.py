@@ -193,11 +193,20 @@ def _identity(codec: Any, pipeline: str | None) -> tuple[str, str | None, str | 
         codec = LatentCodec.from_pretrained(codec, pipeline=pipeline) if facts is None else facts
     elif not isinstance(codec, LatentCodec):
         if hasattr(codec, "components"):  # a pipeline
-            name = next(name for name in ("vae", "vqvae", "movq") if codec.components.get(name) is not None)
-            codec = codec.components[name]
+            parts = [codec.components.get(name) for name in ("vae", "vqvae", "movq")]
+            codec = next((part for part in parts if part is not None), None)
+        if not hasattr(codec, "config"):
+            raise ValueError(
+                f"expected a codec, an autoencoder, a pipeline or a path, got {type(codec).__name__}"
+            )
         origin = codec.config.get("_name_or_path") or ""
-        if codec.dtype != torch.float32 and os.path.isdir(origin):
-            return _identity(origin, pipeline)  # since rounded weights have another fingerprint
+        if codec.dtype != torch.float32:  # rounded weights have another fingerprint
+            if os.path.isdir(origin):
+                return _identity(origin, pipeline)
+            dtype = str(codec.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the autoencoder is in {dtype}, so that its weights are not known as they were stored; give its folder"
+            )
         codec = LatentCodec(codec, name=origin or type(codec).__name__, pipeline=pipeline)
     return codec.name, codec.pipeline, codec.space_fingerprint, codec.fingerprint
 
