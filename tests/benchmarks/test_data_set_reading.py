@@ -20,12 +20,12 @@ from latent_codec import LatentCodec, LatentDataset
 from latent_codec.latents.importing import import_latents
 from latent_codec.latents.plan import EncodingOptions
 
-NUM_SAMPLES, BATCH_SIZE = 4000, 32
+NUM_SAMPLES, BATCH_SIZE = 1000, 32
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def samples_per_second(count: int, work: Callable[[], None], rounds: int = 3) -> float:
+def samples_per_second(count: int, work: Callable[[], None], rounds: int = 2) -> float:
     seconds = []
     for _ in range(rounds):
         start = time.process_time()
@@ -63,7 +63,7 @@ def test_reading_is_much_faster_than_training(tmp_path):
     training = training_speed()
     rows, slowest = [], float("inf")
     for container in ("webdataset", "parquet", "safetensors"):
-        options = EncodingOptions(container=container, dtype="float16")
+        options = EncodingOptions(container=container, dtype="float16", images_per_shard=250)
         import_latents(codec, [tmp_path / "latents.npy"], tmp_path / container, options, values="scaled")
 
         def stream(folder=tmp_path / container) -> None:
