@@ -7,6 +7,7 @@ as a denoiser takes them (scaled). kohya's caches of SD, SDXL and SD3 are raw, t
 (`sd-scripts`, library/strategy_*.py), which their names tell.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from latent_codec.files import find_files, named_in_utf8
 from latent_codec.images.buckets import Frame
 from latent_codec.latents.latent_files import is_latent_file
 from latent_codec.latents.plain_latents import PlainLatents, read_plain_latents
-from latent_codec.latents.plan import EncodingOptions, plan_shards
+from latent_codec.latents.plan import EncodingOptions, Shard, plan_shards
 from latent_codec.latents.samples import MIRRORED, Sample, Unreadable
 from latent_codec.latents.shards import DataSetFolder, Job, ShardBuilder
 
@@ -192,7 +193,7 @@ def import_latents(
     reading = _Reading(codec, source, values)
     options = reading.completed(options or EncodingOptions(container="webdataset"))
     target = DataSetFolder(folder)
-    plan = plan_shards(source, options, codec)
+    plan = [_named_by(values, shard) for shard in plan_shards(source, options, codec)]
     job = _ImportJob(codec, source, options, target, plan, reading=reading)
     for shard in job.missing():
         builder = ShardBuilder(shard, options, codec)
@@ -207,6 +208,12 @@ def import_latents(
     index = job.finish()
     markers = target.markers(shard.name for shard in plan).values()
     return index | {"skipped_files": [": ".join(each) for marker in markers for each in marker["skipped"]]}
+
+
+def _named_by(values: Values | None, shard: Shard) -> Shard:
+    """The shard under a name that depends on what its values are taken for, too."""
+    digest = hashlib.sha256(f"{shard.name} {values}".encode()).hexdigest()[:8]
+    return replace(shard, name=f"{shard.name.partition('-')[0]}-{digest}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,13 +328,12 @@ class _Reading:
         return len(found.values) == 2 * (space.raw_channels if found.is_raw else space.channels)
 
     def _values_of(self, plain: PlainLatents) -> Values:
-        named = _KOHYA_NAME.fullmatch(plain.path.stem)
         if self.values is not None:
             return self.values
-        if plain.path.suffix == ".npz" and "original_size" in plain.arrays:
-            return "raw"  # of SD or SDXL, also where an older name does not say it
-        if plain.path.suffix == ".npz" and named:
-            return _KOHYA[named["kind"]]
+        if any(name.startswith("original_size") for name in plain.arrays):  # of kohya's
+            named = _KOHYA_NAME.fullmatch(plain.path.stem)
+            if named or "original_size" in plain.arrays:
+                return _KOHYA[named["kind"] if named else "sd"]  # older names do not say SD or SDXL
         expected = '"raw", as the encoder gave them, or "scaled", as a denoiser takes them'
         raise SettingError("values", f"{expected}, which {plain.path.name} does not tell")
 
