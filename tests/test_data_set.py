@@ -213,6 +213,17 @@ def test_flipped_samples_say_so(encoded):
     assert flipped.dtype == torch.bool and flipped.sum() == 8
 
 
+def test_a_tar_with_long_names_is_read_as_any_other(codec, tmp_path):
+    """tar has no room for them in a plain header."""
+    names = ["a" * 90, "b" * 120, "ü"]
+    source = open_source(write_tar(tmp_path / "photos.tar", {f"{name}.png": photo(0) for name in names}))
+    options = EncodingOptions(container="webdataset")
+    encode_data_set(codec, source, tmp_path / "latents", options, num_workers=0)
+    dataset = LatentDataset(tmp_path / "latents")
+    assert [sample["key"] for sample in dataset] == names
+    assert torch.equal(dataset[0]["latents"], dataset[1]["latents"])
+
+
 def test_several_data_sets_are_one_and_mixed_spaces_are_refused(encoded, photos, tmp_path):
     one, other = encoded("webdataset"), encoded("parquet")
     dataset = LatentDataset([one, other])
