@@ -3,7 +3,8 @@
     latent-codec encode fashion_mnist/ --codec latent_codec/assets/fashion-mnist --latents --format webdataset
     python examples/train_dit_on_latents.py latents --codec latent_codec/assets/fashion-mnist --out garments.png
 
-It learns the velocity from latents to noise (flow matching), given a class: ten minutes on one core give garments.
+It learns the velocity from latents to noise (flow matching), given a class: a quarter of an hour on one core gives
+garments.
 """
 
 import argparse
