@@ -488,3 +488,12 @@ def test_names_that_are_no_utf8_go_through_every_verb(tmp_path):
         assert path.format(name) in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
     assert [each["name"] for each in found["images"]] == [name, "plain"]
+
+
+def test_texts_that_go_with_images_are_not_said_to_be_left_out(tmp_path, caplog):
+    write(tmp_path, {"a.png": encoded("PNG"), "a.txt": b"a caption", "a.json": b"{}"})
+    assert len(find_images(tmp_path)) == 1
+    assert not caplog.records
+    (tmp_path / "more.pdf").write_bytes(b"x")
+    find_images(tmp_path)
+    assert "1 .pdf" in caplog.text

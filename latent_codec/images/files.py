@@ -24,6 +24,7 @@ UNSUPPORTED = "an image format that is not supported: save as JPEG, PNG or AVIF"
 NO_IMAGE = "no image"
 _LINKED_FOLDER = "a symbolic link to a folder, which is not followed: name the folder itself"
 _NOWHERE = "a symbolic link that leads nowhere"
+_TEXTS = {".txt", ".caption", ".json"}
 _MAX_NAMES = 5
 _SECONDS_OF_SILENCE = 2.0
 
@@ -42,6 +43,11 @@ class LeftOut:
 
     def __bool__(self) -> bool:
         return bool(self._counts)
+
+    @property
+    def are_texts(self) -> bool:
+        """Whether all of it may go with images of the same name, as captions do."""
+        return all(reason == NO_IMAGE and _TEXTS.issuperset(self._counts[reason]) for reason in self._counts)
 
     def __str__(self) -> str:
         return "; ".join(map(self._reason, self._counts))
@@ -91,9 +97,9 @@ def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
     notes = []
     for path in map(Path, paths):
         if path.is_dir():
-            left_out = LeftOut()
+            left_out, known = LeftOut(), len(found)
             found += [(each, each.relative_to(path)) for each in _walk(path, left_out)]
-            if left_out:
+            if left_out and not (left_out.are_texts and len(found) > known):
                 notes.append(f"{printable(str(path))}: left out {left_out}")
         elif path.exists():
             found.append((path, Path(path.name)))
