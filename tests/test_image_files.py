@@ -394,7 +394,8 @@ def test_encode_stops_at_such_a_label_and_can_leave_labels_out(tmp_path, capsys)
     assert "x.tar/a.png: its .json label is [1, 2]" in line and "leave labels out by --no-labels" in line
     assert not list(tmp_path.glob("codes/*"))
     assert main([*verb, "--no-labels"]) == 0
-    found = load_latents(tmp_path / "codes/00000.safetensors")
+    (shard,) = tmp_path.glob("codes/shards/*.safetensors")
+    found = load_latents(shard)
     assert (found.names, found.labels) == (["x.tar/a.png", "x.tar/b.png"], [None, None])
 
 
