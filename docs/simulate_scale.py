@@ -77,7 +77,8 @@ def simulate(
     num_shards = -(-images // images_per_shard)
     is_fixed = schedule == "fixed"
     waiting = [
-        deque(range(worker, num_shards, cluster.workers)) if is_fixed else None for worker in range(cluster.workers)
+        deque(range(worker, num_shards, cluster.workers)) if is_fixed else None
+        for worker in range(cluster.workers)
     ]
     queue = deque(range(num_shards))
     workers = [_Worker(cluster, rng, 0.0) for _ in range(cluster.workers)]
@@ -149,7 +150,7 @@ def simulate(
     )
 
 
-def table(images: int = 10**9, cluster: Cluster = Cluster()) -> str:  # noqa: B008, which is frozen
+def table(images: int = 10**9, cluster: Cluster = Cluster()) -> str:
     """The simulation's results, as docs/scale.md has them."""
     preemptible = replace(cluster, hours_between_failures=2.0)
     lines = [

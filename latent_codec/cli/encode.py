@@ -22,6 +22,10 @@ The same command again continues where it was stopped: complete shards are
 kept. Images that could not be read are tried again. Give every data set a
 folder of its own, or the URL of one (s3://..., gs://...).
 
+More devices and machines: --engine accelerate for a few GPUs of a machine,
+--engine ray for the rest. Whatever is killed meanwhile, the same command ends
+with the same files. docs/scale.md plans data sets of up to 10^9 images.
+
 Images that cannot be read are left out and named on stderr. Of plain images
 the exit status is then 2.
 
@@ -43,6 +47,10 @@ Examples:
   latent-codec encode "train-{000..003}.tar" --codec runs/mine --out encoded
   latent-codec encode fashion_mnist/ --split test --codec runs/mine
   latent-codec encode hf:owner/name --codec runs/mine --out encoded
+  accelerate launch --num_processes 4 -m latent_codec.cli encode photos/ \\
+    --format webdataset --engine accelerate
+  latent-codec encode photos/ --format webdataset --out s3://bucket/latents \\
+    --engine ray --ray-address auto
 """
 
 import argparse
@@ -136,10 +144,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     ).least = 1
     parser.add_argument(
+        "--engine",
+        choices=("local", "accelerate", "ray"),
+        default="local",
+        help="encode a data set on this machine with one device (local), in the processes that `accelerate launch` has "
+        "started (accelerate), or on all devices of a cluster of Ray (ray) (default: local)",
+    )
+    parser.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="connect to the cluster of Ray whose head this is, or auto (default: start Ray on this machine)",
+    )
+    parser.add_argument(
         "--num-workers",
         type=int,
         metavar="N",
-        help="decode images in N processes, in a data set (default: one for each CPU, up to 8, and none for few images)",
+        help="decode images in N processes, in a data set (default: one for each CPU, up to 8, and none for few images); "
+        "with --engine ray, have N workers that decode and encode (default: one for each GPU, or else each CPU)",
     ).least = 0
     arguments.add_json_argument(parser)
     kind = parser.add_mutually_exclusive_group()

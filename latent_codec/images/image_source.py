@@ -1,5 +1,8 @@
 """Images by index: what every source of images is."""
 
+from collections.abc import Sequence
+from typing import Self
+
 from torch import Tensor
 
 from latent_codec.images.tensors import image_size, read_pixels
@@ -40,6 +43,13 @@ class ImageSource:
         What is larger than `MAX_SIDECAR_BYTES` need not be whole.
         """
         return {}
+
+    def part(self, indices: Sequence[int]) -> Self | None:
+        """A source of these images alone, in this order, with the names, keys and labels that they have here.
+
+        It is as light to send to another process as their part of the listing; None where there is no listing to cut.
+        """
+        return None
 
     def _image(self, index: int):
         """What `read_pixels` takes."""

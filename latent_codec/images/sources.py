@@ -17,9 +17,12 @@ import reprlib
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
+from dataclasses import replace
 from glob import glob
 from itertools import product
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -63,6 +66,9 @@ class SomeImages(ImageSource):
 
     def sidecars(self, index: int) -> dict[str, bytes]:
         return self._source.sidecars(self._indices[index])
+
+    def part(self, indices: Sequence[int]) -> ImageSource | None:
+        return self._source.part([self._indices[index] for index in indices])
 
     def read(self, index: int, channels: int = 3) -> Tensor:
         return self._source.read(self._indices[index], channels)
@@ -191,6 +197,12 @@ class FolderImages(ImageSource):
     def key(self, index: int) -> str:
         return as_key(self.listing[index][1].as_posix())
 
+    def part(self, indices: Sequence[int]) -> Self:
+        some = copy(self)
+        some.listing = [self.listing[index] for index in indices]
+        some.paths = [path for path, _ in some.listing]
+        return some
+
     def sidecars(self, index: int) -> dict[str, bytes]:
         """The files next to it that differ in their suffix only: .txt and .caption, as trainers keep captions, and .json."""
         found = {}
@@ -254,6 +266,14 @@ class TarImages(ImageSource):
 
     def key(self, index: int) -> str:
         return as_key(self._samples[index].name.partition("/")[2])
+
+    def part(self, indices: Sequence[int]) -> Self:
+        samples = [self._samples[index] for index in indices]
+        used = {tar: place for place, tar in enumerate(sorted({sample.tar for sample in samples}))}
+        some = copy(self)
+        some.tars = [self.tars[tar] for tar in used]
+        some._samples = [replace(sample, tar=used[sample.tar]) for sample in samples]
+        return some
 
     def sidecars(self, index: int) -> dict[str, bytes]:
         """The further members of its sample."""

@@ -11,7 +11,7 @@ from latent_codec.latents.engines.accounting import Accounting, Progress
 from latent_codec.latents.plan import EncodingOptions, plan_shards
 from latent_codec.latents.shards import DataSetFolder, Job
 
-ENGINES = ("local",)
+ENGINES = ("local", "accelerate", "ray")
 """Modules of `latent_codec.latents.engines`."""
 
 

@@ -13,11 +13,12 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ class EncodedShard:
     content: bytes
     """Empty where none of its images can be read; there is no file then."""
     marker: dict[str, Any]
+    waited: float = 0.0
+    """Seconds for which the network waited for images."""
 
 
 class ShardBuilder:
@@ -122,9 +125,15 @@ def encode_shard(
     """
     builder = ShardBuilder(shard, options, codec)
     prepare = Preparing.of(source, options, codec)
+    waited = 0.0
 
     def readable() -> Iterator[Sample]:
-        for found in _ahead(prepare, shard.numbers, num_threads, batch_size):
+        nonlocal waited
+        upcoming = _ahead(prepare, shard.numbers, num_threads, batch_size)
+        for _ in shard.numbers:
+            began = time.monotonic()
+            found = next(upcoming)
+            waited += time.monotonic() - began
             if isinstance(found, Unreadable):
                 builder.skip(found)
             else:
@@ -133,7 +142,7 @@ def encode_shard(
     for batch in batches(readable(), batch_size):
         encode_batch(codec, batch, options)
         builder.add(batch)
-    return builder.build()
+    return replace(builder.build(), waited=waited)
 
 
 def _ahead(function, items: Iterable, num_threads: int, ahead: int) -> Iterator:

@@ -1,6 +1,7 @@
 """`latent-codec encode`."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.container or args.images_per_shard or not isinstance(source, FolderImages):
         _encode_data_set(limited(source, args.limit), args)
         return 0
-    for name in (*_OPTIONS, "store_dtype", "num_workers", "json"):
+    for name in (*_OPTIONS, "store_dtype", "engine", "ray_address", "num_workers", "json"):
         if getattr(args, name) != args.parser.get_default(name):
             advice = "or a data set: add `container=webdataset`"
             raise SettingError(name, "none of images in a file each", getattr(args, name), advice=advice)
@@ -74,6 +75,12 @@ def _encode_data_set(source: ImageSource, args: argparse.Namespace) -> None:
         raise ValueError(f"this data goes into a folder of several files; {args.out} names a single one")
     if args.tile:
         raise ValueError("--tile is for plain images in a file each; leave it out of this")
+    settings = settings_of(args, "num_workers")
+    if args.engine == "ray":
+        settings |= settings_of(args, "ray_address", "device")
+        args.device = "cpu"  # of this process, which does not compute
+    elif args.ray_address is not None:
+        raise SettingError("ray_address", "none without Ray", args.ray_address, advice="add `engine=ray`")
     codec = load_codec(args)
     as_indices = args.indices or (codec.indices_suffice and not args.latents and args.posterior == "mean")
     options = EncodingOptions(
@@ -90,19 +97,27 @@ def _encode_data_set(source: ImageSource, args: argparse.Namespace) -> None:
                 source,
                 args.out,
                 options,
+                engine=args.engine,
                 batch_size=args.batch_size,
-                num_workers=args.num_workers,
-                on_progress=_Report(part, args.json),
+                on_progress=_Report(part, args.json and _is_first()),
+                **settings,
             )
     except LabelError as error:
         raise ValueError(f"{error}; leave labels out by --no-labels") from error
+    if not _is_first():
+        return
     if args.json:
         print_json({"event": "done", "out": args.out} | counts.to_json() | _totals(index))
         return
     for shard in index["shards"]:
-        print(Path(args.out, SHARDS, shard["name"]))
+        print("/".join([args.out.rstrip("/"), SHARDS, shard["name"]]))
     if counts.seconds > LINE_EVERY:
         print(_summary(index, counts), file=sys.stderr)
+
+
+def _is_first() -> bool:
+    """Of the processes that `accelerate launch` has started: one prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class _Report:

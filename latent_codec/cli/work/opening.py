@@ -5,7 +5,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -122,10 +121,7 @@ def limited(source: ImageSource, limit: int | None) -> ImageSource:
     if len(chosen) == len(source):
         return source
     if isinstance(source, FolderImages):  # which stays one, for the names of its images below their folder
-        some = copy(source)
-        some.listing = [source.listing[index] for index in chosen]
-        some.paths = [path for path, _ in some.listing]
-        return some
+        return source.part(chosen)
     return SomeImages(source, chosen)
 
 

@@ -27,6 +27,8 @@ class Accounting:
     waits: dict[str, float] = field(default_factory=dict)
     """Seconds for which the network waited: for images, "decoding"; for the writer, "writing"."""
     started: float = field(default_factory=time.monotonic)
+    worked: float = 0.0
+    """Seconds that other processes have worked on the shards that they committed; their networks' waits are among them."""
     first_batch: float | None = None
     """When the network got its first batch."""
     ended: float | None = None
@@ -39,6 +41,23 @@ class Accounting:
     def unreadable(self, image: Unreadable) -> None:
         self.done += 1
         self.failures[image.reason.partition(" (")[0]] += 1
+
+    def committed(self, marker: dict[str, Any], worked: float, waited: float) -> None:
+        """Count a shard that another process has encoded: what its marker says, its seconds, and those that the network waited."""
+        self.done += marker["images"] + len(marker["skipped"])
+        self.samples += marker["samples"]
+        for size, count in marker["sizes"].items():
+            height, width = map(int, size.split("x"))
+            self.pixels += height * width * count
+        self.failures.update(reason.partition(" (")[0] for _, reason in marker["skipped"])
+        self.worked += worked
+        self.waits["decoding"] = self.waits.get("decoding", 0.0) + waited
+
+    def add(self, other: "Accounting") -> None:
+        """Count what another process has done at the same time."""
+        for name in ("total", "kept", "done", "samples", "pixels"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.failures.update(other.failures)
 
     @property
     def seconds(self) -> float:
@@ -61,9 +80,12 @@ class Accounting:
     @property
     def waiting_share(self) -> float:
         """The share of time, from its first batch on, for which the network waited."""
+        waited = sum(self.waits.values())
+        if self.worked:
+            return waited / self.worked
         if self.first_batch is None:
             return 0.0
-        return sum(self.waits.values()) / max((self.ended or time.monotonic()) - self.first_batch, 1e-9)
+        return waited / max((self.ended or time.monotonic()) - self.first_batch, 1e-9)
 
     @property
     def slowest_stage(self) -> str:
