@@ -150,15 +150,15 @@ def simulate(
     )
 
 
-def table(images: int = 10**9, cluster: Cluster = Cluster()) -> str:
-    """The simulation's results, as docs/scale.md has them."""
+def table(images: int = 10**9, cluster: Cluster = Cluster(), sizes: tuple = (1_000, 10_000, 100_000)) -> str:
+    """What the schedules do with shards of these sizes, as docs/scale.md has it."""
     preemptible = replace(cluster, hours_between_failures=2.0)
     lines = [
         "| workers killed every | images per shard | handed out by | hours | over the ideal | killed | work lost | work repeated |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for each, sizes in ((cluster, (1_000, 10_000, 100_000)), (preemptible, (10_000, 100_000))):
-        for size in sizes:
+    for each in (cluster, preemptible):
+        for size in sizes if each is cluster else sizes[-2:]:
             for schedule in SCHEDULES:
                 found = simulate(each, images, size, schedule)
                 lines.append(
@@ -168,5 +168,21 @@ def table(images: int = 10**9, cluster: Cluster = Cluster()) -> str:
     return "\n".join(lines)
 
 
+def drivers_table(images: int = 10**9, cluster: Cluster = Cluster(), counts: tuple = (1, 10, 100)) -> str:
+    """The same work in equal parts, each with a driver and a queue of its own."""
+    lines = [
+        "| drivers | workers of each | images of each | hours until the last ends | hours in the mean |",
+        "|---|---|---|---|---|",
+    ]
+    for count in counts:
+        part = replace(cluster, workers=cluster.workers // count)
+        hours = [simulate(part, images // count, 10_000, "queue", seed).hours for seed in range(count)]
+        mean = sum(hours) / count
+        lines.append(f"| {count} | {part.workers:,} | {images // count:,} | {max(hours):.2f} | {mean:.2f} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     print(table())
+    print()
+    print(drivers_table())

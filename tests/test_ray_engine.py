@@ -115,13 +115,13 @@ def test_workers_killed_five_times_and_then_the_driver(folder, workers):
         driver.kill_worker()
     before = driver.committed()
     driver.wait_for(lambda: driver.committed() > before)
-    started = driver.descendants()
+    started = driver.workers()
     driver.process.kill()
     driver.process.communicate()
     done = driver.committed()
     assert 6 <= done < IMAGES / 4 and not (folder / out / "index.json").exists()
     _, alive = psutil.wait_procs(started, timeout=60)
-    assert not alive, "Ray's processes end with the driver"
+    assert not alive, "workers end with the driver"
 
     again = Driver(folder, out, workers)
     stdout, stderr = again.process.communicate(timeout=600)
