@@ -24,7 +24,7 @@ def test_a_part_for_each_waits_for_the_slowest_and_a_queue_does_not():
     )
     fixed, queue, copies = (simulate(slow, 20_000, 10, schedule, seed=1) for schedule in SCHEDULES)
     assert abs(fixed.over_ideal - 3.0) < 1e-9  # four times as long
-    assert queue.over_ideal < 0.15
+    assert queue.over_ideal < 0.2
     assert copies.hours < queue.hours
     assert copies.repeated > 0 == queue.repeated
 
@@ -32,7 +32,7 @@ def test_a_part_for_each_waits_for_the_slowest_and_a_queue_does_not():
 def test_larger_shards_lose_more_and_all_work_is_done_however_often_workers_are_killed():
     cluster = Cluster(workers=20, images_per_second=1.0, hours_between_failures=1.0)
     small, large = (simulate(cluster, 100_000, images) for images in (100, 1000))
-    assert min(small.failures, large.failures) > 20
+    assert min(small.failures, large.failures) > 15
     # Of the shard at which a worker is killed, half is lost in the mean.
     for found, images in ((small, 100), (large, 1000)):
         expected = found.failures * images / 2 / 100_000
