@@ -130,6 +130,9 @@ def _encode(
         accounting.committed(marker, worked, waited)
         report(accounting)
     if failures:
+        logger.warning(
+            "%d of %d shards failed; the same command tries them again", len(failures), len(missing)
+        )
         raise failures[0]
 
 
