@@ -1,18 +1,15 @@
-"""Engines that encode data sets: killed, doubled, without room, and in several processes; the files are those of a quiet run."""
+"""The engine accelerate in two processes, and what the engine ray needs; tests/test_ray_engine.py runs that one."""
 
 import json
-import os
 import pickle
-import signal
 import sys
-import time
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from helpers.commands import fails, files_in, write_tar
-from helpers.processes import COMMAND, Process, run_forked, run_two
+from helpers.processes import COMMAND, run_forked, run_two
 from PIL import Image
 
 from latent_codec import LatentCodec
@@ -23,19 +20,12 @@ from latent_codec.latents.plan import EncodingOptions, Shard, plan_shards
 from latent_codec.latents.shards import encode_shard
 
 IMAGES = 18
-ENCODE = (
-    "encode",
-    "photos",
-    "--codec",
-    "codec",
-    "--format",
-    "webdataset",
-    "--shard",
-    "2",
-    "--flip",
-    "--num-workers",
-    "0",
-)
+
+
+def encode(folder, out: str) -> list:
+    """The command for `folder`'s photos."""
+    words = ["encode", folder / "photos", "--codec", folder / "codec", "--format", "webdataset"]
+    return [*words, "--shard", 2, "--num-workers", 0, "--out", folder / out]
 
 
 @pytest.fixture(scope="module")
@@ -57,59 +47,16 @@ def folder(tmp_path_factory):
         up_block_types=["UpDecoderBlock2D"] * 2,
     )
     LatentCodec(model).save_pretrained(folder / "codec")
-    run_forked(COMMAND, *ENCODE, "--out", "quiet", cwd=folder, OMP_NUM_THREADS="1")
+    run_forked(COMMAND, *encode(folder, "quiet"), OMP_NUM_THREADS="1")
     return folder
 
 
-def start(folder, out, *words) -> Process:
-    return Process(COMMAND, *ENCODE, "--out", out, *words, cwd=folder, OMP_NUM_THREADS="1")
-
-
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_files(folder):
-    for _ in range(2):
-        done = len(list(folder.glob("killed/shards/*.json")))
-        process = start(folder, "killed")
-        while len(list(folder.glob("killed/shards/*.json"))) < done + 2:
-            assert process.poll() is None
-            time.sleep(0.001)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.result().returncode == -signal.SIGKILL
-        assert not (folder / "killed/index.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in folder.glob("killed/shards/*.json")}
-    assert start(folder, "killed").result().returncode == 0
-    assert files_in(folder / "killed") == files_in(folder / "quiet")
-    unread = [path for path in kept if json.loads(path.read_bytes())["skipped"]]
-    assert all(path.stat().st_mtime_ns == kept[path] for path in set(kept) - set(unread))
-
-
-def test_two_runs_at_once_do_no_harm(folder):
-    both = [start(folder, "doubled") for _ in range(2)]
-    for done in (process.result() for process in both):
-        assert done.returncode == 0, done.stderr
-    assert files_in(folder / "doubled") == files_in(folder / "quiet")
-
-
-def test_a_full_disk_is_named_and_leaves_complete_shards_only(folder):
-    """A limit on the size of files stands for a full disk: the system refuses the write half way."""
-    pytest.importorskip("resource")
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192,) * 2)\n" + COMMAND
-    done = run_forked(limited, *ENCODE, "--out", "full", cwd=folder, check=False, OMP_NUM_THREADS="1")
-    assert done.returncode == 2
-    assert "full/shards/00000-" in done.stderr and done.stderr.endswith(".tar: File too large\n")
-    assert files_in(folder / "full") == {}
-    assert start(folder, "full").result().returncode == 0
-    assert files_in(folder / "full") == files_in(folder / "quiet")
-
-
 def test_two_processes_of_accelerate_write_the_same_files(folder):
-    words = [*ENCODE, "--engine", "accelerate", "--json"]
-    out = str(folder / "launched")
-    words[1], words[3] = str(folder / "photos"), str(folder / "codec")
-    first = run_two(COMMAND, *words, "--out", out, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    assert files_in(out) == files_in(folder / "quiet")
+    words = [*encode(folder, "launched"), "--engine", "accelerate", "--json"]
+    first = run_two(COMMAND, *words, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    assert files_in(folder / "launched") == files_in(folder / "quiet")
     counts = json.loads(first.stdout.splitlines()[-1])
     assert (counts["event"], counts["images"], counts["total"]) == ("done", IMAGES - 1, IMAGES)
-    assert counts["samples"] == 2 * (IMAGES - 1)
     assert list(counts["failures"].values()) == [1]
 
 
@@ -139,19 +86,19 @@ def test_a_part_of_a_source_makes_the_same_shard_and_is_light(folder, tmp_path, 
 
 
 def test_ray_is_refused_where_it_cannot_work(folder, capsys, monkeypatch):
-    words = [ENCODE[0], folder / "photos", *ENCODE[2:3], folder / "codec", *ENCODE[4:]]
-    error = fails(capsys, *words, "--engine", "ray", "--out", "memory://latents")
+    words = encode(folder, "none")
+    error = fails(capsys, *words[:-1], "memory://latents", "--engine", "ray")
     assert error.endswith(
         "--out: expected a folder or URL that the processes of Ray see, got 'memory://latents'\n"
     )
-    error = fails(capsys, *words, "--engine", "ray", "--device", "mps", "--out", folder / "none")
+    error = fails(capsys, *words, "--engine", "ray", "--device", "mps")
     assert "--device: expected cpu or cuda, of which Ray gives each worker its own, got 'mps'" in error
-    error = fails(capsys, *words, "--ray-address", "auto", "--out", folder / "none")
+    error = fails(capsys, *words, "--ray-address", "auto")
     assert error.endswith("--ray-address: expected none without Ray, got 'auto'; add --engine ray\n")
     error = fails(capsys, "encode", folder / "photos", "--engine", "ray")
     assert "--engine: expected none of images in a file each" in error
     monkeypatch.setitem(sys.modules, "ray", None)
-    error = fails(capsys, *words, "--engine", "ray", "--out", folder / "none")
+    error = fails(capsys, *words, "--engine", "ray")
     assert error.endswith('the engine ray needs Ray Data: pip install "latent-codec[ray]"\n')
 
 
