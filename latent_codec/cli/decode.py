@@ -26,7 +26,7 @@ from pathlib import Path
 from latent_codec.cli import arguments
 from latent_codec.cli.compressed_files import is_compressed_file
 from latent_codec.files import check_is_file, find_files
-from latent_codec.latents.locations import is_complete_data_set
+from latent_codec.latents.locations import is_data_set
 
 SUFFIXES = (".safetensors", ".npy", ".npz", ".pt", ".pth")
 """What folders are searched for."""
@@ -59,7 +59,7 @@ def _find_files(arguments: list[str]) -> list[tuple[Path, Path]]:
     """
     found = []
     for root in map(Path, arguments):
-        if is_complete_data_set(root):
+        if is_data_set(root):
             found.append((root, Path()))
             continue
         if not root.is_dir():

@@ -53,7 +53,7 @@ from latent_codec.cli import arguments
 from latent_codec.cli.compressed_files import add_entropy_argument, is_compressed_file
 from latent_codec.components.codec_folders import is_foreign_file
 from latent_codec.components.weight_files import LATENTS, metadata_of
-from latent_codec.latents.locations import is_data_set
+from latent_codec.latents.locations import may_be_data_set
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +101,7 @@ def check(args: argparse.Namespace) -> None:
     if args.data and args.against is None:
         raise ValueError("--data is for --against REFERENCE; name the codec to compare with")
     path, is_audit = Path(args.thing), args.audit or args.against is not None
-    if not is_audit and is_data_set(args.thing):
+    if not is_audit and may_be_data_set(args.thing):
         if args.verbose or args.entropy is not None or (args.codec is not None and args.sheet is None):
             raise ValueError("of a data set of latents --codec is for --sheet, and there is no more to say")
         return

@@ -23,7 +23,7 @@ from latent_codec.latents.data_set import LatentDataset
 from latent_codec.latents.data_set_index import read_index
 from latent_codec.latents.encoding import encode_data_set
 from latent_codec.latents.latent_files import Label, LatentFile, is_latent_file, load_latents
-from latent_codec.latents.locations import SHARDS, is_complete_data_set
+from latent_codec.latents.locations import SHARDS, is_data_set
 from latent_codec.latents.plan import EncodingOptions
 from latent_codec.latents.samples import MIRRORED as MIRRORED
 
@@ -125,7 +125,7 @@ def _latent_files(paths: Sequence[str | os.PathLike]) -> Iterator[LatentFile]:
     if not paths:
         find_latent_files(paths)  # says so
     for path in paths:
-        index = read_index(path, {}) if is_complete_data_set(path) else None
+        index = read_index(path, {}) if is_data_set(path) else None
         if index is not None and index.container != "safetensors":
             yield from LatentDataset(path, sample=False).latent_files()
             continue
@@ -135,7 +135,7 @@ def _latent_files(paths: Sequence[str | os.PathLike]) -> Iterator[LatentFile]:
 
 def are_latent_files(data: Sequence[str | os.PathLike]) -> bool:
     """Whether `data` names latent files, or folders or data sets of them; images, and tars of them, are none."""
-    paths = [Path(each) for each in data if not is_complete_data_set(each)]
+    paths = [Path(each) for each in data if not is_data_set(each)]
     files = [next(iter(find_files(path, SUFFIXES)), path) if path.is_dir() else path for path in paths]
     return all(path.is_file() and is_latent_file(path) for path in files)
 

@@ -8,14 +8,15 @@ SHARDS = "shards"
 
 
 def is_data_set(location: str | os.PathLike) -> bool:
-    """Whether a folder is a data set of latents, or was to become one; of a URL, whether it cannot be anything else here."""
+    """Whether a folder is a data set of latents; of a URL, whether it cannot be anything else here."""
     name = os.fspath(location)
-    if "://" in name:
-        return True
-    return os.path.isdir(os.path.join(name, SHARDS)) and not os.path.exists(os.path.join(name, "config.json"))
+    return "://" in name or (
+        os.path.isfile(os.path.join(name, INDEX)) and os.path.isdir(os.path.join(name, SHARDS))
+    )
 
 
-def is_complete_data_set(location: str | os.PathLike) -> bool:
-    """Whether a folder has the index and the shards of a data set of latents."""
+def may_be_data_set(location: str | os.PathLike) -> bool:
+    """Whether it is one, or was to become one and is not complete."""
     name = os.fspath(location)
-    return os.path.isfile(os.path.join(name, INDEX)) and os.path.isdir(os.path.join(name, SHARDS))
+    is_codec = os.path.exists(os.path.join(name, "config.json"))
+    return is_data_set(name) or (os.path.isdir(os.path.join(name, SHARDS)) and not is_codec)

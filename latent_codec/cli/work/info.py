@@ -13,7 +13,7 @@ from latent_codec.cli.work.compressed_files import describe_compressed_file
 from latent_codec.cli.work.printing import for_people, print_json
 from latent_codec.components.codec_folders import ASSETS, SHIPPED_PIPELINES, is_foreign_file
 from latent_codec.components.weight_files import FEATURES, LATENTS, metadata_of, read_config_file
-from latent_codec.latents.locations import is_data_set
+from latent_codec.latents.locations import may_be_data_set
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ def describe(args: argparse.Namespace) -> dict:
     from latent_codec.bitstream.entropy_model import FORMAT as ENTROPY_MODEL
     from latent_codec.components.codec_facts import facts_of, read_facts
 
-    if is_data_set(args.thing):
+    if may_be_data_set(args.thing):
         from latent_codec.cli.work.data_sets import describe_data_set
 
         return describe_data_set(args)
