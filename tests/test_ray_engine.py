@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -179,3 +180,15 @@ def test_a_shard_that_kills_its_workers_is_named_and_the_others_are_encoded(fold
     codec = LatentCodec.from_pretrained(folder / "codec")
     index, counts = encode_data_set(codec, source, folder / "deadly", OPTIONS, num_workers=0)
     assert (index["images"], counts.kept) == (12, 8)
+
+
+def test_an_address_without_a_cluster_is_one_line(folder):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    codec = LatentCodec.from_pretrained(folder / "codec")
+    with pytest.raises(
+        ConnectionError, match=rf"no cluster of Ray answers at {address} \(Connection refused\)"
+    ):
+        encode_data_set(
+            codec, open_source(folder / "photos"), folder / "none", OPTIONS, engine="ray", ray_address=address
+        )

@@ -10,6 +10,7 @@ out again; that costs time and nothing else, since a repeated shard has the same
 import logging
 import os
 import pickle
+import socket
 import sys
 import time
 import warnings
@@ -32,6 +33,8 @@ MAX_TRIES = 10
 """Actors that may be killed at a shard before it is given up."""
 _MAX_FAILURES = 10
 """Shards that may fail, none succeeding between them, before the run ends: a full disk is full for all."""
+_CONNECT_WITHIN = 30.0
+"""Seconds for a cluster's head to answer."""
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # or Ray reports to its makers
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -216,16 +219,29 @@ def _started(ray, address: str | None) -> Iterator[None]:
         yield
         return
     settings = {"include_dashboard": False} if address is None else {"address": address}
+    _check_port(address)
     try:
         with _silent_libraries():
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **settings)
     except ConnectionError as error:
         reason = str(error).partition("\n")[0]
-        raise ConnectionError(f"no cluster of Ray answers at {address}: {reason}") from None
+        advice = "where it wants a token, set RAY_AUTH_MODE=token in the environment"
+        raise ConnectionError(f"no cluster of Ray takes us at {address} ({reason}); {advice}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_port(address: str | None) -> None:
+    """Whether somebody listens at "HOST:PORT", for which Ray itself would wait many minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_WITHIN).close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConnectionError(f"no cluster of Ray answers at {address} ({reason})") from None
 
 
 @contextmanager
