@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,13 @@ def no_progress_lines(monkeypatch):
     from latent_codec.cli import progress
 
     monkeypatch.setattr(progress, "FIRST_LINE_AFTER", float("inf"))
+
+
+@pytest.fixture(autouse=True)
+def small_linear_starts(monkeypatch):
+    """Principal components of few crops are as much a start for trainings of two steps."""
+    if task := sys.modules.get("latent_codec.training.autoencoder_task"):
+        monkeypatch.setattr(task, "_LINEAR_START_VECTORS", 128)
 
 
 def pytest_collection_finish():

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from helpers import ROOT
+from helpers.pages import PAGES
 from helpers.training import write_images
 from PIL import Image
 from test_swap_in import build_codec
@@ -31,9 +32,13 @@ def run_example(name, *arguments):
 
 
 def test_every_example_is_tested():
-    assert sorted(EXAMPLES) == ["finetune_decoder", "preview_generation", "swap_vae", "tiny_pipeline"]
-    for path in EXAMPLES.values():
-        assert f"python examples/{path.name} PIPELINE" in path.read_text()
+    of_pipelines = ["finetune_decoder", "preview_generation", "swap_vae", "tiny_pipeline"]
+    assert sorted(EXAMPLES) == [*of_pipelines, "train_dit_on_latents"]
+    for name in of_pipelines:
+        assert f"python examples/{name}.py PIPELINE" in EXAMPLES[name].read_text()
+    assert (
+        f"python examples/{EXAMPLES['train_dit_on_latents'].name} " in PAGES["data-sets"]
+    )  # whose code runs
 
 
 def test_tiny_pipeline_refuses_a_size_that_the_codec_cannot_have(tmp_path):
