@@ -218,7 +218,9 @@ def _started(ray, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    settings = {"include_dashboard": False} if address is None else {"address": address}
+    address = address or os.environ.get("RAY_ADDRESS")
+    # "local": without an address Ray looks for a cluster that was started here, and waits for one that is gone.
+    settings = {"address": address} if address else {"address": "local", "include_dashboard": False}
     _check_port(address)
     try:
         with _silent_libraries():
