@@ -37,6 +37,10 @@ class Planted(LatentCodec):
         self._images = images.clone()
         return super().encode(images, **kwargs)
 
+    def encode_all(self, images):
+        self._images = images.clone()
+        return super().encode_all(images)
+
     def decode(self, latents, **kwargs):
         return self._fault(self._images)
 

@@ -4,13 +4,10 @@ import json
 import pickle
 import sys
 
-import diffusers
-import numpy as np
 import pytest
-import torch
 from helpers.commands import fails, files_in, write_tar
+from helpers.encoding import small_codec, write_photos
 from helpers.processes import COMMAND, run_forked, run_two
-from PIL import Image
 
 from latent_codec import LatentCodec
 from latent_codec.images.image_source import ImageSource
@@ -32,21 +29,8 @@ def encode(folder, out: str) -> list:
 def folder(tmp_path_factory):
     """`photos/`, of which one cannot be read, `codec/`, and `quiet/`, the data set that one undisturbed process makes of them."""
     folder = tmp_path_factory.mktemp("engines")
-    (folder / "photos").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(IMAGES):
-        size = (40, 32) if number % 3 else (32, 48)
-        pixels = Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8))
-        pixels.save(folder / "photos" / f"{number:02d}.png")
-    (folder / "photos" / "07.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf")
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-    )
-    LatentCodec(model).save_pretrained(folder / "codec")
+    write_photos(folder, IMAGES, [(32, 48), (40, 32)], digits=2)
+    small_codec(8, 8).save_pretrained(folder / "codec")
     run_forked(COMMAND, *encode(folder, "quiet"), OMP_NUM_THREADS="1")
     return folder
 

@@ -5,14 +5,13 @@ import json
 import tarfile
 
 import datasets
-import diffusers
 import numpy as np
 import pytest
 import torch
 from helpers.commands import files_in, write_tar
+from helpers.encoding import small_codec
 from PIL import Image
 
-from latent_codec import LatentCodec
 from latent_codec.errors import SettingError
 from latent_codec.images.buckets import Frame
 from latent_codec.images.sources import open_source
@@ -27,16 +26,7 @@ SIZES = [(40, 32), (32, 32), (40, 32), (24, 48), (32, 32)]
 
 @pytest.fixture(scope="module")
 def codec():
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        scaling_factor=0.5,
-        shift_factor=0.25,
-    )
-    return LatentCodec(model, name="tiny")
+    return small_codec(8, 8, name="tiny", scaling_factor=0.5, shift_factor=0.25)
 
 
 def photo(number: int) -> Image.Image:

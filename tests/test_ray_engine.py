@@ -12,15 +12,13 @@ import subprocess
 import sys
 import time
 
-import diffusers
-import numpy as np
 import psutil
 import pytest
 import torch
 from helpers import ROOT
 from helpers.commands import files_in
+from helpers.encoding import small_codec, write_photos
 from helpers.processes import run_fresh
-from PIL import Image
 
 from latent_codec import LatentCodec
 from latent_codec.images.sources import open_source
@@ -38,21 +36,8 @@ WORKER = "ray::MapWorker"
 def folder(tmp_path_factory):
     """`photos/`, of which one cannot be read, `codec/`, and `quiet/`, made of them by one undisturbed process."""
     folder = tmp_path_factory.mktemp("ray")
-    (folder / "photos").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(IMAGES):
-        size = (192, 160) if number % 3 else (160, 192)
-        pixels = Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8))
-        pixels.save(folder / "photos" / f"{number:03d}.png")
-    (folder / "photos" / "007.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf")
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-    )
-    LatentCodec(model, name="codec").save_pretrained(folder / "codec")
+    write_photos(folder, IMAGES, [(160, 192), (192, 160)], digits=3)
+    small_codec(8, 16, name="codec").save_pretrained(folder / "codec")
     codec = LatentCodec.from_pretrained(folder / "codec")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from statistics import mean
 
 import torch
@@ -19,8 +18,8 @@ from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.cost import CostMeter, device_name
 from latent_codec.evaluation.intervals import Interval, PairedDifference, mean_interval, paired_difference
 from latent_codec.evaluation.meters import Batch
-from latent_codec.evaluation.quality import ImageFigures, QualityMeter
-from latent_codec.evaluation.reconstruction import BATCH_PIXELS, reconstruct
+from latent_codec.evaluation.quality import TITLES, ImageFigures, QualityMeter
+from latent_codec.evaluation.reconstruction import BATCH_PIXELS, reconstruct, round_trip
 from latent_codec.files import plain
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.sheets import sheet
@@ -28,14 +27,7 @@ from latent_codec.images.sources import Data, ImageSource, open_source, spread
 from latent_codec.images.tensors import pad_to_size
 from latent_codec.torch_settings import ignoring_caller_settings
 
-QUALITY = {
-    "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "ms_ssim": "MS-SSIM",
-    "lpips": "LPIPS",
-    "sharpness": "sharpness",
-    "edge_error": "edge error",
-}
+QUALITY = {"psnr": "PSNR, dB"} | TITLES | {"sharpness": "sharpness", "edge_error": "edge error"}
 """Figures of an image, and what a table calls them."""
 DRIFT = {
     "red": "red, 1/255",
@@ -164,14 +156,7 @@ def compare_codecs(
             for codec, images, cost in zip(opened, found, costs):
                 if not images:
                     reconstruct(codec, originals)  # first calls allocate and tune
-                reconstructions = _timed_round_trip(codec, originals.to(codec.device), cost)
-                batch = Batch(
-                    originals=originals.to(codec.device),
-                    reconstructions=reconstructions,
-                    names=[source.name(each) for each in numbers],
-                    indices=numbers,
-                )
-                images += _compared(batch)
+                images += _compared(round_trip(codec, source, numbers, originals.to(codec.device), cost))
             if on_progress:
                 on_progress(len(found[0]) + len(skipped), len(indices))
     if not found[0]:
@@ -218,14 +203,14 @@ def crops_sheet(codecs: Sequence[LatentCodec], source: ImageSource, comparison: 
     ranked = sorted(comparison.codecs[0].images, key=lambda image: (image.psnr, image.index))
     chosen = [ranked[place] for place in spread(len(ranked), min(NUM_CROPS, len(ranked)))]
     rows, titles = [], []
+    places = {image.index: place for place, image in enumerate(comparison.codecs[0].images)}
     for image in chosen:
         original = source.image(image.index, codecs[0].channels)
         shown = [original, *(reconstruct(codec, original[None])[0].cpu() for codec in codecs)]
         shown = [pad_to_size(each, (CROP_SIDE, CROP_SIDE)) for each in shown]
         top, left = _where_they_differ(torch.stack(shown[1:]))
         rows.append([each[:, top : top + CROP_SIDE, left : left + CROP_SIDE] for each in shown])
-        place = [each.index for each in comparison.codecs[0].images].index(image.index)
-        figures = [f"{each.images[place].psnr:.1f}" for each in comparison.codecs]
+        figures = [f"{each.images[places[image.index]].psnr:.1f}" for each in comparison.codecs]
         titles.append(f"{os.path.basename(image.name)}\n{' / '.join(figures)} dB")
     columns = ["original", *(each.name for each in comparison.codecs)]
     return sheet(rows, row_titles=titles, column_titles=columns, side=2 * CROP_SIDE)
@@ -238,14 +223,6 @@ def _where_they_differ(images: Tensor) -> tuple[int, int]:
     windows = torch.nn.functional.avg_pool2d(variance, CROP_SIDE, step)[0, 0]
     row, column = divmod(int(windows.argmax()), windows.shape[1])
     return row * step, column * step
-
-
-def _timed_round_trip(codec: LatentCodec, images: Tensor, cost: CostMeter) -> Tensor:
-    size = tuple(images.shape[2:])
-    megapixels = len(images) * math.prod(size) / 1e6
-    latents = cost.timed("encode", partial(codec.encode, images), megapixels)
-    decode = partial(codec.decode, latents, size=size, output_type="pt")
-    return metrics.round_to_8_bits(cost.timed("decode", decode, megapixels))
 
 
 def _compared(batch: Batch) -> list[ComparedImage]:
@@ -270,7 +247,7 @@ def _compared(batch: Batch) -> list[ComparedImage]:
 
 
 def _edges(images: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Sharpness and edge error of each image. An original without any slope counts as kept, unless slopes came."""
+    """Sharpness and edge error of each image; the sharpness is 1 where the original has no slope."""
     slopes, wanted = _slopes(images), _slopes(references)
     steep = wanted.norm(dim=1)
     limit = steep.topk(math.ceil(SHARPEST * steep.shape[1]), dim=1).values[:, -1:]

@@ -54,11 +54,17 @@ class EquivarianceMeter:
         if not all(sides):
             self.why_not = f"images are smaller than {multiple} px"
             return
-        image = batch.originals[: MAX_IMAGES - len(self.rows), :, : sides[0], : sides[1]]
-        codec, latents = self.codec, self.codec.encode(image).float()
+        some = slice(MAX_IMAGES - len(self.rows))
+        codec, image = self.codec, batch.originals[some, :, : sides[0], : sides[1]]
+        if sides == list(batch.originals.shape[2:]):
+            latents = batch.encoding.latents[some].float()
+            plain_psnr = metrics.psnr(batch.reconstructions[some], image)
+        else:
+            latents = codec.encode(image).float()
+            plain_psnr = self._psnr(latents, image)
         small = F.interpolate(image, scale_factor=0.5, mode="bilinear", antialias=True)
         small_latents = F.interpolate(latents, scale_factor=0.5, mode="bilinear", antialias=True)
-        plain_psnr, small_psnr = self._psnr(latents, image), self._psnr(codec.encode(small), small)
+        small_psnr = self._psnr(codec.encode(small), small)
         turned = plain_psnr - self._psnr(latents.rot90(1, (2, 3)), image.rot90(1, (2, 3)))
         halved = small_psnr - self._psnr(small_latents, small)
         on_grid = F.interpolate(image, latents.shape[2:], mode="bilinear", antialias=True)

@@ -107,17 +107,7 @@ def evaluate(
             originals = originals.to(device)
             if not quality.images:
                 reconstruct(codec, originals)  # first calls allocate and tune
-            size = tuple(originals.shape[2:])
-            megapixels = len(originals) * math.prod(size) / 1e6
-            encoding = cost.timed("encode", partial(codec.encode_all, originals), megapixels)
-            decode = partial(codec.decode, encoding.latents, size=size, output_type="pt")
-            batch = Batch(
-                originals=originals,
-                encoding=encoding,
-                reconstructions=metrics.round_to_8_bits(cost.timed("decode", decode, megapixels)),
-                names=[source.name(each) for each in batch_indices],
-                indices=batch_indices,
-            )
+            batch = round_trip(codec, source, batch_indices, originals, cost)
             for meter in meters:
                 meter.add(batch)
             if on_progress:
@@ -141,6 +131,23 @@ def evaluate(
         peak_memory_note=cost.memory_note,
         images=quality.images,
         skipped=skipped,
+    )
+
+
+def round_trip(
+    codec: LatentCodec, source: ImageSource, indices: list[int], originals: Tensor, cost: CostMeter
+) -> Batch:
+    """Send images of one size, (N, C, H, W) in [-1, 1] on the codec's device, through it, and note what that costs."""
+    size = tuple(originals.shape[2:])
+    megapixels = len(originals) * math.prod(size) / 1e6
+    encoding = cost.timed("encode", partial(codec.encode_all, originals), megapixels)
+    decode = partial(codec.decode, encoding.latents, size=size, output_type="pt")
+    return Batch(
+        originals=originals,
+        encoding=encoding,
+        reconstructions=metrics.round_to_8_bits(cost.timed("decode", decode, megapixels)),
+        names=[source.name(each) for each in indices],
+        indices=indices,
     )
 
 

@@ -24,7 +24,8 @@ UNSUPPORTED = "an image format that is not supported: save as JPEG, PNG or AVIF"
 NO_IMAGE = "no image"
 _LINKED_FOLDER = "a symbolic link to a folder, which is not followed: name the folder itself"
 _NOWHERE = "a symbolic link that leads nowhere"
-_TEXTS = {".txt", ".caption", ".json"}
+SIDECARS = ("caption", "txt", "json")
+"""Suffixes of files that go with the image of the same name: captions, as trainers keep them, and what else is known."""
 _MAX_NAMES = 5
 _SECONDS_OF_SILENCE = 2.0
 
@@ -47,7 +48,10 @@ class LeftOut:
     @property
     def are_texts(self) -> bool:
         """Whether all of it may go with images of the same name, as captions do."""
-        return all(reason == NO_IMAGE and _TEXTS.issuperset(self._counts[reason]) for reason in self._counts)
+        return all(
+            reason == NO_IMAGE and {f".{each}" for each in SIDECARS}.issuperset(self._counts[reason])
+            for reason in self._counts
+        )
 
     def __str__(self) -> str:
         return "; ".join(map(self._reason, self._counts))

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from latent_codec.files import human_bytes
 from latent_codec.images.decoding import SUFFIXES, ImageError, open_regular, printable
-from latent_codec.images.files import list_images
+from latent_codec.images.files import SIDECARS, list_images
 from latent_codec.images.image_source import MAX_SIDECAR_BYTES, as_key
 from latent_codec.images.image_source import ImageSource as ImageSource
 from latent_codec.images.shapes import SHAPES, ShapeImages
@@ -204,9 +204,9 @@ class FolderImages(ImageSource):
         return some
 
     def sidecars(self, index: int) -> dict[str, bytes]:
-        """The files next to it that differ in their suffix only: .txt and .caption, as trainers keep captions, and .json."""
+        """The files next to it that differ in their suffix only, one of `SIDECARS`."""
         found = {}
-        for suffix in ("caption", "txt", "json"):
+        for suffix in SIDECARS:
             with (
                 suppress(FileNotFoundError),
                 open_regular(self.paths[index].with_suffix(f".{suffix}")) as file,

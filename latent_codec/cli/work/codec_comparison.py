@@ -5,8 +5,8 @@ from copy import copy
 
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.opening import load_codec, open_data
-from latent_codec.cli.work.printing import finish_report, write_json
-from latent_codec.cli.work.summaries import Table, write_summaries
+from latent_codec.cli.work.printing import write_json
+from latent_codec.cli.work.summaries import Table, finish_tables
 from latent_codec.evaluation.codec_comparison import (
     DRIFT,
     QUALITY,
@@ -34,14 +34,7 @@ def compare(args: argparse.Namespace) -> None:
         write_image(crops_sheet(codecs, source, found), files[0])
     as_json = {"data": args.data} | found.to_dict()
     write_json(as_json, files[1])
-    tables = _tables(found, " ".join(args.data))
-    files += write_summaries(tables, args.out)
-
-    def show() -> None:
-        for each in tables:
-            each.print()
-
-    finish_report(args, as_json, files, found.skipped, show)
+    finish_tables(args, as_json, files, found.skipped, _tables(found, " ".join(args.data)))
 
 
 def _tables(found: CodecComparison, data: str) -> list[Table]:

@@ -8,8 +8,8 @@ from latent_codec import LatentCodec
 from latent_codec.cli.progress import showing
 from latent_codec.cli.work.codec_comparison import compare
 from latent_codec.cli.work.opening import device_of, load_codec, open_data
-from latent_codec.cli.work.printing import by, finish_report, write_json
-from latent_codec.cli.work.summaries import Table, write_summaries
+from latent_codec.cli.work.printing import by, write_json
+from latent_codec.cli.work.summaries import Table, finish_tables
 from latent_codec.components.prior_folders import load_prior
 from latent_codec.evaluation.codes import CodeStatistics, codeword_tiles
 from latent_codec.evaluation.comparison import codebook_sheet, comparison_image, index_sheet, level_name
@@ -56,7 +56,7 @@ def _evaluate_codec(args: argparse.Namespace) -> None:
     found = {"data": args.data} | evaluation.to_dict()
     files.append(args.out / "evaluation.json")
     write_json(found, files[-1])
-    _finish(args, found, files, evaluation.skipped, _evaluation_tables(evaluation, " ".join(args.data)))
+    finish_tables(args, found, files, evaluation.skipped, _evaluation_tables(evaluation, " ".join(args.data)))
 
 
 def _measure_prior(args: argparse.Namespace) -> None:
@@ -73,19 +73,7 @@ def _measure_prior(args: argparse.Namespace) -> None:
     files = [args.out / "likelihood.json"]
     write_json(found, files[0])
     tables = [_likelihood_table(likelihood, args.prior, " ".join(args.data))]
-    _finish(args, found, files, likelihood.skipped, tables)
-
-
-def _finish(
-    args: argparse.Namespace, found: dict, files: list[Path], skipped: list[str], tables: list[Table]
-) -> None:
-    """Write the tables, and print them with the files, or the result as JSON."""
-
-    def show() -> None:
-        for each in tables:
-            each.print()
-
-    finish_report(args, found, [*files, *write_summaries(tables, args.out)], skipped, show)
+    finish_tables(args, found, files, likelihood.skipped, tables)
 
 
 def _open_priors(args: argparse.Namespace) -> tuple[list, LatentCodec | None]:

@@ -1,10 +1,11 @@
 """The tables that a verb prints, as Markdown for a page and as LaTeX for a paper."""
 
+import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from latent_codec.cli.work.printing import table
+from latent_codec.cli.work.printing import finish_report, table
 from latent_codec.files import replacing
 
 SUMMARIES = ("summary.md", "summary.tex")
@@ -44,6 +45,22 @@ class Table:
     def sides(self) -> str:
         """l or r for each column."""
         return self.justify.ljust(len(self.headings), self.justify[-1])[: len(self.headings)]
+
+
+def finish_tables(
+    args: argparse.Namespace,
+    found: dict,
+    files: Iterable[Path],
+    skipped: Iterable[str],
+    tables: Sequence[Table],
+) -> None:
+    """Write the tables, and print them with the files, or the result as JSON."""
+
+    def show() -> None:
+        for each in tables:
+            each.print()
+
+    finish_report(args, found, [*files, *write_summaries(tables, args.out)], skipped, show)
 
 
 def write_summaries(tables: Iterable[Table], folder: Path) -> list[Path]:

@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
+from latent_codec.latents.plan import Shard
 from latent_codec.latents.samples import Sample, Unreadable
 
 
@@ -32,6 +33,12 @@ class Accounting:
     first_batch: float | None = None
     """When the network got its first batch."""
     ended: float | None = None
+
+    @classmethod
+    def of(cls, plan: Sequence[Shard], missing: Sequence[Shard]) -> Self:
+        """Of a run that is to encode the missing shards of a plan."""
+        total, absent = (sum(len(shard.numbers) for shard in shards) for shards in (plan, missing))
+        return cls(total=total, kept=total - absent)
 
     def encoded(self, samples: list[Sample]) -> None:
         self.done += sum(each.version == 0 for each in samples)

@@ -61,13 +61,11 @@ def run(job: Job, on_progress: Progress | None = None, *, num_workers: int | Non
         OSError: if a shard cannot be written, or a worker process was killed.
     """
     missing = job.missing()
-    images = sum(len(each.numbers) for each in missing)
-    total = sum(len(each.numbers) for each in job.plan)
-    accounting = Accounting(total=total, kept=total - images)
+    accounting = Accounting.of(job.plan, missing)
     report = on_progress or (lambda accounting: None)
     report(accounting)
     if missing:
-        workers = default_workers(images) if num_workers is None else num_workers
+        workers = default_workers(accounting.total - accounting.kept) if num_workers is None else num_workers
         _Run(job, missing, accounting, report, workers).run()
     accounting.ended = time.monotonic()
     report(accounting)

@@ -74,8 +74,7 @@ def run(
     if device not in (None, "cpu", "cuda"):
         raise SettingError("device", "cpu or cuda, of which Ray gives each worker its own", device)
     missing = job.missing()
-    total, images = (sum(len(each.numbers) for each in shards) for shards in (job.plan, missing))
-    accounting = Accounting(total=total, kept=total - images)
+    accounting = Accounting.of(job.plan, missing)
     report = on_progress or (lambda accounting: None)
     report(accounting)
     if missing:
