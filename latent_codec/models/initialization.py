@@ -8,7 +8,7 @@ silent (their last convolution is zero), so that training begins at the linear
 code's fidelity and learns what is beyond it:
 
     image --conv_in: copy--> [2x2 blocks --PCA--> half the grid] x levels --conv_out--> latents
-    latents --conv_in: 3x3 neighbors--> [nearest x2 --least squares 3x3--> finer blocks] x levels --> image
+    latents --conv_in: up to 3x3 neighbors--> [nearest x2 --least squares 3x3--> finer blocks] x levels --> image
 
 Where the latents are one vector per image, its parts are those of the whole image: every position of a decoder's
 grid has a map of its own, because the zeros around a small grid tell its positions apart.
@@ -46,6 +46,8 @@ NUM_FITTED = 64
 """Images that a fit looks at, or more where grids are small: enough for the thousand unknowns of least squares."""
 NUM_POSITIONS = 16_000
 IMAGES_AT_ONCE = 16
+_NEAREST = (4, 1, 3, 5, 7, 0, 2, 6, 8)
+"""The places of a 3x3 kernel from its middle on, of which the decoder sees as many as its first layer is wide."""
 
 
 @torch.no_grad()
@@ -194,10 +196,12 @@ def _write_decoder(autoencoder: AutoencoderKL | AutoencoderVQ, images: Tensor, l
         _carry(decoder.conv_in, latents.shape[1])
         state = latents
     else:
-        neighbors = 9 * latents.shape[1]
-        decoder.conv_in.weight[:neighbors] = torch.eye(neighbors).view(neighbors, latents.shape[1], 3, 3)
-        decoder.conv_in.bias[:neighbors] = 0
-        state = F.unfold(latents, 3, padding=1).unflatten(2, latents.shape[-2:])
+        channels = latents.shape[1]
+        places = _NEAREST[: decoder.conv_in.out_channels // channels]
+        kept = [9 * channel + place for channel in range(channels) for place in sorted(places)]
+        decoder.conv_in.weight[: len(kept)] = torch.eye(9 * channels)[kept].view(-1, channels, 3, 3)
+        decoder.conv_in.bias[: len(kept)] = 0
+        state = F.unfold(latents, 3, padding=1)[:, kept].unflatten(2, latents.shape[-2:])
 
     for conv, target in zip(upsamplers, reversed(targets)):
         target = _enough(target)
@@ -306,9 +310,8 @@ def _check(
     if len(widths) < 2 or widths[0] == widths[1]:
         # The last block pairs the image's channels in the shortcut that changes the width.
         raise ValueError(f"{described}: a linear start needs two widths or more, and the first two different")
-    neighbors = 1 if images.shape[-2:] == (factor, factor) else 9
-    if widths[0] < 4 * config.in_channels or widths[-1] < neighbors * latent_channels:
-        least = f"at least {4 * config.in_channels} first and {neighbors * latent_channels} last"
+    if widths[0] < 4 * config.in_channels or widths[-1] < latent_channels:
+        least = f"at least {4 * config.in_channels} first and {latent_channels} last"
         raise ValueError(f"{described} are too narrow for a linear start: {least}")
     components = config.in_channels
     for level in range(len(widths) - 1):

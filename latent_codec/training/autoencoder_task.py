@@ -11,9 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from latent_codec.codec import LatentCodec
+from latent_codec.components.loading import open_component
+from latent_codec.components.weight_files import save_component
 from latent_codec.errors import SettingError
 from latent_codec.families import family_of
+from latent_codec.files import replacing
 from latent_codec.metrics import LPIPS_MIN_SIDE
+from latent_codec.models.context_network import LatentContext
 from latent_codec.models.discriminator import PatchDiscriminator, min_side
 from latent_codec.models.initialization import initialize_codebooks, initialize_linear_code
 from latent_codec.models.quantizers import CodebookLearner
@@ -120,6 +124,10 @@ class AutoencoderTask(Task):
         ):
             expected = "0 where latents are not trained, or a crop has fewer than 4x4 of them"
             raise config.error("objective.spectrum_weight", expected)
+        if objective.rate_weight and not family.has_posterior:
+            expected = f"0 for {name}, whose latents have no posterior mean to quantize"
+            raise config.error("objective.rate_weight", expected)
+        _load_context(config, family)
         if objective.level_dropout and len(family.levels) < 2:
             expected = "0 but for a HierarchicalVQ of two or more levels"
             raise config.error("objective.level_dropout", expected)
@@ -139,7 +147,10 @@ class AutoencoderTask(Task):
         config, network, device = self.config, self.network, self.accelerator.device
         train_encoder = config.model.train == "all"
         self.frozen = {} if train_encoder else _all_but_decoder(network)
-        objective = AutoencoderObjective(network, config.objective, train_encoder=train_encoder)
+        self.context = _load_context(config, self.family)
+        objective = AutoencoderObjective(
+            network, config.objective, train_encoder=train_encoder, context=self.context
+        )
         is_learned = train_encoder and self.family.levels
         self.learners = torch.nn.ModuleList(
             CodebookLearner(
@@ -247,6 +258,12 @@ class AutoencoderTask(Task):
 
     def write_samples(self, path: Path) -> None:
         self.samples.write(self.ema.module, path, self.accelerator)
+
+    def write_companions(self, out: Path) -> None:
+        """OUT/entropy: the context model, from which `fit-entropy` goes on to the codec's entropy model."""
+        if self.context is not None:
+            with replacing(out / "entropy") as folder:
+                save_component(self.context, folder)
 
     def release(self) -> None:
         super().release()
@@ -356,6 +373,23 @@ def _load_reference(config: TrainingConfig, family) -> LatentCodec | None:
         expected = f"a codec whose latents have what those of the trained one have ({own})"
         raise config.error("objective.reference", expected, advice=f"{reference.name} has {other}")
     return reference
+
+
+def _load_context(config: TrainingConfig, family) -> LatentContext | None:
+    """The context model that `objective.context` names.
+
+    Raises:
+        SettingError: if it is of other latents.
+    """
+    name = config.objective.context
+    if name is None:
+        return None
+    context = open_component(name, "entropy", [LatentContext]).train()
+    channels = family.latent_space(config.model.pipeline).channels
+    if context.num_channels != channels:
+        expected = f"a context model of {channels} channels, which the codec's latents have"
+        raise config.error("objective.context", expected, advice=f"{name} has {context.num_channels}")
+    return context
 
 
 def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:

@@ -158,6 +158,11 @@ class ObjectiveConfig(Section):
     working."""
     reference_weight: float = limited(0.0, least=0)
     """Weight of the mean squared difference from the reference's latents, scaled as its denoisers see them."""
+    rate_weight: float = limited(0.0, least=0)
+    """Weight of the code length in bits per pixel, against distortion at the coarsest step sizes of `context`: latents are
+    quantized in training as compressed files quantize them, at step sizes drawn for each micro-batch."""
+    context: str | None = None
+    """Run folder of `latent-codec fit-entropy`, or its entropy/: the context model of latents that is trained with the codec."""
     activation_weight: float = limited(0.0, least=0)
     """Weight of the penalty on activations beyond `activation_limit`, which keeps float16 finite."""
     activation_limit: float = limited(ACTIVATION_LIMIT / 8, above=0)
@@ -172,6 +177,12 @@ class ObjectiveConfig(Section):
         if bool(self.reference) != bool(self.reference_weight):
             expected = "above 0 with a reference, and 0 without one"
             raise self.error("reference_weight", expected, advice="name the codec as `reference`")
+        if bool(self.context) != bool(self.rate_weight):
+            expected = "above 0 with a context model, and 0 without one"
+            raise self.error("rate_weight", expected, advice="name the context model as `context`")
+        if self.rate_weight and self.posterior == "sample":
+            expected = '"mean" where latents are quantized, which is all the noise that they have'
+            raise self.error("posterior", expected)
 
     @property
     def is_likelihood(self) -> bool:

@@ -188,6 +188,7 @@ def train(
                             out, step, modules, optimizers, keep=config.run.keep_checkpoints, state=state
                         )
                         finish(config, averaged, inputs.source, out, data_name=data_name, unfinished_at=step)
+                        task.write_companions(out)
                     accelerator.wait_for_everyone()
                 if stopping:
                     break

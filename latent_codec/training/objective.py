@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from latent_codec.codec import LatentCodec
 from latent_codec.families import family_of
 from latent_codec.metrics import load_lpips, round_to_8_bits
+from latent_codec.models.context_network import LatentContext
 from latent_codec.models.discriminator import PatchDiscriminator
 from latent_codec.models.quantizers import QuantizerOutput
 from latent_codec.training import losses
@@ -41,10 +42,19 @@ class AutoencoderObjective(nn.Module):
         config: the objective.
         train_encoder: False trains the weights of its family's `decoder_keys` only, and keeps all other parts in
             evaluation mode, so that no batch norm of the encoder moves.
+        context: the context model of its latents that is trained with it, where rate counts.
     """
 
-    def __init__(self, autoencoder: Autoencoder, config: ObjectiveConfig, *, train_encoder: bool = True):
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        config: ObjectiveConfig,
+        *,
+        train_encoder: bool = True,
+        context: LatentContext | None = None,
+    ):
         super().__init__()
+        self.context = context
         self.autoencoder = autoencoder
         self.config = config
         self.train_encoder = train_encoder
@@ -87,7 +97,8 @@ class AutoencoderObjective(nn.Module):
         Returns:
             `reconstruction`, shaped like `image`; `activation`, the activation penalty; and, where there are any, the
             posterior's `mean` and `log_variance`, or `levels`, what each quantizer gave, top level first; `latents`, raw ones
-            or codewords, the finest level's; and `transformed`, what the transformed latents decode to.
+            or codewords, the finest level's; `transformed`, what the transformed latents decode to; and with a context
+            model `bits_per_pixel` and `distortion_weight`, those of the step sizes that were drawn.
         """
         self._penalties.clear()
         encoder_learns = self.train_encoder and torch.is_grad_enabled()
@@ -108,6 +119,9 @@ class AutoencoderObjective(nn.Module):
                 code = {"latents": raw_latents, "mean": posterior.mean, "log_variance": posterior.logvar}
                 if self.config.posterior == "sample":
                     raw_latents = raw_latents + torch.exp(0.5 * posterior.logvar) * noise
+            if self.context is not None:
+                raw_latents, rate = self._quantize(raw_latents)
+                code |= rate
             decode, latents = self.family.decode_raw, raw_latents
         reconstruction = decode(latents)
         if transformation is not None:
@@ -129,6 +143,31 @@ class AutoencoderObjective(nn.Module):
             levels = round_to_8_bits(image)
             return "gaussian_nll", losses.gaussian_nll(levels, reconstruction, self.log_std)
         return "bernoulli_nll", losses.bernoulli_nll(image, reconstruction)
+
+    def _quantize(self, raw_latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Quantize raw latents as a compressed file does, and give the bits that it would take.
+
+        The decoder gets rounded latents, with the gradient of rounding left out; the context model gets noise of the same
+        width in its place, under which code lengths have gradients (Minnen and Singh, arXiv:2007.08739, section 3.3;
+        Balle et al., arXiv:1611.01704, section 2). Step sizes are those of one quality, drawn anew for each call, and 2^(-q / 16) of the
+        coarsest at quality q.
+
+        Returns:
+            Raw latents, and `bits_per_pixel` and `distortion_weight`, 2^(q / 8): at high rates distortion falls as the
+            square of the step size, so that its product with this weight stays alike.
+        """
+        space = self.family.latent_space()
+        step_sizes = self.context.step_sizes()
+        quality = int(torch.randint(len(step_sizes), ()))
+        step_sizes = step_sizes[quality].to(raw_latents.device).expand(len(raw_latents), -1)
+        scaled = space.normalize(raw_latents.float()) / step_sizes[..., None, None]
+        bits = self.context(scaled + (torch.rand_like(scaled) - 0.5), step_sizes).sum()
+        rounded = scaled + (scaled.round() - scaled).detach()
+        num_pixels = scaled.numel() / scaled.shape[1] * space.downsampling_factor**2
+        return space.denormalize(rounded * step_sizes[..., None, None]), {
+            "bits_per_pixel": bits / num_pixels,
+            "distortion_weight": bits.new_tensor(2 ** (2 * quality / self.context.STEPS_PER_OCTAVE)),
+        }
 
     def _keep_levels(self, quantized: list[Tensor], kept_levels: Tensor) -> list[Tensor]:
         """Return each level's codewords, at their mean for the images that are not decoded from it."""
@@ -228,6 +267,9 @@ class ObjectiveTerms:
             nats = losses.kl_divergence(outputs["mean"].float(), outputs["log_variance"].float()).sum()
             terms["kl"] = nats / image.numel()
             loss = loss + config.kl_weight * terms["kl"]
+        if "bits_per_pixel" in outputs:
+            terms["bits_per_pixel"] = outputs["bits_per_pixel"]
+            loss = outputs["distortion_weight"] * loss + config.rate_weight * terms["bits_per_pixel"]
         if "transformed" in outputs:
             wanted, moved = transformation(image), outputs["transformed"].float()
             terms["equivariance"] = self.objective.reconstruction_term(wanted, moved)[1]

@@ -191,6 +191,10 @@ class Task(ABC):
         """Write an image that shows what the averaged network can do so far; in the main process."""
         return
 
+    def write_companions(self, out: Path) -> None:
+        """Write what was trained with the network into the run folder; with each checkpoint, in the main process."""
+        return
+
     def release(self) -> None:
         """Drop what was wrapped for several processes: DistributedDataParallel must not outlive the processes' group."""
         self.model = self.optimizer = None

@@ -1,0 +1,116 @@
+"""Codecs trained for rate and distortion together, with the context model of their compressed files."""
+
+import pytest
+import torch
+from helpers.training import tiny_config, write_images
+
+from latent_codec import LatentCodec
+from latent_codec.bitstream import LatentContextEntropy, compress, decompress
+from latent_codec.errors import SettingError
+from latent_codec.images.sources import open_source
+from latent_codec.models.context_network import LatentContext, freeze_shifts
+from latent_codec.training.build import build_autoencoder
+from latent_codec.training.config import ObjectiveConfig
+from latent_codec.training.loop import train
+from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms
+
+
+def context_model(channels=2) -> LatentContext:
+    torch.manual_seed(0)
+    context = LatentContext(units=[0.5] * channels, coarsest=[0.4] * channels, num_steps=33, hidden=8)
+    freeze_shifts(context)
+    return context
+
+
+def build(**settings):
+    config = ObjectiveConfig(posterior="mean", rate_weight=0.5, context="it", **settings)
+    objective = AutoencoderObjective(build_autoencoder(tiny_config()), config, context=context_model())
+    return objective, ObjectiveTerms(objective), torch.rand(2, 3, 24, 32) * 2 - 1
+
+
+def test_the_decoder_gets_what_a_file_would_hold_and_the_bits_are_the_context_models():
+    objective, terms_of, image = build()
+    torch.manual_seed(5)
+    quality = int(torch.randint(33, ()))
+    noise = torch.rand(2, 2, 12, 16) - 0.5
+    torch.manual_seed(5)
+    outputs = objective(image, None)
+    loss, terms = terms_of.autoencoder_loss(image, outputs, 0)
+
+    codec = LatentCodec(objective.autoencoder)
+    step_size = 0.4 * 2 ** (-quality / 16)
+    scaled = codec.latent_space.normalize(objective.autoencoder.encode(image).latent_dist.mean) / step_size
+    raw_latents = codec.latent_space.denormalize(scaled.round() * step_size)
+    torch.testing.assert_close(outputs["reconstruction"], objective.autoencoder.decode(raw_latents).sample)
+    bits = objective.context(scaled + noise, torch.full((2, 2), step_size)).sum()
+    torch.testing.assert_close(terms["bits_per_pixel"], bits / image[:, 0].numel())
+    weight = 2 ** (quality / 8)
+    torch.testing.assert_close(loss, weight * terms["mse"] + 0.5 * terms["bits_per_pixel"])
+
+
+def test_both_terms_reach_the_encoder_and_the_rate_the_context_model():
+    objective, terms_of, image = build()
+    _, terms = terms_of.autoencoder_loss(image, objective(image, None), 0)
+    encoder, context = list(objective.autoencoder.encoder.parameters()), list(objective.context.parameters())
+    for name, reached in (("mse", [encoder]), ("bits_per_pixel", [encoder, context])):
+        for parameters in reached:
+            found = torch.autograd.grad(terms[name], parameters, retain_graph=True, allow_unused=True)
+            assert any(each is not None and each.abs().max() > 0 for each in found)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"rate_weight": 0.5}, "rate_weight: expected above 0 with a context model, and 0 without one"),
+        ({"context": "it"}, "rate_weight: expected above 0 with a context model"),
+        ({"rate_weight": 0.5, "context": "it", "posterior": "sample"}, 'posterior: expected "mean"'),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        ObjectiveConfig(**{"posterior": "mean"} | settings)
+
+
+def test_a_run_resumes_and_leaves_the_context_model_that_compresses_with_its_codec(tmp_path):
+    write_images(tmp_path / "photos")
+    context_model().save_pretrained(tmp_path / "context")
+    source = open_source(tmp_path / "photos")
+
+    def run(name, steps):
+        config = tiny_config(
+            objective={"posterior": "mean", "rate_weight": 0.5, "context": str(tmp_path / "context")},
+            run={"steps": 4, "checkpoint_every": 2},
+        )
+        network = build_autoencoder(config)
+        return train(config, network, source, tmp_path / name, max_minutes=0 if steps == 1 else None)
+
+    whole = run("whole", 4).network.state_dict()
+    run("parts", 1)
+    parts = run("parts", 4).network.state_dict()
+    assert all(torch.equal(parts[key], whole[key]) for key in whole)
+    states = [
+        LatentContext.from_pretrained(tmp_path / name / "entropy").state_dict() for name in ("whole", "parts")
+    ]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    before = context_model().state_dict()
+    assert any(not torch.equal(states[0][key], before[key]) for key in before)
+    codec = LatentCodec.from_pretrained(tmp_path / "whole")
+    model = LatentContextEntropy.export(
+        LatentContext.from_pretrained(tmp_path / "whole/entropy"), codec, rate_weight=0.0
+    )
+    image = torch.rand(3, 24, 32) * 2 - 1
+    data = compress(codec, image, entropy_model=model, quality=20)
+    assert decompress(codec, data, entropy_model=model, output_type="pt").shape == image.shape
+
+
+def test_a_context_model_of_other_channels_is_refused_before_anything_is_written(tmp_path):
+    write_images(tmp_path / "photos")
+    context_model(3).save_pretrained(tmp_path / "context")
+    config = tiny_config(
+        objective={"posterior": "mean", "rate_weight": 0.5, "context": str(tmp_path / "context")}
+    )
+    with pytest.raises(
+        SettingError, match=r"objective.context: expected a context model of 2 channels, which"
+    ):
+        train(config, build_autoencoder(config), open_source(tmp_path / "photos"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
