@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
     from latent_codec.models.autoencoder_vq import AutoencoderVQ as AutoencoderVQ
     from latent_codec.models.classifier import ImageClassifier as ImageClassifier
     from latent_codec.models.hierarchical_vq import HierarchicalVQ as HierarchicalVQ
+    from latent_codec.models.latent_translator import LatentTranslator as LatentTranslator
     from latent_codec.models.pixelcnn import PixelCNN as PixelCNN
     from latent_codec.models.pixelsnail import PixelSNAIL as PixelSNAIL
     from latent_codec.pipelines.hierarchical_prior_pipeline import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
     )
     from latent_codec.pipelines.latent_preview_callback import LatentPreviewCallback as LatentPreviewCallback
     from latent_codec.pipelines.prior_pipeline import PriorPipeline as PriorPipeline
+    from latent_codec.pipelines.translated_vae import TranslatedVAE as TranslatedVAE
     from latent_codec.previews.previewer import LatentPreviewer as LatentPreviewer
     from latent_codec.training.run import train as train
 
@@ -57,10 +59,12 @@ _EXPORTS = {
     "LatentPreviewCallback": "latent_codec.pipelines.latent_preview_callback",
     "LatentPreviewer": "latent_codec.previews.previewer",
     "LatentSpace": "latent_codec.families.latent_space",
+    "LatentTranslator": "latent_codec.models.latent_translator",
     "PixelCNN": "latent_codec.models.pixelcnn",
     "PixelSNAIL": "latent_codec.models.pixelsnail",
     "PriorPipeline": "latent_codec.pipelines.prior_pipeline",
     "SettingError": "latent_codec.errors",
+    "TranslatedVAE": "latent_codec.pipelines.translated_vae",
     "calibrate": "latent_codec.evaluation.calibration",
     "compress": "latent_codec.bitstream.compression",
     "convert": "latent_codec.converting",

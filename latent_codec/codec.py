@@ -36,6 +36,7 @@ from latent_codec.components.weight_files import (
 from latent_codec.families import Encoded, LatentSpace, Level, family_of
 from latent_codec.files import read_folder, replacing
 from latent_codec.images.tensors import pad_to_multiple, to_image, to_images, to_pil
+from latent_codec.models.latent_translator import LatentTranslator
 from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.own_weights import check_finite
 from latent_codec.tensors import check_dense, check_floating
@@ -458,6 +459,29 @@ class LatentCodec:
         singles = self._singles(images)
         sizes = [(image.shape[1], image.shape[2]) for image in singles]
         return self.decode(self.encode(singles, tile=tile), size=sizes, output_type=output_type, tile=tile)
+
+    def translate(
+        self, latents: Tensor | Sequence[Tensor], translator: LatentTranslator
+    ) -> Tensor | list[Tensor]:
+        """This codec's latents -> those that another codec would have encoded the images to.
+
+            translator = LatentTranslator.from_pretrained("runs/translator/translator")
+            images = other.decode(codec.translate(latents, translator))
+
+        Args:
+            latents: (B, C, h, w), or a list of such tensors, as `encode` gave them.
+            translator: from this codec, on any device.
+
+        Returns:
+            The other codec's latents, in the dtype and on the device of `latents`; a list for a list.
+
+        Raises:
+            ValueError: for a translator from another codec, naming both, or latents of another shape.
+        """
+        translator.check_source(self)
+        if isinstance(latents, Tensor):
+            return translator.translate(latents)
+        return [translator.translate(batch) for batch in latents]
 
     @ignoring_caller_settings()
     def encode_indices(self, images: ImageLike | Sequence[ImageLike]) -> list[Tensor]:

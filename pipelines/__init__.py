@@ -9,6 +9,7 @@ _EXPORTS = {
     "PngFolder": "latent_codec.pipelines.preview_sinks",
     "PriorPipeline": "latent_codec.pipelines.prior_pipeline",
     "PriorPipelineOutput": "latent_codec.pipelines.prior_pipeline",
+    "TranslatedVAE": "latent_codec.pipelines.translated_vae",
 }
 
 __all__ = [*_EXPORTS]

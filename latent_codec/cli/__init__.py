@@ -22,6 +22,7 @@ VERBS = {
     "encode": ("use", "images -> latent files"),
     "import-latents": ("use", "latents of other programs -> a data set of latents"),
     "decode": ("use", "latent files -> images"),
+    "translate": ("use", "latents of one codec -> latents of another"),
     "sample": ("use", "generate images from a prior or a trained VAE"),
     "comfyui install": ("use", "add nodes to a ComfyUI: codecs, previews, .lcf files"),
     "comfyui uninstall": ("use", "take them away again"),

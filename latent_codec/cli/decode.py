@@ -45,14 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    args.files = _find_files(args.files)
+    args.files = find_latent_files(args.files, SUFFIXES)
     for file, _ in args.files:
         if file.is_file() and is_compressed_file(file):
             raise ValueError(f"{file} is a compressed file: `latent-codec decompress` opens it")
 
 
-def _find_files(arguments: list[str]) -> list[tuple[Path, Path]]:
-    """Each file with the folder, below `--out`, for its images: the one that it has in a folder given.
+def find_latent_files(arguments: list[str], suffixes: tuple[str, ...]) -> list[tuple[Path, Path]]:
+    """Each file with the folder, below `--out`, for what is made of it: the one that it has in a folder given.
+
+    Args:
+        suffixes: what folders are searched for.
 
     Raises:
         ValueError: if a folder holds none.
@@ -66,10 +69,10 @@ def _find_files(arguments: list[str]) -> list[tuple[Path, Path]]:
             check_is_file(root)
             found.append((root, Path()))
             continue
-        files = find_files(root, SUFFIXES)
+        files = find_files(root, suffixes)
         if not files:
             raise ValueError(
-                f"no latent files ({', '.join(SUFFIXES)}) in {root}; `latent-codec encode` writes them"
+                f"no latent files ({', '.join(suffixes)}) in {root}; `latent-codec encode` writes them"
             )
         found += [(file, file.parent.relative_to(root)) for file in files]
     return found

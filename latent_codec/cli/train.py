@@ -1,4 +1,5 @@
-"""Train a codec, a prior, an entropy model, a classifier or a preview.
+"""Train a codec, a prior, an entropy model, a classifier, a preview or a
+translator of latents.
 
 What is trained is a preset, or a TOML file of your own: copy one of
 latent_codec/presets, change it and name the copy, or change single settings by
@@ -28,10 +29,12 @@ Examples:
   latent-codec train finetune-decoder --data photos/ --codec default
   latent-codec train beta-vae --data photos/ --set objective.kl_weight=10
   latent-codec train pixelsnail-faces --data faces.tar --codec runs/faces
+  latent-codec train translator --data photos/ --codec mine --target default
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from latent_codec.cli import arguments
 from latent_codec.training.stopping import check_minutes
@@ -65,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="the codec whose latents the trained ones stay near, of an objective with a reference_weight (default: the preset's)",
     )
+    target: Any = parser.add_argument(
+        "--target",
+        metavar="NAME_OR_PATH",
+        help="the codec whose latents a translator gives, from those of --codec (default: the preset's)",
+    )
+    target.setting = "translator.target"
     arguments.add_subfolder_argument(parser)
     arguments.add_pipeline_argument(parser)
     arguments.add_training_arguments(parser)
@@ -91,7 +100,7 @@ def check(args: argparse.Namespace) -> None:
         return
     if not args.preset:
         raise ValueError(f"name a preset ({', '.join(preset_names())}) or a .toml file.")
-    load_config(args.preset, args.set, args.codec, args.for_pipeline, args.reference)
+    load_config(args.preset, args.set, args.codec, args.for_pipeline, args.reference, args.target)
     if not args.data:
         raise ValueError("--data is missing: a folder of images, tars, an IDX folder or hf:owner/name.")
     check_minutes(args.minutes)

@@ -33,7 +33,7 @@ class ModelConfig(Section):
 
     class_name: str = "AutoencoderKL"
     """What a new one is: an autoencoder, diffusers' or one with a codebook; a prior; a classifier; a decoder for
-    previews; or an entropy model of latents or of indices (models/)."""
+    previews; an entropy model of latents or of indices; or a translator of latents (models/)."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Its constructor's arguments. What codec and data decide may be left out: a prior's codebook size, say."""
     pretrained: str | None = None
@@ -220,6 +220,25 @@ class PriorConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TranslatorConfig(Section):
+    """Between which codecs a LatentTranslator translates, and what it learns from (models/latent_translator.py)."""
+
+    codec: str | None = None
+    """Name or folder of the codec whose latents it is given."""
+    target: str | None = None
+    """Name or folder of the codec whose latents it gives: those of the same image, or of one `upscale` times as large."""
+    upscale: int = limited(1, least=1)
+    """2: from latents of the image at half its size to those of the image, so that it enlarges."""
+    crops: int | None = limited(None, least=1)
+    """Crops that are encoded once, and kept in memory, to learn from in every epoch; None: new ones in every step."""
+    linear_crops: int = limited(128, least=1)
+    """Crops that the linear map is fitted to, in closed form."""
+    image_weight: float = limited(0.0, least=0)
+    """Weight of the mean squared error of the image that the target decodes, next to that of the latents; it takes several
+    times as long."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
     """AdamW (arXiv:1711.05101); the learning rate is a pure function of the step."""
 
@@ -285,6 +304,7 @@ class TrainingConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
+    translator: TranslatorConfig = field(default_factory=TranslatorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -371,6 +391,7 @@ def load_config(
     codec: str | None = None,
     pipeline: str | None = None,
     reference: str | None = None,
+    target: str | None = None,
 ) -> TrainingConfig:
     """Read a preset by name, or a TOML file by path, and apply `section.key=value` overrides.
 
@@ -383,6 +404,7 @@ def load_config(
         codec: the codec to start or to learn from, for the setting that the kind of training has for it.
         pipeline: for `model.pipeline`.
         reference: for `objective.reference`.
+        target: for `translator.target`.
 
     Raises:
         ValueError: for an unknown preset, section, key or value, naming what is allowed.
@@ -404,6 +426,8 @@ def load_config(
         _set(table, ["model", "pipeline"], pipeline)
     if reference is not None:
         _set(table, ["objective", "reference"], reference)
+    if target is not None:
+        _set(table, ["translator", "target"], target)
     for setting, share in _given_in_steps(table, num_steps).items():
         if setting not in overridden:
             _set(table, setting.split("."), share)

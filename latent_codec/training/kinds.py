@@ -98,6 +98,14 @@ KINDS = {
             codec="model.teacher",
             learns_codes=True,
         ),
+        TrainingKind(
+            name="translator",
+            model_classes=("LatentTranslator",),
+            sections=frozenset({"translator", "model.pipeline"}),
+            build=f"{_HERE}.translator_task:build_translator",
+            task=f"{_HERE}.translator_task:TranslatorTask",
+            codec="translator.codec",
+        ),
     )
 }
 

@@ -66,6 +66,7 @@ def train(
     codec: str | None = None,
     pipeline: str | None = None,
     reference: str | None = None,
+    target: str | None = None,
     split: str = "train",
     stream: bool = False,
     minutes: float | None = None,
@@ -83,6 +84,7 @@ def train(
         settings: overrides, such as "run.steps=500".
         codec: the codec to start from or to learn from; None: the preset's.
         reference: the codec whose latents the trained ones stay near, of an objective with a `reference_weight`.
+        target: the codec whose latents a translator gives, from those of `codec`.
         pipeline: the class name of the pipeline whose latents the codec's are to be; None: the preset's, or as
             `LatentCodec.from_pretrained` takes them.
         split: of data that has splits.
@@ -95,7 +97,7 @@ def train(
         ValueError: if preset, settings, data and run folder do not fit, or the loss is not finite.
         OSError: if the run folder cannot be written, or is another process's.
     """
-    config = load_config(preset, list(settings), codec, pipeline, reference)
+    config = load_config(preset, list(settings), codec, pipeline, reference, target)
     names = [os.fspath(each) for each in ([data] if isinstance(data, (str, os.PathLike)) else data)]
     if not names:
         raise SettingError("data", "a folder of images, tars, an IDX folder or hf:owner/name")

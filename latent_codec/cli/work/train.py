@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
         codec=args.codec,
         pipeline=args.for_pipeline,
         reference=args.reference,
+        target=args.target,
         split=args.split,
         stream=args.stream,
         minutes=args.minutes,

@@ -1,0 +1,207 @@
+"""LatentTranslator: latents of one codec -> latents of another, without an image in between."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latent_codec.models.memory_format import use_channels_last
+from latent_codec.models.own_weights import OwnWeights
+from latent_codec.tensors import check_floating
+from latent_codec.torch_settings import ignoring_caller_settings
+
+if TYPE_CHECKING:  # which imports models
+    from latent_codec.codec import LatentCodec
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecIdentity:
+    """Whose latents they are: what a latent file keeps of a codec, and the shape of its latents."""
+
+    name: str
+    space_fingerprint: str
+    fingerprint: str
+    channels: int
+    """Of the latents."""
+    downsampling_factor: int
+    """Pixels per position of latents, along one side."""
+    side_multiple: int
+    """What the sides of an image are padded to multiples of."""
+    image_channels: int = 3
+    pipeline: str | None = None
+
+    @classmethod
+    def of(cls, codec: "LatentCodec") -> Self:
+        space = codec.latent_space
+        return cls(
+            name=codec.name,
+            space_fingerprint=codec.space_fingerprint,
+            fingerprint=codec.fingerprint,
+            channels=space.channels,
+            downsampling_factor=space.downsampling_factor,
+            side_multiple=codec.family.side_multiple,
+            image_channels=codec.channels,
+            pipeline=codec.pipeline,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.name} (space {self.space_fingerprint})"
+
+    def latent_shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the latents of an image of `size`, (height, width)."""
+        height, width = (
+            -(-side // self.side_multiple) * self.side_multiple // self.downsampling_factor for side in size
+        )
+        return height, width
+
+
+class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
+    """Gives the latents that another codec would have encoded the same image to.
+
+        source's latents -- fold r x r --+-- linear, k x k ------------------------------------(+)-- unfold --> target's latents
+                                         +-- conv -- [residual block] x num_blocks -- conv, 0 --+
+
+    Latents are those that denoisers see. Where the target's are coarser, r x r positions are folded into channels first;
+    where they are finer, each position is unfolded into r x r. The linear map is the best that there is of its size, in closed
+    form (training/translator_task.py); the network, of TAESD's blocks, adds what is not linear, and starts at nothing.
+
+    Args:
+        source, target: fields of a `CodecIdentity`; training writes them.
+        upscale: how much larger the images of the target's latents are, per side: 2 enlarges.
+        kernel_size: of the linear map; odd.
+        width: channels of the network.
+        num_blocks: of three convolutions each; 0: the linear map is all there is.
+
+    Raises:
+        ValueError: for positions that are no multiple of one another's, or images of other channels.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        source: dict,
+        target: dict,
+        upscale: int = 1,
+        kernel_size: int = 3,
+        width: int = 96,
+        num_blocks: int = 4,
+    ):
+        super().__init__()
+        self.source, self.target = CodecIdentity(**source), CodecIdentity(**target)
+        self.folded, self.unfolded = fold_factors(self.source, self.target, upscale)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
+        channels_in = self.source.channels * self.folded**2
+        channels_out = self.target.channels * self.unfolded**2
+        self.linear = nn.Conv2d(channels_in, channels_out, kernel_size)
+        self.network = None
+        if num_blocks:
+            last = nn.Conv2d(width, channels_out, 3, padding=1)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.network = nn.Sequential(
+                nn.Conv2d(channels_in, width, 3, padding=1),
+                *(AutoencoderTinyBlock(width, width, "relu") for _ in range(num_blocks)),
+                last,
+            )
+        self.register_buffer("residual_std", torch.ones(channels_out, 1, 1))
+        """Of what the linear map leaves, in each channel: the network's unit."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """The source's latents (B, C, h, w) -> the target's (B, C', h r, w r)."""
+        folded = self.fold(latents)
+        translated = self.linear(self.with_border(folded))
+        if self.network is not None:
+            translated = translated + self.residual_std * self.network(folded)
+        return F.pixel_shuffle(translated, self.unfolded)
+
+    @ignoring_caller_settings()
+    def translate(self, latents: Tensor) -> Tensor:
+        """The source's latents -> the target's, in their dtype and on their device, without gradients.
+
+        Raises:
+            ValueError: for latents of another shape than the source's, or that are not finite.
+        """
+        check_floating(latents, "latents")
+        channels = self.source.channels
+        if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape:
+            raise ValueError(
+                f"expected latents of {self.source.name}, (B, {channels}, h, w), got shape {tuple(latents.shape)}"
+            )
+        use_channels_last(self)
+        translated = self(latents.to(self.device, self.dtype)).to(latents)
+        if not torch.isfinite(translated).all():
+            raise ValueError(
+                "latents or their translation hold NaN or infinity; look at where they were made"
+            )
+        return translated
+
+    def linearly(self, latents: Tensor) -> Tensor:
+        """What the linear map makes of the source's latents, without the network: the floor."""
+        return F.pixel_shuffle(self.linear(self.with_border(self.fold(latents))), self.unfolded)
+
+    def fold(self, latents: Tensor) -> Tensor:
+        """Move r x r positions into channels, after continuing the last row and column to a multiple of r."""
+        rows, columns = (-side % self.folded for side in latents.shape[-2:])
+        if rows or columns:
+            latents = F.pad(latents, (0, columns, 0, rows), mode="replicate")
+        return F.pixel_unshuffle(latents, self.folded)
+
+    def with_border(self, folded: Tensor) -> Tensor:
+        """Continued at all borders by what the linear map's kernel reaches beyond them."""
+        reach = self.linear.kernel_size[0] // 2
+        return F.pad(folded, (reach,) * 4, mode="replicate") if reach else folded
+
+    def check_source(self, codec: "CodecIdentity | LatentCodec") -> None:
+        """Refuse latents of another codec than the source.
+
+        Raises:
+            ValueError: naming both.
+        """
+        _check_space("translates latents of", self.source, codec)
+
+    def check_target(self, codec: "CodecIdentity | LatentCodec") -> None:
+        """Refuse to decode by another codec than the target.
+
+        Raises:
+            ValueError: naming both.
+        """
+        _check_space("gives latents of", self.target, codec)
+
+
+def fold_factors(source: CodecIdentity, target: CodecIdentity, upscale: int = 1) -> tuple[int, int]:
+    """How many of the source's positions, per side, are folded into one, and how many of the target's one unfolds to.
+
+    Raises:
+        ValueError: where neither divides the other, or the images differ in channels; naming both codecs.
+    """
+    if source.image_channels != target.image_channels:
+        raise ValueError(
+            f"expected codecs of images of one number of channels, got {source} with {source.image_channels} and "
+            f"{target} with {target.image_channels}; take two codecs of the same kind of images"
+        )
+    finer, coarser = source.downsampling_factor * upscale, target.downsampling_factor
+    if upscale < 1 or (finer % coarser and coarser % finer):
+        raise ValueError(
+            f"expected positions of whole multiples of each other, got {source} with {source.downsampling_factor} px "
+            f"and {target} with {coarser} px at upscale {upscale}"
+        )
+    return max(coarser // finer, 1), max(finer // coarser, 1)
+
+
+def _check_space(what: str, ours: CodecIdentity, theirs: Any) -> None:
+    if ours.space_fingerprint != theirs.space_fingerprint:
+        other = f"{theirs.name} (space {theirs.space_fingerprint})"
+        raise ValueError(f"this translator {what} {ours}, not of {other}; train one for {theirs.name}")
+
+
+def identity_entries(codec: "LatentCodec") -> dict[str, Any]:
+    """What the config of a LatentTranslator says of a codec."""
+    return asdict(CodecIdentity.of(codec))

@@ -1,0 +1,223 @@
+"""Training a LatentTranslator: a linear map in closed form, then a network for what it leaves.
+
+crops --codec--> latents ---+--ridge regression--> linear map
+      --target-> latents' --+--AdamW-------------> network on top of it
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from latent_codec.codec import LatentCodec
+from latent_codec.components.loading import open_component
+from latent_codec.images.sheets import sheet
+from latent_codec.images.sources import ImageSource
+from latent_codec.images.tensors import write_image
+from latent_codec.models.latent_translator import LatentTranslator, identity_entries
+from latent_codec.previews.fitting import ridge_regression
+from latent_codec.previews.full import rgb
+from latent_codec.training.build import construct, load_codec
+from latent_codec.training.config import TrainingConfig
+from latent_codec.training.data import EpochOrder, TrainingCrops
+from latent_codec.training.report import SAMPLE_SIDE
+from latent_codec.training.task import Task, TaskInputs, collate
+
+NUM_SAMPLES = 4
+logger = logging.getLogger(__name__)
+
+
+def build_translator(
+    config: TrainingConfig, source: ImageSource, codec: LatentCodec | None = None
+) -> LatentTranslator:
+    """A new translator from `model.arguments`, or `model.pretrained`, in float32.
+
+    Raises:
+        ValueError: for an argument that it does not have or cannot use, or codecs that it cannot translate between.
+    """
+    codec = load_codec(config) if codec is None else codec
+    target = load_target(config)
+    if config.model.pretrained:
+        translator = open_component(config.model.pretrained, "translator", [LatentTranslator]).train()
+        translator.check_source(codec)
+        translator.check_target(target)
+        return translator
+    ends = {"source": identity_entries(codec), "target": identity_entries(target)}
+    arguments = config.model.arguments | ends | {"upscale": config.translator.upscale}
+    return construct(LatentTranslator, arguments, config.run.seed)
+
+
+def load_target(config: TrainingConfig) -> LatentCodec:
+    """The codec whose latents are wanted, on the CPU.
+
+    Raises:
+        SettingError: if none is named.
+    """
+    if config.translator.target is None:
+        expected = "the name or folder of the codec whose latents a LatentTranslator gives"
+        raise config.error("translator.target", expected)
+    return LatentCodec.from_pretrained(config.translator.target)
+
+
+@dataclass(eq=False)
+class NumberedCrops(Dataset):
+    """Crops with their numbers: `crops[position]`, (number, crop).
+
+    Args:
+        crops: what they are cut by.
+        count: how many different ones there are, each once per epoch; None: one for every position.
+    """
+
+    crops: TrainingCrops
+    count: int | None = None
+
+    def __post_init__(self):
+        self._order = None if self.count is None else EpochOrder(self.count, self.crops.seed)
+
+    def __len__(self) -> int:
+        """In an epoch; positions go on beyond it."""
+        return self.count or len(self.crops)
+
+    def __getitem__(self, position: int) -> tuple[int, Tensor]:
+        number = position if self._order is None else self._order[position]
+        return number, self.crops[number]
+
+    @property
+    def skipped(self) -> list[str]:
+        return self.crops.skipped
+
+
+class TranslatorTask(Task):
+    """Mean squared error of the target's latents, and with `translator.image_weight` of the image that it decodes from them.
+
+        crop --codec--> latents --translator--> latents' --+--> mse
+        crop --target-------------------------> latents' --+
+                                  latents' --target--> image --+--> image_weight * image
+                                                       crop ---+
+
+    The linear map stays as it was fitted, so that `linear_mse` is the floor at all times.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, network: LatentTranslator, inputs: TaskInputs, accelerator: Accelerator
+    ):
+        self.codec, self.target = inputs.codec, load_target(config)
+        for each in (self.codec, self.target):
+            each.autoencoder.to(accelerator.device).requires_grad_(False)
+        self.upscale = config.translator.upscale
+        self._encoded: dict[int, tuple[Tensor, Tensor]] = {}
+        crops = TrainingCrops.configured(config, inputs.source, self.codec.channels)
+        self.crops = NumberedCrops(crops, config.translator.crops)
+        if not (inputs.resumes or config.model.pretrained):
+            fit_linear(network, partial(self._linear_lessons, config.translator.linear_crops))
+        network.linear.requires_grad_(network.network is None)
+        super().__init__(config, network, self.crops, accelerator)
+
+    @classmethod
+    def check(cls, config: TrainingConfig, network: LatentTranslator, inputs: TaskInputs) -> None:
+        if config.data.binarize:
+            raise config.error("data.binarize", "false for a LatentTranslator, whose codecs have gray values")
+        multiple = max(network.source.side_multiple * config.translator.upscale, network.target.side_multiple)
+        for side in ("height", "width"):
+            if (getattr(config.data, side) or 0) % multiple:
+                raise config.error(f"data.{side}", f"a multiple of {multiple}, a latent's side in pixels")
+
+    @staticmethod
+    def headline(terms: dict[str, float]) -> str:
+        return f"error {terms['mse']:.4f} of the linear map's {terms['linear_mse']:.4f}"
+
+    def resume(self, state: dict[str, Any], out: Path) -> None:
+        self.check_teacher(self.codec, state.get("codec"), self.codec.fingerprint, "fingerprint", out)
+        self.check_teacher(self.target, state.get("target"), self.target.fingerprint, "fingerprint", out)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"codec": self.codec.fingerprint, "target": self.target.fingerprint}
+
+    def loss(self, batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        numbers, images = batch
+        latents, wanted = self._lesson(numbers.tolist(), images)
+        translated = self.model(latents).float()
+        loss = F.mse_loss(translated, wanted)
+        terms = {
+            "mse": loss,
+            "linear_mse": F.mse_loss(self.network.linearly(latents).detach().float(), wanted),
+        }
+        weight = self.config.translator.image_weight
+        if weight:
+            raw_latents = self.target.latent_space.denormalize(translated)
+            decoded = self.target.family.decode_raw(raw_latents).float()
+            terms["image"] = F.mse_loss(decoded, self.to_device(images))
+            loss = loss + weight * terms["image"]
+        return loss, terms
+
+    @torch.no_grad()
+    def write_samples(self, path: Path) -> None:
+        """The target's decodes of its own latents, of the averaged network's and of the linear map's."""
+        numbers, images = collate(self.dataset, range(NUM_SAMPLES))
+        latents, wanted = self._lesson(numbers.tolist(), images)
+        network = self.ema.module.eval()
+        rows = {"target's own": wanted, "translated": network(latents), "linearly": network.linearly(latents)}
+        decoded = [rgb(self.target.decode(each, output_type="pt")).cpu() for each in rows.values()]
+        columns = [f"crop {number}" for number in range(1, NUM_SAMPLES + 1)]
+        write_image(sheet(decoded, row_titles=list(rows), column_titles=columns, side=SAMPLE_SIDE), path)
+
+    def _linear_lessons(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(count):
+            yield self._encode(number, self.crops.crops[number][None])
+
+    def _lesson(self, numbers: list[int], images: Tensor) -> tuple[Tensor, Tensor]:
+        """Crops -> both codecs' latents, float32."""
+        pairs = [self._encode(number, image[None]) for number, image in zip(numbers, images)]
+        latents, wanted = (torch.cat(each) for each in zip(*pairs))
+        return latents, wanted
+
+    def _encode(self, number: int, image: Tensor) -> tuple[Tensor, Tensor]:
+        """One crop at a time, so that its latents are equal to the bit whatever the batch; kept where it comes again."""
+        if number in self._encoded:
+            return self._encoded[number]
+        shrunk = image
+        if self.upscale > 1:
+            shrunk = F.interpolate(
+                image, scale_factor=1 / self.upscale, mode="bicubic", antialias=True
+            ).clamp(-1, 1)
+        pair = self.codec.encode(shrunk).float(), self.target.encode(image).float()
+        if self.crops.count is not None:
+            self._encoded[number] = pair
+        return pair
+
+
+@torch.no_grad()
+def fit_linear(translator: LatentTranslator, lessons) -> None:
+    """Fit the linear map in closed form, by ridge regression, and the network's unit to what it leaves.
+
+    Args:
+        translator: changed in place.
+        lessons: called twice; yields both codecs' latents of some images, (B, C, h, w) and (B, C', h', w').
+    """
+    size = translator.linear.kernel_size
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        for latents, wanted in lessons():
+            folded = translator.with_border(translator.fold(latents))
+            wanted = F.pixel_unshuffle(wanted, translator.unfolded)
+            yield (
+                F.unfold(folded, size).mT.flatten(0, 1).cpu(),
+                wanted.permute(0, 2, 3, 1).flatten(0, 2).cpu(),
+            )
+
+    weight, bias = ridge_regression(rows())
+    translator.linear.weight.copy_(weight.view_as(translator.linear.weight))
+    translator.linear.bias.copy_(bias)
+    squares, count = torch.zeros(len(bias), dtype=torch.float64), 0
+    for features, wanted in rows():
+        squares += (features @ weight.T + bias - wanted).double().square().sum(0)
+        count += len(wanted)
+    translator.residual_std.copy_((squares / count).sqrt().float().clamp_min(1e-6).view(-1, 1, 1))
