@@ -37,6 +37,7 @@ VERBS = {
     "rd": ("compress", "rate-distortion against JPEG, WebP, AVIF, JPEG XL"),
     "info": ("inspect", "what a codec, checkpoint or file is"),
     "evaluate": ("inspect", "measure a codec, or the likelihood under a prior"),
+    "diffusability": ("inspect", "how well a diffusion model trains on codecs' latents"),
     "ui": ("inspect", "a page in the browser: all of this, by hand"),
     "interpolate": ("analyze", "morph images through their latents"),
     "attribute fit": ("analyze", "find the direction of an attribute in latents"),

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from latent_codec.evaluation.meters import Batch, Figure
-from latent_codec.metrics import as_rgb, frechet_distance_of_gaussians, load_lpips, lpips_available
+from latent_codec.metrics import (
+    as_rgb,
+    frechet_distance,
+    frechet_distance_of_gaussians,
+    load_lpips,
+    lpips_available,
+)
+from latent_codec.torch_settings import ignoring_caller_settings
 
 MIN_CROPS = 2000
 """Under this many, the estimate's bias is larger than what codecs differ by."""
@@ -100,6 +107,56 @@ class FrechetMeter:
     def _count(self, size: int) -> int:
         """Crops that a smaller grid would have given."""
         return sum(count * (height // size) * (width // size) for count, height, width in self.shapes)
+
+
+def frechet(images: Tensor, others: Tensor, network: FeatureNetwork | None = None) -> float:
+    """Squared Frechet distance between the features of two sets of images (N, C, H, W), uint8 or in [-1, 1].
+
+    Its bias grows as the sets shrink: only distances of equally many images can be compared.
+
+    Args:
+        network: whose features; None: as `feature_network` finds it.
+    """
+    network = network or feature_network(images.device)
+    return frechet_distance(features_of(images, network), features_of(others, network))
+
+
+@ignoring_caller_settings()
+def features_of(
+    images: Tensor, network: FeatureNetwork, on_progress: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """A network's features, float32 (N, features) on the CPU, of images (N, C, H, W), uint8 or in [-1, 1].
+
+    Args:
+        on_progress: called with (images done, images in all).
+
+    Raises:
+        ValueError: if the images are smaller than the network takes.
+    """
+    if min(images.shape[2:]) < network.min_side:
+        sizes = f"{images.shape[3]}x{images.shape[2]}"
+        raise ValueError(f"{network.name} need images of {network.min_side} px or more, got {sizes}")
+    found: list[Tensor] = []
+    for some in images.split(64):
+        some = some.float() / 127.5 - 1 if some.dtype == torch.uint8 else some.float()
+        found.append(network.features(as_rgb(some)).cpu())
+        if on_progress:
+            on_progress(sum(map(len, found)), len(images))
+    return torch.cat(found)
+
+
+def feature_network(device: torch.device | str = "cpu") -> FeatureNetwork:
+    """What `load_feature_network` finds.
+
+    Raises:
+        ValueError: if it finds none.
+    """
+    network = load_feature_network(device)
+    if network is None:
+        raise ValueError(
+            f"images are compared by the features of a network, and {NO_FEATURES}; put them there"
+        )
+    return network
 
 
 def grid_crops(images: Tensor, size: int) -> Tensor:

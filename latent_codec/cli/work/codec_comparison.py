@@ -1,17 +1,15 @@
 """`latent-codec evaluate` of several codecs."""
 
 import argparse
-from copy import copy
 
 from latent_codec.cli.progress import showing
-from latent_codec.cli.work.opening import load_codec, open_data
+from latent_codec.cli.work.opening import load_codecs, open_data
 from latent_codec.cli.work.printing import write_json
 from latent_codec.cli.work.summaries import Table, finish_tables
 from latent_codec.evaluation.codec_comparison import (
     DRIFT,
     QUALITY,
     CodecComparison,
-    check_comparable,
     compare_codecs,
     crops_sheet,
 )
@@ -20,12 +18,7 @@ from latent_codec.images.tensors import write_image
 
 
 def compare(args: argparse.Namespace) -> None:
-    source, codecs = open_data(args), []
-    for each in args.codec:
-        one = copy(args)
-        one.codec = each
-        codecs.append(load_codec(one))
-    check_comparable(codecs)
+    source, codecs = open_data(args), load_codecs(args)
     args.out.mkdir(parents=True, exist_ok=True)
     with showing("comparing") as report:
         found = compare_codecs(source, codecs, limit=args.limit, on_progress=report)

@@ -5,6 +5,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,6 +59,24 @@ def load_codec(args: argparse.Namespace, pipeline: str | None = None) -> LatentC
         return LatentCodec.from_pretrained(
             args.codec, pipeline=pipeline, config=args.config, dtype=dtype, device=device
         )
+
+
+def load_codecs(args: argparse.Namespace) -> list[LatentCodec]:
+    """The codecs that `--codec` names where it takes several, as `load_codec` opens each.
+
+    Raises:
+        ValueError: for two whose images differ in channels.
+    """
+    from latent_codec.evaluation.codec_comparison import check_comparable  # metrics and all, for two verbs
+
+    codecs = []
+    for each in args.codec:
+        one = copy(args)
+        one.codec = each
+        codecs.append(load_codec(one))
+    if len(codecs) > 1:
+        check_comparable(codecs)
+    return codecs
 
 
 def note_emulated(dtype: str, device: str) -> None:
