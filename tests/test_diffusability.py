@@ -29,7 +29,13 @@ DATA = "shapes:120x32"
 @pytest.fixture(autouse=True, scope="module")
 def small():
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"WIDTH": 16, "NUM_HEADS": 2, "NUM_LAYERS": 1}.items():
+        for name, value in {
+            "WIDTH": 16,
+            "NUM_HEADS": 2,
+            "NUM_LAYERS": 1,
+            "LEARNING_RATE": 1e-2,
+            "WARMUP_STEPS": 10,
+        }.items():
             patch.setattr(denoisers, name, value)
         yield
 
