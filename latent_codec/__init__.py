@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
     from latent_codec.evaluation.reconstruction import evaluate as evaluate
     from latent_codec.families.latent_space import LatentSpace as LatentSpace
     from latent_codec.latents.data_set import LatentDataset as LatentDataset
+    from latent_codec.models.autoencoder_kl_other_decoder import (
+        AutoencoderKLOtherDecoder as AutoencoderKLOtherDecoder,
+    )
     from latent_codec.models.autoencoder_tiny_gn import AutoencoderTinyGN as AutoencoderTinyGN
     from latent_codec.models.autoencoder_tiny_video import AutoencoderTinyVideo as AutoencoderTinyVideo
     from latent_codec.models.autoencoder_vq import AutoencoderVQ as AutoencoderVQ
@@ -48,6 +51,7 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
 __version__ = "0.2.0"
 
 _EXPORTS = {
+    "AutoencoderKLOtherDecoder": "latent_codec.models.autoencoder_kl_other_decoder",
     "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
     "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",

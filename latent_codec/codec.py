@@ -293,6 +293,11 @@ class LatentCodec:
         return self.family.channels
 
     @property
+    def upscale(self) -> int:
+        """How many times as large as the encoded image the decoded one is, per side: 1 but for decoders that enlarge."""
+        return self.family.upscale
+
+    @property
     def levels(self) -> list[Level]:
         """Codebooks of a discrete codec, top level first; empty for the others."""
         return self.family.levels
@@ -331,6 +336,18 @@ class LatentCodec:
     def is_of_decoder(self, key: str) -> bool:
         """Whether a weight may differ without changing any latent."""
         return key.startswith(self.family.decoder_keys(self.autoencoder.config))
+
+    def check_keeps_size(self, what: str) -> None:
+        """Refuse a decoder that enlarges, for `what`, which needs an image back in the size that was encoded.
+
+        Raises:
+            ValueError: with what to take instead.
+        """
+        if self.upscale > 1:
+            raise ValueError(
+                f"{self.name} decodes to {self.upscale} times the size of what it encodes, and {what} needs the same size: "
+                f"expected a codec of the same latents (space {self.space_fingerprint}) whose decoder does not enlarge"
+            )
 
     def weights_changed(self) -> None:
         """To be called by whoever changes the autoencoder's weights: fingerprints are then taken anew."""
@@ -429,7 +446,8 @@ class LatentCodec:
 
         Args:
             latents: (B, C, h, w), or a list of such tensors, as `encode` gave them.
-            size: (height, width) to crop to, or a list with one for each image; None keeps the padding.
+            size: (height, width) of the image that was encoded, to crop to, or a list with one for each; None keeps the
+                padding. A decoder that enlarges gives `upscale` times as many pixels per side.
             output_type: "pil", a list of PIL images; "pt", float32 (B, C, H, W) in [-1, 1] on the codec's device;
                 "np", float32 (B, H, W, C) in [0, 1]. For "pt" and "np" a list where images differ in size.
             tile: as for `encode`.
@@ -451,7 +469,7 @@ class LatentCodec:
         output_type: str = "pil",
         tile: int | None = None,
     ) -> Images:
-        """Images -> latents -> reconstructions of the same sizes, as `decode` gives them.
+        """Images -> latents -> reconstructions of the same sizes, or `upscale` times as large, as `decode` gives them.
 
         Raises:
             ValueError, OSError: as `encode` and `decode`.
@@ -631,16 +649,18 @@ class LatentCodec:
         sizes = [size] * len(images) if isinstance(size[0], Integral) else list(size)
         if len(sizes) != len(images):
             raise ValueError(f"expected {len(images)} sizes, one for each image, got {len(sizes)}")
-        factor = self.family.side_multiple
+        factor, upscale = self.family.side_multiple, self.upscale
         for image, (height, width) in zip(images, sizes):
-            full_height, full_width = image.shape[-2:]
+            full_height, full_width = (side // upscale for side in image.shape[-2:])
             if -(-height // factor) * factor != full_height or -(-width // factor) * factor != full_width:
                 raise ValueError(
                     f"size (height, width) = ({height}, {width}) does not belong to these latents, which decode to "
                     f"{full_height}x{full_width}; height may be {full_height - factor + 1} to {full_height}, "
                     f"width {full_width - factor + 1} to {full_width}"
                 )
-        return [image[:, :height, :width] for image, (height, width) in zip(images, sizes)]
+        return [
+            image[:, : height * upscale, : width * upscale] for image, (height, width) in zip(images, sizes)
+        ]
 
 
 def to_precision(component: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

@@ -18,6 +18,7 @@ OFFERED = [
     "AutoencoderVQ",
     "HierarchicalVQ",
     "AutoencoderTinyGN",
+    "AutoencoderKLOtherDecoder",
     "PixelCNN",
     "PixelSNAIL",
     "ImageClassifier",

@@ -25,7 +25,7 @@ from latent_codec.training.resolution import resolve
 
 LARGE = ["sd-f8c4", "sd3-f8c16", "vqgan-f8"]
 GLOBAL = ["faces-global", "fashion-mnist-global"]
-FINETUNING = ["finetune-decoder", "equivariant", "compatible"]
+FINETUNING = ["finetune-decoder", "distill-decoder", "upscale-decoder", "equivariant", "compatible"]
 NEW = [name for name in preset_names() if name not in FINETUNING and load_config(name).kind.name == "codec"]
 PRIORS = [name for name in preset_names() if load_config(name).kind.name == "prior"]
 CLASSIFIERS = [name for name in preset_names() if load_config(name).kind.name == "classifier"]

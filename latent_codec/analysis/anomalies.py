@@ -340,6 +340,7 @@ def _measure(
     meter: NormalErrorMeter | None = None,
 ) -> Measured:
     """Send the images that have features through the codec."""
+    codec.check_keeps_size("an error of each image")
     images = iter_images(source, channels=codec.channels, indices=features.indices, on_progress=on_progress)
     images = ((index, fit_image(image, codec, features.side)) for index, image in images)
     errors, squared, kls = [], [], []

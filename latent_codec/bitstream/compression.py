@@ -322,6 +322,7 @@ def decompress(
     _warn_of_missing(decoded.container)
     if latents:
         return decoded.latents()
+    codec.check_keeps_size("a compressed file")
     return decoded.image(output_type=output_type, tile=tile, on_progress=on_progress)
 
 

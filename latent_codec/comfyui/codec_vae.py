@@ -51,7 +51,8 @@ class CodecVAE(VAE):
             check=model_management.throw_exception_if_processing_interrupted,
         )
         self.first_stage_model = network
-        self.downscale_ratio = self.upscale_ratio = space.downsampling_factor
+        self.downscale_ratio = space.downsampling_factor
+        self.upscale_ratio = space.downsampling_factor * codec.upscale
         self.latent_channels, self.output_channels = space.channels, network.image_channels
         self.latent_dim = 2  # images, also of video models' codecs
         self.disable_offload = True  # only ComfyUI's own layers can be moved one by one

@@ -33,7 +33,7 @@ from latent_codec.families.latent_space import pack_positions
 from latent_codec.families.pipeline_spaces import MEAN_AND_STD, PIPELINES
 from latent_codec.images.batches import iter_images
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
-from latent_codec.images.tensors import central_window
+from latent_codec.images.tensors import central_window, shrunk_by
 from latent_codec.latents.data_set import LatentDataset
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -433,7 +433,7 @@ def _psnr(codec: LatentCodec, image: Tensor) -> float | None:
         decoded = codec.decode(codec.encode(image), size=tuple(image.shape[-2:]), output_type="pt")
     except NonFiniteError:
         return None
-    return metrics.psnr(decoded, image[None]).clamp(max=MAX_PSNR).item()
+    return metrics.psnr(shrunk_by(decoded, codec.upscale), image[None]).clamp(max=MAX_PSNR).item()
 
 
 def _round_output(dtype: torch.dtype, layer: nn.Module, inputs, output):

@@ -23,7 +23,7 @@ from latent_codec import metrics
 from latent_codec.codec import ImageLike, LatentCodec
 from latent_codec.families import LatentSpace
 from latent_codec.files import plain
-from latent_codec.images.tensors import to_image
+from latent_codec.images.tensors import shrunk_by, to_image
 from latent_codec.torch_settings import plain_state_dict
 
 CLOSE = 0.03
@@ -253,6 +253,7 @@ def _measure(codec: LatentCodec, reference: LatentCodec, images: Iterable[ImageL
 def _psnr(decoder: LatentCodec, latents: Tensor, image: ImageLike) -> float:
     original = to_image(image, channels=decoder.channels)[None]
     decoded = decoder.decode(latents, size=tuple(original.shape[-2:]), output_type="pt")
+    decoded = shrunk_by(decoded, decoder.upscale)
     return float(metrics.psnr(metrics.round_to_8_bits(decoded.cpu()), original.cpu()))
 
 

@@ -42,6 +42,8 @@ class EquivarianceMeter:
         self.codec = codec
         self.rows: list[list[float]] = []
         self.why_not = ""
+        if codec.upscale > 1:
+            self.why_not = f"{codec.name} decodes to {codec.upscale} times the size of what it encodes"
         if codec.family.only_size is not None:
             self.why_not = f"{codec.name} takes images of one size only"
 

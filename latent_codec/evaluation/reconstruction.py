@@ -1,6 +1,5 @@
 """Send images through a codec and measure what came back, what lay between, and what it cost."""
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from latent_codec.evaluation.quality import ImageFigures, QualityMeter
 from latent_codec.files import plain
 from latent_codec.images.batches import batch_by_shape, iter_images
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
+from latent_codec.images.tensors import pad_to_multiple, shrunk_by
 from latent_codec.torch_settings import ignoring_caller_settings
 
 BATCH_PIXELS = 512 * 512
@@ -137,24 +137,35 @@ def evaluate(
 def round_trip(
     codec: LatentCodec, source: ImageSource, indices: list[int], originals: Tensor, cost: CostMeter
 ) -> Batch:
-    """Send images of one size, (N, C, H, W) in [-1, 1] on the codec's device, through it, and note what that costs."""
-    size = tuple(originals.shape[2:])
-    megapixels = len(originals) * math.prod(size) / 1e6
-    encoding = cost.timed("encode", partial(codec.encode_all, originals), megapixels)
-    decode = partial(codec.decode, encoding.latents, size=size, output_type="pt")
+    """Send images of one size, (N, C, H, W) in [-1, 1] on the codec's device, through it, and note what that costs.
+
+    For a decoder that enlarges they are shrunk first, so that reconstructions have their size.
+    """
+    encoded = _as_encoded(codec, originals)
+    height, width = originals.shape[2:]
+    megapixels = len(originals) * height * width / 1e6
+    encoding = cost.timed("encode", partial(codec.encode_all, encoded), megapixels)
+    decode = partial(codec.decode, encoding.latents, size=tuple(encoded.shape[2:]), output_type="pt")
+    decoded = cost.timed("decode", decode, megapixels)[..., :height, :width]
     return Batch(
         originals=originals,
         encoding=encoding,
-        reconstructions=metrics.round_to_8_bits(cost.timed("decode", decode, megapixels)),
+        reconstructions=metrics.round_to_8_bits(decoded),
         names=[source.name(each) for each in indices],
         indices=indices,
     )
 
 
 def reconstruct(codec: LatentCodec, images: Tensor) -> Tensor:
-    """(N, C, H, W) in [-1, 1] through the codec and back, rounded as an 8-bit file would be."""
-    height, width = images.shape[2:]
-    return metrics.round_to_8_bits(codec.decode(codec.encode(images), size=(height, width), output_type="pt"))
+    """(N, C, H, W) in [-1, 1] through the codec and back, as `round_trip`, rounded as an 8-bit file would be."""
+    encoded = _as_encoded(codec, images)
+    decoded = codec.decode(codec.encode(encoded), size=tuple(encoded.shape[2:]), output_type="pt")
+    return metrics.round_to_8_bits(decoded[..., : images.shape[2], : images.shape[3]])
+
+
+def _as_encoded(codec: LatentCodec, images: Tensor) -> Tensor:
+    """The images that the codec decodes to the size of `images`, or up to `upscale` - 1 rows and columns more."""
+    return shrunk_by(pad_to_multiple(images, codec.upscale), codec.upscale)
 
 
 def lpips_trained(codec: LatentCodec) -> bool | None:

@@ -14,6 +14,7 @@ from latent_codec.families.flux2 import Flux2
 from latent_codec.families.hierarchical_vq import Hierarchical
 from latent_codec.families.hunyuan_image import HunyuanImage
 from latent_codec.families.kl import KL
+from latent_codec.families.kl_other_decoder import KLOtherDecoder
 from latent_codec.families.kvae import KVAE
 from latent_codec.families.latent_space import LatentSpace
 from latent_codec.families.paella import Paella
@@ -46,6 +47,7 @@ FAMILIES: dict[str, type[Family]] = {
     "AutoencoderKLLTXVideo": LTX,
     "AutoencoderKLMagvit": CogVideoX,
     "AutoencoderKLMochi": Mochi,
+    "AutoencoderKLOtherDecoder": KLOtherDecoder,
     "AutoencoderKLQwenImage": QwenImage,
     "AutoencoderKLQwenImage21": Wan,
     "AutoencoderKLTemporalDecoder": TemporalDecoder,
@@ -62,6 +64,7 @@ FAMILIES: dict[str, type[Family]] = {
 }
 
 MODULES = {
+    "AutoencoderKLOtherDecoder": "latent_codec.models.autoencoder_kl_other_decoder",
     "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
     "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",

@@ -192,6 +192,11 @@ class Family:
         return self.image_channels(self.autoencoder.config)
 
     @property
+    def upscale(self) -> int:
+        """How many times as large as the encoded image the decoded one is, per side."""
+        return 1
+
+    @property
     def side_multiple(self) -> int:
         """What the sides of an image must be divisible by."""
         return self.latent_shape(self.autoencoder.config)[1]

@@ -273,6 +273,14 @@ def shrunk(image: Tensor, largest: int) -> Tensor:
     return F.interpolate(image[None], size, mode="area")[0]
 
 
+def shrunk_by(images: Tensor, factor: int) -> Tensor:
+    """Images (N, C, H, W) in [-1, 1] at 1 / `factor` of their sides, which it divides, by an antialiased bicubic filter."""
+    if factor == 1:
+        return images
+    size = [side // factor for side in images.shape[2:]]
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
 def central_window(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The middle (height, width) of (C, H, W), continued beyond its last row and column where it is smaller."""
     return center_crop(pad_to_size(image, size), size)

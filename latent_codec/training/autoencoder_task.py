@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
 from torch.utils.data import DataLoader
 
 from latent_codec.codec import LatentCodec
@@ -16,13 +17,15 @@ from latent_codec.components.weight_files import save_component
 from latent_codec.errors import SettingError
 from latent_codec.families import family_of
 from latent_codec.files import replacing
+from latent_codec.images.tensors import shrunk_by
 from latent_codec.metrics import LPIPS_MIN_SIDE
 from latent_codec.models.context_network import LatentContext
 from latent_codec.models.discriminator import PatchDiscriminator, min_side
 from latent_codec.models.initialization import initialize_codebooks, initialize_linear_code
+from latent_codec.models.other_decoder_start import start_other_decoder
 from latent_codec.models.quantizers import CodebookLearner
 from latent_codec.training import losses, report
-from latent_codec.training.build import CLASSES, Autoencoder
+from latent_codec.training.build import CLASSES, Autoencoder, open_pretrained
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import StreamedCrops, TrainingCrops
 from latent_codec.training.finish_codec import convention_of
@@ -37,6 +40,7 @@ from latent_codec.training.task import Task, TaskInputs, collate
 
 _NOISE, _TRANSFORMATION = 3, 4  # streams of randomness of their own under the run's seed (training/data.py)
 _LINEAR_START_CROPS = 64
+_DECODER_START_CROPS = 32
 _LINEAR_START_VECTORS = 1024  # crops where each is one vector: some for each of its parts
 
 
@@ -53,7 +57,8 @@ class AutoencoderTask(Task):
         self.latent_shape = None  # of the noise that the posterior is sampled by, (C, h, w)
         if config.objective.posterior == "sample" and self.family.has_posterior:
             space = self.family.latent_space()
-            self.latent_shape = space.raw_channels, *(side // space.raw_factor for side in config.data.size)
+            sides = (side // (space.raw_factor * self.family.upscale) for side in config.data.size)
+            self.latent_shape = space.raw_channels, *sides
         self.samples = report.SampleImages(inputs.source, channels, config)
         if config.model.initialization == "linear" and not inputs.resumes:
             is_one_vector = self.latent_shape is not None and self.latent_shape[1:] == (1, 1)
@@ -66,7 +71,15 @@ class AutoencoderTask(Task):
                 quantizer=network.quantizers[0] if self.family.levels else None,
                 anchor=config.model.anchor,
             )
+        self.teacher = None
+        is_new = config.model.has_new_decoder and not inputs.resumes
+        if is_new or config.objective.target == "decode":
+            self.teacher = open_pretrained(config)
+        if is_new:
+            _start_decoder(network, self.teacher, collate(crops, range(_DECODER_START_CROPS)))
         super().__init__(config, network, crops, accelerator)
+        if self.teacher is not None:
+            self.teacher.to(accelerator.device)
         self.judge = None if self.discriminator is None else accelerator.prepare(self.discriminator)
         self.streamed = None
         if inputs.stream is not None:
@@ -100,8 +113,9 @@ class AutoencoderTask(Task):
         if family.only_size not in (None, config.data.size):
             raise config.error("data.height", f"{family.only_size[0]}, the only side that {name} takes")
         for side in ("height", "width"):
-            if (getattr(config.data, side) or 0) % family.side_multiple:
-                expected = f"a multiple of {family.side_multiple}, a latent's side in pixels"
+            multiple = family.side_multiple * family.upscale
+            if (getattr(config.data, side) or 0) % multiple:
+                expected = f"a multiple of {multiple}, a latent's side in pixels"
                 raise config.error(f"data.{side}", expected)
         if config.model.initialization == "linear" and not (
             family.trainable and family.trainable.linear_start
@@ -128,6 +142,8 @@ class AutoencoderTask(Task):
             expected = f"0 for {name}, whose latents have no posterior mean to quantize"
             raise config.error("objective.rate_weight", expected)
         _load_context(config, family)
+        if objective.target == "decode":
+            _check_distilled(config, family.upscale)
         if objective.level_dropout and len(family.levels) < 2:
             expected = "0 but for a HierarchicalVQ of two or more levels"
             raise config.error("objective.level_dropout", expected)
@@ -230,7 +246,10 @@ class AutoencoderTask(Task):
     def loss(self, batch: tuple[list[int], Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, noisy, noise, kept_levels = self._inputs(*batch)
         transformation = self._transformation(batch[0][0])
-        outputs = self.model(noisy, noise, kept_levels, transformation)
+        outputs = self.model(shrunk_by(noisy, self.family.upscale), noise, kept_levels, transformation)
+        if self.config.objective.target == "decode":
+            with torch.no_grad():
+                image = self.teacher.family.decode_raw(outputs["latents"]).float().clamp(-1, 1)
         self._judged = image, outputs["reconstruction"].detach()
         if step >= self.config.codebook.start_step:
             for learner, level in zip(self.learners, outputs.get("levels", [])):
@@ -348,10 +367,20 @@ class AutoencoderTask(Task):
         return terms, restarted
 
 
+@torch.no_grad()
+def _start_decoder(network: Autoencoder, teacher: LatentCodec, images: Tensor) -> None:
+    """Start the network's decoder from the teacher's, by crops; subpixels that the teacher has not are fitted to them."""
+    known, upscale = teacher.autoencoder, family_of(network).upscale
+    raw_latents = teacher.family.encode_raw(shrunk_by(images, upscale)).posterior.mode()
+    latents = raw_latents if known.post_quant_conv is None else known.post_quant_conv(raw_latents)
+    subpixels = pixel_unshuffle(images, upscale) if upscale > teacher.upscale else None
+    start_other_decoder(network.decoder, known.decoder, latents, subpixels)
+
+
 def _coarsest_grid(family, config: TrainingConfig) -> tuple[int, int]:
     """(h, w) of the coarsest latents of a crop."""
     side = max((level.side for level in family.levels), default=family.latent_space().raw_factor)
-    return tuple(each // side for each in config.data.size)
+    return tuple(each // (side * family.upscale) for each in config.data.size)
 
 
 def _load_reference(config: TrainingConfig, family) -> LatentCodec | None:
@@ -390,6 +419,19 @@ def _load_context(config: TrainingConfig, family) -> LatentContext | None:
         expected = f"a context model of {channels} channels, which the codec's latents have"
         raise config.error("objective.context", expected, advice=f"{name} has {context.num_channels}")
     return context
+
+
+def _check_distilled(config: TrainingConfig, upscale: int) -> None:
+    """Refuse what the pretrained codec's own decoder gives no target for."""
+    if config.model.train != "decoder" or not config.model.pretrained:
+        raise config.error("objective.target", '"image" where not only a decoder is trained')
+    if upscale > 1:
+        expected = f'"image" for a decoder that enlarges by {upscale}: the pretrained one does not'
+        raise config.error("objective.target", expected)
+    if config.objective.posterior != "mean":
+        raise config.error(
+            "objective.posterior", '"mean", which both decoders decode, for the target "decode"'
+        )
 
 
 def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, ModelMixin
 from latent_codec.codec import LatentCodec
 from latent_codec.errors import SettingError
 from latent_codec.images.sources import ImageSource
+from latent_codec.models.autoencoder_kl_other_decoder import with_other_decoder
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.initialization import initialize_evenly
@@ -51,6 +52,8 @@ def build_autoencoder(
 ) -> Autoencoder:
     """A new autoencoder of `model.class_name` from `model.arguments`, or `model.pretrained`, in float32.
 
+    Where `model.width` and the like ask for another decoder, the pretrained one gets a new one, with initial weights.
+
     For AutoencoderKL and AutoencoderVQ `block_out_channels` decides the number of resolutions, from which the block
     types follow; `out_channels` are as many as `in_channels`. Initial weights are a function of `run.seed`.
 
@@ -58,8 +61,17 @@ def build_autoencoder(
         ValueError: for an argument that the class does not have or cannot use.
     """
     if config.model.pretrained:
-        codec = LatentCodec.from_pretrained(config.model.pretrained, pipeline=config.model.pipeline)
-        return codec.autoencoder.train()
+        autoencoder = open_pretrained(config).autoencoder
+        if config.model.has_new_decoder:
+            with seeded(config.run.seed):
+                autoencoder = with_other_decoder(
+                    autoencoder,
+                    width=config.model.width,
+                    widths=config.model.widths,
+                    layers_per_block=config.model.layers_per_block,
+                    upscale=config.model.upscale,
+                )
+        return autoencoder.train()
     autoencoder_class, arguments = CLASSES[config.model.class_name], dict(config.model.arguments)
     if "block_out_channels" in inspect.signature(autoencoder_class.__init__).parameters:
         widths = arguments.setdefault("block_out_channels", [64])
@@ -75,6 +87,11 @@ def build_autoencoder(
         with seeded(config.run.seed):
             initialize_evenly(autoencoder)
     return autoencoder
+
+
+def open_pretrained(config: TrainingConfig) -> LatentCodec:
+    """The codec that `model.pretrained` names."""
+    return LatentCodec.from_pretrained(config.model.pretrained, pipeline=config.model.pipeline)
 
 
 def construct(network_class: type[Network], arguments: dict[str, Any], seed: int) -> Network:

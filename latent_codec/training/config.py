@@ -47,6 +47,14 @@ class ModelConfig(Section):
     train: Literal["all", "decoder"] = "all"
     """`decoder` leaves encoder, quant_conv and codebook unchanged to the bit, so that existing latents stay valid; it
     takes pretrained codecs of every family, `all` those of the classes that `class_name` may name."""
+    width: float = limited(1.0, above=0, most=1)
+    """Of a new decoder for the pretrained codec's latents, as a share of the channels of its own, per resolution."""
+    widths: list | None = None
+    """Channels of that decoder per resolution, finest first, instead of `width`; most time is spent at the finest."""
+    layers_per_block: int | None = limited(None, least=0)
+    """Of that decoder, which has one residual block more per resolution; None: as its own."""
+    upscale: int = limited(1, least=1, most=8)
+    """How many times as large as the encoded image that decoder's is, per side; crops are shrunk by it before they are encoded."""
     teacher: str | None = None
     """Name or folder of the codec whose decoder a TinyDecoder learns to imitate, or whose values an entropy model learns."""
     pipeline: str | None = None
@@ -65,6 +73,20 @@ class ModelConfig(Section):
         if self.train == "decoder" and not self.pretrained and self.initialization != "linear":
             advice = 'name one as `model.pretrained`, or set `model.initialization="linear"` to keep the linear one'
             raise self.error("train", '"all" where there is no encoder to keep', advice=advice)
+        for key in self._of_new_decoder:
+            if not (self.train == "decoder" and self.pretrained):
+                advice = 'set `model.train="decoder"` and name the codec as `model.pretrained`'
+                raise self.error(key, "its default where no new decoder is trained", advice=advice)
+
+    @property
+    def has_new_decoder(self) -> bool:
+        """Whether the pretrained codec gets another decoder."""
+        return bool(self._of_new_decoder)
+
+    @property
+    def _of_new_decoder(self) -> list[str]:
+        defaults = {"width": 1.0, "widths": None, "layers_per_block": None, "upscale": 1}
+        return [key for key, default in defaults.items() if getattr(self, key) != default]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +134,9 @@ class ObjectiveConfig(Section):
 
     reconstruction: Literal["l1", "mse", "gaussian", "bernoulli"] = "mse"
     """`l1`, `mse`: mean error. `gaussian`, `bernoulli`: negative log-likelihood, nats per dimension."""
+    target: Literal["image", "decode"] = "image"
+    """What a reconstruction is compared with. `decode`: what the pretrained codec's own decoder makes of the same latents
+    (distillation, arXiv:1503.02531), where only a decoder is trained."""
     gaussian_std: float | None = limited(None, above=0)
     """Standard deviation of the Gaussian likelihood, in units of [-1, 1]; None: learned, one for all pixels."""
     posterior: Literal["mean", "sample"] = "sample"

@@ -55,7 +55,10 @@ KINDS = {
             name="codec",
             model_classes=("AutoencoderKL", "AutoencoderVQ", "HierarchicalVQ"),
             sections=frozenset(
-                {"objective", "codebook", "model.initialization", "model.train", "model.pipeline"}
+                {
+                    *("objective", "codebook", "model.initialization", "model.train", "model.pipeline"),
+                    *("model.width", "model.widths", "model.layers_per_block", "model.upscale"),
+                }
             ),
             build=f"{_HERE}.build:build_autoencoder",
             task=f"{_HERE}.autoencoder_task:AutoencoderTask",

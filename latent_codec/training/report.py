@@ -21,7 +21,7 @@ from latent_codec.images.decoding import printable
 from latent_codec.images.figures import new_figure
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import central_window, write_image
+from latent_codec.images.tensors import central_window, shrunk_by, write_image
 from latent_codec.metrics import psnr
 from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import TrainingConfig
@@ -212,7 +212,7 @@ class SampleImages:
         autoencoder.eval()
         family, images = family_of(autoencoder), torch.stack(self._images).to(accelerator.device)
         with accelerator.autocast():
-            posterior, raw_latents = family.encode_raw(images)
+            posterior, raw_latents = family.encode_raw(shrunk_by(images, family.upscale))
             decoded = family.decode_raw(raw_latents if posterior is None else posterior.mode())
         reconstructions = decoded.float().clamp(-1, 1).cpu()
         figures = psnr(reconstructions, images.cpu()).tolist()

@@ -18,6 +18,7 @@ _KINDS_OF_VALUES = {
     bool: "true or false",
     str: "a string",
     dict: "a table",
+    list: "a list",
 }
 
 

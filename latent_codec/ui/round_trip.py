@@ -30,6 +30,7 @@ class RoundTrip:
 
 def round_trip(codec: LatentCodec, image: Tensor) -> RoundTrip:
     """Send an image (C, H, W) in [-1, 1] through a codec and back."""
+    codec.check_keeps_size("the comparison with the original")
     image = to_image(image, channels=codec.channels)
     fitted, notes = fit_image(image, codec), []
     if fitted.shape != image.shape:

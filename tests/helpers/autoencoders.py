@@ -4,7 +4,13 @@ import diffusers
 import torch
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 
-from latent_codec import AutoencoderTinyGN, AutoencoderTinyVideo, AutoencoderVQ, HierarchicalVQ
+from latent_codec import (
+    AutoencoderKLOtherDecoder,
+    AutoencoderTinyGN,
+    AutoencoderTinyVideo,
+    AutoencoderVQ,
+    HierarchicalVQ,
+)
 
 # ruff: noqa: C408  keyword arguments of classes read best as such
 _BLOCKS = dict(
@@ -132,6 +138,12 @@ CONFIGS: dict[str, tuple[type, dict]] = {
             layers_per_block=(1,) * 5,
             latents_mean=(0.5,) * 4,
             latents_std=(2.0,) * 4,
+        ),
+    ),
+    "AutoencoderKLOtherDecoder": (
+        AutoencoderKLOtherDecoder,
+        dict(
+            latent_channels=4, **_BLOCKS, decoder_block_out_channels=(4,) * len(_BLOCKS["block_out_channels"])
         ),
     ),
     "AutoencoderKLQwenImage": (

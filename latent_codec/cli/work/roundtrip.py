@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
         args.data = [sample_photograph()]
     images = NamedImages(open_data(args), args)
     codec = load_codec(args)
+    codec.check_keeps_size("the comparison with the original")
     results = []
     for _, name, image in images.read(codec.channels, "round trips"):
         results.append(_roundtrip(codec, center_crop(image, SAMPLE_SIZE) if is_sample else image, name, args))
