@@ -1,16 +1,20 @@
 """Translators: latents of one codec to another's, linear in closed form and with a network, in files and in pipelines."""
 
+import json
+
 import pytest
 import torch
 from helpers.autoencoders import build
 from helpers.training import write_images
 
-from latent_codec import LatentCodec, LatentTranslator, TranslatedVAE
+from latent_codec import LatentCodec, LatentDataset, LatentTranslator, TranslatedVAE
 from latent_codec.cli import main
 from latent_codec.images.sources import open_source
+from latent_codec.latents.encoding import encode_data_set
 from latent_codec.latents.latent_files import load_latents, save_latents
-from latent_codec.latents.translating import write_translated
-from latent_codec.models.latent_translator import identity_entries
+from latent_codec.latents.plan import EncodingOptions
+from latent_codec.latents.translating import translate_data_set, translate_file
+from latent_codec.models.latent_translator import CodecIdentity
 from latent_codec.pipelines.tiny_pipeline import build_tiny_pipeline
 from latent_codec.training.config import TrainingConfig, load_config
 from latent_codec.training.loop import train
@@ -54,10 +58,16 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images"), size=(40, 40))
 
 
+def entries_of(codec: LatentCodec, **space) -> dict:
+    """What a translator's config has of a codec, with another latent space."""
+    entries = CodecIdentity.of(codec).to_config()
+    return entries | {"latent_space": entries["latent_space"] | space}
+
+
 def translator_between(source: LatentCodec, target: LatentCodec, **arguments) -> LatentTranslator:
     torch.manual_seed(0)
     small = {"width": 8, "num_blocks": 1} | arguments
-    return LatentTranslator(identity_entries(source), identity_entries(target), **small).eval()
+    return LatentTranslator(entries_of(source), entries_of(target), **small).eval()
 
 
 @pytest.mark.parametrize(
@@ -65,8 +75,8 @@ def translator_between(source: LatentCodec, target: LatentCodec, **arguments) ->
 )
 def test_latents_of_any_factor_become_those_of_the_same_image(kl, factor, upscale, sides):
     source, target = (
-        identity_entries(kl),
-        identity_entries(kl) | {"channels": 6, "downsampling_factor": factor},
+        entries_of(kl),
+        entries_of(kl) | {"channels": 6, "downsampling_factor": factor},
     )
     translator = LatentTranslator(source, target, upscale=upscale, width=8, num_blocks=1)
     latents = torch.randn(2, 4, 5, 7, requires_grad=True)
@@ -79,9 +89,9 @@ def test_latents_of_any_factor_become_those_of_the_same_image(kl, factor, upscal
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 def test_the_linear_map_is_the_best_in_closed_form(kl, factor):
-    target = identity_entries(kl) | {"channels": 3, "downsampling_factor": factor}
-    translator = LatentTranslator(identity_entries(kl), target, width=8, num_blocks=1).eval()
-    rule = LatentTranslator(identity_entries(kl), target, num_blocks=0).eval()  # to be found again
+    target = entries_of(kl, channels=3, downsampling_factor=factor)
+    translator = LatentTranslator(entries_of(kl), target, width=8, num_blocks=1).eval()
+    rule = LatentTranslator(entries_of(kl), target, num_blocks=0).eval()  # to be found again
     latents = [torch.randn(2, 4, 12, 10, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
     with torch.no_grad():
         fit_linear(translator, lambda: ((each, 5 * rule(each)) for each in latents))
@@ -139,13 +149,17 @@ def test_the_network_learns_what_is_not_linear(run, images):
     assert last["mse"] < 0.98 * last["linear_mse"]
 
 
-def test_a_translator_goes_on_from_another_and_refuses_other_codecs(run, images, coarse):
+def test_a_translator_goes_on_from_another_and_refuses_other_codecs(run, images, coarse, capsys):
     pretrained = f"model.pretrained={run / 'whole'}"
     fit(run, images, "again", pretrained, "model.arguments={}", "run.steps=1")
     coarse.save_pretrained(run / "coarse")
     with pytest.raises(ValueError, match=r"gives latents of vq \(space .*\), not of coarse \(space"):
         fit(run, images, "other", pretrained, "model.arguments={}", target=str(run / "coarse"))
     named = {"model": {"class_name": "LatentTranslator"}, "translator": {"codec": str(run / "kl")}}
+    assert main(["info", str(run / "whole"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["source"], facts["target_channels"]) == ("translator", "kl", 3)
+    assert facts["target_space_fingerprint"] == LatentCodec.from_pretrained(run / "vq").space_fingerprint
     with pytest.raises(ValueError, match=r"translator\.target: expected the name or folder"):
         build_translator(TrainingConfig.from_dict(named), open_source(images))
 
@@ -171,7 +185,7 @@ def test_codecs_that_cannot_be_translated_are_named(kl, vq):
     ):
         translator_between(kl, gray)
     with pytest.raises(ValueError, match=r"got kl .* with 4 px and vq .* with 14 px"):
-        LatentTranslator(identity_entries(kl), identity_entries(vq) | {"downsampling_factor": 14})
+        LatentTranslator(entries_of(kl), entries_of(vq, downsampling_factor=14))
 
 
 def test_a_pipeline_decodes_through_a_translator(kl, vq):
@@ -236,11 +250,35 @@ def test_finer_latents_are_cut_to_the_image_and_an_upscaler_enlarges_it(kl, coar
     latents = coarse.encode(torch.rand(1, 3, 20, 30) * 2 - 1)
     save_latents(tmp_path / "a.safetensors", latents, codec=coarse, names=["a"], sizes=[(20, 30)])
     found = load_latents(tmp_path / "a.safetensors")
-    write_translated(tmp_path / "b.safetensors", found, translator_between(coarse, kl))
+    translate_file(found, tmp_path / "b.safetensors", translator_between(coarse, kl))
     assert load_latents(tmp_path / "b.safetensors", codec=kl).latents[0].shape[2:] == (5, 8)
-    write_translated(tmp_path / "c.safetensors", found, translator_between(coarse, coarse, upscale=2))
+    translate_file(found, tmp_path / "c.safetensors", translator_between(coarse, coarse, upscale=2))
     large = load_latents(tmp_path / "c.safetensors", codec=coarse)
     assert large.sizes == [(40, 60)] and large.latents[0].shape[2:] == (5, 8)
     coarse.decode(large.latents[0], size=large.sizes[0])
     with pytest.raises(ValueError, match=r"would replace the latents"):
-        write_translated(tmp_path / "a.safetensors", found, translator_between(coarse, kl))
+        translate_file(found, tmp_path / "a.safetensors", translator_between(coarse, kl))
+
+
+@pytest.mark.parametrize("container, posterior", [("webdataset", "both"), ("parquet", "mean"), ("safetensors", "mean")])
+def test_a_data_set_becomes_one_of_the_other_codec(kl, vq, images, run, tmp_path, container, posterior):
+    options = EncodingOptions(container=container, posterior=posterior, images_per_shard=4)
+    encode_data_set(kl, open_source(images), tmp_path / "kl", options)
+    argv = ["translate", str(tmp_path / "kl"), "--translator", str(run / "whole"), "--out", str(tmp_path / "vq")]
+    assert main(argv) == 0
+    before, after = LatentDataset(tmp_path / "kl", sample=False), LatentDataset(tmp_path / "vq", codec=vq)
+    assert len(after) == len(before) == 6 and len(after.index.shards) == 2
+    assert all(damage is None for _, damage in after.verify())
+    translator = LatentTranslator.from_pretrained(run / "whole" / "translator")
+    for number in (0, 5):
+        old, new = before[number], after[number]
+        assert old["name"] == new["name"] and old["size"].tolist() == new["size"].tolist()
+        torch.testing.assert_close(new["latents"][None], kl.translate(old["latents"][None], translator))
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "vq").rglob("*")}
+    assert main(argv) == 0  # which finds it complete
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "vq").rglob("*")}
+    translator.linear.bias.data += 1
+    with pytest.raises(ValueError, match=r"holds another data set"):
+        translate_data_set(before, tmp_path / "vq", translator)
+    with pytest.raises(ValueError, match=r"holds latents of vq .* takes latents of kl"):
+        translate_data_set(after, tmp_path / "again", translator)

@@ -107,8 +107,10 @@ class EncodingOptions:
         return Framing(size=self.size, step=step, multiple=multiple, upscale=self.upscale)
 
     def stored_dtype(self, codec: "LatentCodec") -> str:
+        if self.dtype is not None:
+            return self.dtype
         own = str(codec.dtype).removeprefix("torch.")
-        return self.dtype or ("float32" if own == "bfloat16" and self.container != "safetensors" else own)
+        return "float32" if own == "bfloat16" and self.container != "safetensors" else own
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.families.latent_space import LatentSpace
 from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.tensors import check_floating
@@ -21,42 +22,44 @@ if TYPE_CHECKING:  # which imports models
 
 @dataclass(frozen=True, kw_only=True)
 class CodecIdentity:
-    """Whose latents they are: what a latent file keeps of a codec, and the shape of its latents."""
+    """Whose latents they are: what latent files and data sets keep of a codec."""
 
     name: str
     space_fingerprint: str
     fingerprint: str
-    channels: int
-    """Of the latents."""
-    downsampling_factor: int
-    """Pixels per position of latents, along one side."""
-    side_multiple: int
-    """What the sides of an image are padded to multiples of."""
-    image_channels: int = 3
+    latent_space: LatentSpace
+    image_channels: int
+    codebook_sizes: list[int]
     pipeline: str | None = None
 
     @classmethod
     def of(cls, codec: "LatentCodec") -> Self:
-        space = codec.latent_space
         return cls(
             name=codec.name,
             space_fingerprint=codec.space_fingerprint,
             fingerprint=codec.fingerprint,
-            channels=space.channels,
-            downsampling_factor=space.downsampling_factor,
-            side_multiple=codec.family.side_multiple,
+            latent_space=codec.latent_space,
             image_channels=codec.channels,
+            codebook_sizes=codec.codebook_sizes,
             pipeline=codec.pipeline,
         )
+
+    @classmethod
+    def of_config(cls, entries: dict[str, Any]) -> Self:
+        """Undo `to_config`."""
+        return cls(**entries | {"latent_space": LatentSpace(**entries["latent_space"])})
+
+    def to_config(self) -> dict[str, Any]:
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.name} (space {self.space_fingerprint})"
 
     def latent_shape(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the latents of an image of `size`, (height, width)."""
-        height, width = (
-            -(-side // self.side_multiple) * self.side_multiple // self.downsampling_factor for side in size
-        )
+        space = self.latent_space
+        multiple, factor = space.side_multiple, space.downsampling_factor
+        height, width = (-(-side // multiple) * multiple // factor for side in size)
         return height, width
 
 
@@ -71,7 +74,7 @@ class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
     form (training/translator_task.py); the network, of TAESD's blocks, adds what is not linear, and starts at nothing.
 
     Args:
-        source, target: fields of a `CodecIdentity`; training writes them.
+        source, target: of both codecs, `CodecIdentity.to_config`.
         upscale: how much larger the images of the target's latents are, per side: 2 enlarges.
         kernel_size: of the linear map; odd.
         width: channels of the network.
@@ -94,12 +97,12 @@ class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
         num_blocks: int = 4,
     ):
         super().__init__()
-        self.source, self.target = CodecIdentity(**source), CodecIdentity(**target)
+        self.source, self.target = map(CodecIdentity.of_config, (source, target))
         self.folded, self.unfolded = fold_factors(self.source, self.target, upscale)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
-        channels_in = self.source.channels * self.folded**2
-        channels_out = self.target.channels * self.unfolded**2
+        channels_in = self.source.latent_space.channels * self.folded**2
+        channels_out = self.target.latent_space.channels * self.unfolded**2
         self.linear = nn.Conv2d(channels_in, channels_out, kernel_size)
         self.network = None
         if num_blocks:
@@ -130,7 +133,7 @@ class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
             ValueError: for latents of another shape than the source's, or that are not finite.
         """
         check_floating(latents, "latents")
-        channels = self.source.channels
+        channels = self.source.latent_space.channels
         if latents.ndim != 4 or latents.shape[1] != channels or 0 in latents.shape:
             raise ValueError(
                 f"expected latents of {self.source.name}, (B, {channels}, h, w), got shape {tuple(latents.shape)}"
@@ -187,10 +190,11 @@ def fold_factors(source: CodecIdentity, target: CodecIdentity, upscale: int = 1)
             f"expected codecs of images of one number of channels, got {source} with {source.image_channels} and "
             f"{target} with {target.image_channels}; take two codecs of the same kind of images"
         )
-    finer, coarser = source.downsampling_factor * upscale, target.downsampling_factor
+    factor, coarser = source.latent_space.downsampling_factor, target.latent_space.downsampling_factor
+    finer = factor * upscale
     if upscale < 1 or (finer % coarser and coarser % finer):
         raise ValueError(
-            f"expected positions of whole multiples of each other, got {source} with {source.downsampling_factor} px "
+            f"expected positions of whole multiples of each other, got {source} with {factor} px "
             f"and {target} with {coarser} px at upscale {upscale}"
         )
     return max(coarser // finer, 1), max(finer // coarser, 1)
@@ -200,8 +204,3 @@ def _check_space(what: str, ours: CodecIdentity, theirs: Any) -> None:
     if ours.space_fingerprint != theirs.space_fingerprint:
         other = f"{theirs.name} (space {theirs.space_fingerprint})"
         raise ValueError(f"this translator {what} {ours}, not of {other}; train one for {theirs.name}")
-
-
-def identity_entries(codec: "LatentCodec") -> dict[str, Any]:
-    """What the config of a LatentTranslator says of a codec."""
-    return asdict(CodecIdentity.of(codec))

@@ -22,7 +22,7 @@ from latent_codec.components.loading import open_component
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import write_image
-from latent_codec.models.latent_translator import LatentTranslator, identity_entries
+from latent_codec.models.latent_translator import CodecIdentity, LatentTranslator
 from latent_codec.previews.fitting import ridge_regression
 from latent_codec.previews.full import rgb
 from latent_codec.training.build import construct, load_codec
@@ -50,7 +50,7 @@ def build_translator(
         translator.check_source(codec)
         translator.check_target(target)
         return translator
-    ends = {"source": identity_entries(codec), "target": identity_entries(target)}
+    ends = {"source": CodecIdentity.of(codec).to_config(), "target": CodecIdentity.of(target).to_config()}
     arguments = config.model.arguments | ends | {"upscale": config.translator.upscale}
     return construct(LatentTranslator, arguments, config.run.seed)
 
@@ -125,7 +125,10 @@ class TranslatorTask(Task):
     def check(cls, config: TrainingConfig, network: LatentTranslator, inputs: TaskInputs) -> None:
         if config.data.binarize:
             raise config.error("data.binarize", "false for a LatentTranslator, whose codecs have gray values")
-        multiple = max(network.source.side_multiple * config.translator.upscale, network.target.side_multiple)
+        multiple = max(
+            network.source.latent_space.side_multiple * config.translator.upscale,
+            network.target.latent_space.side_multiple,
+        )
         for side in ("height", "width"):
             if (getattr(config.data, side) or 0) % multiple:
                 raise config.error(f"data.{side}", f"a multiple of {multiple}, a latent's side in pixels")

@@ -75,6 +75,9 @@ def describe(args: argparse.Namespace) -> dict:
         from latent_codec.components.prior_folders import load_prior
 
         return {"kind": "prior", "name": path.resolve().name} | _prior_facts(load_prior(path))
+    for folder in (path, path / "translator"):
+        if _class_name(folder / "config.json") == "LatentTranslator":
+            return {"kind": "translator", "name": path.resolve().name} | _translator_facts(folder)
     facts = read_facts(thing, pipeline)
     if facts is None:
         from latent_codec import LatentCodec
@@ -110,6 +113,24 @@ def _describe_pipeline(folder: Path) -> dict:
         facts["vae"] = {key: value for key, value in codec.items() if key not in ("kind", "name")}
     if pipe.classifier is not None:
         facts["classifier"] = {"class": type(pipe.classifier).__name__}
+    return facts
+
+
+def _translator_facts(folder: Path) -> dict:
+    from latent_codec import LatentTranslator
+    from latent_codec.components.loading import open_component
+
+    translator = open_component(folder, "translator", [LatentTranslator])
+    facts = {"parameters": translator.num_parameters(), "upscale": translator.config.upscale}
+    for end, codec in (("source", translator.source), ("target", translator.target)):
+        facts |= {
+            end: codec.name,
+            f"{end}_channels": codec.latent_space.channels,
+            f"{end}_downsampling_factor": codec.latent_space.downsampling_factor,
+            f"{end}_pipeline": codec.pipeline,
+            f"{end}_space_fingerprint": codec.space_fingerprint,
+            f"{end}_fingerprint": codec.fingerprint,
+        }
     return facts
 
 
