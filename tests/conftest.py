@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, SHARED
+from helpers.fork_server import start_server
 
 import latent_codec
 
@@ -21,6 +22,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one test a core, in subprocesses too,
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 if (SHARED / "torch_home").is_dir():
     os.environ.setdefault("TORCH_HOME", str(SHARED / "torch_home"))
+
+
+def pytest_configure(config):
+    """Before workers start, which share it."""
+    if getattr(config.option, "numprocesses", None):
+        start_server()
 
 
 @pytest.fixture(scope="session")

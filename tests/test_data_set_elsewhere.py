@@ -1,14 +1,13 @@
 """webdataset and datasets read a data set of latents where this package is not imported, to equal latents, labels and captions."""
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import diffusers
 import numpy as np
 import torch
 from helpers.commands import write_tar
+from helpers.processes import run_forked
 from test_data_set import BLOCKS, SIZES, photo
 
 from latent_codec import LatentCodec, LatentDataset
@@ -60,10 +59,7 @@ def test_other_libraries_read_equal_latents_without_this_package(tmp_path):
         encode_data_set(codec, source, tmp_path / container, options, num_workers=0)
 
     code = SAY + "".join(readers.values()) + "assert 'latent_codec' not in sys.modules\n"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
+    run_forked(code, cwd=tmp_path)
     for container in readers:
         dataset = LatentDataset(tmp_path / container, dtype=None)
         told = json.loads((tmp_path / f"{container}.json").read_text())

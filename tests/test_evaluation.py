@@ -336,13 +336,14 @@ def test_frechet_distance_of_too_few_crops_is_refused_with_a_remedy():
 
 
 @needs_lpips
-def test_evaluate_names_the_squeezenet_features_it_used(codec, tmp_path):
-    save_images(tmp_path, (17 * 45, 17 * 45))
+def test_evaluate_names_the_squeezenet_features_it_used(codec, tmp_path, monkeypatch):
+    monkeypatch.setattr("latent_codec.evaluation.frechet.MIN_CROPS", 100)
+    save_images(tmp_path, (17 * 10, 17 * 10))
 
     figure = evaluate(open_source(tmp_path), codec, frechet_crop=17).frechet
 
     assert figure.value > 0
-    assert figure.note == "SqueezeNet features, 2025 crops of 17 px"
+    assert figure.note == "SqueezeNet features, 100 crops of 17 px"
 
 
 @pytest.mark.parametrize("name", ["weights", "pt"])

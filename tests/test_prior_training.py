@@ -124,7 +124,7 @@ def test_training_lowers_the_bits_to_what_the_codes_hold(idx, two_levels, tmp_pa
         SNAIL,
         two_levels,
         optimizer={"learning_rate": 1e-2, "batch_size": 8},
-        run={"steps": 60, "sample_every": 60},
+        run={"steps": 40, "sample_every": 40},
     )
     result, source, _ = run_prior(config, idx, tmp_path / "run")
     lines = read_metrics(tmp_path / "run")

@@ -17,7 +17,7 @@ from latent_codec.training.config import dump_toml
 from latent_codec.training.report import read_metrics
 from latent_codec.training.run_lock import lock_run
 
-STEPS = 60
+STEPS = 40
 HOLD = """
 import os, sys, time
 from pathlib import Path
@@ -168,7 +168,7 @@ def test_kill_with_two_loaders_alive_and_resume_at_once(arguments, tmp_path):
 
 def test_of_two_starts_one_trains(arguments, tmp_path):
     go = [tmp_path / "first", tmp_path / "second"]
-    words = [*arguments, tmp_path / "run", "--set", "run.checkpoint_every=30"]
+    words = [*arguments, tmp_path / "run", "--set", "run.checkpoint_every=20"]
     both = [ready(each, *words) for each in go]
     go[0].touch()
     time.sleep(random.uniform(0, 0.5))

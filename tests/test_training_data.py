@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import multiprocessing
 import pickle
 import tarfile
 
@@ -9,13 +10,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from helpers.processes import FORKS
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from latent_codec.images.sources import open_source
 from latent_codec.training.data import PositionSampler, StreamedCrops, TrainingCrops, random_resized_crop
 
+# Loaders' processes get their data pickled, as where processes are spawned.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["latent_codec.images.sources", "latent_codec.training.data"])
 STEP = 12  # levels of red from one image to the next
 
 
@@ -69,7 +72,7 @@ def test_a_position_gives_the_same_bits_always_and_everywhere(folder):
             crops_of(folder, **options),
             batch_sampler=PositionSampler(0, batch_size=4, num_steps=5),
             num_workers=2,
-            multiprocessing_context=start_method,  # of FORKS it is pickled, as where processes are spawned
+            multiprocessing_context=start_method,
         )
         assert torch.equal(torch.cat(list(loader)), torch.stack(expected))
 

@@ -15,7 +15,7 @@ from latent_codec.training.checkpoints import latest_checkpoint
 from latent_codec.training.config import dump_toml
 from latent_codec.training.report import read_metrics
 
-STEPS = 35
+STEPS = 20
 
 # Train the same run to its end in every folder given; what a real disk does at any moment, `DIE_AT` does at a
 # moment of our choosing: the process is killed when the optimizer's part of that checkpoint is half written.
@@ -42,7 +42,7 @@ def command(tmp_path_factory):
     sections = {
         "objective": {"kl_weight": 1e-3, "input_noise": 0.1},
         "data": {"num_workers": 1},
-        "run": {"steps": STEPS, "checkpoint_every": 7, "log_every": 5, "calibration_images": 0},
+        "run": {"steps": STEPS, "checkpoint_every": 4, "log_every": 5, "calibration_images": 0},
     }
     (folder / "tiny.toml").write_text(dump_toml(tiny_config(**sections).to_dict()))
     write_images(folder / "images")
@@ -73,13 +73,13 @@ def test_killed_runs_go_on_to_the_weights_of_an_uninterrupted_one(command, tmp_p
     whole, killed, torn = tmp_path / "whole", tmp_path / "killed", tmp_path / "torn"
 
     process = Process(*command, killed)
-    wait_for_step(process, killed, random.randrange(5, 15))
+    wait_for_step(process, killed, random.randrange(5, 11))
     os.killpg(process.pid, signal.SIGKILL)
     process.result()
     assert latest_checkpoint(killed) is None or int(latest_checkpoint(killed).name) < STEPS
 
-    assert run_forked(*command, torn, check=False, DIE_AT="21").returncode == -signal.SIGKILL
-    assert sorted(path.name[:4] for path in (torn / "checkpoints").iterdir()) == [".21.", "14", "7"]
+    assert run_forked(*command, torn, check=False, DIE_AT="12").returncode == -signal.SIGKILL
+    assert sorted(path.name[:4] for path in (torn / "checkpoints").iterdir()) == [".12.", "4", "8"]
     averaged, codec = averages(torn), LatentCodec.from_pretrained(torn).autoencoder.state_dict()
     assert averaged.keys() == codec.keys() and all(torch.equal(codec[key], averaged[key]) for key in codec)
 

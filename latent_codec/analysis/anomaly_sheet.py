@@ -9,7 +9,7 @@ from latent_codec.analysis.anomalies import Anomalies, heat_map, image_as_seen
 from latent_codec.analysis.detectors import Detector
 from latent_codec.analysis.heat_maps import blend
 from latent_codec.codec import LatentCodec
-from latent_codec.images.figures import new_figure
+from latent_codec.images.figures import new_figure, small_axes
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import shrunk
@@ -63,10 +63,10 @@ def anomaly_sheet(
 
 def plot_references(detector: Detector, path: Path) -> None:
     """Draw each score of held-out normal images as a histogram, with the threshold, as a PNG at `path`."""
-    with new_figure(path, (3.2 * len(detector.references), 2.6)) as figure:
-        axes = figure.subplots(1, len(detector.references))
+    with new_figure(path, (3.2 * len(detector.references), 2.6), layout=None) as figure:
+        axes = small_axes(figure, 1, len(detector.references))
         for axis, (name, scores) in zip(axes, detector.references.items()):
-            axis.hist(scores.numpy(), bins=40, color="tab:blue")
+            axis.hist(scores.numpy(), bins=40, histtype="stepfilled", color="tab:blue")
             axis.axvline(detector.threshold(name), color="tab:red")
             axis.set_title(f"{name}, threshold {detector.threshold(name):.4g}", fontsize=9)
             axis.tick_params(labelsize=7)

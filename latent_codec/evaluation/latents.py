@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latent_codec.evaluation.meters import Batch
-from latent_codec.images.figures import new_figure
+from latent_codec.images.figures import new_figure, small_axes
 
 LIMIT = 8.0
 """The histograms run from -LIMIT to LIMIT; values outside count in the outermost bins."""
@@ -109,8 +109,8 @@ def plot_latent_histograms(statistics: LatentStatistics, path: Path, *, title: s
 
     columns = min(4, len(counts))
     rows = -(-len(counts) // columns)
-    with new_figure(path, (3.2 * columns, 2.4 * rows + 0.4)) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    with new_figure(path, (3.2 * columns, 2.4 * rows + 0.4), layout=None) as figure:
+        axes = small_axes(figure, rows, columns)
         for channel, (axis, heights) in enumerate(zip(axes, density)):
             axis.stairs(heights.numpy(), edges.numpy(), fill=True, color="tab:blue", label="latents")
             axis.plot(centers.numpy(), normal.numpy(), color="tab:orange", label="N(0, 1)")

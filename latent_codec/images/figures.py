@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from latent_codec.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -22,3 +23,19 @@ def new_figure(
     yield figure
     with replacing(path) as written:
         figure.savefig(written, dpi=dpi, format="png")
+
+
+def small_axes(figure: "Figure", rows: int, columns: int) -> list["Axes"]:
+    """Add a grid of axes, 2 to 4 inches wide, with room for small labels, for their titles and for the figure's.
+
+    Margins are in inches. A layout that measures every label takes longer than to draw them.
+    """
+    width, height = figure.get_size_inches()
+    margins = {
+        "left": 0.4 / width,
+        "right": 1 - 0.15 / width,
+        "bottom": 0.25 / height,
+        "top": 1 - 0.6 / height,
+    }
+    spaces = {"wspace": 0.15, "hspace": 0.25}
+    return list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins | spaces).flatten())

@@ -5,33 +5,20 @@ It hashes strings by another seed than this one, as every interpreter does.
 What depends on the order of imports, or on how Python itself starts and ends, needs `run_fresh`.
 """
 
-import gc
-import multiprocessing
+import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
-import types
 from pathlib import Path
 
 import torch
 
 from helpers import ROOT
+from helpers.fork_server import ADDRESS, start_server
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "torch",
-        "accelerate",
-        "datasets",
-        "diffusers.models.autoencoders.autoencoder_kl",
-        "diffusers.pipelines.pipeline_utils",
-        "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
-        "rich.progress",
-        "torchmetrics",
-    ]
-)
 COMMAND = "import sys; from latent_codec.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -40,39 +27,26 @@ def _environment(changes: dict[str, str]) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT), **changes}
 
 
-def _become(code: str, words: list[str], folder: Path, environment: dict[str, str], streams: Path) -> None:
-    gc.freeze()  # as in tests/conftest.py
-    os.setsid()  # a process group of its own, as a terminal's commands have
-    for number, name in ((1, "out"), (2, "err")):
-        file = os.open(streams / name, os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, number)
-        os.close(file)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    multiprocessing.set_start_method("fork", force=True)  # as programs have it
-    sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    sys.path[:] = [str(ROOT), *(path for path in sys.path if path != str(ROOT))]
-    sys.argv = ["-c", *words]
-    sys.modules["__main__"] = main = types.ModuleType("__main__")
-    exec(compile(code, "<test>", "exec"), vars(main))
-
-
 class Process:
     """Python `code` with `words` as its arguments, begun; as little of `subprocess.Popen` as tests need."""
 
     def __init__(self, code: str, *words, cwd: Path | None = None, **environment: str):
         self._folder = tempfile.TemporaryDirectory()
         self._streams = Path(self._folder.name)
-        self._process = FORKS.Process(
-            target=_become,
-            args=(code, list(map(str, words)), cwd or Path.cwd(), _environment(environment), self._streams),
-        )
-        self._process.start()
-        self.pid = self._process.pid
+        start_server()
+        folder, path = str(cwd or Path.cwd()), str(ROOT)
+        arguments = [code, list(map(str, words)), folder, _environment(environment), path, str(self._streams)]
+        with socket.socket(socket.AF_UNIX) as server:
+            server.connect(os.environ[ADDRESS])
+            server.sendall(json.dumps(arguments).encode() + b"\n")
+            self._answers = server.makefile("rb", buffering=0)
+        self.pid = int(self._answers.readline())
+        self._exit_code = None
 
     def poll(self) -> int | None:
-        return self._process.exitcode
+        if self._exit_code is None and select.select([self._answers], [], [], 0)[0]:
+            self._exit_code = int(self._answers.readline())
+        return self._exit_code
 
     def read(self, stream: str) -> str:
         """What "out" or "err" has got so far."""
@@ -81,10 +55,11 @@ class Process:
 
     def result(self) -> subprocess.CompletedProcess:
         """Once it has ended."""
-        self._process.join()
-        out, err = self.read("out"), self.read("err")
+        select.select([self._answers], [], [])
+        exit_code, out, err = self.poll(), self.read("out"), self.read("err")
+        self._answers.close()
         self._folder.cleanup()
-        return subprocess.CompletedProcess([], self.poll(), out, err)
+        return subprocess.CompletedProcess([], exit_code, out, err)
 
 
 def run_forked(code: str, *words, check: bool = True, **options) -> subprocess.CompletedProcess:
