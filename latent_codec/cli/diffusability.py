@@ -17,9 +17,9 @@ as the first codec at the end. Next to it:
 Distances are of a network's features, which the table names; figures of
 another network, size, or number of images and samples cannot be compared.
 How long it takes is said before the first denoiser is trained: with the
-defaults about ten minutes for each codec and seed on two CPU cores, less than
-one on a GPU. What is finished is kept in --out: the same command goes on
-where it was stopped, and adds codecs to those measured before.
+defaults about five minutes for each codec and seed on two CPU cores. What is
+finished is kept in --out: the same command goes on where it was stopped, and
+with further codecs or seeds it measures those only.
 
 In --out it leaves curves (curves.png), samples (samples.png), every figure
 (diffusability.json), tables for a page or a paper (summary.md, summary.tex)

@@ -329,8 +329,10 @@ class _Run:
             self._save(training)
 
     def _draw(self, training: DenoiserTraining, count: int) -> Tensor:
+        what = f"{self.what}: samples after {training.num_steps} steps"
+        self.against.report(0, count, what)
         latents = sample(training.denoiser, count, seed=self.seed)
-        return decode_squares(self.codec, latents, self.against.report, f"{self.what}: decoding samples")
+        return decode_squares(self.codec, latents, self.against.report, what)
 
     def _save(self, training: DenoiserTraining) -> None:
         if self.is_done:
