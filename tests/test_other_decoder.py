@@ -10,6 +10,7 @@ from helpers.training import tiny_config, write_images
 
 from latent_codec import AutoencoderKLOtherDecoder, LatentCodec, SettingError, evaluate
 from latent_codec.cli import main
+from latent_codec.evaluation.host_findings import factor_limits
 from latent_codec.images.tensors import shrunk_by
 from latent_codec.models.autoencoder_kl_other_decoder import with_other_decoder
 from latent_codec.models.other_decoder_start import start_other_decoder
@@ -55,6 +56,8 @@ def test_an_enlarging_decoder_gives_larger_images_also_in_tiles(known):
     codec.autoencoder.enable_tiling()
     codec.autoencoder.tile_sample_min_size, codec.autoencoder.tile_latent_min_size = 16, 4
     assert codec.autoencoder.decode(latents).sample.shape == (1, 3, 64, 64)
+    (finding,) = factor_limits(codec, by_config=4)
+    assert "it takes 4 pixels per latent position, and 8 come out" in finding.reason
     with pytest.raises(ValueError, match="does not belong to these latents, which decode to 32x32"):
         codec.decode(latents, size=(60, 58))
 

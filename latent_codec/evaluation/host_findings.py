@@ -32,9 +32,10 @@ def note(reason: str) -> Finding:
 
 def factor_limits(codec: LatentCodec, by_config: int, released: int = RELEASED_FACTOR) -> Iterator[Finding]:
     factor = codec.latent_space.downsampling_factor
-    if by_config != factor:
+    decoded = factor * codec.upscale
+    if by_config != decoded:
         yield limit(
-            f"it takes {by_config} pixels per latent position, and {factor} come out: images have another size than "
+            f"it takes {by_config} pixels per latent position, and {decoded} come out: images have another size than "
             "was asked for",
         )
     elif factor != released:
