@@ -4,7 +4,7 @@ than bicubic enlargement.
     RUNS=folder pytest tests/benchmarks/test_other_decoders.py -s -o addopts=
 
 trains both as their presets do, for few steps, or takes them from the folder where they are finished, and prints tables over
-the 24 Kodak images. Times are those of one thread, decoders alternating, the median of `ROUNDS`; for the second table
+the 12 Kodak images. Times are those of one thread, decoders alternating, the median of `ROUNDS`; for the second table
 images are shrunk by two first, encoded, and decoded to their size again. Needs the data folder next to the checkout; about
 15 minutes of one idle core.
 """
