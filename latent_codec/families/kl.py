@@ -1,6 +1,6 @@
 """AutoencoderKL: a Gaussian posterior over continuous latents (Stable Diffusion, SDXL, SD3, FLUX.1)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from latent_codec.families.family import Encoded, Family, Trainable, gaussian
 
@@ -13,7 +13,7 @@ class KL(Family):
 
     channels_last = True
     has_exact_tiles = True
-    trainable = Trainable(encoder=("encoder", "quant_conv"), linear_start=True)
+    trainable: ClassVar[Trainable | None] = Trainable(encoder=("encoder", "quant_conv"), linear_start=True)
 
     @property
     def folds_statistics(self) -> bool:
