@@ -12,6 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers 
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from latent_codec.models.grid_quantizer import QuantizerKind, build_quantizer
 from latent_codec.models.gumbel_quantizer import GumbelQuantizer
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
@@ -42,6 +43,9 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
             1x1 convolution, `quantize.proj`, as a Gumbel VQGAN or a dVAE does (models/gumbel_quantizer.py), which has
             no use for the quantizer's other settings. Plain VQModel does not know that convolution: it decodes
             indices alike, and finds other ones for latents.
+        quantizer: "vq" has a learned codebook; "fsq", "lfq" and "bsq" a fixed grid, on which plain VQModel finds the
+            same indices (models/grid_quantizer.py).
+        values_per_channel: of "fsq": how many values each channel of a codeword can take.
         shift_factor: which SD3's and FLUX's pipelines subtract from latents, and VQModel's config lacks.
 
     Raises:
@@ -77,6 +81,8 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
         l2_normalized: bool = False,
         assignment: Literal["nearest", "linear"] = "nearest",
         shift_factor: float = 0.0,
+        quantizer: QuantizerKind = "vq",
+        values_per_channel: tuple[int, ...] | None = None,
     ):
         if assignment not in ("nearest", "linear"):
             raise ValueError(f'assignment is {assignment!r}; expected "nearest" or "linear"')
@@ -85,15 +91,21 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
                 f'l2_normalized is {l2_normalized}, legacy {legacy} and gradient {gradient!r}; assignment "linear" has no '
                 "distances that these could change: leave them at their defaults."
             )
+        if assignment == "linear" and quantizer != "vq":
+            raise ValueError(
+                f'quantizer is {quantizer!r}; assignment "linear" chooses among learned codewords, those of "vq"'
+            )
         inherited = signature(VQModel.__init__).parameters
         super().__init__(**{name: self.config[name] for name in inherited if name in self.config})
         dim = vq_embed_dim or latent_channels
         if assignment == "linear":
             self.quantize = GumbelQuantizer(num_vq_embeddings, dim)
         else:
-            self.quantize = VectorQuantizer(
+            self.quantize = build_quantizer(
+                quantizer,
                 num_vq_embeddings,
                 dim,
+                values_per_channel,
                 beta=beta,
                 legacy=legacy,
                 gradient=gradient,

@@ -20,6 +20,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latent_codec.models.grid_quantizer import QuantizerKind, build_quantizer
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
 from latent_codec.tensors import check_range, check_shape
@@ -55,6 +56,8 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         beta, legacy, gradient, l2_normalized: of the quantizers (models/quantizers.py).
         scaling_factor, shift_factor, latents_mean, latents_std: of the latents (latent_space.py).
         sample_size: side of the training images.
+        quantizer: of all levels: "vq" has learned codebooks; "fsq", "lfq" and "bsq" fixed grids (models/grid_quantizer.py).
+        values_per_channel: of "fsq": how many values each channel of a codeword can take.
 
     Raises:
         ValueError: if strides are not powers of two, or numbers of levels differ.
@@ -81,6 +84,8 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
         sample_size: int = 256,
+        quantizer: QuantizerKind = "vq",
+        values_per_channel: tuple[int, ...] | None = None,
     ):
         super().__init__()
         if not strides or any(stride < 2 or stride & (stride - 1) for stride in strides):
@@ -111,8 +116,15 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
             above = 0 if is_top else embed_dim
             self.quantize_convs.append(nn.Conv2d(hidden_channels + above, embed_dim, 1))
             self.codebooks.append(
-                VectorQuantizer(
-                    size, embed_dim, beta=beta, legacy=legacy, gradient=gradient, l2_normalized=l2_normalized
+                build_quantizer(
+                    quantizer,
+                    size,
+                    embed_dim,
+                    values_per_channel,
+                    beta=beta,
+                    legacy=legacy,
+                    gradient=gradient,
+                    l2_normalized=l2_normalized,
                 )
             )
             self.decoders.append(decoder(width, hidden_channels, target_channels, num_halvings, residual()))

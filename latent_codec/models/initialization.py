@@ -70,7 +70,7 @@ def initialize_evenly(autoencoder: nn.Module) -> None:
 
 @torch.no_grad()
 def initialize_codebooks(autoencoder: ModelMixin, images: Tensor, *, seed: int = 0) -> None:
-    """Start each codebook of a discrete `autoencoder` from k-means of its latents, the top level's first.
+    """Start each learned codebook of a discrete `autoencoder` from k-means of its latents, the top level's first.
 
     Args:
         autoencoder: AutoencoderVQ or HierarchicalVQ.
@@ -78,6 +78,8 @@ def initialize_codebooks(autoencoder: ModelMixin, images: Tensor, *, seed: int =
         seed: of k-means' first draw.
     """
     for level, quantizer in enumerate(autoencoder.quantizers):
+        if quantizer.is_fixed:
+            continue
         # Lower levels see the codewords above them, so that each pass comes after the codebook before.
         parts = [autoencoder.encode_quantized(part)[level].latents for part in images.split(IMAGES_AT_ONCE)]
         vectors = torch.cat(parts).movedim(1, -1).flatten(0, 2)

@@ -10,7 +10,7 @@ must remember about them (how often each was used, and by what) is a `CodebookLe
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class QuantizerOutput(NamedTuple):
     """Latents before quantization, (B, D, h, w): unit vectors where the quantizer normalizes."""
     kl: Tensor | None = None
     """KL(q || uniform) in nats per position, of a quantizer that samples indices (gumbel_quantizer.py)."""
+    entropy_loss: Tensor | None = None
+    """In nats, of a quantizer that keeps its codewords in use by it (grid_quantizer.py)."""
 
 
 class VectorQuantizer(nn.Module):
@@ -58,6 +60,9 @@ class VectorQuantizer(nn.Module):
             scales a gradient as it turned and scaled the vector.
         l2_normalized: compare only directions: latents and codewords are unit vectors (arXiv:2110.04627, 3.2).
     """
+
+    is_fixed: ClassVar[bool] = False
+    """Whether codewords stay where they are (grid_quantizer.py)."""
 
     def __init__(
         self,
@@ -311,7 +316,8 @@ class CodebookLearner(nn.Module):
     Args:
         quantizer: whose codewords are changed in place.
         learning: "ema" sets each codeword to the moving average of what chose it (VQ-VAE, arXiv:1711.00937,
-            appendix A.1); "gradient" leaves that to the optimizer and the codebook loss.
+            appendix A.1); "gradient" leaves that to the optimizer and the codebook loss. Fixed codewords are only
+            counted.
         decay: of the moving averages, of the usage's also where learning is by gradient.
         restart_below: a codeword used less than this share of the mean moves to a live latent; 0: never.
         seed: of the choice among latents.
@@ -332,8 +338,10 @@ class CodebookLearner(nn.Module):
         super().__init__()
         self.__dict__["quantizer"] = quantizer  # not a submodule: its weights are the model's
         self.learning, self.decay, self.restart_below, self.seed = learning, decay, restart_below, seed
+        if quantizer.is_fixed:
+            self.learning, self.restart_below = None, 0.0
         size, dim = quantizer.embedding.weight.shape
-        quantizer.embedding.weight.requires_grad_(learning == "gradient")
+        quantizer.embedding.weight.requires_grad_(self.learning == "gradient")
         self.register_buffer("usage", torch.zeros(size))
         """Moving average of the latents per step that chose each codeword; all 0 before the first step."""
         self.register_buffer("sums", torch.zeros(size, dim))

@@ -168,6 +168,9 @@ class AutoencoderTask(Task):
             network, config.objective, train_encoder=train_encoder, context=self.context
         )
         is_learned = train_encoder and self.family.levels
+        if is_learned and config.codebook.entropy_weight is not None:
+            for quantizer in network.quantizers:
+                quantizer.entropy_weight = config.codebook.entropy_weight
         self.learners = torch.nn.ModuleList(
             CodebookLearner(
                 quantizer,
@@ -340,7 +343,11 @@ class AutoencoderTask(Task):
         begins = step == config.codebook.start_step
         for quantizer in (*autoencoder.quantizers, *averaged.quantizers):
             quantizer.bypassed = not begins
-        has_some = config.model.pretrained or config.model.initialization == "linear"
+        has_some = (
+            config.model.pretrained
+            or config.model.initialization == "linear"
+            or all(each.is_fixed for each in autoencoder.quantizers)
+        )
         if begins and config.codebook.kmeans_crops and not has_some:
             images = collate(self.dataset, range(config.codebook.kmeans_crops)).to(autoencoder.device)
             initialize_codebooks(autoencoder, images, seed=config.run.seed)
@@ -446,6 +453,16 @@ def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:
             '"nearest": "linear" has a temperature to lower and no commitment term, which is not supported',
             "linear",
             advice='`model.train="decoder"` trains without it',
+        )
+    if model.pretrained and codebook.kind not in (None, shape.get("quantizer", "vq")):
+        expected = f"none or {shape.get('quantizer', 'vq')!r}, that of the network to start from"
+        raise config.error("codebook.kind", expected)
+    grid = shape.get("quantizer", "vq") != "vq"
+    if model.initialization == "linear" and grid:
+        raise config.error("model.initialization", '"random" or "even" for a codebook that is not learned')
+    if codebook.entropy_weight is not None and not grid:
+        raise config.error(
+            "codebook.entropy_weight", "none for a learned codebook: it is of fsq, lfq and bsq"
         )
     if model.initialization == "linear" and codebook.start_step:
         raise config.error("codebook.start_step", "0 for a linear start, which has a codebook")

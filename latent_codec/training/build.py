@@ -1,6 +1,7 @@
 """Build networks from a configuration, and load the codec that they learn from."""
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,12 +14,18 @@ from latent_codec.errors import SettingError
 from latent_codec.images.sources import ImageSource
 from latent_codec.models.autoencoder_kl_other_decoder import with_other_decoder
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
+from latent_codec.models.grid_quantizer import values_for
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.initialization import initialize_evenly
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.settings import check_keys
 
 CLASSES = {each.__name__: each for each in (AutoencoderKL, AutoencoderVQ, HierarchicalVQ)}
+_CODEBOOK_ARGUMENTS = {
+    "AutoencoderVQ": ("num_vq_embeddings", "vq_embed_dim"),
+    "HierarchicalVQ": ("codebook_sizes", "embed_dim"),
+}
+"""How a network calls the size of its codebook and the length of a codeword."""
 Network = TypeVar("Network", bound=torch.nn.Module)
 Autoencoder = ModelMixin
 """One of CLASSES; of any family that opens where only the decoder is trained."""
@@ -73,6 +80,8 @@ def build_autoencoder(
                 )
         return autoencoder.train()
     autoencoder_class, arguments = CLASSES[config.model.class_name], dict(config.model.arguments)
+    if config.codebook.kind is not None:
+        arguments |= _quantizer_arguments(config)
     if "block_out_channels" in inspect.signature(autoencoder_class.__init__).parameters:
         widths = arguments.setdefault("block_out_channels", [64])
         if not isinstance(widths, (list, tuple)) or not widths:
@@ -92,6 +101,37 @@ def build_autoencoder(
 def open_pretrained(config: TrainingConfig) -> LatentCodec:
     """The codec that `model.pretrained` names."""
     return LatentCodec.from_pretrained(config.model.pretrained, pipeline=config.model.pipeline)
+
+
+def _quantizer_arguments(config: TrainingConfig) -> dict[str, Any]:
+    """The model's arguments that `codebook.kind` decides.
+
+    Raises:
+        SettingError: for a network without a codebook, or a grid that has none of its size.
+    """
+    codebook, name = config.codebook, config.model.class_name
+    if name not in _CODEBOOK_ARGUMENTS:
+        raise config.error(
+            "codebook.kind", f"none for {name}: only {' and '.join(_CODEBOOK_ARGUMENTS)} have one"
+        )
+    if codebook.kind == "vq":
+        return {"quantizer": "vq"}
+    size_key, dim_key = _CODEBOOK_ARGUMENTS[name]
+    values = codebook.values_per_channel
+    if values is None:
+        size = config.model.arguments.get(
+            size_key, inspect.signature(CLASSES[name]).parameters[size_key].default
+        )
+        try:
+            values = values_for(codebook.kind, size)
+        except ValueError as error:
+            raise SettingError(f"model.arguments.{size_key}", str(error), size) from error
+    return {
+        "quantizer": codebook.kind,
+        "values_per_channel": list(values) if codebook.kind == "fsq" else None,
+        size_key: math.prod(values),
+        dim_key: len(values),
+    }
 
 
 def construct(network_class: type[Network], arguments: dict[str, Any], seed: int) -> Network:

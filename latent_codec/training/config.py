@@ -218,6 +218,15 @@ class ObjectiveConfig(Section):
 class CodebookConfig(Section):
     """How codewords are found and kept alive, for autoencoders that have some (models/quantizers.py)."""
 
+    kind: Literal["vq", "fsq", "lfq", "bsq"] | None = None
+    """Of a new network. `vq`: a learned codebook. `fsq` (arXiv:2309.15505), `lfq` (arXiv:2310.05737), `bsq`
+    (arXiv:2406.07548): the points of a fixed grid, which decide how long a codeword is; of learning only `start_step` is
+    read (models/grid_quantizer.py). None: as the model's arguments have it."""
+    values_per_channel: tuple[int, ...] | None = limited(None, least=2)
+    """Of `fsq`: how many values each channel of a codeword takes, [8, 5, 5, 5] for 1,000 codewords; None: what stands in for
+    the model's codebook size."""
+    entropy_weight: float | None = limited(None, least=0)
+    """Of `fsq`, `lfq` and `bsq`: weight of the term that keeps all codewords in use; None: 0 of fsq, 0.1 of the others."""
     learning: Literal["ema", "gradient"] = "ema"
     """`ema`: a codeword is the moving average of the latents that chose it. `gradient`: the codebook loss moves it."""
     decay: float = limited(0.99, least=0, below=1)
@@ -232,6 +241,11 @@ class CodebookConfig(Section):
     """A codeword used less than this share of the mean moves to a live latent; 0: never."""
     weight: float = limited(1.0, least=0)
     """Of the codebook and commitment terms together; their ratio, beta, is the model's."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.values_per_channel is not None and self.kind != "fsq":
+            raise self.error("values_per_channel", 'none but for `codebook.kind="fsq"`')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,6 +117,10 @@ def _typed(value: Any, kind: Any, name: str) -> Any:
             return None
         options = [option for option in options if option is not type(None)]
         return _typed(value, type(value) if type(value) in options else options[0], name)
+    if origin is tuple and options[-1] is Ellipsis:
+        if not isinstance(value, (list, tuple)) or not value:
+            raise SettingError(name, "a list of one or more", value)
+        return tuple(_typed(item, options[0], name) for item in value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(options):
             raise SettingError(name, f"a list of {len(options)}", value)

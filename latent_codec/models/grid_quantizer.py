@@ -1,0 +1,205 @@
+"""Quantizers without a learned codebook: codewords are the points of a grid, found channel by channel.
+
+FSQ (arXiv:2309.15505), LFQ (arXiv:2310.05737) and BSQ (arXiv:2406.07548) differ in the grid and in what keeps latents
+near all of it. Their codewords are written down as those of any VectorQuantizer, so that a reader who only
+looks for the nearest one, such as diffusers' VQModel, finds the same indices.
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from latent_codec.models.quantizers import (
+    QuantizerOutput,
+    VectorQuantizer,
+    at_least_float32,
+    count_indices,
+    perplexity,
+    straight_through,
+)
+from latent_codec.tensors import check_shape
+
+GridKind = Literal["fsq", "lfq", "bsq"]
+QuantizerKind = Literal["vq", "fsq", "lfq", "bsq"]
+
+FSQ_VALUES = {
+    256: (8, 6, 5),
+    512: (8, 8, 8),
+    1024: (8, 5, 5, 5),
+    4096: (7, 5, 5, 5, 5),
+    16384: (8, 8, 8, 6, 5),
+    65536: (8, 8, 8, 5, 5, 5),
+}
+"""Values per channel that stand in for a codebook of a power of two (arXiv:2309.15505, table 1; 512: ours, exactly)."""
+
+
+def values_for(kind: GridKind, codebook_size: int) -> tuple[int, ...]:
+    """The values per channel of a grid of about `codebook_size` codewords (FSQ), or of just as many (LFQ, BSQ).
+
+    Raises:
+        ValueError: if there is none, saying which sizes are expected.
+    """
+    if kind == "fsq":
+        if codebook_size in FSQ_VALUES:
+            return FSQ_VALUES[codebook_size]
+        raise ValueError(f"one of {', '.join(map(str, FSQ_VALUES))} for fsq without values_per_channel")
+    if isinstance(codebook_size, int) and codebook_size >= 2 and not codebook_size & (codebook_size - 1):
+        return (2,) * (codebook_size.bit_length() - 1)
+    raise ValueError(f"a power of two for {kind}, whose channels are bits")
+
+
+class GridQuantizer(VectorQuantizer):
+    """A codebook that is not learned: each channel takes one of a few evenly spaced values, whatever the others take.
+
+        FSQ   values_per_channel[i] values from -1 to 1      latents are clipped there; a loss on what is beyond
+        LFQ   -1 or 1                                        commitment; entropy of the codewords
+        BSQ   -1 or 1, over sqrt(D), of unit vectors         entropy of the codewords
+
+    FSQ as published bounds latents by tanh, and its codewords are nearest only behind it; clipped, they are nearest in
+    the latents themselves. The entropy term is that of LFQ, equation 4, with q(c | z) in proportion to
+    exp(-|z - c|^2 / s^2) and s half the distance of two values. It factors into the channels, and the entropy of the
+    mean is exact for all products of two halves of them.
+
+    Args:
+        kind: "fsq", "lfq" or "bsq".
+        values_per_channel: FSQ's "levels"; 2 for each channel of the others.
+        beta: weight of the commitment term; of FSQ of what is beyond the range.
+    """
+
+    is_fixed = True
+
+    def __init__(self, kind: GridKind, values_per_channel: tuple[int, ...], *, beta: float = 0.25):
+        if kind not in get_args(GridKind):
+            raise ValueError(f'quantizer is {kind!r}; expected "vq", "fsq", "lfq" or "bsq"')
+        if not values_per_channel or any(number < 2 for number in values_per_channel):
+            raise ValueError(
+                f"expected values_per_channel of 2 and above, one for each channel, got {values_per_channel}"
+            )
+        if kind != "fsq" and set(values_per_channel) != {2}:
+            raise ValueError(
+                f"expected values_per_channel of 2 only, those of {kind}, got {values_per_channel}"
+            )
+        super().__init__(math.prod(values_per_channel), len(values_per_channel), beta=beta)
+        self.kind, self.values_per_channel = kind, tuple(values_per_channel)
+        self.limit = 1 / math.sqrt(self.dim) if kind == "bsq" else 1.0
+        self.entropy_weight = 0.0 if kind == "fsq" else 0.1
+        """Of E[H(q(c | z))] - H(E[q(c | z)]) in `loss`; set by whoever trains."""
+        axes = [torch.linspace(-self.limit, self.limit, number) for number in values_per_channel]
+        points = torch.cartesian_prod(*axes).view(-1, self.dim)
+        self.embedding.weight.data.copy_(points)
+        self.embedding.weight.requires_grad_(False)
+
+    def assign(self, latents: Tensor) -> Tensor:
+        """Indices of the nearest codewords, int64 (B, h, w), of latents (B, D, h, w), the first where several are.
+
+        The first channel counts most.
+        """
+        z = at_least_float32(latents.detach())
+        indices = torch.zeros_like(z[:, 0], dtype=torch.int64)
+        for channel, number in zip(z.unbind(1), self.values_per_channel):
+            steps = (channel / self.limit + 1) / 2 * (number - 1)
+            indices = indices * number + (steps - 0.5).ceil().clamp(0, number - 1).to(torch.int64)
+        return indices
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        """Quantize `latents`, (B, D, h, w), in float32 where their dtype has fewer digits.
+
+        Nothing moves a codeword, so that `codebook_loss` is 0. `commitment_loss` is that of what lies beyond the range
+        (FSQ), of the distance to the codeword (LFQ), or 0 (BSQ). Errors are those of VectorQuantizer.
+        """
+        check_shape(latents, "latents", ("B", self.dim, "h", "w"))
+        with torch.autocast(latents.device.type, enabled=False):
+            indices = self.assign(latents)
+            z = at_least_float32(latents)
+            zero = z.new_zeros(())
+            codewords = self.lookup(indices).to(z.dtype)
+            if self.kind == "bsq":
+                z, commitment_loss = F.normalize(z, dim=1), zero
+            elif self.kind == "fsq":
+                inside = z.clamp(-self.limit, self.limit)
+                commitment_loss, z = F.mse_loss(z, inside), inside
+            else:
+                commitment_loss = F.mse_loss(z, codewords)
+            entropy_loss = self.entropy_loss(z) if self.entropy_weight else None
+            quantized = z if self.bypassed else straight_through(z, codewords)
+        counts = count_indices(indices.flatten(), self.codebook_size)
+        return QuantizerOutput(
+            quantized.to(latents.dtype).contiguous(),
+            indices,
+            commitment_loss,
+            zero,
+            perplexity(counts),
+            z.to(latents.dtype),
+            entropy_loss=entropy_loss,
+        )
+
+    def entropy_loss(self, z: Tensor) -> Tensor:
+        """E[H(q(c | z))] - H(E[q(c | z)]), in nats: each latent sure of its codeword, all codewords used alike."""
+        shares, entropy = [], z.new_zeros(())
+        for channel, number in zip(z.unbind(1), self.values_per_channel):
+            values = torch.linspace(-self.limit, self.limit, number, dtype=z.dtype, device=z.device)
+            distances = (channel.reshape(-1, 1) - values) * (number - 1) / self.limit  # in units of s
+            log_q = (-distances.square()).log_softmax(1)
+            shares.append(log_q.exp())
+            entropy = entropy - (shares[-1] * log_q).sum(1).mean()
+        half = len(shares) // 2
+        first, second = (_products(part, z) for part in (shares[:half], shares[half:]))
+        mean = first.T @ second / len(first)  # of every codeword's share
+        return (
+            entropy + (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+        )  # finite at 0, and its gradient
+
+    def loss(self, output: QuantizerOutput) -> Tensor:
+        """The weighted sum of an output's terms. Also before the codebook begins: latents find their range until then."""
+        loss = self.beta * output.commitment_loss
+        return loss if output.entropy_loss is None else loss + self.entropy_weight * output.entropy_loss
+
+
+def _products(shares: list[Tensor], like: Tensor) -> Tensor:
+    """Shares of independent choices, (N, K_i) each -> those of all their combinations, (N, K_1 K_2 ...)."""
+    joint = like.new_ones(like[:, 0].numel(), 1)
+    for each in shares:
+        joint = (joint[:, :, None] * each[:, None]).flatten(1)
+    return joint
+
+
+def build_quantizer(
+    kind: QuantizerKind,
+    codebook_size: int,
+    dim: int,
+    values_per_channel: tuple[int, ...] | None = None,
+    *,
+    beta: float,
+    **learned,
+) -> VectorQuantizer:
+    """A VectorQuantizer ("vq") or a GridQuantizer, as a model's config has it.
+
+    Args:
+        codebook_size, dim: which a grid must have.
+        values_per_channel: of "fsq"; None: 2 each, those of "lfq" and "bsq".
+        beta: of either.
+        learned: legacy, gradient and l2_normalized, which only "vq" has.
+
+    Raises:
+        ValueError: for settings that do not go together.
+    """
+    if kind == "vq":
+        if values_per_channel is not None:
+            raise ValueError(
+                f'expected no values_per_channel of the quantizer "vq", got {values_per_channel}'
+            )
+        return VectorQuantizer(codebook_size, dim, beta=beta, **learned)
+    if learned["legacy"] or learned["l2_normalized"] or learned["gradient"] != "straight-through":
+        raise ValueError(
+            f'expected legacy, gradient and l2_normalized at their defaults for the quantizer "{kind}", got {learned}'
+        )
+    quantizer = GridQuantizer(kind, values_per_channel or (2,) * dim, beta=beta)
+    if (quantizer.codebook_size, quantizer.dim) != (codebook_size, dim):
+        raise ValueError(
+            f"expected a codebook of {quantizer.codebook_size} codewords of {quantizer.dim} numbers, those of {kind} with "
+            f"values_per_channel {quantizer.values_per_channel}, got {codebook_size} of {dim}"
+        )
+    return quantizer

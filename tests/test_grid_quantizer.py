@@ -1,0 +1,155 @@
+"""Fixed grids of codewords: against the nearest codeword, against diffusers' VQModel, their loss terms by definition, and
+two steps of training."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from diffusers import VQModel
+from helpers.training import run_tiny, tiny_config, write_images
+
+from latent_codec import AutoencoderVQ, LatentCodec
+from latent_codec.cli import main
+from latent_codec.errors import SettingError
+from latent_codec.models.grid_quantizer import GridQuantizer, values_for
+from latent_codec.models.quantizers import VectorQuantizer
+from latent_codec.training.build import build_autoencoder
+from latent_codec.training.config import dump_toml
+from latent_codec.training.report import read_metrics
+
+GRIDS = {"fsq": ("fsq", (8, 5, 5, 3)), "lfq": ("lfq", (2,) * 6), "bsq": ("bsq", (2,) * 6)}
+CONFIG = {
+    "block_out_channels": [8, 8],
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "num_vq_embeddings": 512,
+    "mid_block_add_attention": False,
+}
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_indices_are_those_of_the_nearest_codewords(name, dtype):
+    quantizer = GridQuantizer(*GRIDS[name])
+    latents = (randn(2, quantizer.dim, 16, 16) * quantizer.limit).to(dtype)
+    output = quantizer(latents)
+    # float64, where a sum of squares has no ties that rounding could make
+    assert torch.equal(output.indices, VectorQuantizer.assign(quantizer, latents.double()))
+    assert torch.equal(output.indices, quantizer.assign(latents)) and output.quantized.dtype == dtype
+    assert output.indices.unique().numel() > 50
+    codewords = quantizer.lookup(output.indices).to(dtype)
+    torch.testing.assert_close(
+        output.quantized, codewords, atol=0, rtol=1e-2 if dtype != torch.float32 else 1e-6
+    )
+    everything = torch.arange(quantizer.codebook_size).view(1, 1, -1)
+    assert torch.equal(quantizer.assign(quantizer.lookup(everything)), everything)
+
+
+def test_the_grids_are_those_of_the_papers():
+    fsq, bsq = GridQuantizer("fsq", (3, 2)), GridQuantizer("bsq", (2,) * 5)
+    assert fsq.embedding.weight.tolist() == [[-1, -1], [-1, 1], [0, -1], [0, 1], [1, -1], [1, 1]]
+    torch.testing.assert_close(bsq.embedding.weight.norm(dim=1), torch.ones(32))
+    assert GridQuantizer("lfq", (2,) * 3).embedding.weight.abs().unique().tolist() == [1]
+    assert values_for("fsq", 1024) == (8, 5, 5, 5) and values_for("bsq", 1024) == (2,) * 10
+
+
+def test_gradients_of_fsq_pass_inside_the_range_and_its_loss_brings_back_what_lies_beyond():
+    quantizer = GridQuantizer("fsq", (8, 8))
+    latents = torch.tensor([0.3, 2.0]).view(1, 2, 1, 1).requires_grad_()
+    output = quantizer(latents)
+    (gradient,) = torch.autograd.grad(output.quantized.sum(), latents, retain_graph=True)
+    assert gradient.flatten().tolist() == [1, 0]
+    (gradient,) = torch.autograd.grad(quantizer.loss(output), latents)
+    assert gradient.flatten().tolist() == [0, 0.25 * 2 * 1 / 2]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_entropy_term_is_that_of_all_codewords_one_by_one(name):
+    """q(c | z) by the distances to every codeword, without the factors."""
+    quantizer = GridQuantizer(*GRIDS[name])
+    z = randn(1, quantizer.dim, 4, 5, seed=1).double() * 0.7 * quantizer.limit
+    halves = torch.tensor([quantizer.limit / (number - 1) for number in quantizer.values_per_channel])
+    units = (z.movedim(1, -1).flatten(0, 2)[:, None] - quantizer.embedding.weight) / halves
+    q = (-units.square().sum(2)).softmax(1)
+    entropy = [-torch.xlogy(each, each).sum(-1) for each in (q, q.mean(0))]
+    torch.testing.assert_close(quantizer.entropy_loss(z), entropy[0].mean() - entropy[1])
+
+
+def test_the_entropy_term_is_least_for_sure_latents_that_use_all_codewords_alike():
+    quantizer = GridQuantizer("lfq", (2,) * 4)
+    everything = torch.tensor(list(itertools.product((-9.0, 9.0), repeat=4))).T.view(1, 4, 4, 4)
+    assert float(quantizer.entropy_loss(everything)) == pytest.approx(-math.log(16), abs=1e-5)
+    assert float(quantizer.entropy_loss(everything[:, :, :1, :1])) == pytest.approx(0, abs=1e-5)
+    far = (everything * 100).requires_grad_()  # where most shares are 0
+    (gradient,) = torch.autograd.grad(quantizer.entropy_loss(far), far)
+    assert gradient.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def make_images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images") / "images")
+
+
+@pytest.mark.parametrize("kind", ["fsq", "lfq", "bsq"])
+def test_a_preset_trains_with_another_kind_and_plain_vqmodel_reads_its_folder(kind, tmp_path, make_images):
+    config = tiny_config(
+        model={"class_name": "AutoencoderVQ", "arguments": CONFIG},
+        codebook={"kind": kind, "start_step": 1},
+        run={"steps": 3, "log_every": 1},
+    )
+    preset, run = tmp_path / "tiny.toml", tmp_path / "run"
+    preset.write_text(dump_toml(config.to_dict()))
+    assert main(["train", str(preset), "--data", str(make_images), "--out", str(run)]) == 0
+    metrics = read_metrics(run)
+    assert metrics[-1]["used_codes"] > 1 and ("entropy" in metrics[-1]) == (kind != "fsq")
+
+    model, plain = AutoencoderVQ.from_pretrained(run / "codec"), VQModel.from_pretrained(run / "codec")
+    assert model.config.quantizer == kind and model.quantize.kind == kind
+    assert torch.equal(model.quantize.embedding.weight, build_autoencoder(config).quantize.embedding.weight)
+    image = randn(2, 3, 16, 24).clamp(-1, 1)
+    latents = plain.encode(image).latents
+    indices = plain.quantize(latents)[2][2].view(2, 8, 12)
+    assert torch.equal(indices, model.encode_indices(image))
+    # to the same bits, but for latents that are normalized first and so round otherwise
+    decoded, tolerance = model.decode(latents).sample, 1e-5 if kind == "bsq" else 0
+    torch.testing.assert_close(decoded, plain.decode(latents).sample, rtol=0, atol=tolerance)
+    codec = LatentCodec.from_pretrained(run / "codec")
+    assert codec.codebook_sizes == [512] and codec.space_fingerprint == LatentCodec(plain).space_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("codebook", "arguments", "message"),
+    [
+        ({"kind": "lfq"}, {"num_vq_embeddings": 1000}, "num_vq_embeddings: expected a power of two for lfq"),
+        ({"kind": "fsq"}, {"num_vq_embeddings": 300}, "num_vq_embeddings: expected one of 256, 512, 1024"),
+        (
+            {"kind": "lfq", "values_per_channel": [4, 4]},
+            {},
+            'values_per_channel: expected none but for `codebook.kind="fsq"`',
+        ),
+        ({"kind": "vq", "entropy_weight": 0.1}, {}, "entropy_weight: expected none for a learned codebook"),
+        ({"kind": "fsq", "values_per_channel": [1, 4]}, {}, "values_per_channel: expected at least 2"),
+        ({"kind": "fsq"}, {"l2_normalized": True}, 'at their defaults for the quantizer "fsq"'),
+    ],
+)
+def test_what_does_not_go_together_is_refused(codebook, arguments, message, tmp_path, make_images):
+    model = {"class_name": "AutoencoderVQ", "arguments": CONFIG | arguments}
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        run_tiny(make_images, tmp_path, model=model, codebook=codebook)
+
+
+def test_a_network_without_a_codebook_has_no_kind_of_it():
+    config = tiny_config(codebook={"kind": "fsq"})
+    with pytest.raises(SettingError, match="expected none for AutoencoderKL") as refused:
+        build_autoencoder(config)
+    assert refused.value.setting == "codebook.kind"
+
+
+def test_a_grid_of_another_size_than_the_models_is_refused():
+    with pytest.raises(ValueError, match="expected a codebook of 64 codewords of 2 numbers"):
+        AutoencoderVQ(num_vq_embeddings=65, vq_embed_dim=2, quantizer="fsq", values_per_channel=(8, 8))
