@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
     from latent_codec.models.classifier import ImageClassifier as ImageClassifier
     from latent_codec.models.hierarchical_vq import HierarchicalVQ as HierarchicalVQ
     from latent_codec.models.latent_translator import LatentTranslator as LatentTranslator
+    from latent_codec.models.multi_scale_vq import MultiScaleVQ as MultiScaleVQ
     from latent_codec.models.pixelcnn import PixelCNN as PixelCNN
     from latent_codec.models.pixelsnail import PixelSNAIL as PixelSNAIL
     from latent_codec.pipelines.hierarchical_prior_pipeline import (
@@ -57,6 +58,7 @@ _EXPORTS = {
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
     "HierarchicalPriorPipeline": "latent_codec.pipelines.hierarchical_prior_pipeline",
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
+    "MultiScaleVQ": "latent_codec.models.multi_scale_vq",
     "ImageClassifier": "latent_codec.models.classifier",
     "LatentCodec": "latent_codec.codec",
     "LatentDataset": "latent_codec.latents.data_set",

@@ -1,10 +1,11 @@
-"""HierarchicalPriorPipeline: images from the priors of a HierarchicalVQ's levels."""
+"""HierarchicalPriorPipeline: images from the priors of the levels of a HierarchicalVQ or a MultiScaleVQ."""
 
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
+from latent_codec.models.multi_scale_vq import MultiScaleVQ
 from latent_codec.pipelines.sampling import Prior, SamplingPipeline, check_indices, onload
 
 
@@ -16,7 +17,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
         most probable <--classifier-- images <------------------------- vae.decode_indices <---------------------------------+
 
     A condition is the indices of the level above (a prior with `condition_codebook_size`), or the codewords of all levels
-    above as HierarchicalVQ.concatenate brings them to its resolution (`condition_channels`).
+    above as the autoencoder's `upper_features` brings them together (`condition_channels`).
 
     It samples as `SamplingPipeline.__call__` says: `temperature`, `top_k` and `top_p` are of every level, `known` of none.
 
@@ -34,7 +35,7 @@ class HierarchicalPriorPipeline(SamplingPipeline):
 
     def __init__(
         self,
-        vae: HierarchicalVQ,
+        vae: HierarchicalVQ | MultiScaleVQ,
         top_prior: Prior,
         bottom_prior: Prior,
         middle_prior: Prior | None = None,
@@ -80,16 +81,20 @@ class HierarchicalPriorPipeline(SamplingPipeline):
                 f"vae is a {type(vae).__name__}; a HierarchicalVQ is needed. PriorPipeline samples codecs of one level."
             )
         sizes = [quantizer.codebook_size for quantizer in vae.quantizers]
+        name_of_vae = type(vae).__name__
         if len(sizes) != len(priors):
+            advice = "give one for each level: two, or three with middle_prior."
+            if len(sizes) > 3:
+                advice = "more than three levels are not supported: take an autoencoder of two or three, or sample level by level."
             raise ValueError(
-                f"vae is a HierarchicalVQ of {len(sizes)} levels, and there are {len(priors)} priors ({', '.join(priors)}); give "
-                "one for each level: two, or three with middle_prior."
+                f"vae is a {name_of_vae} of {len(sizes)} levels, and there are {len(priors)} priors ({', '.join(priors)}); "
+                f"{advice}"
             )
         for level, (name, prior) in enumerate(priors.items()):
             check_indices(name, prior, f"level {level} of vae", vae, sizes[level])
             described = f"{name} is a {type(prior).__name__}"
             codes, channels = prior.config.condition_codebook_size, prior.config.condition_channels
-            width = level * vae.config.embed_dim
+            width = vae.condition_channels(level)
             if level == 0:
                 if prior.condition_network is not None:
                     raise ValueError(
@@ -102,11 +107,11 @@ class HierarchicalPriorPipeline(SamplingPipeline):
                 )
             elif codes not in (None, sizes[level - 1]):
                 raise ValueError(
-                    f"{described} with condition_codebook_size {codes}, and level {level - 1} of vae, a HierarchicalVQ, has "
+                    f"{described} with condition_codebook_size {codes}, and level {level - 1} of vae, a {name_of_vae}, has "
                     f"a codebook of {sizes[level - 1]}; load the prior that was trained on this codec."
                 )
             elif channels not in (None, width):
                 raise ValueError(
-                    f"{described} with condition_channels {channels}, and the levels above it in vae, a HierarchicalVQ, "
+                    f"{described} with condition_channels {channels}, and the levels above it in vae, a {name_of_vae}, "
                     f"have {width} channels; load the prior that was trained on this codec."
                 )

@@ -325,12 +325,14 @@ def test_plain_vqmodel_is_exact_from_linear_indices_only(tmp_path):
 def test_nearest_assignment_adds_nothing_to_the_weights_and_is_what_older_folders_have(tmp_path):
     model = tiny()
     ignored = ("beta", "legacy", "gradient", "l2_normalized", "assignment", "shift_factor")
+    ignored += ("quantizer", "values_per_channel")
     config = {key: value for key, value in model.config.items() if key[0] != "_" and key not in ignored}
     assert model.state_dict().keys() == VQModel(**config).state_dict().keys()
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved.pop("assignment") == "nearest"
     assert saved.pop("shift_factor") == 0
+    assert saved.pop("quantizer") == "vq"
     (tmp_path / "config.json").write_text(json.dumps(saved))
     again = AutoencoderVQ.from_pretrained(tmp_path)
     assert again.config.assignment == "nearest"

@@ -13,6 +13,7 @@ from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.cli import main
 from latent_codec.errors import SettingError
 from latent_codec.models.grid_quantizer import GridQuantizer, values_for
+from latent_codec.models.initialization import initialize_codebooks
 from latent_codec.models.quantizers import VectorQuantizer
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import dump_toml
@@ -100,7 +101,7 @@ def test_a_preset_trains_with_another_kind_and_plain_vqmodel_reads_its_folder(ki
     config = tiny_config(
         model={"class_name": "AutoencoderVQ", "arguments": CONFIG},
         codebook={"kind": kind, "start_step": 1},
-        run={"steps": 3, "log_every": 1},
+        run={"steps": 3, "log_every": 1, "calibration_images": 0},
     )
     preset, run = tmp_path / "tiny.toml", tmp_path / "run"
     preset.write_text(dump_toml(config.to_dict()))
@@ -120,6 +121,27 @@ def test_a_preset_trains_with_another_kind_and_plain_vqmodel_reads_its_folder(ki
     torch.testing.assert_close(decoded, plain.decode(latents).sample, rtol=0, atol=tolerance)
     codec = LatentCodec.from_pretrained(run / "codec")
     assert codec.codebook_sizes == [512] and codec.space_fingerprint == LatentCodec(plain).space_fingerprint
+
+
+@torch.no_grad()
+def test_latents_come_to_the_grid_before_it_begins(make_images):
+    """What k-means is to a learned codebook: mean 0, spread as the grid, no channel like another."""
+    arguments = CONFIG | {"num_vq_embeddings": 64, "latent_channels": 8}
+    config = tiny_config(
+        model={"class_name": "AutoencoderVQ", "arguments": arguments}, codebook={"kind": "lfq"}
+    )
+    model = build_autoencoder(config)
+    images = randn(8, 3, 16, 16).clamp(-1, 1)
+    before = model.encode(images).latents.movedim(1, -1).flatten(0, 2)
+    initialize_codebooks(model, images)
+    after = model.encode(images).latents.movedim(1, -1).flatten(0, 2)
+    assert before.std(0).max() < 0.8 or before.mean(0).abs().max() > 0.1
+    torch.testing.assert_close(after.T.cov().diagonal().amax(), torch.tensor(1.0), atol=0.05, rtol=0)
+    assert after.mean(0).abs().max() < 1e-3
+    correlation = after.T.corrcoef() - torch.eye(6)
+    assert correlation.abs().max() < before.T.corrcoef().sub(torch.eye(6)).abs().max() / 2
+    assert model.encode_indices(images).unique().numel() > 32
+    assert model.quantize.embedding.weight.abs().unique().tolist() == [1]
 
 
 @pytest.mark.parametrize(

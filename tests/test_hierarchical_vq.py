@@ -306,7 +306,7 @@ def test_images_and_latents_of_other_channels_are_refused():
         ),
         ([(1, 2, 2), (1, 4, 4), (1, 8, 8)], "got 3 index maps"),
         ([(2, 2)], "level 0 (B, h, w) in torch.int64, got shape (2, 2)"),
-        ([(1, 0, 2)], "sides are multiples of 8, by strides (4, 2), got 0 x 16"),
+        ([(1, 0, 2)], "sides are multiples of 8, the pixels of a position on the top grid, got 0 x 16"),
         ([(1, 2, 3), (1, 6, 4)], "level 1 (1, 4, 6) in torch.int64, got shape (1, 6, 4)"),
         ([(1, 2, 3), (2, 4, 6)], "level 1 (1, 4, 6) in torch.int64, got shape (2, 4, 6)"),
         ([(1, 2, 2, torch.int32)], "level 0 (B, h, w) in torch.int64, got shape (1, 2, 2) in torch.int32"),

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.cli import main
 from latent_codec.images.sources import open_source
+from latent_codec.models.gumbel_quantizer import GumbelQuantizer
 from latent_codec.models.initialization import initialize_linear_code
 from latent_codec.models.quantizers import k_means, nearest_codewords
 from latent_codec.training.build import build_autoencoder
@@ -290,13 +291,28 @@ def test_the_decoder_of_a_gumbel_vqgan_trains_on_its_most_probable_codes(tmp_pat
     assert read_metrics(tmp_path / "second")[-1]["commitment"] == 0
 
 
+def test_a_gumbel_codebook_learns_by_gradient_at_a_falling_temperature(tmp_path, make_images, monkeypatch):
+    temperatures, forward = [], GumbelQuantizer.forward
+
+    def recorded(self, latents):
+        temperatures.append(self.temperature)
+        return forward(self, latents)
+
+    monkeypatch.setattr(GumbelQuantizer, "forward", recorded)
+    settings = sections("AutoencoderVQ", {"kind": "gumbel"}, run={"steps": 4, "calibration_images": 0})
+    network = run_tiny(make_images, tmp_path, **settings).network
+    assert network.config.assignment == "linear"
+    assert temperatures[:4] == sorted(temperatures[:4], reverse=True) and temperatures[0] == 1
+    assert temperatures[2] == pytest.approx((1 + 1 / 16) / 2)
+    first = build_autoencoder(tiny_config(**settings))
+    for key in ("quantize.embedding.weight", "quantize.proj.weight"):
+        assert not torch.equal(network.state_dict()[key], first.state_dict()[key])
+    assert read_metrics(tmp_path)[-1]["codeword_kl"] > 0
+
+
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        (
-            {"arguments": {"assignment": "linear"}},
-            'model.arguments.assignment: expected "nearest": "linear" has a temperature to lower',
-        ),
         (
             {"objective": {"kl_weight": 1e-6}},
             "objective.kl_weight: expected 0 for AutoencoderVQ, which has no posterior",

@@ -9,7 +9,7 @@ The codec's own arithmetic may differ between machines; between values and bytes
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import torch
@@ -368,6 +368,12 @@ def read(
 def _levels(codec: LatentCodec) -> tuple[Level, ...]:
     if not codec.indices_suffice:
         return (Level(side=codec.latent_space.downsampling_factor, channels=codec.latent_space.channels),)
+    sides = [level.side for level in codec.levels]
+    if any(upper % lower for upper, lower in pairwise(sides)):
+        raise ValueError(
+            f"{codec.name}: expected levels whose indices cover squares that divide those above them, as .lcf files have "
+            f"them, got sides of {', '.join(map(str, sides))} pixels; write latent files instead"
+        )
     return tuple(Level(side=level.side, codebook_size=level.codebook_size) for level in codec.levels)
 
 

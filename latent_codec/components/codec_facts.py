@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +61,12 @@ class CodecFacts:
         return [size for size, _ in self._levels]
 
     @property
-    def position_sides(self) -> list[int]:
+    def position_sides(self) -> list[int | Fraction]:
         """Pixels that an index of each level, or a position of the latents, stands for, along one side, top first."""
         return [side for _, side in self._levels] or [self.latent_space.downsampling_factor]
 
     @property
-    def _levels(self) -> list[tuple[int, int]]:
+    def _levels(self) -> list[tuple[int, int | Fraction]]:
         return family_class(self.class_name, self.config).level_shapes(self.config)
 
     def describe(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class CodecFacts:
         """Index maps and bits are those of a square image of `sample_size`, 256 where the config has none."""
         sizes, side = self.codebook_sizes, self.config.get("sample_size") or 256
         grids = grid_shapes(self.position_sides, side, side)
-        dim = self.latent_space.channels // len(sizes)  # latents hold the codewords of all levels
+        dim = family_class(self.class_name, self.config).codeword_dim(self.config)
         return {
             "codebook_sizes": sizes,
             "codeword_dims": [dim] * len(sizes),
@@ -111,7 +112,7 @@ class CodecFacts:
         }
 
 
-def grid_shapes(sides: Sequence[int], height: int, width: int) -> list[tuple[int, int]]:
+def grid_shapes(sides: Sequence[int | Fraction], height: int, width: int) -> list[tuple[int, int]]:
     """Height and width of each level's index map, for an image that is padded to positions of the top level.
 
     Args:

@@ -11,6 +11,7 @@ Levels are in the order of `LatentCodec.encode_indices`, top first.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 
 import torch
 from PIL import Image
@@ -182,7 +183,7 @@ def codeword_tiles(
 
     Returns:
         RGB, uint8 (codebook_size, 3, side, side), on the CPU; alpha is composed over white. `side` is the level's
-        `codec.levels`.
+        `codec.levels`, without its fraction.
 
     Raises:
         ValueError: if the codec has no such level.
@@ -193,11 +194,11 @@ def codeword_tiles(
         raise ValueError(f"level is {level}; {codec.name} has {has}.")
     codebook_size, sides = codec.codebook_sizes[level], [each.side for each in codec.levels]
     image_side = sides[0] * -(-NEIGHBORHOOD * sides[level] // sides[0])
-    first = image_side // sides[level] // 2 * sides[level]
+    first, side = int(image_side // sides[level] // 2 * sides[level]), int(sides[level])
     tiles = []
     for indices in torch.arange(codebook_size).split(max(DECODE_PIXELS // image_side**2, 1)):
         images = _decode_constant(codec, level, indices, image_side)
-        middle = images[:, :, first : first + sides[level], first : first + sides[level]]
+        middle = images[:, :, first : first + side, first : first + side]
         tiles.append(to_uint8(rgb(middle)).cpu())
         if on_progress:
             on_progress(int(indices[-1]) + 1, codebook_size)
@@ -256,7 +257,11 @@ def codebook_image(
 
 
 def index_map(
-    indices: Tensor, *, side: int, size: tuple[int, int] | None = None, colors: Tensor | None = None
+    indices: Tensor,
+    *,
+    side: int | Fraction,
+    size: tuple[int, int] | None = None,
+    colors: Tensor | None = None,
 ) -> Image.Image:
     """An index map as an image: a square of one color for each index.
 
@@ -278,7 +283,8 @@ def index_map(
         raise ValueError(
             f"indices run from {int(indices.min())} to {int(indices.max())}; there are {len(colors)} colors."
         )
-    image = enlarged(_to_image(colors[indices].permute(2, 0, 1)), side)
+    image = _to_image(colors[indices].permute(2, 0, 1))
+    image = image.resize((int(image.width * side), int(image.height * side)), Image.Resampling.NEAREST)
     height, width = size or (image.height, image.width)
     return image.crop((0, 0, width, height))
 

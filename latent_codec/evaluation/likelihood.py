@@ -232,7 +232,7 @@ def _level_of(prior: AutoregressivePrior, codec: LatentCodec | None) -> int:
     sizes = codec.codebook_sizes if codec is not None else []
     lower = range(1, len(sizes))
     if codes is None:
-        fitting = [level for level in lower if level * codec.autoencoder.config.embed_dim == channels]
+        fitting = [level for level in lower if codec.autoencoder.condition_channels(level) == channels]
     else:
         fitting = [level for level in lower if (sizes[level - 1], sizes[level]) == (codes, prior.num_values)]
     if len(fitting) == 1:

@@ -11,7 +11,7 @@ from latent_codec.families.consistency_decoder import ConsistencyDecoder
 from latent_codec.families.dc import DC
 from latent_codec.families.family import Encoded, Family, Level, Trainable
 from latent_codec.families.flux2 import Flux2
-from latent_codec.families.hierarchical_vq import Hierarchical
+from latent_codec.families.hierarchical_vq import Hierarchical, MultiScale
 from latent_codec.families.hunyuan_image import HunyuanImage
 from latent_codec.families.kl import KL
 from latent_codec.families.kl_other_decoder import KLOtherDecoder
@@ -59,6 +59,7 @@ FAMILIES: dict[str, type[Family]] = {
     "AutoencoderVQ": OwnVQ,
     "ConsistencyDecoderVAE": ConsistencyDecoder,
     "HierarchicalVQ": Hierarchical,
+    "MultiScaleVQ": MultiScale,
     "PaellaVQModel": Paella,
     "VQModel": VQ,
 }
@@ -69,6 +70,7 @@ MODULES = {
     "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
+    "MultiScaleVQ": "latent_codec.models.multi_scale_vq",
     "PaellaVQModel": "diffusers.pipelines.deprecated.wuerstchen",
 }
 """Of classes that `diffusers` itself does not offer."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from latent_codec.errors import SettingError
@@ -21,11 +22,11 @@ class Level:
 
     Args:
         codebook: codewords, (codebook_size, dim), in the autoencoder's dtype and on its device.
-        side: pixels that one index stands for, per side.
+        side: pixels that one index stands for, per side; of a MultiScaleVQ it may be a fraction.
     """
 
     codebook: "Tensor"
-    side: int
+    side: int | Fraction
 
     @property
     def codebook_size(self) -> int:
@@ -131,9 +132,14 @@ class Family:
         return config[cls.images_key]
 
     @classmethod
-    def level_shapes(cls, config: Config) -> list[tuple[int, int]]:
+    def level_shapes(cls, config: Config) -> list[tuple[int, int | Fraction]]:
         """(codebook_size, side in pixels of what an index stands for) of each level, top first; empty if continuous."""
         return []
+
+    @classmethod
+    def codeword_dim(cls, config: Config) -> int:
+        """Length of a codeword: of several levels, whose codewords are the latents, side by side, a part of the channels."""
+        return cls.latent_shape(config)[0] // len(cls.level_shapes(config))
 
     @classmethod
     def decoder_keys(cls, config: Config) -> tuple[str, ...]:

@@ -1,11 +1,13 @@
-"""HierarchicalVQ: VQ-VAE-2's levels of indices, each finer than the one above it (arXiv:1906.00446)."""
+"""HierarchicalVQ and MultiScaleVQ: levels of indices, each finer than the one above it (arXiv:1906.00446, 2404.02905)."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import accumulate
 from operator import mul
 from typing import TYPE_CHECKING
 
 from latent_codec.families.family import Config, Encoded, Family, Level, Trainable, last_layer_of
+from latent_codec.models.scale_sides import position_sides
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,3 +69,33 @@ class Hierarchical(Family):
     def record_usage(self, level: int, counts: "Tensor") -> None:
         # Not by set_usage, whose checks wait for the device: this is called in every step of a training.
         self.autoencoder.get_buffer(f"usage_{level}").copy_(counts / counts.sum())
+
+
+class MultiScale(Hierarchical):
+    """MultiScaleVQ: raw latents are the sum of all scales' codewords, brought to the last scale's resolution."""
+
+    trainable = Trainable(encoder=("encoder", "quantize_conv"))
+
+    @classmethod
+    def latent_shape(cls, config: Config) -> tuple[int, int]:
+        return config["embed_dim"], config["downsampling_factor"]
+
+    @classmethod
+    def level_shapes(cls, config: Config) -> list[tuple[int, int | Fraction]]:
+        sides = position_sides(config["downsampling_factor"], config["sides"])
+        return [(config["codebook_size"], side) for side in sides]
+
+    @classmethod
+    def codeword_dim(cls, config: Config) -> int:
+        return config["embed_dim"]
+
+    @classmethod
+    def decoder_keys(cls, config: Config) -> tuple[str, ...]:
+        return ("image_decoder.",)
+
+    @property
+    def last_layer(self) -> "nn.Module":
+        return last_layer_of(self.autoencoder.image_decoder)
+
+    def record_usage(self, level: int, counts: "Tensor") -> None:
+        """Nothing: an index that is not known adds nothing, whatever the others are."""

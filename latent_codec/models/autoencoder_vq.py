@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks for it here on reload
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_codec.models.grid_quantizer import QuantizerKind, build_quantizer
 from latent_codec.models.gumbel_quantizer import GumbelQuantizer
@@ -117,6 +117,11 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
     def quantizers(self) -> list[VectorQuantizer]:
         """Top level first: here there is one."""
         return [self.quantize]
+
+    @property
+    def quantizer_inputs(self) -> list[nn.Conv2d]:
+        """The layer before each quantizer."""
+        return [self.quant_conv]
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:

@@ -34,6 +34,8 @@ class GumbelQuantizer(VectorQuantizer):
         kl_weight: of KL(q || uniform) in `loss`; 5e-4 is taming's quantizer's, its published configs have 1e-8.
     """
 
+    has_distances = False
+
     def __init__(self, codebook_size: int, dim: int, *, kl_weight: float = 5e-4):
         super().__init__(codebook_size, dim)
         self.kl_weight = kl_weight

@@ -6,28 +6,25 @@ rosinality/vq-vae-2-pytorch has them, so that its checkpoints fit here once rena
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from operator import mul
 from typing import Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
-from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latent_codec.models.grid_quantizer import QuantizerKind, build_quantizer
+from latent_codec.models.index_levels import IndexLevels
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.models.quantizers import QuantizerOutput, VectorQuantizer
-from latent_codec.tensors import check_range, check_shape
+from latent_codec.tensors import check_shape
 from latent_codec.torch_settings import ignoring_caller_settings
 
 
-class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
+class HierarchicalVQ(OwnWeights, IndexLevels, ModelMixin, ConfigMixin):
     """A VQ-VAE-2 of any number of levels, each conditioned on the levels above it.
 
         image --encoders[1]--> features --encoders[0]--> features
@@ -132,12 +129,16 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
                 self.upsamplers.append(upsampling([width] * (num_halvings + 1)))
             # Weights of the mean codeword, in any unit; all 0 counts as all alike.
             self.register_buffer(f"usage_{level}", torch.full((size,), 1 / size))
-        self.use_slicing = False
 
     @property
     def quantizers(self) -> list[VectorQuantizer]:
         """Top level first."""
         return list(self.codebooks)
+
+    @property
+    def quantizer_inputs(self) -> list[nn.Conv2d]:
+        """The layer before each level's quantizer."""
+        return list(self.quantize_convs)
 
     @property
     def latent_channels(self) -> int:
@@ -155,22 +156,16 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         return list(accumulate(self.config.strides, mul))[::-1]
 
     @property
-    def multiple(self) -> int:
-        """Common divisor of both sides of an image: pixels per position of the top grid."""
-        return self.position_sides[0]
+    def image_decoder(self) -> nn.Module:
+        return self.decoders[-1]
 
-    def grid_shapes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of each level's grid, top first, for an image of `height` by `width` pixels.
+    def latents_of(self, quantized: list[Tensor]) -> Tensor:
+        """Codewords of all levels -> the latents that `decode` takes: `concatenate`."""
+        return self.concatenate(quantized)
 
-        Raises:
-            ValueError: if a side is not a positive multiple of `multiple`.
-        """
-        if min(height, width) < 1 or height % self.multiple or width % self.multiple:
-            raise ValueError(
-                f"expected an image whose sides are multiples of {self.multiple}, by strides "
-                f"{tuple(self.config.strides)}, got {height} x {width}; pad or crop it"
-            )
-        return [(height // side, width // side) for side in self.position_sides]
+    def condition_channels(self, level: int) -> int:
+        """Channels of `upper_features` as the condition of a level's prior."""
+        return level * self.config.embed_dim
 
     def concatenate(self, quantized: list[Tensor]) -> Tensor:
         """Codewords of the levels from the top to any level l -> (B, (l + 1) * embed_dim, h, w), on l's grid."""
@@ -211,74 +206,6 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
             outputs.append(quantizer(self.quantize_convs[level](hidden)))
         return outputs
 
-    def decode_quantized(self, quantized: list[Tensor]) -> Tensor:
-        """The inverse of `encode_quantized`: codewords of each level, top first -> image."""
-        if len(quantized) != len(self.codebooks):
-            got = f"{len(quantized)}; decode_indices fills in lower levels"
-            raise ValueError(f"expected codewords of {len(self.codebooks)} levels, got {got}")
-        return self.decode(self.concatenate(quantized)).sample
-
-    @apply_forward_hook
-    def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
-        """Image (B, C, H, W) in [-1, 1] -> `latents`, the quantized concatenation that `decode` takes."""
-        latents, _ = self.encode_with_indices(x)
-        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
-
-    @apply_forward_hook
-    def decode(
-        self, latents: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
-    ) -> DecoderOutput | tuple[Tensor]:
-        """Latents (B, levels * embed_dim, h, w) -> `sample`, (B, C, h f, w f).
-
-        They are decoded as they are: a position's upper part comes from several codewords, so that none is nearest.
-
-        Args:
-            generator: ignored; pipelines pass it to every autoencoder.
-
-        Raises:
-            ValueError: if they have another number of channels.
-        """
-        check_shape(latents, "latents", ("B", self.latent_channels, "h", "w"))
-        sample = torch.cat([self.decoders[-1](part) for part in self._slices(latents)])
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    @apply_forward_hook
-    def encode_indices(self, image: Tensor) -> list[Tensor]:
-        """Image (B, C, H, W) in [-1, 1] -> indices of each level, int64 (B, h, w), top first."""
-        return self.encode_with_indices(image)[1]
-
-    @apply_forward_hook
-    def encode_with_indices(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Image -> what `encode` and `encode_indices` give of it, in one pass."""
-        outputs = [self.encode_quantized(part) for part in self._slices(image)]
-        latents = torch.cat([self.concatenate([output.quantized for output in levels]) for levels in outputs])
-        return latents, [torch.cat([output.indices for output in level]) for level in zip(*outputs)]
-
-    @apply_forward_hook
-    def decode_indices(self, grids: list[Tensor], known: Sequence[Tensor] | None = None) -> Tensor:
-        """Indices of the levels, int64 (B, h, w), top first -> image (B, C, H, W).
-
-        The lowest levels may be left out, to show an image level by level; `mean_codeword` replaces them, and indices
-        where `known`, bool (B, h, w) for each level, is False.
-
-        Raises:
-            ValueError: for no or too many grids, shapes that do not follow from the top grid's, other dtypes than
-                int64, and indices beyond the codebook.
-        """
-        shapes = self._check_grids(grids)
-        quantized = [quantizer.lookup(grid) for quantizer, grid in zip(self.codebooks, grids)]
-        for level, mask in enumerate(known or ()):
-            mean = self.mean_codeword(level)[:, None, None]
-            quantized[level] = quantized[level].where(mask[:, None], mean)
-        for level in range(len(grids), len(self.codebooks)):
-            codeword = self.mean_codeword(level)[None, :, None, None]
-            quantized.append(codeword.expand(len(grids[0]), -1, *shapes[level]))
-        return self.decode_quantized(quantized)
-
-    def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """Image -> its reconstruction, `sample`."""
-        return self.decode(self.encode(sample).latents, return_dict=return_dict)
-
     def mean_codeword(self, level: int) -> Tensor:
         """The mean of a level's codewords, (embed_dim,), weighted by how often each is used."""
         weight = self.codebooks[level].embedding.weight
@@ -304,24 +231,6 @@ class HierarchicalVQ(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):
         if not counts.isfinite().all() or (counts < 0).any() or not counts.any():
             raise ValueError(f"counts of level {level} must be finite, at least 0, and some above 0.")
         usage.copy_(counts / counts.sum())
-
-    def _slices(self, batch: Tensor) -> list[Tensor]:
-        return list(batch.split(1)) if self.use_slicing else [batch]
-
-    def _check_grids(self, grids: list[Tensor]) -> list[tuple[int, int]]:
-        """Every level's height and width, as the top grid gives them."""
-        num_levels = len(self.codebooks)
-        if not isinstance(grids, (list, tuple)) or not 1 <= len(grids) <= num_levels:
-            got = f"{len(grids)} index maps" if isinstance(grids, (list, tuple)) else type(grids).__name__
-            raise ValueError(f"expected a list of 1 to {num_levels} index maps, top level first, got {got}")
-        check_shape(grids[0], "indices of level 0", ("B", "h", "w"), dtype=torch.int64)
-        batch, *top = grids[0].shape
-        shapes = self.grid_shapes(*(side * self.multiple for side in top))
-        for level, (grid, quantizer) in enumerate(zip(grids, self.codebooks)):
-            name = f"indices of level {level}"
-            check_shape(grid, name, (batch, *shapes[level]), dtype=torch.int64)
-            check_range(grid, quantizer.codebook_size, name, "indices of its codebook")
-        return shapes
 
 
 class CheckpointedSequential(nn.Sequential):

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 
 from latent_codec.errors import SettingError
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
+from latent_codec.models.grid_quantizer import GridQuantizer
 from latent_codec.models.quantizers import VectorQuantizer, k_means
 from latent_codec.tensors import check_shape
 
@@ -70,21 +71,56 @@ def initialize_evenly(autoencoder: nn.Module) -> None:
 
 @torch.no_grad()
 def initialize_codebooks(autoencoder: ModelMixin, images: Tensor, *, seed: int = 0) -> None:
-    """Start each learned codebook of a discrete `autoencoder` from k-means of its latents, the top level's first.
+    """Start each codebook of a discrete `autoencoder` from its latents, the top level's first.
+
+    A learned one by k-means. A fixed one stays where it is; its latents come to it: the layer before it is changed so
+    that their channels have mean 0, are not correlated, and spread as the grid's values do.
 
     Args:
         autoencoder: AutoencoderVQ or HierarchicalVQ.
         images: (N, in_channels, height, width) in [-1, 1]; give some latents per codeword.
         seed: of k-means' first draw.
     """
+    levels: dict[VectorQuantizer, list[int]] = {}
     for level, quantizer in enumerate(autoencoder.quantizers):
+        levels.setdefault(quantizer, []).append(level)
+    for quantizer, served in levels.items():
+        # Lower levels see the codewords above them, so that each pass comes after the codebook before. Of levels that share
+        # one, what the upper ones leave is only seen in a second pass.
         if quantizer.is_fixed:
+            (level,) = served
+            _spread_latents(autoencoder, autoencoder.quantizer_inputs[level], quantizer, images)
             continue
-        # Lower levels see the codewords above them, so that each pass comes after the codebook before.
-        parts = [autoencoder.encode_quantized(part)[level].latents for part in images.split(IMAGES_AT_ONCE)]
-        vectors = torch.cat(parts).movedim(1, -1).flatten(0, 2)
-        centers = k_means(vectors, quantizer.codebook_size, seed=seed, normalize=quantizer.l2_normalized)
-        quantizer.embedding.weight.copy_(centers)
+        for _ in range(min(len(served), 2) if quantizer.has_distances else 0):
+            parts = [autoencoder.encode_quantized(part) for part in images.split(IMAGES_AT_ONCE)]
+            grids = [outputs[level].latents for outputs in parts for level in served]
+            vectors = torch.cat([grid.movedim(1, -1).flatten(0, 2) for grid in grids])
+            centers = k_means(vectors, quantizer.codebook_size, seed=seed, normalize=quantizer.l2_normalized)
+            quantizer.embedding.weight.copy_(centers)
+
+
+def _spread_latents(
+    autoencoder: ModelMixin, layer: nn.Conv2d, quantizer: GridQuantizer, images: Tensor
+) -> None:
+    """Whiten what a layer gives, with the quantizer's own variance for each channel.
+
+    By the symmetric square root, which changes each channel least. Directions of less than a thousandth of the largest
+    variance stay as small as those of a thousandth would become.
+    """
+    seen: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    for part in images.split(IMAGES_AT_ONCE):
+        autoencoder.encode_quantized(part)
+    handle.remove()
+    vectors = torch.cat([grid.movedim(1, -1).flatten(0, 2) for grid in seen]).double()
+    mean, covariance = vectors.mean(0), vectors.T.cov().view(quantizer.dim, -1)
+    values, directions = torch.linalg.eigh(covariance)
+    scales = values.clamp_min(1e-3 * values[-1].clamp_min(1e-12)).rsqrt()
+    spread = quantizer.embedding.weight.double().std(0, correction=0)
+    whiten = spread[:, None] * (directions * scales @ directions.T)
+    weight = whiten @ layer.weight.double().flatten(1)
+    layer.weight.copy_(weight.view_as(layer.weight))
+    layer.bias.copy_(whiten @ (layer.bias - mean))
 
 
 @torch.no_grad()

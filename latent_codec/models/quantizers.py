@@ -63,6 +63,9 @@ class VectorQuantizer(nn.Module):
 
     is_fixed: ClassVar[bool] = False
     """Whether codewords stay where they are (grid_quantizer.py)."""
+    has_distances: ClassVar[bool] = True
+    """Whether latents choose what is near them: else neither k-means nor averages of latents make codewords
+    (gumbel_quantizer.py)."""
 
     def __init__(
         self,
@@ -317,7 +320,7 @@ class CodebookLearner(nn.Module):
         quantizer: whose codewords are changed in place.
         learning: "ema" sets each codeword to the moving average of what chose it (VQ-VAE, arXiv:1711.00937,
             appendix A.1); "gradient" leaves that to the optimizer and the codebook loss. Fixed codewords are only
-            counted.
+            counted; a GumbelQuantizer's always learn by gradient, and none moves to a latent.
         decay: of the moving averages, of the usage's also where learning is by gradient.
         restart_below: a codeword used less than this share of the mean moves to a live latent; 0: never.
         seed: of the choice among latents.
@@ -338,8 +341,8 @@ class CodebookLearner(nn.Module):
         super().__init__()
         self.__dict__["quantizer"] = quantizer  # not a submodule: its weights are the model's
         self.learning, self.decay, self.restart_below, self.seed = learning, decay, restart_below, seed
-        if quantizer.is_fixed:
-            self.learning, self.restart_below = None, 0.0
+        if quantizer.is_fixed or not quantizer.has_distances:
+            self.learning, self.restart_below = (None if quantizer.is_fixed else "gradient"), 0.0
         size, dim = quantizer.embedding.weight.shape
         quantizer.embedding.weight.requires_grad_(self.learning == "gradient")
         self.register_buffer("usage", torch.zeros(size))

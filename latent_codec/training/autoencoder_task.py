@@ -1,5 +1,6 @@
 """Training an autoencoder: crops, objectives, codebooks and the discriminator."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,8 @@ class AutoencoderTask(Task):
                 restart_below=config.codebook.restart_below,
                 seed=config.run.seed,
             )
-            for quantizer in (network.quantizers if is_learned else [])
-        )  # of each codebook, top level first
+            for quantizer in (dict.fromkeys(network.quantizers) if is_learned else [])
+        )  # of each codebook, top level first; levels may share one
         if self.learners:
             self.modules["codebooks"] = self.learners.to(device)
         self.discriminator = None
@@ -245,6 +246,9 @@ class AutoencoderTask(Task):
         super().begin_step(step)
         if self.learners and step <= self.config.codebook.start_step:
             self._begin_codebooks(step)
+        for learner in self.learners:
+            if not learner.quantizer.has_distances:
+                learner.quantizer.temperature = self._temperature(step)
 
     def loss(self, batch: tuple[list[int], Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, noisy, noise, kept_levels = self._inputs(*batch)
@@ -255,8 +259,9 @@ class AutoencoderTask(Task):
                 image = self.teacher.family.decode_raw(outputs["latents"]).float().clamp(-1, 1)
         self._judged = image, outputs["reconstruction"].detach()
         if step >= self.config.codebook.start_step:
-            for learner, level in zip(self.learners, outputs.get("levels", [])):
-                learner.observe(level)
+            learner_of = {learner.quantizer: learner for learner in self.learners}
+            for quantizer, level in zip(self.network.quantizers if learner_of else [], outputs["levels"]):
+                learner_of[quantizer].observe(level)
         return self.terms_of.autoencoder_loss(image, outputs, step, transformation)
 
     def accumulate(self, batch: tuple[list[int], Tensor], step: int, *, last: bool) -> dict[str, Tensor]:
@@ -343,21 +348,29 @@ class AutoencoderTask(Task):
         begins = step == config.codebook.start_step
         for quantizer in (*autoencoder.quantizers, *averaged.quantizers):
             quantizer.bypassed = not begins
-        has_some = (
-            config.model.pretrained
-            or config.model.initialization == "linear"
-            or all(each.is_fixed for each in autoencoder.quantizers)
-        )
+        has_some = config.model.pretrained or config.model.initialization == "linear"
         if begins and config.codebook.kmeans_crops and not has_some:
             images = collate(self.dataset, range(config.codebook.kmeans_crops)).to(autoencoder.device)
             initialize_codebooks(autoencoder, images, seed=config.run.seed)
-            for quantizer in autoencoder.quantizers:
+            for quantizer in dict.fromkeys(autoencoder.quantizers):
                 broadcast(quantizer.embedding.weight.data)
+            layers = zip(autoencoder.quantizers, autoencoder.quantizer_inputs, averaged.quantizer_inputs)
+            for quantizer, layer, averaged_layer in layers:
+                if quantizer.is_fixed:  # its latents came to it
+                    broadcast(layer.weight.data)
+                    broadcast(layer.bias.data)
+                    averaged_layer.load_state_dict(layer.state_dict())
             everything = [
                 torch.ones_like(each.embedding.weight[:, 0], dtype=torch.bool)
-                for each in autoencoder.quantizers
+                for each in dict.fromkeys(autoencoder.quantizers)
             ]
             _forget_averages(averaged, autoencoder, everything)
+
+    def _temperature(self, step: int) -> float:
+        """Of draws of codewords: from 1 to `codebook.final_temperature`, half a cosine."""
+        start, last = self.config.codebook.start_step, self.config.codebook.final_temperature
+        share = max(step - start, 0) / (self.config.run.steps - start)
+        return last + (1 - last) * (1 + math.cos(math.pi * share)) / 2
 
     def _update_codebooks(self, step: int) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Let each codebook learn from its step, over all processes; return its terms and which codewords of each were restarted."""
@@ -447,17 +460,10 @@ def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:
     if codebook.start_step >= config.run.steps:
         expected = f"a step before the run ends at {config.run.steps}, or a share of the run, such as 0.1"
         raise config.error("codebook.start_step", expected)
-    if model.train != "decoder" and shape.get("assignment") == "linear":
-        raise SettingError(
-            "model.arguments.assignment",
-            '"nearest": "linear" has a temperature to lower and no commitment term, which is not supported',
-            "linear",
-            advice='`model.train="decoder"` trains without it',
-        )
-    if model.pretrained and codebook.kind not in (None, shape.get("quantizer", "vq")):
-        expected = f"none or {shape.get('quantizer', 'vq')!r}, that of the network to start from"
-        raise config.error("codebook.kind", expected)
-    grid = shape.get("quantizer", "vq") != "vq"
+    kind = "gumbel" if shape.get("assignment") == "linear" else shape.get("quantizer", "vq")
+    if model.pretrained and codebook.kind not in (None, kind):
+        raise config.error("codebook.kind", f"none or {kind!r}, that of the network to start from")
+    grid = kind not in ("vq", "gumbel")
     if model.initialization == "linear" and grid:
         raise config.error("model.initialization", '"random" or "even" for a codebook that is not learned')
     if codebook.entropy_weight is not None and not grid:
@@ -476,8 +482,8 @@ def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted:
 
     Nor is that of unit vectors a unit vector, so that such codewords are normalized again.
     """
-    for level, moved in enumerate(restarted):
-        source, target = (each.quantizers[level] for each in (autoencoder, averaged))
+    codebooks = zip(*(dict.fromkeys(each.quantizers) for each in (autoencoder, averaged)))
+    for moved, (source, target) in zip(restarted, codebooks):
         weight = target.embedding.weight
         weight.copy_(torch.where(moved[:, None], source.embedding.weight, weight))
         target.project_codebook()

@@ -17,10 +17,11 @@ from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.grid_quantizer import values_for
 from latent_codec.models.hierarchical_vq import HierarchicalVQ
 from latent_codec.models.initialization import initialize_evenly
+from latent_codec.models.multi_scale_vq import MultiScaleVQ
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.settings import check_keys
 
-CLASSES = {each.__name__: each for each in (AutoencoderKL, AutoencoderVQ, HierarchicalVQ)}
+CLASSES = {each.__name__: each for each in (AutoencoderKL, AutoencoderVQ, HierarchicalVQ, MultiScaleVQ)}
 _CODEBOOK_ARGUMENTS = {
     "AutoencoderVQ": ("num_vq_embeddings", "vq_embed_dim"),
     "HierarchicalVQ": ("codebook_sizes", "embed_dim"),
@@ -114,8 +115,11 @@ def _quantizer_arguments(config: TrainingConfig) -> dict[str, Any]:
         raise config.error(
             "codebook.kind", f"none for {name}: only {' and '.join(_CODEBOOK_ARGUMENTS)} have one"
         )
-    if codebook.kind == "vq":
-        return {"quantizer": "vq"}
+    if codebook.kind == "gumbel" and name != "AutoencoderVQ":
+        raise config.error("codebook.kind", f"vq, fsq, lfq or bsq for {name}")
+    if codebook.kind in ("vq", "gumbel"):
+        linear = {"assignment": "linear" if codebook.kind == "gumbel" else "nearest"}
+        return {"quantizer": "vq"} | (linear if name == "AutoencoderVQ" else {})
     size_key, dim_key = _CODEBOOK_ARGUMENTS[name]
     values = codebook.values_per_channel
     if values is None:

@@ -53,7 +53,7 @@ KINDS = {
     for kind in (
         TrainingKind(
             name="codec",
-            model_classes=("AutoencoderKL", "AutoencoderVQ", "HierarchicalVQ"),
+            model_classes=("AutoencoderKL", "AutoencoderVQ", "HierarchicalVQ", "MultiScaleVQ"),
             sections=frozenset(
                 {
                     *("objective", "codebook", "model.initialization", "model.train", "model.pipeline"),

@@ -263,8 +263,8 @@ class ObjectiveTerms:
                 if not quantizer.bypassed:
                     terms[f"commitment{suffix}"] = level.commitment_loss
                     terms[f"codebook{suffix}"] = level.codebook_loss
-                    if level.entropy_loss is not None:
-                        terms[f"entropy{suffix}"] = level.entropy_loss
+                    extra = {"entropy": level.entropy_loss, "codeword_kl": level.kl}
+                    terms |= {f"{name}{suffix}": term for name, term in extra.items() if term is not None}
         elif config.posterior == "sample" and "mean" in outputs:
             nats = losses.kl_divergence(outputs["mean"].float(), outputs["log_variance"].float()).sum()
             terms["kl"] = nats / image.numel()

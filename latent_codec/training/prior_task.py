@@ -66,7 +66,7 @@ def _facts(
         if level and arguments.get("condition_codebook_size") is not None:
             facts["condition_codebook_size"] = codec.codebook_sizes[level - 1]
         elif level:
-            facts["condition_channels"] = level * codec.autoencoder.config.embed_dim
+            facts["condition_channels"] = codec.autoencoder.condition_channels(level)
     elif codec is not None:
         facts["data_channels"] = codec.latent_space.channels
     whose = "the data" if codec is None else f"{codec.name} and the data"

@@ -233,7 +233,7 @@ def test_parts_of_the_quantizer(shared, kodak, tmp_path):
     for name, overrides in parts.items():
         settings = [f"run.steps={PHOTO_STEPS}", f"data.height={PHOTO_SIDE}", *SHORT, *overrides]
         config = load_config("vqvae-2017", settings)
-        model = train(config, build_autoencoder(config), photos, tmp_path / str(len(rows))).autoencoder
+        model = train(config, build_autoencoder(config), photos, tmp_path / str(len(rows))).network
         if name == "no quantizer":
             # A codebook must begin before the end of a run: here for one step, at the lowest rate.
             for quantizer in model.quantizers:
@@ -252,6 +252,75 @@ def test_parts_of_the_quantizer(shared, kodak, tmp_path):
         score["as the preset: late k-means start, restarts"]
         > score["random from the first step, no restarts"]
     )
+
+
+# Kinds of codebooks
+
+
+KIND_STEPS = 600
+KINDS = {
+    "VQ: learned, k-means start, restarts": ["codebook.kind=vq"],
+    "FSQ: 8 x 8 x 8 values": ["codebook.kind=fsq", "codebook.start_step=0"],
+    "LFQ: 9 signs": ["codebook.kind=lfq", "codebook.start_step=0"],
+    "BSQ: 9 signs of a unit vector": ["codebook.kind=bsq", "codebook.start_step=0"],
+}
+
+
+def test_kinds_of_codebook_at_equal_bits(shared, kodak, runs):
+    """vqvae-2017, narrower and on smaller crops: 9 bits for 4x4 pixels, learned codewords against fixed grids of them."""
+    photos, rows, score = open_source(shared / "data/photos"), [], {}
+    for name, overrides in KINDS.items():
+        settings = [f"run.steps={KIND_STEPS}", f"data.height={PHOTO_SIDE}", *SHORT, *overrides]
+        config = load_config("vqvae-2017", settings)
+        model = train(
+            config, build_autoencoder(config), photos, runs / f"kind-{name[:3].lower().strip(':')}"
+        ).network
+        score[name] = mean(psnr(copy, image).item() for copy, image in zip(copies(model, kodak), kodak))
+        rows.append([name, score[name], *usage(model, kodak)[0]])
+    table(
+        f"512 codewords of several kinds: vqvae-2017 with 64 hidden channels after {KIND_STEPS} steps of 8 crops of "
+        f"{PHOTO_SIDE} px, on {len(kodak)} kodak images",
+        ["", "PSNR, dB", "used of 512", "perplexity"],
+        rows,
+    )
+    learned, fsq, lfq, _ = score.values()
+    assert fsq > learned - 0.3 and lfq > learned - 1.0
+    assert rows[1][2] >= 0.99 * 512 and rows[2][2] >= 0.9 * 512
+
+
+SCALE_STEPS = 600
+
+
+def test_scales_on_faces(shared, runs):
+    """VAR's residual scales (arXiv:2404.02905): how much of the shared codebook each uses, and what the first ones show."""
+    faces = open_source(shared / "data/faces/faces-train.tar")
+    held_out = open_source(shared / "data/faces/faces-test.tar")
+    originals = [held_out.image(index, 3)[None] for index in spread(len(held_out), 4 * NUM_FACES)]
+    padded = [pad_to_multiple(image, FACE_SIDE) for image in originals]
+    height, width = originals[0].shape[2:]
+    config = load_config("faces-multi-scale", [f"run.steps={SCALE_STEPS}", "run.log_every=50"])
+    model = train(config, build_autoencoder(config), faces, runs / "scales").network
+    with torch.no_grad():
+        grids = [model.encode_indices(image) for image in padded]
+        shown = []
+        for scale in range(1, len(model.config.sides) + 1):
+            parts = [model.decode_indices(each[:scale])[..., :height, :width].clamp(-1, 1) for each in grids]
+            shown.append(mean(psnr(part, image).item() for part, image in zip(parts, originals)))
+    used = usage(model, padded)
+    table(
+        f"Ten scales on {len(originals)} held-out faces, after {SCALE_STEPS} steps of 8 faces",
+        ["scale", "indices counted", "used of 512", "perplexity", "PSNR of the scales so far, dB"],
+        [
+            [f"{side}x{side}", len(padded) * side**2, *each, score]
+            for side, each, score in zip(model.config.sides, used, shown)
+        ],
+    )
+    everything = torch.cat([grid.flatten() for each in grids for grid in each]).bincount(minlength=512)
+    print(
+        f"\nall scales: {int((everything > 0).sum())} of 512 used, perplexity {float(perplexity(everything)):.0f}"
+    )
+    assert (everything > 0).sum() > 0.9 * 512
+    assert shown[-1] > shown[0] + 3, "the finer scales say nothing"
 
 
 # Levels
@@ -289,7 +358,7 @@ def test_levels_of_equal_bits_on_faces(shared, tmp_path):
                 f"model.arguments.codebook_sizes={size}",
             ],
         )
-        model = train(config, build_autoencoder(config), faces, tmp_path / str(len(rows))).autoencoder
+        model = train(config, build_autoencoder(config), faces, tmp_path / str(len(rows))).network
         shapes = model.grid_shapes(FACE_SIDE, FACE_SIDE)
         totals.append(sum(map(math.prod, shapes)) * math.log2(size))
         # The padding is no part of the face.
