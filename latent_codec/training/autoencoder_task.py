@@ -258,9 +258,9 @@ class AutoencoderTask(Task):
             with torch.no_grad():
                 image = self.teacher.family.decode_raw(outputs["latents"]).float().clamp(-1, 1)
         self._judged = image, outputs["reconstruction"].detach()
-        if step >= self.config.codebook.start_step:
+        if self.learners and step >= self.config.codebook.start_step:
             learner_of = {learner.quantizer: learner for learner in self.learners}
-            for quantizer, level in zip(self.network.quantizers if learner_of else [], outputs["levels"]):
+            for quantizer, level in zip(self.network.quantizers, outputs["levels"]):
                 learner_of[quantizer].observe(level)
         return self.terms_of.autoencoder_loss(image, outputs, step, transformation)
 
@@ -482,8 +482,8 @@ def _forget_averages(averaged: Autoencoder, autoencoder: Autoencoder, restarted:
 
     Nor is that of unit vectors a unit vector, so that such codewords are normalized again.
     """
-    codebooks = zip(*(dict.fromkeys(each.quantizers) for each in (autoencoder, averaged)))
-    for moved, (source, target) in zip(restarted, codebooks):
+    for codebook, moved in enumerate(restarted):
+        source, target = (list(dict.fromkeys(each.quantizers))[codebook] for each in (autoencoder, averaged))
         weight = target.embedding.weight
         weight.copy_(torch.where(moved[:, None], source.embedding.weight, weight))
         target.project_codebook()
