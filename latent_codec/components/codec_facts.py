@@ -66,7 +66,7 @@ class CodecFacts:
         return [side for _, side in self._levels] or [self.latent_space.downsampling_factor]
 
     @property
-    def _levels(self) -> list[tuple[int, int | Fraction]]:
+    def _levels(self) -> Sequence[tuple[int, int | Fraction]]:
         return family_class(self.class_name, self.config).level_shapes(self.config)
 
     def describe(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class Family:
         return config[cls.images_key]
 
     @classmethod
-    def level_shapes(cls, config: Config) -> list[tuple[int, int | Fraction]]:
+    def level_shapes(cls, config: Config) -> Sequence[tuple[int, int | Fraction]]:
         """(codebook_size, side in pixels of what an index stands for) of each level, top first; empty if continuous."""
         return []
 

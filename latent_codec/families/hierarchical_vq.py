@@ -27,7 +27,7 @@ class Hierarchical(Family):
         return len(config["strides"]) * config["embed_dim"], config["strides"][0]
 
     @classmethod
-    def level_shapes(cls, config: Config) -> list[tuple[int, int]]:
+    def level_shapes(cls, config: Config) -> Sequence[tuple[int, int | Fraction]]:
         strides, sizes = config["strides"], config["codebook_sizes"]
         sizes = [sizes] * len(strides) if isinstance(sizes, int) else sizes
         return list(zip(sizes, list(accumulate(strides, mul))[::-1], strict=True))
@@ -81,7 +81,7 @@ class MultiScale(Hierarchical):
         return config["embed_dim"], config["downsampling_factor"]
 
     @classmethod
-    def level_shapes(cls, config: Config) -> list[tuple[int, int | Fraction]]:
+    def level_shapes(cls, config: Config) -> Sequence[tuple[int, int | Fraction]]:
         sides = position_sides(config["downsampling_factor"], config["sides"])
         return [(config["codebook_size"], side) for side in sides]
 

@@ -55,18 +55,18 @@ class GridQuantizer(VectorQuantizer):
     """A codebook that is not learned: each channel takes one of a few evenly spaced values, whatever the others take.
 
         FSQ   values_per_channel[i] values from -1 to 1      latents are clipped there; a loss on what is beyond
-        LFQ   -1 or 1                                        commitment; entropy of the codewords
-        BSQ   -1 or 1, over sqrt(D), of unit vectors         entropy of the codewords
+        LFQ   -1 or 1                                        the same
+        BSQ   -1 or 1, over sqrt(D)                          latents are unit vectors
 
     FSQ as published bounds latents by tanh, and its codewords are nearest only behind it; clipped, they are nearest in
-    the latents themselves. The entropy term is that of LFQ, equation 4, with q(c | z) in proportion to
-    exp(-|z - c|^2 / s^2) and s half the distance of two values. It factors into the channels, and the entropy of the
-    mean is exact for all products of two halves of them.
+    the latents themselves. LFQ as published pulls latents to their codewords; inside the range the entropy term does. The entropy term, which FSQ is given too, is LFQ's, equation 4, with q(c | z) in proportion to
+    exp(-|z - c|^2 / s^2) and s half the distance of two values. q is a product over the channels, so that the mean of all
+    codewords' shares is one product of two matrices, those of either half of the channels.
 
     Args:
         kind: "fsq", "lfq" or "bsq".
         values_per_channel: FSQ's "levels"; 2 for each channel of the others.
-        beta: weight of the commitment term; of FSQ of what is beyond the range.
+        beta: weight of the loss on what is beyond the range.
     """
 
     is_fixed = True
@@ -85,7 +85,7 @@ class GridQuantizer(VectorQuantizer):
         super().__init__(math.prod(values_per_channel), len(values_per_channel), beta=beta)
         self.kind, self.values_per_channel = kind, tuple(values_per_channel)
         self.limit = 1 / math.sqrt(self.dim) if kind == "bsq" else 1.0
-        self.entropy_weight = 0.0 if kind == "fsq" else 0.1
+        self.entropy_weight = 0.01 if kind == "fsq" else 0.02
         """Of E[H(q(c | z))] - H(E[q(c | z)]) in `loss`; set by whoever trains."""
         axes = [torch.linspace(-self.limit, self.limit, number) for number in values_per_channel]
         points = torch.cartesian_prod(*axes).view(-1, self.dim)
@@ -107,8 +107,8 @@ class GridQuantizer(VectorQuantizer):
     def forward(self, latents: Tensor) -> QuantizerOutput:
         """Quantize `latents`, (B, D, h, w), in float32 where their dtype has fewer digits.
 
-        Nothing moves a codeword, so that `codebook_loss` is 0. `commitment_loss` is that of what lies beyond the range
-        (FSQ), of the distance to the codeword (LFQ), or 0 (BSQ). Errors are those of VectorQuantizer.
+        Nothing moves a codeword, so that `codebook_loss` is 0. `commitment_loss` is the squared distance from the
+        range, 0 of BSQ. Errors are those of VectorQuantizer.
         """
         check_shape(latents, "latents", ("B", self.dim, "h", "w"))
         with torch.autocast(latents.device.type, enabled=False):
@@ -118,11 +118,9 @@ class GridQuantizer(VectorQuantizer):
             codewords = self.lookup(indices).to(z.dtype)
             if self.kind == "bsq":
                 z, commitment_loss = F.normalize(z, dim=1), zero
-            elif self.kind == "fsq":
+            else:
                 inside = z.clamp(-self.limit, self.limit)
                 commitment_loss, z = F.mse_loss(z, inside), inside
-            else:
-                commitment_loss = F.mse_loss(z, codewords)
             entropy_loss = self.entropy_loss(z) if self.entropy_weight else None
             quantized = z if self.bypassed else straight_through(z, codewords)
         counts = count_indices(indices.flatten(), self.codebook_size)
