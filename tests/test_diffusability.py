@@ -16,7 +16,13 @@ from latent_codec.errors import SettingError
 from latent_codec.evaluation import denoisers
 from latent_codec.evaluation.denoisers import DenoiserTraining, sample, train_denoiser
 from latent_codec.evaluation.diffusability import between_neighbors, measure_diffusability, patches_of
-from latent_codec.evaluation.diffusability_result import steps_to
+from latent_codec.evaluation.diffusability_result import (
+    CodecDiffusability,
+    DenoiserCurve,
+    Diffusability,
+    samples_sheet,
+    steps_to,
+)
 from latent_codec.evaluation.frechet import FeatureNetwork, features_of, frechet
 from latent_codec.metrics import frechet_distance, lpips_available
 
@@ -101,6 +107,41 @@ def test_steps_to_a_distance_are_interpolated():
     assert steps_to([100, 50, 25], [10, 20, 40], 50 / 2**0.5) == pytest.approx(30)
     assert steps_to([100, 50, 25], [10, 20, 40], 200) == 10
     assert steps_to([100, 50, 25], [10, 20, 40], 20) is None
+
+
+def result(*codecs: tuple[float, list[list[float]]]) -> Diffusability:
+    """Of each codec its iFID and its curves."""
+    samples = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    facts = {
+        "fingerprint": "",
+        "channels": 4,
+        "grid": 8,
+        "patch": 2,
+        "std": [1.0] * 4,
+        "reconstructions": 1.0,
+    }
+    made = [
+        CodecDiffusability(
+            name=str(place), interpolated=proxy, **facts,
+            curves=[DenoiserCurve(seed=seed, distances=each, seconds=1.0, samples=samples) for seed, each in enumerate(curves)],
+        )
+        for place, (proxy, curves) in enumerate(codecs)
+    ]  # fmt: skip
+    return Diffusability(
+        steps=[10, 20], codecs=made, half=1.0, network="", num_images=200, num_samples=100, side=8, num_enlarged=0, device="cpu",
+        skipped=[],
+    )  # fmt: skip
+
+
+def test_codecs_are_compared_seed_by_seed_and_by_ranks():
+    found = result((1, [[80, 40], [80, 20]]), (2, [[40, 30], [40, 30]]), (3, [[60, 28], [60, 30]]))
+    assert found.steps_to_first("1") == [10, None] and found.steps_to_first("2")[0] == pytest.approx(
+        15.3, abs=0.1
+    )
+    assert found.codecs[0].mean(-1) == 30 and found.codecs[0].spread(-1) == pytest.approx(14.14, abs=0.01)
+    assert result((1, [[8, 2]]), (2, [[8, 4]]), (3, [[8, 3]])).correlation() == pytest.approx(0.5)
+    assert result((1, [[8, 2]]), (2, [[8, 4]])).correlation() is None
+    assert samples_sheet(found).shape[0] == 3
 
 
 def test_frechet_distance_of_images_is_that_of_their_features():

@@ -101,12 +101,12 @@ def measure_diffusability(
         latents = cache(lambda codec=codec, name=name: encode_squares(codec, images, name, report))
         settings = {"codec": codec.fingerprint, "dtype": str(codec.dtype)}
         facts = shelf.keep(
-            name, settings, lambda codec=codec, latents=latents: _facts(codec, latents(), against)
+            codec.name, settings, lambda codec=codec, latents=latents: _facts(codec, latents(), against)
         )
         runs.append([])
         for seed in range(seeds if steps else 0):
             file = shelf.place(
-                f"{name}-seed{seed}", settings | {"patch": patch, "marks": marks, "seed": seed}
+                f"{codec.name}-seed{seed}", settings | {"patch": patch, "marks": marks, "seed": seed}
             )
             runs[-1].append(_Run(name, codec, latents, against, patch, seed, marks, file))
         measured.append({"name": name, "fingerprint": codec.fingerprint, "patch": patch} | facts)
