@@ -1,5 +1,6 @@
 """Training an autoencoder: crops, objectives, codebooks and the discriminator."""
 
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,8 @@ from latent_codec.training.optimization import build_optimizer
 from latent_codec.training.task import Task, TaskInputs, collate
 
 _NOISE, _TRANSFORMATION = 3, 4  # streams of randomness of their own under the run's seed (training/data.py)
+logger = logging.getLogger(__name__)
+
 _LINEAR_START_CROPS = 64
 _DECODER_START_CROPS = 32
 _LINEAR_START_VECTORS = 1024  # crops where each is one vector: some for each of its parts
@@ -77,6 +80,7 @@ class AutoencoderTask(Task):
         if is_new or config.objective.target == "decode":
             self.teacher = open_pretrained(config)
         if is_new:
+            logger.info("fitting the new decoder to that of %s, layer by layer", self.teacher.name)
             _start_decoder(network, self.teacher, collate(crops, range(_DECODER_START_CROPS)))
         super().__init__(config, network, crops, accelerator)
         if self.teacher is not None:
