@@ -19,7 +19,7 @@ from latent_codec.pipelines.tiny_pipeline import build_tiny_pipeline
 from latent_codec.training.config import TrainingConfig, load_config
 from latent_codec.training.loop import train
 from latent_codec.training.report import read_metrics
-from latent_codec.training.translator_task import build_translator, fit_linear
+from latent_codec.training.translator_task import build_translator, fit_in_closed_form
 
 SETTINGS = (
     "model.arguments={width=8, num_blocks=1}",
@@ -91,13 +91,26 @@ def test_the_linear_map_is_the_best_in_closed_form(kl, factor):
     rule = LatentTranslator(entries_of(kl), target, num_blocks=0).eval()  # to be found again
     latents = [torch.randn(2, 4, 12, 10, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
     with torch.no_grad():
-        fit_linear(translator, lambda: ((each, 5 * rule(each)) for each in latents))
+        fit_in_closed_form(translator, [(each, 5 * rule(each)) for each in latents])
         unseen = torch.randn(1, 4, 6, 6)
         torch.testing.assert_close(translator(unseen), 5 * rule(unseen), atol=0.02, rtol=0)  # ridge
-        noise = [torch.randn(rule(each).shape) for each in latents]
-        fit_linear(translator, lambda: ((each, 2 * more) for each, more in zip(latents, noise)))
+        noise = [2 * torch.randn(rule(each).shape) for each in latents]
+        fit_in_closed_form(translator, list(zip(latents, noise)))
     num_features, num_rows = 4 * translator.folded**2 * 9, 16 * 12 * 10 / translator.folded**2
     assert translator.residual_std.sub(2 * (1 - num_features / num_rows) ** 0.5).abs().max() < 0.2
+
+
+def test_the_networks_last_layer_begins_with_what_is_not_linear(kl):
+    translator = LatentTranslator(entries_of(kl), entries_of(kl), width=16, num_blocks=1).eval()
+    latents = torch.randn(13, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    *known, unseen = [(each[None], each[None].abs() + each[None]) for each in latents]
+    with torch.no_grad():
+        fit_in_closed_form(translator, known[:2])
+        assert not translator.network[-1].weight.any()  # which are too few
+        fit_in_closed_form(translator, known)
+        given, wanted = unseen
+        errors = [(each(given) - wanted).square().mean() for each in (translator, translator.linearly)]
+    assert errors[0] < 0.8 * errors[1]
 
 
 @pytest.fixture(scope="module")

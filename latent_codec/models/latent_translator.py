@@ -67,11 +67,11 @@ class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
     """Gives the latents that another codec would have encoded the same image to.
 
         source's latents -- fold r x r --+-- linear, k x k ------------------------------------(+)-- unfold --> target's latents
-                                         +-- conv -- [residual block] x num_blocks -- conv, 0 --+
+                                         +-- conv -- [residual block] x num_blocks -- conv -----+
 
     Latents are those that denoisers see. Where the target's are coarser, r x r positions are folded into channels first;
     where they are finer, each position is unfolded into r x r. The linear map is the best that there is of its size, in closed
-    form (training/translator_task.py); the network, of TAESD's blocks, adds what is not linear, and starts at nothing.
+    form (training/translator_task.py); the network, of TAESD's blocks, adds what is not linear.
 
     Args:
         source, target: of both codecs, `CodecIdentity.to_config`.

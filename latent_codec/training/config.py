@@ -276,7 +276,7 @@ class TranslatorConfig(Section):
     crops: int | None = limited(None, least=1)
     """Crops that are encoded once, and kept in memory, to learn from in every epoch; None: new ones in every step."""
     linear_crops: int = limited(128, least=1)
-    """Crops that the linear map is fitted to, in closed form."""
+    """Crops that the linear map and the network's last layer are fitted to, in closed form."""
     image_weight: float = limited(0.0, least=0)
     """Weight of the mean squared error of the image that the target decodes, next to that of the latents; it takes several
     times as long."""

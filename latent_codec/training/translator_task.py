@@ -1,19 +1,18 @@
 """Training a LatentTranslator: a linear map in closed form, then a network for what it leaves.
 
-crops --codec--> latents ---+--ridge regression--> linear map
-      --target-> latents' --+--AdamW-------------> network on top of it
+crops --codec--> latents ---+--ridge regression--> linear map, and the network's last layer
+      --target-> latents' --+--AdamW-------------> the whole network
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -32,6 +31,10 @@ from latent_codec.training.report import SAMPLE_SIDE
 from latent_codec.training.task import Task, TaskInputs, collate
 
 NUM_SAMPLES = 4
+ROWS_PER_FEATURE = 8
+"""Positions of the lessons, for each feature of a layer that is fitted to them in closed form, at least."""
+Pair = tuple[Tensor, Tensor]
+"""The source's latents of some images, and the target's."""
 logger = logging.getLogger(__name__)
 
 
@@ -113,11 +116,12 @@ class TranslatorTask(Task):
         for each in (self.codec, self.target):
             each.autoencoder.to(accelerator.device).requires_grad_(False)
         self.upscale = config.translator.upscale
-        self._encoded: dict[int, tuple[Tensor, Tensor]] = {}
+        self._encoded: dict[int, Pair] = {}
         crops = TrainingCrops.configured(config, inputs.source, self.codec.channels)
         self.crops = NumberedCrops(crops, config.translator.crops)
         if not (inputs.resumes or config.model.pretrained):
-            fit_linear(network, partial(self._linear_lessons, config.translator.linear_crops))
+            numbers = range(config.translator.linear_crops)
+            fit_in_closed_form(network, [self._encode(each, crops[each][None]) for each in numbers])
         network.linear.requires_grad_(network.network is None)
         super().__init__(config, network, self.crops, accelerator)
 
@@ -172,17 +176,13 @@ class TranslatorTask(Task):
         columns = [f"crop {number}" for number in range(1, NUM_SAMPLES + 1)]
         write_image(sheet(decoded, row_titles=list(rows), column_titles=columns, side=SAMPLE_SIDE), path)
 
-    def _linear_lessons(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for number in range(count):
-            yield self._encode(number, self.crops.crops[number][None])
-
-    def _lesson(self, numbers: list[int], images: Tensor) -> tuple[Tensor, Tensor]:
+    def _lesson(self, numbers: list[int], images: Tensor) -> Pair:
         """Crops -> both codecs' latents, float32."""
         pairs = [self._encode(number, image[None]) for number, image in zip(numbers, images)]
         latents, wanted = (torch.cat(each) for each in zip(*pairs))
         return latents, wanted
 
-    def _encode(self, number: int, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, number: int, image: Tensor) -> Pair:
         """One crop at a time, so that its latents are equal to the bit whatever the batch; kept where it comes again."""
         if number in self._encoded:
             return self._encoded[number]
@@ -198,29 +198,47 @@ class TranslatorTask(Task):
 
 
 @torch.no_grad()
-def fit_linear(translator: LatentTranslator, lessons) -> None:
-    """Fit the linear map in closed form, by ridge regression, and the network's unit to what it leaves.
+def fit_in_closed_form(translator: LatentTranslator, lessons: Sequence[Pair]) -> None:
+    """Fit the linear map by ridge regression, and the network's last layer, on top of its random features, to what that leaves.
+
+    So the network begins where hundreds of steps would bring it. Its last layer stays 0 where the lessons are too few for it.
 
     Args:
         translator: changed in place.
-        lessons: called twice; yields both codecs' latents of some images, (B, C, h, w) and (B, C', h', w').
+        lessons: both codecs' latents of some images, (B, C, h, w) and (B, C', h', w').
     """
-    size = translator.linear.kernel_size
+    linear, network = translator.linear, translator.network
+    inputs = (translator.fold(latents) for latents, _ in lessons)
+    wanted = [positions(F.pixel_unshuffle(each, translator.unfolded)) for _, each in lessons]
+    features = (F.unfold(translator.with_border(each), linear.kernel_size) for each in inputs)
+    set_layer(linear, ridge_regression((columns(each), rows) for each, rows in zip(features, wanted)))
+    left = [
+        rows - positions(linear(translator.with_border(translator.fold(latents))))
+        for (latents, _), rows in zip(lessons, wanted)
+    ]
+    num_rows = sum(map(len, left))
+    std = (sum(each.double().square().sum(0) for each in left) / num_rows).sqrt().float().clamp_min(1e-6)
+    translator.residual_std.copy_(std.view(-1, 1, 1))
+    if network is None or num_rows < ROWS_PER_FEATURE * network[-1].weight[0].numel():
+        return
+    hidden = (network[:-1](translator.fold(latents)) for latents, _ in lessons)
+    features = (F.unfold(each, 3, padding=1) for each in hidden)
+    set_layer(
+        network[-1], ridge_regression((columns(each), rows / std) for each, rows in zip(features, left))
+    )
 
-    def rows() -> Iterator[tuple[Tensor, Tensor]]:
-        for latents, wanted in lessons():
-            folded = translator.with_border(translator.fold(latents))
-            wanted = F.pixel_unshuffle(wanted, translator.unfolded)
-            yield (
-                F.unfold(folded, size).mT.flatten(0, 1).cpu(),
-                wanted.permute(0, 2, 3, 1).flatten(0, 2).cpu(),
-            )
 
-    weight, bias = ridge_regression(rows())
-    translator.linear.weight.copy_(weight.view_as(translator.linear.weight))
-    translator.linear.bias.copy_(bias)
-    squares, count = torch.zeros(len(bias), dtype=torch.float64), 0
-    for features, wanted in rows():
-        squares += (features @ weight.T + bias - wanted).double().square().sum(0)
-        count += len(wanted)
-    translator.residual_std.copy_((squares / count).sqrt().float().clamp_min(1e-6).view(-1, 1, 1))
+def set_layer(layer: nn.Conv2d, solution: tuple[Tensor, Tensor]) -> None:
+    weight, bias = solution
+    layer.weight.copy_(weight.view_as(layer.weight))
+    layer.bias.copy_(bias)
+
+
+def positions(grid: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B h w, C)."""
+    return grid.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def columns(unfolded: Tensor) -> Tensor:
+    """(B, features, h w) -> (B h w, features)."""
+    return unfolded.mT.flatten(0, 1)
