@@ -101,16 +101,17 @@ def test_the_linear_map_is_the_best_in_closed_form(kl, factor):
 
 
 def test_the_networks_last_layer_begins_with_what_is_not_linear(kl):
-    translator = LatentTranslator(entries_of(kl), entries_of(kl), width=16, num_blocks=1).eval()
-    latents = torch.randn(13, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    *known, unseen = [(each[None], each[None].abs() + each[None]) for each in latents]
+    translator = translator_between(kl, kl, width=16)
+    rule = translator_between(kl, kl, width=16)
+    torch.nn.init.normal_(rule.network[-1].weight)
+    latents = torch.randn(41, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
+        *known, (given, wanted) = [(each[None], rule(each[None])) for each in latents]
         fit_in_closed_form(translator, known[:2])
         assert not translator.network[-1].weight.any()  # which are too few
         fit_in_closed_form(translator, known)
-        given, wanted = unseen
         errors = [(each(given) - wanted).square().mean() for each in (translator, translator.linearly)]
-    assert errors[0] < 0.8 * errors[1]
+    assert errors[0] < 0.9 * errors[1]
 
 
 @pytest.fixture(scope="module")
