@@ -5,8 +5,8 @@ encoding: latent files -> latent files, which the other codec decodes.
 translator. It knows both codecs by the fingerprints of their latent spaces:
 latents of other codecs are refused, and the files written name the target.
 
-Names, sizes, labels and captions are kept. A data set of latents becomes a data
-set of latents; where it has means and variances, of the means.
+Names, sizes, labels and captions are kept. A data set of latents becomes a
+data set of latents; where it has means and variances, of the means.
 
 Examples:
   latent-codec translate latents/cat.safetensors --translator runs/translator

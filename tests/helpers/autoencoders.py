@@ -10,6 +10,7 @@ from latent_codec import (
     AutoencoderTinyVideo,
     AutoencoderVQ,
     HierarchicalVQ,
+    MultiScaleVQ,
 )
 
 # ruff: noqa: C408  keyword arguments of classes read best as such
@@ -213,6 +214,17 @@ CONFIGS: dict[str, tuple[type, dict]] = {
     "HierarchicalVQ": (
         HierarchicalVQ,
         dict(hidden_channels=8, residual_channels=4, embed_dim=2, codebook_sizes=16),
+    ),
+    "MultiScaleVQ": (
+        MultiScaleVQ,
+        dict(
+            downsampling_factor=4,
+            sides=(1, 2, 4),
+            hidden_channels=8,
+            residual_channels=4,
+            embed_dim=4,
+            codebook_size=16,
+        ),
     ),
     "PaellaVQModel": (PaellaVQModel, dict(embed_dim=16, bottleneck_blocks=1, num_vq_embeddings=32)),
     "VQModel": (diffusers.VQModel, dict(num_vq_embeddings=16, **_BLOCKS)),
