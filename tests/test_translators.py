@@ -230,16 +230,13 @@ def test_a_pipeline_decodes_through_a_translator(kl, vq):
         TranslatedVAE(kl, translator, kl)
 
 
+def command(run, source, out) -> list[str]:
+    return ["translate", str(source), "--translator", str(run / "whole"), "--out", str(out)]
+
+
 def test_files_are_translated_and_say_whose_they_are(kl, vq, images, run, tmp_path, capsys):
     assert main(["encode", str(images), "--codec", str(run / "kl"), "--out", str(tmp_path / "kl")]) == 0
-    argv = [
-        "translate",
-        str(tmp_path / "kl"),
-        "--translator",
-        str(run / "whole"),
-        "--out",
-        str(tmp_path / "vq"),
-    ]
+    argv = command(run, tmp_path / "kl", tmp_path / "vq")
     assert main(argv) == 0
     written = sorted((tmp_path / "vq").rglob("*.safetensors"))
     found = load_latents(written[0], codec=LatentCodec.from_pretrained(run / "vq"))
@@ -251,7 +248,7 @@ def test_files_are_translated_and_say_whose_they_are(kl, vq, images, run, tmp_pa
     assert (
         main(["decode", str(written[0]), "--codec", str(run / "vq"), "--out", str(tmp_path / "decoded")]) == 0
     )
-    assert main([*argv[:1], str(written[0]), *argv[2:4], "--out", str(tmp_path / "no"), "--json"]) == 2
+    assert main([*command(run, written[0], tmp_path / "no"), "--json"]) == 2
     said = capsys.readouterr().err
     assert "holds latents of vq (space" in said and "this translator takes latents of kl (space" in said
     assert "Traceback" not in said and not (tmp_path / "no").exists()
@@ -275,14 +272,7 @@ def test_finer_latents_are_cut_to_the_image_and_an_upscaler_enlarges_it(kl, coar
 def test_a_data_set_becomes_one_of_the_other_codec(kl, vq, images, run, tmp_path, container, posterior):
     options = EncodingOptions(container=container, posterior=posterior, images_per_shard=4)
     encode_data_set(kl, open_source(images), tmp_path / "kl", options)
-    argv = [
-        "translate",
-        str(tmp_path / "kl"),
-        "--translator",
-        str(run / "whole"),
-        "--out",
-        str(tmp_path / "vq"),
-    ]
+    argv = command(run, tmp_path / "kl", tmp_path / "vq")
     assert main(argv) == 0
     before, after = LatentDataset(tmp_path / "kl", sample=False), LatentDataset(tmp_path / "vq", codec=vq)
     assert len(after) == len(before) == 6 and len(after.index.shards) == 2

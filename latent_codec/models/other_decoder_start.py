@@ -188,12 +188,10 @@ def _fit(
     per_item = max(NUM_POSITIONS // len(inputs), 1)
     generator = torch.Generator().manual_seed(0)
     gram, moments = 0, 0
-    for item, goal in zip(inputs, missing):
-        if is_linear:
-            rows, goal = item, goal
-        else:
+    for rows, goal in zip(inputs, missing):
+        if not is_linear:
             side = layer.kernel_size[0]
-            rows, goal = F.unfold(item[None], side, padding=side // 2)[0].T, goal.flatten(1).T
+            rows, goal = F.unfold(rows[None], side, padding=side // 2)[0].T, goal.flatten(1).T
         if len(rows) > per_item:
             some = torch.randperm(len(rows), generator=generator)[:per_item].to(rows.device)
             rows, goal = rows[some], goal[some]

@@ -20,7 +20,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import write_image
+from latent_codec.images.tensors import shrunk_by, write_image
 from latent_codec.models.latent_translator import CodecIdentity, LatentTranslator
 from latent_codec.previews.fitting import ridge_regression
 from latent_codec.previews.full import rgb
@@ -186,11 +186,7 @@ class TranslatorTask(Task):
         """One crop at a time, so that its latents are equal to the bit whatever the batch; kept where it comes again."""
         if number in self._encoded:
             return self._encoded[number]
-        shrunk = image
-        if self.upscale > 1:
-            shrunk = F.interpolate(
-                image, scale_factor=1 / self.upscale, mode="bicubic", antialias=True
-            ).clamp(-1, 1)
+        shrunk = shrunk_by(image, self.upscale)
         pair = self.codec.encode(shrunk).float(), self.target.encode(image).float()
         if self.crops.count is not None:
             self._encoded[number] = pair
