@@ -22,14 +22,17 @@ def context_model(channels=2) -> LatentContext:
     return context
 
 
-def build(**settings):
-    config = ObjectiveConfig(posterior="mean", rate_weight=0.5, context="it", **settings)
-    objective = AutoencoderObjective(build_autoencoder(tiny_config()), config, context=context_model())
+def build(pipeline=None):
+    config = ObjectiveConfig(posterior="mean", rate_weight=0.5, context="it")
+    autoencoder = build_autoencoder(tiny_config())
+    autoencoder.register_to_config(shift_factor=0.1)  # which StableDiffusionPipeline does not read
+    objective = AutoencoderObjective(autoencoder, config, context=context_model(), pipeline=pipeline)
     return objective, ObjectiveTerms(objective), torch.rand(2, 3, 24, 32) * 2 - 1
 
 
-def test_the_decoder_gets_what_a_file_would_hold_and_the_bits_are_the_context_models():
-    objective, terms_of, image = build()
+@pytest.mark.parametrize("pipeline", [None, "StableDiffusionPipeline"])
+def test_the_decoder_gets_what_a_file_would_hold_and_the_bits_are_the_context_models(pipeline):
+    objective, terms_of, image = build(pipeline)
     torch.manual_seed(5)
     quality = int(torch.randint(33, ()))
     noise = torch.rand(2, 2, 12, 16) - 0.5
@@ -37,7 +40,8 @@ def test_the_decoder_gets_what_a_file_would_hold_and_the_bits_are_the_context_mo
     outputs = objective(image, None)
     loss, terms = terms_of.autoencoder_loss(image, outputs, 0)
 
-    codec = LatentCodec(objective.autoencoder)
+    codec = LatentCodec(objective.autoencoder, pipeline=pipeline)
+    assert (codec.latent_space.shift_factor == 0) == (pipeline is not None)
     step_size = 0.4 * 2 ** (-quality / 16)
     scaled = codec.latent_space.normalize(objective.autoencoder.encode(image).latent_dist.mean) / step_size
     raw_latents = codec.latent_space.denormalize(scaled.round() * step_size)

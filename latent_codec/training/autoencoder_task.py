@@ -170,7 +170,11 @@ class AutoencoderTask(Task):
         self.frozen = {} if train_encoder else _all_but_decoder(network)
         self.context = _load_context(config, self.family)
         objective = AutoencoderObjective(
-            network, config.objective, train_encoder=train_encoder, context=self.context
+            network,
+            config.objective,
+            train_encoder=train_encoder,
+            context=self.context,
+            pipeline=config.model.pipeline,
         )
         is_learned = train_encoder and self.family.levels
         if is_learned and config.codebook.entropy_weight is not None:
@@ -360,7 +364,7 @@ class AutoencoderTask(Task):
                 broadcast(quantizer.embedding.weight.data)
             layers = zip(autoencoder.quantizers, autoencoder.quantizer_inputs, averaged.quantizer_inputs)
             for quantizer, layer, averaged_layer in layers:
-                if quantizer.is_fixed:  # its latents came to it
+                if quantizer.is_fixed:  # its latents were spread over it
                     broadcast(layer.weight.data)
                     broadcast(layer.bias.data)
                     averaged_layer.load_state_dict(layer.state_dict())

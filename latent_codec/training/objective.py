@@ -43,6 +43,7 @@ class AutoencoderObjective(nn.Module):
         train_encoder: False trains the weights of its family's `decoder_keys` only, and keeps all other parts in
             evaluation mode, so that no batch norm of the encoder moves.
         context: the context model of its latents that is trained with it, where rate counts.
+        pipeline: whose latents these are, as `LatentCodec` takes it.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class AutoencoderObjective(nn.Module):
         *,
         train_encoder: bool = True,
         context: LatentContext | None = None,
+        pipeline: str | None = None,
     ):
         super().__init__()
-        self.context = context
+        self.context, self.pipeline = context, pipeline
         self.autoencoder = autoencoder
         self.config = config
         self.train_encoder = train_encoder
@@ -156,7 +158,7 @@ class AutoencoderObjective(nn.Module):
             Raw latents, and `bits_per_pixel` and `distortion_weight`, 2^(q / 8): at high rates distortion falls as the
             square of the step size, so that its product with this weight stays alike.
         """
-        space = self.family.latent_space()
+        space = self.family.latent_space(self.pipeline)
         step_sizes = self.context.step_sizes()
         quality = int(torch.randint(len(step_sizes), ()))
         step_sizes = step_sizes[quality].to(raw_latents.device).expand(len(raw_latents), -1)
