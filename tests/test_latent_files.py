@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from latent_codec import LatentCodec
+from latent_codec.images.origins import GrayOrigin
 from latent_codec.latents.latent_files import is_latent_file, load_latents, save_indices, save_latents
 
 BLOCKS = {
@@ -87,6 +88,16 @@ def test_labels_leave_the_version_and_absent_ones_leave_nothing(tmp_path, codec,
             metadata.append(file.metadata())
     assert metadata[0] == metadata[1]
     assert metadata[2] == metadata[0] | {"labels": "[0, 1]"}
+
+
+def test_origins_come_back_and_absent_ones_leave_nothing(tmp_path, codec, latents, stored):
+    path = tmp_path / "a.safetensors"
+    origins = [None, GrayOrigin(dtype="uint16", low=0, high=4095)]
+    save_latents(path, latents, codec=codec, names=NAMES, sizes=SIZES, origins=origins)
+    assert load_latents(path).origins == origins
+    assert load_latents(stored).origins == [None, None]
+    save_latents(path, latents, codec=codec, names=NAMES, sizes=SIZES, origins=[None, None])
+    assert path.read_bytes() == stored.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -234,6 +245,10 @@ def _rewritten(**changes):
         (_rewritten(labels='[1, "cat"]'), "labels are no list of integers"),
         (_rewritten(labels="[1, true]"), "labels are no list of integers"),
         (_rewritten(labels="[1]"), "it has 2 images and 1 labels"),
+        (_rewritten(origins="{}"), "origins are no list with one for each image"),
+        (_rewritten(origins="[null]"), "origins are no list with one for each image"),
+        (_rewritten(origins='[null, {"kind": "gray"}]'), "expected the origin of a gray image with"),
+        (_rewritten(origins='[null, {"kind": "hologram"}]'), "got 'hologram'; update latent-codec"),
         (_rewritten(codec="\x1b[2J"), "codec or fingerprints are malformed"),
         (_rewritten(space_fingerprint="0"), "codec or fingerprints are malformed"),
         (_rewritten(latents__1=None), "it lacks 'latents.1'"),

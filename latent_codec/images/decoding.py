@@ -87,10 +87,16 @@ class ImageError(ValueError):
     """An image that cannot be read; the message is one line and names the file."""
 
 
-def decode_pixels(source: Source, name: str | None) -> np.ndarray:
+def decode_pixels(
+    source: Source, name: str | None, value_range: tuple[float, float] | None = None
+) -> np.ndarray:
     """Pixels of an image, upright and in sRGB: (H, W, 1 to 4), uint8, uint16 or float32 in [0, 1].
 
     The last of two or four channels is alpha.
+
+    Args:
+        value_range: what is black and what is white in gray of more than 8 bits, whose color profile is then ignored;
+            None: 0 and the largest number of 16 bits, or 1 for floats.
     """
     name = name or name_of(source)
     with opened(source, name) as image:
@@ -99,7 +105,7 @@ def decode_pixels(source: Source, name: str | None) -> np.ndarray:
             raise ImageError(f"{name}: {size} are too few, an image has at least {MIN_SIDE}x{MIN_SIDE}")
         _note_frames(image, name)
         image.load()
-        pixels = _pixels(image, name)
+        pixels = _pixels(image, name, value_range)
         swap, flip_rows, flip_columns = _ORIENTATIONS.get(_orientation(image), (False, False, False))
     if swap:
         pixels = pixels.swapaxes(0, 1)
@@ -290,9 +296,30 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _pixels(image: Image.Image, name: str) -> np.ndarray:
+def gray_depth(image: Image.Image, name: str) -> str | None:
+    """The type of a gray image's values, which has more than 8 bits: uint16, int32 or float32.
+
+    None for every other image, and for one with a color profile, which is brought to sRGB in 8 bits.
+    """
+    if not _is_deep(image) or _srgb_conversion(image, "L", name) is not None:
+        return None
+    is_short = image.mode.startswith("I;16") or image.format in ("PPM", "PNG")
+    return "float32" if image.mode == "F" else "uint16" if is_short else "int32"
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _pixels(image: Image.Image, name: str, value_range: tuple[float, float] | None) -> np.ndarray:
     """`decode_pixels` for a loaded image, before it is turned upright."""
-    deep = image.mode == "F" or image.mode.startswith("I")
+    deep = _is_deep(image)
+    if deep and value_range is not None:
+        low, high = value_range
+        values = np.array(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ImageError(f"{name}: {count_of_nonfinite(values)}")
+        return ((values - low) / (high - low)).clip(0, 1).astype(np.float32)[:, :, None]
     gray = deep or image.mode in ("1", "L", "LA", "La")
     convert = _srgb_conversion(image, "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB", name)
 
@@ -322,10 +349,19 @@ def _deep_pixels(image: Image.Image, name: str) -> np.ndarray:
         return values.clip(0, 65535).astype(np.uint16)
     if image.mode == "F" and values.min() >= 0 and values.max() <= 1:
         return values
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name}: {count_of_nonfinite(values)}")
     raise ImageError(
         f"{name}: {'float' if image.mode == 'F' else '32-bit integer'} pixels from {values.min():.6g} to "
-        f"{values.max():.6g} have no known white: save 8 or 16 bits, or floats in [0, 1]"
+        f"{values.max():.6g} have no known white: save 8 or 16 bits, or floats in [0, 1], or state the value range"
     )
+
+
+def count_of_nonfinite(values: np.ndarray) -> str:
+    """What to say about an image with values that are not finite."""
+    count = np.count_nonzero(~np.isfinite(values))
+    what = f"{count:,} of {values.size:,} values are NaN or infinite"
+    return f"{what}: replace them by a number first, as numpy.nan_to_num does"
 
 
 def _srgb_conversion(image: Image.Image, kind: str, name: str):

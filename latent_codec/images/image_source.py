@@ -5,6 +5,7 @@ from typing import Self
 
 from torch import Tensor
 
+from latent_codec.images.origins import Origin
 from latent_codec.images.tensors import image_size, read_pixels
 
 MAX_SIDECAR_BYTES = 2**20
@@ -43,6 +44,10 @@ class ImageSource:
         What is larger than `MAX_SIDECAR_BYTES` need not be whole.
         """
         return {}
+
+    def origin(self, index: int) -> Origin | None:
+        """What the image stands for, and how to go back to it; None: 8 bits in sRGB, written as PNG."""
+        return None
 
     def part(self, indices: Sequence[int]) -> Self | None:
         """A source of these images alone, in this order, with the names, keys and labels that they have here.

@@ -33,14 +33,18 @@ from latent_codec.images.decoding import SUFFIXES, ImageError, open_regular, pri
 from latent_codec.images.files import SIDECARS, list_images
 from latent_codec.images.image_source import MAX_SIDECAR_BYTES, as_key
 from latent_codec.images.image_source import ImageSource as ImageSource
+from latent_codec.images.origins import Origin, check_range, gray_origin
 from latent_codec.images.shapes import SHAPES, ShapeImages
 from latent_codec.images.tar_samples import Sample, read_tar_samples
+from latent_codec.images.tensors import read_image, to_uint8
 
 logger = logging.getLogger(__name__)
 
 HUB = "hf:"
 _CAPTIONS = ("caption", "text", "prompt")
 MAX_UNPACKED_BYTES = 768 * 2**20  # EMNIST's largest set takes 547 MB
+_DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".pgm", ".pnm"})
+"""Of formats that may have more than 8 bits of gray."""
 _TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 Data = str | os.PathLike | Sequence[str | os.PathLike]
@@ -67,11 +71,17 @@ class SomeImages(ImageSource):
     def sidecars(self, index: int) -> dict[str, bytes]:
         return self._source.sidecars(self._indices[index])
 
+    def origin(self, index: int) -> Origin | None:
+        return self._source.origin(self._indices[index])
+
     def part(self, indices: Sequence[int]) -> ImageSource | None:
         return self._source.part([self._indices[index] for index in indices])
 
     def read(self, index: int, channels: int = 3) -> Tensor:
         return self._source.read(self._indices[index], channels)
+
+    def image(self, index: int, channels: int = 3) -> Tensor:
+        return self._source.image(self._indices[index], channels)
 
     def size(self, index: int) -> tuple[int, int]:
         return self._source.size(self._indices[index])
@@ -93,7 +103,13 @@ def spread(count: int, limit: int | None) -> list[int]:
     return [position * count // limit for position in range(limit)]
 
 
-def open_source(data: Data, *, split: str = "train", column: str | None = None) -> ImageSource:
+def open_source(
+    data: Data,
+    *,
+    split: str = "train",
+    column: str | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> ImageSource:
     """Open images for random access.
 
     Args:
@@ -107,6 +123,7 @@ def open_source(data: Data, *, split: str = "train", column: str | None = None) 
             "shapes:COUNTxSIDE": generated images of labelled shapes, see `ShapeImages`.
         split: of IDX files and shapes ("train" or "test") and Hugging Face datasets; folders and tars have none.
         column: which image of a sample, if it has several: a dataset's column, or a suffix inside tars ("jpg").
+        value_range: of image files that are gray with more than 8 bits, the values that become -1 and 1.
 
     Raises:
         ValueError: if there is nothing to read there, or a file is damaged as a whole.
@@ -132,12 +149,12 @@ def open_source(data: Data, *, split: str = "train", column: str | None = None) 
             raise ValueError(f"{folder} holds both tars and images: name the tars, or move one of them")
         if tars:
             return TarImages(tars, column)
-        return FolderImages(paths, folder)
+        return FolderImages(paths, folder, value_range=value_range)
     tars = [path for path in paths if path.name.lower().endswith(_TAR_SUFFIXES)]
     if tars and len(tars) < len(paths):
         other = next(path for path in paths if path not in tars)
         raise ValueError(f"tars and other files cannot be mixed: {tars[0]}, {other}")
-    return TarImages(tars, column) if tars else FolderImages(paths, None)
+    return TarImages(tars, column) if tars else FolderImages(paths, None, value_range=value_range)
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -171,9 +188,16 @@ class FolderImages(ImageSource):
     """Image files. Where all of them are in subfolders of one folder, the subfolder is the class.
 
     `listing` has each path, and the path relative to the folder that it was found in.
+
+    Args:
+        value_range: the values that become -1 and 1 in gray images of more than 8 bits; None: all of 16 bits, or 0 and 1
+            for floats.
     """
 
-    def __init__(self, paths: Sequence[Path], root: Path | None):
+    def __init__(
+        self, paths: Sequence[Path], root: Path | None, *, value_range: tuple[float, float] | None = None
+    ):
+        self.value_range = None if value_range is None else check_range(*value_range)
         self.listing = list_images(paths)
         self.paths = [path for path, _ in self.listing]
         self.root = root
@@ -213,6 +237,21 @@ class FolderImages(ImageSource):
             ):
                 found["txt" if suffix == "caption" else suffix] = file.read(MAX_SIDECAR_BYTES + 1)
         return found
+
+    def origin(self, index: int) -> Origin | None:
+        path = self.paths[index]
+        return gray_origin(path, self.value_range) if path.suffix.lower() in _DEEP_SUFFIXES else None
+
+    def read(self, index: int, channels: int = 3) -> Tensor:
+        if self.value_range is None or self.origin(index) is None:
+            return super().read(index, channels)
+        return to_uint8(self.image(index, channels))
+
+    def image(self, index: int, channels: int = 3) -> Tensor:
+        """An image with all its bits, float32 in [-1, 1]."""
+        if self.origin(index) is None:
+            return super().image(index, channels)
+        return read_image(self._image(index), channels=channels, value_range=self.value_range)
 
     def _image(self, index: int) -> Path:
         return self.paths[index]

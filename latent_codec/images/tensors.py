@@ -19,6 +19,7 @@ from torch import Tensor
 from latent_codec.files import replacing
 from latent_codec.images.decoding import ImageError as ImageError
 from latent_codec.images.decoding import Source, decode_pixels, name_of, opened
+from latent_codec.images.origins import check_range, from_range
 
 WHITE = (255, 255, 255)
 
@@ -37,7 +38,12 @@ Color = tuple[int, int, int]
 
 
 def read_image(
-    source: Source, *, channels: int = 3, background: Color = WHITE, name: str | None = None
+    source: Source,
+    *,
+    channels: int = 3,
+    background: Color = WHITE,
+    name: str | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> Tensor:
     """Read one image as image, as a color-managed viewer would show it.
 
@@ -51,6 +57,8 @@ def read_image(
         channels: 1, 3 or 4.
         background: sRGB, 0 to 255. Unused with four channels.
         name: what errors call the image; None: its path.
+        value_range: the values of gray with more than 8 bits that become -1 and 1, others being clamped; None: all of
+            16 bits, or 0 and 1 for floats.
 
     Returns:
         float32, (channels, height, width), in [-1, 1].
@@ -58,7 +66,8 @@ def read_image(
     Raises:
         ImageError: for anything that is not a whole image of at least 8 x 8 pixels, saying why.
     """
-    return _with_channels(_to_signed(decode_pixels(source, name)), channels, background)
+    value_range = None if value_range is None else check_range(*value_range)
+    return _with_channels(_to_signed(decode_pixels(source, name, value_range)), channels, background)
 
 
 def read_pixels(
@@ -82,13 +91,21 @@ def image_size(source: Source, *, name: str | None = None) -> tuple[int, int]:
         return image.height, image.width
 
 
-def to_image(thing, *, channels: int = 3, background: Color = WHITE) -> Tensor:
+def to_image(
+    thing,
+    *,
+    channels: int = 3,
+    background: Color = WHITE,
+    value_range: tuple[float, float] | None = None,
+) -> Tensor:
     """Make an image of an image file, PIL image, numpy array or tensor.
 
     Args:
         thing: what `read_image` takes; or a numpy array (H, W) or (H, W, C), uint8, uint16 or float in
             [0, 1]; or a float tensor (C, H, W) already in [-1, 1]. C is 1, 2 (gray and alpha), 3 or 4.
         channels: of the image returned: 1, 3 or 4.
+        value_range: the values that become -1 and 1, others being clamped: of an array of any integers or floats, or of
+            a file's gray with more than 8 bits. Nothing is rounded to 8 bits.
 
     Returns:
         float32, (channels, height, width), in [-1, 1]; a tensor stays on its device.
@@ -96,12 +113,14 @@ def to_image(thing, *, channels: int = 3, background: Color = WHITE) -> Tensor:
     Raises:
         ValueError: for another shape, dtype or range, naming what is allowed.
     """
-    if isinstance(thing, np.ndarray):
+    if isinstance(thing, np.ndarray) and value_range is not None:
+        image = from_range(_checked_shape(thing).transpose(2, 0, 1), *check_range(*value_range))
+    elif isinstance(thing, np.ndarray):
         image = _to_signed(_checked_array(thing))
     elif isinstance(thing, Tensor):
         image = _checked_tensor(thing).float()
     else:
-        return read_image(thing, channels=channels, background=background)
+        return read_image(thing, channels=channels, background=background, value_range=value_range)
     return _with_channels(image, channels, background)
 
 
@@ -120,12 +139,18 @@ def to_images(batch: np.ndarray | Tensor, *, channels: int = 3) -> list[Tensor]:
     return [to_image(each, channels=channels) for each in batch]
 
 
-def _checked_array(array: np.ndarray) -> np.ndarray:
+def _checked_shape(array: np.ndarray) -> np.ndarray:
     """The array as (H, W, C), if it is an image."""
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 2, 3, 4) or not array.size:
         raise ValueError(f"an array of shape {array.shape} is no image: give (H, W) or (H, W, 1 to 4)")
+    return array
+
+
+def _checked_array(array: np.ndarray) -> np.ndarray:
+    """The array as (H, W, C), if it is an image whose type says its range."""
+    array = _checked_shape(array)
     if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
         raise ValueError(f"a {array.dtype} array is no image: give uint8, uint16 or floats in [0, 1]")
     if array.dtype.kind == "f":

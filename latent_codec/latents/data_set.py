@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from latent_codec.errors import SettingError
 from latent_codec.families import LatentSpace
+from latent_codec.images.origins import origin_from_json
 from latent_codec.latents.batch_order import BatchOrder
 from latent_codec.latents.data_set_index import check_alike, read_index
 from latent_codec.latents.latent_files import Label, LatentFile
@@ -174,6 +175,9 @@ class LatentDataset(Dataset):
                 sizes=[size for size, count in shard.runs for _ in range(count)],
                 labels=[fields.get("label") for fields, _ in samples],
                 captions=[fields.get("caption") for fields, _ in samples],
+                origins=[
+                    fields.get("origin") and origin_from_json(fields["origin"]) for fields, _ in samples
+                ],
                 latents=None if self.is_discrete else [each for (each,) in arrays],
                 indices=[[level.long() for level in each] for each in arrays] if self.is_discrete else None,
             )

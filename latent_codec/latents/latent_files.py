@@ -5,7 +5,8 @@ grid (h, w); the metadata names both fingerprints of the codec, the images' name
 Where the latents are those of a pipeline that was named there is also `pipeline`, its class.
 Where images have labels there is also `labels`, a JSON list with an int, a dict or null for each image. Files
 without it are the same version as those with it, because a reader that knows no labels loses nothing else. So it
-is with `captions`, a JSON list with a text or null for each image.
+is with `captions`, a JSON list with a text or null for each image, and with `origins`, a JSON list with null for an
+image of 8 bits and an object for every other (`latent_codec.images.origins`).
 """
 
 import json
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from latent_codec.components.weight_files import LATENTS, metadata_of
 from latent_codec.files import check_is_file, named_in_utf8, replacing
+from latent_codec.images.origins import Origin, UnknownOriginError, origin_from_json
 from latent_codec.tensors import check_dense, check_floating, check_shape
 from latent_codec.torch_settings import ignoring_caller_settings
 
@@ -50,6 +52,8 @@ class LatentFile:
     """Each image's class, or dict of attributes; None where it has no label."""
     captions: list[str | None]
     """Each image's text; None where it has none."""
+    origins: list[Origin | None]
+    """What each image stands for; None: 8 bits in sRGB."""
     latents: list[Tensor] | None = None
     """One (1, C, h, w) for each image: what `LatentCodec.decode` takes."""
     indices: list[list[Tensor]] | None = None
@@ -91,6 +95,7 @@ def save_latents(
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     labels: Sequence[Label] | None = None,
+    origins: Sequence[Origin | None] | None = None,
 ) -> None:
     """Write latents as `LatentCodec.encode` gives them: (B, C, h, w), or a list of such tensors.
 
@@ -100,9 +105,10 @@ def save_latents(
         sizes: (height, width) of the images, one each.
         labels: an int, a dict or None for each image; None: there are none. What JSON has no word for inside a
             dict, such as a date, is stored as its text.
+        origins: what each image stands for (`ImageSource.origin`); None: all are of 8 bits.
 
     Raises:
-        ValueError: if names, sizes, labels and latents differ in number, or for a label of another type.
+        ValueError: if names, sizes, labels, origins and latents differ in number, or for a label of another type.
         OSError: if the file cannot be written; then `path` is as it was.
     """
     batches = [latents] if isinstance(latents, Tensor) else list(latents)
@@ -110,7 +116,9 @@ def save_latents(
         check_floating(batch, "latents")
         check_shape(batch, "latents", ("B", "C", "h", "w"))
     images = [image for batch in batches for image in batch]
-    _write(Path(path), latent_file(images, codec=codec, names=names, sizes=sizes, labels=labels))
+    _write(
+        Path(path), latent_file(images, codec=codec, names=names, sizes=sizes, labels=labels, origins=origins)
+    )
 
 
 @ignoring_caller_settings()
@@ -122,6 +130,7 @@ def save_indices(
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     labels: Sequence[Label] | None = None,
+    origins: Sequence[Origin | None] | None = None,
 ) -> None:
     """Write indices as `LatentCodec.encode_indices` gives them: a list of int64 grids (B, h, w), top level first,
     or a list of such lists where images differ in size.
@@ -135,7 +144,9 @@ def save_indices(
     images = [image for batch in batches for image in zip(*batch, strict=True)]
     if len({len(image) for image in images}) > 1:
         raise ValueError("expected images with one number of levels, got several: give those of one codec")
-    _write(Path(path), latent_file(images, codec=codec, names=names, sizes=sizes, labels=labels))
+    _write(
+        Path(path), latent_file(images, codec=codec, names=names, sizes=sizes, labels=labels, origins=origins)
+    )
 
 
 def latent_file(
@@ -146,12 +157,13 @@ def latent_file(
     sizes: Sequence[tuple[int, int]],
     labels: Sequence[Label] | None = None,
     captions: Sequence[str | None] | None = None,
+    origins: Sequence[Origin | None] | None = None,
 ) -> bytes:
     """The content of a latent file; equal arguments give equal bytes.
 
     Args:
         images: of each its latents (C, h, w), or a list of its indices (h, w), int64, top level first.
-        codec, names, sizes, labels: as for `save_latents`.
+        codec, names, sizes, labels, origins: as for `save_latents`.
         captions: a text or None for each image; None: there are none.
 
     Raises:
@@ -159,7 +171,9 @@ def latent_file(
     """
     labels = [None] * len(images) if labels is None else list(labels)
     captions = [None] * len(images) if captions is None else list(captions)
-    for what, given in (("names", names), ("sizes", sizes), ("labels", labels), ("captions", captions)):
+    origins = [None] * len(images) if origins is None else list(origins)
+    lists = {"names": names, "sizes": sizes, "labels": labels, "captions": captions, "origins": origins}
+    for what, given in lists.items():
         if len(given) != len(images):
             raise ValueError(f"expected as many {what} as images, {len(images)}, got {len(given)}")
     for name, label in zip(names, labels):
@@ -180,6 +194,8 @@ def latent_file(
         metadata["labels"] = json.dumps(labels, default=str)
     if any(caption is not None for caption in captions):
         metadata["captions"] = json.dumps(captions)
+    if any(origin is not None for origin in origins):
+        metadata["origins"] = json.dumps([origin and origin.to_json() for origin in origins])
     tensors = {}
     for index, image in enumerate(images):
         if isinstance(image, Tensor):
@@ -237,6 +253,8 @@ def load_latents(path: str | os.PathLike, *, codec=None) -> LatentFile:
         found = _parse(path, metadata, tensors)
     except KeyError as error:
         raise ValueError(f"{path} is damaged: it lacks {error}") from error
+    except UnknownOriginError as error:
+        raise ValueError(f"{path}: {error}") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if codec is not None and (warning := found.check(codec)):
@@ -282,6 +300,11 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
     if len(captions) != len(names):
         raise ValueError(f"it has {len(names)} images and {len(captions)} captions")
 
+    origins = json.loads(metadata["origins"]) if "origins" in metadata else [None] * len(names)
+    if not isinstance(origins, list) or len(origins) != len(names):
+        raise ValueError("its origins are no list with one for each image")
+    origins = [None if each is None else origin_from_json(each) for each in origins]
+
     fingerprints = metadata["space_fingerprint"], metadata["fingerprint"]
     pipeline = metadata.get("pipeline")
     is_printable = (metadata["codec"] + (pipeline or "")).isprintable()
@@ -316,6 +339,7 @@ def _parse(path: Path, metadata: dict[str, str], tensors: dict[str, Tensor]) -> 
         sizes=[(height, width) for height, width in sizes],
         labels=labels,
         captions=captions,
+        origins=origins,
         latents=latents,
         indices=indices,
     )

@@ -25,7 +25,7 @@ from latent_codec.models.latent_translator import LatentTranslator
 def translate_file(found: LatentFile, path: Path, translator: LatentTranslator) -> None:
     """Write the target's latents of the images whose latents of the source `found` holds.
 
-    Names, labels and captions stay; sizes too, unless the translator enlarges.
+    Names, labels, captions and origins stay; sizes too, unless the translator enlarges.
 
     Raises:
         ValueError: for latents of another codec, naming both, indices, or latents that do not fit.
@@ -44,6 +44,7 @@ def translate_file(found: LatentFile, path: Path, translator: LatentTranslator) 
         sizes=sizes,
         labels=found.labels,
         captions=found.captions,
+        origins=found.origins,
     )
     with replacing(path) as written:
         written.write_bytes(content)

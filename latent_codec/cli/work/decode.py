@@ -13,6 +13,7 @@ from latent_codec import LatentCodec
 from latent_codec.cli.progress import progress
 from latent_codec.cli.work.opening import load_codec
 from latent_codec.errors import SettingError
+from latent_codec.images.origins import Origin
 from latent_codec.images.tensors import write_image
 from latent_codec.latents.data_set import LatentDataset
 from latent_codec.latents.latent_files import LatentFile, load_latents
@@ -34,9 +35,12 @@ def run(args: argparse.Namespace) -> None:
             if file in plain
             else chain.from_iterable(_decode(load, found, args.tile) for found in _latent_files(file))
         )
-        for name, image in images:
-            path = args.out / _free_path(folder, name, taken)
-            write_image(image.cpu(), path)
+        for name, image, origin in images:
+            path = args.out / _free_path(folder, name, origin.suffix if origin else ".png", taken)
+            if origin:
+                origin.write(image.cpu(), path)
+            else:
+                write_image(image.cpu(), path)
             print(path)
 
 
@@ -47,7 +51,7 @@ def _latent_files(path: Path) -> Iterable[LatentFile]:
 
 def _decode_plain(
     codec: LatentCodec, plain: PlainLatents, file: Path, tile: int | None
-) -> Iterator[tuple[str, Tensor]]:
+) -> Iterator[tuple[str, Tensor, Origin | None]]:
     batches = plain.latents(codec.latent_space.channels)
     print(
         f"latent-codec decode: Note: {file} is {plain}; whether its latents are of {codec.name} cannot be checked",
@@ -55,29 +59,29 @@ def _decode_plain(
     )
     for latents in batches:
         (image,) = codec.decode(latents, output_type="pt", tile=tile)
-        yield file.name, image
+        yield file.name, image, None
 
 
 def _decode(
     load: Callable[[str | None], LatentCodec], found: LatentFile, tile: int | None
-) -> Iterator[tuple[str, Tensor]]:
+) -> Iterator[tuple[str, Tensor, Origin | None]]:
     codec = load(found.pipeline)
     if warning := found.check(codec):
         print(f"latent-codec decode: {warning}", file=sys.stderr)
-    for index, (name, size) in enumerate(zip(found.names, found.sizes)):
+    for index, (name, size, origin) in enumerate(zip(found.names, found.sizes, found.origins)):
         if found.latents is not None:
             (image,) = codec.decode(found.latents[index], size=size, output_type="pt", tile=tile)
         else:
             (image,) = codec.decode_indices(found.indices[index], size=size, output_type="pt")
-        yield name, image
+        yield name, image, origin
 
 
-def _free_path(folder: Path, name: str, taken: set[Path]) -> Path:
+def _free_path(folder: Path, name: str, suffix: str, taken: set[Path]) -> Path:
     """A file for an image: under its own name, numbered if taken; folders in the name, which is not to be trusted, go."""
     stem = PurePosixPath(name.replace("\\", "/").replace("\0", "")).stem or "image"
-    free, number = folder / f"{stem}.png", 1
+    free, number = folder / f"{stem}{suffix}", 1
     while free in taken:
         number += 1
-        free = folder / f"{stem}-{number}.png"
+        free = folder / f"{stem}-{number}{suffix}"
     taken.add(free)
     return free

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("indices have no tiled form; leave --tile out")
     save = save_indices if as_indices else save_latents
     is_one_file = args.out.endswith(".safetensors")
-    names, sizes, encoded = [], [], []
+    names, sizes, origins, encoded = [], [], [], []
     for index, name, image in images.read(codec.channels, "encoding"):
         file_name = Path(source.name(index)).name
         values = codec.encode_indices(image) if as_indices else codec.encode(image, tile=args.tile)
@@ -59,13 +59,14 @@ def run(args: argparse.Namespace) -> int:
         if is_one_file:
             names.append((name.parent / file_name).as_posix())
             sizes.append(size)
+            origins.append(source.origin(index))
             encoded.append(values)
             continue
         out = Path(args.out) / name.with_name(f"{name.name}.safetensors")
-        save(out, [values], codec=codec, names=[file_name], sizes=[size])
+        save(out, [values], codec=codec, names=[file_name], sizes=[size], origins=[source.origin(index)])
         print(out)
     if encoded:
-        save(Path(args.out), encoded, codec=codec, names=names, sizes=sizes)
+        save(Path(args.out), encoded, codec=codec, names=names, sizes=sizes, origins=origins)
         print(args.out)
     return 2 if images.failed else 0
 
