@@ -93,7 +93,8 @@ def add_data_arguments(
         nargs=nargs,
         **may_miss,
         help="images or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), a saved data set, "
-        "hf:owner/name, or shapes:COUNTxSIDE (generated, with labelled factors)" + what,
+        "hf:owner/name, shapes:COUNTxSIDE (generated, with labelled factors), or audio:PATH (spectrograms of sound files)"
+        + what,
     ).must_exist = True
     parser.add_argument(
         "--split", default=split, help=f"read this split of data that has splits (default: {split})"
@@ -211,6 +212,14 @@ def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
     ).least = 8
 
 
+def add_vocoder_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--vocoder",
+        metavar="NAME_OR_PATH",
+        help="turn spectrograms into sound by this SpeechT5HifiGan, a folder or hub id (default: Griffin-Lim)",
+    )
+
+
 def add_label_argument(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--label", metavar="KEY", help=f"read classes from this attribute of the labels ({default})"
@@ -258,6 +267,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def _exists(path: str) -> bool:
-    """Whether it does; names on the hub (hf:...), URLs, generated images (shapes:) and patterns are not looked up."""
-    is_pattern = path.startswith(("hf:", "shapes:")) or "://" in path or any(mark in path for mark in "{*?[")
+    """Whether it does; names on the hub (hf:...), URLs, generated images (shapes:), sounds (audio:) and patterns are not looked up."""
+    is_pattern = (
+        path.startswith(("hf:", "shapes:", "audio:")) or "://" in path or any(mark in path for mark in "{*?[")
+    )
     return is_pattern or Path(path).exists()

@@ -7,6 +7,9 @@ decoder only differs (a fine-tuned one) decodes them, with a note on stderr.
 A file names the pipeline whose latents it holds, if --for-pipeline named one
 or the codec was in its folder; --for-pipeline names another.
 
+Latents of spectrograms (audio:) become sounds, NAME.wav with NAME.png, the
+spectrogram. Griffin-Lim finds the phases, unless --vocoder names a HiFi-GAN.
+
 Plain arrays (.npy, .npz) and tensors (.pt) do not name their codec: --codec
 has to, and it cannot be checked. They are (C, h, w) or (N, C, h, w), scaled
 and shifted as a denoiser takes them; of several arrays in a file, those with
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="latent files, .npy, .npz or .pt files, folders of them, or data sets of latents",
     )
     arguments.add_out_argument(parser, "decoded", "PNGs")
+    arguments.add_vocoder_argument(parser)
     arguments.add_codec_arguments(parser, None, "the one called default; plain arrays and tensors need it")
     arguments.add_tile_argument(parser)
 

@@ -129,7 +129,7 @@ def opened(source: Source, name: str) -> Iterator[Image.Image]:
         if not file.read(1):
             raise ImageError(f"{name}: the file is empty")
         file.seek(start)
-        with _without_warnings():
+        with without_warnings():
             image = Image.open(file, formats=FORMATS)
         # NewSubfileType: of reduced resolution.
         if image.format == "TIFF" and image.tag_v2.get(0x00FE, 0) & 1:
@@ -166,7 +166,7 @@ def _note_frames(image: Image.Image, name: str) -> None:
 def is_known_by_content(file: BinaryIO) -> bool:
     """Whether a file, by its first bytes and header, is an image in one of the formats that mark their start."""
     try:
-        with _without_warnings(), Image.open(file, formats=_MARKED):
+        with without_warnings(), Image.open(file, formats=_MARKED):
             return True
     except Exception:  # as in `opened`: Pillow raises what it trips over
         return False
@@ -196,7 +196,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Keep back Pillow's remarks about odd metadata, which name no file.
 
     Filters are global to the process, hence the lock: two threads could restore them in the wrong order.
@@ -290,7 +290,7 @@ def _reason(error: Exception) -> str:
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation tag (0x0112); 1, upright, where there is none or the EXIF block is broken."""
     try:
-        with _without_warnings():
+        with without_warnings():
             return image.getexif().get(0x0112, 1)
     except Exception:  # as in `opened`: Pillow raises what it trips over
         return 1

@@ -23,6 +23,7 @@ from latent_codec.images.decoding import count_of_nonfinite, gray_depth, name_of
 
 KINDS = {
     "gray": "latent_codec.images.origins:GrayOrigin",
+    "sound": "latent_codec.images.sound_origins:SoundOrigin",
 }
 """The class of each kind as "module:name"; a module is imported when a file names its kind."""
 
@@ -51,6 +52,10 @@ class Origin:
     def write(self, image: Tensor, path: Path) -> None:
         """Write an image, (C, H, W) in [-1, 1], as a file of its own kind, whole or not at all."""
         raise NotImplementedError
+
+    def for_size(self, height: int, width: int) -> "Origin | None":
+        """The origin of another image of this kind and size, such as a sampled one; None where there is none."""
+        return None
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind} | asdict(self)  # type: ignore[call-overload]

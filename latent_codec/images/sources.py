@@ -41,6 +41,7 @@ from latent_codec.images.tensors import read_image, to_uint8
 logger = logging.getLogger(__name__)
 
 HUB = "hf:"
+AUDIO = "audio:"
 _CAPTIONS = ("caption", "text", "prompt")
 MAX_UNPACKED_BYTES = 768 * 2**20  # EMNIST's largest set takes 547 MB
 _DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff", ".pgm", ".pnm"})
@@ -120,7 +121,8 @@ def open_source(
             a folder with IDX files (MNIST's layout: train-images-idx3-ubyte, t10k-..., gzipped or not);
             a folder written by `Dataset.save_to_disk`, or "hf:owner/name" ("hf:owner/name:config"), which is
             downloaded if it is not cached;
-            "shapes:COUNTxSIDE": generated images of labelled shapes, see `ShapeImages`.
+            "shapes:COUNTxSIDE": generated images of labelled shapes, see `ShapeImages`;
+            "audio:PATH" or "audio:BANDSxFRAMES:PATH": spectrograms of sound files, see `RecordingImages`.
         split: of IDX files and shapes ("train" or "test") and Hugging Face datasets; folders and tars have none.
         column: which image of a sample, if it has several: a dataset's column, or a suffix inside tars ("jpg").
         value_range: of image files that are gray with more than 8 bits, the values that become -1 and 1.
@@ -137,6 +139,16 @@ def open_source(
         if len(given) > 1:
             raise ValueError(f"give {SHAPES} alone, not {', '.join(given)}")
         return ShapeImages.named(given[0], split)
+    if any(path.startswith(AUDIO) for path in given):
+        from latent_codec.images.recordings import (
+            RecordingImages,
+            parse_audio,
+        )  # with scipy's signal processing
+
+        given, scale, frames = parse_audio(given)
+        paths = [path for pattern in given for path in _expand(pattern)]
+        root = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+        return RecordingImages(paths, root, scale, frames)
     paths = [path for pattern in given for path in _expand(pattern)]
     if len(paths) == 1 and paths[0].is_dir():
         folder = paths[0]
@@ -198,7 +210,7 @@ class FolderImages(ImageSource):
         self, paths: Sequence[Path], root: Path | None, *, value_range: tuple[float, float] | None = None
     ):
         self.value_range = None if value_range is None else check_range(*value_range)
-        self.listing = list_images(paths)
+        self.listing = self._find(paths)
         self.paths = [path for path, _ in self.listing]
         self.root = root
         self.classes: list[str] | None = None
@@ -206,6 +218,9 @@ class FolderImages(ImageSource):
             tops = [path.relative_to(root).parts[:-1][:1] for path in self.paths]
             if all(tops):
                 self.classes = sorted({top[0] for top in tops})
+
+    def _find(self, paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+        return list_images(paths)
 
     def __len__(self) -> int:
         return len(self.paths)

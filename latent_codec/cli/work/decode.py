@@ -11,10 +11,10 @@ from torch import Tensor
 
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import progress
+from latent_codec.cli.work.decoded_files import load_vocoder, write_decoded
 from latent_codec.cli.work.opening import load_codec
 from latent_codec.errors import SettingError
 from latent_codec.images.origins import Origin
-from latent_codec.images.tensors import write_image
 from latent_codec.latents.data_set import LatentDataset
 from latent_codec.latents.latent_files import LatentFile, load_latents
 from latent_codec.latents.plain_latents import PlainLatents, read_plain_latents
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError("codec", f"the codec of {file}, which is {found} and does not name it")
     args.codec = args.codec or "default"
     load = cache(partial(load_codec, args))  # by pipeline
+    vocoder = load_vocoder(args)
     taken: set[Path] = set()
     for file, folder in progress(args.files, "decoding"):
         images = (
@@ -37,10 +38,7 @@ def run(args: argparse.Namespace) -> None:
         )
         for name, image, origin in images:
             path = args.out / _free_path(folder, name, origin.suffix if origin else ".png", taken)
-            if origin:
-                origin.write(image.cpu(), path)
-            else:
-                write_image(image.cpu(), path)
+            write_decoded(image.cpu(), origin, path, vocoder)
             print(path)
 
 

@@ -183,7 +183,7 @@ class NamedImages:
 
     def read(self, channels: int, what: str) -> Iterator[tuple[int, Path, Tensor]]:
         """Yield index, name and image in [-1, 1], and show progress; those that cannot be read are reported."""
-        is_folder = isinstance(self.source, FolderImages)
+        is_folder = type(self.source) is FolderImages
         for index, name in progress(self.names.items(), what):
             try:
                 if is_folder:  # 16-bit files with all their bits, which `image` rounds to 8
