@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # what _EXPORTS gives at run time
     from latent_codec.models.autoencoder_tiny_video import AutoencoderTinyVideo as AutoencoderTinyVideo
     from latent_codec.models.autoencoder_vq import AutoencoderVQ as AutoencoderVQ
     from latent_codec.models.classifier import ImageClassifier as ImageClassifier
+    from latent_codec.models.hierarchical_kl import HierarchicalKL as HierarchicalKL
     from latent_codec.models.hierarchical_vq import HierarchicalVQ as HierarchicalVQ
     from latent_codec.models.latent_translator import LatentTranslator as LatentTranslator
     from latent_codec.models.multi_scale_vq import MultiScaleVQ as MultiScaleVQ
@@ -57,6 +58,7 @@ _EXPORTS = {
     "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
     "HierarchicalPriorPipeline": "latent_codec.pipelines.hierarchical_prior_pipeline",
+    "HierarchicalKL": "latent_codec.models.hierarchical_kl",
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
     "MultiScaleVQ": "latent_codec.models.multi_scale_vq",
     "ImageClassifier": "latent_codec.models.classifier",

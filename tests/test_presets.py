@@ -18,6 +18,7 @@ from latent_codec.latents.encoded_images import encode_source, open_encoded
 from latent_codec.training.build import build_autoencoder, load_codec
 from latent_codec.training.classifier_task import build_classifier
 from latent_codec.training.config import TrainingConfig, load_config, preset_names, preset_notes
+from latent_codec.training.hierarchical_kl_task import build_hierarchical_kl
 from latent_codec.training.loop import train
 from latent_codec.training.prior_task import build_prior
 from latent_codec.training.report import read_metrics
@@ -27,6 +28,7 @@ LARGE = ["sd-f8c4", "sd3-f8c16", "vqgan-f8"]
 GLOBAL = ["faces-global", "fashion-mnist-global"]
 FINETUNING = ["finetune-decoder", "distill-decoder", "upscale-decoder", "equivariant", "compatible"]
 NEW = [name for name in preset_names() if name not in FINETUNING and load_config(name).kind.name == "codec"]
+HIERARCHIES = [name for name in preset_names() if load_config(name).kind.name == "hierarchical"]
 PRIORS = [name for name in preset_names() if load_config(name).kind.name == "prior"]
 CLASSIFIERS = [name for name in preset_names() if load_config(name).kind.name == "classifier"]
 SMALL = [name for name in NEW if name not in LARGE]
@@ -67,6 +69,8 @@ def test_the_presets_that_the_documentation_names_are_there():
         "fashion-mnist-global",
         "fashion-mnist-vq",
         "finetune-decoder",
+        "nvae-faces",
+        "nvae-fashion-mnist",
         "pixelcnn-codes",
         "pixelcnn-fashion-mnist",
         "pixelcnn-fashion-mnist-vq",
@@ -183,6 +187,21 @@ def test_a_hierarchical_preset_makes_the_grids_that_it_names(name, side, grids, 
     assert autoencoder.grid_shapes(side, side) == [(grid, grid) for grid in grids]
     assert [quantizer.codebook_size for quantizer in autoencoder.quantizers] == [codebook_size] * len(grids)
     assert all(quantizer.beta == 0.25 for quantizer in autoencoder.quantizers)
+
+
+@pytest.mark.parametrize("name", HIERARCHIES)
+def test_a_hierarchy_has_five_groups_over_three_scales_and_trains(name, tmp_path):
+    config = short(name, "data.held_out=0")
+    channels = config.model.arguments.get("in_channels", 3)
+    source = open_source(write_images(tmp_path / "images", 4, channels, size=(109, 89)))
+    network = build_hierarchical_kl(config)
+    assert [shape[1:] for shape in network.group_shapes(*config.data.size)] == [
+        (4, 4),
+        *[(8, 8)] * 2,
+        *[(16, 16)] * 2,
+    ]
+    assert train(config, network, source, tmp_path / "run").finished
+    assert all(map(math.isfinite, losses_of(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("name", GLOBAL)

@@ -43,6 +43,7 @@ VERBS = {
     "attribute fit": ("analyze", "find the direction of an attribute in latents"),
     "attribute apply": ("analyze", "move images along that direction"),
     "traverse": ("analyze", "what each dimension of a latent vector changes"),
+    "groups": ("analyze", "what each group of a hierarchical codec's latents says"),
     "disentanglement": ("analyze", "which latent dimension follows which factor of images"),
     "features": ("analyze", "images -> a vector each, for other programs"),
     "probe": ("analyze", "how well a linear classifier tells classes by features"),

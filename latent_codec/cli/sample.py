@@ -18,7 +18,8 @@ std, per channel where the config has them per channel. It prints the
 distribution.
 
 Every position of the latents is sampled independently. A codec with a single
-position per image gives whole images from that; one with more gives textures,
+position per image gives whole images from that, and so does a hierarchy of
+groups (HierarchicalKL), whose latents are independent; others give textures,
 since a denoiser or a prior is needed for the dependence between positions.
 Discrete codecs are refused for that reason.
 

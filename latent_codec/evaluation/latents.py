@@ -69,9 +69,12 @@ class LatentMeter:
         index += torch.arange(channels).unsqueeze(1) * bins
         self.histogram += torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins)
         if posterior := batch.encoding.posterior:
-            # Equation 10 of "Auto-Encoding Variational Bayes" (arXiv:1312.6114), not summed over channels.
-            mean, logvar = posterior.mean.cpu().double(), posterior.logvar.cpu().double()
-            kl = (mean.square() + logvar.exp() - 1 - logvar) / 2
+            kl = getattr(posterior, "nats_per_value", None)  # of groups of latents
+            if kl is None:
+                # Equation 10 of "Auto-Encoding Variational Bayes" (arXiv:1312.6114), not summed over channels.
+                mean, logvar = posterior.mean.cpu().double(), posterior.logvar.cpu().double()
+                kl = (mean.square() + logvar.exp() - 1 - logvar) / 2
+            kl = kl.cpu().double()
             self.kl += self.arrange(kl).sum(dim=(0, 2, 3))
             self.posterior_positions += values.shape[1]
 

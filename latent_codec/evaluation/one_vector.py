@@ -12,7 +12,8 @@ def vector_side(codec: LatentCodec) -> int | None:
     It is the side of its training images (`sample_size` in its config).
     """
     side = codec.autoencoder.config.get("sample_size")
-    is_one = not codec.is_discrete and isinstance(side, int) and 0 < side <= codec.family.side_multiple
+    has_grid = codec.is_discrete or codec.family.groups
+    is_one = not has_grid and isinstance(side, int) and 0 < side <= codec.family.side_multiple
     return side if is_one else None
 
 

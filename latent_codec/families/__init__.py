@@ -11,6 +11,7 @@ from latent_codec.families.consistency_decoder import ConsistencyDecoder
 from latent_codec.families.dc import DC
 from latent_codec.families.family import Encoded, Family, Level, Trainable
 from latent_codec.families.flux2 import Flux2
+from latent_codec.families.hierarchical_kl import HierarchicalGaussian
 from latent_codec.families.hierarchical_vq import Hierarchical, MultiScale
 from latent_codec.families.hunyuan_image import HunyuanImage
 from latent_codec.families.kl import KL
@@ -58,6 +59,7 @@ FAMILIES: dict[str, type[Family]] = {
     "AutoencoderTinyVideo": TinyVideo,
     "AutoencoderVQ": OwnVQ,
     "ConsistencyDecoderVAE": ConsistencyDecoder,
+    "HierarchicalKL": HierarchicalGaussian,
     "HierarchicalVQ": Hierarchical,
     "MultiScaleVQ": MultiScale,
     "PaellaVQModel": Paella,
@@ -69,6 +71,7 @@ MODULES = {
     "AutoencoderTinyGN": "latent_codec.models.autoencoder_tiny_gn",
     "AutoencoderTinyVideo": "latent_codec.models.autoencoder_tiny_video",
     "AutoencoderVQ": "latent_codec.models.autoencoder_vq",
+    "HierarchicalKL": "latent_codec.models.hierarchical_kl",
     "HierarchicalVQ": "latent_codec.models.hierarchical_vq",
     "MultiScaleVQ": "latent_codec.models.multi_scale_vq",
     "PaellaVQModel": "diffusers.pipelines.deprecated.wuerstchen",

@@ -11,7 +11,9 @@ from latent_codec.families.latent_space import Config, LatentSpace
 from latent_codec.families.pipeline_spaces import PIPELINES, find_pipeline
 
 if TYPE_CHECKING:  # what a config says is read without torch
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
+
+    from latent_codec.models.hierarchical_kl import NegativeElbo
 
 Entries: TypeAlias = dict[str, Any]
 
@@ -31,6 +33,15 @@ class Level:
     @property
     def codebook_size(self) -> int:
         return len(self.codebook)
+
+
+class LatentGroup(NamedTuple):
+    """One group of a hierarchy of continuous latents, each given those above it."""
+
+    channels: int
+    """Of the latents, where groups are next to one another, top first."""
+    side: int
+    """Pixels that one position stands for, per side."""
 
 
 class Encoded(NamedTuple):
@@ -228,6 +239,17 @@ class Family:
     def levels(self) -> list[Level]:
         """Codebooks, top level first; empty where the latents are continuous."""
         return []
+
+    @property
+    def groups(self) -> list[LatentGroup]:
+        """Of hierarchical continuous latents, whose prior is N(0, I) in each, top group first; empty for all others."""
+        return []
+
+    def negative_elbo(
+        self, images: "Tensor", num_groups: int | None = None, generator: "Generator | None" = None
+    ) -> "NegativeElbo":
+        """-ELBO of images where the posterior informs the first `num_groups` groups, all if None, and the prior the others."""
+        raise TypeError(f"{type(self.autoencoder).__name__} has no groups of latents")
 
     def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
         """Which of a space's entries (`LatentSpace.to_config`) may be measured and written for `pipeline` to read.

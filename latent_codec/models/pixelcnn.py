@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from latent_codec.errors import SettingError
 from latent_codec.models.autoregressive import AutoregressivePrior
 from latent_codec.models.causal import GatedLayer, PointwiseConv
+from latent_codec.models.likelihoods import discretized_logistic, scale_values
 from latent_codec.models.quantizers import at_least_float32
 from latent_codec.models.scalar_quantizer import ScalarQuantizer
 
@@ -152,11 +153,6 @@ class ValueEmbedding(nn.Linear):
         out.copy_(self(values))
 
 
-def scale_values(values: Tensor, num_values: int, dtype: torch.dtype) -> Tensor:
-    """0..num_values - 1 to -1..1."""
-    return (values.to(torch.float64) * (2 / (num_values - 1)) - 1).to(dtype)
-
-
 class ChannelHead(nn.Module):
     """Features of a position -> the distribution of its channels, each given the earlier ones.
 
@@ -282,24 +278,3 @@ class MixtureHead(ChannelHead):
         weights, means, log_scales = outputs.chunk(3, 1)
         log_probs = discretized_logistic(values[:, None], means, log_scales, self.num_values)
         return torch.logsumexp(weights.log_softmax(1) + log_probs, 1)
-
-
-def discretized_logistic(values: Tensor, means: Tensor, log_scales: Tensor, num_values: int) -> Tensor:
-    """Log-probability of values 0..K - 1 under logistics on -1..1 (arXiv:1701.05517, equation 2).
-
-        P(x) = F((x + 1/(K-1) - mean) / scale) - F((x - 1/(K-1) - mean) / scale),  F the sigmoid
-
-    The first and the last value take the tails beyond them. The difference is computed as log F(a) + log F(-b) +
-    log(1 - exp(b - a)), which loses nothing however far the value is from the mean.
-
-    Args:
-        values: integers.
-        means, log_scales: any shapes that broadcast with `values`; the log-scale counts from -7 to 7.
-    """
-    x = scale_values(values, num_values, means.dtype)
-    half = 1 / (num_values - 1)
-    sharpness = torch.exp(-log_scales.clamp(-7, 7))
-    below = F.logsigmoid((x + half - means) * sharpness).masked_fill(values == num_values - 1, 0)
-    above = F.logsigmoid((means - x + half) * sharpness).masked_fill(values == 0, 0)
-    inside = torch.log(-torch.expm1(-2 * half * sharpness))
-    return below + above + inside.masked_fill((values == 0) | (values == num_values - 1), 0)

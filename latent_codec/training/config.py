@@ -32,7 +32,7 @@ class ModelConfig(Section):
     """Which network is trained: a new one from `arguments`, or a `pretrained` one."""
 
     class_name: str = "AutoencoderKL"
-    """What a new one is: an autoencoder, diffusers' or one with a codebook; a prior; a classifier; a decoder for
+    """What a new one is: an autoencoder, diffusers' or one of ours (a codebook, a hierarchy); a prior; a classifier; a decoder for
     previews; an entropy model of latents or of indices; or a translator of latents (models/)."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Its constructor's arguments. What codec and data decide may be left out: a prior's codebook size, say."""
@@ -254,6 +254,22 @@ class CodebookConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HierarchyConfig(Section):
+    """How the groups of a HierarchicalKL learn to share an image (NVAE, arXiv:2007.03898)."""
+
+    kl_weight: float = limited(1.0, above=0)
+    """Weight of the KL divergence in the end; 1 gives the ELBO."""
+    kl_warmup: int | float = in_steps(0)
+    """Steps, or below 1 the share of run.steps, over which that weight grows from 0."""
+    kl_balancing: bool = True
+    """Until then, weight each group's divergence in proportion to what it is per value, so that groups that say little cost
+    little, and none is left unused (appendix A)."""
+    spectral_weight: float = limited(0.01, least=0)
+    """Weight of the sum of the convolutions' largest singular values, which keeps divergences of deep hierarchies bounded
+    (section 3.2), next to the nats of an image."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PriorConfig(Section):
     """What a prior learns (models/autoregressive.py)."""
 
@@ -347,6 +363,7 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -61,7 +61,7 @@ def to_stored_dtype(config: TrainingConfig, network: ModelMixin) -> ModelMixin:
 
 def is_finished(config: TrainingConfig, run: Path, step: int) -> bool:
     """Whether the run's finished network is that of `step`."""
-    card = run / config.kind.name / "README.md"
+    card = run / config.kind.folder / "README.md"
     lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
     return f"training_steps: {step}" in lines and "unfinished: true" not in lines
 
@@ -96,7 +96,7 @@ def write_network(
     progress = [f"training_steps: {steps}"]  # what `is_finished` reads
     no_terms = "step", "learning_rate", "images_per_second"
     terms = [f"{name} {value:.5g}" for name, value in last.items() if name not in no_terms]
-    explained = PSNR_OF_TRAINING * ("psnr" in last and config.kind.name == "codec")
+    explained = PSNR_OF_TRAINING * ("psnr" in last and config.kind.folder == "codec")
     facts = [f"Last terms: {', '.join(terms) or 'none recorded'}{explained}", *facts]
     if unfinished_at is not None:
         progress.append("unfinished: true")
@@ -120,7 +120,7 @@ library_name: diffusers
 {dump_toml(_card_settings(config)).strip()}
 ```
 """
-    folder = run / config.kind.name
+    folder = run / config.kind.folder
     with replacing(folder, superseded=(*FORMER_WEIGHTS, *superseded)) as written:
         save_component(network, written, pipeline)
         (written / "README.md").write_text(card, encoding="utf-8")

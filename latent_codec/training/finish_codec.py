@@ -73,6 +73,8 @@ def convention_of(config: TrainingConfig, codec: LatentCodec) -> calibration.Con
     Raises:
         ValueError: if the codec's pipeline would not read them.
     """
+    if codec.family.read_entries == ():
+        return "keep"  # latents that are standardized by construction
     if config.model.train == "decoder" or config.objective.reference or config.objective.context:
         return "keep"  # the latent space of its encoder, of the codec that its latents stay near, or of its context model
     if not codec.family.folds_statistics:

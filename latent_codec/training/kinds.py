@@ -24,7 +24,7 @@ class TrainingKind:
     """
 
     name: str
-    """Also that of its folder in the run folder."""
+    """Also that of its folder in the run folder, but where `folder` names another."""
     model_classes: tuple[str, ...]
     """What `model.class_name` may be."""
     sections: frozenset[str]
@@ -32,6 +32,8 @@ class TrainingKind:
     build: str
     task: str
     finish: str = f"{_HERE}.finish:finish_network"
+    folder: str | None = None
+    """"codec" where a run folder opens as a codec; None: the name."""
     codec: str | None = None
     """The setting that names the codec to start from (`model.pretrained`) or to learn from; None: it has none."""
     takes_any_class: bool = False
@@ -42,6 +44,9 @@ class TrainingKind:
     """Whether it trains on the codec's latents or indices, not on images."""
     streams: bool = False
     """Whether it trains on a stream, too."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "folder", self.folder or self.name)
 
     def load(self, part: Literal["build", "task", "finish"]) -> Any:
         """Import what a field names."""
@@ -66,6 +71,16 @@ KINDS = {
             codec="model.pretrained",
             takes_any_class=True,
             streams=True,
+        ),
+        TrainingKind(
+            name="hierarchical",
+            model_classes=("HierarchicalKL",),
+            sections=frozenset({"hierarchy", "data.held_out", "model.pipeline"}),
+            build=f"{_HERE}.hierarchical_kl_task:build_hierarchical_kl",
+            task=f"{_HERE}.hierarchical_kl_task:HierarchicalKLTask",
+            finish=f"{_HERE}.finish_codec:finish_codec",
+            folder="codec",
+            codec="model.pretrained",
         ),
         TrainingKind(
             name="prior",

@@ -13,37 +13,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BIN_WIDTH = 2 / 255  # of 8-bit levels in [-1, 1]
+from latent_codec.models.likelihoods import discretized_gaussian
+from latent_codec.models.likelihoods import kl_divergence as kl_divergence
+
 BERNOULLI_MARGIN = 1 / 256  # nearest probability to 0 and 1 before the loss continues linearly
 
 
 def gaussian_nll(image: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Negative log-likelihood of 8-bit `image` under a discretized Gaussian, in nats per dimension.
 
-    The mass of a level is the Gaussian's over its bin, the outermost bins reaching to
-    infinity (PixelCNN++, arXiv:1701.05517, equation 2, with the normal distribution in
-    place of the logistic); a learned global standard deviation is the sigma-VAE
-    (Rybkin et al., arXiv:2006.13202). Where a bin holds less mass than float32 can
-    subtract, density x width replaces it.
+    A learned global standard deviation is the sigma-VAE (Rybkin et al., arXiv:2006.13202).
 
     Args:
         image: (N, C, H, W) on the 256 levels of [-1, 1].
         mean: shaped like `image`.
         log_std: log of the standard deviation in units of [-1, 1]; broadcast.
     """
-    image, mean, log_std = image.float(), mean.float(), log_std.float()
-    distance = image - mean
-    inverse = torch.exp(-log_std)
-    above = torch.where(image > 1 - BIN_WIDTH / 4, math.inf, (distance + BIN_WIDTH / 2) * inverse)
-    below = torch.where(image < -1 + BIN_WIDTH / 4, -math.inf, (distance - BIN_WIDTH / 2) * inverse)
-    # Both tails are measured on the side where the normal distribution's mass is small and exact.
-    flip = below > 0
-    low, high = torch.where(flip, -above, below), torch.where(flip, -below, above)
-    mass = torch.special.ndtr(high) - torch.special.ndtr(low)
-    log_density = -0.5 * (distance * inverse).square() - log_std - 0.5 * math.log(2 * math.pi)
-    small = mass < 1e-6
-    log_mass = torch.where(small, log_density + math.log(BIN_WIDTH), torch.log(mass.clamp_min(1e-6)))
-    return -log_mass.mean()
+    return -discretized_gaussian(image, mean, log_std).mean()
 
 
 def bernoulli_nll(image: Tensor, mean: Tensor) -> Tensor:
@@ -64,11 +50,6 @@ def bernoulli_nll(image: Tensor, mean: Tensor) -> Tensor:
     value = F.binary_cross_entropy(inside, target, reduction="none")
     slope = (inside - target) / (inside * (1 - inside))
     return (value + ((probability - inside) * slope.detach()).clamp_min(0)).mean()
-
-
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(q(z|x) || N(0, I)) in nats per latent value: VAE, equation 10 (arXiv:1312.6114), unsummed."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
 
 
 def nats_to_bits_per_dim(nats: Tensor | float) -> Tensor | float:

@@ -135,7 +135,7 @@ def train(
                     finish = config.kind.load("finish")
                     finish(config, result.network, source, out, data_name=data_name, on_progress=on_progress)
         return TrainedRun(
-            folder=out / config.kind.name,
+            folder=out / config.kind.folder,
             step=result.step,
             num_steps=config.run.steps,
             finished=result.finished,

@@ -9,6 +9,7 @@ from latent_codec import (
     AutoencoderTinyGN,
     AutoencoderTinyVideo,
     AutoencoderVQ,
+    HierarchicalKL,
     HierarchicalVQ,
     MultiScaleVQ,
 )
@@ -209,6 +210,12 @@ CONFIGS: dict[str, tuple[type, dict]] = {
             decoder_up_block_types=("ResnetUpsampleBlock2D",) * 2,
             decoder_layers_per_block=1,
             decoder_norm_num_groups=8,
+        ),
+    ),
+    "HierarchicalKL": (
+        HierarchicalKL,
+        dict(
+            block_out_channels=(8, 8), groups_per_scale=(1, 1), latent_channels=2, expansion=1, kernel_size=3
         ),
     ),
     "HierarchicalVQ": (
