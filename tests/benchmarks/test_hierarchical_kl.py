@@ -48,17 +48,17 @@ SIZES = {  # shrunk to 16 px, where more epochs fit into the time; or their 28 p
     16: ["data.height=16", "data.pad_small=false", "data.scale=[0.5, 0.5]"],
     32: ["data.height=32", "data.pad_small=true"],
 }
-# Of 369,140 parameters with a mixture, as its one-level VAE has 365,024; its latents are 8 numbers at each of 4x4 positions.
+# One group, of 16 numbers for 4x4 px, in a network of the hierarchy's layers and as many parameters.
 ONE_LEVEL = [
-    "model.arguments.block_out_channels=[32, 64]",
+    "model.arguments.block_out_channels=[36, 68]",
     "model.arguments.groups_per_scale=[0, 1]",
     "model.arguments.cells_per_group=2",
     "model.arguments.latent_channels=16",
 ]
 GAUSSIAN = ["model.arguments.likelihood=gaussian"]
 AUTOENCODER_KL = {
-    16: ["model.arguments.block_out_channels=[8, 16, 32, 36, 36]"],
-    32: ["model.arguments.block_out_channels=[8, 16, 32, 32, 32, 32]"],
+    16: ["model.arguments.block_out_channels=[8, 16, 32, 32, 36]"],
+    32: ["model.arguments.block_out_channels=[8, 16, 24, 32, 32, 32]"],
 }[SIDE]
 SETTINGS = {
     "one level, Gaussian (AutoencoderKL)": (
