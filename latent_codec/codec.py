@@ -19,6 +19,7 @@ from torch import Tensor
 from latent_codec import deprecated
 from latent_codec.components.codec_facts import digest, facts_of, fingerprint
 from latent_codec.components.codec_folders import (
+    ORIGIN,
     SIDECARS,
     find_weights,
     is_foreign_file,
@@ -240,13 +241,13 @@ class LatentCodec:
                 shutil.copyfile(file, new / file.name)
 
     def _companions(self) -> list[Path]:
-        """Model card, preview and entropy model of the folder that the codec was opened from.
+        """Model card, origin, preview and entropy model of the folder that the codec was opened from.
 
         Preview and entropy model name the fingerprint that they were fitted to.
         """
         if self.folder is None:
             return []
-        found = [self.folder / "README.md"]
+        found = [self.folder / "README.md", self.folder / ORIGIN]
         if self.dtype == torch.float32:
             for path in (self.folder / name for name in SIDECARS):
                 metadata = "".join(metadata_of(path).values())

@@ -9,6 +9,7 @@ import pytest
 from diffusers import AutoencoderKL
 from helpers import ROOT
 from helpers.pages import DOCS, MAKE_IMAGES, PAGES, run_page
+from helpers.speech import write_tones
 from PIL import Image
 
 from latent_codec import LatentCodec
@@ -24,7 +25,7 @@ WITH_CODE = [name for name, page in PAGES.items() if name != "ideas" and re.sear
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with `image.jpg`, `photos/`, a foreign `vae.ckpt` and the examples, as the pages' reader has one."""
+    """A folder with `image.jpg`, `photos/`, `recordings/`, a foreign `vae.ckpt` and the examples, as the pages' reader has one."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     ramp = np.linspace(0, 255, 80)
@@ -35,6 +36,8 @@ def workplace(tmp_path, monkeypatch):
         image = Image.fromarray(pixels.transpose(1, 2, 0).astype(np.uint8))
         image.save(tmp_path / "photos" / f"{index}.jpg")
     image.save(tmp_path / "image.jpg")
+    for name, frequency in {"a": 300.0, "b": 900.0}.items():
+        write_tones(tmp_path / f"recordings/{name}.wav", 0.5, frequencies=(frequency,))
     (tmp_path / "docs/images").mkdir(parents=True)
     with Image.open(DOCS / "images" / MAKE_IMAGES["PHOTOGRAPH"]) as photograph:
         photograph.crop((32, 160, 104, 232)).save(tmp_path / "docs/images" / MAKE_IMAGES["PHOTOGRAPH"])

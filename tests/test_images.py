@@ -540,7 +540,10 @@ BROKEN = {
     "bomb.png": (gray_png(30_000, 30_000), "decompression bomb"),
     "just-beyond-the-limit.png": (gray_png(10_000, 9_000), "decompression bomb"),
     "tiny.png": (encoded(Image.new("RGB", (7, 100)), "PNG"), r"7x100 pixels \(width x height\) are too few"),
-    "nan.tif": (encoded(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"), "are NaN or infinite: replace"),
+    "nan.tif": (
+        encoded(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"),
+        "are NaN or infinite: replace",
+    ),
     "hdr.tif": (encoded(Image.fromarray(np.full((8, 8), 4, np.float32)), "TIFF"), "float pixels from 4 to 4"),
     "int32.tif": (
         encoded(Image.fromarray(np.full((8, 8), -3, np.int32)), "TIFF"),

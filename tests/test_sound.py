@@ -11,10 +11,12 @@ import torch
 from helpers.autoencoders import build
 from helpers.commands import fails
 from helpers.speech import tones, write_tones
+from helpers.training import write_images
 from scipy.io import wavfile
 
 from latent_codec import LatentCodec
 from latent_codec.cli import main
+from latent_codec.components.codec_folders import read_origin
 from latent_codec.images.decoding import ImageError
 from latent_codec.images.origins import origin_from_json
 from latent_codec.images.sound_files import read_sound, write_wav
@@ -282,3 +284,61 @@ def test_a_sampled_image_of_the_kind_is_a_sound_too():
     origin = SoundOrigin.of(MelScale(), 1000)
     assert origin.for_size(80, 32).num_samples == 32 * 256
     assert origin.for_size(64, 32) is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What speech-vae leaves after one step of a narrow network."""
+    folder = tmp_path_factory.mktemp("run")
+    for name, frequencies in {"a": (200.0, 900.0), "b": (2000.0,)}.items():
+        write_tones(folder / f"tones/{name}.wav", 0.8 if name == "a" else 0.5, frequencies=frequencies)
+    small = [
+        "model.arguments.block_out_channels=[8,16,16]",
+        "run.steps=1",
+        "run.calibration_images=0",
+        "data.width=32",
+    ]
+    command = ["train", "speech-vae", "--data", f"audio:{folder / 'tones'}", "--out", str(folder / "run")]
+    settings = [word for setting in small for word in ("--set", setting)]
+    assert main([*command, "--set", "optimizer.batch_size=1", *settings]) == 0
+    return folder
+
+
+def test_a_codec_of_recordings_knows_that_its_samples_are_sounds(run, tmp_path, capsys):
+    origin = read_origin(run / "run/codec")
+    assert origin == SoundOrigin.of(MelScale(), 32 * 256)
+    out = tmp_path / "drawn.png"
+    assert main(["sample", "--codec", str(run / "run"), "--num", "2", "--out", str(out), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["size"] == [80, 32] and facts["sounds"] == [str(tmp_path / f"drawn-{i}.wav") for i in (0, 1)]
+    assert all(wavfile.read(path)[1].shape == (32 * 256,) for path in facts["sounds"])
+    copy = tmp_path / "copy"
+    LatentCodec.from_pretrained(run / "run").save_pretrained(copy)
+    assert read_origin(copy) == origin
+    (copy / "origin.json").write_text('{"kind": "smell"}')
+    assert "origin.json: expected an image of" in fails(capsys, "sample", "--codec", copy, "--out", out)
+
+
+def test_between_two_recordings_are_sounds(run, tmp_path, capsys):
+    names = [f"audio:{run}/tones/{name}.wav" for name in "ab"]
+    command = ["interpolate", *names, "--codec", str(run / "run"), "--out", str(tmp_path / "morph.png")]
+    assert main([*command, "--steps", "3", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["sounds"] == [str(tmp_path / f"morph-{number}.wav") for number in range(3)]
+    assert {wavfile.read(path)[1].shape for path in facts["sounds"]} == {(12_800,)}  # of the longer one
+    assert open_source(tmp_path / "morph-0.png").size(0) == (80, 51)
+
+
+def test_a_vocoder_for_what_is_no_sound_is_refused(run, tmp_path, vocoder, capsys):
+    paths = write_images(tmp_path / "photos", 2)
+    command = [
+        "interpolate",
+        paths,
+        "--codec",
+        run / "run",
+        "--out",
+        tmp_path / "a.png",
+        "--vocoder",
+        vocoder,
+    ]
+    assert "--vocoder: expected none where images are no spectrograms" in fails(capsys, *command)

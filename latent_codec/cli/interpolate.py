@@ -14,11 +14,15 @@ codec are blended before they are quantized.
 Linear paths lead through latents nearer to the mean than those of images are;
 spherical ones stay as far from it as these.
 
+Recordings (audio:) become sounds: of each frame also a .wav file and a .png of
+its spectrum, morph-0.wav and so on. A shorter one is followed by silence.
+
 Examples:
   latent-codec interpolate boot.png bag.png --codec garments
   latent-codec interpolate fashion_mnist/ --split test --index 0 2 1 \\
       --codec garments --steps 12 --animation morph.webp
   latent-codec interpolate cat.jpg dog.jpg --codec default-vq --steps 5
+  latent-codec interpolate audio:yes.wav audio:no.wav --codec runs/speech
 """
 
 import argparse
@@ -47,5 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--animation", type=Path, metavar="FILE", help="write all frames here, .webp or .mp4 (default: none)"
     )
+    arguments.add_vocoder_argument(parser)
     arguments.add_codec_arguments(parser)
     arguments.add_json_argument(parser)

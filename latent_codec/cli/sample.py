@@ -23,6 +23,9 @@ groups (HierarchicalKL), whose latents are independent; others give textures,
 since a denoiser or a prior is needed for the dependence between positions.
 Discrete codecs are refused for that reason.
 
+Of a codec that was trained on recordings (audio:) every sample is also written
+as a sound, samples-00.wav with samples-00.png and so on.
+
 Examples:
   latent-codec sample       the shipped garments, a row for every class
   latent-codec sample --label sneaker bag --num 8
@@ -109,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rewrite this image while the grid grows, at most twice a second (default: none)",
     )
     arguments.add_out_argument(parser, "samples.png", "the grid", "IMAGE")
+    arguments.add_vocoder_argument(parser)
     arguments.add_codec_arguments(parser, None, "a pipeline")
     arguments.add_json_argument(parser)
 

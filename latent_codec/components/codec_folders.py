@@ -20,6 +20,7 @@ from latent_codec.components.weight_files import (
 from latent_codec.families import LatentSpace, component_class
 from latent_codec.families.pipeline_spaces import PIPELINES
 from latent_codec.files import check_is_file, restore
+from latent_codec.images.origins import Origin, origin_from_json
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "default-f8c4"
@@ -30,6 +31,9 @@ INDEXES = ("model_index.json", "modular_model_index.json")
 """Of pipelines."""
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(/(?P<subfolder>[\w-][\w.-]*(/[\w-][\w.-]*)*))?")
 SIDECARS = ("preview.safetensors", "entropy.safetensors")
+ORIGIN = "origin.json"
+"""Of a codec of images that are no 8-bit photographs: the `Origin` of one image, so that samples can be written as such."""
+_MAX_ORIGIN_BYTES = 2**16
 
 
 def short_name(name_or_path: str | os.PathLike) -> str:
@@ -164,6 +168,21 @@ def _elsewhere(folder: Path) -> str | None:
     return None
 
 
+def read_origin(folder: Path | None) -> Origin | None:
+    """What images of the codec in this folder stand for; None: they are of 8 bits, or nothing is known.
+
+    Raises:
+        ValueError: for a damaged origin.json, or one of an unknown kind.
+    """
+    path = None if folder is None else folder / ORIGIN
+    if path is None or not path.is_file():
+        return None
+    try:
+        return origin_from_json(json.loads(path.read_bytes()[:_MAX_ORIGIN_BYTES]))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _download(repository: str, subfolder: str | None) -> Path:
     """Fetch config and weights from the hub, or find them in its cache: one layout after the other, until there is one."""
     from latent_codec.components.loading import download
@@ -172,7 +191,7 @@ def _download(repository: str, subfolder: str | None) -> Path:
     wanted = [
         *INDEXES,
         "README.md",
-        *(f"{folder}{name}" for folder in folders for name in (CONFIG, *SIDECARS)),
+        *(f"{folder}{name}" for folder in folders for name in (CONFIG, ORIGIN, *SIDECARS)),
     ]
     for names in weight_patterns():
         wanted += [f"{folder}{name}" for folder in folders for name in names]

@@ -40,6 +40,11 @@ class SoundOrigin(MelScale, Origin):
         seconds = self.num_samples / self.sample_rate
         return f"sound, {seconds:.2f} s at {self.sample_rate} Hz, {self.floor_db:g} to {self.ceiling_db:g} dB"
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(bands, frames) of the image."""
+        return self.bands, -(-self.num_samples // self.hop)
+
     def for_size(self, height: int, width: int) -> "SoundOrigin | None":
         return replace(self, num_samples=width * self.hop) if height == self.bands else None
 

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -79,6 +79,7 @@ def write_network(
     not_yet: str = "",
     superseded: Sequence[str] = (),
     pipeline: str | None = None,
+    others: Mapping[str, str] | None = None,
 ) -> Path:
     """Write RUN/KIND with a model card, and at the end RUN/curves.png; the card holds data, recipe and measured figures.
 
@@ -90,6 +91,7 @@ def write_network(
         not_yet: what is still missing of an unfinished network.
         superseded: files of the old folder that go.
         pipeline: of a codec, for `save_component`.
+        others: further files, by name, with their text.
     """
     last = (read_metrics(run) or [{}])[-1]
     steps = last.get("step", 0) if unfinished_at is None else unfinished_at
@@ -123,7 +125,8 @@ library_name: diffusers
     folder = run / config.kind.folder
     with replacing(folder, superseded=(*FORMER_WEIGHTS, *superseded)) as written:
         save_component(network, written, pipeline)
-        (written / "README.md").write_text(card, encoding="utf-8")
+        for name, text in {"README.md": card, **(others or {})}.items():
+            (written / name).write_text(text, encoding="utf-8")
     if unfinished_at is None:
         plot_curves(run)
         logger.info("wrote %s", folder)

@@ -1,16 +1,20 @@
 """How a codec is finished: calibrated, with what that measured in its model card."""
 
 import copy
+import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 
 from latent_codec.codec import LatentCodec
-from latent_codec.components.codec_folders import SIDECARS
+from latent_codec.components.codec_folders import ORIGIN, SIDECARS
 from latent_codec.evaluation import calibration
 from latent_codec.families import family_of
+from latent_codec.images.decoding import ImageError
+from latent_codec.images.origins import Origin
 from latent_codec.images.sources import ImageSource
 from latent_codec.training.build import Autoencoder
 from latent_codec.training.config import TrainingConfig
@@ -62,9 +66,19 @@ def finish_codec(
         facts=_facts(config, LatentCodec(stored, pipeline=config.model.pipeline), measured),
         unfinished_at=unfinished_at,
         not_yet=", scale and shift are not measured",
-        superseded=SIDECARS,
+        superseded=(ORIGIN, *SIDECARS),
         pipeline=config.model.pipeline,
+        others={} if (origin := _origin(config, source)) is None else {ORIGIN: json.dumps(origin.to_json())},
     )
+
+
+def _origin(config: TrainingConfig, source: ImageSource) -> Origin | None:
+    """What images of the codec stand for, of the size of the training's crops; by the first image that can be read."""
+    for index in range(len(source)):
+        with suppress(ImageError):
+            origin = source.origin(index)
+            return origin and origin.for_size(*config.data.size)
+    return None
 
 
 def convention_of(config: TrainingConfig, codec: LatentCodec) -> calibration.Convention:

@@ -40,6 +40,7 @@ TRAIN_VOICES = (
     "en-us+f5",
 )
 TEST_VOICES = ("en-us", "en-gb", "en-us+f2", "en-gb-scotland", "en-us+m3")
+NEW_VOICES = ("en-029+f3", "en-gb-x-gbcwmd+m2")
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

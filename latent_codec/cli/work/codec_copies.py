@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from latent_codec import LatentCodec
-from latent_codec.components.codec_folders import SIDECARS, find_weights, is_foreign_file
+from latent_codec.components.codec_folders import ORIGIN, SIDECARS, find_weights, is_foreign_file
 from latent_codec.components.loading import open_weights
 from latent_codec.components.weight_files import check_folder_to_save
 from latent_codec.files import replacing
@@ -49,7 +49,7 @@ def folder_for_sidecar(name_or_path: str, codec, out: Path | None) -> Path:
         weights = find_weights(name_or_path)
         with replacing(folder) as new:
             new.mkdir()
-            others = (weights.parent / name for name in ("config.json", "README.md", *SIDECARS))
+            others = (weights.parent / name for name in ("config.json", "README.md", ORIGIN, *SIDECARS))
             for file in (*open_weights(weights).files, *filter(Path.is_file, others)):
                 shutil.copyfile(file, new / file.name)
     return folder

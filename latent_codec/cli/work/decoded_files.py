@@ -21,18 +21,27 @@ def load_vocoder(args: argparse.Namespace):
         return Vocoder.from_pretrained(args.vocoder)
 
 
+def check_vocoder(origin: Origin | None, vocoder) -> None:
+    """Refuse a vocoder for what is no spectrogram.
+
+    Raises:
+        SettingError: naming it.
+    """
+    if vocoder is not None and (origin is None or origin.kind != "sound"):
+        expected = "none where images are no spectrograms of recordings (audio:)"
+        raise SettingError("vocoder", expected, vocoder.name)
+
+
 def write_decoded(image: Tensor, origin: Origin | None, path: Path, vocoder=None) -> None:
     """Write an image, (C, H, W) in [-1, 1], as its origin says; None: as the suffix says.
 
     Raises:
         SettingError: if there is a vocoder, and the image is no spectrogram.
     """
-    if vocoder is not None:
-        if origin is None or origin.kind != "sound":
-            expected = "none where images are no spectrograms of recordings (audio:)"
-            raise SettingError("vocoder", expected, vocoder.name)
-        origin.write(image, path, vocoder)
-    elif origin is not None:
+    check_vocoder(origin, vocoder)
+    if origin is None:
+        write_image(image, path)
+    elif vocoder is None:
         origin.write(image, path)
     else:
-        write_image(image, path)
+        origin.write(image, path, vocoder)

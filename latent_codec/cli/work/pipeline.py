@@ -10,7 +10,7 @@ import torch
 from latent_codec import ImageClassifier, LatentCodec, __version__
 from latent_codec.cli.pipeline import COMPONENTS
 from latent_codec.cli.work.printing import by
-from latent_codec.components.codec_folders import find_weights
+from latent_codec.components.codec_folders import ORIGIN, find_weights
 from latent_codec.components.loading import find_component, open_component
 from latent_codec.components.prior_folders import find_prior, load_prior
 from latent_codec.components.weight_files import FORMER_WEIGHTS
@@ -66,7 +66,7 @@ def _round(dtype, codec, priors: dict, classifier) -> None:
 
 def _save(pipe, folders: dict[str, Path], args: argparse.Namespace) -> None:
     """Write the pipeline whole or not at all, with a model card, and its parts' own cards from their `folders`."""
-    former = ("*/config.json", "*/README.md", *(f"*/{pattern}" for pattern in FORMER_WEIGHTS))
+    former = ("*/config.json", "*/README.md", f"*/{ORIGIN}", *(f"*/{pattern}" for pattern in FORMER_WEIGHTS))
     with replacing(args.out, superseded=former) as folder:
         pipe.save_pretrained(folder)
         for config in folder.rglob("*.json"):
@@ -74,8 +74,8 @@ def _save(pipe, folders: dict[str, Path], args: argparse.Namespace) -> None:
             entries.pop("_name_or_path", None)  # where it was opened on this machine is private
             config.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n")
         for name, former_folder in folders.items():
-            if (former_folder / "README.md").is_file():
-                shutil.copyfile(former_folder / "README.md", folder / name / "README.md")
+            for companion in filter(Path.is_file, (former_folder / "README.md", former_folder / ORIGIN)):
+                shutil.copyfile(companion, folder / name / companion.name)
         card = _model_card(args.out.resolve().name, pipe, folder, list(folders), args.dtype)
         (folder / "README.md").write_text(card, encoding="utf-8")
 

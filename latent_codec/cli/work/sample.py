@@ -10,9 +10,12 @@ from PIL import Image
 
 from latent_codec.cli.progress import progress, showing
 from latent_codec.cli.sample import DEFAULT_PIPELINE
+from latent_codec.cli.work.decoded_files import check_vocoder, load_vocoder, write_decoded
 from latent_codec.cli.work.opening import check_writable, device_of, load_codec, note_emulated, settings_of
 from latent_codec.cli.work.printing import by, print_json
-from latent_codec.images.tensors import sample_grid, write_image
+from latent_codec.components.codec_folders import read_origin
+from latent_codec.images.origins import Origin
+from latent_codec.images.tensors import sample_grid, to_image, write_image
 from latent_codec.pipelines.folders import find_pipeline, load_pipeline
 from latent_codec.pipelines.sampling import Pace, labelled_generators, labels_by_number
 
@@ -22,10 +25,11 @@ BATCH_SIZE = 64  # images that a prior samples together
 
 
 def run(args: argparse.Namespace) -> None:
-    (_sample_pipeline if args.codec is None else _sample_latents)(args)
+    vocoder = load_vocoder(args)
+    (_sample_pipeline if args.codec is None else _sample_latents)(args, vocoder)
 
 
-def _sample_pipeline(args: argparse.Namespace) -> None:
+def _sample_pipeline(args: argparse.Namespace, vocoder) -> None:
     height, width = args.size or (None, None)
     for path in filter(None, (args.out, args.preview)):
         check_writable(path, is_image=True)
@@ -60,6 +64,7 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
         )
     seconds = time.monotonic() - began
     kept = len(drawn.images) // num_rows
+    sounds = _write_sounds(drawn.images, read_origin(folder / "vae"), args.out, vocoder)
     sheet = sample_grid(drawn.images, _columns(kept, num_rows))
     for path in filter(None, (args.out, args.preview)):
         write_image(sheet, path)
@@ -83,13 +88,14 @@ def _sample_pipeline(args: argparse.Namespace) -> None:
             "seconds": round(seconds, 3),
             "path": str(args.out),
             "preview": None if args.preview is None else str(args.preview),
+            **sounds,
         }
         print_json(facts)
         return
     grids = " + ".join(by(grid.shape[-2:]) for grid in drawn.indices)
     print(
         f"{len(drawn.images)} samples of {by(size)} from {grids} indices, seed {args.seed}, "
-        f"{seconds:.1f} s, see {args.out}"
+        f"{seconds:.1f} s, see {args.out}{_and(sounds)}"
     )
     if rows is not None:
         print(f"{'rows' if num_rows > 1 else 'label'}: {', '.join(rows)}")
@@ -129,7 +135,7 @@ def _columns(num: int, num_rows: int) -> int:
     return num if num_rows > 1 else math.ceil(math.sqrt(num))
 
 
-def _sample_latents(args: argparse.Namespace) -> None:
+def _sample_latents(args: argparse.Namespace, vocoder) -> None:
     codec = load_codec(args)
     if codec.is_discrete:
         raise ValueError(
@@ -138,7 +144,8 @@ def _sample_latents(args: argparse.Namespace) -> None:
             "PIPELINE"
         )
     side = codec.autoencoder.config.get("sample_size") or DEFAULT_SIDE
-    height, width = args.size or (side, side)
+    origin = read_origin(codec.folder)
+    height, width = args.size or getattr(origin, "size", (side, side))
     factor = codec.latent_space.downsampling_factor
     shape = codec.latent_space.channels, -(-height // factor), -(-width // factor)
 
@@ -154,6 +161,7 @@ def _sample_latents(args: argparse.Namespace) -> None:
         for image in codec.decode(batch.to(codec.device), size=(height, width))
     ]
     write_image(sample_grid(samples, _columns(args.num, 1)), args.out)
+    sounds = _write_sounds(samples, origin, args.out, vocoder)
 
     drawn = _what_was_drawn(codec.latent_space, args.temperature)
     if args.json:
@@ -165,12 +173,31 @@ def _sample_latents(args: argparse.Namespace) -> None:
             "latent_shape": list(shape),
             "drawn": drawn,
             "path": str(args.out),
+            **sounds,
         }
         print_json(facts)
         return
-    grid = by(shape)
-    print(f"{args.num} samples of {height}x{width} from {grid} latents, seed {args.seed}, see {args.out}")
+    grid, seen = by(shape), f"{args.out}{_and(sounds)}"
+    print(f"{args.num} samples of {height}x{width} from {grid} latents, seed {args.seed}, see {seen}")
     print(f"drawn: {drawn}")
+
+
+def _write_sounds(samples: list[Image.Image], origin: Origin | None, out: Path, vocoder) -> dict:
+    """Of samples that are spectrograms a .wav file each, samples-00.wav and so on; gives their paths as a fact."""
+    origin = origin and origin.for_size(samples[0].height, samples[0].width)
+    check_vocoder(origin, vocoder)
+    if origin is None or origin.kind != "sound":
+        return {}
+    digits = len(str(len(samples) - 1))
+    paths = []
+    for number, sample in enumerate(progress(samples, "writing sounds")):
+        paths.append(out.with_name(f"{out.stem}-{number:0{digits}d}{origin.suffix}"))
+        write_decoded(to_image(sample, channels=1), origin, paths[-1], vocoder)
+    return {"sounds": [str(path) for path in paths]}
+
+
+def _and(sounds: dict) -> str:
+    return f" and {sounds['sounds'][0]} to {Path(sounds['sounds'][-1]).name}" if sounds else ""
 
 
 def _what_was_drawn(space, temperature: float) -> str:
