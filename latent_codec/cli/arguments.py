@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_codec.errors import SettingError
+from latent_codec.images.windows import WINDOWS
 from latent_codec.training.stopping import check_minutes
 
 
@@ -92,14 +93,42 @@ def add_data_arguments(
         metavar="DATA",
         nargs=nargs,
         **may_miss,
-        help="images or folders of them, webdataset tars, an IDX folder (Fashion-MNIST), a saved data set, "
-        "hf:owner/name, shapes:COUNTxSIDE (generated, with labelled factors), or audio:PATH (spectrograms of sound files)"
-        + what,
+        help="images or folders of them, DICOM or NIfTI files, webdataset tars, an IDX folder (Fashion-MNIST), a saved "
+        "data set, hf:owner/name, shapes:COUNTxSIDE (generated, with labelled factors), or audio:PATH (spectrograms of "
+        "sound files)" + what,
     ).must_exist = True
+    parser.add_argument(
+        "--value-range",
+        nargs=2,
+        type=_range_end,
+        metavar=("LOW", "HIGH"),
+        help="of gray images of more than 8 bits, clamp values to these; min and max are those of each file or volume "
+        "(default: all of 16 bits; -1024 to 3071 HU of CT; min max of other volumes)",
+    )
+    parser.add_argument(
+        "--axis",
+        type=int,
+        choices=(0, 1, 2),
+        default=2,
+        help="count the slices of volumes along this side (default: 2, the last)",
+    )
     parser.add_argument(
         "--split", default=split, help=f"read this split of data that has splits (default: {split})"
     )
     add_limit_argument(parser, limit, least)
+
+
+def _range_end(text: str) -> float | str:
+    return text if text in ("min", "max") else float(text)
+
+
+def add_window_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--window`, of images that have a unit."""
+    parser.add_argument(
+        "--window",
+        metavar="NAME",
+        help=f"{what} by a window of values: {', '.join(WINDOWS)} (of CT), or CENTER,WIDTH, as in --window=-600,1500",
+    )
 
 
 def add_limit_argument(

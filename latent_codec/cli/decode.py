@@ -1,6 +1,12 @@
 """Turn latent files, and data sets of latents, back into images, cropped to
 their first size.
 
+Images of 8 bits become PNGs. Where a latent file says that an image was
+another one, it is written in its own units: 16-bit PNG or TIFF, float TIFF;
+slices of DICOM and NIfTI become one NAME.nii.gz for each volume, with its
+geometry and without anything else of the headers. Slices whose volume is not
+complete are written one by one.
+
 Latents of another latent space than the codec's are refused. A codec whose
 decoder only differs (a fine-tuned one) decodes them, with a note on stderr.
 
@@ -42,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="latent files, .npy, .npz or .pt files, folders of them, or data sets of latents",
     )
-    arguments.add_out_argument(parser, "decoded", "PNGs")
+    arguments.add_out_argument(parser, "decoded", "images")
+    arguments.add_window_argument(parser, "write PNGs to look at instead of files in original units,")
     arguments.add_vocoder_argument(parser)
     arguments.add_codec_arguments(parser, None, "the one called default; plain arrays and tensors need it")
     arguments.add_tile_argument(parser)

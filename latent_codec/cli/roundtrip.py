@@ -8,6 +8,10 @@ several levels it also writes NAME-levels.png, the image from the top level
 only to all of them. Of a.png and a.jpg in one folder both keep their suffix in
 NAME; images of other data sets have their number.
 
+Gray images of more than 8 bits, DICOM and NIfTI are compared in their own
+units, and the reconstruction is also written in them: NAME-decoded.png (16
+bits), .tif or .nii.gz, for volumes one file with all slices.
+
 Sizes are height x width. An image that cannot be read is left out and named on
 stderr; the exit status is then 2.
 
@@ -28,5 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default=".", metavar="DIR", help="write the images here (default: the current folder)"
     )
     arguments.add_codec_arguments(parser)
+    arguments.add_window_argument(parser, "show the images")
     arguments.add_tile_argument(parser)
     arguments.add_json_argument(parser)

@@ -316,9 +316,7 @@ def _pixels(image: Image.Image, name: str, value_range: tuple[float, float] | No
     deep = _is_deep(image)
     if deep and value_range is not None:
         low, high = value_range
-        values = np.array(image).astype(np.float64)
-        if not np.isfinite(values).all():
-            raise ImageError(f"{name}: {count_of_nonfinite(values)}")
+        values = finite_values(image, name).astype(np.float64)
         return ((values - low) / (high - low)).clip(0, 1).astype(np.float32)[:, :, None]
     gray = deep or image.mode in ("1", "L", "LA", "La")
     convert = _srgb_conversion(image, "L" if gray else "CMYK" if image.mode == "CMYK" else "RGB", name)
@@ -349,12 +347,20 @@ def _deep_pixels(image: Image.Image, name: str) -> np.ndarray:
         return values.clip(0, 65535).astype(np.uint16)
     if image.mode == "F" and values.min() >= 0 and values.max() <= 1:
         return values
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name}: {count_of_nonfinite(values)}")
+    finite_values(image, name)
+    raise ImageError(f"{name}: {count_of_nonfinite(values)}")
     raise ImageError(
         f"{name}: {'float' if image.mode == 'F' else '32-bit integer'} pixels from {values.min():.6g} to "
         f"{values.max():.6g} have no known white: save 8 or 16 bits, or floats in [0, 1], or state the value range"
     )
+
+
+def finite_values(image: Image.Image, name: str) -> np.ndarray:
+    """Pixels of a gray image as they are stored. Raises ImageError where they are not finite."""
+    values = np.array(image)
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name}: {count_of_nonfinite(values)}")
+    return values
 
 
 def count_of_nonfinite(values: np.ndarray) -> str:

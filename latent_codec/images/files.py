@@ -17,6 +17,7 @@ from latent_codec.images.decoding import (
     open_regular,
     printable,
 )
+from latent_codec.images.volume_names import DICOM, is_dicom, is_volume_name, missing_package
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +172,10 @@ def _reason_to_leave(entry: os.DirEntry) -> str | None:
             return None
         if suffix in UNSUPPORTED_SUFFIXES:
             return UNSUPPORTED
+        if is_volume_name(entry.name):
+            return missing_package(entry.name)
         with open_regular(entry.path) as file:
-            return reason_by_content(file)
+            return missing_package(DICOM) if is_dicom(file) else reason_by_content(file)
     except PermissionError:
         return "permission denied"
     except OSError:

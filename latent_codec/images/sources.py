@@ -28,15 +28,25 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from latent_codec.errors import SettingError
 from latent_codec.files import human_bytes
 from latent_codec.images.decoding import SUFFIXES, ImageError, open_regular, printable
-from latent_codec.images.files import SIDECARS, list_images
+from latent_codec.images.files import SIDECARS, LeftOut, list_images
 from latent_codec.images.image_source import MAX_SIDECAR_BYTES, as_key
 from latent_codec.images.image_source import ImageSource as ImageSource
-from latent_codec.images.origins import Origin, check_range, gray_origin
+from latent_codec.images.origins import GrayOrigin, Origin, ValueRange, check_value_range, gray_origin
 from latent_codec.images.shapes import SHAPES, ShapeImages
 from latent_codec.images.tar_samples import Sample, read_tar_samples
-from latent_codec.images.tensors import read_image, to_uint8
+from latent_codec.images.tensors import read_image, to_image, to_uint8
+from latent_codec.images.volume_names import (
+    DICOM,
+    NIFTI,
+    is_dicom,
+    is_nifti_name,
+    is_volume_name,
+    missing_package,
+)
+from latent_codec.images.volumes import NO_PIXELS, Volume, nifti_volume
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +119,15 @@ def open_source(
     *,
     split: str = "train",
     column: str | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: ValueRange | None = None,
+    axis: int = 2,
 ) -> ImageSource:
     """Open images for random access.
 
     Args:
         data: one of
-            a folder of images, walked to the bottom; or a list of images and folders;
+            a folder of images, walked to the bottom; or a list of images and folders; among them DICOM and NIfTI files,
+            slice by slice (extra [medical]);
             tars in the webdataset layout, uncompressed: a path, a list, "photos-{000..003}.tar", "photos-*.tar",
             or a folder that holds them;
             a folder with IDX files (MNIST's layout: train-images-idx3-ubyte, t10k-..., gzipped or not);
@@ -126,6 +138,7 @@ def open_source(
         split: of IDX files and shapes ("train" or "test") and Hugging Face datasets; folders and tars have none.
         column: which image of a sample, if it has several: a dataset's column, or a suffix inside tars ("jpg").
         value_range: of image files that are gray with more than 8 bits, the values that become -1 and 1.
+        axis: of volumes, that their slices are counted along: 0, 1 or 2.
 
     Raises:
         ValueError: if there is nothing to read there, or a file is damaged as a whole.
@@ -161,12 +174,12 @@ def open_source(
             raise ValueError(f"{folder} holds both tars and images: name the tars, or move one of them")
         if tars:
             return TarImages(tars, column)
-        return FolderImages(paths, folder, value_range=value_range)
+        return FolderImages(paths, folder, value_range=value_range, axis=axis)
     tars = [path for path in paths if path.name.lower().endswith(_TAR_SUFFIXES)]
     if tars and len(tars) < len(paths):
         other = next(path for path in paths if path not in tars)
         raise ValueError(f"tars and other files cannot be mixed: {tars[0]}, {other}")
-    return TarImages(tars, column) if tars else FolderImages(paths, None, value_range=value_range)
+    return TarImages(tars, column) if tars else FolderImages(paths, None, value_range=value_range, axis=axis)
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -201,16 +214,31 @@ class FolderImages(ImageSource):
 
     `listing` has each path, and the path relative to the folder that it was found in.
 
+    A DICOM or NIfTI file is as many images as it has slices; the files of a DICOM series are in the order of their places.
+
     Args:
-        value_range: the values that become -1 and 1 in gray images of more than 8 bits; None: all of 16 bits, or 0 and 1
-            for floats.
+        value_range: the values that become -1 and 1 in gray images of more than 8 bits, others being clamped; "min" and
+            "max" are those of each file or volume. None: all of 16 bits, or 0 and 1 for floats; -1024 to 3071 HU for
+            computed tomography, the smallest and largest value of any other volume.
+        axis: that slices of volumes are counted along.
     """
 
     def __init__(
-        self, paths: Sequence[Path], root: Path | None, *, value_range: tuple[float, float] | None = None
+        self,
+        paths: Sequence[Path],
+        root: Path | None,
+        *,
+        value_range: ValueRange | None = None,
+        axis: int = 2,
     ):
-        self.value_range = None if value_range is None else check_range(*value_range)
+        if axis not in (0, 1, 2):
+            raise SettingError("axis", "0, 1 or 2", axis)
+        self.value_range = None if value_range is None else check_value_range(value_range)
         self.listing = self._find(paths)
+        volumes = open_volumes(self.listing, axis=axis, value_range=self.value_range)
+        self.slices: list[tuple[Volume, int] | None] | None = None
+        if volumes is not None:
+            self.listing, self.slices = volumes
         self.paths = [path for path, _ in self.listing]
         self.root = root
         self.classes: list[str] | None = None
@@ -225,8 +253,13 @@ class FolderImages(ImageSource):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def slice(self, index: int) -> tuple[Volume, int] | None:
+        """The volume that an image is from, and its number there; None: a file that is one image."""
+        return None if self.slices is None else self.slices[index]
+
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        found = self.slice(index)
+        return str(self.paths[index]) if found is None else found[0].name_of(found[1])
 
     def label(self, index: int) -> int | None:
         if self.classes is None:
@@ -240,11 +273,14 @@ class FolderImages(ImageSource):
         some = copy(self)
         some.listing = [self.listing[index] for index in indices]
         some.paths = [path for path, _ in some.listing]
+        some.slices = self.slices and [self.slices[index] for index in indices]
         return some
 
     def sidecars(self, index: int) -> dict[str, bytes]:
-        """The files next to it that differ in their suffix only, one of `SIDECARS`."""
-        found = {}
+        """The files next to it that differ in their suffix only, one of `SIDECARS`; none of a slice's, which may name a patient."""
+        found: dict[str, bytes] = {}
+        if self.slice(index) is not None:
+            return found
         for suffix in SIDECARS:
             with (
                 suppress(FileNotFoundError),
@@ -254,22 +290,113 @@ class FolderImages(ImageSource):
         return found
 
     def origin(self, index: int) -> Origin | None:
+        if (found := self.slice(index)) is not None:
+            return found[0].origin(found[1])
         path = self.paths[index]
         return gray_origin(path, self.value_range) if path.suffix.lower() in _DEEP_SUFFIXES else None
 
     def read(self, index: int, channels: int = 3) -> Tensor:
-        if self.value_range is None or self.origin(index) is None:
+        if self.slice(index) is None and (self.value_range is None or self.origin(index) is None):
             return super().read(index, channels)
         return to_uint8(self.image(index, channels))
 
     def image(self, index: int, channels: int = 3) -> Tensor:
         """An image with all its bits, float32 in [-1, 1]."""
-        if self.origin(index) is None:
+        if (found := self.slice(index)) is not None:
+            return to_image(found[0].image(found[1]), channels=channels)
+        origin = self.origin(index)
+        if not isinstance(origin, GrayOrigin):
             return super().image(index, channels)
-        return read_image(self._image(index), channels=channels, value_range=self.value_range)
+        value_range = None if self.value_range is None else (origin.low, origin.high)
+        return read_image(self._image(index), channels=channels, value_range=value_range)
+
+    def size(self, index: int) -> tuple[int, int]:
+        found = self.slice(index)
+        return super().size(index) if found is None else found[0].size
 
     def _image(self, index: int) -> Path:
         return self.paths[index]
+
+
+def open_volumes(
+    listing: Sequence[tuple[Path, Path]],
+    *,
+    axis: int,
+    value_range: ValueRange | None,
+) -> tuple[list[tuple[Path, Path]], list[tuple[Volume, int] | None]] | None:
+    """Put the slices of DICOM and NIfTI files in the place of the files; None where there are none.
+
+    Returns:
+        The listing with an entry for each image, and for each its volume and number there. The relative path of a slice is
+        the volume's name with the number.
+
+    Raises:
+        ImageError: if a package is absent, or no image is left.
+    """
+    kinds = [_volume_kind(path) for path, _ in listing]
+    if not any(kinds):
+        return None
+    for (path, _), kind in zip(listing, kinds):
+        if kind and (reason := missing_package(kind)):
+            raise ImageError(f"{path}: {reason}")
+    volumes: list[tuple[int, Volume]] = []
+    if DICOM in kinds:
+        from latent_codec.images.dicom import dicom_volumes
+
+        files = [each for each, kind in zip(listing, kinds) if kind == DICOM]
+        places = [place for place, kind in enumerate(kinds) if kind == DICOM]
+        found, left_out = dicom_volumes(files, axis=axis, value_range=value_range)
+        volumes += [(places[place], volume) for place, volume in found]
+        _note_left_out(left_out, listing)
+    for place, ((path, relative), kind) in enumerate(zip(listing, kinds)):
+        if kind == NIFTI:
+            name = re.sub(r"\.nii(\.gz)?$", "", relative.as_posix(), flags=re.IGNORECASE)
+            volumes.append((place, nifti_volume(path, name, axis=axis, value_range=value_range)))
+    taken = {relative.with_suffix("").as_posix() for (_, relative), kind in zip(listing, kinds) if not kind}
+    by_place: dict[int, list[Volume]] = {}
+    for place, volume in sorted(volumes, key=lambda each: each[0]):
+        name, number = volume.name, 1
+        while name in taken:
+            number += 1
+            name = f"{volume.name}-{number}"
+        taken.add(name)
+        by_place.setdefault(place, []).append(replace(volume, name=name))
+    images: list[tuple[Path, Path]] = []
+    slices: list[tuple[Volume, int] | None] = []
+    for place, (entry, kind) in enumerate(zip(listing, kinds)):
+        if not kind:
+            images.append(entry)
+            slices.append(None)
+        for volume in by_place.get(place, []):
+            count = len(volume)
+            for number in range(count):
+                ending = f"-{number:0{len(str(count - 1))}d}" if count > 1 else ""
+                images.append((volume.path(number), Path(f"{volume.name}{ending}.slice")))
+                slices.append((volume, number))
+    if not images:
+        raise ImageError(f"{listing[0][0]}: no images: {NO_PIXELS}")
+    return images, slices
+
+
+def _volume_kind(path: Path) -> str | None:
+    """`DICOM`, `NIFTI`, or None for an image."""
+    if is_volume_name(path.name):
+        return NIFTI if is_nifti_name(path.name) else DICOM
+    if path.suffix.lower() in SUFFIXES:
+        return None
+    try:
+        with open_regular(path) as file:
+            return DICOM if is_dicom(file) else None
+    except OSError:
+        return None  # as reading it will say
+
+
+def _note_left_out(left_out: Sequence[tuple[Path, str]], listing: Sequence[tuple[Path, Path]]) -> None:
+    reasons = LeftOut()
+    for relative, reason in left_out:
+        reasons.add(reason, str(relative))
+    if left_out and len(left_out) < len(listing):
+        logger.warning("Note: left out %s", reasons)
 
 
 class TarImages(ImageSource):

@@ -14,7 +14,8 @@ from latent_codec.cli.progress import progress
 from latent_codec.cli.work.decoded_files import load_vocoder, write_decoded
 from latent_codec.cli.work.opening import load_codec
 from latent_codec.errors import SettingError
-from latent_codec.images.origins import Origin
+from latent_codec.images.origins import Origin, RangeOrigin, Wholes
+from latent_codec.images.windows import window_range
 from latent_codec.latents.data_set import LatentDataset
 from latent_codec.latents.latent_files import LatentFile, load_latents
 from latent_codec.latents.plain_latents import PlainLatents, read_plain_latents
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     args.codec = args.codec or "default"
     load = cache(partial(load_codec, args))  # by pipeline
     vocoder = load_vocoder(args)
+    window = None if args.window is None else window_range(args.window)
     taken: set[Path] = set()
     for file, folder in progress(args.files, "decoding"):
         images = (
@@ -36,10 +38,41 @@ def run(args: argparse.Namespace) -> None:
             if file in plain
             else chain.from_iterable(_decode(load, found, args.tile) for found in _latent_files(file))
         )
+        wholes = Wholes()
         for name, image, origin in images:
-            path = args.out / _free_path(folder, name, origin.suffix if origin else ".png", taken)
-            write_decoded(image.cpu(), origin, path, vocoder)
+            image = image.cpu()
+            if window is not None and not isinstance(origin, RangeOrigin):
+                raise SettingError("window", f"none: {name} has no unit", args.window)
+            if window is not None:
+                path = args.out / _free_path(folder, _stem(name), ".png", taken)
+                write_decoded(origin.windowed(image, window), None, path, vocoder)
+            elif origin is None or origin.whole is None or vocoder is not None:
+                suffix = origin.suffix if origin else ".png"
+                path = args.out / _free_path(folder, _stem(name), suffix, taken)
+                write_decoded(image, origin, path, vocoder)
+            elif (parts := wholes.add(origin, origin.part(image))) is not None:
+                path = args.out / _free_path(folder, _base(origin.whole), origin.suffix, taken)
+                origin.write_parts(parts, path)
+            else:
+                continue
             print(path)
+        for path in _write_rest(wholes, args.out, folder, taken):
+            print(path)
+
+
+def _write_rest(wholes: Wholes, out: Path, folder: Path, taken: set[Path]) -> Iterator[Path]:
+    """Write the parts of what is not whole one by one."""
+    for parts in wholes.rest():
+        first, _ = parts[0]
+        print(
+            f"latent-codec decode: Note: {len(parts)} of {first.count} slices of {first.whole}: written one by one",
+            file=sys.stderr,
+        )
+        for origin, part in parts:
+            stem = f"{_base(origin.whole)}-{origin.number:0{len(str(origin.count - 1))}d}"
+            path = out / _free_path(folder, stem, origin.suffix, taken)
+            origin.write_parts([(origin, part)], path)
+            yield path
 
 
 def _latent_files(path: Path) -> Iterable[LatentFile]:
@@ -74,9 +107,23 @@ def _decode(
         yield name, image, origin
 
 
-def _free_path(folder: Path, name: str, suffix: str, taken: set[Path]) -> Path:
-    """A file for an image: under its own name, numbered if taken; folders in the name, which is not to be trusted, go."""
-    stem = PurePosixPath(name.replace("\\", "/").replace("\0", "")).stem or "image"
+def _stem(name: str) -> str:
+    """What to call the file of an image: its own name without suffix, and, as it is not to be trusted, without folders."""
+    base = _base(name)
+    stem, bracket, number = base.partition("[")  # of a slice: brain.nii.gz[12]
+    if bracket and number.endswith("]"):
+        base = f"{stem.removesuffix('.gz')}-{number[:-1]}"
+        return base.replace(".nii-", "-").replace(".dcm-", "-")
+    return PurePosixPath(base).stem
+
+
+def _base(name: str) -> str:
+    """The last part of a name."""
+    return PurePosixPath(name.replace("\\", "/").replace("\0", "")).name or "image"
+
+
+def _free_path(folder: Path, stem: str, suffix: str, taken: set[Path]) -> Path:
+    """A file for an image, numbered if its name is taken."""
     free, number = folder / f"{stem}{suffix}", 1
     while free in taken:
         number += 1

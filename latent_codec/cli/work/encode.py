@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from latent_codec.cli.encode import IMAGES_PER_SHARD
@@ -51,24 +52,27 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("indices have no tiled form; leave --tile out")
     save = save_indices if as_indices else save_latents
     is_one_file = args.out.endswith(".safetensors")
-    names, sizes, origins, encoded = [], [], [], []
+    wholes: dict[Path, list] = {}  # what goes into one file: all images, the slices of a volume, or an image
     for index, name, image in images.read(codec.channels, "encoding"):
         file_name = Path(source.name(index)).name
         values = codec.encode_indices(image) if as_indices else codec.encode(image, tile=args.tile)
-        size = tuple(image.shape[-2:])
+        origin, size = source.origin(index), tuple(image.shape[-2:])
         if is_one_file:
-            names.append((name.parent / file_name).as_posix())
-            sizes.append(size)
-            origins.append(source.origin(index))
-            encoded.append(values)
-            continue
-        out = Path(args.out) / name.with_name(f"{name.name}.safetensors")
-        save(out, [values], codec=codec, names=[file_name], sizes=[size], origins=[source.origin(index)])
-        print(out)
-    if encoded:
-        save(Path(args.out), encoded, codec=codec, names=names, sizes=sizes, origins=origins)
-        print(args.out)
+            file_name = (name.parent / file_name).as_posix()
+        whole = name if origin is None or origin.whole is None else Path(origin.whole)
+        out = Path(args.out) if is_one_file else Path(args.out) / f"{whole}.safetensors"
+        wholes.setdefault(out, []).append((file_name, size, origin, values))
+        if not is_one_file and (origin is None or len(wholes[out]) == origin.count):
+            _save(save, codec, out, wholes.pop(out))
+    for out, encoded in wholes.items():
+        _save(save, codec, out, encoded)
     return 2 if images.failed else 0
+
+
+def _save(save: Callable, codec, out: Path, encoded: list[tuple]) -> None:
+    names, sizes, origins, values = zip(*encoded)
+    save(out, values, codec=codec, names=names, sizes=sizes, origins=origins)
+    print(out)
 
 
 def _encode_data_set(source: ImageSource, args: argparse.Namespace) -> None:

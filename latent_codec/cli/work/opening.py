@@ -115,7 +115,7 @@ def open_data(args: argparse.Namespace) -> ImageSource:
         raise ValueError(
             f"{args.data[0]} is a data set of latents, and {args.verb} needs images: give those that were encoded"
         )
-    return open_source(args.data, split=args.split)
+    return open_source(args.data, split=args.split, value_range=args.value_range, axis=args.axis)
 
 
 def open_latents(args: argparse.Namespace, codec: LatentCodec | None = None) -> LatentDataset | None:
@@ -186,7 +186,7 @@ class NamedImages:
         is_folder = type(self.source) is FolderImages
         for index, name in progress(self.names.items(), what):
             try:
-                if is_folder:  # 16-bit files with all their bits, which `image` rounds to 8
+                if is_folder and self.source.origin(index) is None:  # which `image` rounds to 8 bits
                     image = to_image(self.source.paths[index], channels=channels)
                 else:
                     image = self.source.image(index, channels)

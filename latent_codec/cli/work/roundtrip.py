@@ -12,9 +12,11 @@ from latent_codec.cli.work.printing import by, print_json
 from latent_codec.evaluation.codes import fixed_length_bits_per_pixel
 from latent_codec.evaluation.comparison import side_by_side
 from latent_codec.evaluation.cost import wait_for
+from latent_codec.images.origins import Origin, RangeOrigin, Wholes, as_stored
 from latent_codec.images.sample_photograph import SAMPLE_SIZE, sample_photograph
 from latent_codec.images.tensors import center_crop, hstack_images, write_image
-from latent_codec.metrics import psnr, round_to_8_bits, ssim
+from latent_codec.images.windows import window_range
+from latent_codec.metrics import psnr, ssim
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,18 +26,36 @@ def run(args: argparse.Namespace) -> int:
     images = NamedImages(open_data(args), args)
     codec = load_codec(args)
     codec.check_keeps_size("the comparison with the original")
-    results = []
-    for _, name, image in images.read(codec.channels, "round trips"):
-        results.append(_roundtrip(codec, center_crop(image, SAMPLE_SIZE) if is_sample else image, name, args))
+    window = None if args.window is None else window_range(args.window)
+    results, wholes = [], Wholes()
+    for index, name, image in images.read(codec.channels, "round trips"):
+        origin = images.source.origin(index)
+        if window is not None and not isinstance(origin, RangeOrigin):
+            images.fail(f"{images.source.name(index)}: it has no unit, so leave --window out")
+            continue
+        image = center_crop(image, SAMPLE_SIZE) if is_sample else image
+        results.append(_roundtrip(codec, image, name, args, origin, wholes, window))
         if not args.json:
             _print(results[-1])
+    for parts in wholes.rest():
+        for origin, part in parts:
+            results_of = Path(args.out) / f"{origin.whole}-{origin.number}-decoded{origin.suffix}"
+            origin.write_parts([(origin, part)], results_of)
     if args.json:
         facts = {"codec": codec.name, "fingerprint": codec.fingerprint}
         print_json(facts | {"images": results, "failed": images.failed})
     return 2 if images.failed else 0
 
 
-def _roundtrip(codec: LatentCodec, image: Tensor, name: Path, args: argparse.Namespace) -> dict:
+def _roundtrip(
+    codec: LatentCodec,
+    image: Tensor,
+    name: Path,
+    args: argparse.Namespace,
+    origin: Origin | None,
+    wholes: Wholes,
+    window: tuple[float, float] | None,
+) -> dict:
     start = time.perf_counter()
     latents = codec.encode(image, tile=args.tile)
     wait_for(codec.device)
@@ -44,9 +64,12 @@ def _roundtrip(codec: LatentCodec, image: Tensor, name: Path, args: argparse.Nam
     wait_for(codec.device)
     decoded = time.perf_counter()
 
-    reconstruction = round_to_8_bits(reconstruction.cpu())
+    (reconstruction,) = as_stored(reconstruction.cpu()[None], [origin])
     path = Path(args.out) / name.with_name(f"{name.name}-roundtrip.png")
-    write_image(side_by_side(image, reconstruction), path)
+    shown = image, reconstruction
+    if window is not None and isinstance(origin, RangeOrigin):
+        shown = tuple(origin.windowed(each, window) for each in shown)
+    write_image(side_by_side(*shown), path)
     return {
         "name": str(name),
         "psnr": psnr(reconstruction[None], image[None]).item(),
@@ -56,8 +79,36 @@ def _roundtrip(codec: LatentCodec, image: Tensor, name: Path, args: argparse.Nam
         "encode_seconds": encoded - start,
         "decode_seconds": decoded - encoded,
         "path": str(path),
+        **(_in_units(origin, image, reconstruction) if isinstance(origin, RangeOrigin) else {}),
+        **(_restored(origin, reconstruction, name, args, wholes) if origin else {}),
         **(_indices(codec, image, path) if codec.indices_suffice else {}),
     }
+
+
+def _in_units(origin: RangeOrigin, image: Tensor, reconstruction: Tensor) -> dict:
+    """Errors in the image's unit."""
+    rmse, largest = origin.errors(reconstruction, image)
+    return {
+        "unit": origin.unit,
+        "value_range": [origin.low, origin.high],
+        "rmse": rmse,
+        "largest_error": largest,
+    }
+
+
+def _restored(
+    origin: Origin, reconstruction: Tensor, name: Path, args: argparse.Namespace, wholes: Wholes
+) -> dict:
+    """Write the reconstruction as a file of the image's own kind; of a volume with its last slice."""
+    whole = Path(name.name if origin.whole is None else origin.whole)
+    path = Path(args.out) / name.parent / f"{whole.name}-decoded{origin.suffix}"
+    if origin.whole is None:
+        origin.write(reconstruction, path)
+    elif (parts := wholes.add(origin, origin.part(reconstruction))) is not None:
+        origin.write_parts(parts, path)
+    else:
+        return {}
+    return {"decoded_path": str(path)}
 
 
 def _indices(codec: LatentCodec, image: Tensor, roundtrip_path: Path) -> dict:
@@ -86,8 +137,13 @@ def _print(result: dict) -> None:
         encoded = (
             f"indices {grids}, {result['bits_per_pixel_at_fixed_length']:.4f} bits per pixel at fixed length"
         )
-    seen = " and ".join(result[key] for key in ("path", "levels_path") if key in result)
+    seen = " and ".join(result[key] for key in ("path", "levels_path", "decoded_path") if key in result)
+    psnr_ = f"PSNR {result['psnr']:.2f} dB"
+    if "rmse" in result:
+        unit = f" {result['unit']}" if result["unit"] else ""
+        low, high = result["value_range"]
+        psnr_ += f" of {low:g} to {high:g}{unit}, RMSE {result['rmse']:.4g}{unit}, at most {result['largest_error']:.4g}{unit}"
     print(
-        f"{result['name']}: PSNR {result['psnr']:.2f} dB, SSIM {ssim_}, {by(result['size'])} -> {encoded}, "
+        f"{result['name']}: {psnr_}, SSIM {ssim_}, {by(result['size'])} -> {encoded}, "
         f"encode {result['encode_seconds']:.2f} s, decode {result['decode_seconds']:.2f} s, see {seen}"
     )
