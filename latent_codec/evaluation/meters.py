@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from latent_codec.codec import Encoding
+from latent_codec.images.origins import Origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +20,12 @@ class Batch:
     """(N, C, H, W) in [-1, 1]."""
     encoding: Encoding | None = None
     reconstructions: Tensor | None = None
-    """Like `originals`, rounded as a file of 8 bits per channel would be."""
+    """Like `originals`, rounded as their files would be: to 8 bits per channel, or as their origins say."""
     names: list[str] | None = None
     indices: list[int] | None = None
     """Of the images in their source."""
+    origins: list[Origin | None] | None = None
+    """What each stands for; None: 8 bits in sRGB."""
 
 
 @dataclass(frozen=True, kw_only=True)

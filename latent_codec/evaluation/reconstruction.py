@@ -19,6 +19,7 @@ from latent_codec.evaluation.meters import Batch, Figure
 from latent_codec.evaluation.quality import ImageFigures, QualityMeter
 from latent_codec.files import plain
 from latent_codec.images.batches import batch_by_shape, iter_images
+from latent_codec.images.origins import as_stored
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
 from latent_codec.images.tensors import pad_to_multiple, shrunk_by
 from latent_codec.torch_settings import ignoring_caller_settings
@@ -36,6 +37,8 @@ class Evaluation:
     device: str
     dtype: str
     psnr: Figure
+    rmse: Figure
+    """In the unit of images that have one: Hounsfield units."""
     ssim: Figure
     ms_ssim: Figure
     lpips: Figure
@@ -73,7 +76,8 @@ def evaluate(
 ) -> Evaluation:
     """Encode and decode images, and measure: `latent_codec.evaluate("photos/").psnr.value`.
 
-    Originals and reconstructions are compared as files of 8 bits per channel would hold them.
+    Originals and reconstructions are compared as files of 8 bits per channel would hold them; gray of more than 8 bits, DICOM
+    and NIfTI in their own values.
     Latents are posterior means. Images that cannot be read are left out and listed.
 
     Args:
@@ -147,10 +151,12 @@ def round_trip(
     encoding = cost.timed("encode", partial(codec.encode_all, encoded), megapixels)
     decode = partial(codec.decode, encoding.latents, size=tuple(encoded.shape[2:]), output_type="pt")
     decoded = cost.timed("decode", decode, megapixels)[..., :height, :width]
+    origins = [source.origin(each) for each in indices]
     return Batch(
         originals=originals,
         encoding=encoding,
-        reconstructions=metrics.round_to_8_bits(decoded),
+        reconstructions=as_stored(decoded, origins),
+        origins=origins,
         names=[source.name(each) for each in indices],
         indices=indices,
     )

@@ -128,11 +128,13 @@ def _evaluation_tables(evaluation: Evaluation, data: str) -> list[Table]:
         (name, "-" if figure.value is None else format(figure.value, form), figure.note)
         for name, figure, form in (
             ("PSNR", evaluation.psnr, ".2f"),
+            ("RMSE", evaluation.rmse, ".4g"),
             ("SSIM", evaluation.ssim, ".4f"),
             ("MS-SSIM", evaluation.ms_ssim, ".4f"),
             ("LPIPS", evaluation.lpips, ".4f"),
             ("Frechet distance", evaluation.frechet, ".4g"),
         )
+        if name != "RMSE" or figure.value is not None
     ]
     rows += [
         (name, "-" if figure.value is None else f"{figure.value:.2f}", figure.note)
