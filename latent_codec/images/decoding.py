@@ -348,7 +348,6 @@ def _deep_pixels(image: Image.Image, name: str) -> np.ndarray:
     if image.mode == "F" and values.min() >= 0 and values.max() <= 1:
         return values
     finite_values(image, name)
-    raise ImageError(f"{name}: {count_of_nonfinite(values)}")
     raise ImageError(
         f"{name}: {'float' if image.mode == 'F' else '32-bit integer'} pixels from {values.min():.6g} to "
         f"{values.max():.6g} have no known white: save 8 or 16 bits, or floats in [0, 1], or state the value range"

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from latent_codec.images.decoding import ImageError, _without_warnings, printable
+from latent_codec.images.decoding import ImageError, printable, without_warnings
 from latent_codec.images.files import Waiting
 from latent_codec.images.origins import ValueRange
 from latent_codec.images.volume_names import DICOM_SUFFIXES
-from latent_codec.images.volumes import CT_RANGE, DTYPES, NO_PIXELS, Volume, _is_affine, damaged
+from latent_codec.images.volumes import CT_RANGE, DTYPES, NO_PIXELS, Volume, damaged, is_affine
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _quiet() -> Iterator[None]:
     level = found.level
     found.setLevel(logging.CRITICAL + 1)
     try:
-        with _without_warnings():
+        with without_warnings():
             yield
     finally:
         found.setLevel(level)
@@ -300,7 +300,7 @@ def _affine(stack: list[_Header]) -> tuple[float, ...]:
         matrix = np.column_stack([*directions, step, start])
     matrix = np.diag([-1, -1, 1]) @ matrix
     numbers = tuple(float(each) for each in (matrix + 0.0).ravel())
-    return numbers if _is_affine(numbers) else (-across, 0, 0, 0, 0, -down, 0, 0, 0, 0, first.thickness, 0)
+    return numbers if is_affine(numbers) else (-across, 0, 0, 0, 0, -down, 0, 0, 0, 0, first.thickness, 0)
 
 
 def _read_header(path: Path, relative: Path) -> _Header | str:

@@ -311,7 +311,7 @@ def nifti_volume(
         return problematic(f"a volume of {'x'.join(map(str, shape))} voxels is not read")
     if math.prod(shape) * dtype.itemsize > _MOST_PACKED * facts.st_size:
         return problematic(f"damaged or cut short: it announces {'x'.join(map(str, shape))} voxels")
-    if not _is_affine(affine[:3].ravel().tolist()):
+    if not is_affine(affine[:3].ravel().tolist()):
         return problematic("its geometry is no finite matrix that can be inverted: correct its affine")
     return NiftiVolume(
         name=name,
@@ -331,7 +331,7 @@ def nifti_volume(
 _IDENTITY: Affine = (1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def _is_affine(numbers: Sequence[Any]) -> bool:
+def is_affine(numbers: Sequence[Any]) -> bool:
     """Whether 12 numbers are the upper rows of an affine that can be inverted."""
     are_numbers = len(numbers) == 12 and all(
         isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each)
@@ -412,7 +412,7 @@ class SliceOrigin(RangeOrigin):
             raise ValueError("the place of a slice is no integers")
         if not 3 <= len(self.shape) <= 7 or not all(1 <= side <= _MAX_SIDE for side in self.shape):
             raise ValueError(f"expected a volume of 3 to 7 sides, got {self.shape}")
-        if not _is_affine(self.affine):
+        if not is_affine(self.affine):
             raise ValueError("its affine is no 12 numbers that can be inverted")
         if not 0 <= self.number < self.count:
             raise ValueError(f"expected a slice from 0 to {self.count - 1}, got {self.number}")
