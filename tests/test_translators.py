@@ -19,7 +19,7 @@ from latent_codec.pipelines.tiny_pipeline import build_tiny_pipeline
 from latent_codec.training.config import TrainingConfig, load_config
 from latent_codec.training.loop import train
 from latent_codec.training.report import read_metrics
-from latent_codec.training.translator_task import build_translator, fit_in_closed_form
+from latent_codec.training.translator_task import build_translator, fit_in_closed_form, reusable_layers
 
 SETTINGS = (
     "model.arguments={width=8, num_blocks=1}",
@@ -29,6 +29,7 @@ SETTINGS = (
     "run.log_every=1",
     "translator.crops=4",
     "translator.linear_crops=4",
+    "translator.reuse_layers=false",
 )
 
 
@@ -173,6 +174,72 @@ def test_a_translator_goes_on_from_another_and_refuses_other_codecs(run, images,
     assert facts["target_space_fingerprint"] == LatentCodec.from_pretrained(run / "vq").space_fingerprint
     with pytest.raises(ValueError, match=r"translator\.target: expected the name or folder"):
         build_translator(TrainingConfig.from_dict(named), open_source(images))
+
+
+def seen_by(module: torch.nn.Module, work) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a module is given and gives, while `work` runs."""
+    found = []
+    hook = module.register_forward_hook(lambda _, inputs, output: found.append((inputs[0], output)))
+    work()
+    hook.remove()
+    return found[-1]
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderTiny", "AutoencoderTinyGN"])
+def test_a_decoders_head_is_what_it_does_on_the_latents_grid(name):
+    codec = codec_of(name, "some")
+    latents = torch.randn(1, codec.latent_space.channels, 4, 6)
+    head = codec.family.decoder_head
+    _, expected = seen_by(head[-1], lambda: codec.decode(latents, output_type="pt"))
+    with torch.no_grad():
+        torch.testing.assert_close(head(codec.latent_space.denormalize(latents)), expected)
+    assert expected.shape[2:] == (4, 6)
+
+
+@pytest.mark.parametrize(
+    "name", ["AutoencoderKL", "AutoencoderVQ", "VQModel", "AutoencoderTiny", "AutoencoderTinyGN"]
+)
+def test_an_encoders_tail_is_what_it_does_on_the_latents_grid(name):
+    codec = codec_of(name, "some")
+    image = torch.rand(1, 3, 32, 48) * 2 - 1
+    tail = codec.family.encoder_tail
+    features, _ = seen_by(tail[0], lambda: codec.encode(image))
+    channels, factor = codec.latent_space.channels, codec.latent_space.downsampling_factor
+    assert features.shape[2:] == (32 // factor, 48 // factor)
+    with torch.no_grad():
+        latents = codec.latent_space.normalize(tail(features)[:, :channels])
+    torch.testing.assert_close(latents, codec.encode(image))
+
+
+def test_a_translator_begins_with_the_codecs_own_layers(run, images, kl, vq):
+    reusing = ("translator.reuse_layers=true", "model.arguments.num_blocks=0")
+    ends = {"codec": str(run / "kl"), "target": str(run / "vq")}
+    translator = build_translator(
+        load_config("translator", [*SETTINGS, *reusing], **ends), open_source(images)
+    )
+    for own, begun in ((kl.family.decoder_head, translator.head), (vq.family.encoder_tail, translator.tail)):
+        assert all(torch.equal(each, begun.state_dict()[key]) for key, each in own.state_dict().items())
+    frozen = ("run.steps=1", "optimizer.learning_rate=1e-9", "translator.image_side=4")
+    fit(run, images, "reused", *reusing, *frozen)
+    (first,) = read_metrics(run / "reused")
+    assert "linear_mse" not in first and first["image"] > 0
+    image = open_source(images).image(0)[None, :, :32, :32]
+    wanted = vq.encode(kl.decode(kl.encode(image), output_type="pt"))
+    assert first["mse"] < 0.5 * wanted.var()  # the linear map gives the tail what the encoder gives it
+    reopened = LatentTranslator.from_pretrained(run / "reused" / "translator")
+    assert reopened.head is not None and reopened.config.source_autoencoder["_class_name"] == "AutoencoderKL"
+
+
+def test_layers_that_are_not_told_apart_are_not_reused(kl, vq):
+    entries = entries_of(vq), entries_of(kl)
+    with pytest.raises(ValueError, match="layers of AutoencoderVQ's decoder are not told apart"):
+        LatentTranslator(
+            *entries, source_autoencoder=dict(vq.autoencoder.config) | {"_class_name": "AutoencoderVQ"}
+        )
+    assert set(reusable_layers(vq, kl)) == {"tail"}
+    assert set(reusable_layers(kl, vq)) == {"head", "tail"}
+    packed = codec_of("AutoencoderKLFlux2", "packed")
+    assert set(reusable_layers(packed, kl)) == {"tail"} and set(reusable_layers(kl, packed)) == {"head"}
 
 
 def test_latents_are_translated_and_decoded_by_the_other_codec(kl, vq):

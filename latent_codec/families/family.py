@@ -313,6 +313,16 @@ class Family:
         return last_layer_of(self.autoencoder.decoder)
 
     @property
+    def decoder_head(self) -> "nn.Sequential | None":
+        """The decoder's layers on the latents' own grid, which raw latents go through first; None where they are not told apart."""
+        return None
+
+    @property
+    def encoder_tail(self) -> "nn.Sequential | None":
+        """The encoder's layers on the latents' own grid, whose last gives raw latents, or a posterior's mean and log variance."""
+        return None
+
+    @property
     def has_post_quant_conv(self) -> bool:
         """Whether there is the layer whose dtype SDXL's pipelines ask for when they upcast."""
         return getattr(self.autoencoder, "post_quant_conv", None) is not None
@@ -390,6 +400,25 @@ def gaussian(moments: "Tensor") -> Encoded:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
     return Encoded(DiagonalGaussianDistribution(moments), None)
+
+
+def decoder_head_of(autoencoder) -> "nn.Sequential":
+    """`Family.decoder_head` of diffusers' Decoder and the convolution before it."""
+    from torch import nn
+
+    decoder = autoencoder.decoder
+    layers = autoencoder.post_quant_conv, decoder.conv_in, decoder.mid_block
+    return nn.Sequential(*(layer for layer in layers if layer is not None))
+
+
+def encoder_tail_of(autoencoder) -> "nn.Sequential":
+    """`Family.encoder_tail` of diffusers' Encoder and the convolution after it."""
+    from torch import nn
+
+    encoder = autoencoder.encoder
+    last = encoder.conv_norm_out, encoder.conv_act, encoder.conv_out, autoencoder.quant_conv
+    layers = encoder.down_blocks[-1], encoder.mid_block, *last
+    return nn.Sequential(*(layer for layer in layers if layer is not None))
 
 
 def last_layer_of(network: "nn.Module") -> "nn.Module":

@@ -2,10 +2,17 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from latent_codec.families.family import Encoded, Family, Trainable, gaussian
+from latent_codec.families.family import (
+    Encoded,
+    Family,
+    Trainable,
+    decoder_head_of,
+    encoder_tail_of,
+    gaussian,
+)
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class KL(Family):
@@ -18,6 +25,14 @@ class KL(Family):
     @property
     def folds_statistics(self) -> bool:
         return self.autoencoder.quant_conv is not None and self.autoencoder.post_quant_conv is not None
+
+    @property
+    def decoder_head(self) -> "nn.Sequential":
+        return decoder_head_of(self.autoencoder)
+
+    @property
+    def encoder_tail(self) -> "nn.Sequential":
+        return encoder_tail_of(self.autoencoder)
 
     def encode_raw(self, images: "Tensor", tile: int | None = None) -> Encoded:
         if tile is None:

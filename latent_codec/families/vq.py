@@ -3,11 +3,19 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from latent_codec.families.family import Config, Encoded, Family, Level, Trainable, single_level_indices
+from latent_codec.families.family import (
+    Config,
+    Encoded,
+    Family,
+    Level,
+    Trainable,
+    encoder_tail_of,
+    single_level_indices,
+)
 from latent_codec.families.latent_space import LatentSpace
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class VQ(Family):
@@ -34,6 +42,10 @@ class VQ(Family):
     @property
     def levels(self) -> list[Level]:
         return [Level(self.autoencoder.quantize.embedding.weight, self.side_multiple)]
+
+    @property
+    def encoder_tail(self) -> "nn.Sequential":
+        return encoder_tail_of(self.autoencoder)
 
     def reads(self, pipeline: str | None = None) -> tuple[str, ...]:
         # Latent diffusion's pipelines, which it is made for, know no shift.

@@ -3,14 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks for it in a component's module
 from torch import Tensor, nn
 
 from latent_codec.models.hierarchical_vq import CheckpointedSequential
-from latent_codec.models.tiny_autoencoder import TinyAutoencoder
+from latent_codec.models.tiny_autoencoder import Clamp, TinyAutoencoder
 
 
 class AutoencoderTinyGN(TinyAutoencoder):
@@ -97,8 +96,7 @@ class AutoencoderTinyGN(TinyAutoencoder):
         return (x - self.config.latent_shift) * (2 * self.config.latent_magnitude)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        limit = self.config.latent_magnitude
-        return self.decoder(torch.tanh(latents / limit) * limit)
+        return self.decoder(Clamp(self.config.latent_magnitude)(latents))
 
 
 def encoder(

@@ -8,7 +8,7 @@ from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks for it in a component's module
 from torch import Tensor, nn
 
-from latent_codec.models.tiny_autoencoder import TinyAutoencoder
+from latent_codec.models.tiny_autoencoder import Clamp, TinyAutoencoder
 
 
 class AutoencoderTinyVideo(TinyAutoencoder):
@@ -156,17 +156,6 @@ class TimeGrowth(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x).unflatten(1, (self.stride, -1)).flatten(0, 1)
-
-
-class Clamp(nn.Module):
-    """m tanh(x / m)."""
-
-    def __init__(self, magnitude: float):
-        super().__init__()
-        self.magnitude = magnitude
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x / self.magnitude) * self.magnitude
 
 
 def conv(in_channels: int, out_channels: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:

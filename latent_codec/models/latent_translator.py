@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latent_codec.families.latent_space import LatentSpace
+from latent_codec.families import Family, LatentSpace, component_class, family_of
 from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.tensors import check_floating
@@ -66,22 +66,27 @@ class CodecIdentity:
 class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
     """Gives the latents that another codec would have encoded the same image to.
 
-        source's latents -- fold r x r --+-- linear, k x k ------------------------------------(+)-- unfold --> target's latents
-                                         +-- conv -- [residual block] x num_blocks -- conv -----+
+        source's latents --[head]-- fold r x r --+-- linear, k x k ----------------------------(+)-- unfold --[tail]--> target's latents
+                                                 +-- conv -- [residual block] x num_blocks -- conv --+
 
     Latents are those that denoisers see. Where the target's are coarser, r x r positions are folded into channels first;
     where they are finer, each position is unfolded into r x r. The linear map is the best that there is of its size, in closed
-    form (training/translator_task.py); the network, of TAESD's blocks, adds what is not linear.
+    form (training/translator_task.py); the network, of TAESD's blocks, adds what is not linear. The head is what the source's
+    decoder does on the latents' own grid, the tail what the target's encoder does there: with them decoding and encoding
+    are cut short where they would leave the grid.
 
     Args:
         source, target: of both codecs, `CodecIdentity.to_config`.
+        source_autoencoder, target_autoencoder: the config, with `_class_name`, of the autoencoder that the head or tail is a part
+            of; None: there is none.
         upscale: how much larger the images of the target's latents are, per side: 2 enlarges.
         kernel_size: of the linear map; odd.
         width: channels of the network.
         num_blocks: of three convolutions each; 0: the linear map is all there is.
 
     Raises:
-        ValueError: for positions that are no multiple of one another's, or images of other channels.
+        ValueError: for positions that are no multiple of one another's, images of other channels, or an autoencoder whose
+            layers are not told apart.
     """
 
     _supports_gradient_checkpointing = False
@@ -95,14 +100,21 @@ class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
         kernel_size: int = 3,
         width: int = 96,
         num_blocks: int = 4,
+        source_autoencoder: dict | None = None,
+        target_autoencoder: dict | None = None,
     ):
         super().__init__()
         self.source, self.target = map(CodecIdentity.of_config, (source, target))
         self.folded, self.unfolded = fold_factors(self.source, self.target, upscale)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
-        channels_in = self.source.latent_space.channels * self.folded**2
-        channels_out = self.target.latent_space.channels * self.unfolded**2
+        self.head, self.tail = _head(source_autoencoder), _tail(target_autoencoder)
+        channels_in, channels_out = self.source.latent_space.channels, self.target.latent_space.channels
+        if self.head is not None:
+            channels_in = _convolutions(self.head)[-1].out_channels
+        if self.tail is not None:
+            channels_out = _convolutions(self.tail)[0].in_channels
+        channels_in, channels_out = channels_in * self.folded**2, channels_out * self.unfolded**2
         self.linear = nn.Conv2d(channels_in, channels_out, kernel_size)
         self.network = None
         if num_blocks:
@@ -123,7 +135,7 @@ class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
         translated = self.linear(self.with_border(folded))
         if self.network is not None:
             translated = translated + self.residual_std * self.network(folded)
-        return F.pixel_shuffle(translated, self.unfolded)
+        return self.unfold(translated)
 
     @ignoring_caller_settings()
     def translate(self, latents: Tensor) -> Tensor:
@@ -148,14 +160,25 @@ class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
 
     def linearly(self, latents: Tensor) -> Tensor:
         """What the linear map makes of the source's latents, without the network: the floor."""
-        return F.pixel_shuffle(self.linear(self.with_border(self.fold(latents))), self.unfolded)
+        return self.unfold(self.linear(self.with_border(self.fold(latents))))
 
     def fold(self, latents: Tensor) -> Tensor:
-        """Move r x r positions into channels, after continuing the last row and column to a multiple of r."""
+        """The head's features of the source's latents, or these themselves, with r x r positions moved into channels, after the
+        last row and column were continued to a multiple of r."""
+        if self.head is not None:
+            latents = self.head(self.source.latent_space.denormalize(latents))
         rows, columns = (-side % self.folded for side in latents.shape[-2:])
         if rows or columns:
             latents = F.pad(latents, (0, columns, 0, rows), mode="replicate")
         return F.pixel_unshuffle(latents, self.folded)
+
+    def unfold(self, translated: Tensor) -> Tensor:
+        """Undo `fold` on the target's side: r x r positions of each, and the target's latents of them."""
+        translated = F.pixel_shuffle(translated, self.unfolded)
+        if self.tail is None:
+            return translated
+        space = self.target.latent_space
+        return space.normalize(self.tail(translated)[:, : space.channels])  # without log variances
 
     def with_border(self, folded: Tensor) -> Tensor:
         """Continued at all borders by what the linear map's kernel reaches beyond them."""
@@ -198,6 +221,31 @@ def fold_factors(source: CodecIdentity, target: CodecIdentity, upscale: int = 1)
             f"and {target} with {coarser} px at upscale {upscale}"
         )
     return max(coarser // finer, 1), max(finer // coarser, 1)
+
+
+def _family(config: dict[str, Any]) -> Family:
+    """An autoencoder of random weights, from its config."""
+    return family_of(component_class(config["_class_name"]).from_config(config))
+
+
+def _head(config: dict[str, Any] | None) -> nn.Module | None:
+    return None if config is None else _known(_family(config).decoder_head, config, "decoder")
+
+
+def _tail(config: dict[str, Any] | None) -> nn.Module | None:
+    return None if config is None else _known(_family(config).encoder_tail, config, "encoder")
+
+
+def _known(layers: nn.Module | None, config: dict[str, Any], part: str) -> nn.Module:
+    if layers is None:
+        raise ValueError(
+            f"layers of {config['_class_name']}'s {part} are not told apart; leave {part} layers out"
+        )
+    return layers
+
+
+def _convolutions(layers: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in layers.modules() if isinstance(layer, nn.Conv2d)]
 
 
 def _check_space(what: str, ours: CodecIdentity, theirs: Any) -> None:

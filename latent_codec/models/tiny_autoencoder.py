@@ -6,10 +6,21 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTinyOutput
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.tensors import check_shape
+
+
+class Clamp(nn.Module):
+    """m tanh(x / m)."""
+
+    def __init__(self, magnitude: float):
+        super().__init__()
+        self.magnitude = magnitude
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / self.magnitude) * self.magnitude
 
 
 class TinyAutoencoder(OwnWeights, ModelMixin, AutoencoderMixin, ConfigMixin):

@@ -1,6 +1,5 @@
 """TinyDecoder: the decoder half of TAESD, for previews of any codec's latents."""
 
-import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
@@ -8,6 +7,7 @@ from torch import Tensor
 from latent_codec.errors import SettingError
 from latent_codec.models.autoencoder_tiny_gn import decoder
 from latent_codec.models.own_weights import OwnWeights
+from latent_codec.models.tiny_autoencoder import Clamp
 
 
 class TinyDecoder(OwnWeights, ModelMixin, ConfigMixin):
@@ -53,5 +53,4 @@ class TinyDecoder(OwnWeights, ModelMixin, ConfigMixin):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> RGB (B, 3, h f, w f), in [-1, 1] but for overshoots."""
-        limit = self.config.latent_magnitude
-        return self.decoder(torch.tanh(latents / limit) * limit) * 2 - 1
+        return self.decoder(Clamp(self.config.latent_magnitude)(latents)) * 2 - 1

@@ -289,13 +289,21 @@ class TranslatorConfig(Section):
     """Name or folder of the codec whose latents it gives: those of the same image, or of one `upscale` times as large."""
     upscale: int = limited(1, least=1)
     """2: from latents of the image at half its size to those of the image, so that it enlarges."""
+    reuse_layers: bool = False
+    """Begin with copies of the layers of both codecs that work on the latents' own grid: the decoder's first and the encoder's last,
+    where the codec's family tells them apart."""
+    lesson: Literal["reconstruction", "original"] = "reconstruction"
+    """Of which image the target's latents are learned: the crop's reconstruction by the source, which is a function of the latents
+    given, or the crop, of which they cannot tell all. A translator that enlarges always learns from the crop."""
     crops: int | None = limited(None, least=1)
     """Crops that are encoded once, and kept in memory, to learn from in every epoch; None: new ones in every step."""
     linear_crops: int = limited(128, least=1)
     """Crops that the linear map and the network's last layer are fitted to, in closed form."""
     image_weight: float = limited(0.0, least=0)
-    """Weight of the mean squared error of the image that the target decodes, next to that of the latents; it takes several
-    times as long."""
+    """Weight of the mean squared error of the image that the target decodes, against its image of the latents learned, next to the
+    error of the latents; it takes several times as long."""
+    image_side: int | None = limited(None, least=1)
+    """Side, in latents, of the window that is decoded for it, another one in every step; None: all of the crop."""
 
 
 @dataclass(frozen=True, kw_only=True)

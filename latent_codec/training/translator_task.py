@@ -1,13 +1,14 @@
 """Training a LatentTranslator: a linear map in closed form, then a network for what it leaves.
 
 crops --codec--> latents ---+--ridge regression--> linear map, and the network's last layer
-      --target-> latents' --+--AdamW-------------> the whole network
+      --target-> latents' --+--AdamW-------------> the whole network, and the layers that are reused
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 
 from latent_codec.codec import LatentCodec
 from latent_codec.components.loading import open_component
+from latent_codec.files import plain
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import shrunk_by, write_image
@@ -55,7 +57,32 @@ def build_translator(
         return translator
     ends = {"source": CodecIdentity.of(codec).to_config(), "target": CodecIdentity.of(target).to_config()}
     arguments = config.model.arguments | ends | {"upscale": config.translator.upscale}
-    return construct(LatentTranslator, arguments, config.run.seed)
+    layers = reusable_layers(codec, target) if config.translator.reuse_layers else {}
+    for part, (autoencoder, _) in layers.items():
+        arguments[autoencoder] = _config_of(codec if part == "head" else target)
+    translator = construct(LatentTranslator, arguments, config.run.seed)
+    for part, (_, module) in layers.items():
+        translator.get_submodule(part).load_state_dict(module.state_dict())
+    return translator
+
+
+def reusable_layers(codec: LatentCodec, target: LatentCodec) -> dict[str, tuple[str, nn.Module]]:
+    """What a translator's `head` and `tail` begin as, each with the argument that says whose they are; those that there are.
+
+    Packed latents stand for 2x2 positions, so that no layer works on their grid.
+    """
+    found = {
+        "head": ("source_autoencoder", None if codec.latent_space.packed else codec.family.decoder_head),
+        "tail": ("target_autoencoder", None if target.latent_space.packed else target.family.encoder_tail),
+    }
+    return {part: (name, module) for part, (name, module) in found.items() if module is not None}
+
+
+def _config_of(codec: LatentCodec) -> dict[str, Any]:
+    """The config of an autoencoder, without where it was read from."""
+    entries = codec.autoencoder.config.items()
+    kept = {key: plain(value) for key, value in entries if not key.startswith("_")}
+    return kept | {"_class_name": type(codec.autoencoder).__name__}
 
 
 def load_target(config: TrainingConfig) -> LatentCodec:
@@ -101,12 +128,10 @@ class NumberedCrops(Dataset):
 class TranslatorTask(Task):
     """Mean squared error of the target's latents, and with `translator.image_weight` of the image that it decodes from them.
 
-        crop --codec--> latents --translator--> latents' --+--> mse
-        crop --target-------------------------> latents' --+
-                                  latents' --target--> image --+--> image_weight * image
-                                                       crop ---+
+        crop --codec--> latents --translator--> latents' --+--> mse    latents' --target--> image --+--> image_weight * image
+        crop --target-------------------------> latents' --+           latents' --target--> image --+
 
-    The linear map stays as it was fitted, so that `linear_mse` is the floor at all times.
+    Where no layers are reused the linear map stays as it was fitted, so that `linear_mse` is the floor at all times.
     """
 
     def __init__(
@@ -116,13 +141,16 @@ class TranslatorTask(Task):
         for each in (self.codec, self.target):
             each.autoencoder.to(accelerator.device).requires_grad_(False)
         self.upscale = config.translator.upscale
+        self.from_reconstructions = config.translator.lesson == "reconstruction" and self.upscale == 1
         self._encoded: dict[int, Pair] = {}
+        self.has_tail = network.tail is not None
+        self.has_floor = network.head is None and not self.has_tail
         crops = TrainingCrops.configured(config, inputs.source, self.codec.channels)
         self.crops = NumberedCrops(crops, config.translator.crops)
         if not (inputs.resumes or config.model.pretrained):
             numbers = range(config.translator.linear_crops)
-            fit_in_closed_form(network, [self._encode(each, crops[each][None]) for each in numbers])
-        network.linear.requires_grad_(network.network is None)
+            fit_in_closed_form(network, [self._features(each, crops[each][None]) for each in numbers])
+        network.linear.requires_grad_(network.network is None or not self.has_floor)
         super().__init__(config, network, self.crops, accelerator)
 
     @classmethod
@@ -139,7 +167,8 @@ class TranslatorTask(Task):
 
     @staticmethod
     def headline(terms: dict[str, float]) -> str:
-        return f"error {terms['mse']:.4f} of the linear map's {terms['linear_mse']:.4f}"
+        of = f" of the linear map's {terms['linear_mse']:.4f}" if "linear_mse" in terms else ""
+        return f"error {terms['mse']:.4f}{of}"
 
     def resume(self, state: dict[str, Any], out: Path) -> None:
         self.check_teacher(self.codec, state.get("codec"), self.codec.fingerprint, "fingerprint", out)
@@ -153,17 +182,30 @@ class TranslatorTask(Task):
         latents, wanted = self._lesson(numbers.tolist(), images)
         translated = self.model(latents).float()
         loss = F.mse_loss(translated, wanted)
-        terms = {
-            "mse": loss,
-            "linear_mse": F.mse_loss(self.network.linearly(latents).detach().float(), wanted),
-        }
+        terms = {"mse": loss}
+        if self.has_floor:
+            terms["linear_mse"] = F.mse_loss(self.network.linearly(latents).detach().float(), wanted)
         weight = self.config.translator.image_weight
         if weight:
-            raw_latents = self.target.latent_space.denormalize(translated)
-            decoded = self.target.family.decode_raw(raw_latents).float()
-            terms["image"] = F.mse_loss(decoded, self.to_device(images))
+            window = self._window(step, wanted)
+            with torch.no_grad():
+                expected = self._decode(wanted[window])
+            terms["image"] = F.mse_loss(self._decode(translated[window]), expected)
             loss = loss + weight * terms["image"]
         return loss, terms
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.target.family.decode_raw(self.target.latent_space.denormalize(latents)).float()
+
+    def _window(self, step: int, latents: Tensor) -> tuple[slice | EllipsisType, ...]:
+        """A window of `translator.image_side` latents, by the step's number."""
+        side = self.config.translator.image_side
+        if side is None:
+            return (...,)
+        generator = torch.Generator().manual_seed(self.config.run.seed * 1_000_003 + step)
+        whole = latents.shape[2:]
+        starts = [int(torch.randint(max(0, each - side) + 1, (), generator=generator)) for each in whole]
+        return ..., *(slice(start, start + side) for start in starts)
 
     @torch.no_grad()
     def write_samples(self, path: Path) -> None:
@@ -186,11 +228,27 @@ class TranslatorTask(Task):
         """One crop at a time, so that its latents are equal to the bit whatever the batch; kept where it comes again."""
         if number in self._encoded:
             return self._encoded[number]
-        shrunk = shrunk_by(image, self.upscale)
-        pair = self.codec.encode(shrunk).float(), self.target.encode(image).float()
+        latents = self.codec.encode(shrunk_by(image, self.upscale)).float()
+        if self.from_reconstructions:
+            image = self.codec.decode(latents, size=tuple(image.shape[2:]), output_type="pt")
+        pair = latents, self.target.encode(image).float()
         if self.crops.count is not None:
             self._encoded[number] = pair
         return pair
+
+    def _features(self, number: int, image: Tensor) -> Pair:
+        """`_encode`, with what the target's own tail is given in place of its latents, where the translator has one."""
+        if not self.has_tail:
+            return self._encode(number, image)
+        found: list[Tensor] = []
+        hook = self.target.family.encoder_tail[0].register_forward_pre_hook(
+            lambda _, inputs: found.append(inputs[0])
+        )
+        try:
+            latents, _ = self._encode(number, image)
+        finally:
+            hook.remove()
+        return latents, found[-1].float()
 
 
 @torch.no_grad()
@@ -200,8 +258,9 @@ def fit_in_closed_form(translator: LatentTranslator, lessons: Sequence[Pair]) ->
     So the network begins where hundreds of steps would bring it. Its last layer stays 0 where the lessons are too few for it.
 
     Args:
-        translator: changed in place.
-        lessons: both codecs' latents of some images, (B, C, h, w) and (B, C', h', w').
+        translator: changed in place, but for its head and tail.
+        lessons: both codecs' latents of some images, (B, C, h, w) and (B, C', h', w'); of a translator with a tail, in place of the
+            latter, what its tail makes them of.
     """
     linear, network = translator.linear, translator.network
     inputs = (translator.fold(latents) for latents, _ in lessons)
