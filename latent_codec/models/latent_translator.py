@@ -159,7 +159,7 @@ class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
         return translated
 
     def linearly(self, latents: Tensor) -> Tensor:
-        """What the linear map makes of the source's latents, without the network: the floor."""
+        """What the linear map makes of the source's latents, between head and tail, without the network."""
         return self.unfold(self.linear(self.with_border(self.fold(latents))))
 
     def fold(self, latents: Tensor) -> Tensor:

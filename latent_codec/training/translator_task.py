@@ -209,11 +209,15 @@ class TranslatorTask(Task):
 
     @torch.no_grad()
     def write_samples(self, path: Path) -> None:
-        """The target's decodes of its own latents, of the averaged network's and of the linear map's."""
+        """The target's decodes of its own latents, and of the averaged translator's with and without the network."""
         numbers, images = collate(self.dataset, range(NUM_SAMPLES))
         latents, wanted = self._lesson(numbers.tolist(), images)
         network = self.ema.module.eval()
-        rows = {"target's own": wanted, "translated": network(latents), "linearly": network.linearly(latents)}
+        rows = {
+            "target's own": wanted,
+            "translated": network(latents),
+            "without network": network.linearly(latents),
+        }
         decoded = [rgb(self.target.decode(each, output_type="pt")).cpu() for each in rows.values()]
         columns = [f"crop {number}" for number in range(1, NUM_SAMPLES + 1)]
         write_image(sheet(decoded, row_titles=list(rows), column_titles=columns, side=SAMPLE_SIDE), path)

@@ -3,7 +3,7 @@
     TRANSLATORS=runs pytest tests/benchmarks/test_translators.py -s -o addopts=
 
 `runs` has run folders of `train translator` between the shipped codecs and TAEF2. Of each: PSNR against the image of
-decode_B(translate(encode_A)), of decode_B(encode_B(decode_A(encode_A))), and of the linear map alone; and the time of
+decode_B(translate(encode_A)), of decode_B(encode_B(decode_A(encode_A))), and of the floor, a linear map of 5 x 5 latents; and the time of
 translating as a share of decode_A and encode_B: CPU time, one run and one thread, the least of three, so that what else the
 machine does hardly counts. Images are Kodak's, their middle 256 px; times are of 512 x 768 px.
 """
@@ -19,10 +19,15 @@ from tables import table
 from torch import Tensor
 
 from latent_codec import LatentCodec, LatentTranslator, metrics
+from latent_codec.images.sources import open_source
 from latent_codec.images.tensors import central_window
+from latent_codec.models.latent_translator import CodecIdentity
+from latent_codec.training.translator_task import fit_in_closed_form
 
 pytestmark = pytest.mark.skipif("TRANSLATORS" not in os.environ, reason="TRANSLATORS names a folder of runs")
 NUM_IMAGES, SIDE = 12, 256
+NUM_LESSONS = 100
+"""Photographs that the floor is fitted to, their middles."""
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
@@ -45,7 +50,10 @@ def test_translated_latents_against_decoding_and_encoding(kodak, shared):
     for run in sorted(Path(os.environ["TRANSLATORS"]).glob("*/translator")):
         translator = LatentTranslator.from_pretrained(run).eval()
         ends = by_name[translator.source.name], by_name[translator.target.name]
-        rows.append([run.parent.name, translator.num_parameters(), *measured(translator, *ends, images)])
+        floor = linear_map(*ends, shared / "data/photos")
+        rows.append(
+            [run.parent.name, translator.num_parameters(), *measured(translator, floor, *ends, images)]
+        )
         print(rows[-1])
     columns = ["run", "parameters", "A's own, dB", "B's own, dB", "decode and encode, dB", "linear, dB"]
     columns += ["translated, dB", "translate, ms", "decode and encode, ms", "share, %"]
@@ -54,18 +62,31 @@ def test_translated_latents_against_decoding_and_encoding(kodak, shared):
     assert all(row[5] < row[6] for row in rows)  # the network is worth its time
 
 
+@torch.no_grad()
+def linear_map(source: LatentCodec, target: LatentCodec, photos: Path) -> LatentTranslator:
+    ends = [CodecIdentity.of(codec).to_config() for codec in (source, target)]
+    translator = LatentTranslator(*ends, kernel_size=5, num_blocks=0).eval()
+    data = open_source(photos)
+    chosen = [data.image(index * len(data) // NUM_LESSONS, 3) for index in range(NUM_LESSONS)]
+    middles = [central_window(image, (SIDE, SIDE))[None] for image in chosen]
+    fit_in_closed_form(translator, [(source.encode(each), target.encode(each)) for each in middles])
+    return translator
+
+
 def measured(
-    translator: LatentTranslator, source: LatentCodec, target: LatentCodec, images: Tensor
+    translator: LatentTranslator,
+    floor: LatentTranslator,
+    source: LatentCodec,
+    target: LatentCodec,
+    images: Tensor,
 ) -> list[float]:
     """PSNR of each way, and the times of translating and of decoding and encoding, of 512 x 768 px."""
     latents = in_ones(source.encode, images)
     decoded = in_ones(decoder(source), latents)
-    with torch.no_grad():
-        linear = translator.linearly(latents)
     of_target = [
         in_ones(target.encode, images),
         in_ones(target.encode, decoded),
-        linear,
+        source.translate(latents, floor),
         source.translate(latents, translator),
     ]
     factor = source.latent_space.downsampling_factor
