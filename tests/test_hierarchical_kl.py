@@ -356,6 +356,25 @@ def test_a_run_is_a_codec_and_resumes_to_the_same_weights(trained, tmp_path):
     assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
 
 
+def test_checkpointed_gradients_are_the_same(image):
+    gradients = []
+    for checkpointed in (False, True):
+        model = tiny().train()
+        if checkpointed:
+            model.enable_gradient_checkpointing()
+        model.elbo(image, generator=seeded()).bits_per_dim.sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_random_latents_of_a_codec_are_its_samples(model, tmp_path, capsys):
+    LatentCodec(model).save_pretrained(tmp_path / "mine")
+    argv = ["sample", "--codec", str(tmp_path / "mine"), "--num", "2", "--out", str(tmp_path / "drawn.png")]
+    assert main([*argv, "--size", "6x10", "--temperature", "0.7", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["latent_shape"] == [6, 4, 6] and "N(0, I), as they are times 0.7" in facts["drawn"]
+
+
 def test_settings_that_do_not_fit(trained, tmp_path):
     source = open_source(trained / "images")
     for config, message in (

@@ -147,7 +147,9 @@ def _sample_latents(args: argparse.Namespace, vocoder) -> None:
     origin = read_origin(codec.folder)
     height, width = args.size or getattr(origin, "size", (side, side))
     factor = codec.latent_space.downsampling_factor
-    shape = codec.latent_space.channels, -(-height // factor), -(-width // factor)
+    multiple = math.lcm(factor, codec.family.side_multiple)
+    grid = [-(-each // multiple) * multiple // factor for each in (height, width)]
+    shape = codec.latent_space.channels, *grid
 
     # Drawn on the CPU, one sample after another: the same on every device and for every number of samples.
     generator = torch.Generator().manual_seed(args.seed)
