@@ -12,6 +12,9 @@ Gray images of more than 8 bits, DICOM and NIfTI are compared in their own
 units, and the reconstruction is also written in them: NAME-decoded.png (16
 bits), .tif or .nii.gz, for volumes one file with all slices.
 
+Of recordings (audio:) the images are spectrograms, one below the other, and
+NAME-decoded.wav is the sound of the second, with its .png.
+
 Sizes are height x width. An image that cannot be read is left out and named on
 stderr; the exit status is then 2.
 
@@ -19,6 +22,7 @@ Examples:
   latent-codec roundtrip                  the sample photograph of matplotlib
   latent-codec roundtrip cat.jpg dog.png  images of your own, a line each
   latent-codec roundtrip photos/ --codec runs/mine --out results
+  latent-codec roundtrip audio:talk.wav --codec runs/speech
 """
 
 import argparse
@@ -32,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", default=".", metavar="DIR", help="write the images here (default: the current folder)"
     )
     arguments.add_codec_arguments(parser)
+    arguments.add_vocoder_argument(parser)
     arguments.add_window_argument(parser, "show the images")
     arguments.add_tile_argument(parser)
     arguments.add_json_argument(parser)

@@ -10,7 +10,7 @@ from latent_codec.evaluation.codes import codebook_image, index_map, mean_colors
 from latent_codec.evaluation.reconstruction import Evaluation, ImageFigures, reconstruct
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
-from latent_codec.images.tensors import hstack_images, to_image, to_pil
+from latent_codec.images.tensors import image_grid, to_image, to_pil
 
 MIN_HEIGHT = 128
 """Smaller images are shown enlarged by a whole factor, pixel by pixel, to about so many pixels."""
@@ -35,9 +35,9 @@ def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evalua
     return to_pil(sheet(rows, row_titles=titles, column_titles=columns, side=MIN_HEIGHT))
 
 
-def side_by_side(original: Tensor, reconstruction: Tensor) -> Image.Image:
+def side_by_side(original: Tensor, reconstruction: Tensor, *, columns: int = 3) -> Image.Image:
     """original | reconstruction | difference, in which mid-gray means equal; both are (C, H, W) in [-1, 1]."""
-    return hstack_images([original, reconstruction, difference_image(original, reconstruction)])
+    return image_grid([original, reconstruction, difference_image(original, reconstruction)], columns)
 
 
 def difference_image(original: Tensor, reconstruction: Tensor, times: float = 1) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from latent_codec import LatentCodec
+from latent_codec.cli.work.decoded_files import check_vocoder, load_vocoder, write_decoded
 from latent_codec.cli.work.opening import NamedImages, load_codec, open_data
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.evaluation.codes import fixed_length_bits_per_pixel
@@ -25,16 +26,18 @@ def run(args: argparse.Namespace) -> int:
         args.data = [sample_photograph()]
     images = NamedImages(open_data(args), args)
     codec = load_codec(args)
+    vocoder = load_vocoder(args)
     codec.check_keeps_size("the comparison with the original")
     window = None if args.window is None else window_range(args.window)
     results, wholes = [], Wholes()
     for index, name, image in images.read(codec.channels, "round trips"):
         origin = images.source.origin(index)
+        check_vocoder(origin, vocoder)
         if window is not None and not isinstance(origin, RangeOrigin):
             images.fail(f"{images.source.name(index)}: it has no unit, so leave --window out")
             continue
         image = center_crop(image, SAMPLE_SIZE) if is_sample else image
-        results.append(_roundtrip(codec, image, name, args, origin, wholes, window))
+        results.append(_roundtrip(codec, image, name, args, origin, wholes, window, vocoder))
         if not args.json:
             _print(results[-1])
     for parts in wholes.rest():
@@ -55,6 +58,7 @@ def _roundtrip(
     origin: Origin | None,
     wholes: Wholes,
     window: tuple[float, float] | None,
+    vocoder,
 ) -> dict:
     start = time.perf_counter()
     latents = codec.encode(image, tile=args.tile)
@@ -69,7 +73,8 @@ def _roundtrip(
     shown = image, reconstruction
     if window is not None and isinstance(origin, RangeOrigin):
         shown = tuple(origin.windowed(each, window) for each in shown)
-    write_image(side_by_side(*shown), path)
+    is_sound = origin is not None and origin.kind == "sound"  # wide, so one below the other
+    write_image(side_by_side(*shown, columns=1 if is_sound else 3), path)
     return {
         "name": str(name),
         "psnr": psnr(reconstruction[None], image[None]).item(),
@@ -80,7 +85,7 @@ def _roundtrip(
         "decode_seconds": decoded - encoded,
         "path": str(path),
         **(_in_units(origin, image, reconstruction) if isinstance(origin, RangeOrigin) else {}),
-        **(_restored(origin, reconstruction, name, args, wholes) if origin else {}),
+        **(_restored(origin, reconstruction, name, args, wholes, vocoder) if origin else {}),
         **(_indices(codec, image, path) if codec.indices_suffice else {}),
     }
 
@@ -97,13 +102,13 @@ def _in_units(origin: RangeOrigin, image: Tensor, reconstruction: Tensor) -> dic
 
 
 def _restored(
-    origin: Origin, reconstruction: Tensor, name: Path, args: argparse.Namespace, wholes: Wholes
+    origin: Origin, reconstruction: Tensor, name: Path, args: argparse.Namespace, wholes: Wholes, vocoder
 ) -> dict:
     """Write the reconstruction as a file of the image's own kind; of a volume with its last slice."""
     whole = Path(name.name if origin.whole is None else origin.whole)
     path = Path(args.out) / name.parent / f"{whole.name}-decoded{origin.suffix}"
     if origin.whole is None:
-        origin.write(reconstruction, path)
+        write_decoded(reconstruction, origin, path, vocoder)
     elif (parts := wholes.add(origin, origin.part(reconstruction))) is not None:
         origin.write_parts(parts, path)
     else:
