@@ -49,6 +49,7 @@ def _random(shape, dtype="int16", low=-1000, high=3000):
 
 
 def _nifti(nibabel, path, voxels, affine=OBLIQUE, slope=None, inter=None, **header):
+    path.parent.mkdir(exist_ok=True)
     image = nibabel.Nifti1Image(voxels, affine, dtype=voxels.dtype)
     image.header["descrip"] = SECRETS[0]
     image.header["aux_file"] = SECRETS[4]
@@ -389,6 +390,81 @@ def test_commands_keep_units_and_geometry_and_no_secret(series, codec, nibabel, 
     for name, content in files_in(out).items():
         unpacked = gzip.decompress(content) if name.endswith(".gz") else content
         assert not any(secret.encode() in unpacked for secret in SECRETS), name
+
+
+@pytest.mark.parametrize("container", ["webdataset", "parquet", "safetensors"])
+def test_data_sets_of_latents_keep_units_and_places(codec, nibabel, tmp_path, container):
+    _nifti(nibabel, tmp_path / "scans" / "brain.nii", _random((16, 16, 3), "int16", 0, 4000))
+    write_image(torch.zeros(3, 16, 16), tmp_path / "scans" / "photo.png")
+    names, out = ("--codec", str(codec)), tmp_path / "latents"
+    encode = ["encode", str(tmp_path / "scans"), *names, "--format", container, "--shard", "2"]
+    assert main([*encode, "--out", str(out)]) == 0
+    decode = ["decode", str(out), *names, "--out"]
+    assert main([*decode, str(tmp_path / "whole")]) == 0
+    assert sorted(files_in(tmp_path / "whole")) == ["brain.nii.gz", "photo.png"]
+    found = nibabel.load(tmp_path / "whole" / "brain.nii.gz")
+    alone = main(["encode", str(tmp_path / "scans" / "brain.nii"), *names, "--out", str(tmp_path / "alone")])
+    assert alone == main(["decode", str(tmp_path / "alone"), *names, "--out", str(tmp_path / "again")]) == 0
+    expected = nibabel.load(tmp_path / "again" / "brain.nii.gz")
+    assert np.abs(found.get_fdata() - expected.get_fdata()).max() <= 1 and found.shape == (16, 16, 3)
+
+    assert main([*encode, "--size", "8", "--value-range", "0", "max", "--out", str(tmp_path / "small")]) == 0
+    assert main(["decode", str(tmp_path / "small"), *names, "--out", str(tmp_path / "tiles")]) == 0
+    assert sorted(files_in(tmp_path / "tiles")) == [
+        "brain-0.tif",
+        "brain-1.tif",
+        "brain-2.tif",
+        "photo.png",
+    ]
+
+
+def test_compressed_series_are_off_by_no_more_than_their_bound(series, nibabel, pydicom, tmp_path, capsys):
+    folder, values = series
+    dataset = pydicom.dcmread(folder / "a")
+    pixels = dataset.pixel_array.copy()
+    pixels[0, :3] = 4095 + 500  # beyond the usual range, which is clamped
+    dataset.PixelData = pixels.tobytes()
+    dataset.save_as(folder / "a")
+    values = values.copy()
+    values[1, 0, :3] = 4095 + 500 - 1024
+    for bound in ("4", "0"):
+        out = tmp_path / bound
+        assert main(["compress", str(folder), "--max-error", bound, "--out", str(out / "small")]) == 0
+        assert f"errors at most {bound} HU" in capsys.readouterr().out
+        assert main(["decompress", str(out / "small"), "--out", str(out / "large")]) == 0
+        assert list(files_in(out / "large")) == ["chest.nii.gz"]
+        found = nibabel.load(out / "large" / "chest.nii.gz")
+        assert np.abs(found.get_fdata() - values.transpose(2, 1, 0)).max() <= int(bound)
+    (tmp_path / "photo").mkdir()
+    write_image(torch.zeros(3, 16, 16), tmp_path / "photo" / "a.png")
+    err = fails(capsys, "compress", tmp_path / "photo", "--max-error", "1", "--out", tmp_path / "no")
+    assert "--max-error: expected none of an image of 8 bits, which has no unit, got 1.0" in err
+
+    one, correction = tmp_path / "4" / "small" / "chest-0.lcf", tmp_path / "4" / "small" / "chest-0.lcr"
+    content = correction.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    for damage, message in (
+        (content[:-9], "its correction is damaged"),
+        (b"nothing", "its correction is damaged"),
+        (content[:end] + bytes(len(content) - end), "residuals of no known size"),
+        (content.replace(b"float", b"float").replace(b"slice", b"slike"), "update latent-codec"),
+        ((tmp_path / "0" / "small" / "chest-1.lcr").read_bytes(), "corrects another file"),
+    ):
+        correction.write_bytes(damage)
+        assert main(["decompress", str(one), "--out", str(tmp_path / "bad")]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+
+
+def test_training_sees_all_bits(nibabel, tmp_path):
+    from latent_codec.training.data import TrainingCrops
+
+    path = _nifti(nibabel, tmp_path / "a.nii", _random((16, 16, 3), "int16", 0, 4000))
+    source = open_source(path)
+    crops = TrainingCrops(source, size=(16, 16), channels=1, flip=False, seed=0)
+    crop, image = crops[0], source.image(crops.image_index(0), 1)
+    torch.testing.assert_close(crop, image, atol=1e-6, rtol=0)
+    assert len(crop.unique()) > len(source.read(crops.image_index(0), 1).unique())
 
 
 def test_a_window_of_a_photograph_is_refused(codec, tmp_path, capsys):

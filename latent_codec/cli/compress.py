@@ -10,6 +10,10 @@ need an entropy model, entropy.safetensors in the codec's folder, which
 `fit-entropy` makes; indices do without one, too, at fixed length. A file names
 its codec and entropy model by fingerprints and needs both to be decoded.
 
+Next to NAME.lcf of a gray image of more than 8 bits, DICOM or NIfTI there is
+NAME.lcr, with which `decompress` writes the original units; with --max-error
+it also has what the codec lost, up to that bound.
+
 Each file is decoded to its values before it is written. It prints bytes, bits
 per pixel of the original and, in brackets, the bits per pixel without
 overhead: the code length of the values under the entropy model, or log2 of the
@@ -26,6 +30,7 @@ Examples:
   latent-codec compress photos/ --target-bpp 0.25
   latent-codec compress photos/ --target-bytes 2000 --psnr
   latent-codec compress photos/ --codec default-vq
+  latent-codec compress chest/ --max-error 5      of DICOM: 5 Hounsfield units
 """
 
 import argparse
@@ -61,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="code larger images in tiles of this side, which decode independently; 0: never (default: 1024)",
     ).least = 0
+    parser.add_argument(
+        "--max-error",
+        type=float,
+        metavar="E",
+        help="add corrections, so that no value of a gray image of more than 8 bits, DICOM or NIfTI is off by more than E "
+        "in its unit; 0: none of integers",
+    )
     parser.add_argument("--psnr", action="store_true", help="decode every file to pixels, and compare")
     add_entropy_argument(parser)
     arguments.add_codec_arguments(parser)
@@ -68,5 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
+    if args.max_error is not None and not 0 <= args.max_error < float("inf"):
+        raise SettingError("max_error", "a number from 0", args.max_error)
     if args.target_bpp is not None and not 0 < args.target_bpp < float("inf"):
         raise SettingError("target_bpp", "above 0", args.target_bpp)

@@ -4,6 +4,10 @@ It takes the codec and the entropy model that compressed the file, and refuses
 others by their fingerprints; a codec with another decoder (a fine-tuned one)
 will do. `latent-codec info FILE` prints the fingerprints and the codec's name.
 
+Of an image in units of its own (NAME.lcr next to NAME.lcf) it writes 16-bit
+PNG or TIFF, float TIFF or, for a volume, one NAME.nii.gz, unless --format,
+--region or --partial asks for an image to look at.
+
 An image of more than 4 million pixels is decoded in tiles of 1024 pixels a
 side, one by one, so that it needs the memory of a tile and 7 bytes for each
 pixel. Tiles overlap and fade into each other. --region decodes only the tiles

@@ -72,6 +72,17 @@ class ImageSource:
         """The same, float32 in [-1, 1]."""
         return self.read(index, channels).float() / 127.5 - 1
 
+    def pixels(self, index: int, channels: int = 3) -> Tensor:
+        """One image, (channels, H, W) from 0 to 255: uint8 as `read`, float32 where the image has more than 8 bits."""
+        if self.origin(index) is None:
+            return self.read(index, channels)
+        return (self.image(index, channels) + 1) * 127.5
+
+    @property
+    def reading(self) -> str:
+        """How images are read, where that is not the usual way: shards of images read in another way have other names."""
+        return ""
+
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) as stored, before EXIF orientation, without decoding. Raises ImageError as `read`."""
         return image_size(self._image(index), name=self.name(index))

@@ -247,8 +247,19 @@ class RangeOrigin(Origin):
 
     low: float
     high: float
+    dtype: str
     unit: str = ""
     inverted: bool = False
+    slope: float = 1.0
+    """Of values in its unit, per step of the stored ones."""
+
+    def stored(self, image: Tensor) -> np.ndarray:
+        """Values (H, W) as the file stores them."""
+        return self.restore(image)
+
+    def write_stored(self, stored: np.ndarray, path: str | os.PathLike) -> None:
+        """Write values as `stored` gives them."""
+        raise NotImplementedError
 
     def values(self, image: Tensor) -> np.ndarray:
         """(H, W) in its unit, before anything is rounded to the type of the file."""
@@ -301,11 +312,12 @@ class GrayOrigin(RangeOrigin):
         return as_type(self.values(image), self.dtype)
 
     def write(self, image: Tensor, path: str | os.PathLike) -> None:
+        self.write_stored(self.restore(image), path)
+
+    def write_stored(self, stored: np.ndarray, path: str | os.PathLike) -> None:
         options = {} if self.suffix == ".png" else {"compression": "tiff_adobe_deflate"}
         with replacing(path) as partial:
-            Image.fromarray(self.restore(image)).save(
-                partial, "PNG" if self.suffix == ".png" else "TIFF", **options
-            )
+            Image.fromarray(stored).save(partial, "PNG" if self.suffix == ".png" else "TIFF", **options)
 
 
 def gray_origin(path: str | os.PathLike, value_range: ValueRange | None = None) -> GrayOrigin | None:

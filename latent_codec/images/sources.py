@@ -94,6 +94,10 @@ class SomeImages(ImageSource):
     def image(self, index: int, channels: int = 3) -> Tensor:
         return self._source.image(self._indices[index], channels)
 
+    @property
+    def reading(self) -> str:
+        return self._source.reading
+
     def size(self, index: int) -> tuple[int, int]:
         return self._source.size(self._indices[index])
 
@@ -234,6 +238,7 @@ class FolderImages(ImageSource):
         if axis not in (0, 1, 2):
             raise SettingError("axis", "0, 1 or 2", axis)
         self.value_range = None if value_range is None else check_value_range(value_range)
+        self.axis = axis
         self.listing = self._find(paths)
         volumes = open_volumes(self.listing, axis=axis, value_range=self.value_range)
         self.slices: list[tuple[Volume, int] | None] | None = None
@@ -288,6 +293,19 @@ class FolderImages(ImageSource):
             ):
                 found["txt" if suffix == "caption" else suffix] = file.read(MAX_SIDECAR_BYTES + 1)
         return found
+
+    def stored(self, index: int) -> np.ndarray | None:
+        """Values as the file stores them, upright, before anything is clamped; None of an image of 8 bits."""
+        if (found := self.slice(index)) is not None:
+            return found[0].stored(found[1])
+        origin = self.origin(index)
+        return origin.stored(self.image(index, 1)) if isinstance(origin, GrayOrigin) else None
+
+    @property
+    def reading(self) -> str:
+        if self.value_range is None and self.axis == 2:
+            return ""
+        return f"value range {self.value_range}, axis {self.axis}"
 
     def origin(self, index: int) -> Origin | None:
         if (found := self.slice(index)) is not None:

@@ -455,7 +455,10 @@ class SliceOrigin(RangeOrigin):
         return stored.astype(np.float64) * self.slope + self.intercept
 
     def write(self, image: Tensor, path: str | os.PathLike) -> None:
-        self.write_parts([(self, self.stored(image))], path)
+        self.write_stored(self.stored(image), path)
+
+    def write_stored(self, stored: np.ndarray, path: str | os.PathLike) -> None:
+        self.write_parts([(self, stored)], path)
 
     def write_parts(self, parts: Sequence[tuple["SliceOrigin", np.ndarray]], path: str | os.PathLike) -> None:
         """Write all slices as a volume; or one, as a volume of one slice that is where it was in the world."""

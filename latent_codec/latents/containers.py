@@ -19,6 +19,7 @@ from latent_codec.codec import LatentCodec
 from latent_codec.latents.latent_files import latent_file
 from latent_codec.latents.plan import Container
 from latent_codec.latents.samples import Sample
+from latent_codec.latents.shard_readers import ORIGIN
 
 _INDEX_DTYPE = np.dtype("<i4")
 
@@ -33,7 +34,7 @@ def facts_of(sample: Sample) -> dict:
         "bucket": list(sample.frame.size),
         "flipped": sample.frame.flipped,
         "label": sample.label,
-    }
+    } | ({"origin": sample.origin.to_json()} if sample.origin else {})
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -90,10 +91,13 @@ def to_parquet(samples: Sequence[Sample], codec: LatentCodec) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
-    extra = [
+    extra: list[dict[str, str]] = [
         {suffix: text.decode(errors="replace") for suffix, text in each.sidecars.items() if suffix != "txt"}
         for each in samples
     ]
+    for entries, sample in zip(extra, samples):  # not a column, which other shards would lack
+        if sample.origin is not None:
+            entries[ORIGIN] = json.dumps(sample.origin.to_json(), sort_keys=True)
     integers, attributes = zip(
         *((each.label, None) if isinstance(each.label, int) else (None, each.label) for each in samples)
     )
@@ -167,6 +171,7 @@ def to_safetensors(samples: Sequence[Sample], codec: LatentCodec) -> bytes:
         sizes=[sample.frame.size for sample in samples],
         labels=[sample.label for sample in samples],
         captions=[sample.caption for sample in samples],
+        origins=[sample.origin for sample in samples],
     )
 
 

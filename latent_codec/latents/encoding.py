@@ -33,7 +33,7 @@ def encode_data_set(
     and looked at again by the next run.
 
     Args:
-        source: what `open_source` gives; images are read in 8 bits.
+        source: what `open_source` gives; images of more than 8 bits are encoded with all of them.
         folder: a path, or a URL that fsspec opens.
         options: None: latent files of the images in their own sizes.
         engine: who does the work, one of `ENGINES`.

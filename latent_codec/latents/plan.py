@@ -134,7 +134,7 @@ def plan_shards(source: ImageSource, options: EncodingOptions, codec: "LatentCod
     shards = []
     for start in range(0, len(source), options.images_per_shard):
         stop = min(start + options.images_per_shard, len(source))
-        listing = hashlib.sha256(encoding.encode())
+        listing = hashlib.sha256((encoding + source.reading).encode())
         for number in range(start, stop):
             listing.update(f"\0{stored_name(source, number)}".encode(errors="surrogateescape"))
         shards.append(Shard(f"{len(shards):05d}-{listing.hexdigest()[:8]}", start, stop))

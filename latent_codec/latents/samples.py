@@ -16,6 +16,7 @@ from torch import Tensor
 from latent_codec.codec import LatentCodec, NonFiniteError
 from latent_codec.images.buckets import Frame, Framing, Size, cut
 from latent_codec.images.image_source import MAX_SIDECAR_BYTES, ImageSource
+from latent_codec.images.origins import Origin
 from latent_codec.images.sources import checked_label
 from latent_codec.images.tensors import ImageError
 from latent_codec.latents.latent_files import Label
@@ -47,8 +48,10 @@ class Sample:
     label: Label = None
     sidecars: dict[str, bytes] = field(default_factory=dict)
     """What else the source's sample has, by suffix; "txt" is the caption."""
+    origin: Origin | None = None
+    """What the image stands for, where that is no 8-bit one."""
     pixels: np.ndarray | None = None
-    """uint8 (C, h, w), until they are encoded."""
+    """(C, h, w) from 0 to 255, uint8, or float32 where there is an origin, until they are encoded."""
     arrays: dict[str, Tensor] = field(default_factory=dict)
     """latents; or mean and logvar; or indices (indices.0, indices.1 ... of several levels)."""
 
@@ -93,7 +96,7 @@ class Preparing:
         name = stored_name(self.source, number)
         label = checked_label(self.source.label(number), name) if self.options.labels else None
         try:
-            pixels = self.source.read(number, self.channels)
+            pixels, origin = self.source.pixels(number, self.channels), self.source.origin(number)
         except ImageError as error:
             return Unreadable(number, name, str(error).removeprefix(f"{self.source.name(number)}: "))
         original = pixels.shape[1], pixels.shape[2]
@@ -108,6 +111,7 @@ class Preparing:
                 frame=frame,
                 label=label,
                 sidecars=sidecars,
+                origin=_origin_in(frame, original, origin),
                 pixels=np.ascontiguousarray(cut(pixels, frame).numpy()),
             )
             for version, (suffix, ending, frame) in enumerate(self._versions(name, original))
@@ -167,7 +171,7 @@ def encode_batch(
     """Encode samples of one size: their pixels become arrays.
 
     Args:
-        images: their pixels, uint8 (B, C, h, w); None: those of the samples.
+        images: their pixels, (B, C, h, w) from 0 to 255; None: those of the samples.
 
     Raises:
         NonFiniteError: if values overflow the stored dtype.
@@ -216,8 +220,14 @@ def _encoded(
     return {"latents": (mean.float() + std * torch.stack(noise).to(mean.device)).to(mean.dtype)}
 
 
+def _origin_in(frame: Frame, original: Size, origin: Origin | None) -> Origin | None:
+    """What an image in its frame stands for: only the whole image has its place."""
+    is_whole = frame.size == frame.resized == original and not frame.flipped
+    return origin if origin is None or is_whole else origin.without_place()
+
+
 def stack_pixels(samples: Sequence[Sample]) -> Tensor:
-    """uint8 (B, C, h, w)."""
+    """(B, C, h, w) from 0 to 255, uint8 unless some have more bits."""
     return torch.from_numpy(np.stack([sample.pixels for sample in samples]))
 
 

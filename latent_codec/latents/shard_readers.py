@@ -20,6 +20,8 @@ Fields: TypeAlias = dict[str, Any]
 Arrays: TypeAlias = dict[str, np.ndarray]
 """Of a sample, by name: latents; mean and logvar; indices."""
 
+ORIGIN = "latent-codec.origin.json"
+"""What an image stands for, among the further entries of a row of Parquet."""
 TENSORS = ("latents", "mean", "logvar", "indices")
 _SAFETENSORS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2", "I64": "<i8"}
 """NumPy's names of dtypes; a bfloat16 is the upper half of a float32."""
@@ -142,7 +144,7 @@ class SafetensorsShard:
             metadata = self._entries.pop("__metadata__")
             self._fields = {
                 name: json.loads(metadata[f"{name}s"])
-                for name in ("name", "size", "label", "caption")
+                for name in ("name", "size", "label", "caption", "origin")
                 if f"{name}s" in metadata
             }
             self._num_levels = sum(key.startswith("indices.0.") for key in self._entries)
@@ -215,6 +217,8 @@ def _fields_of_row(row: dict[str, Any]) -> Fields:
     size = row.pop("height"), row.pop("width")
     attributes, extra = (json.loads(row.pop(name) or "null") for name in ("attributes", "extra"))
     fields = row | {"size": size, "label": row["label"] if attributes is None else attributes}
+    if extra and ORIGIN in extra:
+        fields["origin"] = json.loads(extra.pop(ORIGIN))
     if extra:
         fields["extra"] = {suffix: text.encode() for suffix, text in extra.items()}
     return fields

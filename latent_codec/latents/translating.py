@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latent_codec.files import replacing
 from latent_codec.images.buckets import Frame
+from latent_codec.images.origins import Origin, origin_from_json
 from latent_codec.latents.data_set import LatentDataset
 from latent_codec.latents.latent_files import LatentFile, latent_file
 from latent_codec.latents.plan import EncodingOptions, Shard
@@ -44,7 +45,7 @@ def translate_file(found: LatentFile, path: Path, translator: LatentTranslator) 
         sizes=sizes,
         labels=found.labels,
         captions=found.captions,
-        origins=found.origins,
+        origins=[_origin(*each, translator) for each in zip(found.origins, found.sizes)],
     )
     with replacing(path) as written:
         written.write_bytes(content)
@@ -117,9 +118,18 @@ def _sample(
         original=_enlarged(fields["size"], translator),
         frame=frame,
         label=fields.get("label"),
+        origin=_origin(
+            fields.get("origin") and origin_from_json(fields["origin"]), fields["size"], translator
+        ),
         sidecars=fields.get("extra", {}) | ({} if caption is None else {"txt": caption.encode()}),
         arrays={"latents": translated.to(getattr(torch, options.dtype or "float32"))},
     )
+
+
+def _origin(origin: Origin | None, size: tuple[int, int], translator: LatentTranslator) -> Origin | None:
+    """Of the target's image, which may be enlarged."""
+    is_same = origin is None or _enlarged(size, translator) == tuple(size)
+    return origin if is_same else origin.without_place()
 
 
 def _frame(fields: Fields, upscale: int) -> Frame:

@@ -103,6 +103,11 @@ class DataConfig(Section):
     """Continue an image smaller than the crop beyond its last row and column, instead of enlarging it."""
     flip: bool = True
     """Mirror half of the crops left to right."""
+    value_range: tuple[float, float] | None = None
+    """Of gray images of more than 8 bits, DICOM and NIfTI: the values that become -1 and 1, others being clamped. None: all of
+    16 bits; -1024 to 3071 HU of computed tomography; the smallest and largest value of every other volume."""
+    axis: int = limited(2, least=0, most=2)
+    """That the slices of volumes are counted along."""
     by_area: bool = False
     """Draw images in proportion to their area, instead of each once per epoch."""
     label: str | None = None

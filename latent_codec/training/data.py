@@ -105,7 +105,7 @@ class _Crops:
         )
 
     def cut(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        """A crop of an image's pixels, uint8 (C, H, W): float32 (C, h, w) in [-1, 1]."""
+        """A crop of an image's pixels, (C, H, W) from 0 to 255: float32 (C, h, w) in [-1, 1]."""
         if self.pad_small:
             pixels = pad_to_size(pixels, self.size)
         return random_resized_crop(pixels, self.size, self.scale, self.flip, rng)
@@ -197,7 +197,7 @@ class TrainingCrops(_Crops, Dataset):
     def _pixels(self, index: int) -> Tensor:
         if index in self._cache:
             return self._cache[index]
-        pixels = self.source.read(index, self.channels)
+        pixels = self.source.pixels(index, self.channels)
         worker = get_worker_info()
         if self._cached_bytes + pixels.nbytes <= self.cache_bytes // (worker.num_workers if worker else 1):
             self._cache[index] = pixels
@@ -214,7 +214,7 @@ def random_resized_crop(
     antialiased bicubic filter; with factor 1 the pixels are untouched.
 
     Args:
-        pixels: uint8, (C, H, W).
+        pixels: (C, H, W) from 0 to 255, uint8 or float32.
         size: (h, w) of the crop.
         scale: (smallest, largest) factor; raised where the image would be smaller than the crop.
 

@@ -159,7 +159,8 @@ def _open_data(
         with PartialState(cpu=on_cpu()).main_process_first(), showing("encoding") as on_progress:
             return open_codes(config, data, out, codec, split=split, on_progress=on_progress), None
     if not stream:
-        return open_source(data, split=split), None
+        value_range, axis = config.data.value_range, config.data.axis
+        return open_source(data, split=split, value_range=value_range, axis=axis), None
     streamed = open_stream(data[0], split=split)
     count = max(config.run.calibration_images, FIRST_IMAGES)
     logger.warning(

@@ -69,7 +69,7 @@ def _write_heat_maps(
         index = anomalies.indices[place]
         image = image_as_seen(detector, codec, source, index)
         pair = [image, blend(image, heat_map(detector, codec, image))]
-        name = Path(anomalies.names[place]).stem if isinstance(source, FolderImages) else f"{index:06d}"
+        name = source.listing[index][1].stem if isinstance(source, FolderImages) else f"{index:06d}"
         name = os.fsdecode(os.fsencode(name)[:LONGEST_NAME])
         shown = hstack_images([enlarged_to(to_pil(each), SIDE) for each in pair])
         write_image(shown, folder / f"{rank:03d}-{name}.png")

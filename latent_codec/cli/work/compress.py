@@ -7,8 +7,10 @@ from torch import Tensor
 
 from latent_codec import LatentCodec
 from latent_codec.bitstream import prepare
-from latent_codec.bitstream.compression import check_quality
+from latent_codec.bitstream.compression import Decoded, check_quality, tile_for
 from latent_codec.bitstream.container import SUFFIX
+from latent_codec.bitstream.corrections import SUFFIX as CORRECTION
+from latent_codec.bitstream.corrections import make_correction
 from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.cli.messages import one_line
 from latent_codec.cli.work.compressed_files import needed_entropy_model
@@ -16,6 +18,8 @@ from latent_codec.cli.work.opening import NamedImages, load_codec, open_data
 from latent_codec.cli.work.printing import print_json
 from latent_codec.errors import SettingError
 from latent_codec.files import replacing
+from latent_codec.images.origins import RangeOrigin
+from latent_codec.images.sources import FolderImages, ImageSource
 from latent_codec.metrics import psnr, round_to_8_bits
 
 
@@ -27,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     results = []
     for index, name, image in images.read(codec.channels, "compressing"):
         try:
-            result = _compress(codec, model, image, name, args)
+            result = _compress(codec, model, image, name, args, images.source, index)
         except ValueError as error:
             images.fail(f"{images.source.name(index)}: {one_line(error, args.parser)}")
             continue
@@ -62,7 +66,13 @@ def _check(args: argparse.Namespace, codec: LatentCodec, model: EntropyModel | N
 
 
 def _compress(
-    codec: LatentCodec, model: EntropyModel | None, image: Tensor, name: Path, args: argparse.Namespace
+    codec: LatentCodec,
+    model: EntropyModel | None,
+    image: Tensor,
+    name: Path,
+    args: argparse.Namespace,
+    source: ImageSource,
+    index: int,
 ) -> dict:
     height, width = image.shape[-2:]
     target = args.target_bytes
@@ -94,9 +104,33 @@ def _compress(
         reconstruction = round_to_8_bits(decoded.image(output_type="pt").cpu())
         found = psnr(reconstruction[None], image.cpu()[None]).item()
         result["psnr"] = found if found < float("inf") else None  # JSON has no infinity
+    origin = source.origin(index)
+    if isinstance(origin, RangeOrigin):
+        correction = _correction(origin, data, decoded, source, index, args.max_error)
+        result |= {"correction_bytes": len(correction), "unit": origin.unit, "max_error": args.max_error}
+        with replacing(out.with_suffix(CORRECTION)) as written:
+            written.write_bytes(correction)
+    elif args.max_error is not None:
+        raise SettingError("max_error", "none of an image of 8 bits, which has no unit", args.max_error)
     with replacing(out) as written:
         written.write_bytes(data)
     return result
+
+
+def _correction(
+    origin: RangeOrigin,
+    data: bytes,
+    decoded: Decoded,
+    source: ImageSource,
+    index: int,
+    max_error: float | None,
+) -> bytes:
+    """The content of the file next to a compressed image that has a unit."""
+    if max_error is None:
+        return make_correction(origin, data)
+    image = decoded.image(output_type="pt", tile=tile_for(decoded.container.header)).cpu()
+    original = source.stored(index) if isinstance(source, FolderImages) else None
+    return make_correction(origin, data, image, original, max_error)
 
 
 def _total(results: list[dict]) -> dict:
@@ -106,6 +140,8 @@ def _total(results: list[dict]) -> dict:
         "bits_per_pixel": 8 * total["bytes"] / pixels,
         "bits_per_pixel_without_overhead": total["bits_without_overhead"] / pixels,
     }
+    if any("correction_bytes" in result for result in results):
+        total["correction_bytes"] = sum(result.get("correction_bytes", 0) for result in results)
     if "psnr" in results[0]:
         finite = [result["psnr"] for result in results if result["psnr"] is not None]
         total["psnr"] = sum(finite) / len(finite) if finite else None
@@ -117,6 +153,10 @@ def _figures(found: dict) -> str:
         f"{found['bytes']:,} bytes, {found['bits_per_pixel']:.4f} bits per pixel "
         f"({found['bits_per_pixel_without_overhead']:.4f} without overhead)"
     )
+    if "correction_bytes" in found:
+        text += f", corrections {found['correction_bytes']:,} bytes"
+        if found.get("max_error") is not None:
+            text += f", errors at most {found['max_error']:g} {found['unit']}".rstrip()
     if "psnr" in found:
         text += ", PSNR infinite" if found["psnr"] is None else f", PSNR {found['psnr']:.2f} dB"
     return text

@@ -1,18 +1,24 @@
 """`latent-codec decompress`."""
 
 import argparse
+import hashlib
 import sys
 import warnings
 from pathlib import Path
 
+from torch import Tensor
+
 from latent_codec import LatentCodec, bitstream
 from latent_codec.bitstream.compression import tile_for
 from latent_codec.bitstream.container import read_file
+from latent_codec.bitstream.corrections import SUFFIX as CORRECTION
+from latent_codec.bitstream.corrections import Correction, read_correction
 from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.cli.messages import one_line
 from latent_codec.cli.progress import progress, showing
 from latent_codec.cli.work.compressed_files import advice_for_damage, first_sentence, shipped_name
 from latent_codec.cli.work.opening import load_codec
+from latent_codec.images.origins import Wholes
 from latent_codec.images.tensors import write_image
 from latent_codec.latents.latent_files import is_latent_file, save_indices, save_latents
 
@@ -20,15 +26,22 @@ from latent_codec.latents.latent_files import is_latent_file, save_indices, save
 def run(args: argparse.Namespace) -> int:
     codec = load_codec(args)
     model = bitstream.sidecar(codec) if args.entropy is None else bitstream.load_entropy_model(args.entropy)
-    status = 0
+    status, wholes = 0, Wholes()
     for path, name in progress(args.files, "decompressing"):
         data = b""
         try:
             data = read_file(path)
-            print(_decompress(codec, model, data, path, name, args))
+            written = _decompress(codec, model, data, path, name, args, wholes)
+            if written is not None:
+                print(written)
         except ValueError as error:
             status = 2
             print(f"latent-codec decompress: {path}: {_message(error, path, data, args)}", file=sys.stderr)
+    for parts in wholes.rest():
+        for origin, part in parts:
+            out = args.out / f"{Path(origin.whole).name}-{origin.number}{origin.suffix}"
+            origin.write_parts([(origin, part)], out)
+            print(out)
     return status
 
 
@@ -39,8 +52,16 @@ def _decompress(
     path: Path,
     name: Path,
     args: argparse.Namespace,
-) -> Path:
-    """Decode a file and write the result, whose path is returned."""
+    wholes: Wholes,
+) -> Path | None:
+    """Decode a file and write the result, whose path is returned; None of a slice whose volume is not complete yet."""
+    correction = path.with_suffix(CORRECTION)
+    as_it_was = correction.is_file() and not (args.latents or args.region or args.partial or args.format)
+    found_correction = read_correction(correction.read_bytes()) if as_it_was else None
+    if found_correction and found_correction.compressed != hashlib.sha256(data).hexdigest():
+        raise ValueError(
+            f"{correction.name} corrects another file: compress it again, or remove {correction.name}"
+        )
     header = bitstream.unpack(data, partial=True).header
     with warnings.catch_warnings(record=True) as warned, showing(f"decoding {path.name}") as report:
         warnings.simplefilter("always", bitstream.PartialWarning)
@@ -51,11 +72,14 @@ def _decompress(
             region=args.region,
             latents=args.latents,
             partial=args.partial,
+            output_type="pt" if found_correction else "pil",
             tile=tile_for(header) if args.tile is None else args.tile or None,
             on_progress=report,
         )
     for warning in warned:
         print(f"latent-codec decompress: {path}: {warning.message}", file=sys.stderr)
+    if found_correction:
+        return _write_corrected(found_correction, found, path, name, args, wholes)
     suffix = "safetensors" if args.latents else args.format or "png"
     out = args.out / name.with_name(f"{name.name}.{suffix}")
     if args.latents:
@@ -63,6 +87,30 @@ def _decompress(
         save(out, found, codec=codec, names=[path.name], sizes=[(header.height, header.width)])
     else:
         write_image(found, out)
+    return out
+
+
+def _write_corrected(
+    correction: Correction, image: Tensor, path: Path, name: Path, args: argparse.Namespace, wholes: Wholes
+) -> Path | None:
+    """Write an image in its own units, or keep it until its volume is complete."""
+    origin = correction.origin
+    stored, is_certain = correction.apply(image.cpu())
+    if not is_certain:
+        print(
+            f"latent-codec decompress: {path}: Note: this machine decodes other values than the one that compressed it; "
+            f"errors may be above {correction.max_error:g}",
+            file=sys.stderr,
+        )
+    out = args.out / name.with_name(f"{name.name}{origin.suffix}")
+    if origin.whole is None:
+        origin.write_stored(stored, out)
+        return out
+    parts = wholes.add(origin, stored)
+    if parts is None:
+        return None
+    out = args.out / name.parent / f"{Path(origin.whole).name or 'image'}{origin.suffix}"
+    origin.write_parts(parts, out)
     return out
 
 

@@ -22,7 +22,12 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.out / "confusion.png")
     source, test = open_data(args), None
     if args.test_data or args.test_split:
-        test = open_source(args.test_data or args.data, split=args.test_split or "test")
+        test = open_source(
+            args.test_data or args.data,
+            split=args.test_split or "test",
+            value_range=args.value_range,
+            axis=args.axis,
+        )
         _check_others(source, args)
     codec = load_codec(args)
     with showing("encoding") as report:
