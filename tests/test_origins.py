@@ -67,6 +67,19 @@ def test_arrays_of_any_type_take_a_range():
             to_image(np.zeros((8, 8)), channels=1, value_range=value_range)
 
 
+def test_volumes_without_their_package_say_what_to_install(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("latent_codec.images.volume_names.find_spec", lambda name: None)
+    (tmp_path / "scans").mkdir()
+    for name, package in (("a.dcm", "DICOM is read by pydicom"), ("b.nii.gz", "NIfTI is read by nibabel")):
+        (tmp_path / "scans" / name).write_bytes(b"voxels")
+        with pytest.raises(ImageError, match=rf'{package}: pip install "latent-codec\[medical\]"'):
+            open_source(tmp_path / "scans" / name)
+    (tmp_path / "scans" / "c").write_bytes(bytes(128) + b"DICM")
+    _written(tmp_path / "scans", "d.png", RAMP.astype(np.uint16))
+    assert len(open_source(tmp_path / "scans")) == 1
+    assert "2 .dcm" not in caplog.text and caplog.text.count("latent-codec[medical]") == 2
+
+
 def test_values_without_a_known_range_and_nan_say_what_to_do(tmp_path):
     path = _written(tmp_path, "a.tif", RAMP.astype(np.float32))
     with pytest.raises(ImageError, match="or state the value range"):

@@ -264,6 +264,38 @@ def test_dicom_comes_back_to_the_last_bit(tmp_path, pydicom, nibabel, pixels, en
         assert source.image(0, 1)[0][brightest] == (-1 if dark else 1)
 
 
+def test_frames_have_their_places_and_scale_in_functional_groups(tmp_path, pydicom, nibabel):
+    def group(**entries):
+        dataset = pydicom.Dataset()
+        for name, value in entries.items():
+            setattr(dataset, name, [value] if isinstance(value, pydicom.Dataset) else value)
+        return dataset
+
+    shared = group(
+        PlaneOrientationSequence=group(ImageOrientationPatient=[0, 1, 0, 0, 0, -1]),
+        PixelMeasuresSequence=group(PixelSpacing=[2, 1.5], SliceThickness=9),
+        PixelValueTransformationSequence=group(RescaleSlope="0.5", RescaleIntercept="-10"),
+    )
+    frames = [
+        group(PlanePositionSequence=group(ImagePositionPatient=[4 * place, 5, 6])) for place in range(3)
+    ]
+    pixels = _random((3, 9, 10), "int16")
+    unknown = dict.fromkeys(("PixelSpacing", "SliceThickness", "ImageOrientationPatient"))
+    path = _dicom(
+        pydicom,
+        tmp_path / "enhanced.dcm",
+        pixels,
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=frames,
+        ImagePositionPatient=None,
+        **unknown,
+    )
+    again = nibabel.load(_written_again(open_source(path), tmp_path))
+    assert np.array_equal(again.get_fdata(), pixels.transpose(2, 1, 0) * 0.5 - 10)
+    expected = [[0, 0, -4, 0], [-1.5, 0, 0, -5], [0, -2, 0, 6], [0, 0, 0, 1]]
+    np.testing.assert_allclose(again.affine, expected)
+
+
 def test_padding_does_not_stretch_the_range(tmp_path, pydicom):
     pixels = _random((9, 10), "int16", 0, 1000)
     pixels[0] = -30000
@@ -423,7 +455,7 @@ def test_compressed_series_are_off_by_no_more_than_their_bound(series, nibabel, 
     dataset = pydicom.dcmread(folder / "a")
     pixels = dataset.pixel_array.copy()
     pixels[0, :3] = 4095 + 500  # beyond the usual range, which is clamped
-    dataset.PixelData = pixels.tobytes()
+    dataset.BitsStored, dataset.HighBit, dataset.PixelData = 16, 15, pixels.tobytes()
     dataset.save_as(folder / "a")
     values = values.copy()
     values[1, 0, :3] = 4095 + 500 - 1024
