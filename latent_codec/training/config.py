@@ -180,7 +180,7 @@ class ObjectiveConfig(Section):
     """Weight of the equivariance term: latents that are turned by quarters and shrunk decode to the image turned and shrunk as
     they are (EQ-VAE, arXiv:2502.09509, equation 4). A diffusion model trains faster on such latents."""
     equivariance_scale: float = limited(0.5, above=0, most=1)
-    """The smallest share of its side that a grid is shrunk to; 1: it is only turned."""
+    """The smallest share of its side that a grid is shrunk to, as it is in half of the draws; 1: it is only turned."""
     spectrum_weight: float = limited(0.0, least=0)
     """Weight of the distance between the latents' power spectrum and the image's (training/losses.py)."""
     reference: str | None = None

@@ -136,11 +136,14 @@ class Transformation(NamedTuple):
 def draw_transformation(
     generator: torch.Generator, grid: tuple[int, int], least_scale: float
 ) -> Transformation:
-    """A random turn, and a random share of the grid's sides from `least_scale` up; never neither, and a turn where a grid is too
-    small to be shrunk."""
+    """A random turn, and a random share of the grid's sides: in one draw of two `least_scale`, otherwise any from there up. Never
+    neither, and a turn where a grid is too small to be shrunk."""
     side = min(grid)
     turns = int(torch.randint(4, (), generator=generator))
-    part = int(torch.randint(max(1, math.ceil(least_scale * side)), side + 1, (), generator=generator))
+    least = max(1, math.ceil(least_scale * side))
+    part = int(torch.randint(least, side + 1, (), generator=generator))
+    if torch.rand((), generator=generator) < 0.5:
+        part = least
     if part == side and not turns:
         turns = 1
     return Transformation(turns, grid, tuple(max(1, round(each * part / side)) for each in grid))

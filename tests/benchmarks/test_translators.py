@@ -6,6 +6,9 @@
 decode_B(translate(encode_A)), of decode_B(encode_B(decode_A(encode_A))), and of the floor, a linear map of 5 x 5 latents; and the time of
 translating as a share of decode_A and encode_B: CPU time, one run and one thread, the least of three, so that what else the
 machine does hardly counts. Images are Kodak's, their middle 256 px; times are of 512 x 768 px.
+
+With DENOISER=folder, a denoiser that `latent-codec diffusability faces --codec default` left below its --out, also the Frechet distance
+of its samples: decoded by the shipped codec, and through each translator from it by the translator's target.
 """
 
 import os
@@ -15,19 +18,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DiTTransformer2DModel
 from tables import table
 from torch import Tensor
 
 from latent_codec import LatentCodec, LatentTranslator, metrics
+from latent_codec.evaluation.denoisers import sample
+from latent_codec.evaluation.diffusability import decode_squares
+from latent_codec.evaluation.frechet import feature_network, features_of
 from latent_codec.images.sources import open_source
-from latent_codec.images.tensors import central_window
+from latent_codec.images.tensors import central_window, fit_square, to_uint8
 from latent_codec.models.latent_translator import CodecIdentity
 from latent_codec.training.translator_task import fit_in_closed_form
 
 pytestmark = pytest.mark.skipif("TRANSLATORS" not in os.environ, reason="TRANSLATORS names a folder of runs")
 NUM_IMAGES, SIDE = 12, 256
-NUM_LESSONS = 100
+NUM_LESSONS = 40
 """Photographs that the floor is fitted to, their middles."""
+NUM_SAMPLES, NUM_FACES = 256, 600
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
@@ -41,25 +49,58 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> float:
 
 @pytest.mark.usefixtures("one_thread")
 def test_translated_latents_against_decoding_and_encoding(kodak, shared):
-    taef2 = shared / "checkpoints/taef2_encoder.pth"
-    codecs = [LatentCodec.from_pretrained(path) for path in ("default", "default-vq", taef2)]
-    by_name = {codec.name: codec for codec in codecs}
+    by_name = codecs(shared)
     chosen = kodak[:: len(kodak) // NUM_IMAGES]
     images = torch.cat([central_window(image[0], (SIDE, SIDE))[None] for image in chosen])
     rows = []
-    for run in sorted(Path(os.environ["TRANSLATORS"]).glob("*/translator")):
-        translator = LatentTranslator.from_pretrained(run).eval()
+    for name, translator in translators().items():
         ends = by_name[translator.source.name], by_name[translator.target.name]
         floor = linear_map(*ends, shared / "data/photos")
-        rows.append(
-            [run.parent.name, translator.num_parameters(), *measured(translator, floor, *ends, images)]
-        )
+        rows.append([name, translator.num_parameters(), *measured(translator, floor, *ends, images)])
         print(rows[-1])
     columns = ["run", "parameters", "A's own, dB", "B's own, dB", "decode and encode, dB", "linear, dB"]
     columns += ["translated, dB", "translate, ms", "decode and encode, ms", "share, %"]
     table(f"Latents translated, on {NUM_IMAGES} Kodak images of {SIDE} px", columns, rows)
     assert rows, "no run in TRANSLATORS"
     assert all(row[5] < row[6] for row in rows)  # the network is worth its time
+
+
+@pytest.mark.skipif("DENOISER" not in os.environ, reason="DENOISER names the folder of a denoiser")
+def test_samples_decoded_by_another_codec(shared):
+    denoiser = DiTTransformer2DModel.from_pretrained(os.environ["DENOISER"]).eval()
+    network, by_name = feature_network(), codecs(shared)
+    source = by_name["default-f8c4"]
+    faces = open_source(shared / "data/faces/faces-train.tar")
+    side = source.latent_space.downsampling_factor * denoiser.config.sample_size
+    chosen = (faces.image(index * len(faces) // NUM_FACES, 3) for index in range(NUM_FACES))
+    real = features_of(torch.stack([to_uint8(fit_square(image, side)) for image in chosen]), network)
+    latents = sample(denoiser, NUM_SAMPLES)
+
+    def distance(codec: LatentCodec, latents: Tensor) -> float:
+        return metrics.frechet_distance(features_of(decode_squares(codec, latents), network), real)
+
+    own = distance(source, latents)
+    rows = [["its own codec", own, 1.0]]
+    for name, translator in translators().items():
+        if translator.source.name == source.name:
+            found = distance(by_name[translator.target.name], source.translate(latents, translator))
+            rows.append([name, found, found / own])
+    table(
+        f"{NUM_SAMPLES} samples of a denoiser against {NUM_FACES} faces, {network.name}",
+        ["decoded by", "Frechet distance", "of the first"],
+        rows,
+    )
+    assert min(row[2] for row in rows[1:]) < 1.1
+
+
+def codecs(shared: Path) -> dict[str, LatentCodec]:
+    paths = "default", "default-vq", shared / "checkpoints/taef2_encoder.pth"
+    return {codec.name: codec for codec in map(LatentCodec.from_pretrained, paths)}
+
+
+def translators() -> dict[str, LatentTranslator]:
+    runs = sorted(Path(os.environ["TRANSLATORS"]).glob("*/translator"))
+    return {run.parent.name: LatentTranslator.from_pretrained(run).eval() for run in runs}
 
 
 @torch.no_grad()
