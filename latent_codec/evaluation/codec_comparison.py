@@ -206,7 +206,8 @@ def crops_sheet(codecs: Sequence[LatentCodec], source: ImageSource, comparison: 
     places = {image.index: place for place, image in enumerate(comparison.codecs[0].images)}
     for image in chosen:
         original = source.image(image.index, codecs[0].channels)
-        shown = [original, *(reconstruct(codec, original[None])[0].cpu() for codec in codecs)]
+        origins = [source.origin(image.index)]
+        shown = [original, *(reconstruct(codec, original[None], origins)[0].cpu() for codec in codecs)]
         shown = [pad_to_size(each, (CROP_SIDE, CROP_SIDE)) for each in shown]
         top, left = _where_they_differ(torch.stack(shown[1:]))
         rows.append([each[:, top : top + CROP_SIDE, left : left + CROP_SIDE] for each in shown])

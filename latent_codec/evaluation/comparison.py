@@ -28,7 +28,7 @@ def comparison_image(codec: LatentCodec, source: ImageSource, evaluation: Evalua
         if image.index not in chosen:
             continue
         original = source.image(image.index, codec.channels)
-        reconstruction = reconstruct(codec, original.unsqueeze(0))[0].cpu()
+        reconstruction = reconstruct(codec, original.unsqueeze(0), [source.origin(image.index)])[0].cpu()
         rows.append([original, reconstruction, difference_image(original, reconstruction)])
         titles.append(f"{chosen[image.index]}\n{_broken(Path(image.name).name)}\n{image.psnr:.2f} dB")
     columns = ["original", "reconstruction", "difference (gray: none)"]

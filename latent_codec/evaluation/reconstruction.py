@@ -1,14 +1,14 @@
 """Send images through a codec and measure what came back, what lay between, and what it cost."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from latent_codec import deprecated, metrics
+from latent_codec import deprecated
 from latent_codec.codec import LatentCodec
 from latent_codec.evaluation.codes import CodeMeter, CodeStatistics
 from latent_codec.evaluation.cost import CostMeter, device_name
@@ -19,7 +19,7 @@ from latent_codec.evaluation.meters import Batch, Figure
 from latent_codec.evaluation.quality import ImageFigures, QualityMeter
 from latent_codec.files import plain
 from latent_codec.images.batches import batch_by_shape, iter_images
-from latent_codec.images.origins import as_stored
+from latent_codec.images.origins import Origin, as_stored
 from latent_codec.images.sources import Data, ImageSource, open_source, spread
 from latent_codec.images.tensors import pad_to_multiple, shrunk_by
 from latent_codec.torch_settings import ignoring_caller_settings
@@ -162,11 +162,12 @@ def round_trip(
     )
 
 
-def reconstruct(codec: LatentCodec, images: Tensor) -> Tensor:
-    """(N, C, H, W) in [-1, 1] through the codec and back, as `round_trip`, rounded as an 8-bit file would be."""
+def reconstruct(codec: LatentCodec, images: Tensor, origins: Sequence[Origin | None] | None = None) -> Tensor:
+    """(N, C, H, W) in [-1, 1] through the codec and back, as `round_trip`, rounded as their files would be: to 8 bits, or as
+    their origins say."""
     encoded = _as_encoded(codec, images)
     decoded = codec.decode(codec.encode(encoded), size=tuple(encoded.shape[2:]), output_type="pt")
-    return metrics.round_to_8_bits(decoded[..., : images.shape[2], : images.shape[3]])
+    return as_stored(decoded[..., : images.shape[2], : images.shape[3]], origins or [None] * len(images))
 
 
 def _as_encoded(codec: LatentCodec, images: Tensor) -> Tensor:
