@@ -123,7 +123,7 @@ BAD = {
     "cut": (lambda tone: tone.read_bytes()[:9000], "cut short: its header announces more samples"),
     "hollow": (lambda tone: _header(tone)[:40] + bytes(4), "no samples in it; record it again"),
     "rate": (
-        lambda tone: tone.read_bytes().replace(b"\x22\x56\0\0", b"\1\0\0\0", 1),
+        lambda tone: tone.read_bytes().replace(b"\x22\x56\0\0\x44\xac", b"\1\0\0\0\2\0", 1),
         "got 1: its header is damaged",
     ),
     "short": (np.zeros(300, np.int16), "expected 0.112 s or more, 8 frames, got 0.0136 s; add silence"),

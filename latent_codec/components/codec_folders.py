@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latent_codec.components.weight_files import (
     CONFIG,
@@ -20,7 +20,9 @@ from latent_codec.components.weight_files import (
 from latent_codec.families import LatentSpace, component_class
 from latent_codec.families.pipeline_spaces import PIPELINES
 from latent_codec.files import check_is_file, restore
-from latent_codec.images.origins import Origin, origin_from_json
+
+if TYPE_CHECKING:
+    from latent_codec.images.origins import Origin
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "default-f8c4"
@@ -168,7 +170,7 @@ def _elsewhere(folder: Path) -> str | None:
     return None
 
 
-def read_origin(folder: Path | None) -> Origin | None:
+def read_origin(folder: Path | None) -> "Origin | None":
     """What images of the codec in this folder stand for; None: they are of 8 bits, or nothing is known.
 
     Raises:
@@ -177,6 +179,8 @@ def read_origin(folder: Path | None) -> Origin | None:
     path = None if folder is None else folder / ORIGIN
     if path is None or not path.is_file():
         return None
+    from latent_codec.images.origins import origin_from_json  # numpy and torch, which `info` can do without
+
     try:
         return origin_from_json(json.loads(path.read_bytes()[:_MAX_ORIGIN_BYTES]))
     except (ValueError, RecursionError) as error:

@@ -56,6 +56,9 @@ class CachedLatents:
         ValueError: if there are none.
     """
 
+    reading = ""
+    """There is one way to read them."""
+
     def __init__(self, paths: Sequence[str | os.PathLike]):
         self._paths: list[Path] = []
         self._names: list[str] = []
