@@ -17,6 +17,7 @@ from scipy.io import wavfile
 from latent_codec import LatentCodec
 from latent_codec.cli import main
 from latent_codec.components.codec_folders import read_origin
+from latent_codec.errors import SettingError
 from latent_codec.images.decoding import ImageError
 from latent_codec.images.origins import origin_from_json
 from latent_codec.images.sound_files import read_sound, write_wav
@@ -133,6 +134,12 @@ BAD = {
     ),
     "scale": (np.full(9000, 20_000.0, np.float32), "float samples in -1 to 1, got up to 2e"),
 }
+
+
+def test_recordings_have_neither_value_range_nor_axis(tone):
+    for given in ({"value_range": (0, 1)}, {"axis": 0}):
+        with pytest.raises(SettingError, match="of data that is no"):
+            open_source(f"audio:{tone}", **given)
 
 
 @pytest.mark.parametrize("name", BAD)

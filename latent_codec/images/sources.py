@@ -146,8 +146,21 @@ def open_source(
 
     Raises:
         ValueError: if there is nothing to read there, or a file is damaged as a whole.
+        SettingError: for a value range or axis of data that has none.
     """
     given = [os.fspath(data)] if isinstance(data, (str, os.PathLike)) else [os.fspath(path) for path in data]
+    source = _open(given, split, column, value_range, axis)
+    if type(source) is not FolderImages:
+        if value_range is not None:
+            raise SettingError("value_range", "none of data that is no image files", value_range)
+        if axis != 2:
+            raise SettingError("axis", "2, as is usual, of data that is no files of volumes", axis)
+    return source
+
+
+def _open(
+    given: list[str], split: str, column: str | None, value_range: ValueRange | None, axis: int
+) -> ImageSource:
     if any(path.startswith(HUB) for path in given):
         if len(given) > 1:
             raise ValueError(f"give one Hugging Face dataset at a time, not {', '.join(given)}")
