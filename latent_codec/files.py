@@ -398,6 +398,14 @@ def named_in_utf8(path: Path) -> Iterator[Path]:
         yield path
 
 
+def modified(path: str | os.PathLike) -> int:
+    """When a file was last written, in ns; 0 where that cannot be told, as reading it will say."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def plain(found):
     """Lists and dicts for JSON, which knows no infinity: an infinite or undefined number becomes None."""
     if isinstance(found, dict):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latent_codec.evaluation.meters import Batch
 from latent_codec.images.figures import new_figure, small_axes
+from latent_codec.models.likelihoods import kl_divergence
 
 LIMIT = 8.0
 """The histograms run from -LIMIT to LIMIT; values outside count in the outermost bins."""
@@ -71,9 +72,7 @@ class LatentMeter:
         if posterior := batch.encoding.posterior:
             kl = getattr(posterior, "nats_per_value", None)  # of groups of latents
             if kl is None:
-                # Equation 10 of "Auto-Encoding Variational Bayes" (arXiv:1312.6114), not summed over channels.
-                mean, logvar = posterior.mean.cpu().double(), posterior.logvar.cpu().double()
-                kl = (mean.square() + logvar.exp() - 1 - logvar) / 2
+                kl = kl_divergence(posterior.mean.cpu().double(), posterior.logvar.cpu().double())
             kl = kl.cpu().double()
             self.kl += self.arrange(kl).sum(dim=(0, 2, 3))
             self.posterior_positions += values.shape[1]

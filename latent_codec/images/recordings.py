@@ -8,7 +8,6 @@ source.origin(0).restore(image)                           # samples again
 """
 
 import logging
-import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latent_codec.errors import SettingError
-from latent_codec.files import find_files
+from latent_codec.files import find_files, modified
 from latent_codec.images.decoding import MIN_SIDE, ImageError, printable
 from latent_codec.images.sound_files import SUFFIXES, num_samples_in, read_sound, resample
 from latent_codec.images.sound_origins import SoundOrigin
@@ -185,11 +184,7 @@ class RecordingImages(FolderImages):
 
     def _recording(self, index: int) -> tuple[Tensor, int]:
         path = self.paths[index]
-        try:
-            changed = os.stat(path).st_mtime_ns
-        except OSError:
-            changed = 0  # reading it says why
-        return _spectrogram(path, changed, self.scale)
+        return _spectrogram(path, modified(path), self.scale)
 
 
 def _piece_name(path: Path, piece: int) -> Path:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
+from functools import lru_cache
 from glob import glob
 from itertools import product
 from pathlib import Path
@@ -29,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from latent_codec.errors import SettingError
-from latent_codec.files import human_bytes
+from latent_codec.files import human_bytes, modified
 from latent_codec.images.decoding import SUFFIXES, ImageError, open_regular, printable
 from latent_codec.images.files import SIDECARS, LeftOut, list_images
 from latent_codec.images.image_source import MAX_SIDECAR_BYTES, as_key
@@ -324,7 +325,9 @@ class FolderImages(ImageSource):
         if (found := self.slice(index)) is not None:
             return found[0].origin(found[1])
         path = self.paths[index]
-        return gray_origin(path, self.value_range) if path.suffix.lower() in _DEEP_SUFFIXES else None
+        if path.suffix.lower() not in _DEEP_SUFFIXES:
+            return None
+        return _gray_origin(path, modified(path), self.value_range)
 
     def read(self, index: int, channels: int = 3) -> Tensor:
         if self.slice(index) is None and (self.value_range is None or self.origin(index) is None):
@@ -407,6 +410,12 @@ def open_volumes(
     if not images:
         raise ImageError(f"{listing[0][0]}: no images: {NO_PIXELS}")
     return images, slices
+
+
+@lru_cache(maxsize=64)
+def _gray_origin(path: Path, changed: int, value_range: ValueRange | None) -> GrayOrigin | None:
+    """`gray_origin`, found once while an image is read; `changed` is when its file was written."""
+    return gray_origin(path, value_range)
 
 
 def _volume_kind(path: Path) -> str | None:

@@ -1,7 +1,7 @@
 """LatentTranslator: latents of one codec -> latents of another, without an image in between."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latent_codec.families import Family, LatentSpace, component_class, family_of
+from latent_codec.families import LatentSpace, component_class, family_of
 from latent_codec.models.memory_format import use_channels_last
 from latent_codec.models.own_weights import OwnWeights
 from latent_codec.tensors import check_floating
@@ -108,7 +108,8 @@ class LatentTranslator(OwnWeights, ModelMixin, ConfigMixin):
         self.folded, self.unfolded = fold_factors(self.source, self.target, upscale)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
-        self.head, self.tail = _head(source_autoencoder), _tail(target_autoencoder)
+        self.head = _grid_layers(source_autoencoder, "decoder_head")
+        self.tail = _grid_layers(target_autoencoder, "encoder_tail")
         channels_in, channels_out = self.source.latent_space.channels, self.target.latent_space.channels
         if self.head is not None:
             channels_in = _convolutions(self.head)[-1].out_channels
@@ -223,24 +224,16 @@ def fold_factors(source: CodecIdentity, target: CodecIdentity, upscale: int = 1)
     return max(coarser // finer, 1), max(finer // coarser, 1)
 
 
-def _family(config: dict[str, Any]) -> Family:
-    """An autoencoder of random weights, from its config."""
-    return family_of(component_class(config["_class_name"]).from_config(config))
-
-
-def _head(config: dict[str, Any] | None) -> nn.Module | None:
-    return None if config is None else _known(_family(config).decoder_head, config, "decoder")
-
-
-def _tail(config: dict[str, Any] | None) -> nn.Module | None:
-    return None if config is None else _known(_family(config).encoder_tail, config, "encoder")
-
-
-def _known(layers: nn.Module | None, config: dict[str, Any], part: str) -> nn.Module:
+def _grid_layers(
+    config: dict[str, Any] | None, part: Literal["decoder_head", "encoder_tail"]
+) -> nn.Module | None:
+    """Those layers of an autoencoder of random weights, from its config."""
+    if config is None:
+        return None
+    name, end = config["_class_name"], part.partition("_")[0]
+    layers = getattr(family_of(component_class(name).from_config(config)), part)
     if layers is None:
-        raise ValueError(
-            f"layers of {config['_class_name']}'s {part} are not told apart; leave {part} layers out"
-        )
+        raise ValueError(f"layers of {name}'s {end} are not told apart; leave {end} layers out")
     return layers
 
 

@@ -1,14 +1,16 @@
 """The file that a decoded image becomes: a PNG, or what its origin says, sounds by the vocoder that `--vocoder` names."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
-from latent_codec.cli.progress import showing
+from latent_codec.cli.progress import progress, showing
 from latent_codec.errors import SettingError
 from latent_codec.images.origins import Origin
-from latent_codec.images.tensors import write_image
+from latent_codec.images.tensors import to_image, write_image
 
 
 def load_vocoder(args: argparse.Namespace):
@@ -45,3 +47,15 @@ def write_decoded(image: Tensor, origin: Origin | None, path: Path, vocoder=None
         origin.write(image, path)
     else:
         origin.write(image, path, vocoder)
+
+
+def write_sounds(
+    spectrograms: Sequence[Tensor | Image.Image] | Tensor, origin: Origin, out: Path, vocoder
+) -> list[Path]:
+    """A sound for each spectrogram, next to `out`: morph.png -> morph-00.wav and so on."""
+    digits = len(str(len(spectrograms) - 1))
+    paths = [out.with_name(f"{out.stem}-{n:0{digits}d}{origin.suffix}") for n in range(len(spectrograms))]
+    for image, path in zip(progress(spectrograms, "writing sounds"), paths):
+        image = to_image(image, channels=1) if isinstance(image, Image.Image) else image
+        write_decoded(image, origin, path, vocoder)
+    return paths

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latent_codec.analysis.morphs import morph
-from latent_codec.cli.progress import progress, showing
-from latent_codec.cli.work.decoded_files import check_vocoder, load_vocoder, write_decoded
+from latent_codec.cli.progress import showing
+from latent_codec.cli.work.decoded_files import check_vocoder, load_vocoder, write_sounds
 from latent_codec.cli.work.opening import check_writable, few_images, load_codec
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.errors import SettingError
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     if args.animation is not None:
         write_animation([enlarged_to(to_pil(frame), 2 * SIDE) for frame in found.frames], args.animation)
 
-    sounds = [] if origin is None else _write_sounds(found.frames, origin, args.out, vocoder)
+    sounds = [] if origin is None else write_sounds(found.frames, origin, args.out, vocoder)
 
     if args.json:
         facts = {"codec": codec.name, "fingerprint": codec.fingerprint, "images": names} | found.to_dict()
@@ -83,12 +83,3 @@ def _sound(source: ImageSource, images: list[Tensor], vocoder) -> Origin | None:
         check_vocoder(None, vocoder)
         return None
     return max(origins, key=lambda origin: origin.num_samples)
-
-
-def _write_sounds(frames: Tensor, origin: Origin, out: Path, vocoder) -> list[Path]:
-    """morph.png -> morph-00.wav and so on, one for each frame."""
-    digits = len(str(len(frames) - 1))
-    paths = [out.with_name(f"{out.stem}-{number:0{digits}d}{origin.suffix}") for number in range(len(frames))]
-    for frame, path in zip(progress(frames, "writing sounds"), paths):
-        write_decoded(frame, origin, path, vocoder)
-    return paths

@@ -10,12 +10,12 @@ from PIL import Image
 
 from latent_codec.cli.progress import progress, showing
 from latent_codec.cli.sample import DEFAULT_PIPELINE
-from latent_codec.cli.work.decoded_files import check_vocoder, load_vocoder, write_decoded
+from latent_codec.cli.work.decoded_files import check_vocoder, load_vocoder, write_sounds
 from latent_codec.cli.work.opening import check_writable, device_of, load_codec, note_emulated, settings_of
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.components.codec_folders import read_origin
 from latent_codec.images.origins import Origin
-from latent_codec.images.tensors import sample_grid, to_image, write_image
+from latent_codec.images.tensors import sample_grid, write_image
 from latent_codec.pipelines.folders import find_pipeline, load_pipeline
 from latent_codec.pipelines.sampling import Pace, labelled_generators, labels_by_number
 
@@ -190,12 +190,7 @@ def _write_sounds(samples: list[Image.Image], origin: Origin | None, out: Path, 
     check_vocoder(origin, vocoder)
     if origin is None or origin.kind != "sound":
         return {}
-    digits = len(str(len(samples) - 1))
-    paths = []
-    for number, sample in enumerate(progress(samples, "writing sounds")):
-        paths.append(out.with_name(f"{out.stem}-{number:0{digits}d}{origin.suffix}"))
-        write_decoded(to_image(sample, channels=1), origin, paths[-1], vocoder)
-    return {"sounds": [str(path) for path in paths]}
+    return {"sounds": [str(path) for path in write_sounds(samples, origin, out, vocoder)]}
 
 
 def _and(sounds: dict) -> str:
