@@ -254,6 +254,24 @@ def test_latents_of_sounds_are_decoded_to_sounds(tmp_path, tone, codec, capsys):
     assert open_source(tmp_path / "out/tone.png").size(0) == (80, 63)
 
 
+def test_compressed_sounds_become_sounds_again(tmp_path, tone, vocoder, capsys):
+    """The shipped codec, of color, has an entropy model."""
+    small, out = tmp_path / "small", tmp_path / "out"
+    assert main(["compress", f"audio:{tone}", "--out", str(small)]) == 0
+    assert main(["decompress", str(small / "tone.lcf"), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(out / "tone.wav")
+    rate, samples = wavfile.read(out / "tone.wav")
+    assert (rate, samples.shape) == (16_000, (16_000,))
+    assert open_source(out / "tone.png").size(0) == (80, 63)
+    command = ["decompress", str(small / "tone.lcf"), "--out", str(tmp_path / "voiced"), "--vocoder", vocoder]
+    assert main(command) == 0
+    assert not np.array_equal(wavfile.read(tmp_path / "voiced/tone.wav")[1], samples)
+    looked_at = [*command, "--format", "png"]
+    assert "expected none where images are no spectrograms" in fails(capsys, *looked_at)
+    err = fails(capsys, "compress", f"audio:{tone}", "--max-error", "1", "--out", small)
+    assert "which has no unit, got 1.0" in err
+
+
 @pytest.fixture(scope="module")
 def vocoder(tmp_path_factory) -> str:
     transformers = pytest.importorskip("transformers")

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from latent_codec.errors import SettingError
-from latent_codec.images.origins import RangeOrigin, UnknownOriginError, as_type, origin_from_json
+from latent_codec.images.origins import Origin, RangeOrigin, UnknownOriginError, as_type, origin_from_json
 
 SUFFIX = ".lcr"
 FORMAT = "latent-codec correction"
@@ -33,9 +33,9 @@ _FILTERS = [{"id": lzma.FILTER_LZMA2, "dict_size": 2**22, "lc": 4, "lp": 0, "pb"
 class Correction:
     """What `read_correction` found."""
 
-    origin: RangeOrigin
+    origin: Origin
     max_error: float | None
-    """In the image's unit; None: there are no residuals."""
+    """In the image's unit; None: there are no residuals, as of all that is no RangeOrigin."""
     step: float
     """Of residuals, in values as they are stored."""
     compressed: str
@@ -48,8 +48,10 @@ class Correction:
         """The values of a decoded image, (C, H, W) in [-1, 1], as its file stores them, and whether the bound is certain.
 
         Raises:
-            ValueError: for residuals of an image of another size, or damaged ones.
+            ValueError: for an origin that is no RangeOrigin; residuals of an image of another size, or damaged ones.
         """
+        if not isinstance(self.origin, RangeOrigin):
+            raise ValueError(f"expected an image of gray values, got {self.origin.describe()}")
         values = self.origin.stored(image)
         if self.max_error is None:
             return values, True
@@ -59,7 +61,7 @@ class Correction:
 
 
 def make_correction(
-    origin: RangeOrigin,
+    origin: Origin,
     compressed: bytes,
     decoded: Tensor | None = None,
     original: np.ndarray | None = None,
@@ -86,8 +88,8 @@ def make_correction(
     if max_error is not None:
         if not 0 <= max_error < math.inf:
             raise SettingError("max_error", "a number from 0", max_error)
-        if decoded is None or original is None:
-            raise ValueError("expected the decoded image and the original for a bound, got none")
+        if decoded is None or original is None or not isinstance(origin, RangeOrigin):
+            raise ValueError("expected gray values, the decoded image and the original for a bound")
         values = origin.stored(decoded)
         step = _step(origin, max_error)
         difference = original.astype(np.float64) - values.astype(np.float64)
@@ -130,7 +132,8 @@ def read_correction(content: bytes) -> Correction:
         residuals = load(content)["residuals"].numpy().tobytes()
         bound, step = metadata.get("max_error"), float(metadata.get("step", 1))
         max_error = None if bound is None else float(bound)
-        if not isinstance(origin, RangeOrigin) or not (0 < step < 1e30 and 0 <= (max_error or 0) < 1e30):
+        is_bounded = max_error is not None
+        if is_bounded > isinstance(origin, RangeOrigin) or not (0 < step < 1e30 and 0 <= (max_error or 0) < 1e30):
             raise ValueError("its origin or its step is malformed")
         return Correction(
             origin, max_error, step, metadata["compressed"], metadata.get("decoded", ""), residuals

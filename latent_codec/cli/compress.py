@@ -12,7 +12,8 @@ its codec and entropy model by fingerprints and needs both to be decoded.
 
 Next to NAME.lcf of a gray image of more than 8 bits, DICOM or NIfTI there is
 NAME.lcr, with which `decompress` writes the original units; with --max-error
-it also has what the codec lost, up to that bound.
+it also has what the codec lost, up to that bound. Of a recording (audio:) it
+says how the spectrogram becomes a sound again.
 
 Each file is decoded to its values before it is written. It prints bytes, bits
 per pixel of the original and, in brackets, the bits per pixel without

@@ -6,7 +6,8 @@ will do. `latent-codec info FILE` prints the fingerprints and the codec's name.
 
 Of an image in units of its own (NAME.lcr next to NAME.lcf) it writes 16-bit
 PNG or TIFF, float TIFF or, for a volume, one NAME.nii.gz, unless --format,
---region or --partial asks for an image to look at.
+--region or --partial asks for an image to look at. A spectrogram becomes
+NAME.wav with NAME.png, by Griffin-Lim unless --vocoder names a HiFi-GAN.
 
 An image of more than 4 million pixels is decoded in tiles of 1024 pixels a
 side, one by one, so that it needs the memory of a tile and 7 bytes for each
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="decode tiles of this side one by one; 0: the image at once (default: 1024 above 4 million pixels)",
     ).least = 0
+    arguments.add_vocoder_argument(parser)
     add_entropy_argument(parser)
     arguments.add_codec_arguments(parser)
 

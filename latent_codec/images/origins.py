@@ -41,6 +41,8 @@ class Origin:
 
     kind: ClassVar[str]
     """Its key in `KINDS`."""
+    number: int
+    """Of a part, its place in its whole."""
 
     @property
     def suffix(self) -> str:

@@ -18,7 +18,7 @@ from latent_codec.cli.work.opening import NamedImages, load_codec, open_data
 from latent_codec.cli.work.printing import print_json
 from latent_codec.errors import SettingError
 from latent_codec.files import replacing
-from latent_codec.images.origins import RangeOrigin
+from latent_codec.images.origins import Origin, RangeOrigin
 from latent_codec.images.sources import FolderImages, ImageSource
 from latent_codec.metrics import psnr, round_to_8_bits
 
@@ -105,27 +105,29 @@ def _compress(
         found = psnr(reconstruction[None], image.cpu()[None]).item()
         result["psnr"] = found if found < float("inf") else None  # JSON has no infinity
     origin = source.origin(index)
+    if args.max_error is not None and not isinstance(origin, RangeOrigin):
+        raise SettingError("max_error", f"none of {source.name(index)}, which has no unit", args.max_error)
     if isinstance(origin, RangeOrigin):
+        result |= {"unit": origin.unit, "max_error": args.max_error}
+    if origin is not None:
         correction = _correction(origin, data, decoded, source, index, args.max_error)
-        result |= {"correction_bytes": len(correction), "unit": origin.unit, "max_error": args.max_error}
+        result["correction_bytes"] = len(correction)
         with replacing(out.with_suffix(CORRECTION)) as written:
             written.write_bytes(correction)
-    elif args.max_error is not None:
-        raise SettingError("max_error", "none of an image of 8 bits, which has no unit", args.max_error)
     with replacing(out) as written:
         written.write_bytes(data)
     return result
 
 
 def _correction(
-    origin: RangeOrigin,
+    origin: Origin,
     data: bytes,
     decoded: Decoded,
     source: ImageSource,
     index: int,
     max_error: float | None,
 ) -> bytes:
-    """The content of the file next to a compressed image that has a unit."""
+    """The content of the file next to a compressed image that is not of 8 bits."""
     if max_error is None:
         return make_correction(origin, data)
     image = decoded.image(output_type="pt", tile=tile_for(decoded.container.header)).cpu()

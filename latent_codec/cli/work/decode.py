@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import progress
-from latent_codec.cli.work.decoded_files import load_vocoder, write_decoded
+from latent_codec.cli.work.decoded_files import base_name, incomplete, load_vocoder, write_decoded
 from latent_codec.cli.work.opening import load_codec
 from latent_codec.errors import SettingError
 from latent_codec.images.origins import Origin, RangeOrigin, Wholes
@@ -51,28 +51,15 @@ def run(args: argparse.Namespace) -> None:
                 path = args.out / _free_path(folder, _stem(name), suffix, taken)
                 write_decoded(image, origin, path, vocoder)
             elif (parts := wholes.add(origin, origin.part(image))) is not None:
-                path = args.out / _free_path(folder, _base(origin.whole), origin.suffix, taken)
+                path = args.out / _free_path(folder, base_name(origin.whole), origin.suffix, taken)
                 origin.write_parts(parts, path)
             else:
                 continue
             print(path)
-        for path in _write_rest(wholes, args.out, folder, taken):
-            print(path)
-
-
-def _write_rest(wholes: Wholes, out: Path, folder: Path, taken: set[Path]) -> Iterator[Path]:
-    """Write the parts of what is not whole one by one."""
-    for parts in wholes.rest():
-        first, _ = parts[0]
-        print(
-            f"latent-codec decode: Note: {len(parts)} of {first.count} slices of {first.whole}: written one by one",
-            file=sys.stderr,
-        )
-        for origin, part in parts:
-            stem = f"{_base(origin.whole)}-{origin.number:0{len(str(origin.count - 1))}d}"
-            path = out / _free_path(folder, stem, origin.suffix, taken)
+        for stem, origin, part in incomplete(wholes, "decode"):
+            path = args.out / _free_path(folder, stem, origin.suffix, taken)
             origin.write_parts([(origin, part)], path)
-            yield path
+            print(path)
 
 
 def _latent_files(path: Path) -> Iterable[LatentFile]:
@@ -109,17 +96,12 @@ def _decode(
 
 def _stem(name: str) -> str:
     """What to call the file of an image: its own name without suffix, and, as it is not to be trusted, without folders."""
-    base = _base(name)
+    base = base_name(name)
     stem, bracket, number = base.partition("[")  # of a slice: brain.nii.gz[12]
     if bracket and number.endswith("]"):
         base = f"{stem.removesuffix('.gz')}-{number[:-1]}"
         return base.replace(".nii-", "-").replace(".dcm-", "-")
     return PurePosixPath(base).stem
-
-
-def _base(name: str) -> str:
-    """The last part of a name."""
-    return PurePosixPath(name.replace("\\", "/").replace("\0", "")).name or "image"
 
 
 def _free_path(folder: Path, stem: str, suffix: str, taken: set[Path]) -> Path:

@@ -1,15 +1,18 @@
 """The file that a decoded image becomes: a PNG, or what its origin says, sounds by the vocoder that `--vocoder` names."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from latent_codec.cli.progress import progress, showing
 from latent_codec.errors import SettingError
-from latent_codec.images.origins import Origin
+from latent_codec.images.decoding import printable
+from latent_codec.images.origins import Origin, Wholes
 from latent_codec.images.tensors import to_image, write_image
 
 
@@ -47,6 +50,22 @@ def write_decoded(image: Tensor, origin: Origin | None, path: Path, vocoder=None
         origin.write(image, path)
     else:
         origin.write(image, path, vocoder)
+
+
+def base_name(name: str) -> str:
+    """The last part of a name, which is not to be trusted with folders."""
+    return PurePosixPath(name.replace("\\", "/").replace("\0", "")).name or "image"
+
+
+def incomplete(wholes: Wholes, verb: str) -> Iterator[tuple[str, Origin, np.ndarray]]:
+    """The parts of what is not whole, which `verb` writes one by one, with a note; each with the stem of its file."""
+    for parts in wholes.rest():
+        first, _ = parts[0]
+        found = f"{len(parts)} of {first.count} slices of {printable(first.whole)}"
+        print(f"latent-codec {verb}: Note: {found}: written one by one", file=sys.stderr)
+        digits = len(str(first.count - 1))
+        for origin, part in parts:
+            yield f"{base_name(origin.whole)}-{origin.number:0{digits}d}", origin, part
 
 
 def write_sounds(

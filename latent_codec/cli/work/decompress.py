@@ -17,8 +17,15 @@ from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.cli.messages import one_line
 from latent_codec.cli.progress import progress, showing
 from latent_codec.cli.work.compressed_files import advice_for_damage, first_sentence, shipped_name
+from latent_codec.cli.work.decoded_files import (
+    base_name,
+    check_vocoder,
+    incomplete,
+    load_vocoder,
+    write_decoded,
+)
 from latent_codec.cli.work.opening import load_codec
-from latent_codec.images.origins import Wholes
+from latent_codec.images.origins import RangeOrigin, Wholes
 from latent_codec.images.tensors import write_image
 from latent_codec.latents.latent_files import is_latent_file, save_indices, save_latents
 
@@ -26,22 +33,22 @@ from latent_codec.latents.latent_files import is_latent_file, save_indices, save
 def run(args: argparse.Namespace) -> int:
     codec = load_codec(args)
     model = bitstream.sidecar(codec) if args.entropy is None else bitstream.load_entropy_model(args.entropy)
+    vocoder = load_vocoder(args)
     status, wholes = 0, Wholes()
     for path, name in progress(args.files, "decompressing"):
         data = b""
         try:
             data = read_file(path)
-            written = _decompress(codec, model, data, path, name, args, wholes)
+            written = _decompress(codec, model, data, path, name, args, wholes, vocoder)
             if written is not None:
                 print(written)
         except ValueError as error:
             status = 2
             print(f"latent-codec decompress: {path}: {_message(error, path, data, args)}", file=sys.stderr)
-    for parts in wholes.rest():
-        for origin, part in parts:
-            out = args.out / f"{Path(origin.whole).name}-{origin.number}{origin.suffix}"
-            origin.write_parts([(origin, part)], out)
-            print(out)
+    for stem, origin, part in incomplete(wholes, "decompress"):
+        out = args.out / f"{stem}{origin.suffix}"
+        origin.write_parts([(origin, part)], out)
+        print(out)
     return status
 
 
@@ -53,6 +60,7 @@ def _decompress(
     name: Path,
     args: argparse.Namespace,
     wholes: Wholes,
+    vocoder,
 ) -> Path | None:
     """Decode a file and write the result, whose path is returned; None of a slice whose volume is not complete yet."""
     correction = path.with_suffix(CORRECTION)
@@ -78,8 +86,10 @@ def _decompress(
         )
     for warning in warned:
         print(f"latent-codec decompress: {path}: {warning.message}", file=sys.stderr)
-    if found_correction:
-        return _write_corrected(found_correction, found, path, name, args, wholes)
+    if found_correction is None:
+        check_vocoder(None, vocoder)
+    else:
+        return _write_corrected(found_correction, found, path, name, args, wholes, vocoder)
     suffix = "safetensors" if args.latents else args.format or "png"
     out = args.out / name.with_name(f"{name.name}.{suffix}")
     if args.latents:
@@ -91,10 +101,21 @@ def _decompress(
 
 
 def _write_corrected(
-    correction: Correction, image: Tensor, path: Path, name: Path, args: argparse.Namespace, wholes: Wholes
+    correction: Correction,
+    image: Tensor,
+    path: Path,
+    name: Path,
+    args: argparse.Namespace,
+    wholes: Wholes,
+    vocoder,
 ) -> Path | None:
     """Write an image in its own units, or keep it until its volume is complete."""
     origin = correction.origin
+    out = args.out / name.with_name(f"{name.name}{origin.suffix}")
+    if not isinstance(origin, RangeOrigin):
+        write_decoded(image.cpu(), origin, out, vocoder)
+        return out
+    check_vocoder(origin, vocoder)
     stored, is_certain = correction.apply(image.cpu())
     if not is_certain:
         print(
@@ -102,14 +123,13 @@ def _write_corrected(
             f"errors may be above {correction.max_error:g}",
             file=sys.stderr,
         )
-    out = args.out / name.with_name(f"{name.name}{origin.suffix}")
     if origin.whole is None:
         origin.write_stored(stored, out)
         return out
     parts = wholes.add(origin, stored)
     if parts is None:
         return None
-    out = args.out / name.parent / f"{Path(origin.whole).name or 'image'}{origin.suffix}"
+    out = args.out / name.parent / f"{base_name(origin.whole)}{origin.suffix}"
     origin.write_parts(parts, out)
     return out
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from latent_codec import LatentCodec
-from latent_codec.cli.work.decoded_files import check_vocoder, load_vocoder, write_decoded
+from latent_codec.cli.work.decoded_files import check_vocoder, incomplete, load_vocoder, write_decoded
 from latent_codec.cli.work.opening import NamedImages, load_codec, open_data
 from latent_codec.cli.work.printing import by, print_json
 from latent_codec.evaluation.codes import fixed_length_bits_per_pixel
@@ -40,10 +40,9 @@ def run(args: argparse.Namespace) -> int:
         results.append(_roundtrip(codec, image, name, args, origin, wholes, window, vocoder))
         if not args.json:
             _print(results[-1])
-    for parts in wholes.rest():
-        for origin, part in parts:
-            results_of = Path(args.out) / f"{origin.whole}-{origin.number}-decoded{origin.suffix}"
-            origin.write_parts([(origin, part)], results_of)
+    for stem, origin, part in incomplete(wholes, "roundtrip"):
+        path = Path(args.out) / Path(origin.whole).parent / f"{stem}-decoded{origin.suffix}"
+        origin.write_parts([(origin, part)], path)
     if args.json:
         facts = {"codec": codec.name, "fingerprint": codec.fingerprint}
         print_json(facts | {"images": results, "failed": images.failed})
