@@ -132,10 +132,8 @@ def read_correction(content: bytes) -> Correction:
         residuals = load(content)["residuals"].numpy().tobytes()
         bound, step = metadata.get("max_error"), float(metadata.get("step", 1))
         max_error = None if bound is None else float(bound)
-        is_bounded = max_error is not None
-        if is_bounded > isinstance(origin, RangeOrigin) or not (
-            0 < step < 1e30 and 0 <= (max_error or 0) < 1e30
-        ):
+        has_bound = isinstance(origin, RangeOrigin) and 0 <= (max_error or 0) < 1e30
+        if not (has_bound or max_error is None) or not 0 < step < 1e30:
             raise ValueError("its origin or its step is malformed")
         return Correction(
             origin, max_error, step, metadata["compressed"], metadata.get("decoded", ""), residuals
