@@ -57,15 +57,35 @@ _clamped: set[tuple[Path, ...]] = set()
 _MAX_NOTES = 5
 
 
+class Sliced:
+    """What is counted along a side of a volume: slices, in a plane of two other sides."""
+
+    shape: tuple[int, ...]
+    """Of the volume's voxels: three sides, then further ones (time)."""
+    affine: Affine
+    axis: int
+    """The side that slices are counted along."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a slice."""
+        rows, columns = upright(self.affine, self.axis)[0]
+        return self.shape[rows], self.shape[columns]
+
+    @property
+    def count(self) -> int:
+        """Slices of the volume."""
+        return math.prod(self.shape) // math.prod(self.size)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Volume:
-    """What is known of a volume without its voxels. `axis` is the one that its slices are counted along."""
+class Volume(Sliced):
+    """What is known of a volume without its voxels."""
 
     name: str
     """What to call it, below the folder that was given; of the user's files, not of their headers."""
     files: tuple[Path, ...]
     shape: tuple[int, ...]
-    """Of its voxels: three sides, then further ones (time)."""
     dtype: str
     affine: Affine
     steps: tuple[float, ...] = ()
@@ -89,17 +109,7 @@ class Volume:
     """When its files were last written, ns."""
 
     def __len__(self) -> int:
-        return math.prod(self.shape) // math.prod(self.shape[axis] for axis in self._in_plane)
-
-    @property
-    def _in_plane(self) -> tuple[int, int]:
-        return upright(self.affine, self.axis)[0]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of a slice."""
-        rows, columns = self._in_plane
-        return self.shape[rows], self.shape[columns]
+        return self.count
 
     def origin(self, number: int) -> "SliceOrigin":
         """What a slice stands for; reads the voxels where `value_range` is None.
@@ -382,7 +392,7 @@ def _slice_of(voxels: np.ndarray, number: int, affine: Affine, axis: int) -> np.
 
 
 @dataclass(frozen=True, kw_only=True)
-class SliceOrigin(RangeOrigin):
+class SliceOrigin(Sliced, RangeOrigin):
     """A slice of a volume: where it is in it, and what its values are. It is written as NIfTI."""
 
     kind: ClassVar[str] = "slice"
@@ -428,18 +438,8 @@ class SliceOrigin(RangeOrigin):
         check_range(self.low, self.high)
 
     @property
-    def count(self) -> int:
-        """Slices of the volume."""
-        rows, columns = self._in_plane
-        return math.prod(self.shape) // (self.shape[rows] * self.shape[columns])
-
-    @property
     def whole(self) -> str:
         return self.volume
-
-    @property
-    def _in_plane(self) -> tuple[int, int]:
-        return upright(self.affine, self.axis)[0]
 
     def stored(self, image: Tensor) -> np.ndarray:
         """Voxels as the file stores them."""
@@ -487,15 +487,13 @@ def write_volume(parts: Sequence[tuple[SliceOrigin, np.ndarray]], path: str | os
     import nibabel
 
     first = parts[0][0]
-    rows, columns = first._in_plane
-    size = first.shape[rows], first.shape[columns]
     for origin, voxels in parts:
         if replace(origin, number=first.number) != first:
             raise ValueError(f"{first.volume}: its slices are of several volumes; decode them one by one")
-        if voxels.shape != size:
+        if voxels.shape != first.size:
             got = "x".join(map(str, voxels.shape))
             raise ValueError(
-                f"{first.volume}: expected slices of {'x'.join(map(str, size))} voxels, got {got}"
+                f"{first.volume}: expected slices of {'x'.join(map(str, first.size))} voxels, got {got}"
             )
     array = np.zeros(first.shape, first.dtype)
     for origin, voxels in parts:
