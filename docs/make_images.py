@@ -26,7 +26,7 @@ PHOTOGRAPH = "lighthouse.png"
 """A crop of Kodak's image 21, which no command makes."""
 MIN_HEIGHT = 128
 """Of the images, in pixels."""
-FULL_COLOR = ("three.png",)
+FULL_COLOR = ("three.png", "kinds.png")
 """Others have at most 256 colors."""
 
 
@@ -42,6 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     (args.folder / "docs/images").mkdir(parents=True, exist_ok=True)
     shutil.copy(IMAGES / PHOTOGRAPH, args.folder / "docs/images" / PHOTOGRAPH)
+    shutil.copytree(DOCS.parent / "examples", args.folder / "examples", dirs_exist_ok=True)
     os.chdir(args.folder)
     for page in sorted(DOCS.glob(f"{args.page}.md")):
         for title, section in sections(page.read_text(encoding="utf-8")).items():
