@@ -269,7 +269,7 @@ def test_compressed_sounds_become_sounds_again(tmp_path, tone, vocoder, capsys):
     looked_at = [*command, "--format", "png"]
     assert "expected none where images are no spectrograms" in fails(capsys, *looked_at)
     err = fails(capsys, "compress", f"audio:{tone}", "--max-error", "1", "--out", small)
-    assert "which has no unit, got 1.0" in err
+    assert "--max-error: expected none of a sound, which has no unit, got 1.0" in err
 
 
 @pytest.fixture(scope="module")

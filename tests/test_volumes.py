@@ -470,7 +470,7 @@ def test_compressed_series_are_off_by_no_more_than_their_bound(series, nibabel, 
     (tmp_path / "photo").mkdir()
     write_image(torch.zeros(3, 16, 16), tmp_path / "photo" / "a.png")
     err = fails(capsys, "compress", tmp_path / "photo", "--max-error", "1", "--out", tmp_path / "no")
-    assert "which has no unit, got 1.0" in err
+    assert "--max-error: expected none of an image of 8 bits, which has no unit, got 1.0" in err
 
     one, correction = tmp_path / "4" / "small" / "chest-0.lcf", tmp_path / "4" / "small" / "chest-0.lcr"
     content = correction.read_bytes()

@@ -75,6 +75,10 @@ def _compress(
     index: int,
 ) -> dict:
     height, width = image.shape[-2:]
+    origin = source.origin(index)
+    if args.max_error is not None and not isinstance(origin, RangeOrigin):
+        what = "an image of 8 bits" if origin is None else f"a {origin.kind}"
+        raise SettingError("max_error", f"none of {what}, which has no unit", args.max_error)
     target = args.target_bytes
     if args.target_bpp is not None:
         target = int(args.target_bpp * height * width / 8)
@@ -104,9 +108,6 @@ def _compress(
         reconstruction = round_to_8_bits(decoded.image(output_type="pt").cpu())
         found = psnr(reconstruction[None], image.cpu()[None]).item()
         result["psnr"] = found if found < float("inf") else None  # JSON has no infinity
-    origin = source.origin(index)
-    if args.max_error is not None and not isinstance(origin, RangeOrigin):
-        raise SettingError("max_error", f"none of {source.name(index)}, which has no unit", args.max_error)
     if isinstance(origin, RangeOrigin):
         result |= {"unit": origin.unit, "max_error": args.max_error}
     if origin is not None:

@@ -70,6 +70,7 @@ def _decompress(
         raise ValueError(
             f"{correction.name} corrects another file: compress it again, or remove {correction.name}"
         )
+    check_vocoder(found_correction.origin if found_correction else None, vocoder)
     header = bitstream.unpack(data, partial=True).header
     with warnings.catch_warnings(record=True) as warned, showing(f"decoding {path.name}") as report:
         warnings.simplefilter("always", bitstream.PartialWarning)
@@ -86,9 +87,7 @@ def _decompress(
         )
     for warning in warned:
         print(f"latent-codec decompress: {path}: {warning.message}", file=sys.stderr)
-    if found_correction is None:
-        check_vocoder(None, vocoder)
-    else:
+    if found_correction:
         return _write_corrected(found_correction, found, path, name, args, wholes, vocoder)
     suffix = "safetensors" if args.latents else args.format or "png"
     out = args.out / name.with_name(f"{name.name}.{suffix}")
@@ -115,7 +114,6 @@ def _write_corrected(
     if not isinstance(origin, RangeOrigin):
         write_decoded(image.cpu(), origin, out, vocoder)
         return out
-    check_vocoder(origin, vocoder)
     stored, is_certain = correction.apply(image.cpu())
     if not is_certain:
         print(
