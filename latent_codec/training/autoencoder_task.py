@@ -155,6 +155,8 @@ class AutoencoderTask(Task):
         least = {}
         if objective.lpips_weight:
             least[f"LPIPS ({objective.lpips_net})"] = LPIPS_MIN_SIDE[objective.lpips_net]
+        if objective.color_weight:
+            least["hues"] = losses.COLOR_SIDE
         if objective.gan_weight:
             least["the discriminator"] = min_side(objective.discriminator_layers)
         for judge, pixels in least.items():

@@ -163,6 +163,8 @@ class ObjectiveConfig(Section):
     """LPIPS' backbone; its weights must be in torch's cache."""
     lpips_start: int | float = in_steps(0)
     """First step with LPIPS; below 1 a share of run.steps."""
+    color_weight: float = limited(0.0, least=0)
+    """Weight of the squared error of hue, a* and b* of CIE 1976 in means of 8x8 px, in units of 100."""
     gan_weight: float = limited(0.0, least=0)
     """Weight of the PatchGAN hinge loss, times the adaptive weight."""
     gan_start: int | float = in_steps(0)
@@ -180,7 +182,7 @@ class ObjectiveConfig(Section):
     """Weight of the equivariance term: latents that are turned by quarters and shrunk decode to the image turned and shrunk as
     they are (EQ-VAE, arXiv:2502.09509, equation 4). A diffusion model trains faster on such latents."""
     equivariance_scale: float = limited(0.5, above=0, most=1)
-    """The smallest share of its side that a grid is shrunk to, as it is in half of the draws; 1: it is only turned."""
+    """The smallest share of its side that a grid is shrunk to, as it is in three draws of five; 1: it is only turned."""
     spectrum_weight: float = limited(0.0, least=0)
     """Weight of the distance between the latents' power spectrum and the image's (training/losses.py)."""
     reference: str | None = None
@@ -313,8 +315,11 @@ class TranslatorConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """AdamW (arXiv:1711.05101); the learning rate is a pure function of the step."""
+    """What the gradient does to the weights; the learning rate is a pure function of the step."""
 
+    kind: Literal["adamw", "soap"] = "adamw"
+    """`adamw` (arXiv:1711.05101), or `soap` (arXiv:2409.11321): Adam in the axes along which gradients vary, found anew every ten
+    steps for each side of a weight. A step takes a quarter longer on a small codec, and does several steps' work."""
     learning_rate: float = limited(1e-4, above=0)
     """Peak."""
     encoder_factor: float = limited(1.0, least=0)

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latent_codec.metrics import lab
 from latent_codec.models.likelihoods import discretized_gaussian
 from latent_codec.models.likelihoods import kl_divergence as kl_divergence
 
 BERNOULLI_MARGIN = 1 / 256  # nearest probability to 0 and 1 before the loss continues linearly
+COLOR_SIDE = 8
+"""Of the squares, in pixels, whose mean hues are compared."""
 
 
 def gaussian_nll(image: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -136,13 +139,13 @@ class Transformation(NamedTuple):
 def draw_transformation(
     generator: torch.Generator, grid: tuple[int, int], least_scale: float
 ) -> Transformation:
-    """A random turn, and a random share of the grid's sides: in one draw of two `least_scale`, otherwise any from there up. Never
+    """A random turn, and a random share of the grid's sides: in three draws of five `least_scale`, otherwise any from there up. Never
     neither, and a turn where a grid is too small to be shrunk."""
     side = min(grid)
     turns = int(torch.randint(4, (), generator=generator))
     least = max(1, math.ceil(least_scale * side))
     part = int(torch.randint(least, side + 1, (), generator=generator))
-    if torch.rand((), generator=generator) < 0.5:
+    if torch.rand((), generator=generator) < 0.6:
         part = least
     if part == side and not turns:
         turns = 1
@@ -175,6 +178,20 @@ def _ring_shares(grid: Tensor) -> Tensor:
     ring = (down[:, None].square() + across.square()).sqrt().round().long().clamp_max(min(height, width) // 2)
     sums = power.new_zeros(min(height, width) // 2 + 1).index_add(0, ring.flatten(), power.flatten())[1:]
     return (sums / sums.sum().clamp_min(1e-12)).clamp_min(1e-8).log()
+
+
+def color_distance(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """How far hues are off: mean squared difference of a* and b* (CIE 1976), each the mean of a square of 8x8 px, in units of 100.
+
+    A tint of skin is seen at once and hardly counts in the squared error of pixels, most of which is texture; means over squares
+    hold the tint alone.
+
+    Args:
+        image: (N, 1, 3 or 4, H, W) in [-1, 1], H and W at least 8.
+        reconstruction: shaped like it.
+    """
+    difference = (lab(reconstruction) - lab(image))[:, 1:] / 100
+    return F.avg_pool2d(difference, COLOR_SIDE).square().mean()
 
 
 def draw_kept_levels(num_levels: int, generators: list[torch.Generator], dropout: float) -> Tensor:

@@ -255,6 +255,9 @@ class ObjectiveTerms:
         if self.lpips is not None and step >= config.lpips_start:
             terms["lpips"] = self.lpips(reconstruction, image).mean()
             fidelity = fidelity + config.lpips_weight * terms["lpips"]
+        if config.color_weight:
+            terms["color"] = losses.color_distance(image, reconstruction)
+            fidelity = fidelity + config.color_weight * terms["color"]
         loss = fidelity
         if "levels" in outputs:
             quantizers = self.objective.autoencoder.quantizers

@@ -9,6 +9,8 @@ from torch import nn
 
 from latent_codec.training.config import OptimizerConfig
 
+MAX_SIDE = 2048
+"""SOAP leaves a weight's side that is longer as it is: finding its axes takes the cube of its length."""
 SCALAR_FACTOR = 10.0  # a lone scalar, such as the likelihood's log std, has units of its own to cross
 
 
@@ -29,8 +31,8 @@ def build_optimizer(
     config: OptimizerConfig,
     *,
     encoder: Iterable[nn.Parameter] = (),
-) -> torch.optim.AdamW:
-    """One AdamW for both networks, since they share the loss scale of float16.
+) -> torch.optim.Optimizer:
+    """One AdamW or SOAP for both networks, since they share the loss scale of float16.
 
     Every group has a `factor`, by which `set_learning_rate` multiplies the step's rate: the
     discriminator's own rate, the encoder's share, the fan-in's share of `optimizer.fan_in_reference`, and
@@ -49,13 +51,13 @@ def build_optimizer(
         ([each for each in trained if id(each) in slow], config.encoder_factor),
         (discriminator, ratio),
     )
-    return torch.optim.AdamW(
-        [group for some, factor in learning for group in _groups(some, factor, config.fan_in_reference)],
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    groups = [group for some, factor in learning for group in _groups(some, factor, config.fan_in_reference)]
+    settings = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.kind == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **settings)
+    from pytorch_optimizer import SOAP  # takes a second to import
+
+    return SOAP(groups, max_precondition_dim=MAX_SIDE, **settings)
 
 
 def _groups(parameters: Iterable[nn.Parameter], ratio: float, fan_in_reference: int | None) -> list[dict]:
