@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from latent_codec import LatentCodec, LatentSpace
 from latent_codec.components.codec_folders import WEIGHTS
+from latent_codec.conversion.embedding import SD, misfits
 from latent_codec.errors import SettingError
 from latent_codec.families import family_of
 from latent_codec.images.tensors import pad_to_multiple
@@ -777,11 +778,25 @@ def test_the_shipped_codec_of_garments_has_one_vector_per_image():
     assert codec.decode(latents, size=(28, 28), output_type="pt").shape == (2, 1, 28, 28)
 
 
-def test_shipped_codecs_are_at_most_8_megabytes():
+def test_the_shipped_codec_of_16_channels_has_the_layout_of_sd3():
+    codec = LatentCodec.from_pretrained("default-16")
+    assert (codec.name, codec.latent_space.channels, codec.latent_space.downsampling_factor) == (
+        "default-f8c16",
+        16,
+        8,
+    )
+    config = codec.autoencoder.config
+    assert type(codec.autoencoder) is diffusers.AutoencoderKL
+    assert not config.use_quant_conv and not config.use_post_quant_conv
+    assert misfits(config, SD) == []
+
+
+def test_shipped_codecs_are_small():
     from latent_codec.components.codec_folders import ASSETS, SHIPPED
 
     for name in SHIPPED.values():
-        assert sum(path.stat().st_size for path in (ASSETS / name).iterdir()) <= 8e6
+        most = 11e6 if name == "default-f8c16" else 8e6
+        assert sum(path.stat().st_size for path in (ASSETS / name).iterdir()) <= most
 
 
 def test_failed_save_leaves_the_old_codec(tmp_path):

@@ -63,6 +63,7 @@ def test_the_presets_that_the_documentation_names_are_there():
     assert set(preset_names()) >= {
         "autoencoder",
         "beta-vae",
+        "default-f8c16",
         "default-f8c4",
         "denoising",
         "faces-global",

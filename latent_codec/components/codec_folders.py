@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent.parent / "assets"
 DEFAULT = "default-f8c4"
-SHIPPED = {"default": DEFAULT, "default-vq": "default-vq-f8", "garments": "garments"}
+SHIPPED = {
+    "default": DEFAULT,
+    "default-16": "default-f8c16",
+    "default-eq": "default-f8c4-eq",
+    "default-vq": "default-vq-f8",
+    "garments": "garments",
+}
 SHIPPED_PIPELINES = ("fashion-mnist",)
 COMPONENTS = ("vae", "vqvae", "movq", "vqgan")
 INDEXES = ("model_index.json", "modular_model_index.json")

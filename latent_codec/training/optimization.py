@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
+from itertools import compress
 
 import torch
 from torch import nn
@@ -94,6 +95,9 @@ class MovingAverage(nn.Module):
         count = int(self.n_averaged)
         averaged, current = list(self.module.parameters()), list(network.parameters())
         if count:
+            # What does not change stays as it is to the bit: an average of -0 and -0 is +0, and no codec's fingerprint.
+            moving = [now.requires_grad or not torch.equal(mine, now) for mine, now in zip(averaged, current)]
+            averaged, current = list(compress(averaged, moving)), list(compress(current, moving))
             torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + count) / (10 + count)))
         else:
             torch._foreach_copy_(averaged, current)
