@@ -52,7 +52,7 @@ def test_a_desk_offers_the_shipped_codecs_and_those_given(tmp_path):
         "default-vq",
         "garments",
     ]
-    without_rates = ("default-16", "default-eq", "garments")
+    without_rates = ("default-eq", "garments")
     assert desk.compressing == [name for name in desk.codecs if name not in without_rates]
     assert desk.codec("mine") is desk.codec("mine")
     assert desk.codec_of(desk.codec("default-vq").space_fingerprint) is desk.codec("default-vq")
