@@ -2,7 +2,7 @@
 
     pytest tests/benchmarks/test_optimizers.py -s -o addopts=
 
-prints the table that docs/training.md quotes, as Markdown. Needs the data folder next to the checkout; STEPS=150 steps take ten
+prints a table as Markdown, the short form of the comparison in docs/training.md. Needs the data folder next to the checkout; STEPS=150 steps take ten
 minutes of one idle core for each row, and RUNS=folder keeps the runs.
 """
 
