@@ -95,10 +95,13 @@ class MovingAverage(nn.Module):
         count = int(self.n_averaged)
         averaged, current = list(self.module.parameters()), list(network.parameters())
         if count:
-            # What does not change stays as it is to the bit: an average of -0 and -0 is +0, and no codec's fingerprint.
-            moving = [now.requires_grad or not torch.equal(mine, now) for mine, now in zip(averaged, current)]
-            averaged, current = list(compress(averaged, moving)), list(compress(current, moving))
-            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + count) / (10 + count)))
+            share = 1 - min(self.decay, (1 + count) / (10 + count))
+            learned = [each.requires_grad for each in current]
+            torch._foreach_lerp_(list(compress(averaged, learned)), list(compress(current, learned)), share)
+            # What stays, stays to the bit: an average of -0 and -0 is +0. Codebooks move without gradients.
+            for mine, now in zip(averaged, current):
+                if not now.requires_grad:
+                    mine.copy_(torch.where(mine == now, now, mine.lerp(now, share)))
         else:
             torch._foreach_copy_(averaged, current)
         for mine, theirs in zip(self.module.buffers(), network.buffers(), strict=True):

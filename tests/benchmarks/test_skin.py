@@ -19,7 +19,7 @@ from latent_codec.evaluation.reconstruction import reconstruct
 from latent_codec.images.sources import open_source, spread
 from latent_codec.metrics import lab, psnr
 
-CODECS = os.environ.get("CODECS", "default default-16").split()
+CODECS = os.environ.get("CODECS", "default default-eq default-16").split()
 NUM_FACES = int(os.environ.get("NUM_FACES", 64))
 PATCH = 8
 
