@@ -22,7 +22,12 @@ from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import OptimizerConfig, dump_toml
 from latent_codec.training.data import TrainingCrops, first_images
 from latent_codec.training.loop import NonFiniteLossError, train
-from latent_codec.training.optimization import build_optimizer, learning_rate, set_learning_rate
+from latent_codec.training.optimization import (
+    MovingAverage,
+    build_optimizer,
+    learning_rate,
+    set_learning_rate,
+)
 from latent_codec.training.report import read_metrics
 
 LATENT_DIFFUSION = {
@@ -319,12 +324,32 @@ def test_soap_goes_on_to_the_weights_of_an_uninterrupted_run(tmp_path, make_imag
     assert same_weights(tmp_path / "whole", tmp_path / "again", 14)
 
 
+def test_what_is_not_trained_is_averaged_to_the_bit():
+    """Files of float16 hold many zeros of either sign, which count in fingerprints; codebooks move without gradients."""
+    network = torch.nn.ParameterDict(
+        {name: torch.nn.Parameter(torch.tensor([-0.0, 1.0])) for name in ("trained", "frozen", "codebook")}
+    )
+    network["frozen"].requires_grad_(False)
+    network["codebook"].requires_grad_(False)
+    average = MovingAverage(network, decay=0.75)
+    for _ in range(60):
+        network["trained"].data += 1
+        network["codebook"].data += 1
+        average.update_parameters(network)
+
+    frozen = average.module["frozen"]
+    assert frozen.tolist() == [0, 1] and frozen.signbit().tolist() == [True, False]
+    assert torch.equal(average.module["trained"], average.module["codebook"])
+    assert average.module["trained"].tolist() == pytest.approx(
+        [57, 58], abs=0.01
+    )  # 3 steps behind: 0.75 / 0.25
+
+
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory, make_images):
     folder = tmp_path_factory.mktemp("pretrained") / "mine"
     autoencoder = build_autoencoder(tiny_config())
     autoencoder.register_to_config(scaling_factor=0.7, shift_factor=0.1)
-    autoencoder.encoder.conv_in.weight.data[0, 0, 0, 0] = -0.0  # a float16 file has many, whose average is +0
     LatentCodec(autoencoder).save_pretrained(folder)
     return folder
 
