@@ -11,6 +11,7 @@ from latent_codec.images.sources import open_source
 from latent_codec.models.context_network import LatentContext, freeze_shifts
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import ObjectiveConfig
+from latent_codec.training.entropy_task import channel_units
 from latent_codec.training.loop import train
 from latent_codec.training.objective import AutoencoderObjective, ObjectiveTerms
 
@@ -22,8 +23,8 @@ def context_model(channels=2) -> LatentContext:
     return context
 
 
-def build(pipeline=None):
-    config = ObjectiveConfig(posterior="mean", rate_weight=0.5, context="it")
+def build(pipeline=None, **settings):
+    config = ObjectiveConfig(posterior="mean", rate_weight=0.5, context="it", **settings)
     autoencoder = build_autoencoder(tiny_config())
     autoencoder.register_to_config(shift_factor=0.1)  # which StableDiffusionPipeline does not read
     objective = AutoencoderObjective(autoencoder, config, context=context_model(), pipeline=pipeline)
@@ -49,7 +50,14 @@ def test_the_decoder_gets_what_a_file_would_hold_and_the_bits_are_the_context_mo
     bits = objective.context(scaled + noise, torch.full((2, 2), step_size)).sum()
     torch.testing.assert_close(terms["bits_per_pixel"], bits / image[:, 0].numel())
     weight = 2 ** (quality / 8)
-    torch.testing.assert_close(loss, weight * terms["mse"] + 0.5 * terms["bits_per_pixel"])
+    whole = weight * terms["mse"] + 0.5 * terms["bits_per_pixel"]
+    torch.testing.assert_close(loss, whole / 2 ** (quality / 16))
+
+
+def test_step_sizes_are_those_of_the_qualities_asked_for():
+    objective, _, image = build(rate_qualities=(5, 6))
+    weights = {round(float(objective(image, None)["distortion_weight"]), 5) for _ in range(20)}
+    assert weights == {round(2 ** (quality / 8), 5) for quality in (5, 6)}
 
 
 def test_both_terms_reach_the_encoder_and_the_rate_the_context_model():
@@ -65,7 +73,8 @@ def test_both_terms_reach_the_encoder_and_the_rate_the_context_model():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"rate_weight": 0.5}, "rate_weight: expected above 0 with a context model, and 0 without one"),
+        ({"rate_weight": 0.5, "rate_qualities": (9, 8)}, "rate_qualities: expected the lower quality first"),
+        ({"rate_weight": 0.5, "rate_qualities": (9, 101)}, "rate_qualities: expected .* 100"),
         ({"context": "it"}, "rate_weight: expected above 0 with a context model"),
         ({"rate_weight": 0.5, "context": "it", "posterior": "sample"}, 'posterior: expected "mean"'),
     ],
@@ -75,14 +84,16 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
         ObjectiveConfig(**{"posterior": "mean"} | settings)
 
 
-def test_a_run_resumes_and_leaves_the_context_model_that_compresses_with_its_codec(tmp_path):
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_run_resumes_and_leaves_the_context_model_that_compresses_with_its_codec(is_new, tmp_path):
     write_images(tmp_path / "photos")
     context_model().save_pretrained(tmp_path / "context")
     source = open_source(tmp_path / "photos")
 
     def run(name, steps):
+        context = None if is_new else str(tmp_path / "context")
         config = tiny_config(
-            objective={"posterior": "mean", "rate_weight": 0.5, "context": str(tmp_path / "context")},
+            objective={"posterior": "mean", "rate_weight": 0.5, "context": context},
             run={"steps": 4, "checkpoint_every": 2},
         )
         network = build_autoencoder(config)
@@ -96,15 +107,30 @@ def test_a_run_resumes_and_leaves_the_context_model_that_compresses_with_its_cod
         LatentContext.from_pretrained(tmp_path / name / "entropy").state_dict() for name in ("whole", "parts")
     ]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-    before = context_model().state_dict()
-    assert any(not torch.equal(states[0][key], before[key]) for key in before)
+    if not is_new:
+        before = context_model().state_dict()
+        assert any(not torch.equal(states[0][key], before[key]) for key in before)
+    contexts = [LatentContext.from_pretrained(tmp_path / name / "entropy") for name in ("whole", "parts")]
+    assert contexts[0].config.coarsest == contexts[1].config.coarsest
+    if is_new:
+        freeze_shifts(contexts[0])  # which fit-entropy does
     codec = LatentCodec.from_pretrained(tmp_path / "whole")
-    model = LatentContextEntropy.export(
-        LatentContext.from_pretrained(tmp_path / "whole/entropy"), codec, rate_weight=0.0
-    )
+    model = LatentContextEntropy.export(contexts[0], codec, rate_weight=0.0)
     image = torch.rand(3, 24, 32) * 2 - 1
     data = compress(codec, image, entropy_model=model, quality=20)
     assert decompress(codec, data, entropy_model=model, output_type="pt").shape == image.shape
+
+
+def test_a_new_context_models_step_sizes_are_measured_of_the_network_that_it_begins_with(tmp_path):
+    write_images(tmp_path / "photos")
+    config = tiny_config(objective={"posterior": "mean", "rate_weight": 0.5}, run={"steps": 1})
+    network, source = build_autoencoder(config), open_source(tmp_path / "photos")
+    codec = LatentCodec(build_autoencoder(config))
+    train(config, network, source, tmp_path / "run")
+    context = LatentContext.from_pretrained(tmp_path / "run/entropy")
+    latents = torch.cat([codec.encode(source.image(index)[None]) for index in range(len(source))])
+    assert context.config.units == pytest.approx(channel_units(latents).tolist(), rel=0.3)
+    assert all(0 < step < 64 * unit for step, unit in zip(context.config.coarsest, context.config.units))
 
 
 def test_a_context_model_of_other_channels_is_refused_before_anything_is_written(tmp_path):

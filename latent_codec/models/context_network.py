@@ -301,7 +301,8 @@ class LatentContext(OwnWeights, ModelMixin, ConfigMixin):
         super().__init__()
         if len(units) != len(coarsest):
             raise ValueError(f"expected {len(units)} coarsest step sizes, one per unit, got {len(coarsest)}")
-        self.register_buffer("feature_units", torch.tensor(units, device="cpu") / ONE, persistent=False)
+        self.register_buffer("feature_units", torch.empty(len(units), device="cpu"), persistent=False)
+        self.scale_to(units, coarsest)
         self.passes = latent_passes(len(units), group)
         self.networks = nn.ModuleList()
         for each in self.passes:
@@ -313,6 +314,11 @@ class LatentContext(OwnWeights, ModelMixin, ConfigMixin):
             self.networks.append(network)
         self.component_weights = nn.Parameter(torch.zeros(num_components))
         self.component_scales = nn.Parameter(torch.linspace(-0.5, 1.0, num_components))
+
+    def scale_to(self, units: list[float], coarsest: list[float]) -> None:
+        """Set the units of features and the coarsest step sizes to those measured of a codec."""
+        self.register_to_config(units=units, coarsest=coarsest)
+        self.feature_units.copy_(torch.tensor(units, device="cpu") / ONE)
 
     @property
     def num_channels(self) -> int:

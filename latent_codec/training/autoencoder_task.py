@@ -1,5 +1,6 @@
 """Training an autoencoder: crops, objectives, codebooks and the discriminator."""
 
+import copy
 import logging
 import math
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
 from torch.nn.functional import pixel_unshuffle
 from torch.utils.data import DataLoader
@@ -27,9 +28,10 @@ from latent_codec.models.initialization import initialize_codebooks, initialize_
 from latent_codec.models.other_decoder_start import start_other_decoder
 from latent_codec.models.quantizers import CodebookLearner
 from latent_codec.training import losses, report
-from latent_codec.training.build import CLASSES, Autoencoder, open_pretrained
+from latent_codec.training.build import CLASSES, Autoencoder, construct, open_pretrained
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import StreamedCrops, TrainingCrops
+from latent_codec.training.entropy_task import channel_group, channel_units, coarsest_of
 from latent_codec.training.finish_codec import convention_of
 from latent_codec.training.objective import (
     ACTIVATION_BLOCKS,
@@ -44,6 +46,8 @@ _NOISE, _TRANSFORMATION = 3, 4  # streams of randomness of their own under the r
 logger = logging.getLogger(__name__)
 
 _LINEAR_START_CROPS = 64
+_CONTEXT_CROPS = 16
+_CONTEXT_HIDDEN = 48  # as the preset latent-context has it
 _DECODER_START_CROPS = 32
 _LINEAR_START_VECTORS = 1024  # crops where each is one vector: some for each of its parts
 
@@ -82,6 +86,11 @@ class AutoencoderTask(Task):
         if is_new:
             logger.info("fitting the new decoder to that of %s, layer by layer", self.teacher.name)
             _start_decoder(network, self.teacher, collate(crops, range(_DECODER_START_CROPS)))
+        self.context = None
+        if config.objective.rate_weight:
+            self.context = _load_context(config, self.family) or _new_context(
+                config, network, None if inputs.resumes else crops
+            )
         super().__init__(config, network, crops, accelerator)
         if self.teacher is not None:
             self.teacher.to(accelerator.device)
@@ -170,7 +179,6 @@ class AutoencoderTask(Task):
         config, network, device = self.config, self.network, self.accelerator.device
         train_encoder = config.model.train == "all"
         self.frozen = {} if train_encoder else _all_but_decoder(network)
-        self.context = _load_context(config, self.family)
         objective = AutoencoderObjective(
             network,
             config.objective,
@@ -241,8 +249,14 @@ class AutoencoderTask(Task):
         if self.streamed is not None and "streams" in state:
             self.streamed.load_state_dict(state["streams"][self.accelerator.process_index])
 
+        if "context_scales" in state:
+            self.context.scale_to(*state["context_scales"])
+
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.streamed is None else {"streams": gather_object([self.streamed.state_dict()])}
+        state = {} if self.streamed is None else {"streams": gather_object([self.streamed.state_dict()])}
+        if self.context is not None:
+            state["context_scales"] = self.context.config.units, self.context.config.coarsest
+        return state
 
     def batches(self, start: int) -> Iterator[tuple[list[int], Tensor]]:
         """Positions, and crops (N, C, h, w)."""
@@ -448,6 +462,22 @@ def _load_context(config: TrainingConfig, family) -> LatentContext | None:
     if context.num_channels != channels:
         expected = f"a context model of {channels} channels, which the codec's latents have"
         raise config.error("objective.context", expected, advice=f"{name} has {context.num_channels}")
+    return context
+
+
+def _new_context(config: TrainingConfig, network: Autoencoder, crops: TrainingCrops | None) -> LatentContext:
+    """A new context model of the latents of `network`; without crops, its units and step sizes are yet to be set."""
+    # Of a copy: a codec lays its weights out for encoding, and sums of another order make another training.
+    codec = LatentCodec(copy.deepcopy(network), pipeline=config.model.pipeline)
+    ones = [1.0] * codec.latent_space.channels
+    arguments = {"units": ones, "coarsest": ones, "group": channel_group(len(ones)), "hidden": _CONTEXT_HIDDEN}
+    context = construct(LatentContext, arguments, config.run.seed)
+    if crops is not None:
+        logger.info("measuring the decoder's sensitivity to errors of each channel")
+        latents = codec.encode(collate(crops, range(_CONTEXT_CROPS)))
+        units = channel_units(latents).tolist()
+        scales = [units, coarsest_of(codec, latents, units, config.run.seed)]
+        context.scale_to(*broadcast_object_list(scales))
     return context
 
 

@@ -73,12 +73,10 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
     items = [windows[position][0] for position in range(min(len(windows), _SURVEYED))]
     if not source.is_discrete:
         latents = torch.stack([grids[-1] for grids in items])
-        arguments.setdefault("group", -(-latents.shape[1] // CHANNEL_GROUPS))
+        arguments.setdefault("group", channel_group(latents.shape[1]))
         arguments.setdefault("units", channel_units(latents).tolist())
         if "coarsest" not in arguments:
-            sensitivity = decoder_sensitivity(codec, latents[:_DECODED], config.run.seed)
-            largest = _COARSEST * torch.tensor(arguments["units"], dtype=torch.float64)
-            arguments["coarsest"] = torch.minimum(coarsest_step_sizes(sensitivity), largest).tolist()
+            arguments["coarsest"] = coarsest_of(codec, latents, arguments["units"], config.run.seed)
         context = construct(LatentContext, arguments, config.run.seed)
         means = latents.mean((0, 2, 3)) / torch.tensor(context.config.units)
         with torch.no_grad():
@@ -94,6 +92,19 @@ def build_context(config: TrainingConfig, source: EncodedImages, codec: LatentCo
         counts = sum(torch.bincount(grids[level].flatten(), minlength=len(vectors)) for grids in items)
         context.start_from(level, vectors, counts)
     return context
+
+
+def channel_group(num_channels: int) -> int:
+    """Channels of one pass of a LatentContext."""
+    return -(-num_channels // CHANNEL_GROUPS)
+
+
+def coarsest_of(codec: LatentCodec, latents: Tensor, units: list[float], seed: int = 0) -> list[float]:
+    """Step sizes of quality 0 for a LatentContext of a codec, by its decoder's sensitivity; of latents (B, C, h, w) a few are
+    decoded."""
+    sensitivity = decoder_sensitivity(codec, latents[:_DECODED], seed)
+    largest = _COARSEST * torch.tensor(units, dtype=torch.float64)
+    return torch.minimum(coarsest_step_sizes(sensitivity), largest).tolist()
 
 
 def channel_units(latents: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def convention_of(config: TrainingConfig, codec: LatentCodec) -> calibration.Con
     """
     if codec.family.read_entries == ():
         return "keep"  # latents that are standardized by construction
-    if config.model.train == "decoder" or config.objective.reference or config.objective.context:
+    if config.model.train == "decoder" or config.objective.reference or config.objective.rate_weight:
         return "keep"  # the latent space of its encoder, of the codec that its latents stay near, or of its context model
     if not codec.family.folds_statistics:
         return calibration.usual_convention(codec)

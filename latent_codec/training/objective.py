@@ -155,12 +155,13 @@ class AutoencoderObjective(nn.Module):
         coarsest at quality q.
 
         Returns:
-            Raw latents, and `bits_per_pixel` and `distortion_weight`, 2^(q / 8): at high rates distortion falls as the
-            square of the step size, so that its product with this weight stays alike.
+            Raw latents, and `bits_per_pixel` and `distortion_weight`, w = 2^(q / 8): at high rates distortion falls as the
+            square of the step size, so that w D + rate_weight R asks for the same trade-off in units of every step size.
         """
         space = self.family.latent_space(self.pipeline)
         step_sizes = self.context.step_sizes()
-        quality = int(torch.randint(len(step_sizes), ()))
+        least, most = self.config.rate_qualities
+        quality = int(torch.randint(least, min(most, len(step_sizes) - 1) + 1, ()))
         step_sizes = step_sizes[quality].to(raw_latents.device).expand(len(raw_latents), -1)
         scaled = space.normalize(raw_latents.float()) / step_sizes[..., None, None]
         bits = self.context(scaled + (torch.rand_like(scaled) - 0.5), step_sizes).sum()
@@ -276,7 +277,9 @@ class ObjectiveTerms:
             loss = loss + config.kl_weight * terms["kl"]
         if "bits_per_pixel" in outputs:
             terms["bits_per_pixel"] = outputs["bits_per_pixel"]
-            loss = outputs["distortion_weight"] * loss + config.rate_weight * terms["bits_per_pixel"]
+            weight = outputs["distortion_weight"]
+            # Over the square root: D falls, and R grows, so that all qualities weigh alike on the network that they share.
+            loss = (weight * loss + config.rate_weight * terms["bits_per_pixel"]) / weight.sqrt()
         if "transformed" in outputs:
             wanted, moved = transformation(image), outputs["transformed"].float()
             terms["equivariance"] = self.objective.reconstruction_term(wanted, moved)[1]

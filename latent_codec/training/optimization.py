@@ -68,7 +68,7 @@ def _groups(parameters: Iterable[nn.Parameter], ratio: float, fan_in_reference: 
         if parameter.ndim == 0:
             factor *= SCALAR_FACTOR
         elif fan_in_reference and parameter.ndim > 1:
-            factor *= min(1.0, fan_in_reference / parameter[0].numel())
+            factor *= min(1.0, fan_in_reference / max(1, parameter[0].numel()))
         groups.setdefault(factor, []).append(parameter)
     return [{"params": members, "factor": factor} for factor, members in groups.items()]
 
