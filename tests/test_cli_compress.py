@@ -333,6 +333,17 @@ def test_a_shipped_codecs_file_says_so(codecs, photos, capsys):
     assert err.endswith("Pass --codec default-vq\n")
 
 
+def test_files_of_shipped_codecs_find_theirs(photos, capsys):
+    for name in ("default", "default-vq"):
+        run(capsys, "compress", photos / "trip", "--codec", name, "--out", f"small/{name}")
+    out, _ = run(capsys, "decompress", "small", "--out", "each")
+    assert sorted(out.split()) == ["each/default-vq/dog.png", "each/default/dog.png"]
+    for name in ("default", "default-vq"):
+        run(capsys, "decompress", f"small/{name}", "--codec", name, "--out", f"named/{name}")
+        assert Path(f"each/{name}/dog.png").read_bytes() == Path(f"named/{name}/dog.png").read_bytes()
+    assert Path("each/default/dog.png").read_bytes() != Path("each/default-vq/dog.png").read_bytes()
+
+
 def test_a_fresh_process_decodes_the_same(codecs, photos, capsys):
     run(capsys, "compress", photos / "cat.v2.png", "--codec", codecs / "kl")
     run(capsys, "decompress", "compressed/cat.v2.lcf", "--codec", codecs / "kl")

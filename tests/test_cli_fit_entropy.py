@@ -110,6 +110,16 @@ def test_compress_decompress_and_info_find_what_it_wrote(place, capsys, kind, st
     assert facts["fingerprint"] in out and f"{facts['bytes']:,}" in out
 
 
+def test_it_goes_on_from_a_trained_context_model(place, capsys):
+    before = fit(capsys, "kl", "--run", "first")
+    argv = ["--run", "second", "--set", "model.pretrained=first/entropy", *SMALL[:-1]]
+    capsys.readouterr()
+    assert main(["fit-entropy", "photos", "--codec", "kl", "--json", *argv]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert after["held_out_bits_per_position"] != before["held_out_bits_per_position"]
+    assert main(["compress", "photos/0.png", "--codec", "kl"]) == 0
+
+
 def test_it_says_what_it_did(place, capsys):
     assert main(["fit-entropy", "photos", "--codec", "vq", "--limit", "8", *SMALL]) == 0
     first, second, last = capsys.readouterr().out.splitlines()

@@ -9,6 +9,7 @@ from latent_codec.bitstream import LatentContextEntropy, compress, decompress
 from latent_codec.errors import SettingError
 from latent_codec.images.sources import open_source
 from latent_codec.models.context_network import LatentContext, freeze_shifts
+from latent_codec.training import autoencoder_task
 from latent_codec.training.build import build_autoencoder
 from latent_codec.training.config import ObjectiveConfig
 from latent_codec.training.entropy_task import channel_units
@@ -68,6 +69,36 @@ def test_both_terms_reach_the_encoder_and_the_rate_the_context_model():
         for parameters in reached:
             found = torch.autograd.grad(terms[name], parameters, retain_graph=True, allow_unused=True)
             assert any(each is not None and each.abs().max() > 0 for each in found)
+
+
+def test_until_rate_counts_only_the_context_model_learns_of_it():
+    objective, terms_of, image = build()
+    outputs = objective(image, None, quantizes=False)
+    raw_latents = objective.autoencoder.encode(image).latent_dist.mean
+    torch.testing.assert_close(outputs["reconstruction"], objective.autoencoder.decode(raw_latents).sample)
+    loss, terms = terms_of.autoencoder_loss(image, outputs, 0)
+    torch.testing.assert_close(loss, terms["mse"] + 0.5 * terms["bits_per_pixel"])
+    terms["bits_per_pixel"].backward()
+    assert all(each.grad is None for each in objective.autoencoder.parameters())
+    assert any(each.grad is not None and each.grad.abs().max() > 0 for each in objective.context.parameters())
+
+
+def test_rate_counts_from_its_first_step(tmp_path):
+    write_images(tmp_path / "photos")
+    asked = []
+
+    class Noted(AutoencoderObjective):
+        def forward(self, *inputs, quantizes):
+            asked.append(quantizes)
+            return super().forward(*inputs, quantizes=quantizes)
+
+    config = tiny_config(
+        objective={"posterior": "mean", "rate_weight": 0.5, "rate_start": 0.5}, run={"steps": 4}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoencoder_task, "AutoencoderObjective", Noted)
+        train(config, build_autoencoder(config), open_source(tmp_path / "photos"), tmp_path / "run")
+    assert asked == [False, False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,13 @@ def test_a_codec_for_a_preset_that_builds_its_own_network_is_refused():
     assert load_config("finetune-decoder", codec="mine").model.pretrained == "mine"
 
 
+def test_a_network_to_start_from_takes_the_place_of_the_one_that_the_preset_builds():
+    config = load_config("latent-context", ["model.pretrained=runs/rd/entropy"])
+    assert (config.model.pretrained, config.model.arguments) == ("runs/rd/entropy", {})
+    with pytest.raises(SettingError, match=r"model.arguments: expected none where"):
+        load_config("latent-context", ["model.pretrained=it", "model.arguments.hidden=8"])
+
+
 def test_configuration_survives_its_file():
     config = tiny_config(
         data={"width": 24, "scale": [0.5, 1.5]},

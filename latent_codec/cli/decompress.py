@@ -2,7 +2,8 @@
 
 It takes the codec and the entropy model that compressed the file, and refuses
 others by their fingerprints; a codec with another decoder (a fine-tuned one)
-will do. `latent-codec info FILE` prints the fingerprints and the codec's name.
+will do. Files of shipped codecs find theirs without --codec. `latent-codec info
+FILE` prints the fingerprints and the codec's name.
 
 Of an image in units of its own (NAME.lcr next to NAME.lcf) it writes 16-bit
 PNG or TIFF, float TIFF or, for a volume, one NAME.nii.gz, unless --format,
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ).least = 0
     arguments.add_vocoder_argument(parser)
     add_entropy_argument(parser)
-    arguments.add_codec_arguments(parser)
+    arguments.add_codec_arguments(parser, None, "the shipped codec that made the file")
 
 
 def check(args: argparse.Namespace) -> None:

@@ -277,7 +277,9 @@ class AutoencoderTask(Task):
     def loss(self, batch: tuple[list[int], Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, noisy, noise, kept_levels = self._inputs(*batch)
         transformation = self._transformation(batch[0][0])
-        outputs = self.model(shrunk_by(noisy, self.family.upscale), noise, kept_levels, transformation)
+        quantizes = step >= self.config.objective.rate_start
+        small = shrunk_by(noisy, self.family.upscale)
+        outputs = self.model(small, noise, kept_levels, transformation, quantizes=quantizes)
         if self.config.objective.target == "decode":
             with torch.no_grad():
                 image = self.teacher.family.decode_raw(outputs["latents"]).float().clamp(-1, 1)
@@ -470,7 +472,12 @@ def _new_context(config: TrainingConfig, network: Autoencoder, crops: TrainingCr
     # Of a copy: a codec lays its weights out for encoding, and sums of another order make another training.
     codec = LatentCodec(copy.deepcopy(network), pipeline=config.model.pipeline)
     ones = [1.0] * codec.latent_space.channels
-    arguments = {"units": ones, "coarsest": ones, "group": channel_group(len(ones)), "hidden": _CONTEXT_HIDDEN}
+    arguments = {
+        "units": ones,
+        "coarsest": ones,
+        "group": channel_group(len(ones)),
+        "hidden": _CONTEXT_HIDDEN,
+    }
     context = construct(LatentContext, arguments, config.run.seed)
     if crops is not None:
         logger.info("measuring the decoder's sensitivity to errors of each channel")

@@ -194,6 +194,9 @@ class ObjectiveConfig(Section):
     """Weight of the code length in bits per pixel, against distortion at the coarsest step sizes of the context model: latents are
     quantized in training as compressed files quantize them, at step sizes drawn for each micro-batch. About 4 / latent channels
     of a codec of factor 8."""
+    rate_start: int | float = in_steps(0)
+    """First step at which the code length counts and latents are quantized, below 1 a share of run.steps; until then the context model
+    learns from a codec that does not feel it."""
     rate_qualities: tuple[int, int] = limited((0, 100), least=0, most=100)
     """Lowest and highest quality that those step sizes are drawn from; 16 are an octave."""
     context: str | None = None
@@ -484,7 +487,8 @@ def load_config(
 
     Args:
         preset: a shipped preset's name, or the path of a .toml file.
-        overrides: each `section.key=value`, the value in TOML; a bare word counts as a string.
+        overrides: each `section.key=value`, the value in TOML; a bare word counts as a string. `model.pretrained` takes
+            the place of the file's `model.arguments`.
         codec: the codec to start or to learn from, for the setting that the kind of training has for it.
         pipeline: for `model.pipeline`.
         reference: for `objective.reference`.
@@ -495,6 +499,10 @@ def load_config(
     """
     table = deprecated.rename_settings(_read_preset(preset))
     table.pop("preset", None)
+    if isinstance(table.get("model"), dict) and any(
+        each.startswith("model.pretrained=") for each in overrides
+    ):
+        table["model"].pop("arguments", None)  # of the network that the preset would build instead
     run, overridden = table.get("run"), set()
     num_steps = run.get("steps", RunConfig.steps) if isinstance(run, dict) else RunConfig.steps
     for override in overrides:

@@ -85,6 +85,8 @@ class AutoencoderObjective(nn.Module):
         noise: Tensor | None,
         kept_levels: Tensor | None = None,
         transformation: losses.Transformation | None = None,
+        *,
+        quantizes: bool = True,
     ) -> dict[str, Tensor | list[QuantizerOutput]]:
         """Reconstruct `image`.
 
@@ -95,6 +97,7 @@ class AutoencoderObjective(nn.Module):
             kept_levels: int64 (N,), of HierarchicalVQ: how many levels, from the top, each image is decoded from;
                 None: from all.
             transformation: of the latents, which are then decoded once more; None: only as they are.
+            quantizes: False keeps a context model's lesson from the autoencoder (`objective.rate_start`).
 
         Returns:
             `reconstruction`, shaped like `image`; `activation`, the activation penalty; and, where there are any, the
@@ -122,7 +125,11 @@ class AutoencoderObjective(nn.Module):
                 if self.config.posterior == "sample":
                     raw_latents = raw_latents + torch.exp(0.5 * posterior.logvar) * noise
             if self.context is not None:
-                raw_latents, rate = self._quantize(raw_latents)
+                if quantizes:
+                    raw_latents, rate = self._quantize(raw_latents)
+                else:
+                    _, rate = self._quantize(raw_latents.detach())
+                    rate["distortion_weight"] = torch.ones_like(rate["distortion_weight"])
                 code |= rate
             decode, latents = self.family.decode_raw, raw_latents
         reconstruction = decode(latents)

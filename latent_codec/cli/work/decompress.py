@@ -4,6 +4,8 @@ import argparse
 import hashlib
 import sys
 import warnings
+from copy import copy
+from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
@@ -25,20 +27,31 @@ from latent_codec.cli.work.decoded_files import (
     write_decoded,
 )
 from latent_codec.cli.work.opening import load_codec
+from latent_codec.components.codec_folders import DEFAULT
 from latent_codec.images.origins import RangeOrigin, Wholes
 from latent_codec.images.tensors import write_image
 from latent_codec.latents.latent_files import is_latent_file, save_indices, save_latents
 
 
 def run(args: argparse.Namespace) -> int:
-    codec = load_codec(args)
-    model = bitstream.sidecar(codec) if args.entropy is None else bitstream.load_entropy_model(args.entropy)
+    @lru_cache
+    def opened(name: str) -> tuple[LatentCodec, EntropyModel | None]:
+        one = copy(args)
+        one.codec = name
+        codec = load_codec(one)
+        if args.entropy is not None:
+            return codec, bitstream.load_entropy_model(args.entropy)
+        return codec, bitstream.sidecar(codec)
+
+    if args.codec is not None:
+        opened(args.codec)  # what is wrong with it is not the files' fault
     vocoder = load_vocoder(args)
     status, wholes = 0, Wholes()
     for path, name in progress(args.files, "decompressing"):
         data = b""
         try:
             data = read_file(path)
+            codec, model = opened(args.codec or _codec_of(data))
             written = _decompress(codec, model, data, path, name, args, wholes, vocoder)
             if written is not None:
                 print(written)
@@ -50,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
         origin.write_parts([(origin, part)], out)
         print(out)
     return status
+
+
+def _codec_of(data: bytes) -> str:
+    """The shipped codec that made a file, or the usual one, whose fingerprint the error message names."""
+    return shipped_name(bitstream.unpack(data, partial=True).header.space_fingerprint) or DEFAULT
 
 
 def _decompress(
