@@ -110,7 +110,7 @@ class LatentCodec:
         """Open a codec.
 
         Args:
-            name_or_path: a shipped codec ("default", "default-16", "default-eq", "default-vq", "garments"), a diffusers folder, a pipeline's folder (its
+            name_or_path: a shipped codec ("default", "default-16", "default-eq", "default-rd", "default-vq", "garments"), a diffusers folder, a pipeline's folder (its
                 vae, vqvae or movq), a run folder of training (its codec/), diffusers' own weight file next to its
                 config.json, an id on the Hugging Face hub ("owner/name"), or a foreign checkpoint file, which is
                 converted in memory: where nothing in it says the latents' scale, that is 1, with a warning.

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from latent_codec import LatentCodec, __version__
 from latent_codec.cli import VERBS, main
+from latent_codec.components.codec_folders import ASSETS
 from latent_codec.latents.latent_files import load_latents
 
 
@@ -379,6 +380,15 @@ def test_decode_refuses_another_latent_space_and_warns_of_another_decoder(codecs
     out, err = capsys.readouterr()
     assert out.strip() == str(Path("decoded/cat.png"))
     assert "tuned" in err and "decoder of its own" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["default-vq", str(ASSETS / "fashion-mnist")])
+def test_latents_of_shipped_codecs_find_theirs(name, photos, capsys):
+    assert main(["encode", str(photos / "cat.png"), "--codec", name]) == 0
+    for out, argv in (("found", []), ("named", ["--codec", name])):
+        assert main(["decode", "latents/cat.safetensors", "--out", out, *argv]) == 0
+    assert capsys.readouterr().err == ""
+    assert Path("found/cat.png").read_bytes() == Path("named/cat.png").read_bytes()
 
 
 def test_names_in_a_foreign_latent_file_stay_inside_the_folder(codecs, photos, tmp_path, capsys):

@@ -26,7 +26,14 @@ from latent_codec.training.resolution import resolve
 
 LARGE = ["sd-f8c4", "sd3-f8c16", "vqgan-f8"]
 GLOBAL = ["faces-global", "fashion-mnist-global"]
-FINETUNING = ["finetune-decoder", "distill-decoder", "upscale-decoder", "equivariant", "compatible"]
+FINETUNING = [
+    "finetune-decoder",
+    "distill-decoder",
+    "upscale-decoder",
+    "equivariant",
+    "compatible",
+    "default-f8c16-rd",
+]
 NEW = [name for name in preset_names() if name not in FINETUNING and load_config(name).kind.name == "codec"]
 HIERARCHIES = [name for name in preset_names() if load_config(name).kind.name == "hierarchical"]
 PRIORS = [name for name in preset_names() if load_config(name).kind.name == "prior"]

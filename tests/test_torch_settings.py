@@ -24,7 +24,7 @@ from latent_codec.pipelines.folders import load_pipeline
 from latent_codec.previews import LatentPreviewer
 from latent_codec.torch_settings import ignoring_caller_settings
 
-SHIPPED = ["default", "default-16", "default-vq"]
+SHIPPED = ["default", "default-16", "default-rd", "default-vq"]
 OTHERS = {f"class {build.__name__}": build for build in test_codec.MODELS} | {"class tiny_gn": tiny_gn}
 
 

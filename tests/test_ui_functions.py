@@ -49,6 +49,7 @@ def test_a_desk_offers_the_shipped_codecs_and_those_given(tmp_path):
         "default",
         "default-16",
         "default-eq",
+        "default-rd",
         "default-vq",
         "garments",
     ]

@@ -23,7 +23,7 @@ def add_codec_arguments(
         nargs="+" if several else None,
         default=default,
         metavar="NAME_OR_PATH",
-        help="use this codec: a shipped one (default, default-16, default-eq, default-vq, garments), a run, diffusers or pipeline folder, a "
+        help="use this codec: a shipped one (default, default-16, default-eq, default-rd, default-vq, garments), a run, diffusers or pipeline folder, a "
         f"checkpoint file, or a hub id (default: {meaning})",
     )
     add_subfolder_argument(parser)

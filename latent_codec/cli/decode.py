@@ -10,7 +10,8 @@ complete are written one by one.
 Latents of another latent space than the codec's are refused. A codec whose
 decoder only differs (a fine-tuned one) decodes them, with a note on stderr.
 
-A file names the pipeline whose latents it holds, if --for-pipeline named one
+Latent files of shipped codecs find theirs without --codec. A file names the
+pipeline whose latents it holds, if --for-pipeline named one
 or the codec was in its folder; --for-pipeline names another.
 
 Latents of spectrograms (audio:) become sounds, NAME.wav with NAME.png, the
@@ -51,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_out_argument(parser, "decoded", "images")
     arguments.add_window_argument(parser, "write PNGs to look at instead of files in original units,")
     arguments.add_vocoder_argument(parser)
-    arguments.add_codec_arguments(parser, None, "the one called default; plain arrays and tensors need it")
+    arguments.add_codec_arguments(
+        parser, None, "the shipped codec that made the latents; plain arrays and tensors need one"
+    )
     arguments.add_tile_argument(parser)
 
 

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME_OR_PATH",
         help="offer these codecs, too, and choose the first: run, diffusers or pipeline folders, checkpoint files, hub ids "
-        "(default: the shipped ones, default, default-16, default-eq, default-vq and garments)",
+        "(default: the shipped ones, default, default-16, default-eq, default-rd, default-vq and garments)",
     )
     parser.add_argument(
         "--pipeline",

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latent_codec.components.codec_folders import (
+    ASSETS,
+    SHIPPED,
+    SHIPPED_PIPELINES,
     find_weights,
     is_foreign_file,
     pipeline_of,
@@ -139,6 +142,13 @@ def facts_of(codec: "LatentCodec", *, fingerprints: bool = True) -> CodecFacts:
         space_fingerprint=codec.space_fingerprint if fingerprints else None,
         fingerprint=codec.fingerprint if fingerprints else None,
     )
+
+
+def shipped_name(space_fingerprint: str, pipeline: str | None = None) -> str | None:
+    """What `find_weights` takes for the shipped codec with this latent space, for a pipeline; None if there is none."""
+    names = (*SHIPPED, *(str(ASSETS / folder) for folder in SHIPPED_PIPELINES))
+    facts = ((name, read_facts(name, pipeline)) for name in names)
+    return next((name for name, each in facts if each and each.space_fingerprint == space_fingerprint), None)
 
 
 def read_facts(name_or_path: str | os.PathLike, pipeline: str | None = None) -> CodecFacts | None:

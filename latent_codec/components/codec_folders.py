@@ -30,6 +30,7 @@ SHIPPED = {
     "default": DEFAULT,
     "default-16": "default-f8c16",
     "default-eq": "default-f8c4-eq",
+    "default-rd": "default-f8c16-rd",
     "default-vq": "default-vq-f8",
     "garments": "garments",
 }

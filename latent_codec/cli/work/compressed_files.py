@@ -7,8 +7,8 @@ from pathlib import Path
 from latent_codec.bitstream import BitstreamError, unpack
 from latent_codec.bitstream.container import Container, Header, read_file
 from latent_codec.bitstream.entropy_model import EntropyModel
-from latent_codec.components.codec_facts import read_facts
-from latent_codec.components.codec_folders import SHIPPED, short_name
+from latent_codec.components.codec_facts import shipped_name
+from latent_codec.components.codec_folders import short_name
 from latent_codec.errors import SettingError
 
 
@@ -31,11 +31,6 @@ def needed_entropy_model(args: argparse.Namespace, codec) -> EntropyModel | None
         advice = "make one by `latent-codec fit-entropy`"
         raise SettingError("entropy_model", expected, advice=advice)
     return model
-
-
-def shipped_name(space_fingerprint: str) -> str | None:
-    """The name of the shipped codec with this latent space; None if there is none."""
-    return next((name for name in SHIPPED if read_facts(name).space_fingerprint == space_fingerprint), None)
 
 
 def first_sentence(error: ValueError) -> str:

@@ -9,8 +9,7 @@ from torch import Tensor
 from latent_codec import LatentCodec
 from latent_codec.cli.progress import progress
 from latent_codec.cli.work.opening import check_writable, device_of
-from latent_codec.components.codec_facts import read_facts
-from latent_codec.components.codec_folders import ASSETS, SHIPPED, SHIPPED_PIPELINES
+from latent_codec.components.codec_facts import shipped_name
 from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import spread
 from latent_codec.images.tensors import write_image
@@ -111,11 +110,8 @@ def _find_codec(index: DataSetIndex, args: argparse.Namespace) -> LatentCodec | 
         )
         index.check(codec)
         return codec
-    for name in (*SHIPPED, *(ASSETS / pipeline for pipeline in SHIPPED_PIPELINES)):
-        facts = read_facts(name, index.pipeline)
-        if facts is not None and facts.space_fingerprint == index.space_fingerprint:
-            return LatentCodec.from_pretrained(name, pipeline=index.pipeline, device=device_of(args))
-    return None
+    name = shipped_name(index.space_fingerprint, index.pipeline)
+    return name and LatentCodec.from_pretrained(name, pipeline=index.pipeline, device=device_of(args))
 
 
 def _decoded(codec: LatentCodec, sample: dict) -> Tensor:

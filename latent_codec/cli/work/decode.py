@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from collections.abc import Iterable, Iterator
+from copy import copy
+from functools import cache
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +14,8 @@ from latent_codec import LatentCodec
 from latent_codec.cli.progress import progress
 from latent_codec.cli.work.decoded_files import base_name, incomplete, load_vocoder, write_decoded
 from latent_codec.cli.work.opening import load_codec
+from latent_codec.components.codec_facts import shipped_name
+from latent_codec.components.codec_folders import DEFAULT
 from latent_codec.errors import SettingError
 from latent_codec.images.origins import Origin, RangeOrigin, Wholes
 from latent_codec.images.windows import window_range
@@ -27,16 +30,27 @@ def run(args: argparse.Namespace) -> None:
     if plain and args.codec is None:
         file, found = next(iter(plain.items()))
         raise SettingError("codec", f"the codec of {file}, which is {found} and does not name it")
-    args.codec = args.codec or "default"
-    load = cache(partial(load_codec, args))  # by pipeline
+
+    @cache
+    def load(name: str, pipeline: str | None = None) -> LatentCodec:
+        one = copy(args)
+        one.codec = name
+        return load_codec(one, pipeline)
+
+    def load_for(found: LatentFile) -> LatentCodec:
+        name = args.codec or shipped_name(found.space_fingerprint, found.pipeline) or DEFAULT
+        return load(name, found.pipeline)
+
     vocoder = load_vocoder(args)
     window = None if args.window is None else window_range(args.window)
     taken: set[Path] = set()
     for file, folder in progress(args.files, "decoding"):
         images = (
-            _decode_plain(load(None), plain[file], file, args.tile)
+            _decode_plain(load(args.codec), plain[file], file, args.tile)
             if file in plain
-            else chain.from_iterable(_decode(load, found, args.tile) for found in _latent_files(file))
+            else chain.from_iterable(
+                _decode(load_for(found), found, args.tile) for found in _latent_files(file)
+            )
         )
         wholes = Wholes()
         for name, image, origin in images:
@@ -81,9 +95,8 @@ def _decode_plain(
 
 
 def _decode(
-    load: Callable[[str | None], LatentCodec], found: LatentFile, tile: int | None
+    codec: LatentCodec, found: LatentFile, tile: int | None
 ) -> Iterator[tuple[str, Tensor, Origin | None]]:
-    codec = load(found.pipeline)
     if warning := found.check(codec):
         print(f"latent-codec decode: {warning}", file=sys.stderr)
     for index, (name, size, origin) in enumerate(zip(found.names, found.sizes, found.origins)):

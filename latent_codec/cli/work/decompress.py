@@ -18,7 +18,7 @@ from latent_codec.bitstream.corrections import Correction, read_correction
 from latent_codec.bitstream.entropy_model import EntropyModel
 from latent_codec.cli.messages import one_line
 from latent_codec.cli.progress import progress, showing
-from latent_codec.cli.work.compressed_files import advice_for_damage, first_sentence, shipped_name
+from latent_codec.cli.work.compressed_files import advice_for_damage, first_sentence
 from latent_codec.cli.work.decoded_files import (
     base_name,
     check_vocoder,
@@ -27,6 +27,7 @@ from latent_codec.cli.work.decoded_files import (
     write_decoded,
 )
 from latent_codec.cli.work.opening import load_codec
+from latent_codec.components.codec_facts import shipped_name
 from latent_codec.components.codec_folders import DEFAULT
 from latent_codec.images.origins import RangeOrigin, Wholes
 from latent_codec.images.tensors import write_image
