@@ -344,6 +344,24 @@ def test_files_of_shipped_codecs_find_theirs(photos, capsys):
     assert Path("each/default/dog.png").read_bytes() != Path("each/default-vq/dog.png").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "argv, name",
+    [
+        (["--target-bpp", "4"], "default-f8c16-rd"),
+        (["--target-bpp", "0.2"], "default-f8c16-rd"),
+        (["--target-bpp", "0.19"], "default-f8c4"),
+        (["--quality", "0"], "default-f8c4"),
+        (["--target-bpp", "4", "--codec", "default"], "default-f8c4"),
+    ],
+)
+def test_the_codec_follows_from_the_rate_asked_for(argv, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (256, 192), "teal").save("flat.png")
+    out, _ = run(capsys, "compress", "flat.png", "--json", *argv)
+    assert json.loads(out)["codec"] == name
+    run(capsys, "decompress", "compressed/flat.lcf")
+
+
 def test_a_fresh_process_decodes_the_same(codecs, photos, capsys):
     run(capsys, "compress", photos / "cat.v2.png", "--codec", codecs / "kl")
     run(capsys, "decompress", "compressed/cat.v2.lcf", "--codec", codecs / "kl")

@@ -15,6 +15,9 @@ NAME.lcr, with which `decompress` writes the original units; with --max-error
 it also has what the codec lost, up to that bound. Of a recording (audio:) it
 says how the spectrogram becomes a sound again.
 
+Without --codec it takes the shipped codec that is better at the rate: default-rd
+where --target-bpp is 0.2 or more, else default.
+
 Each file is decoded to its values before it is written. It prints bytes, bits
 per pixel of the original and, in brackets, the bits per pixel without
 overhead: the code length of the values under the entropy model, or log2 of the
@@ -76,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--psnr", action="store_true", help="decode every file to pixels, and compare")
     add_entropy_argument(parser)
-    arguments.add_codec_arguments(parser)
+    arguments.add_codec_arguments(parser, None, "default-rd where --target-bpp is 0.2 or more, else default")
     arguments.add_json_argument(parser)
 
 

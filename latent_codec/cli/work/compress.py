@@ -16,15 +16,22 @@ from latent_codec.cli.messages import one_line
 from latent_codec.cli.work.compressed_files import needed_entropy_model
 from latent_codec.cli.work.opening import NamedImages, load_codec, open_data
 from latent_codec.cli.work.printing import print_json
+from latent_codec.components.codec_folders import DEFAULT
 from latent_codec.errors import SettingError
 from latent_codec.files import replacing
 from latent_codec.images.origins import Origin, RangeOrigin
 from latent_codec.images.sources import FolderImages, ImageSource
 from latent_codec.metrics import psnr, round_to_8_bits
 
+FOR_HIGH_RATES, HIGH_RATE = "default-rd", 0.2
+"""The codec whose files are better than the usual one's from so many bits per pixel on (its model card has both curves)."""
+
 
 def run(args: argparse.Namespace) -> int:
     images = NamedImages(open_data(args), args)
+    if args.codec is None:
+        is_high = args.entropy is None and (args.target_bpp or 0) >= HIGH_RATE
+        args.codec = FOR_HIGH_RATES if is_high else DEFAULT
     codec = load_codec(args)
     model = needed_entropy_model(args, codec)
     _check(args, codec, model)
