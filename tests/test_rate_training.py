@@ -125,6 +125,7 @@ def test_a_run_resumes_and_leaves_the_context_model_that_compresses_with_its_cod
         context = None if is_new else str(tmp_path / "context")
         config = tiny_config(
             objective={"posterior": "mean", "rate_weight": 0.5, "context": context},
+            optimizer={"fan_in_reference": 72},  # of which networks without inputs have none
             run={"steps": 4, "checkpoint_every": 2},
         )
         network = build_autoencoder(config)

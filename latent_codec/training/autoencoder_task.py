@@ -248,7 +248,6 @@ class AutoencoderTask(Task):
             raise self.config.error("model.pretrained", expected, advice="or give another `run_folder`")
         if self.streamed is not None and "streams" in state:
             self.streamed.load_state_dict(state["streams"][self.accelerator.process_index])
-
         if "context_scales" in state:
             self.context.scale_to(*state["context_scales"])
 

@@ -29,10 +29,8 @@ FOR_HIGH_RATES, HIGH_RATE = "default-rd", 0.2
 
 def run(args: argparse.Namespace) -> int:
     images = NamedImages(open_data(args), args)
-    if args.codec is None:
-        is_high = args.entropy is None and (args.target_bpp or 0) >= HIGH_RATE
-        args.codec = FOR_HIGH_RATES if is_high else DEFAULT
-    codec = load_codec(args)
+    is_high = args.entropy is None and (args.target_bpp or 0) >= HIGH_RATE
+    codec = load_codec(args, name=args.codec or (FOR_HIGH_RATES if is_high else DEFAULT))
     model = needed_entropy_model(args, codec)
     _check(args, codec, model)
     results = []

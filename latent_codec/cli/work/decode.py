@@ -3,8 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from copy import copy
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
@@ -30,23 +29,18 @@ def run(args: argparse.Namespace) -> None:
     if plain and args.codec is None:
         file, found = next(iter(plain.items()))
         raise SettingError("codec", f"the codec of {file}, which is {found} and does not name it")
-
-    @cache
-    def load(name: str, pipeline: str | None = None) -> LatentCodec:
-        one = copy(args)
-        one.codec = name
-        return load_codec(one, pipeline)
+    load = cache(partial(load_codec, args))  # by pipeline and name
 
     def load_for(found: LatentFile) -> LatentCodec:
         name = args.codec or shipped_name(found.space_fingerprint, found.pipeline) or DEFAULT
-        return load(name, found.pipeline)
+        return load(found.pipeline, name)
 
     vocoder = load_vocoder(args)
     window = None if args.window is None else window_range(args.window)
     taken: set[Path] = set()
     for file, folder in progress(args.files, "decoding"):
         images = (
-            _decode_plain(load(args.codec), plain[file], file, args.tile)
+            _decode_plain(load(), plain[file], file, args.tile)
             if file in plain
             else chain.from_iterable(
                 _decode(load_for(found), found, args.tile) for found in _latent_files(file)

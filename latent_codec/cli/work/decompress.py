@@ -4,8 +4,7 @@ import argparse
 import hashlib
 import sys
 import warnings
-from copy import copy
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
@@ -35,11 +34,9 @@ from latent_codec.latents.latent_files import is_latent_file, save_indices, save
 
 
 def run(args: argparse.Namespace) -> int:
-    @lru_cache
+    @cache
     def opened(name: str) -> tuple[LatentCodec, EntropyModel | None]:
-        one = copy(args)
-        one.codec = name
-        codec = load_codec(one)
+        codec = load_codec(args, name=name)
         if args.entropy is not None:
             return codec, bitstream.load_entropy_model(args.entropy)
         return codec, bitstream.sidecar(codec)

@@ -5,7 +5,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from copy import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,19 +44,21 @@ def device_of(args: argparse.Namespace) -> str:
     return str(device)
 
 
-def load_codec(args: argparse.Namespace, pipeline: str | None = None) -> LatentCodec:
+def load_codec(args: argparse.Namespace, pipeline: str | None = None, name: str | None = None) -> LatentCodec:
     """The codec that `--codec`, `--for-pipeline`, `--config`, `--device` and `--dtype` name.
 
     Args:
         pipeline: whose latents it has where `--for-pipeline` is not given, such as that of a latent file.
+        name: instead of `--codec`.
     """
-    with showing(f"opening {args.codec}"):
+    name = name or args.codec
+    with showing(f"opening {name}"):
         device = device_of(args)
         note_emulated(args.dtype, device)
         dtype = getattr(torch, args.dtype)
         pipeline = args.for_pipeline or pipeline
         return LatentCodec.from_pretrained(
-            args.codec, pipeline=pipeline, config=args.config, dtype=dtype, device=device
+            name, pipeline=pipeline, config=args.config, dtype=dtype, device=device
         )
 
 
@@ -69,11 +70,7 @@ def load_codecs(args: argparse.Namespace) -> list[LatentCodec]:
     """
     from latent_codec.evaluation.codec_comparison import check_comparable  # metrics and all, for two verbs
 
-    codecs = []
-    for each in args.codec:
-        one = copy(args)
-        one.codec = each
-        codecs.append(load_codec(one))
+    codecs = [load_codec(args, name=name) for name in args.codec]
     if len(codecs) > 1:
         check_comparable(codecs)
     return codecs
