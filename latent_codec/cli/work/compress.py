@@ -24,7 +24,7 @@ from latent_codec.images.sources import FolderImages, ImageSource
 from latent_codec.metrics import psnr, round_to_8_bits
 
 FOR_HIGH_RATES, HIGH_RATE = "default-rd", 0.2
-"""The codec whose files are better than the usual one's from so many bits per pixel on (its model card has both curves)."""
+"""The codec whose files are better than the usual one's from so many bits per pixel on (its model card has both)."""
 
 
 def run(args: argparse.Namespace) -> int:
