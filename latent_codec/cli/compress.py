@@ -15,8 +15,8 @@ NAME.lcr, with which `decompress` writes the original units; with --max-error
 it also has what the codec lost, up to that bound. Of a recording (audio:) it
 says how the spectrogram becomes a sound again.
 
-Without --codec it takes the shipped codec that is better at the rate: default-rd
-where --target-bpp is 0.2 or more, else default.
+Without --codec it takes the shipped codec that is better at the rate:
+default-rd where --target-bpp is 0.2 or more, else default.
 
 Each file is decoded to its values before it is written. It prints bytes, bits
 per pixel of the original and, in brackets, the bits per pixel without

@@ -11,8 +11,8 @@ Latents of another latent space than the codec's are refused. A codec whose
 decoder only differs (a fine-tuned one) decodes them, with a note on stderr.
 
 Latent files of shipped codecs find theirs without --codec. A file names the
-pipeline whose latents it holds, if --for-pipeline named one
-or the codec was in its folder; --for-pipeline names another.
+pipeline whose latents it holds, if --for-pipeline named one or the codec was
+in its folder; --for-pipeline names another.
 
 Latents of spectrograms (audio:) become sounds, NAME.wav with NAME.png, the
 spectrogram. Griffin-Lim finds the phases, unless --vocoder names a HiFi-GAN.

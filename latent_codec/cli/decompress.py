@@ -2,8 +2,8 @@
 
 It takes the codec and the entropy model that compressed the file, and refuses
 others by their fingerprints; a codec with another decoder (a fine-tuned one)
-will do. Files of shipped codecs find theirs without --codec. `latent-codec info
-FILE` prints the fingerprints and the codec's name.
+will do. Files of shipped codecs find theirs without --codec. `latent-codec
+info FILE` prints the fingerprints and the codec's name.
 
 Of an image in units of its own (NAME.lcr next to NAME.lcf) it writes 16-bit
 PNG or TIFF, float TIFF or, for a volume, one NAME.nii.gz, unless --format,
