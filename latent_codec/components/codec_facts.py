@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,7 @@ def facts_of(codec: "LatentCodec", *, fingerprints: bool = True) -> CodecFacts:
     )
 
 
+@lru_cache
 def shipped_name(space_fingerprint: str, pipeline: str | None = None) -> str | None:
     """What `find_weights` takes for the shipped codec with this latent space, for a pipeline; None if there is none."""
     names = (*SHIPPED, *(str(ASSETS / folder) for folder in SHIPPED_PIPELINES))

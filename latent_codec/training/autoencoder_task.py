@@ -468,9 +468,7 @@ def _load_context(config: TrainingConfig, family) -> LatentContext | None:
 
 def _new_context(config: TrainingConfig, network: Autoencoder, crops: TrainingCrops | None) -> LatentContext:
     """A new context model of the latents of `network`; without crops, its units and step sizes are yet to be set."""
-    # Of a copy: a codec lays its weights out for encoding, and sums of another order make another training.
-    codec = LatentCodec(copy.deepcopy(network), pipeline=config.model.pipeline)
-    ones = [1.0] * codec.latent_space.channels
+    ones = [1.0] * family_of(network).latent_space(config.model.pipeline).channels
     arguments = {
         "units": ones,
         "coarsest": ones,
@@ -480,6 +478,8 @@ def _new_context(config: TrainingConfig, network: Autoencoder, crops: TrainingCr
     context = construct(LatentContext, arguments, config.run.seed)
     if crops is not None:
         logger.info("measuring the decoder's sensitivity to errors of each channel")
+        # Of a copy: a codec lays its weights out for encoding, and sums of another order make another training.
+        codec = LatentCodec(copy.deepcopy(network), pipeline=config.model.pipeline)
         latents = codec.encode(collate(crops, range(_CONTEXT_CROPS)))
         units = channel_units(latents).tolist()
         scales = [units, coarsest_of(codec, latents, units, config.run.seed)]

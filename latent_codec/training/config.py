@@ -499,9 +499,8 @@ def load_config(
     """
     table = deprecated.rename_settings(_read_preset(preset))
     table.pop("preset", None)
-    if isinstance(table.get("model"), dict) and any(
-        each.startswith("model.pretrained=") for each in overrides
-    ):
+    paths = [override.partition("=")[0].strip() for override in overrides]
+    if "model.pretrained" in paths and isinstance(table.get("model"), dict):
         table["model"].pop("arguments", None)  # of the network that the preset would build instead
     run, overridden = table.get("run"), set()
     num_steps = run.get("steps", RunConfig.steps) if isinstance(run, dict) else RunConfig.steps

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     taken: set[Path] = set()
     for file, folder in progress(args.files, "decoding"):
         images = (
-            _decode_plain(load(), plain[file], file, args.tile)
+            _decode_plain(load(None, args.codec), plain[file], file, args.tile)
             if file in plain
             else chain.from_iterable(
                 _decode(load_for(found), found, args.tile) for found in _latent_files(file)
