@@ -28,7 +28,6 @@ from latent_codec.previews.fitting import (
     fit_linear,
     fit_map,
     fit_palette,
-    ridge_regression,
 )
 from latent_codec.previews.palette import Palette
 from latent_codec.previews.preview_files import NAME, StoredPreview, preview_path, write_preview
@@ -272,24 +271,6 @@ def test_full_decodes_indices_and_fills_in_the_middle_codeword(kind):
 
 
 # ------------------------------------------------------------------------------------------ fitting
-
-
-def test_ridge_regression_finds_a_linear_map_and_survives_a_dead_channel():
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(500, 4) + 2, torch.randn(3, 4), torch.randn(3)
-    x[:, 2] = 7
-    weight[:, 2] = 0
-    y = x @ weight.T + bias
-    found, offset = ridge_regression([(x, y)])
-    torch.testing.assert_close(x @ found.T + offset, y, rtol=0, atol=2e-3)  # what the penalty costs
-    torch.testing.assert_close(found[:, 2], torch.zeros(3), rtol=0, atol=1e-6)
-    # weights count as repetitions
-    counts = torch.randint(1, 4, (500,))
-    noisy = y + torch.randn_like(y)
-    parts = [(x[some], noisy[some], counts[some]) for some in (slice(0, 99), slice(99, None))]
-    repeated = ridge_regression([(x.repeat_interleave(counts, 0), noisy.repeat_interleave(counts, 0))])
-    for one, other in zip(ridge_regression(parts), repeated):
-        torch.testing.assert_close(one, other)
 
 
 def test_a_palette_is_the_mean_color_per_codeword_and_unused_ones_follow_their_vectors():

@@ -40,9 +40,9 @@ from latent_codec.errors import SettingError
 from latent_codec.models.autoencoder_vq import AutoencoderVQ
 from latent_codec.models.grid_quantizer import GridQuantizer
 from latent_codec.models.quantizers import VectorQuantizer, k_means
+from latent_codec.regression import ridge_regression
 from latent_codec.tensors import check_shape
 
-RIDGE = 1e-4
 NUM_FITTED = 64
 """Images that a fit looks at, or more where grids are small: enough for the thousand unknowns of least squares."""
 NUM_POSITIONS = 16_000
@@ -303,20 +303,10 @@ def _fit_convolution(features: Tensor, target: Tensor, *, borders: bool) -> tupl
 
     Of grids that are parts of larger ones `borders` is False: the zeros around them would bias the fit.
     """
-    size = features.shape[1] * 9 + 1
-    gram = torch.zeros(size, size, dtype=torch.float64)
-    moments = torch.zeros(size, target.shape[1], dtype=torch.float64)
-    count = 0
-    for feature, goal in zip(features, target):
-        rows = F.unfold(feature[None], 3, padding=int(borders))[0].T.double()
-        rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], 1)
-        gram += rows.T @ rows
-        goal = goal if borders else goal[:, 1:-1, 1:-1]
-        moments += rows.T @ goal.flatten(1).T.double()
-        count += len(rows)
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-    solution = torch.linalg.solve(gram + ridge, moments).float()
-    return solution[:-1].T.reshape(-1, features.shape[1], 3, 3), solution[-1]
+    rows = (F.unfold(each[None], 3, padding=int(borders))[0].T for each in features)
+    goals = target if borders else target[:, :, 1:-1, 1:-1]
+    weight, bias = ridge_regression(zip(rows, (each.flatten(1).T for each in goals)))
+    return weight.view(-1, features.shape[1], 3, 3), bias
 
 
 def _check(

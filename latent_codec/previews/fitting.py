@@ -8,7 +8,7 @@ random latents --decode--> blocks ------+      where there are no images
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,6 +25,7 @@ from latent_codec.models.quantizers import codeword_sums, nearest_codewords
 from latent_codec.previews.full import rgb
 from latent_codec.previews.palette import Palette
 from latent_codec.previews.previewer import LatentPreviewer, unpacked, with_border
+from latent_codec.regression import ridge_regression
 from latent_codec.torch_settings import ignoring_caller_settings
 
 if TYPE_CHECKING:
@@ -48,9 +49,6 @@ A 1x1 map fitted to the shipped codec's decodes of such noise correlates by 0.98
 one fitted to photographs does; fitted to white noise by 0.965, to noise of exponent 1.5 by 0.980, and to constant
 grids, each of one random latent, by 0.976.
 """
-
-RIDGE = 1e-4
-"""Of the regression, in units of the features' mean variance: enough for a dead channel."""
 
 PRIOR_COUNT = 4.0
 """Positions that the prediction from a codeword's vector counts as, added to the positions that have the codeword."""
@@ -189,35 +187,6 @@ def fit_pointwise(samples: list[Sample]) -> tuple[Tensor, Tensor, float]:
     weight, bias = ridge_regression((_rows(sample.latents), _rows(sample.colors)) for sample in samples)
     shown = torch.cat([_rows(sample.latents) @ weight.T + bias for sample in samples])
     return weight, bias, correlation(shown, torch.cat([_rows(sample.colors) for sample in samples]))
-
-
-def ridge_regression(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
-    """W, b that minimize sum_i n_i |W x_i + b - y_i|^2 + lambda |W|^2, in closed form.
-
-    W = cov(y, x) (cov(x) + lambda I)^-1 and b = mean(y) - W mean(x) (Hoerl and Kennard, 1970), the bias unpenalized. Data
-    of any size: a part is forgotten once its sums of products are taken.
-
-    Args:
-        parts: features x, (N, C), targets y, (N, K), and weights n, (N,), if not all 1.
-
-    Returns:
-        float32 (K, C) and (K,).
-    """
-    products, origin = 0.0, None
-    for x, y, *weights in parts:
-        rows = torch.cat([x, y], 1).double()
-        origin = rows.mean(0) if origin is None else origin  # so that no large mean drowns a small variance
-        rows = F.pad(rows - origin, (0, 1), value=1)
-        products = products + rows.T @ (weights[0].double().unsqueeze(1) * rows if weights else rows)
-        num_features = x.shape[1]
-    moments = products / products[-1, -1]
-    mean = moments[-1, :-1]
-    covariance = moments[:-1, :-1] - torch.outer(mean, mean)
-    of_x, of_both = covariance[:num_features, :num_features], covariance[:num_features, num_features:]
-    strength = RIDGE * of_x.diagonal().mean().clamp_min(1e-12)
-    weight = torch.linalg.solve(of_x + strength * torch.eye(num_features, dtype=torch.float64), of_both).T
-    mean_x, mean_y = (mean + origin).tensor_split([num_features])
-    return weight.float(), (mean_y - weight @ mean_x).float()
 
 
 def fit_palette(codebooks: list[Tensor], samples: list[Sample]) -> Palette:

@@ -24,8 +24,8 @@ from latent_codec.images.sheets import sheet
 from latent_codec.images.sources import ImageSource
 from latent_codec.images.tensors import shrunk_by, write_image
 from latent_codec.models.latent_translator import CodecIdentity, LatentTranslator
-from latent_codec.previews.fitting import ridge_regression
 from latent_codec.previews.full import rgb
+from latent_codec.regression import ridge_regression
 from latent_codec.training.build import construct, load_codec
 from latent_codec.training.config import TrainingConfig
 from latent_codec.training.data import EpochOrder, TrainingCrops
