@@ -1,4 +1,4 @@
-"""Linear maps in closed form: of previews, of translators, and where networks start."""
+"""Linear maps in closed form: of previews, of translators, and of linear starts."""
 
 from collections.abc import Iterable
 

@@ -9,8 +9,6 @@ arXiv:1707.06168).
     latents --------conv_in--> x --------layer--> x' ...      its weights: least squares of kept y' from x
 """
 
-from collections.abc import Iterator
-
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.vae import Decoder
@@ -18,7 +16,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latent_codec.regression import ridge_regression
+from latent_codec.regression import RIDGE
 
 NUM_POSITIONS = 16_000
 """That a fit looks at; it stays near the known weights where these say little."""
@@ -190,17 +188,18 @@ def _fit(
     missing = wanted - layer(inputs)
     per_item = max(NUM_POSITIONS // len(inputs), 1)
     generator = torch.Generator().manual_seed(0)
-
-    def parts() -> Iterator[tuple[Tensor, Tensor]]:
-        for rows, goal in zip(inputs, missing):
-            if not is_linear:
-                side = layer.kernel_size[0]
-                rows, goal = F.unfold(rows[None], side, padding=side // 2)[0].T, goal.flatten(1).T
-            if len(rows) > per_item:
-                some = torch.randperm(len(rows), generator=generator)[:per_item].to(rows.device)
-                rows, goal = rows[some], goal[some]
-            yield rows, goal
-
-    weight, bias = ridge_regression(parts())
-    layer.weight += weight.to(layer.weight).view_as(layer.weight)
-    layer.bias += bias.to(layer.bias)
+    gram, moments = 0, 0
+    for rows, goal in zip(inputs, missing):
+        if not is_linear:
+            side = layer.kernel_size[0]
+            rows, goal = F.unfold(rows[None], side, padding=side // 2)[0].T, goal.flatten(1).T
+        if len(rows) > per_item:
+            some = torch.randperm(len(rows), generator=generator)[:per_item].to(rows.device)
+            rows, goal = rows[some], goal[some]
+        rows = F.pad(rows, (0, 1), value=1.0)
+        # In float32, unlike `ridge_regression`: wide decoders have thousands of columns, and float64 takes twice as long.
+        gram, moments = gram + (rows.T @ rows).double().cpu(), moments + (rows.T @ goal).double().cpu()
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    change = torch.linalg.solve(gram + ridge, moments).T.to(layer.weight)
+    layer.weight += change[:, :-1].reshape(layer.weight.shape)
+    layer.bias += change[:, -1]
