@@ -12,7 +12,7 @@ from helpers.training import run_tiny, tiny_config, write_images
 from latent_codec import AutoencoderVQ, LatentCodec
 from latent_codec.cli import main
 from latent_codec.errors import SettingError
-from latent_codec.models.grid_quantizer import GridQuantizer, values_for
+from latent_codec.models.grid_quantizer import GridQuantizer, SuccessiveSigns, values_for
 from latent_codec.models.initialization import initialize_codebooks
 from latent_codec.models.quantizers import VectorQuantizer
 from latent_codec.training.build import build_autoencoder
@@ -92,6 +92,54 @@ def test_the_entropy_term_is_least_for_sure_latents_that_use_all_codewords_alike
     assert gradient.isfinite().all()
 
 
+def test_each_sign_sees_those_before_it_one_position_at_a_time():
+    """z_k = a_k + sum_{j<k} U_kj sign(z_j), written down for each position; what is not below the diagonal says nothing."""
+    quantizer = SuccessiveSigns((2,) * 5)
+    quantizer.feedback.data.copy_(randn(5, 5, seed=3) / quantizer.RATE)
+    latents = randn(2, 5, 3, 4)
+    output = quantizer(latents)
+    u = (quantizer.feedback * quantizer.RATE).tolist()
+    for batch, row, column in itertools.product(range(2), range(3), range(4)):
+        signs, index = [], 0
+        for channel, value in enumerate(latents[batch, :, row, column].tolist()):
+            z = value + sum(gain * sign for gain, sign in zip(u[channel], signs))
+            signs.append(1 if z > 0 else -1)
+            index = 2 * index + (z > 0)
+            seen = output.latents[batch, channel, row, column].item()
+            assert seen == pytest.approx(min(max(z, -1), 1), abs=1e-5)
+        assert output.quantized[batch, :, row, column].tolist() == pytest.approx(signs, abs=1e-6)
+        assert int(output.indices[batch, row, column]) == index
+    assert torch.equal(quantizer.assign(latents), output.indices)
+    assert not torch.equal(GridQuantizer("lfq", (2,) * 5).assign(latents), output.indices)
+
+
+def test_successive_signs_begin_as_the_digits_of_what_varies_most():
+    """One direction that matters gets all the bits: eight signs find 256 even steps, where planes alone find two cells."""
+    quantizer = SuccessiveSigns((2,) * 8)
+    along = torch.linspace(-1, 1, 4001, dtype=torch.float64)
+    vectors = along[:, None] * torch.nn.functional.normalize(randn(1, 8), dim=1)
+    latents = (vectors @ quantizer.axes(vectors).T).float().T.reshape(1, 8, 1, -1)
+    indices = quantizer.assign(latents).flatten()
+    assert indices.unique().numel() > 250
+    ordered = indices if indices[-1] > indices[0] else indices.flip(0)
+    assert (ordered.diff() >= 0).all()
+    plain = GridQuantizer("lfq", (2,) * 8)
+    axes = plain.axes(vectors)
+    assert plain.assign((vectors @ axes.T).float().T.reshape(1, 8, 1, -1)).unique().numel() <= 9
+
+
+def test_every_sign_and_the_feedback_learn():
+    """The straight-through estimator passes through the signs: an earlier channel also learns by what later ones see of it."""
+    quantizer = SuccessiveSigns((2,) * 3)
+    quantizer.entropy_weight = 0.0
+    quantizer.feedback.data.copy_(torch.tensor([[9.0, 9, 9], [-0.5, 9, 9], [-1, -0.5, 9]]) / quantizer.RATE)
+    latents = torch.tensor([0.3, 0.6, 1.2]).view(1, 3, 1, 1).requires_grad_()
+    weights = torch.tensor([4.0, 2, 1]).view(1, 3, 1, 1)
+    (quantizer(latents).quantized * weights).sum().backward()
+    assert latents.grad.flatten().tolist() == pytest.approx([4 - 0.5 * (2 - 0.5) - 1, 2 - 0.5, 1])
+    assert quantizer.feedback.grad[1, 0] != 0 and quantizer.feedback.grad.triu().abs().sum() == 0
+
+
 @pytest.fixture(scope="module")
 def make_images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "images")
@@ -122,6 +170,40 @@ def test_a_preset_trains_with_another_kind_and_plain_vqmodel_reads_its_folder(ki
     torch.testing.assert_close(decoded, plain.decode(latents).sample, rtol=0, atol=tolerance)
     codec = LatentCodec.from_pretrained(run / "codec")
     assert codec.codebook_sizes == [512] and codec.space_fingerprint == LatentCodec(plain).space_fingerprint
+
+
+@pytest.mark.parametrize("network", ["AutoencoderVQ", "HierarchicalVQ"])
+def test_successive_signs_train_are_saved_and_opened(network, tmp_path, make_images):
+    levels = {"strides": [2, 2], "hidden_channels": 8, "residual_channels": 4, "codebook_sizes": 64}
+    config = tiny_config(
+        model={"class_name": network, "arguments": CONFIG if network == "AutoencoderVQ" else levels},
+        codebook={"kind": "lfq-successive", "start_step": 1},
+        run={"steps": 3, "log_every": 1, "calibration_images": 0},
+    )
+    preset, run = tmp_path / "tiny.toml", tmp_path / "run"
+    preset.write_text(dump_toml(config.to_dict()))
+    assert main(["train", str(preset), "--data", str(make_images), "--out", str(run)]) == 0
+    codec = LatentCodec.from_pretrained(run / "codec")
+    assert all(quantizer.feedback.any() for quantizer in codec.autoencoder.quantizers)
+    image = randn(2, 3, 16, 24).clamp(-1, 1)
+    grids = codec.encode_indices(image)
+    halved = LatentCodec.from_pretrained(run / "codec", dtype=torch.float16)
+    if (
+        network == "AutoencoderVQ"
+    ):  # decodes the very latents, by the same indices; its encoder stays in float32
+        model, plain = codec.autoencoder, VQModel.from_pretrained(run / "codec")
+        latents = model.encode(image).latents
+        assert torch.equal(model.quantize.assign(latents), grids[0])
+        assert not torch.equal(plain.quantize(latents)[2][2].view(grids[0].shape), grids[0])
+        again = plain.decode(grids[0].flatten(), force_not_quantize=True, shape=(2, 8, 12, 9)).sample.clamp(
+            -1, 1
+        )
+        torch.testing.assert_close(again, codec.decode_indices(grids, output_type="pt"), rtol=0, atol=1e-5)
+        assert torch.equal(halved.encode_indices(image)[0], grids[0])
+    before = codec.space_fingerprint
+    codec.autoencoder.quantizers[0].feedback.data[1, 0] += 1
+    codec.weights_changed()
+    assert codec.space_fingerprint != before
 
 
 @torch.no_grad()

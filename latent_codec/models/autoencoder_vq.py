@@ -44,7 +44,8 @@ class AutoencoderVQ(OwnWeights, VQModel, AutoencoderMixin):
             no use for the quantizer's other settings. Plain VQModel does not know that convolution: it decodes
             indices alike, and finds other ones for latents.
         quantizer: "vq" has a learned codebook; "fsq", "lfq" and "bsq" a fixed grid, on which plain VQModel finds the
-            same indices (models/grid_quantizer.py).
+            same indices; of "lfq-successive" it decodes indices alike, and finds other ones for latents
+            (models/grid_quantizer.py).
         values_per_channel: of "fsq": how many values each channel of a codeword can take.
         shift_factor: which SD3's and FLUX's pipelines subtract from latents, and VQModel's config lacks.
 

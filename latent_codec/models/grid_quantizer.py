@@ -2,7 +2,8 @@
 
 FSQ (arXiv:2309.15505), LFQ (arXiv:2310.05737) and BSQ (arXiv:2406.07548) differ in the grid and in what keeps latents
 near all of it. Their codewords are written down as those of any VectorQuantizer, so that a reader who only
-looks for the nearest one, such as diffusers' VQModel, finds the same indices.
+looks for the nearest one, such as diffusers' VQModel, finds the same indices. SuccessiveSigns, ours, are LFQ's bits
+found one after the other.
 """
 
 import math
@@ -23,7 +24,7 @@ from latent_codec.models.quantizers import (
 from latent_codec.tensors import check_shape
 
 GridKind = Literal["fsq", "lfq", "bsq"]
-QuantizerKind = Literal["vq", "fsq", "lfq", "bsq"]
+QuantizerKind = Literal["vq", "fsq", "lfq", "lfq-successive", "bsq"]
 
 FSQ_VALUES = {
     256: (8, 6, 5),
@@ -36,8 +37,8 @@ FSQ_VALUES = {
 """Values per channel that stand in for a codebook of a power of two (arXiv:2309.15505, table 1; 512: ours, exactly)."""
 
 
-def values_for(kind: GridKind, codebook_size: int) -> tuple[int, ...]:
-    """The values per channel of a grid of about `codebook_size` codewords (FSQ), or of just as many (LFQ, BSQ).
+def values_for(kind: QuantizerKind, codebook_size: int) -> tuple[int, ...]:
+    """The values per channel of a grid of about `codebook_size` codewords (FSQ), or of just as many (those of bits).
 
     Raises:
         ValueError: if there is none, saying which sizes are expected.
@@ -64,7 +65,7 @@ class GridQuantizer(VectorQuantizer):
     codewords' shares is one product of two matrices, those of either half of the channels.
 
     Args:
-        kind: "fsq", "lfq" or "bsq".
+        kind: "fsq", "lfq" or "bsq" (SuccessiveSigns has its own class).
         values_per_channel: FSQ's "levels"; 2 for each channel of the others.
         beta: weight of the loss on what is beyond the range.
     """
@@ -73,7 +74,7 @@ class GridQuantizer(VectorQuantizer):
 
     def __init__(self, kind: GridKind, values_per_channel: tuple[int, ...], *, beta: float = 0.25):
         if kind not in get_args(GridKind):
-            raise ValueError(f'quantizer is {kind!r}; expected "vq", "fsq", "lfq" or "bsq"')
+            raise ValueError(f'quantizer is {kind!r}; expected "vq", "fsq", "lfq", "lfq-successive" or "bsq"')
         if not values_per_channel or any(number < 2 for number in values_per_channel):
             raise ValueError(
                 f"expected values_per_channel of 2 and above, one for each channel, got {values_per_channel}"
@@ -97,7 +98,25 @@ class GridQuantizer(VectorQuantizer):
 
         The first channel counts most.
         """
-        z = at_least_float32(latents.detach())
+        return self._indices(self.prepare(at_least_float32(latents.detach())))
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        """What the grid is laid over, (B, D, h, w): the latents as they are."""
+        return latents
+
+    def axes(self, vectors: Tensor) -> Tensor:
+        """The matrix (D, D) that brings centered latents `vectors`, float64 (N, D), to the grid: a training starts with it.
+
+        It whitens them, with the grid's own variance for each channel, by the symmetric square root, which changes each
+        channel least. Directions of less than a thousandth of the largest variance stay as small as those of a thousandth
+        would become.
+        """
+        values, directions = torch.linalg.eigh(vectors.T.cov().view(self.dim, -1))
+        scales = values.clamp_min(1e-3 * values[-1].clamp_min(1e-12)).rsqrt()
+        spread = self.embedding.weight.double().std(0, correction=0)
+        return spread[:, None] * (directions * scales @ directions.T)
+
+    def _indices(self, z: Tensor) -> Tensor:
         indices = torch.zeros_like(z[:, 0], dtype=torch.int64)
         for channel, number in zip(z.unbind(1), self.values_per_channel):
             steps = (channel / self.limit + 1) / 2 * (number - 1)
@@ -112,8 +131,8 @@ class GridQuantizer(VectorQuantizer):
         """
         check_shape(latents, "latents", ("B", self.dim, "h", "w"))
         with torch.autocast(latents.device.type, enabled=False):
-            indices = self.assign(latents)
-            z = at_least_float32(latents)
+            z = self.prepare(at_least_float32(latents))
+            indices = self._indices(z.detach())
             zero = z.new_zeros(())
             codewords = self.lookup(indices).to(z.dtype)
             if self.kind == "bsq":
@@ -156,6 +175,59 @@ class GridQuantizer(VectorQuantizer):
         return loss if output.entropy_loss is None else loss + self.entropy_weight * output.entropy_loss
 
 
+class SuccessiveSigns(GridQuantizer):
+    """LFQ whose channels see the signs before them: a residual quantizer of one bit at a time.
+
+        b_k = sign(z_k),    z_k = a_k + sum_{j<k} U_kj b_j        of latents a
+
+    as a successive-approximation converter finds one binary digit after another. D planes divide a space of few dimensions
+    into few cells, and most of LFQ's codewords are never needed; here each plane's place depends on the side of those
+    before it, so that a direction can have as many bits as it is worth. U learns by gradient, through the
+    signs by the straight-through estimator. Codewords and indices are LFQ's; but they are nearest to z, not to the latents, so
+    that plain VQModel decodes indices alike, and finds other ones for latents.
+    """
+
+    own_layer = "feedback"
+    RATE = 10.0  # `feedback` is U divided by it: U is of the order of 1, and learns as fast as weights of a tenth would
+
+    def __init__(self, values_per_channel: tuple[int, ...], *, beta: float = 0.25):
+        super().__init__("lfq", values_per_channel, beta=beta)
+        self.feedback = torch.nn.Parameter(torch.zeros(self.dim, self.dim))
+        """Only what is below the diagonal counts."""
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        """z of the latents a, (B, D, h, w)."""
+        # In the latents' precision, whatever the caller's: a sign must not depend on it.
+        columns = (self.RATE * self.feedback.tril(-1)).to(latents.dtype).T.reshape(self.dim, -1, 1, 1)
+        z = latents
+        for channel, column in enumerate(columns[:-1]):
+            inside = z[:, channel : channel + 1].clamp(-1, 1)
+            z = z + column * straight_through(inside, torch.where(inside > 0, 1.0, -1.0))
+        return z
+
+    @torch.no_grad()
+    def axes(self, vectors: Tensor) -> Tensor:
+        """Directions (D, D) of centered latents `vectors`, float64 (N, D), and U with them.
+
+        Each sign is that along the principal direction of what the signs before it leave.
+        """
+        rest, directions, steps = vectors, [], []
+        feedback = torch.zeros_like(self.feedback, dtype=torch.float64)
+        for channel in range(self.dim):
+            direction = torch.linalg.eigh(rest.T.cov().view(self.dim, -1))[1][:, -1]
+            along = rest @ direction
+            # If z is uniform in [-1, 1], its mean absolute value is a half.
+            direction = direction / (2 * along.abs().mean()).clamp_min(1e-6)
+            signs = torch.where(along > 0, 1.0, -1.0).double()
+            for earlier, step in enumerate(steps):
+                feedback[channel, earlier] = -direction @ step
+            directions.append(direction)
+            steps.append(signs @ rest / len(rest))
+            rest = rest - signs[:, None] * steps[-1]
+        self.feedback.copy_(feedback / self.RATE)
+        return torch.stack(directions)
+
+
 def _products(shares: list[Tensor], like: Tensor) -> Tensor:
     """Shares of independent choices, (N, K_i) each -> those of all their combinations, (N, K_1 K_2 ...)."""
     joint = like.new_ones(like[:, 0].numel(), 1)
@@ -194,7 +266,9 @@ def build_quantizer(
         raise ValueError(
             f'expected legacy, gradient and l2_normalized at their defaults for the quantizer "{kind}", got {learned}'
         )
-    quantizer = GridQuantizer(kind, values_per_channel or (2,) * dim, beta=beta)
+    values = values_per_channel or (2,) * dim
+    successive = kind == "lfq-successive"
+    quantizer = SuccessiveSigns(values, beta=beta) if successive else GridQuantizer(kind, values, beta=beta)
     if (quantizer.codebook_size, quantizer.dim) != (codebook_size, dim):
         raise ValueError(
             f"expected a codebook of {quantizer.codebook_size} codewords of {quantizer.dim} numbers, those of {kind} with "

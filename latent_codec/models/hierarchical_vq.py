@@ -53,7 +53,8 @@ class HierarchicalVQ(OwnWeights, IndexLevels, ModelMixin, ConfigMixin):
         beta, legacy, gradient, l2_normalized: of the quantizers (models/quantizers.py).
         scaling_factor, shift_factor, latents_mean, latents_std: of the latents (latent_space.py).
         sample_size: side of the training images.
-        quantizer: of all levels: "vq" has learned codebooks; "fsq", "lfq" and "bsq" fixed grids (models/grid_quantizer.py).
+        quantizer: of all levels: "vq" has learned codebooks; "fsq", "lfq", "lfq-successive" and "bsq" fixed grids
+            (models/grid_quantizer.py).
         values_per_channel: of "fsq": how many values each channel of a codeword can take.
 
     Raises:

@@ -102,25 +102,18 @@ def initialize_codebooks(autoencoder: ModelMixin, images: Tensor, *, seed: int =
 def _spread_latents(
     autoencoder: ModelMixin, layer: nn.Conv2d, quantizer: GridQuantizer, images: Tensor
 ) -> None:
-    """Whiten what a layer gives, with the quantizer's own variance for each channel.
-
-    By the symmetric square root, which changes each channel least. Directions of less than a thousandth of the largest
-    variance stay as small as those of a thousandth would become.
-    """
+    """Center what a layer gives, and bring it to the quantizer's axes."""
     seen: list[Tensor] = []
     handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
     for part in images.split(IMAGES_AT_ONCE):
         autoencoder.encode_quantized(part)
     handle.remove()
     vectors = torch.cat([grid.movedim(1, -1).flatten(0, 2) for grid in seen]).double()
-    mean, covariance = vectors.mean(0), vectors.T.cov().view(quantizer.dim, -1)
-    values, directions = torch.linalg.eigh(covariance)
-    scales = values.clamp_min(1e-3 * values[-1].clamp_min(1e-12)).rsqrt()
-    spread = quantizer.embedding.weight.double().std(0, correction=0)
-    whiten = spread[:, None] * (directions * scales @ directions.T)
-    weight = whiten @ layer.weight.double().flatten(1)
+    mean = vectors.mean(0)
+    axes = quantizer.axes(vectors - mean)
+    weight = axes @ layer.weight.double().flatten(1)
     layer.weight.copy_(weight.view_as(layer.weight))
-    layer.bias.copy_(whiten @ (layer.bias - mean))
+    layer.bias.copy_(axes @ (layer.bias - mean))
 
 
 @torch.no_grad()

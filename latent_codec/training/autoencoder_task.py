@@ -378,13 +378,15 @@ class AutoencoderTask(Task):
             images = collate(self.dataset, range(config.codebook.kmeans_crops)).to(autoencoder.device)
             initialize_codebooks(autoencoder, images, seed=config.run.seed)
             for quantizer in dict.fromkeys(autoencoder.quantizers):
-                broadcast(quantizer.embedding.weight.data)
-            layers = zip(autoencoder.quantizers, autoencoder.quantizer_inputs, averaged.quantizer_inputs)
-            for quantizer, layer, averaged_layer in layers:
-                if quantizer.is_fixed:  # its latents were spread over it
+                for parameter in quantizer.parameters():
+                    broadcast(parameter.data)
+            pairs = [zip(each.quantizers, each.quantizer_inputs) for each in (autoencoder, averaged)]
+            for (quantizer, layer), (averaged_quantizer, averaged_layer) in zip(*pairs):
+                if quantizer.is_fixed:  # its latents were brought to it
                     broadcast(layer.weight.data)
                     broadcast(layer.bias.data)
                     averaged_layer.load_state_dict(layer.state_dict())
+                    averaged_quantizer.load_state_dict(quantizer.state_dict())
             everything = [
                 torch.ones_like(each.embedding.weight[:, 0], dtype=torch.bool)
                 for each in dict.fromkeys(autoencoder.quantizers)
@@ -514,7 +516,7 @@ def _check_codebooks(config: TrainingConfig, shape, name: str) -> None:
         raise config.error("model.initialization", '"random" or "even" for a codebook that is not learned')
     if codebook.entropy_weight is not None and not grid:
         raise config.error(
-            "codebook.entropy_weight", "none for a learned codebook: it is of fsq, lfq and bsq"
+            "codebook.entropy_weight", "none for a learned codebook: it is of fsq, bsq and both kinds of lfq"
         )
     if model.initialization == "linear" and codebook.start_step:
         raise config.error("codebook.start_step", "0 for a linear start, which has a codebook")

@@ -116,7 +116,7 @@ def _quantizer_arguments(config: TrainingConfig) -> dict[str, Any]:
             "codebook.kind", f"none for {name}: only {' and '.join(_CODEBOOK_ARGUMENTS)} have one"
         )
     if codebook.kind == "gumbel" and name != "AutoencoderVQ":
-        raise config.error("codebook.kind", f"vq, fsq, lfq or bsq for {name}")
+        raise config.error("codebook.kind", f"vq, fsq, lfq, lfq-successive or bsq for {name}")
     if codebook.kind in ("vq", "gumbel"):
         linear = {"assignment": "linear" if codebook.kind == "gumbel" else "nearest"}
         return {"quantizer": "vq"} | (linear if name == "AutoencoderVQ" else {})

@@ -233,16 +233,17 @@ class ObjectiveConfig(Section):
 class CodebookConfig(Section):
     """How codewords are found and kept alive, for autoencoders that have some (models/quantizers.py)."""
 
-    kind: Literal["vq", "gumbel", "fsq", "lfq", "bsq"] | None = None
+    kind: Literal["vq", "gumbel", "fsq", "lfq", "lfq-successive", "bsq"] | None = None
     """Of a new network. `vq`: a learned codebook. `gumbel` (arXiv:1611.01144), of AutoencoderVQ: one whose codewords a layer
     chooses, drawn at a falling temperature, learned by gradient and never restarted. `fsq` (arXiv:2309.15505), `lfq` (arXiv:2310.05737), `bsq`
     (arXiv:2406.07548): the points of a fixed grid, which decide how long a codeword is; of learning only `start_step` is
-    read (models/grid_quantizer.py). None: as the model's arguments have it."""
+    read (models/grid_quantizer.py). `lfq-successive`: `lfq` whose bits are found one after the other, each by the side of those
+    before it. None: as the model's arguments have it."""
     values_per_channel: tuple[int, ...] | None = limited(None, least=2)
     """Of `fsq`: how many values each channel of a codeword takes, [8, 5, 5, 5] for 1,000 codewords; None: what stands in for
     the model's codebook size."""
     entropy_weight: float | None = limited(None, least=0)
-    """Of `fsq`, `lfq` and `bsq`: weight of the term that keeps all codewords in use; None: 0.01 of fsq, which has none as
+    """Of `fsq`, `bsq` and both `lfq`: weight of the term that keeps all codewords in use; None: 0.01 of fsq, which has none as
     published, 0.02 of the others."""
     final_temperature: float = limited(1 / 16, above=0)
     """Of `gumbel`: the temperature falls from 1 to this one, half a cosine from `start_step` to the end (1/16:
