@@ -118,13 +118,13 @@ def test_successive_signs_begin_as_the_digits_of_what_varies_most():
     quantizer = SuccessiveSigns((2,) * 8)
     along = torch.linspace(-1, 1, 4001, dtype=torch.float64)
     vectors = along[:, None] * torch.nn.functional.normalize(randn(1, 8), dim=1)
-    latents = (vectors @ quantizer.axes(vectors).T).float().T.reshape(1, 8, 1, -1)
+    latents = (vectors @ quantizer.start_from(vectors).T).float().T.reshape(1, 8, 1, -1)
     indices = quantizer.assign(latents).flatten()
     assert indices.unique().numel() > 250
     ordered = indices if indices[-1] > indices[0] else indices.flip(0)
     assert (ordered.diff() >= 0).all()
     plain = GridQuantizer("lfq", (2,) * 8)
-    axes = plain.axes(vectors)
+    axes = plain.start_from(vectors)
     assert plain.assign((vectors @ axes.T).float().T.reshape(1, 8, 1, -1)).unique().numel() <= 9
 
 

@@ -104,10 +104,10 @@ class GridQuantizer(VectorQuantizer):
         """What the grid is laid over, (B, D, h, w): the latents as they are."""
         return latents
 
-    def axes(self, vectors: Tensor) -> Tensor:
-        """The matrix (D, D) that brings centered latents `vectors`, float64 (N, D), to the grid: a training starts with it.
+    def start_from(self, vectors: Tensor) -> Tensor:
+        """The matrix (D, D) that brings latents to the grid as a training begins.
 
-        It whitens them, with the grid's own variance for each channel, by the symmetric square root, which changes each
+        Of `vectors`, float64 (N, D) of mean 0. It whitens them, with the grid's own variance for each channel, by the symmetric square root, which changes each
         channel least. Directions of less than a thousandth of the largest variance stay as small as those of a thousandth
         would become.
         """
@@ -206,18 +206,22 @@ class SuccessiveSigns(GridQuantizer):
         return z
 
     @torch.no_grad()
-    def axes(self, vectors: Tensor) -> Tensor:
-        """Directions (D, D) of centered latents `vectors`, float64 (N, D), and U with them.
+    def start_from(self, vectors: Tensor) -> Tensor:
+        """The directions (D, D) that a training begins with; sets U.
 
-        Each sign is that along the principal direction of what the signs before it leave.
+        Of `vectors`, float64 (N, D) of mean 0: each sign is that along the principal direction of what the signs before
+        it leave.
         """
+        least = (1e-3 * vectors.square().mean().sqrt()).clamp_min(
+            1e-6
+        )  # nothing is left where vectors are few
         rest, directions, steps = vectors, [], []
         feedback = torch.zeros_like(self.feedback, dtype=torch.float64)
         for channel in range(self.dim):
             direction = torch.linalg.eigh(rest.T.cov().view(self.dim, -1))[1][:, -1]
             along = rest @ direction
             # If z is uniform in [-1, 1], its mean absolute value is a half.
-            direction = direction / (2 * along.abs().mean()).clamp_min(1e-6)
+            direction = direction / torch.maximum(2 * along.abs().mean(), least)
             signs = torch.where(along > 0, 1.0, -1.0).double()
             for earlier, step in enumerate(steps):
                 feedback[channel, earlier] = -direction @ step

@@ -110,7 +110,7 @@ def _spread_latents(
     handle.remove()
     vectors = torch.cat([grid.movedim(1, -1).flatten(0, 2) for grid in seen]).double()
     mean = vectors.mean(0)
-    axes = quantizer.axes(vectors - mean)
+    axes = quantizer.start_from(vectors - mean)
     weight = axes @ layer.weight.double().flatten(1)
     layer.weight.copy_(weight.view_as(layer.weight))
     layer.bias.copy_(axes @ (layer.bias - mean))
