@@ -45,12 +45,14 @@ def in_diffusers(codec: LatentCodec, row: PipelineSpace) -> Iterator[Finding]:
     if not type(codec.autoencoder).__module__.startswith("diffusers."):
         package = type(codec.autoencoder).__module__.partition(".")[0]
         reason = f"{kind} is a class of {package}: a saved pipeline reloads after `import {package}` only"
-        for quantizer in getattr(codec.autoencoder, "quantizers", []):
-            if quantizer.own_layer:
-                reason += (
-                    f"; loaded as a plain VQModel it lacks quantize.{quantizer.own_layer}, and is exact from indices only: "
-                    "latents are snapped to other codewords"
-                )
+        missing = "proj" if config.get("assignment") == "linear" else None
+        if config.get("quantizer") == "lfq-successive":
+            missing = "feedback"
+        if missing:
+            reason += (
+                f"; loaded as a plain VQModel it lacks quantize.{missing}, and is exact from indices only: latents are "
+                "snapped to other codewords"
+            )
         yield limit(reason, f"`import {package}` before from_pretrained, or pass vae=codec.autoencoder")
 
 

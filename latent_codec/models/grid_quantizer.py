@@ -187,7 +187,6 @@ class SuccessiveSigns(GridQuantizer):
     that plain VQModel decodes indices alike, and finds other ones for latents.
     """
 
-    own_layer = "feedback"
     RATE = 10.0  # `feedback` is U divided by it: U is of the order of 1, and learns as fast as weights of a tenth would
 
     def __init__(self, values_per_channel: tuple[int, ...], *, beta: float = 0.25):

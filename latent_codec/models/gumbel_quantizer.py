@@ -35,7 +35,6 @@ class GumbelQuantizer(VectorQuantizer):
     """
 
     has_distances = False
-    own_layer = "proj"
 
     def __init__(self, codebook_size: int, dim: int, *, kl_weight: float = 5e-4):
         super().__init__(codebook_size, dim)

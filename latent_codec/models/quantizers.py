@@ -66,8 +66,6 @@ class VectorQuantizer(nn.Module):
     has_distances: ClassVar[bool] = True
     """Whether latents choose what is near them: else neither k-means nor averages of latents make codewords
     (gumbel_quantizer.py)."""
-    own_layer: ClassVar[str | None] = None
-    """The weights without which plain VQModel snaps latents to other codewords."""
 
     def __init__(
         self,
