@@ -107,9 +107,9 @@ class GridQuantizer(VectorQuantizer):
     def start_from(self, vectors: Tensor) -> Tensor:
         """The matrix (D, D) that brings latents to the grid as a training begins.
 
-        Of `vectors`, float64 (N, D) of mean 0. It whitens them, with the grid's own variance for each channel, by the symmetric square root, which changes each
-        channel least. Directions of less than a thousandth of the largest variance stay as small as those of a thousandth
-        would become.
+        Of `vectors`, float64 (N, D) of mean 0. It whitens them, with the grid's own variance for each channel, by the
+        symmetric square root, which changes each channel least. Directions of less than a thousandth of the largest
+        variance stay as small as those of a thousandth would become.
         """
         values, directions = torch.linalg.eigh(vectors.T.cov().view(self.dim, -1))
         scales = values.clamp_min(1e-3 * values[-1].clamp_min(1e-12)).rsqrt()
@@ -211,9 +211,8 @@ class SuccessiveSigns(GridQuantizer):
         Of `vectors`, float64 (N, D) of mean 0: each sign is that along the principal direction of what the signs before
         it leave.
         """
-        least = (1e-3 * vectors.square().mean().sqrt()).clamp_min(
-            1e-6
-        )  # nothing is left where vectors are few
+        # Nothing is left where vectors are few.
+        least = (1e-3 * vectors.square().mean().sqrt()).clamp_min(1e-6)
         rest, directions, steps = vectors, [], []
         feedback = torch.zeros_like(self.feedback, dtype=torch.float64)
         for channel in range(self.dim):
@@ -252,7 +251,7 @@ def build_quantizer(
 
     Args:
         codebook_size, dim: which a grid must have.
-        values_per_channel: of "fsq"; None: 2 each, those of "lfq" and "bsq".
+        values_per_channel: of "fsq"; None: 2 each, those of the others.
         beta: of either.
         learned: legacy, gradient and l2_normalized, which only "vq" has.
 
